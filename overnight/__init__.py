@@ -1,0 +1,23 @@
+"""One card, one night: an experiment pipeline for a person who owns one GPU."""
+
+from overnight.artifact import Artifact, DataSpec
+from overnight.config import Experiment, Params, Values, knob
+from overnight.dataset import Dataset
+from overnight.run import RecordingRun, Run
+from overnight.step import Pipeline, Step, pipeline, step
+
+__all__ = [
+    "Artifact",
+    "DataSpec",
+    "Dataset",
+    "Experiment",
+    "Params",
+    "Pipeline",
+    "RecordingRun",
+    "Run",
+    "Step",
+    "Values",
+    "knob",
+    "pipeline",
+    "step",
+]

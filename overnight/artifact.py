@@ -1,0 +1,109 @@
+"""What steps hand on: a folder on disk, its kind and its digest; never a tensor, a frame or a model."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from overnight.config import Values
+from overnight.errors import DataError, DiskFull
+from overnight.paths import shown
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Writer = Callable[[Path], object]
+
+
+class DataSpec(Values):
+    """Shapes and counts of some data: enough to build a model for it without opening a file."""
+
+    shape: tuple[int, ...] = Field((), description="of one sample: (C, H, W) for images, (F,) for features")
+    dtype: str = "uint8"
+    classes: tuple[str, ...] = ()
+    counts: dict[str, int] = Field({}, description="samples by split")
+    boxes: int = Field(0, description="the most boxes on one image")
+    nodes: int = 0
+    edges: int = Field(0, description="undirected edges, each counted once")
+    tokens: int = 0
+    rows: int = 0
+
+
+class Artifact(Values):
+    """A finished folder: `arrays.safetensors` (named arrays), `meta.json` and any other files."""
+
+    kind: str
+    path: Path
+    digest: str
+    spec: DataSpec = DataSpec()
+
+    def arrays(self, *names: str) -> dict[str, "np.ndarray"]:
+        """The named arrays, or all of them."""
+        from safetensors import safe_open
+
+        with safe_open(self.path / "arrays.safetensors", framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in names or file.keys()}
+
+    def meta(self) -> dict[str, Any]:
+        """What was written beside the arrays as JSON."""
+        return dict(json.loads((self.path / "meta.json").read_text(encoding="utf-8")))
+
+    def expect(self, kind: str) -> "Artifact":
+        """This artifact, or DataError when it is of another kind."""
+        if self.kind != kind:
+            raise DataError(f"{shown(self.path)}: expected an artifact of kind {kind!r}, this is {self.kind!r}; check the flow")
+        return self
+
+
+def save(
+    folder: Path,
+    kind: str,
+    spec: DataSpec | None = None,
+    arrays: Mapping[str, "np.ndarray"] | None = None,
+    meta: Mapping[str, Any] | None = None,
+    files: Mapping[str, Writer] | None = None,
+) -> Artifact:
+    """Write `folder` whole or not at all: a crash or a full disk leaves nothing that looks finished."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        _fill(part, arrays, meta, files)
+        found = digest(part)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(part, folder)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"{shown(folder)}: the disk is full; free some room (`overnight clean`) and run it again") from None
+        raise
+    return Artifact(kind=kind, path=folder, digest=found, spec=spec or DataSpec())
+
+
+def _fill(
+    part: Path, arrays: Mapping[str, "np.ndarray"] | None, meta: Mapping[str, Any] | None, files: Mapping[str, Writer] | None
+) -> None:
+    if arrays is not None:
+        import numpy as np
+        from safetensors.numpy import save_file
+
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, part / "arrays.safetensors")
+    (part / "meta.json").write_text(json.dumps(dict(meta or {}), ensure_ascii=False, indent=1), encoding="utf-8")
+    for name, write in (files or {}).items():
+        (part / name).parent.mkdir(parents=True, exist_ok=True)
+        write(part / name)
+
+
+def digest(path: Path) -> str:
+    """sha256 over the names and bytes of all files below *path*."""
+    whole = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        with file.open("rb") as stream:
+            whole.update(f"{file.relative_to(path)}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()

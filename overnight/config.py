@@ -1,0 +1,236 @@
+"""Typed values: the knobs of a step (Params) and a whole experiment (Experiment)."""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, Self, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from overnight.errors import ConfigError
+from overnight.paths import shown
+
+
+def knob(default: Any, description: str, **rules: Any) -> Any:
+    """A field that changes how a step runs, never what it computes: it stays out of the key."""
+    return Field(default, description=description, json_schema_extra={"knob": True}, **rules)
+
+
+class Values(BaseModel):
+    """Frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+    def science(self) -> dict[str, Any]:
+        """The values that decide a result, as JSON types: all but the knobs."""
+        return {name: _science(getattr(self, name)) for name, field in type(self).model_fields.items() if not _is_knob(field)}
+
+
+class Params(Values):
+    """The knobs of one step, kept in the file of its task."""
+
+    exclusive: bool = knob(False, "share the card with no other step")
+
+
+class Experiment(Values):
+    """One config file: values for every step of one flow. Sections of a larger experiment are Experiments too."""
+
+    flow: str | None = Field(None, description="which file of flows/ runs it; at the top of the file only")
+    name: str | None = Field(None, description="the MLflow experiment; the file's name when left out")
+    seed: int = Field(0, ge=0, lt=2**32, description="of every random choice; at the top of the file only")
+    card: str | int | None = knob(None, "index or UUID of the card; at the top of the file only")
+
+    @classmethod
+    def load(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
+        """Read and check the whole file; raises ConfigError with every mistake in it."""
+        return validate(cls, *read(path, overrides))
+
+
+def _is_knob(field: Any) -> bool:
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("knob"))
+
+
+def _science(value: Any) -> Any:
+    if isinstance(value, Values):
+        return value.science()
+    if isinstance(value, dict):
+        return {str(k): _science(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_science(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+# ------------------------------------------------------------------------------------------------ reading a file
+
+
+class Source:
+    """Where each value of a config came from, so that a message can point at it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.lines, self.overrides, self.problems = path, dict[str, int](), dict[str, str](), list[str]()
+
+    def at(self, loc: Sequence[str | int]) -> str:
+        """`file:line` of a value, or the override that set it."""
+        for end in range(len(loc), -1, -1):
+            key = ".".join(map(str, loc[:end]))
+            if key in self.overrides:
+                return f"override {self.overrides[key]!r}"
+            if key in self.lines:
+                return f"{shown(self.path)}:{self.lines[key]}"
+        return shown(self.path)
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Source]:
+    """A yaml mapping with dotted overrides laid over it; mistakes are gathered in the Source."""
+    source = Source(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader that reads 1e-3 as a number
+    except FileNotFoundError:
+        raise ConfigError(f"{shown(path)}: there is no such file{_nearest_file(path)}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{shown(path)}: is a folder, not a config") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"{shown(path)}: not readable as yaml: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{shown(path)}: expected 'key: value' lines, found {type(values).__name__}")
+    source.lines.update(_lines(node, source))
+    for override in overrides:
+        _override(values, override, source)
+    return values, source
+
+
+class _Loader(yaml.SafeLoader):
+    """Yaml 1.1 takes `1e-3` for text; people mean the number."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def _lines(node: Any, source: Source, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """(dotted key, line) of every value; a key written twice is a mistake, which yaml itself keeps silent about."""
+    if isinstance(node, yaml.SequenceNode):
+        for index, child in enumerate(node.value):
+            yield f"{prefix}{index}", child.start_mark.line + 1
+            yield from _lines(child, source, f"{prefix}{index}.")
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen = set[str]()
+    for key, child in node.value:
+        name = f"{prefix}{key.value}"
+        if name in seen:
+            source.problems.append(f"{shown(source.path)}:{key.start_mark.line + 1}: {name}: written twice; keep one")
+        seen.add(name)
+        yield name, key.start_mark.line + 1
+        yield from _lines(child, source, f"{name}.")
+
+
+def _override(values: dict[str, Any], override: str, source: Source) -> None:
+    """Lay one `a.b.c=value` over the file."""
+    dotted, equals, text = override.partition("=")
+    if not equals or not all(dotted.strip().split(".")):
+        source.problems.append(f"override {override!r}: write it as key=value, e.g. cnn.epochs=3")
+        return
+    keys = dotted.strip().split(".")
+    at: Any = values
+    for key in keys[:-1]:
+        at = at.setdefault(key, {}) if isinstance(at, dict) else _item(at, key)
+        if not isinstance(at, dict | list):
+            source.problems.append(f"override {override!r}: {dotted.rpartition('.')[0]} holds no keys")
+            return
+    try:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506
+    except yaml.YAMLError:
+        source.problems.append(f"override {override!r}: the value is not readable as yaml")
+        return
+    if isinstance(at, list) and _item(at, keys[-1]) is None:
+        source.problems.append(f"override {override!r}: the list has the entries 0 to {len(at) - 1}")
+    elif isinstance(at, list):
+        at[int(keys[-1])] = value
+    else:
+        at[keys[-1]] = value
+    source.overrides[".".join(keys)] = override
+
+
+def _item(values: Any, key: str) -> Any:
+    inside = isinstance(values, list) and key.isdigit() and int(key) < len(values)
+    return values[int(key)] if inside else None
+
+
+# ------------------------------------------------------------------------------------------------ all mistakes at once
+
+
+V = TypeVar("V", bound=Values)
+
+
+def validate(model: type[V], values: dict[str, Any], source: Source) -> V:
+    """The typed values, or one ConfigError that holds every mistake."""
+    problems = list(source.problems)
+    try:
+        checked = model.model_validate(values)
+    except ValidationError as error:
+        problems += [_explain(model, e, source) for e in error.errors()]
+    else:
+        problems += [
+            f"{source.at((*loc, key))}: {'.'.join((*loc, key))}: belongs at the top of the file" for loc, key in _misplaced(checked)
+        ]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return checked
+
+
+def _explain(model: type[Values], error: Any, source: Source) -> str:
+    loc = tuple(part for part in error["loc"] if part != "[key]")
+    where, key = source.at(loc), ".".join(map(str, loc))
+    if error["type"] == "extra_forbidden":
+        owner = _model_at(model, loc[:-1])
+        allowed = sorted(owner.model_fields) if owner else []
+        close = difflib.get_close_matches(str(loc[-1]), allowed, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        return f"{where}: {key}: unknown key; {hint}allowed: {', '.join(allowed)}"
+    if error["type"] == "missing":
+        return f"{where}: {key}: is required and missing"
+    message = error["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(error["input"], dict | list) or error["type"] == "value_error" else f" (got {error['input']!r})"
+    return f"{where}: {key}: {message[:1].lower() + message[1:]}{given}" if key else f"{where}: {message}"
+
+
+def _model_at(model: type[Values], loc: Sequence[str | int]) -> type[Values] | None:
+    """The model that a location inside *model* leads to, through optional, list and dict fields."""
+    at: Any = model
+    for part in loc:
+        fields = getattr(at, "model_fields", None)
+        if fields is not None:
+            at = _without_none(fields[part].annotation) if part in fields else None
+        else:  # a key of a dict or an index of a list
+            at = _without_none(get_args(at)[-1]) if get_args(at) else None
+    return at if hasattr(at, "model_fields") else None
+
+
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) not in (Union, UnionType):
+        return annotation
+    inner = [a for a in get_args(annotation) if a is not type(None)]
+    return next((a for a in inner if hasattr(a, "model_fields")), inner[0])
+
+
+def _misplaced(values: Values, loc: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Keys of the whole experiment (flow, seed, card) that stand inside a section."""
+    if loc and isinstance(values, Experiment):
+        yield from ((loc, key) for key in ("flow", "seed", "card") if key in values.model_fields_set)
+    for name in type(values).model_fields:
+        value = getattr(values, name)
+        children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else [(None, value)]
+        for key, child in children:
+            if isinstance(child, Values):
+                yield from _misplaced(child, (*loc, name) if key is None else (*loc, name, str(key)))
+
+
+def _nearest_file(path: Path) -> str:
+    stems = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, stems, n=1, cutoff=0.4)
+    return f"; did you mean {shown(path.parent / close[0])}?" if close else ""

@@ -1,0 +1,90 @@
+"""What a reader hands over: the same few shapes whatever the format on disk."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import polars as pl
+    from PIL.Image import Image
+
+
+class Handled(Counter[str]):
+    """How often each rule for odd data was applied: {"box of zero size dropped": 2}."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Named tables, lazy."""
+
+    frames: Mapping[str, "pl.LazyFrame"]
+    handled: Handled = field(default_factory=Handled)
+
+
+@dataclass(frozen=True)
+class ImageItem:
+    """One image. `open()` decodes it in its own size and mode; raises DataError when it does not decode."""
+
+    name: str
+    open: Callable[[], "Image"]
+    label: int  # index into classes; -1: unlabelled
+
+
+@dataclass(frozen=True)
+class BoxItem:
+    """One image with its boxes: float32 (n, 4) x1 y1 x2 y2 in pixels, int64 (n,) indices into classes."""
+
+    name: str
+    open: Callable[[], "Image"]
+    boxes: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images by split ("train", "val", "test"; a split may be absent)."""
+
+    classes: tuple[str, ...]
+    splits: Mapping[str, Iterable[ImageItem]]
+    handled: Handled = field(default_factory=Handled)
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Images with boxes by split; `handled` counts the boxes that were dropped or clipped, and why."""
+
+    classes: tuple[str, ...]
+    splits: Mapping[str, Iterable[BoxItem]]
+    handled: Handled = field(default_factory=Handled)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph with node classes.
+
+    edges int64 (2, E), each undirected edge once, no self loops; features float32 dense (N, F), or CSR as
+    (data, indices, indptr, shape), or None; labels int64 (N,), -1 unlabelled; masks: bool (N,) by split, or empty.
+    """
+
+    edges: np.ndarray
+    nodes: int
+    features: "np.ndarray | tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]] | None"
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    masks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    handled: Handled = field(default_factory=Handled)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Strings by split, with a class index each, or -1 where there are no classes."""
+
+    splits: Mapping[str, list[tuple[str, int]]]
+    classes: tuple[str, ...] = ()
+    handled: Handled = field(default_factory=Handled)
+
+
+Content = Tables | Images | Boxes | Graph | Texts

@@ -1,0 +1,170 @@
+"""Run: the only way for a step to log. A step sees nothing else of MLflow, Prefect or the card."""
+
+import json
+import math
+import os
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from overnight import artifact
+from overnight.artifact import Artifact, DataSpec, Writer
+from overnight.content import Handled
+from overnight.errors import Stopped
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from matplotlib.figure import Figure
+
+Json = dict[str, Any]
+
+
+class Run(ABC):
+    """One step's run: what it may log and save, and the few facts it may ask for.
+
+    seed: of every random choice; folder: to write in; device: "cpu" or "cuda"; budget_mib: the lease's cap, None without one.
+    """
+
+    def __init__(self, folder: Path, seed: int = 0, device: str = "cpu", budget_mib: int | None = None) -> None:
+        self.folder, self.seed, self.device, self.budget_mib = folder, seed, device, budget_mib
+        self.should_stop: Callable[[], bool] = lambda: False
+
+    @abstractmethod
+    def _emit(self, event: Json) -> None:
+        """Take one event; never raises because a server is away."""
+
+    def metric(self, name: str, value: float, step: int = 0) -> None:
+        """One number of a curve; `step` orders it."""
+        self.metrics({name: value}, step)
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Several numbers at the same step."""
+        self._emit({"event": "metrics", "values": {k: float(v) for k, v in values.items()}, "step": int(step)})
+
+    def param(self, name: str, value: object) -> None:
+        """A fact that was decided while running (the engine chosen, the number of parameters)."""
+        self._emit({"event": "param", "name": name, "value": str(value)})
+
+    def note(self, text: str) -> None:
+        """One sentence for the log and the run's description: what happened."""
+        self._emit({"event": "note", "text": text})
+
+    def log(self, text: str) -> None:
+        """A line for the log alone."""
+        self._emit({"event": "log", "text": text})
+
+    def handled(self, counts: Handled) -> None:
+        """Odd data that a rule took care of: logged line by line and as metrics."""
+        for reason, times in sorted(counts.items()):
+            self.log(f"data: {reason}: {times}")
+            self.metric(f"data/{reason.replace(' ', '_')}", times)
+
+    def progress(self, done: float, total: float, text: str = "") -> None:
+        """How far the step is; also the place where a requested stop takes effect (raises Stopped)."""
+        self._emit({"event": "progress", "done": float(done), "total": float(total), "text": text})
+        if self.should_stop():
+            raise Stopped(f"stopped at {done:g} of {total:g} {text}".rstrip())
+
+    def data(self, name: str, digest: str, source: str = "", spec: DataSpec | None = None) -> None:
+        """A data set that went in, with its digest."""
+        self._emit(
+            {"event": "data", "name": name, "digest": digest, "source": source, "spec": (spec or DataSpec()).model_dump(mode="json")}
+        )
+
+    def picture(self, name: str, figure: "Figure") -> None:
+        """A matplotlib figure to look at, published as <name>.png."""
+        path = self.folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120, bbox_inches="tight")
+        self.publish(path, name.rpartition("/")[0])
+
+    def publish(self, path: Path, folder: str = "") -> None:
+        """Show a file or a folder among the run's artifacts, below `folder`."""
+        self._emit({"event": "publish", "path": str(path), "folder": folder})
+
+    def save(
+        self,
+        kind: str,
+        spec: DataSpec | None = None,
+        arrays: "Mapping[str, np.ndarray] | None" = None,
+        meta: Json | None = None,
+        files: Mapping[str, Writer] | None = None,
+    ) -> Artifact:
+        """Hand on named arrays, JSON and files as one artifact, whole or not at all; raises DiskFull."""
+        return artifact.save(self.folder / "out" / kind, kind, spec, arrays, meta, files)
+
+    def save_model(
+        self,
+        predictor: str,
+        weights: "Mapping[str, torch.Tensor]",
+        config: Json,
+        spec: DataSpec | None = None,
+        example: "np.ndarray | None" = None,
+    ) -> Artifact:
+        """Hand on a model: weights as safetensors, and who can use them.
+
+        predictor: "module:function" with function(folder) -> callable(array) -> array. It reads `config` back from meta.json and the
+        weights from weights.safetensors. example: an input for it, stored with the model. The model is also published.
+        """
+
+        def write(path: Path) -> None:
+            from safetensors.torch import save_file
+
+            save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}, path)
+
+        arrays = None if example is None else {"example": example}
+        meta = {"predictor": predictor, "config": config}
+        saved = self.save("model", spec, arrays, meta, {"weights.safetensors": write})
+        self._emit({"event": "model", "path": str(saved.path), "digest": saved.digest})
+        return saved
+
+
+class SpoolRun(Run):
+    """The real one: events go to a file that outlives both ends."""
+
+    def __init__(self, folder: Path, seed: int = 0, device: str = "cpu", budget_mib: int | None = None) -> None:
+        super().__init__(folder, seed, device, budget_mib)
+        self._file = os.open(folder / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._lock = threading.Lock()
+
+    def _emit(self, event: Json) -> None:
+        line = json.dumps({"at": round(time.time(), 3), **_finite(event)}, ensure_ascii=False) + "\n"
+        with self._lock:
+            os.write(self._file, line.encode())
+
+
+class RecordingRun(Run):
+    """The fake: keeps everything that was logged, for tests that call a step's body without any server."""
+
+    def __init__(self, folder: Path, seed: int = 0, device: str = "cpu", budget_mib: int | None = None) -> None:
+        super().__init__(folder, seed, device, budget_mib)
+        self.events: list[Json] = []
+
+    def _emit(self, event: Json) -> None:
+        self.events.append(json.loads(json.dumps(_finite(event))))
+
+    def curve(self, name: str) -> list[float]:
+        """The values logged under *name*, in order."""
+        return [float(e["values"][name]) for e in self.of("metrics") if name in e["values"]]
+
+    def last(self, name: str) -> float:
+        """The newest value of *name*; KeyError when it was never logged."""
+        values = self.curve(name)
+        if not values:
+            raise KeyError(name)
+        return values[-1]
+
+    def of(self, kind: str) -> list[Json]:
+        """All events of one kind: metrics, param, note, log, progress, data, publish, model."""
+        return [e for e in self.events if e["event"] == kind]
+
+
+def _finite(event: Json) -> Json:
+    """JSON has no NaN: it travels as text and comes back by float()."""
+    if event["event"] != "metrics":
+        return event
+    return {**event, "values": {k: v if math.isfinite(v) else str(v) for k, v in event["values"].items()}}

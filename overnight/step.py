@@ -1,0 +1,112 @@
+"""The two decorators. `@step` makes a task of a pure function; `@pipeline` makes a flow of straight code that calls steps."""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, get_type_hints, overload
+
+from overnight.artifact import Artifact
+from overnight.config import Experiment, Params
+from overnight.dataset import Entry
+from overnight.run import Run
+
+if TYPE_CHECKING:
+    from overnight.training import Recipe
+
+P = ParamSpec("P")
+T = TypeVar("T")
+R = TypeVar("R", bound=Artifact | None)
+
+
+class Step(Generic[P, R]):
+    """A task: `body(run, params, ...)` is the pure function; calling the step in a pipeline submits it.
+
+    gpu: holds a lease while its body runs; vram_mib: what to ask when nothing better is known; recipe: how it trains.
+    """
+
+    def __init__(
+        self, body: Callable[Concatenate[Run, P], R], gpu: bool, recipe: "Callable[..., Recipe[Any]] | None", vram_mib: int
+    ) -> None:
+        self.body, self.gpu, self.recipe, self.vram_mib = body, gpu, recipe, vram_mib
+        self.name = body.__name__
+        self.__doc__ = body.__doc__
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Submit to the pipeline that is being built. What comes back is a Pending, typed as what it will be."""
+        from overnight.pipeline import current
+
+        return current().submit(self, *args, **kwargs)  # type: ignore[no-any-return]
+
+    @property
+    def address(self) -> str:
+        """Where a child finds it: module:function."""
+        return f"{self.body.__module__}:{self.name}"
+
+    @cached_property
+    def hints(self) -> dict[str, Any]:
+        """The body's argument types, without `run` and the result."""
+        hints = get_type_hints(self.body)
+        return {name: hints[name] for name in list(inspect.signature(self.body).parameters)[1:]}
+
+    def key(self, seed: int, arguments: Sequence[Any]) -> str:
+        """What identifies a result: values without knobs, digests of data and upstream artifacts, seed, source of the task."""
+        parts = {"step": self.address, "seed": seed, "source": self._source(), "arguments": [_identity(a) for a in arguments]}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _source(self) -> str:
+        """Digest of the task's file, or of every file of its package."""
+        file = Path(inspect.getfile(self.body))
+        files = sorted(file.parent.rglob("*.py")) if file.parent.name != "tasks" and (file.parent / "__init__.py").is_file() else [file]
+        return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()
+
+
+def _identity(value: Any) -> Any:
+    """An argument as what decides the result: its digest, or its values without knobs."""
+    if isinstance(value, Artifact):
+        return {"artifact": value.kind, "digest": value.digest}
+    if isinstance(value, Entry):
+        return value.model_dump(mode="json", include={"reader", "files", "options", "kind"})
+    if isinstance(value, Params):
+        return value.science()
+    return value
+
+
+@overload
+def step(body: Callable[Concatenate[Run, P], R], /) -> Step[P, R]: ...
+@overload
+def step(
+    *, gpu: bool = False, recipe: "Callable[..., Recipe[Any]] | None" = None, vram_mib: int = 0
+) -> Callable[[Callable[Concatenate[Run, P], R]], Step[P, R]]: ...
+def step(body: Any = None, /, *, gpu: bool = False, recipe: Any = None, vram_mib: int = 0) -> Any:
+    """`@step` or `@step(gpu=True, recipe=..., vram_mib=...)`: the function becomes a task of a pipeline."""
+
+    def decorate(body: Callable[Concatenate[Run, P], R]) -> Step[P, R]:
+        return Step(body, gpu, recipe, vram_mib)
+
+    return decorate(body) if body else decorate
+
+
+class Pipeline(Generic[P, T]):
+    """A flow: straight code that calls steps. Inside another pipeline it runs as a part of that one."""
+
+    def __init__(self, body: Callable[P, T]) -> None:
+        self.body, self.name, self.__doc__ = body, body.__name__, body.__doc__
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run as a part of the pipeline that is being built; a whole run enters by `overnight.pipeline.execute`."""
+        return self.body(*args, **kwargs)
+
+    @cached_property
+    def experiment(self) -> type[Experiment]:
+        """The Experiment subclass of its first argument."""
+        first = next(iter(inspect.signature(self.body).parameters))
+        hint: type[Experiment] = get_type_hints(self.body)[first]
+        return hint
+
+
+def pipeline(body: Callable[P, T]) -> Pipeline[P, T]:
+    """`@pipeline` on `def vision(cfg: Vision, ...)`: the flow of that name, in the file of that name."""
+    return Pipeline(body)
