@@ -1,0 +1,156 @@
+"""The ledger: never above its budget, first come first served, free at once when a holder dies."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from overnight.errors import DoesNotFit, ServiceError, Stopped
+from overnight.gpu.device import check_driver, find
+from overnight.gpu.ledger import Ledger
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from overnight.gpu.ledger import Ledger
+with Ledger(Path(sys.argv[1]), 1000).acquire(int(sys.argv[2])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+CHURN = """
+import random, sys, time
+from pathlib import Path
+from overnight.gpu.ledger import Ledger
+choose = random.Random(int(sys.argv[2]))
+ledger = Ledger(Path(sys.argv[1]), 1000)
+for _ in range(25):
+    with ledger.acquire(choose.randint(1, 900)):
+        time.sleep(choose.random() * 0.01)
+"""
+
+
+def spawn(code, *args):
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_grant_is_counted_and_given_back(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    with ledger.acquire(400, {"step": "train_cnn"}) as grant:
+        assert grant.mib == 400
+        assert ledger.held_mib() == 400
+        assert ledger.requests()[0].who["step"] == "train_cnn"
+    assert ledger.requests() == []
+
+
+def test_more_than_the_budget_does_not_fit(tmp_path):
+    with pytest.raises(DoesNotFit, match="1001 MiB.*1000 MiB"):
+        Ledger(tmp_path, 1000).acquire(1001)
+
+
+def test_a_waiter_can_be_stopped_and_leaves_no_trace(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    ahead = []
+    with ledger.acquire(600):
+        with pytest.raises(Stopped):
+            ledger.acquire(600, should_stop=lambda: bool(ahead), on_wait=ahead.extend)
+        assert [r.mib for r in ahead] == [600]
+        assert [r.mib for r in ledger.requests()] == [600]
+
+
+def test_a_small_request_does_not_pass_the_head_of_the_line(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    with ledger.acquire(600):
+        waiting = spawn(HOLD, tmp_path, 800)
+        while len(ledger.requests()) < 2:
+            time.sleep(0.01)
+        with pytest.raises(Stopped):
+            ledger.acquire(100, should_stop=lambda: True)
+    assert waiting.stdout.readline() == "held\n"
+    waiting.kill()
+    waiting.wait()
+
+
+def test_kill_9_of_the_holder_frees_its_grant(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    holder = spawn(HOLD, tmp_path, 900)
+    assert holder.stdout.readline() == "held\n"
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    began = time.monotonic()
+    with ledger.acquire(900, should_stop=lambda: time.monotonic() - began > 2):
+        assert [r.pid for r in ledger.requests()] == [os.getpid()]
+
+
+def test_a_forked_grandchild_still_counts(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    grant = ledger.acquire(700)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(write)
+        os.read(read, 1)
+        os._exit(0)
+    os.close(grant._descriptor)  # as if only the grandchild lived on
+    grant._descriptor = -1
+    assert ledger.held_mib() == 700
+    os.close(read)
+    os.close(write)
+    os.waitpid(child, 0)
+    assert ledger.held_mib() == 0
+
+
+def test_garbage_in_the_folder_and_in_a_file_changes_nothing(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "h-x-900-1").write_text("x")
+    (tmp_path / "h-7-900-1").write_text("a grant without an owner")
+    with ledger.acquire(400) as grant:
+        grant.request.path.write_bytes(b"\x00garbage")
+        assert ledger.held_mib() == 400
+
+
+def test_a_removed_mutex_file_does_not_split_the_ledger(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    with ledger.acquire(800):
+        (tmp_path / "mutex").unlink()
+        with pytest.raises(Stopped):
+            ledger.acquire(300, should_stop=lambda: True)
+
+
+def test_processes_that_compete_never_exceed_the_budget(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    crowd = [spawn(CHURN, tmp_path, seed) for seed in range(6)]
+    sampled = []
+    while any(p.poll() is None for p in crowd):
+        sampled.append(ledger.held_mib())
+        if random.random() < 0.02:
+            with ledger.acquire(10):
+                pass
+    assert [p.returncode for p in crowd] == [0] * 6
+    assert max(sampled) <= 1000
+    assert max(sampled) > 0
+    assert ledger.requests() == []
+
+
+def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ServiceError, match="OVERNIGHT_CARD_DIR"):
+        Ledger(tmp_path / "file" / "card", 1000)
+
+
+def test_an_old_driver_is_named_with_the_one_it_takes():
+    with pytest.raises(ServiceError, match=r"535\.104.*CUDA 13\.2 needs 580.*--cpu"):
+        check_driver("535.104.05", "13.2")
+    check_driver("580.65.06", "13.2")
+
+
+def test_cpu_asks_for_the_virtual_card(monkeypatch):
+    monkeypatch.setenv("OVERNIGHT_VIRTUAL_MIB", "2048")
+    assert find(cpu=True).budget_mib == 2048
+    monkeypatch.setenv("OVERNIGHT_VIRTUAL_MIB", "lots")
+    with pytest.raises(ServiceError, match="lots"):
+        find(cpu=True)
