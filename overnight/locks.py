@@ -1,0 +1,143 @@
+"""Kernel locks: whoever holds one is alive, because the kernel takes it back from the dead. Pid files never matter here."""
+
+import fcntl
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from overnight.errors import OvernightError
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock: pid 0 when the file does not say (yet)."""
+
+    pid: int
+    who: str
+    since: float
+
+    def __str__(self) -> str:
+        return f"{self.who} (pid {self.pid}, since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.since))})"
+
+
+class Held(OvernightError):
+    """Somebody else holds the lock; `by` says who."""
+
+    def __init__(self, path: Path, by: Holder) -> None:
+        self.path, self.by = path, by
+        super().__init__(f"{path.name} is held by {by}")
+
+
+@contextmanager
+def hold(path: Path, who: str, wait: bool = False) -> Iterator[None]:
+    """Hold *path* alone until the block or the process ends; raises Held unless told to wait.
+
+    Processes forked while it is held share it (the kernel counts the open file), started ones do not.
+    """
+    descriptor = _lock(path, wait)
+    try:
+        content = json.dumps({"pid": os.getpid(), "who": who, "since": time.time()})
+        os.pwrite(descriptor, content.encode(), 0)
+        os.ftruncate(descriptor, len(content.encode()))
+        yield
+    finally:
+        with suppress(OSError):
+            os.ftruncate(descriptor, 0)
+        os.close(descriptor)
+
+
+def holder(path: Path) -> Holder | None:
+    """Who holds *path* now, None when it is free."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _read(path)
+    else:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def register(folder: Path, who: str) -> Iterator[None]:
+    """Be one of many users of something until the block or the process ends: a locked file of one's own in *folder*."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.lock"
+    with hold(path, who):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def users(folder: Path) -> list[Holder]:
+    """Who is registered in *folder* and alive; files of the dead are removed."""
+    alive = []
+    for path in sorted(folder.glob("*.lock")):
+        if (one := holder(path)) is not None:
+            alive.append(one)
+        elif time.time() - _mtime(path) > 5:  # a younger file may be about to be locked
+            path.unlink(missing_ok=True)
+    return alive
+
+
+def _lock(path: Path, wait: bool) -> int:
+    """An exclusively locked descriptor of the file that *path* names at this moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            _flock(descriptor, path, wait)
+            if _same_file(descriptor, path):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _flock(descriptor: int, path: Path, wait: bool) -> None:
+    """Take the lock; a probe by `holder` may hold it for an instant, so a refusal is asked twice."""
+    for last in (False, True):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if last:
+                raise Held(path, _read(path)) from None
+            time.sleep(0.05)
+        else:
+            return
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    """Whether the locked file is still the one at *path*: somebody may have removed or replaced it meanwhile."""
+    mine = os.fstat(descriptor)
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _read(path: Path) -> Holder:
+    try:
+        found = json.loads(path.read_text())
+        return Holder(int(found["pid"]), str(found["who"]), float(found["since"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Holder(0, "another process", time.time())
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
