@@ -52,6 +52,7 @@ class Recipe(Generic[Data]):
     clip: float = 0.0  # largest gradient norm, 0: no clipping
     ema: float = 0.0  # decay of the weight average that is evaluated and kept, 0: none
     split: Callable[[Batch, int], Iterator[Batch]] = field(default_factory=lambda: rows)
+    closing: Callable[[Data, torch.Generator], Iterable[Batch]] | None = None  # in place of `batches` in the last sixth of the epochs
 
 
 @dataclass
@@ -92,7 +93,8 @@ def train(recipe: Recipe[Data], run: Run, data: Data) -> Fitted:
     for epoch in range(params.epochs):
         model.train()
         began, samples = time.perf_counter(), 0
-        for batch in recipe.batches(data, generator):
+        batches = recipe.closing if recipe.closing and epoch >= params.epochs * 5 / 6 else recipe.batches
+        for batch in batches(data, generator):
             loss, count = _optimiser_step(recipe, model, optimiser, precision, batch, device)
             scheduler.step()
             _follow(averaged, model, recipe.ema, done)
