@@ -1,13 +1,12 @@
 """What a reader hands over: the same few shapes whatever the format on disk."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Union
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
     from PIL.Image import Image
 
@@ -39,8 +38,8 @@ class BoxItem:
 
     name: str
     open: Callable[[], "Image"]
-    boxes: np.ndarray
-    labels: np.ndarray
+    boxes: "np.ndarray"
+    labels: "np.ndarray"
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Images:
     """Labelled images by split ("train", "val", "test"; a split may be absent)."""
 
     classes: tuple[str, ...]
-    splits: Mapping[str, Iterable[ImageItem]]
+    splits: Mapping[str, Sequence[ImageItem]]
     handled: Handled = field(default_factory=Handled)
 
 
@@ -57,8 +56,12 @@ class Boxes:
     """Images with boxes by split; `handled` counts the boxes that were dropped or clipped, and why."""
 
     classes: tuple[str, ...]
-    splits: Mapping[str, Iterable[BoxItem]]
+    splits: Mapping[str, Sequence[BoxItem]]
     handled: Handled = field(default_factory=Handled)
+
+
+Features = Union["np.ndarray", tuple["np.ndarray", "np.ndarray", "np.ndarray", tuple[int, int]], None]
+"""Dense float32 (N, F); or CSR: data float32, indices and indptr int64, shape (N, F); or none."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,12 @@ class Graph:
     (data, indices, indptr, shape), or None; labels int64 (N,), -1 unlabelled; masks: bool (N,) by split, or empty.
     """
 
-    edges: np.ndarray
+    edges: "np.ndarray"
     nodes: int
-    features: "np.ndarray | tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]] | None"
-    labels: np.ndarray
+    features: "Features"
+    labels: "np.ndarray"
     classes: tuple[str, ...]
-    masks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    masks: Mapping[str, "np.ndarray"] = field(default_factory=dict)
     handled: Handled = field(default_factory=Handled)
 
 

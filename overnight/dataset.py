@@ -1,6 +1,8 @@
 """A data set: an entry of datasets/ (yaml), the reader of its format, and where its bytes are."""
 
 import difflib
+import os
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -8,8 +10,8 @@ from pydantic import BeforeValidator, Field
 from overnight.artifact import DataSpec
 from overnight.config import Values
 from overnight.content import Content
-from overnight.errors import ConfigError
-from overnight.paths import datasets
+from overnight.errors import ConfigError, DataError
+from overnight.paths import datasets, shown
 
 Kind = Literal["table", "images", "boxes", "graph", "text"]
 
@@ -35,11 +37,25 @@ class Entry(Values):
     licence: str = ""
     homepage: str = ""
     about: str = ""
+    splits: dict[str, float] = Field({}, description="fractions cut off the training part, in order, where the set has no such split")
     expected: DataSpec = DataSpec()
 
     def load(self) -> Content:
         """Find, verify and read the files; raises DataError that says what is missing, damaged or odd."""
-        raise NotImplementedError
+        from overnight.readers import reader
+        from overnight.splits import cut
+
+        form = reader(self.reader)
+        content = form.read(self.place(), form.Options.model_validate(self.options), self)
+        return cut(content, self.splits)
+
+    def place(self) -> Path:
+        """The folder that holds every file of the set."""
+        tried = [Path(p) / (self.folder or self.name) for p in (os.environ.get("OVERNIGHT_DATA"), datasets()) if p]
+        for folder in tried:
+            if self.reader == "package" or (folder.is_dir() and all((folder / f.path).exists() for f in self.files)):
+                return folder
+        raise DataError(f"data set {self.name!r}: not in {' or '.join(map(shown, tried))}; `overnight data fetch {self.name}`")
 
 
 def names() -> list[str]:

@@ -1,0 +1,77 @@
+"""A citation graph in one npz of plain arrays: edge_index, x (CSR or dense), y, and the public split's masks."""
+
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from overnight.config import Values
+from overnight.content import Features, Graph, Handled
+from overnight.errors import DataError
+from overnight.paths import shown
+from overnight.readers._common import count_empty, present
+from overnight.readers._graph import cleaned_edges
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from overnight.dataset import Entry
+
+
+class Options(Values):
+    """Which file, and what the classes are called."""
+
+    file: str
+    classes: list[str] = Field([], description="in the order of their indices; numbers when left out")
+
+
+def read(folder: Path, options: Options, _entry: "Entry") -> Graph:
+    """Arrays as they stand, checked against one another; no pickles."""
+    import numpy as np
+
+    path, handled = present(folder, options.file), Handled()
+    arrays = _load(path)
+    labels = arrays["y"].astype(np.int64)
+    nodes = len(labels)
+    edges = cleaned_edges(arrays["edge_index"].astype(np.int64), nodes, handled, shown(path))
+    classes = tuple(options.classes) or tuple(map(str, range(int(labels.max(initial=-1)) + 1)))
+    if labels.max(initial=-1) >= len(classes):
+        raise DataError(f"{shown(path)}: y has the class {labels.max()}, the entry names {len(classes)} classes; name them all")
+    handled["unlabelled node kept"] += int((labels < 0).sum())
+    count_empty(classes, labels.tolist(), handled)
+    masks = {split: arrays[f"{split}_mask"].astype(bool) for split in ("train", "val", "test") if f"{split}_mask" in arrays}
+    return Graph(edges, nodes, _features(arrays, nodes, path), np.maximum(labels, -1), classes, masks, +handled)
+
+
+def _load(path: Path) -> "dict[str, np.ndarray]":
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file.items())
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise DataError(f"{shown(path)}: expected an npz file of plain arrays: {error}; get it anew") from None
+    missing = {"edge_index", "y"} - set(arrays)
+    if missing:
+        raise DataError(f"{shown(path)}: no array {', '.join(sorted(missing))}; the file has: {', '.join(sorted(arrays))}")
+    wrong = [n for n in ("train_mask", "val_mask", "test_mask") if n in arrays and arrays[n].shape != arrays["y"].shape]
+    if wrong or arrays["edge_index"].shape[:1] != (2,):
+        raise DataError(f"{shown(path)}: {wrong[0] if wrong else 'edge_index'} has the wrong shape; expected masks (N,) and edges (2, E)")
+    return arrays
+
+
+def _features(arrays: "dict[str, np.ndarray]", nodes: int, path: Path) -> Features:
+    import numpy as np
+
+    if "x_indptr" in arrays:
+        rows, width = map(int, arrays["x_shape"])
+        found = (arrays["x_data"].astype(np.float32), arrays["x_indices"].astype(np.int64), arrays["x_indptr"].astype(np.int64))
+        if rows == nodes == len(found[2]) - 1:
+            return *found, (rows, width)
+        raise DataError(f"{shown(path)}: x has {rows} rows and y {nodes}; expected one row for each node")
+    if "x" not in arrays:
+        return None
+    if len(arrays["x"]) != nodes:
+        raise DataError(f"{shown(path)}: x has {len(arrays['x'])} rows and y {nodes}; expected one row for each node")
+    return arrays["x"].astype(np.float32)
