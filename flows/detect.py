@@ -1,0 +1,46 @@
+"""Train an object detector."""
+
+from typing import Self
+
+from pydantic import model_validator
+
+from overnight import Artifact, Dataset, Experiment, pipeline
+from tasks.images import ImageParams, load_images
+from tasks.scenes import ComposeParams, SceneParams, compose_scenes, load_boxes
+from tasks.yolo import YoloParams, train_yolo
+
+
+class Detect(Experiment):
+    """A set of kind boxes, letterboxed as `scenes` says; or one of kind images, whose objects `compose` puts into scenes."""
+
+    data: Dataset
+    images: ImageParams | None = None
+    compose: ComposeParams | None = None
+    scenes: SceneParams = SceneParams()
+    yolo: YoloParams = YoloParams()
+
+    @model_validator(mode="after")
+    def _kind_fits(self) -> Self:
+        wanted = "images" if self.compose else "boxes"
+        if self.data.kind != wanted:
+            why = (
+                "compose puts single objects into scenes"
+                if self.compose
+                else "without a compose section a detector takes boxes as they are"
+            )
+            raise ValueError(f"data: {self.data.name!r} is of kind {self.data.kind!r}, expected {wanted!r}: {why}")
+        if self.images and not self.compose:
+            raise ValueError("images: is for composed scenes alone; leave it out, or add a compose section")
+        if self.compose and "scenes" in self.model_fields_set:
+            raise ValueError("scenes: letterboxes a set of kind boxes; with a compose section set compose.size instead")
+        return self
+
+
+@pipeline
+def detect(cfg: Detect) -> Artifact:
+    """Images with boxes in, trained detector out."""
+    if cfg.compose:
+        boxes = compose_scenes(cfg.compose, load_images(cfg.images or ImageParams(), cfg.data))
+    else:
+        boxes = load_boxes(cfg.scenes, cfg.data)
+    return train_yolo(cfg.yolo, boxes)
