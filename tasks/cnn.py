@@ -1,12 +1,13 @@
 """A residual net for small images (He et al. 2016, the CIFAR form), trained with batched augmentation."""
 
+import csv
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from overnight.errors import DataError
 from overnight.run import Run
 from overnight.step import step
 from overnight.training import Batch, Recipe, Scores, TrainParams, cosine, scores_on, train
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Data = dict[str, Tensor]
 
@@ -169,8 +173,8 @@ def train_cnn(run: Run, params: CnnParams, images: Artifact) -> Artifact:
     """Train a classifier of images; val picks the epoch, test is only reported.
 
     In: artifact "images". Out: artifact "model" whose predictor maps uint8 (N, C, H, W) to probabilities (N, classes).
-    Logs test/accuracy beside test/majority (always the class most frequent in train), test/loss, test/accuracy_<class>, the confusion
-    matrix and the most confident mistakes. Source: He et al. 2016, sections 3 and 4.2; one-cycle schedule after Smith 2018.
+    Logs test/accuracy beside test/majority (always the class most frequent in train), test/loss, test/balanced_accuracy, a
+    table by class, the confusion matrix and the most confident mistakes. Source: He et al. 2016, sections 3 and 4.2; one-cycle schedule after Smith 2018.
     """
     data = {name: torch.from_numpy(array) for name, array in images.expect("images").arrays().items()}
     recipe = cnn_recipe(params, images.spec)
@@ -205,14 +209,39 @@ def _probabilities(model: nn.Module, images: Tensor) -> np.ndarray:
 
 def _report(run: Run, images: Artifact, data: Data, probabilities: np.ndarray) -> float:
     """Scores and pictures of the test split; the accuracy."""
-    labels, guesses = data["test_labels"].numpy(), probabilities.argmax(1)
+    labels, guesses, classes = data["test_labels"].numpy(), probabilities.argmax(1), images.spec.classes
     right = guesses == labels
     majority = int(torch.bincount(data["train_labels"]).argmax())
     loss = -np.log(np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, None)).mean()
     run.metrics({"test/accuracy": right.mean(), "test/majority": (labels == majority).mean(), "test/loss": float(loss)})
-    classes = images.spec.classes
     run.picture("confusion", pictures.confusion(labels, guesses, classes))
+    run.picture("mistakes", _mistakes(data["test_images"], labels, probabilities, classes))
+    _by_class(run, labels, guesses, classes)
     return float(right.mean())
+
+
+def _by_class(run: Run, labels: np.ndarray, guesses: np.ndarray, classes: Sequence[str]) -> None:
+    """Precision and recall of each class as a table, the mean recall as a metric."""
+    n, right = len(classes), labels == guesses
+    hits, true, said = (np.bincount(values, minlength=n) for values in (labels[right], labels, guesses))
+    recall, precision = hits / np.maximum(true, 1), hits / np.maximum(said, 1)
+    run.metric("test/balanced_accuracy", float(recall[true > 0].mean()))
+    path = run.folder / "classes.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["class", "test images", "recall", "precision"])
+        table.writerows([name, t, f"{r:.4f}", f"{p:.4f}"] for name, t, r, p in zip(classes, true, recall, precision, strict=True))
+    run.publish(path)
+
+
+def _mistakes(images: Tensor, labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], most: int = 32) -> "Figure":
+    """The wrong answers given with the most confidence: truth, answer and its probability."""
+    guesses, sure, names = probabilities.argmax(1), probabilities.max(1), pictures.names(classes)
+    wrong = np.flatnonzero(guesses != labels)
+    worst = wrong[np.argsort(-sure[wrong], kind="stable")][:most]
+    titles = [f"is {names[labels[i]]}\nsaid {names[guesses[i]]} {sure[i]:.0%}" for i in worst]
+    title = f"{len(wrong)} of {len(labels)} test images wrong; the most confident {len(worst)}"
+    return pictures.grid(images[worst].numpy(), titles, title=title)
 
 
 def predictor(folder: Path) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,6 +1,7 @@
 """Labelled images of any size and mode become one uint8 array per split."""
 
-from collections.abc import Iterable, Sized
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -11,13 +12,16 @@ from overnight.config import Params
 from overnight.content import Handled, ImageItem, Images
 from overnight.dataset import Dataset
 from overnight.errors import DataError
+from overnight.imaging import opened, to_mode
 from overnight.run import Run
+from overnight.splits import cut
 from overnight.step import step
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SPLITS = ("train", "val", "test")
+GREY = ("1", "L", "I", "F")  # how the names of PIL's grey modes begin: also LA, La, I;16
 
 
 class ImageParams(Params):
@@ -41,16 +45,31 @@ def load_images(run: Run, params: ImageParams, data: Dataset) -> Artifact:
     if not isinstance(content, Images):
         raise DataError(f"data set {data.name!r} is of kind {data.kind!r}; a vision experiment takes one of kind 'images'")
     handled = Handled(content.handled)
-    found = {name: _decode(run, params, name, content.splits[name], handled) for name in SPLITS if name in content.splits}
-    splits = {name: split for name, split in found.items() if split.labels}
-    if "train" not in splits:
-        raise DataError(f"data set {data.name!r}: there is no labelled training image; see its entry, datasets/{data.name}.yaml")
-    for name, share in (("test", params.test), ("val", params.val)):
-        if name not in splits:
-            splits[name] = _cut(run, splits, name, share)
-    handled.update({"class without a training image": len(set(range(len(content.classes))) - set(splits["train"].labels))})
+    items = _labelled(run, params, content, data.name, handled)
+    splits = {name: _decode(run, params, name, items[name], handled) for name in SPLITS}
+    empty = len(set(range(len(content.classes))) - set(splits["train"].labels))
+    handled.update({"class without a training image": empty})
     run.handled(Handled(+handled))
     return _save(run, params, data.name, content.classes, splits)
+
+
+def _labelled(run: Run, params: ImageParams, content: Images, name: str, handled: Handled) -> dict[str, list[ImageItem]]:
+    """The labelled images of all three splits; a missing one is cut from train."""
+    found = {split: [item for item in items if item.label >= 0] for split, items in content.splits.items()}
+    handled.update({"unlabelled image left out": sum(map(len, content.splits.values())) - sum(map(len, found.values()))})
+    if not found.get("train"):
+        raise DataError(f"data set {name!r}: there is no labelled training image; see its entry, datasets/{name}.yaml")
+    for split, share in (("test", params.test), ("val", params.val)):
+        if found.get(split):
+            continue
+        whole = len(found["train"])
+        parts = cut(replace(content, splits=found), {split: share}, run.seed)
+        assert isinstance(parts, Images)  # what goes in comes out
+        found = {name: list(items) for name, items in parts.splits.items()}
+        if not found[split]:
+            raise DataError(f"data set {name!r}: {whole} training images are too few to cut {share:.0%} for {split}; raise images.{split}")
+        run.log(f"data: no {split} split: {len(found[split])} of {whole} training images were cut for it, by class, seed {run.seed}")
+    return found
 
 
 class _Split:
@@ -67,13 +86,6 @@ class _Split:
         self.labels.append(label)
         self.names.append(name)
 
-    def take(self, chosen: np.ndarray) -> "_Split":
-        """The images at these positions."""
-        part = _Split()
-        for i in chosen:
-            part.add(self.images[i], self.labels[i], self.names[i])
-        return part
-
     def pixels(self, channels: int) -> np.ndarray:
         """uint8 (N, C, H, W)."""
         out = np.empty((len(self.images), channels, *self.images[0].shape[:2]), np.uint8)
@@ -87,50 +99,27 @@ def _sizes_differ(first: str, one: np.ndarray, second: str, other: np.ndarray) -
     raise DataError(f"images differ in size ({first}: {a}, {second}: {b}); set images.size to the px of the square they are resized to")
 
 
-def _decode(run: Run, params: ImageParams, split: str, items: Iterable[ImageItem], handled: Handled) -> _Split:
+def _decode(run: Run, params: ImageParams, split: str, items: Sequence[ImageItem], handled: Handled) -> _Split:
     found = _Split()
-    total = len(items) if isinstance(items, Sized) else 0
-    for seen, item in enumerate(items, 1):
-        if item.label < 0:
-            handled[f"unlabelled image left out of {split}"] += 1
-        else:
-            found.add(_array(item.open(), params, handled), item.label, item.name)
+    for seen, (item, image) in enumerate(opened(items, handled), 1):
+        found.add(_array(image, params, handled), item.label, item.name)
         if seen % 500 == 0:
-            run.progress(seen, max(seen, total), f"decoding {split}")
+            run.progress(seen, len(items), f"decoding {split}")
     return found
 
 
 def _array(image: "Image", params: ImageParams, handled: Handled) -> np.ndarray:
     """uint8 (H, W) of a grey image or (H, W, 3) of a coloured one."""
-    from PIL import Image
+    from PIL.Image import Resampling
 
-    grey = image.mode in ("1", "L", "LA") if params.channels is None else params.channels == 1
+    grey = params.channels == 1 if params.channels else image.mode.startswith(GREY)
     if image.mode not in ("L", "RGB"):
         handled[f"image of mode {image.mode} converted"] += 1
-    image = image.convert("L" if grey else "RGB")
+    image = to_mode(image, "L" if grey else "RGB")
     if params.size and image.size != (params.size, params.size):
         handled["image resized"] += 1
-        image = image.resize((params.size, params.size), Image.Resampling.BILINEAR)
+        image = image.resize((params.size, params.size), Resampling.BILINEAR)
     return np.asarray(image)
-
-
-def _cut(run: Run, splits: dict[str, _Split], name: str, share: float) -> _Split:
-    """Move a share of train, the same of every class, into a new split; every class keeps an image in train."""
-    train = splits["train"]
-    labels = np.asarray(train.labels)
-    order = np.random.default_rng([run.seed, SPLITS.index(name)]).permutation(len(labels))
-    chosen, due = list[int](), 0.0
-    for label in np.unique(labels):
-        mine = order[labels[order] == label]
-        due += share * len(mine)
-        count = min(len(mine) - 1, round(due))
-        due -= count
-        chosen += mine[:count].tolist()
-    if not chosen:
-        raise DataError(f"{len(labels)} training images are too few to cut {share:.0%} for {name}; raise images.{name} or add images")
-    run.log(f"data: no {name} split: {len(chosen)} of {len(labels)} training images are cut for it, by class, seed {run.seed}")
-    splits["train"] = train.take(np.setdiff1d(np.arange(len(labels)), chosen))
-    return train.take(np.sort(chosen))
 
 
 def _save(run: Run, params: ImageParams, name: str, classes: tuple[str, ...], splits: dict[str, _Split]) -> Artifact:
