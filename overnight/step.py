@@ -97,7 +97,11 @@ class Pipeline(Generic[P, T]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run as a part of the pipeline that is being built; a whole run enters by `overnight.pipeline.execute`."""
-        return self.body(*args, **kwargs)
+        from overnight.pipeline import current
+
+        experiment: Any = next(iter([*args, *kwargs.values()]), None)
+        with current().named(getattr(experiment, "name", None) or self.name):
+            return self.body(*args, **kwargs)
 
     @cached_property
     def experiment(self) -> type[Experiment]:

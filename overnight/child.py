@@ -1,0 +1,156 @@
+"""`python -m overnight.child FOLDER`: one step in a process of its own, so that all it took is given back when it ends.
+
+FOLDER holds spec.json; the child writes events.jsonl while it runs and result.json at its end. Nothing depends on a pipe to the
+parent: stdout and stderr are the file `log`. Exit codes are those of errors.py.
+"""
+
+import contextlib
+import ctypes
+import errno
+import importlib
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, TypeAdapter
+
+from overnight.config import Values
+from overnight.errors import BadInput, DiskFull, OvernightError, ServiceError, Stopped
+from overnight.gpu.device import Card
+from overnight.gpu.ledger import Request
+from overnight.run import SpoolRun
+from overnight.step import Step
+
+PR_SET_PDEATHSIG = 1
+
+
+class Spec(Values):
+    """What the parent asks of its child."""
+
+    step: str = Field(description="module:function")
+    label: str
+    experiment: str
+    arguments: list[Any]
+    seed: int
+    key: str
+    parent: int = Field(description="pid of the parent; the child dies with it")
+    card: Card
+    ask_mib: int = Field(description="MiB to lease; 0: no lease")
+
+
+class Result(Values):
+    """What the child says at its end."""
+
+    code: int
+    value: Any = None
+    error: str = ""
+    wait_s: float = 0.0
+    run_s: float = 0.0
+    lease_mib: int = 0
+    peak_mib: float = 0.0
+    host_peak_mib: float = 0.0
+
+
+def main(folder: Path) -> int:
+    """Run the step of *folder*; the exit code."""
+    spec = Spec.model_validate_json((folder / "spec.json").read_text())
+    _die_with(spec.parent)
+    stop: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda n, _frame: stop.append(n))
+    try:
+        result = _run(folder, spec, stop)
+    except OvernightError as error:
+        result = Result(code=error.child_code, error=str(error))
+    except Exception as error:  # noqa: BLE001 - the border: whatever a step raises becomes a reason and an exit code
+        traceback.print_exc()
+        result = _reason(error)
+    _write(folder / "result.json", result)
+    return result.code
+
+
+def _run(folder: Path, spec: Spec, stop: list[int]) -> Result:
+    from overnight.gpu.monitor import peaks, watch
+
+    run = SpoolRun(folder, spec.seed)
+    run.should_stop = lambda: bool(stop)
+    step = find(spec.step)
+    arguments = [TypeAdapter(hint).validate_python(value) for hint, value in zip(step.hints.values(), spec.arguments, strict=True)]
+    with contextlib.ExitStack() as held:
+        wait_s = _take_lease(held, run, spec)
+        if stop:
+            raise Stopped("stopped before the start")
+        began = time.monotonic()
+        with watch(run, spec.card):
+            value = step.body(run, *arguments)
+        run_s = time.monotonic() - began
+    shown = value.model_dump(mode="json") if isinstance(value, Values) else value
+    return Result(code=0, value=shown, wait_s=wait_s, run_s=run_s, lease_mib=spec.ask_mib, **peaks())
+
+
+def _take_lease(held: contextlib.ExitStack, run: SpoolRun, spec: Spec) -> float:
+    """Wait for the step's part of the card, then let it see the card; seconds waited."""
+    if not spec.ask_mib:
+        return 0.0
+    from overnight.gpu.lease import lease
+
+    def waiting(ahead: list[Request]) -> None:
+        names = ", ".join(f"{r.who.get('step', 'pid ' + str(r.pid))} ({r.mib} MiB)" for r in ahead)
+        run.log(f"waiting for {spec.ask_mib} MiB of the card, behind {names}")
+
+    who = {"step": spec.label, "experiment": spec.experiment}
+    granted = held.enter_context(lease(spec.ask_mib, spec.card, who, run.should_stop, waiting))
+    run.budget_mib = granted.mib
+    if not spec.card.virtual:
+        run.device = _cuda(spec.card)
+    return granted.wait_s
+
+
+def _cuda(card: Card) -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ServiceError(f"NVML sees {card.name} (driver {card.driver}), and torch cannot use it: run `overnight doctor`, or use --cpu")
+    return "cuda"
+
+
+def find(address: str) -> Step[Any, Any]:
+    """The step at module:function."""
+    module, _, name = address.partition(":")
+    step = getattr(importlib.import_module(module), name)
+    if not isinstance(step, Step):
+        raise BadInput(f"{address}: is no step; decorate the function with @step")
+    return step
+
+
+def _reason(error: Exception) -> Result:
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Result(code=DiskFull.child_code, error=f"the disk is full: {error}")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return Result(code=11, error=text[:2000])
+    return Result(code=1, error=text[:2000])
+
+
+def _write(path: Path, result: Result) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(result.model_dump_json())
+    part.replace(path)
+
+
+def _die_with(parent: int) -> None:
+    """Be killed when the parent's thread that started this process ends, however it ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was gone before the line above
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    code = main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # finalisers of CUDA libraries and worker threads have nothing left to say

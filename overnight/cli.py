@@ -1,0 +1,221 @@
+"""The command `overnight`. Exit 0 done, 1 the run failed, 2 bad input, 3 does not fit the card."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from overnight.errors import OvernightError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; prints errors as messages, a traceback only with --debug."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.command(arguments) or 0)
+    except OvernightError as error:
+        if arguments.debug:
+            raise
+        print(f"overnight: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="overnight", description="An experiment pipeline for a person who owns one GPU.")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Any, about: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(command=command)
+        sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+        return sub
+
+    run = add("run", _run, "run one experiment; starts the services when they are not up")
+    run.add_argument("config", help="a file of configs/, e.g. configs/vision.yaml or just vision")
+    run.add_argument("overrides", nargs="*", metavar="key=value", help="values laid over the file, e.g. cnn.epochs=3")
+    run.add_argument("--cpu", action="store_true", help="leave the GPU alone: run on the virtual card")
+    for name, command, about in (
+        ("up", _up, "start Prefect, its worker and MLflow, and keep them running"),
+        ("down", _down, "stop them"),
+    ):
+        add(name, command, about)
+    for name, command, about in (
+        ("status", _status, "what runs, where, since when"),
+        ("gpu", _gpu, "the card: its budget, who holds what, who waits"),
+        ("ls", _ls, "the experiments in configs/"),
+        ("doctor", _doctor, "what this machine has, and what is in the way"),
+    ):
+        add(name, command, about).add_argument("--json", action="store_true", help="for programs")
+    _data_parser(add("data", _data_ls, "the data sets: list, fetch, verify"))
+    return parser
+
+
+def _data_parser(data: argparse.ArgumentParser) -> None:
+    verbs = data.add_subparsers(metavar="ls|fetch|verify")
+    ls = verbs.add_parser("ls", help="every data set, and where its files are")
+    ls.add_argument("--json", action="store_true", help="for programs")
+    ls.set_defaults(command=_data_ls)
+    for name, command, about in (
+        ("fetch", _data_fetch, "download what is missing, and verify it"),
+        ("verify", _data_verify, "compare every file with its digest"),
+    ):
+        verb = verbs.add_parser(name, help=about)
+        verb.add_argument("names", nargs="+", metavar="NAME")
+        verb.set_defaults(command=command)
+    data.set_defaults(json=False)
+
+
+def _config(text: str) -> Path:
+    """A path, or the name of a file in configs/."""
+    from overnight.paths import configs
+
+    path = Path(text)
+    named = configs() / (text if text.endswith(".yaml") else f"{text}.yaml")
+    return path if path.exists() or not named.exists() else named
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from overnight.gpu.device import find
+    from overnight.pipeline import load
+
+    path = _config(arguments.config)
+    pipeline, experiment = load(path, arguments.overrides)
+    if arguments.cpu:
+        os.environ["OVERNIGHT_CPU"] = "1"
+    card = find(experiment.card, cpu=arguments.cpu)
+    print(card, flush=True)
+    from overnight import services
+
+    with services.ensure():
+        os.environ.update(services.environment())
+        from overnight.deployments import run_here
+
+        state = run_here(pipeline.name, path.resolve(), arguments.overrides)
+    if state.is_completed():
+        return 0
+    return 3 if state.name == "DoesNotFit" else 1
+
+
+def _up(_arguments: argparse.Namespace) -> None:
+    from overnight import services
+
+    services.up()
+    _rows(services.status(), False)
+
+
+def _down(_arguments: argparse.Namespace) -> None:
+    from overnight import services
+
+    services.down()
+    print("all services are down")
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    from overnight import services
+
+    _rows(services.status(), arguments.json)
+
+
+def _gpu(arguments: argparse.Namespace) -> None:
+    import time
+
+    from overnight.gpu.device import find
+    from overnight.gpu.ledger import Ledger
+
+    card = find()
+    requests = Ledger(card.folder, card.budget_mib).requests()
+    now = time.time()
+    rows: list[dict[str, Any]] = [
+        {
+            "state": "holds" if r.holds else "waits",
+            "MiB": r.mib,
+            "experiment": r.who.get("experiment", ""),
+            "step": r.who.get("step", ""),
+            "pid": r.pid,
+            "seconds": round(now - float(r.who.get("since", now))),
+        }
+        for r in requests
+    ]
+    held = sum(r.mib for r in requests if r.holds)
+    if arguments.json:
+        print(json.dumps({"card": card.model_dump(), "held_mib": held, "requests": rows}, indent=1))
+        return
+    print(f"{card}\n{held} MiB held, {card.budget_mib - held} MiB free")
+    if rows:
+        _rows(rows, False)
+
+
+def _ls(arguments: argparse.Namespace) -> None:
+    import yaml
+
+    from overnight.paths import configs, shown
+
+    rows = []
+    for path in sorted(configs().glob("*.yaml")):
+        try:
+            text = path.read_text(encoding="utf-8")
+            values = yaml.safe_load(text)
+        except (yaml.YAMLError, UnicodeDecodeError):
+            values, text = {"flow": "not readable as yaml"}, ""
+        values = values if isinstance(values, dict) else {}
+        first = text.partition("\n")[0]
+        about = first.lstrip("# ") if first.startswith("#") else ""
+        rows.append({"config": shown(path), "flow": values.get("flow", ""), "about": about})
+    _rows(rows, arguments.json)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from overnight.doctor import checks
+
+    rows = checks()
+    _rows([r.shown() for r in rows], arguments.json)
+    return 0 if all(r.ok for r in rows) else 1
+
+
+def _data_ls(arguments: argparse.Namespace) -> None:
+    from overnight.dataset import listing
+
+    _rows(listing(), arguments.json)
+
+
+def _data_fetch(arguments: argparse.Namespace) -> None:
+    from overnight.dataset import fetch
+
+    for name in arguments.names:
+        print(f"{name}: {fetch(name)}")
+
+
+def _data_verify(arguments: argparse.Namespace) -> int:
+    from overnight.dataset import verify
+
+    problems = [f"{name}: {problem}" for name in arguments.names for problem in verify(name)]
+    print("\n".join(problems) or "every file is as its entry says")
+    return 2 if problems else 0
+
+
+def _rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows, indent=1, default=str, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold dim")
+    for name in rows[0] if rows else ():
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*("" if v is None else str(v) for v in row.values()))
+    Console().print(table, highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""One step as its parent sees it: start the child, follow its files, stop it when asked, read its result."""
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from overnight.child import Result, Spec
+from overnight.errors import Stopped
+from overnight.gpu.ledger import Ledger
+from overnight.paths import root, state, steps
+from overnight.provenance import stamp
+
+POLL_S = 0.2
+STOP_GRACE_S = 20.0
+FREE_HOST_BYTES = 1 << 30
+REASONS = {-9: "killed (signal 9): by somebody, or by the kernel when the machine ran out of memory", -11: "crashed (segmentation fault)"}
+
+
+class Stop:
+    """The flag that ends a run: set by a signal, by a cancellation in Prefect, or by a second Ctrl-C for at once."""
+
+    def __init__(self) -> None:
+        self.reason, self.now = "", False
+
+    def __call__(self) -> bool:
+        return bool(self.reason)
+
+    def ask(self, reason: str) -> None:
+        """Stop at the next checkpoint; asked again by a person, kill."""
+        self.now = self.now or (bool(self.reason) and "Ctrl-C" in reason)
+        self.reason = self.reason or reason
+
+
+def new_folder(label: str) -> Path:
+    """A step's own folder in .overnight/steps."""
+    path = steps() / f"{stamp()}-{label.replace('/', '-')}-{secrets.token_hex(3)}"
+    path.mkdir(parents=True)
+    return path
+
+
+def slots() -> Ledger:
+    """How many children may exist at once on this host, waiters included."""
+    return Ledger(state() / "slots", max(2, (os.cpu_count() or 2) // 2))
+
+
+def run_child(folder: Path, spec: Spec, stop: Stop, follow: Callable[[dict[str, Any]], None], log: Callable[[str], None]) -> Result:
+    """Run *spec* in a child and wait for it, handing on its events and its log lines. Raises Stopped before the start only."""
+    ledger = slots()
+    with ledger.acquire(1, {"step": spec.label}, stop):
+        _wait_for_host_memory(stop, log)
+        (folder / "spec.json").write_text(spec.model_dump_json(indent=1))
+        threads = max(1, (os.cpu_count() or 1) // max(1, ledger.held_mib()))
+        with (folder / "log").open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "overnight.child", str(folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=root(),
+                env=_environment(threads),
+                process_group=0,
+            )
+        try:
+            _follow(process, folder, stop, follow, log)
+        finally:
+            _end(process)
+    return _result(folder, process.returncode, stop)
+
+
+def _follow(
+    process: "subprocess.Popen[bytes]", folder: Path, stop: Stop, follow: Callable[[dict[str, Any]], None], log: Callable[[str], None]
+) -> None:
+    events, lines = Tail(folder / "events.jsonl"), Tail(folder / "log")
+    asked = 0.0
+    while True:
+        ended = process.poll() is not None
+        for line in events.lines():
+            follow(json.loads(line))
+        for line in lines.lines(last=ended):
+            log(line)
+        if ended:
+            return
+        if stop() and not asked:
+            asked = time.monotonic()
+            _signal(process, signal.SIGTERM)
+        if asked and (stop.now or time.monotonic() - asked > STOP_GRACE_S):
+            _signal(process, signal.SIGKILL)
+        time.sleep(POLL_S)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Nothing of the child's group stays behind, grandchildren included."""
+    _signal(process, signal.SIGKILL)
+    process.wait()
+
+
+def _signal(process: "subprocess.Popen[bytes]", number: int) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def _result(folder: Path, returncode: int, stop: Stop) -> Result:
+    """What the child wrote; when it could not, what its exit code says."""
+    try:
+        return Result.model_validate_json((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        if stop():
+            return Result(code=Stopped.child_code, error=f"{stop.reason}; killed before it could save")
+        reason = REASONS.get(returncode, f"ended with exit code {returncode} and no result; its log: {folder / 'log'}")
+        return Result(code=returncode or 1, error=reason)
+
+
+def _wait_for_host_memory(stop: Stop, log: Callable[[str], None]) -> None:
+    told = False
+    while psutil.virtual_memory().available < FREE_HOST_BYTES:
+        if stop():
+            raise Stopped("stopped while waiting for host memory")
+        if not told:
+            log("waiting: less than 1 GiB of host memory is free")
+            told = True
+        time.sleep(1)
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """The parent's, with the child's share of the cores and without anything that could make it talk to a tracking server."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
+    limits = {name: os.environ.get(name, str(threads)) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")}
+    return {**kept, **limits, "PYTHONUNBUFFERED": "1", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+
+
+class Tail:
+    """New whole lines of a growing file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._offset, self._rest = path, 0, b""
+
+    def lines(self, last: bool = True) -> Iterator[str]:
+        """What came since the last call; an unfinished line waits, for ever if the writer died in the middle of it."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        self._offset += len(data)
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        if last and self.path.name == "log" and self._rest:
+            whole, self._rest = [*whole, self._rest], b""
+        yield from (line.decode(errors="replace") for line in whole if line.strip())

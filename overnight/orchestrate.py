@@ -1,0 +1,255 @@
+"""The Prefect side of a run: a task run for each step, progress and links in its UI, cancelling from there."""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from overnight import provenance
+from overnight.child import Result, Spec
+from overnight.config import Params
+from overnight.errors import OvernightError, Stopped
+from overnight.launch import new_folder, run_child
+from overnight.tracking import Shipper
+
+if TYPE_CHECKING:
+    from prefect.states import State
+
+    from overnight.pipeline import Chain, Pending
+
+SHIP_S = 2.0
+CANCEL_POLL_S = 5.0
+PROGRESS_S = 2.0
+
+
+def wants_cpu() -> bool:
+    """`overnight run --cpu`."""
+    return bool(os.environ.get("OVERNIGHT_CPU"))
+
+
+def links() -> dict[str, str]:
+    """Tags that lead from MLflow to the Prefect run."""
+    from prefect.runtime import flow_run
+
+    if not flow_run.id:
+        return {}
+    return {
+        "prefect.flow_run_id": str(flow_run.id),
+        "prefect.flow_run": str(flow_run.ui_url or ""),
+        "prefect.name": str(flow_run.name or ""),
+    }
+
+
+def submit(chain: "Chain", pending: "Pending", arguments: list[Any]) -> Any:
+    """A Prefect task run that starts when those it depends on have ended, well or not; its future."""
+    from prefect import allow_failure, task
+    from prefect.cache_policies import NO_CACHE
+
+    def body() -> "State[Any]":
+        return _task(chain, pending, arguments)
+
+    body.__name__, body.__doc__ = pending.label.replace("/", "_"), pending.step.__doc__
+    made = task(body, name=pending.step.name, task_run_name=pending.label, cache_policy=NO_CACHE, persist_result=False)
+    return made.submit(wait_for=[allow_failure(p.future) for p in pending.upstream])
+
+
+def _task(chain: "Chain", pending: "Pending", arguments: list[Any]) -> "State[Any]":
+    """What the thread of a task run does; every ending becomes a state with a reason, never a traceback for the user."""
+    from prefect.states import Cancelled, Completed, Failed
+
+    missing = [p.label for p in pending.upstream if p.result is None or p.result.code]
+    if missing or chain.stop():
+        pending.reason = f"not run: {chain.stop.reason if chain.stop() else ', '.join(missing) + ' failed'}"
+        chain.display.change(pending.row, "not run", pending.reason)
+        return Cancelled(name="NotRun", message=pending.reason)
+    try:
+        result = _Attempt(chain, pending, arguments).run()
+    except Stopped as error:
+        result = Result(code=error.child_code, error=str(error))
+    except OvernightError as error:
+        result = Result(code=error.child_code, error=str(error))
+    except Exception as error:  # noqa: BLE001 - the border: a server that is away must not take the other branches with it
+        result = Result(code=1, error=f"{type(error).__name__}: {error}")
+    pending.result = result
+    if result.code == 0:
+        chain.display.change(pending.row, "done")
+        return Completed(message="; ".join(pending.row.text.splitlines()[:1]))
+    pending.reason = result.error
+    stopped = result.code == Stopped.child_code
+    chain.display.change(pending.row, "stopped" if stopped else "failed", pending.reason.splitlines()[0])
+    return Cancelled(message=pending.reason) if stopped else Failed(message=pending.reason)
+
+
+class _Attempt:
+    """One try at a step: its MLflow run, its child, its traces in Prefect's UI."""
+
+    def __init__(self, chain: "Chain", pending: "Pending", arguments: list[Any]) -> None:
+        self.chain, self.pending = chain, pending
+        self.arguments: list[Any] = [a.artifact if type(a) is type(pending) else a for a in arguments]
+        self.key = pending.step.key(chain.experiment.seed, self.arguments)
+        self.folder = new_folder(pending.label)
+        self.progress: Any = None
+        self.told = 0.0
+
+    def run(self) -> Result:
+        """Open the run, follow the child to its end, close the run."""
+        self.run_id = self._open()
+        self.shipper = Shipper(self.chain.tracker, self.run_id, self.pending.label)
+        self.chain.shippers.append(self.shipper)
+        self._link()
+        self.chain.display.change(self.pending.row, "queued")
+        result = Result(code=Stopped.child_code, error=self.chain.stop.reason or "stopped")
+        try:
+            result = run_child(self.folder, self._spec(), self.chain.stop, self._event, self._log)
+        finally:
+            self._close(result)
+        return result
+
+    def _spec(self) -> Spec:
+        step, params = self.pending.step, self.arguments[0]
+        exclusive = isinstance(params, Params) and params.exclusive
+        ask = self.chain.card.budget_mib if exclusive else step.vram_mib
+        return Spec(
+            step=step.address,
+            label=self.pending.label,
+            experiment=str(self.chain.experiment.name),
+            arguments=[a.model_dump(mode="json") if hasattr(a, "model_dump") else a for a in self.arguments],
+            seed=self.chain.experiment.seed,
+            key=self.key,
+            parent=os.getpid(),
+            card=self.chain.card,
+            ask_mib=ask if step.gpu else 0,
+        )
+
+    def _open(self) -> str:
+        from prefect.runtime import task_run
+
+        tags = {**provenance.tags(self.chain.card), **links(), "overnight.step": self.pending.step.address, "overnight.key": self.key}
+        tags |= {"overnight.folder": str(self.folder), "overnight.attempts": "1", "prefect.task_run_id": str(task_run.id or "")}
+        run_id = self.chain.tracker.open(self.pending.label, tags, self.chain.run_id)
+        params = {"seed": self.chain.experiment.seed, **_flat(self.arguments[0])}
+        self.chain.tracker.params(run_id, params)
+        self.chain.tracker.tags(run_id, {f"input.{a.kind}": a.digest for a in self.arguments if hasattr(a, "digest")})
+        return run_id
+
+    def _event(self, event: dict[str, Any]) -> None:
+        row = self.pending.row
+        self.shipper.take(event)
+        if row.state == "queued" and event["event"] != "log":
+            self.chain.display.change(row, "running")
+        if event["event"] == "progress":
+            self.chain.display.progress(row, event)
+            self._show_progress(100 * event["done"] / max(event["total"], 1e-9), event["text"])
+        elif event["event"] in ("note", "log"):
+            row.text = event["text"]
+            self._log(event["text"])
+        row.scores = self.shipper.latest
+
+    def _log(self, line: str) -> None:
+        from prefect.logging import get_run_logger
+
+        get_run_logger().info(line)
+
+    def _show_progress(self, percent: float, text: str) -> None:
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+        if time.monotonic() - self.told < PROGRESS_S:
+            return
+        self.told = time.monotonic()
+        with _forgiving():
+            if self.progress is None:
+                self.progress = create_progress_artifact(percent, key=_slug(self.pending.label), description=f"{self.pending.label} {text}")
+            else:
+                update_progress_artifact(self.progress, percent, description=f"{self.pending.label} {text}")
+
+    def _link(self) -> None:
+        from prefect.artifacts import create_link_artifact
+
+        self.pending.link = self.chain.tracker.link(self.run_id)
+        if self.pending.link.startswith("http"):
+            with _forgiving():
+                create_link_artifact(
+                    self.pending.link, "MLflow run", key=f"mlflow-{_slug(self.pending.label)}", description=self.pending.label
+                )
+
+    def _close(self, result: Result) -> None:
+        """The last events, what the run cost, and its end."""
+        row, at = self.pending.row, time.time()
+        row.wait_s, row.peak_mib = result.wait_s, result.peak_mib or result.host_peak_mib
+        cost = {f"cost/{k}": getattr(result, k) for k in ("wait_s", "run_s", "lease_mib", "peak_mib", "host_peak_mib")}
+        self.shipper.take({"event": "metrics", "values": cost, "step": 0, "at": at})
+        row.scores = {k: v for k, v in self.shipper.latest.items() if not k.startswith("cost/")}
+        if result.code:
+            self.shipper.take({"event": "note", "text": result.error, "at": at})
+        if (self.folder / "log").exists():
+            self.shipper.take({"event": "publish", "path": str(self.folder / "log"), "folder": "", "at": at})
+        if self.progress is not None and result.code == 0:
+            self.told = 0.0
+            self._show_progress(100.0, "")
+        left = self.shipper.drain()
+        if left:
+            self.chain.display.say(f"{self.pending.label}: MLflow did not answer; {left} events wait in {self.folder}/events.jsonl")
+        self.chain.shippers.remove(self.shipper)
+        status = "FINISHED" if result.code == 0 else "KILLED" if result.code == Stopped.child_code else "FAILED"
+        self.chain.tracker.close(self.run_id, status)
+
+
+@contextlib.contextmanager
+def watching(chain: "Chain") -> Iterator[None]:
+    """While the block runs: metrics are shipped every 2 s, and a cancellation in Prefect's UI is noticed within 5 s."""
+    done = threading.Event()
+    threads = [threading.Thread(target=t, args=(chain, done), daemon=True, name=t.__name__) for t in (_ship, _watch_cancel)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+
+
+def _ship(chain: "Chain", done: threading.Event) -> None:
+    while not done.wait(SHIP_S):
+        for shipper in list(chain.shippers):
+            with _forgiving():
+                shipper.ship()
+
+
+def _watch_cancel(chain: "Chain", done: threading.Event) -> None:
+    from prefect import get_client
+    from prefect.runtime import flow_run
+
+    run_id = flow_run.id
+    while run_id and not done.wait(CANCEL_POLL_S):
+        with _forgiving(), get_client(sync_client=True) as client:
+            state = client.read_flow_run(UUID(str(run_id))).state
+            if state is not None and state.type.value in ("CANCELLING", "CANCELLED"):
+                chain.stop.ask("cancelled in Prefect")
+
+
+@contextlib.contextmanager
+def _forgiving() -> Iterator[None]:
+    """What is only shown (progress, links) or tried again (metrics) never ends a run because a server is away."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - servers fail in many ways; training goes on
+        import logging
+
+        logging.getLogger(__name__).debug("a server did not answer: %s", error)
+
+
+def _slug(label: str) -> str:
+    return "".join(c if c.isalnum() and c.isascii() else "-" for c in label.lower()).strip("-") or "step"
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested values as dotted names."""
+    if hasattr(value, "model_dump"):
+        value = value.model_dump(mode="json")
+    if not isinstance(value, dict):
+        return {prefix.rstrip("."): value}
+    return {k: v for name, child in value.items() for k, v in _flat(child, f"{prefix}{name}.").items()}

@@ -1,0 +1,220 @@
+"""A whole run: read the config, build the chain of steps by running the flow's code, wait for all of them, say how it went.
+
+This is the one place where Prefect, MLflow and the children meet. `execute` runs inside a Prefect flow (deployments.py).
+"""
+
+import contextlib
+import importlib
+import inspect
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from overnight import paths, provenance
+from overnight.artifact import Artifact
+from overnight.child import Result
+from overnight.config import Experiment, Params, Source, read, validate
+from overnight.display import Display, Row
+from overnight.errors import ConfigError, DoesNotFit
+from overnight.gpu.device import Card, find
+from overnight.launch import Stop
+from overnight.step import Pipeline, Step
+from overnight.tracking import Shipper, Tracker
+
+if TYPE_CHECKING:
+    from prefect.states import State
+
+_active: list["Chain"] = []
+
+
+def current() -> "Chain":
+    """The chain that is being built; steps are called inside a pipeline only."""
+    if not _active:
+        raise RuntimeError("a step was called outside a pipeline: call step.body(run, params, ...) instead")
+    return _active[-1]
+
+
+def flow_names() -> list[str]:
+    """The files of flows/."""
+    return sorted(p.stem for p in Path(str(importlib.import_module("flows").__file__)).parent.glob("*.py") if p.stem != "__init__")
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Pipeline[Any, Any], Experiment]:
+    """The flow a config names, and its checked values; ConfigError with every mistake."""
+    values, source = read(path, overrides)
+    pipeline = _flow(values.get("flow"), source)
+    experiment = validate(pipeline.experiment, values, source)
+    return pipeline, experiment.model_copy(update={"name": experiment.name or path.stem})
+
+
+def _flow(name: Any, source: Source) -> Pipeline[Any, Any]:
+    known = flow_names()
+    if name not in known:
+        given = f"unknown flow {name!r}" if name else "is required and missing"
+        raise ConfigError([*source.problems, f"{source.at(('flow',))}: flow: {given}; there are {', '.join(known)}"])
+    found = getattr(importlib.import_module(f"flows.{name}"), name)
+    if not isinstance(found, Pipeline):
+        raise ConfigError(f"flows/{name}.py: expected a @pipeline called {name!r}")
+    return found
+
+
+class Pending:
+    """A step that was submitted: what it will be, once it is done."""
+
+    def __init__(self, label: str, step: Step[Any, Any], upstream: "list[Pending]", row: Row) -> None:
+        self.label, self.step, self.upstream, self.row = label, step, upstream, row
+        self.result: Result | None = None
+        self.reason = ""  # why there is no result
+        self.link = ""
+        self.future: Any = None
+
+    @property
+    def artifact(self) -> Artifact | None:
+        """What the step handed on; None before its end, or when it handed on nothing."""
+        value = self.result.value if self.result and self.result.code == 0 else None
+        return Artifact.model_validate(value) if value is not None else None
+
+
+class Chain:
+    """The steps of one run, and what they share."""
+
+    def __init__(self, experiment: Experiment, card: Card, tracker: Tracker, run_id: str, display: Display) -> None:
+        self.experiment, self.card, self.tracker, self.run_id, self.display = experiment, card, tracker, run_id, display
+        self.stop = Stop()
+        self.pending: list[Pending] = []
+        self.part = ""
+        self.shippers: list[Shipper] = []
+        self._known: dict[str, Pending] = {}
+
+    def submit(self, step: Step[Any, Any], *args: Any, **kwargs: Any) -> Pending:
+        """Hand a step to Prefect; the same step with the same arguments runs once."""
+        bound = inspect.signature(step.body).bind(None, *args, **kwargs)
+        bound.apply_defaults()
+        arguments = list(bound.arguments.values())[1:]
+        identity = f"{step.address} {[id(a) if isinstance(a, Pending) else _plain(a) for a in arguments]}"
+        if identity not in self._known:
+            self._known[identity] = self._submit(step, arguments)
+        return self._known[identity]
+
+    def _submit(self, step: Step[Any, Any], arguments: list[Any]) -> Pending:
+        from overnight.orchestrate import submit
+
+        label = self._label(step.name)
+        upstream = [a for a in arguments if isinstance(a, Pending)]
+        pending = Pending(label, step, upstream, self.display.add(label))
+        self.pending.append(pending)
+        pending.future = submit(self, pending, arguments)
+        return pending
+
+    def _label(self, name: str) -> str:
+        label = f"{self.part}/{name}" if self.part else name
+        same = sum(p.label == label or p.label.startswith(f"{label}-") for p in self.pending)
+        return f"{label}-{same + 1}" if same else label
+
+    @contextlib.contextmanager
+    def named(self, part: str) -> Iterator[None]:
+        """Steps submitted in the block carry the part's name."""
+        before, self.part = self.part, part
+        try:
+            yield
+        finally:
+            self.part = before
+
+    def wait(self) -> None:
+        """Until every step has ended; signals are handled in between."""
+        for pending in self.pending:
+            while not pending.future.state.is_final():
+                pending.future.wait(timeout=0.3)
+                if pending.future._wrapped_future.done():  # the thread ended, whatever became of the state
+                    break
+
+
+def _plain(value: Any) -> str:
+    return str(value.science()) if isinstance(value, Params) else str(value)
+
+
+def execute(path: Path, overrides: Sequence[str] = (), on_chain: Callable[[Chain], None] = lambda chain: None) -> "State[Any]":
+    """Run a config from beginning to end, inside a Prefect flow run; the state that the flow run ends in.
+
+    Raises ConfigError before anything is started. on_chain: sees the chain before its first step (tests stop it through this).
+    """
+    from overnight import orchestrate, services
+
+    pipeline, experiment = load(path, overrides)
+    card = find(experiment.card, cpu=orchestrate.wants_cpu())
+    tracker = Tracker(services.environment()["MLFLOW_TRACKING_URI"], str(experiment.name))
+    with Display() as display:
+        display.say(str(card))
+        run_id = _open(tracker, pipeline, experiment, card, path, overrides)
+        display.say(f"MLflow: {tracker.link(run_id)}")
+        chain = Chain(experiment, card, tracker, run_id, display)
+        on_chain(chain)
+        with _handlers(chain.stop), orchestrate.watching(chain):
+            _active.append(chain)
+            try:
+                pipeline.body(experiment)
+            finally:
+                _active.remove(chain)
+                chain.wait()
+    return _close(chain)
+
+
+def _open(tracker: Tracker, pipeline: Pipeline[Any, Any], experiment: Experiment, card: Card, path: Path, overrides: Sequence[str]) -> str:
+    """The experiment's own run in MLflow: everything that is logged once."""
+    from overnight import orchestrate
+
+    tags = {**provenance.tags(card), **orchestrate.links(), "overnight.config": paths.shown(path), "overnight.flow": pipeline.name}
+    run_id = tracker.open(f"{experiment.name} {time.strftime('%Y-%m-%d %H:%M')}", tags)
+    params = {"seed": experiment.seed, "config": paths.shown(path), "overrides": " ".join(overrides)}
+    tracker.params(run_id, {**params, **provenance.versions()})
+    tracker.text(run_id, path.read_text(encoding="utf-8"), f"config/{path.name}")
+    tracker.text(run_id, experiment.model_dump_json(indent=1), "config/resolved.json")
+    if provenance.dirty_diff():
+        tracker.text(run_id, provenance.dirty_diff(), "config/uncommitted.diff")
+    return run_id
+
+
+def _close(chain: Chain) -> "State[Any]":
+    """End the experiment's run, print the table, and say in which state the flow ends."""
+    from prefect.states import Cancelled, Completed, Failed
+
+    failed = [p for p in chain.pending if p.reason and p.row.state == "failed"]
+    one_line = _one_line(chain, failed)
+    chain.tracker.tags(chain.run_id, {"mlflow.note.content": one_line})
+    chain.tracker.close(chain.run_id, "KILLED" if chain.stop() else "FAILED" if failed else "FINISHED")
+    chain.display.console.print(chain.display.summary())
+    chain.display.say(f"\n{one_line}\n{chain.tracker.link(chain.run_id)}")
+    if chain.stop():
+        return Cancelled(message=chain.stop.reason)
+    if not failed:
+        return Completed(message=one_line)
+    does_not_fit = all(p.result is not None and p.result.code == DoesNotFit.child_code for p in failed)
+    return Failed(name="DoesNotFit" if does_not_fit else "Failed", message=one_line)
+
+
+def _one_line(chain: Chain, failed: list[Pending]) -> str:
+    done = [p for p in chain.pending if p.row.state == "done"]
+    rest = len(chain.pending) - len(done) - len(failed)
+    parts = [f"{len(done)} of {len(chain.pending)} steps done"]
+    parts += [f"{p.label} failed: {p.reason.splitlines()[0]}" for p in failed]
+    parts += [f"{rest} not run"] if rest else []
+    parts += [chain.stop.reason] if chain.stop() else []
+    return "; ".join(parts)
+
+
+@contextlib.contextmanager
+def _handlers(stop: Stop) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask the run to stop; a second Ctrl-C stops it at once. Outside the main thread there are no signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    names = {signal.SIGINT: "stopped by Ctrl-C", signal.SIGTERM: "stopped by SIGTERM"}
+    before = {number: signal.signal(number, lambda n, _frame: stop.ask(names[signal.Signals(n)])) for number in names}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

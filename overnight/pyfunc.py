@@ -1,0 +1,26 @@
+"""How MLflow loads a model of ours: from this code and safetensors, no pickle. Logged beside the weights by tracking.py."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+
+
+class Saved(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """Arrays in, arrays out; the model's meta.json names the function that builds its predictor."""
+
+    def load_context(self, context: Any) -> None:
+        """Build the predictor from the model's folder."""
+        folder = Path(context.artifacts["model"])
+        module, _, name = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["predictor"].partition(":")
+        self.predictor = getattr(importlib.import_module(module), name)(folder)
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> np.ndarray:  # noqa: ARG002 - MLflow's signature
+        """What the predictor answers for an array (or what can be made one)."""
+        return np.asarray(self.predictor(np.asarray(model_input)))
+
+
+mlflow.models.set_model(Saved())

@@ -1,0 +1,206 @@
+"""The parent's MLflow client: one run for the experiment, one below it for each step. The only user of MLflow besides pyfunc.py."""
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+MAX_TEXT = 6000  # of a param or tag in MLflow
+
+
+class Tracker:
+    """An MLflow experiment on a tracking server; client and run ids, never the fluent global."""
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        from mlflow import MlflowClient
+
+        self.uri = uri.rstrip("/")
+        self.client = MlflowClient(tracking_uri=uri)
+        self.experiment_id = self._experiment(experiment)
+
+    def _experiment(self, name: str) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            return str(self.client.create_experiment(name))
+        if found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def open(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
+        """Start a run, below `parent` when given; its id."""
+        nested = {"mlflow.parentRunId": parent} if parent else {}
+        source = {"mlflow.user": _user(), "mlflow.source.name": "overnight", "mlflow.source.type": "LOCAL"}
+        return str(self.client.create_run(self.experiment_id, tags={**source, **tags, **nested}, run_name=name).info.run_id)
+
+    def link(self, run_id: str) -> str:
+        """Where a browser finds the run; the tracking address when that is no server."""
+        if not self.uri.startswith("http"):
+            return self.uri
+        return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{run_id}"
+
+    def params(self, run_id: str, values: Mapping[str, Any]) -> None:
+        """Log params, a hundred at a time (MLflow's limit)."""
+        from mlflow.entities import Param
+
+        every = [Param(key, str(value)[:MAX_TEXT]) for key, value in values.items()]
+        for start in range(0, len(every), 100):
+            self.client.log_batch(run_id, params=every[start : start + 100])
+
+    def tags(self, run_id: str, values: Mapping[str, str]) -> None:
+        """Set tags."""
+        for key, value in values.items():
+            self.client.set_tag(run_id, key, value[:MAX_TEXT])
+
+    def text(self, run_id: str, text: str, name: str) -> None:
+        """Publish a text as an artifact."""
+        self.client.log_text(run_id, text, name)
+
+    def close(self, run_id: str, status: str) -> None:
+        """End a run: FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(run_id, status)
+
+
+class Shipper:
+    """Carries one step's events to its MLflow run, in order and each once; keeps what a server that is away does not take."""
+
+    def __init__(self, tracker: Tracker, run_id: str, label: str) -> None:
+        self.tracker, self.run_id, self.label = tracker, run_id, label
+        self.latest: dict[str, float] = {}
+        self.notes: list[str] = []
+        self._waiting: list[Json] = []
+        self._params: dict[str, str] = {}
+        self._lock, self._sending = threading.Lock(), threading.Lock()
+
+    def take(self, event: Json) -> None:
+        """Queue an event; never waits for a server."""
+        if event["event"] == "metrics":
+            self.latest.update({k: float(v) for k, v in event["values"].items() if not k.startswith("system/")})
+        if event["event"] == "note":
+            self.notes.append(event["text"])
+        with self._lock:
+            self._waiting.append(event)
+
+    def ship(self) -> None:
+        """Send what waits; on an error (MlflowException, OSError) it stays queued."""
+        with self._sending:
+            with self._lock:
+                batch = self._waiting[:1000]
+            if not batch:
+                return
+            self._metrics([e for e in batch if e["event"] == "metrics"])
+            for event in batch:
+                self._one(event)
+            with self._lock:
+                del self._waiting[: len(batch)]
+
+    def drain(self, patience_s: float = 60) -> int:
+        """Send all that waits, trying again for a while; how many events could not be sent."""
+        until = time.monotonic() + patience_s
+        while self._waiting:
+            try:
+                self.ship()
+            except (OSError, _mlflow_error()):
+                if time.monotonic() > until:
+                    break
+                time.sleep(1)
+        return len(self._waiting)
+
+    def _metrics(self, events: list[Json]) -> None:
+        from mlflow.entities import Metric
+
+        every = [Metric(k, float(v), int(e["at"] * 1000), e["step"]) for e in events for k, v in e["values"].items()]
+        for start in range(0, len(every), 1000):
+            self.tracker.client.log_batch(self.run_id, metrics=every[start : start + 1000])
+        for event in events:
+            event["event"] = "shipped"  # so that a failure further on does not send them again
+
+    def _one(self, event: Json) -> None:
+        client, kind = self.tracker.client, event["event"]
+        if kind == "param" and self._params.setdefault(event["name"], event["value"]) == event["value"]:
+            self.tracker.params(self.run_id, {event["name"]: event["value"]})
+        elif kind == "note":
+            client.set_tag(self.run_id, "mlflow.note.content", "\n\n".join(self.notes))
+        elif kind == "data":
+            self._data(event)
+        elif kind == "publish":
+            path = Path(event["path"])
+            send = client.log_artifacts if path.is_dir() else client.log_artifact
+            send(self.run_id, str(path), event["folder"] or None)
+        elif kind == "model":
+            publish_model(self.tracker, self.run_id, self.label, Path(event["path"]))
+        if kind in ("param", "note", "data", "publish", "model"):
+            event["event"] = "shipped"
+
+    def _data(self, event: Json) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        source = json.dumps({"uri": event["source"] or event["name"]})
+        profile = json.dumps({k: v for k, v in event["spec"].items() if v})[:MAX_TEXT]
+        entity = Dataset(event["name"], event["digest"][:36], "local", source, profile=profile)
+        self.tracker.client.log_inputs(self.run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", self.label)])])
+
+
+def publish_model(tracker: Tracker, run_id: str, name: str, folder: Path) -> None:
+    """Log a saved model as an MLflow model that `mlflow.pyfunc.load_model` can use, from code and safetensors."""
+    import shutil
+
+    from mlflow.entities import LoggedModelOutput
+
+    packed = folder.parent / "mlflow_model"
+    shutil.rmtree(packed, ignore_errors=True)
+    _pack(folder, packed)
+    client = tracker.client
+    model = client.create_logged_model(tracker.experiment_id, name=name, source_run_id=run_id)
+    client.log_model_artifacts(model.model_id, str(packed))
+    client.finalize_logged_model(model.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+    client.log_artifacts(run_id, str(packed), "model")
+    shutil.rmtree(packed)
+
+
+def _pack(folder: Path, packed: Path) -> None:
+    """Write MLflow's form of a model: code, weights, requirements, signature."""
+    import mlflow.pyfunc
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    code = Path(__file__).resolve().parent.parent
+    signature = None
+    if (folder / "arrays.safetensors").is_file():
+        from safetensors.numpy import load_file
+
+        example = load_file(folder / "arrays.safetensors")["example"]
+        signature = ModelSignature(inputs=Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))]))
+    mlflow.pyfunc.save_model(
+        str(packed),
+        python_model=str(Path(__file__).with_name("pyfunc.py")),
+        artifacts={"model": str(folder)},
+        code_paths=[str(code / "overnight"), str(code / "tasks")],
+        pip_requirements=_requirements(),
+        signature=signature,
+    )
+
+
+def _requirements() -> list[str]:
+    from importlib.metadata import version
+
+    return [f"{name}=={version(name)}" for name in ("mlflow", "numpy", "pydantic", "pyyaml", "safetensors", "torch")]
+
+
+def _mlflow_error() -> type[Exception]:
+    from mlflow.exceptions import MlflowException
+
+    found: type[Exception] = MlflowException
+    return found
+
+
+def _user() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container without a passwd entry
+        return "unknown"
