@@ -1,0 +1,41 @@
+# The words of this project; `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help setup check test demo lock test-gpu up down clean
+test test-gpu: export OMP_NUM_THREADS ?= 1
+BIN := .venv/bin
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' Makefile | expand -t 12
+
+setup:  ## .venv with every dependency; at once when nothing has changed
+	@bin/setup
+
+demo: setup  ## the whole chain on data that is embedded: ETL, CNN, YOLO, graph, agent
+	$(BIN)/overnight run configs/demo.yaml
+	@echo "Look around: $(BIN)/overnight up   (prints where MLflow and Prefect are; $(BIN)/overnight down stops them)"
+
+test: check  ## everything that can be checked without a card
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not gpu"
+
+check: setup  ## style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+test-gpu: setup  ## what needs a CUDA card
+	$(BIN)/pytest -m gpu
+
+up: setup  ## start MLflow, Prefect and the worker, and say where they are
+	$(BIN)/overnight up
+
+down: setup  ## stop them
+	$(BIN)/overnight down
+
+lock: setup  ## resolve again after a change of the dependencies, into both lock files
+	$(BIN)/uv lock
+	$(BIN)/uv export --quiet --frozen --no-emit-project --no-header --no-annotate -o requirements.lock
+	$(BIN)/uv export --quiet --frozen --no-emit-project --no-header --no-annotate --extra rapids -o requirements-rapids.lock
+
+clean:  ## remove .venv and caches; results (mlruns, .overnight) stay
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
