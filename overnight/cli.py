@@ -43,18 +43,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("config", help="a file of configs/, e.g. configs/vision.yaml or just vision")
     run.add_argument("overrides", nargs="*", metavar="key=value", help="values laid over the file, e.g. cnn.epochs=3")
     run.add_argument("--cpu", action="store_true", help="leave the GPU alone: run on the virtual card")
-    for name, command, about in (
-        ("up", _up, "start Prefect, its worker and MLflow, and keep them running"),
-        ("down", _down, "stop them"),
+    add("up", _up, "start Prefect, its worker and MLflow, and keep them running")
+    add("down", _down, "stop them")
+    for sub in (
+        add("status", _status, "what runs, where, since when"),
+        add("gpu", _gpu, "the card: its budget, who holds what, who waits"),
+        add("ls", _ls, "the experiments in configs/"),
+        add("doctor", _doctor, "what this machine has, and what is in the way"),
     ):
-        add(name, command, about)
-    for name, command, about in (
-        ("status", _status, "what runs, where, since when"),
-        ("gpu", _gpu, "the card: its budget, who holds what, who waits"),
-        ("ls", _ls, "the experiments in configs/"),
-        ("doctor", _doctor, "what this machine has, and what is in the way"),
-    ):
-        add(name, command, about).add_argument("--json", action="store_true", help="for programs")
+        sub.add_argument("--json", action="store_true", help="for programs")
     _data_parser(add("data", _data_ls, "the data sets: list, fetch, verify"))
     return parser
 
@@ -64,13 +61,12 @@ def _data_parser(data: argparse.ArgumentParser) -> None:
     ls = verbs.add_parser("ls", help="every data set, and where its files are")
     ls.add_argument("--json", action="store_true", help="for programs")
     ls.set_defaults(command=_data_ls)
-    for name, command, about in (
-        ("fetch", _data_fetch, "download what is missing, and verify it"),
-        ("verify", _data_verify, "compare every file with its digest"),
-    ):
-        verb = verbs.add_parser(name, help=about)
+    fetch = verbs.add_parser("fetch", help="download what is missing, and verify it")
+    fetch.set_defaults(command=_data_fetch)
+    verify = verbs.add_parser("verify", help="compare every file with its digest")
+    verify.set_defaults(command=_data_verify)
+    for verb in (fetch, verify):
         verb.add_argument("names", nargs="+", metavar="NAME")
-        verb.set_defaults(command=command)
     data.set_defaults(json=False)
 
 

@@ -3,7 +3,7 @@
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -54,7 +54,7 @@ class Display:
         self._lock = threading.Lock()
         self._live: Live | None = None
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> Self:
         if self.console.is_terminal:
             self._live = Live(console=self.console, get_renderable=self.table, refresh_per_second=4, transient=True)
             self._live.start()

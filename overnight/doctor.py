@@ -55,7 +55,9 @@ def _ledger() -> Check:
 
 def _disk() -> Check:
     free = shutil.disk_usage(root()).free / 2**30
-    return Check("disk", free > FREE_GIB, f"{free:.0f} GiB free" + ("" if free > FREE_GIB else f"; fewer than {FREE_GIB}: runs may not fit"))
+    return Check(
+        "disk", free > FREE_GIB, f"{free:.0f} GiB free" + ("" if free > FREE_GIB else f"; fewer than {FREE_GIB}: runs may not fit")
+    )
 
 
 def _services() -> list[Check]:

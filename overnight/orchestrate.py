@@ -16,7 +16,7 @@ from overnight.launch import new_folder, run_child
 from overnight.tracking import Shipper
 
 if TYPE_CHECKING:
-    from prefect.states import State
+    from prefect.client.schemas.objects import State
 
     from overnight.pipeline import Chain, Pending
 
@@ -52,7 +52,7 @@ def submit(chain: "Chain", pending: "Pending", arguments: list[Any]) -> Any:
         return _task(chain, pending, arguments)
 
     body.__name__, body.__doc__ = pending.label.replace("/", "_"), pending.step.__doc__
-    made = task(body, name=pending.step.name, task_run_name=pending.label, cache_policy=NO_CACHE, persist_result=False)
+    made = task(name=pending.step.name, task_run_name=pending.label, cache_policy=NO_CACHE, persist_result=False)(body)
     return made.submit(wait_for=[allow_failure(p.future) for p in pending.upstream])
 
 
@@ -96,8 +96,9 @@ class _Attempt:
 
     def run(self) -> Result:
         """Open the run, follow the child to its end, close the run."""
-        self.run_id = self._open()
-        self.shipper = Shipper(self.chain.tracker, self.run_id, self.pending.label)
+        params = {"seed": self.chain.experiment.seed, **_flat(self.arguments[0])}
+        self.run_id = self._open(params)
+        self.shipper = Shipper(self.chain.tracker, self.run_id, self.pending.label, params)
         self.chain.shippers.append(self.shipper)
         self._link()
         self.chain.display.change(self.pending.row, "queued")
@@ -124,13 +125,12 @@ class _Attempt:
             ask_mib=ask if step.gpu else 0,
         )
 
-    def _open(self) -> str:
+    def _open(self, params: dict[str, Any]) -> str:
         from prefect.runtime import task_run
 
         tags = {**provenance.tags(self.chain.card), **links(), "overnight.step": self.pending.step.address, "overnight.key": self.key}
         tags |= {"overnight.folder": str(self.folder), "overnight.attempts": "1", "prefect.task_run_id": str(task_run.id or "")}
         run_id = self.chain.tracker.open(self.pending.label, tags, self.chain.run_id)
-        params = {"seed": self.chain.experiment.seed, **_flat(self.arguments[0])}
         self.chain.tracker.params(run_id, params)
         self.chain.tracker.tags(run_id, {f"input.{a.kind}": a.digest for a in self.arguments if hasattr(a, "digest")})
         return run_id
@@ -192,6 +192,8 @@ class _Attempt:
         left = self.shipper.drain()
         if left:
             self.chain.display.say(f"{self.pending.label}: MLflow did not answer; {left} events wait in {self.folder}/events.jsonl")
+        for line in self.shipper.refused:
+            self._log(f"MLflow refused {line}")
         self.chain.shippers.remove(self.shipper)
         status = "FINISHED" if result.code == 0 else "KILLED" if result.code == Stopped.child_code else "FAILED"
         self.chain.tracker.close(self.run_id, status)

@@ -25,7 +25,7 @@ from overnight.step import Pipeline, Step
 from overnight.tracking import Shipper, Tracker
 
 if TYPE_CHECKING:
-    from prefect.states import State
+    from prefect.client.schemas.objects import State
 
 _active: list["Chain"] = []
 

@@ -18,7 +18,7 @@ class Saved(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         module, _, name = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["predictor"].partition(":")
         self.predictor = getattr(importlib.import_module(module), name)(folder)
 
-    def predict(self, context: Any, model_input: Any, params: Any = None) -> np.ndarray:  # noqa: ARG002 - MLflow's signature
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, ARG002 - MLflow reads type hints
         """What the predictor answers for an array (or what can be made one)."""
         return np.asarray(self.predictor(np.asarray(model_input)))
 

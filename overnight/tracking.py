@@ -1,22 +1,29 @@
 """The parent's MLflow client: one run for the experiment, one below it for each step. The only user of MLflow besides pyfunc.py."""
 
 import json
+import logging
+import os
 import threading
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 Json = dict[str, Any]
 MAX_TEXT = 6000  # of a param or tag in MLflow
+REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED")
 
 
 class Tracker:
     """An MLflow experiment on a tracking server; client and run ids, never the fluent global."""
 
     def __init__(self, uri: str, experiment: str) -> None:
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         from mlflow import MlflowClient
 
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module=r"mlflow\.")  # it asks for input examples: those would run models in the parent
         self.uri = uri.rstrip("/")
         self.client = MlflowClient(tracking_uri=uri)
         self.experiment_id = self._experiment(experiment)
@@ -66,12 +73,13 @@ class Tracker:
 class Shipper:
     """Carries one step's events to its MLflow run, in order and each once; keeps what a server that is away does not take."""
 
-    def __init__(self, tracker: Tracker, run_id: str, label: str) -> None:
+    def __init__(self, tracker: Tracker, run_id: str, label: str, params: Mapping[str, Any] | None = None) -> None:
         self.tracker, self.run_id, self.label = tracker, run_id, label
+        self.refused: list[str] = []
         self.latest: dict[str, float] = {}
         self.notes: list[str] = []
         self._waiting: list[Json] = []
-        self._params: dict[str, str] = {}
+        self._params = {name: str(value) for name, value in (params or {}).items()}
         self._lock, self._sending = threading.Lock(), threading.Lock()
 
     def take(self, event: Json) -> None:
@@ -92,9 +100,19 @@ class Shipper:
                 return
             self._metrics([e for e in batch if e["event"] == "metrics"])
             for event in batch:
-                self._one(event)
+                self._once(event)
             with self._lock:
                 del self._waiting[: len(batch)]
+
+    def _once(self, event: Json) -> None:
+        """Send one event; what the server refuses for good is noted, so that it does not hold up the rest."""
+        try:
+            self._one(event)
+        except _mlflow_error() as error:
+            if getattr(error, "error_code", "") not in REFUSED:
+                raise
+            self.refused.append(f"{event['event']}: {error}")
+        event["event"] = "shipped"
 
     def drain(self, patience_s: float = 60) -> int:
         """Send all that waits, trying again for a while; how many events could not be sent."""
@@ -119,8 +137,8 @@ class Shipper:
 
     def _one(self, event: Json) -> None:
         client, kind = self.tracker.client, event["event"]
-        if kind == "param" and self._params.setdefault(event["name"], event["value"]) == event["value"]:
-            self.tracker.params(self.run_id, {event["name"]: event["value"]})
+        if kind == "param":
+            self._param(event["name"], event["value"])
         elif kind == "note":
             client.set_tag(self.run_id, "mlflow.note.content", "\n\n".join(self.notes))
         elif kind == "data":
@@ -131,8 +149,12 @@ class Shipper:
             send(self.run_id, str(path), event["folder"] or None)
         elif kind == "model":
             publish_model(self.tracker, self.run_id, self.label, Path(event["path"]))
-        if kind in ("param", "note", "data", "publish", "model"):
-            event["event"] = "shipped"
+
+    def _param(self, name: str, value: str) -> None:
+        """A param is written once; one that was asked for and decided otherwise (precision: auto) keeps both."""
+        if self._params.setdefault(name, value) != value:
+            name = f"{name}.used"
+        self.tracker.params(self.run_id, {name: value})
 
     def _data(self, event: Json) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -157,7 +179,6 @@ def publish_model(tracker: Tracker, run_id: str, name: str, folder: Path) -> Non
     client.log_model_artifacts(model.model_id, str(packed))
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
-    client.log_artifacts(run_id, str(packed), "model")
     shutil.rmtree(packed)
 
 

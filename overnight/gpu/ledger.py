@@ -38,7 +38,8 @@ class Request:
         state, *numbers = path.name.split("-")
         if state not in ("q", "h") or len(numbers) != 3 or not all(n.isdigit() for n in numbers):
             return None
-        return cls(path, state == "h", *map(int, numbers))
+        ticket, mib, pid = map(int, numbers)
+        return cls(path, state == "h", ticket, mib, pid)
 
 
 class Ledger:
@@ -49,7 +50,9 @@ class Ledger:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ServiceError(f"{folder}: the ledger of the card cannot be kept there ({error.strerror}); set OVERNIGHT_CARD_DIR") from None
+            raise ServiceError(
+                f"{folder}: the ledger of the card cannot be kept there ({error.strerror}); set OVERNIGHT_CARD_DIR"
+            ) from None
 
     def acquire(
         self,
