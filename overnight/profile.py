@@ -85,6 +85,7 @@ def picture(profile: Json, file: Path, most: int = 12) -> "Figure":
     frame = pl.scan_parquet(file)
     names = [c["column"] for c in profile["columns"] if c["mean"] is not None and c["distinct"] > 1][:most]
     values = frame.select(names).collect(engine="streaming") if names else pl.DataFrame()
+    distinct = {c["column"]: c["distinct"] for c in profile["columns"]}
     rows = max(2, -(-len(names) // 4))
     figure = Figure(figsize=(13, 2.1 * rows + 0.6), layout="constrained")
     panels: Any = figure.subfigures(1, 2, width_ratios=(1, 2.6))
@@ -97,7 +98,7 @@ def picture(profile: Json, file: Path, most: int = 12) -> "Figure":
     axes.set_xlim(0, max(1.0, *(shares.values() or [1.0])) * 1.05)
     axes.tick_params(axis="y", labelsize=7)
     for name, axis in zip(names, right.subplots(rows, 4, squeeze=False).flat, strict=False):
-        axis.hist(values[name].drop_nulls().cast(pl.Float64).to_numpy(), bins=40, color="#3b6ea5")
+        axis.hist(values[name].drop_nulls().cast(pl.Float64).to_numpy(), bins=min(40, distinct[name]), color="#3b6ea5")
         axis.set_title(name, fontsize=9)
         axis.tick_params(labelsize=7)
     for axis in right.axes[len(names) :]:
