@@ -1,0 +1,190 @@
+"""What is installed, what may import what, and how large things may grow."""
+
+import ast
+import importlib.metadata
+import importlib.util
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CODE = sorted(path for folder in ("overnight", "tasks", "flows", "bench") for path in (ROOT / folder).rglob("*.py"))
+HEAVY = ["torch", "prefect", "mlflow", "polars", "sklearn", "pandas"]  # seconds to import
+
+FILE_LINES, CONFIG_LINES, FUNCTION_LINES, LOOP_LINES = 300, 40, 25, 60
+LOOPS = {"overnight/training.py:train"}  # the training loop
+LONGER: dict[str, int] = {}  # further exceptions, with what they may have
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def python(script: str, folder: Path) -> list[str]:
+    """The lines that a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def tracked() -> list[Path]:
+    """Every file that git knows or would take, as text files go."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+# ------------------------------------------------------------------------------------------------ what is installed
+
+
+def test_data_sets_hold_no_python() -> None:
+    assert not list((ROOT / "datasets").glob("*.py"))
+    assert not [path for path in tracked() if name_of(path).startswith("datasets/") and path.suffix == ".py"]
+
+
+def test_the_name_datasets_is_left_to_others() -> None:
+    spec = importlib.util.find_spec("datasets")
+    assert spec is None or spec.origin is None or ROOT not in Path(spec.origin).parents
+
+
+def test_tasks_and_flows_are_those_of_this_checkout(tmp_path: Path) -> None:
+    script = "import flows, overnight, tasks; print(flows.__file__, overnight.__file__, tasks.__file__, sep='\\n')"
+    assert [Path(line).parent.parent for line in python(script, tmp_path)] == [ROOT, ROOT, ROOT]
+
+
+def test_no_flow_hides_an_installed_library() -> None:
+    """A flow that is loaded by its path puts flows/ in front of everything."""
+    installed = set(importlib.metadata.packages_distributions()) | set(sys.stdlib_module_names)
+    assert {path.stem for path in (ROOT / "flows").glob("*.py")} - {"__init__"} & installed == set()
+
+
+def test_the_wheel_holds_the_package_alone(tmp_path: Path) -> None:
+    script = f"import hatchling.build; print(hatchling.build.build_wheel({str(tmp_path)!r}))"
+    python(script, ROOT)
+    (wheel,) = tmp_path.glob("*.whl")
+    tops = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"overnight"}
+
+
+# ------------------------------------------------------------------------------------------------ who imports whom
+
+
+def imports(name: str, text: str) -> Iterator[str]:
+    """Every module that a file names in an import, at its top or inside a function."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            folders = name.split("/")[:-1]
+            base = folders[: len(folders) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def broken(name: str, text: str) -> list[str]:
+    """The imports of a file that the direction flows -> tasks -> overnight forbids; a task may be a file or a folder."""
+    layer, unit = name.split("/", maxsplit=1)[0], name.split("/")[1].removesuffix(".py")
+    banned = {"overnight": {"flows", "tasks"}, "tasks": {"flows", "prefect", "mlflow"}, "flows": {"prefect", "mlflow", *HEAVY}}[layer]
+    found = [module.split(".") for module in imports(name, text)]
+    return [".".join(m) for m in found if m[0] in banned or (layer == m[0] == "tasks" and m[1:2] != [unit])]
+
+
+def test_imports_go_one_way() -> None:
+    files = {name_of(path): path.read_text(encoding="utf-8") for path in CODE if not name_of(path).startswith("bench/")}
+    assert {name: broken(name, text) for name, text in files.items() if broken(name, text)} == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("overnight/a.py", "def f():\n    from tasks import cnn\n"),
+        ("tasks/a.py", "from tasks.b import x\n"),
+        ("tasks/a.py", "from . import b\n"),
+        ("tasks/a.py", "import mlflow.client\n"),
+        ("tasks/y/head.py", "from ..b import x\n"),
+        ("flows/a.py", "import torch\n"),
+    ],
+)
+def test_a_wrong_import_is_seen(name: str, text: str) -> None:
+    assert broken(name, text)
+    assert not broken(
+        "tasks/y/__init__.py", "import json, torch\nfrom tasks.y.head import x\nfrom .head import z\nfrom overnight import Run\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["ls"], ["--help"], ["data", "ls"]], ids=" ".join)
+def test_listing_loads_no_heavy_library(arguments: list[str]) -> None:
+    script = (
+        "import sys\nfrom overnight.cli import main\n"
+        f"try: code = main({arguments!r})\nexcept SystemExit as end: code = end.code\n"
+        f"print('loaded', [name for name in {HEAVY!r} if name in sys.modules], code or 0)"
+    )
+    assert python(script, ROOT)[-1] == "loaded [] 0"
+
+
+# ------------------------------------------------------------------------------------------------ how large things may grow
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    """(name, lines) of every function, without decorators and docstring, and without the functions inside it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, _lines(node) - sum(_lines(inner) for inner in ast.walk(node) if inner is not node and _is_function(inner))
+
+
+def _is_function(node: ast.AST) -> bool:
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+
+
+def _lines(node: ast.AST) -> int:
+    assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
+    return body[-1].end_lineno - body[0].lineno + 2  # type: ignore[operator]
+
+
+def test_functions_stay_short() -> None:
+    lengths = {f"{name_of(path)}:{name}": lines for path in CODE for name, lines in functions(path)}
+    allowed = {**dict.fromkeys(LOOPS, LOOP_LINES), **LONGER}
+    assert {name: lines for name, lines in lengths.items() if lines > allowed.get(name, FUNCTION_LINES)} == {}
+    assert set(allowed) - set(lengths) == set(), "exceptions for functions that are no longer there"
+
+
+def test_files_stay_short() -> None:
+    lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in [*CODE, *(ROOT / "tests").rglob("*.py")]}
+    assert {name: lines for name, lines in lengths.items() if lines > FILE_LINES} == {}
+
+
+def test_configs_stay_short() -> None:
+    lines = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "configs").glob("*.yaml")}
+    assert {name: count for name, count in lines.items() if count > CONFIG_LINES} == {}
+
+
+# ------------------------------------------------------------------------------------------------ what may not be in the repository
+
+FORBIDDEN = {
+    "a path of one machine": r"(?<![\w.~-])/(?:work|root|Users|home/(?!me\b|you\b)\w+)/",
+    "a package index": r"https?://[\w.-]*(?:pythonhosted\.org|download\.pytorch\.org|/simple/)|pypi\.org/simple",
+}
+
+
+def test_tracked_files_name_no_machine_and_no_index() -> None:
+    found = []
+    for path in tracked():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # a picture
+        for what, pattern in FORBIDDEN.items():
+            found += [f"{name_of(path)}: {what}: {match[0]}" for match in re.finditer(pattern, text) if path != Path(__file__).resolve()]
+    assert found == []
+
+
+def test_nothing_large_is_tracked() -> None:
+    assert {name_of(path): path.stat().st_size for path in tracked() if path.stat().st_size > 1_000_000} == {}
