@@ -31,6 +31,7 @@ class DataSpec(Values):
     boxes: int = Field(0, description="the most boxes on one image")
     nodes: int = 0
     edges: int = Field(0, description="undirected edges, each counted once")
+    nonzeros: int = Field(0, description="stored values of sparse node features, 0 when they are dense")
     tokens: int = 0
     rows: int = 0
 

@@ -73,7 +73,11 @@ class Source:
         self.path, self.lines, self.overrides, self.problems = path, dict[str, int](), dict[str, str](), list[str]()
 
     def at(self, loc: Sequence[str | int]) -> str:
-        """`file:line` of a value, or the override that set it."""
+        """`file:line` of a value, or the override that set it (or something below it)."""
+        whole = ".".join(map(str, loc)) + "."
+        below = next((o for key, o in self.overrides.items() if key.startswith(whole)), None)
+        if below is not None:
+            return f"override {below!r}"
         for end in range(len(loc), -1, -1):
             key = ".".join(map(str, loc[:end]))
             if key in self.overrides:

@@ -53,7 +53,7 @@ def submit(chain: "Chain", pending: "Pending", arguments: list[Any]) -> Any:
 
     body.__name__, body.__doc__ = pending.label.replace("/", "_"), pending.step.__doc__
     made = task(name=pending.step.name, task_run_name=pending.label, cache_policy=NO_CACHE, persist_result=False)(body)
-    return made.submit(wait_for=[allow_failure(p.future) for p in pending.upstream])
+    return made.submit(wait_for=[allow_failure(p.future) for p in pending.upstream], return_state=False)
 
 
 def _task(chain: "Chain", pending: "Pending", arguments: list[Any]) -> "State[Any]":

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, cast, get_type_hints, overload
 
 from overnight.artifact import Artifact
 from overnight.config import Experiment, Params
@@ -38,7 +38,7 @@ class Step(Generic[P, R]):
         """Submit to the pipeline that is being built. What comes back is a Pending, typed as what it will be."""
         from overnight.pipeline import current
 
-        return current().submit(self, *args, **kwargs)  # type: ignore[no-any-return]
+        return cast("R", current().submit(self, *args, **kwargs))
 
     @property
     def address(self) -> str:
@@ -99,8 +99,14 @@ class Pipeline(Generic[P, T]):
         """Run as a part of the pipeline that is being built; a whole run enters by `overnight.pipeline.execute`."""
         from overnight.pipeline import current
 
-        experiment: Any = next(iter([*args, *kwargs.values()]), None)
-        with current().named(getattr(experiment, "name", None) or self.name):
+        with current().named(self.name):
+            return self.body(*args, **kwargs)
+
+    def part(self, name: str, *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same, its steps carrying `name`: for a pipeline that runs another one more than once."""
+        from overnight.pipeline import current
+
+        with current().named(name):
             return self.body(*args, **kwargs)
 
     @cached_property

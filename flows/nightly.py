@@ -1,0 +1,33 @@
+"""A whole night: every family that the config has a section for, the tables feeding what is built from them."""
+
+from flows.agent import Agent, agent
+from flows.detect import Detect, detect
+from flows.etl import Etl, etl
+from flows.graph import Graph, graph
+from flows.vision import Vision, vision
+from overnight.config import Experiment
+from overnight.step import pipeline
+
+
+class Nightly(Experiment):
+    """Sections by family; each named part of a section is one experiment of that flow."""
+
+    etl: Etl | None = None
+    vision: dict[str, Vision] = {}
+    detect: dict[str, Detect] = {}
+    graph: dict[str, Graph] = {}
+    agent: dict[str, Agent] = {}
+
+
+@pipeline
+def nightly(cfg: Nightly) -> None:
+    """Submit all parts; they run together as far as the card and the host allow."""
+    table = etl(cfg.etl) if cfg.etl else None
+    for name, part in cfg.vision.items():
+        vision.part(name, part)
+    for name, part in cfg.detect.items():
+        detect.part(name, part)
+    for name, part in cfg.graph.items():
+        graph.part(name, part, table)
+    for name, part in cfg.agent.items():
+        agent.part(name, part)

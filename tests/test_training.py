@@ -1,0 +1,110 @@
+"""The loop: it learns, it picks the epoch by validation, and splitting a batch changes nothing."""
+
+import pytest
+import torch
+from torch import nn
+
+from overnight.errors import OutOfMemory, Stopped
+from overnight.run import RecordingRun
+from overnight.training import Recipe, TrainParams, constant, cosine, evaluate, train
+
+
+def recipe(params, best="accuracy", **changes):
+    def batches(data, generator):
+        order = torch.randperm(len(data["x"]), generator=generator)
+        for index in order.split(params.batch):
+            yield {"x": data["x"][index], "y": data["y"][index]}
+
+    def loss(model, batch):
+        return nn.functional.cross_entropy(model(batch["x"]), batch["y"], reduction="sum"), torch.tensor(len(batch["y"]))
+
+    def score(model, data, split):
+        right = model(data[f"{split}_x"]).argmax(1) == data[f"{split}_y"]
+        return {"accuracy": right.double().mean().item()}
+
+    values = {
+        "build": lambda: nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3)),
+        "example": lambda n: {"x": torch.zeros(n, 4), "y": torch.zeros(n, dtype=torch.long)},
+        "batches": batches,
+        "steps_per_epoch": lambda data: -(-len(data["x"]) // params.batch),
+        "loss": loss,
+        "optimiser": lambda model: torch.optim.SGD(model.parameters(), lr=0.3),
+        "schedule": constant,
+        "evaluate": score,
+    }
+    return Recipe(params=params, best=best, **{**values, **changes})
+
+
+@pytest.fixture
+def blobs():
+    generator = torch.Generator().manual_seed(1)
+    y = torch.randint(0, 3, (300,), generator=generator)
+    x = torch.randn(300, 4, generator=generator) + 3 * nn.functional.one_hot(y, 4)
+    return {"x": x[:200], "y": y[:200], "val_x": x[200:], "val_y": y[200:]}
+
+
+def test_it_learns_and_logs_curves(tmp_path, blobs):
+    run = RecordingRun(tmp_path, seed=3)
+    fitted = train(recipe(TrainParams(epochs=5, batch=32), schedule=cosine()), run, blobs)
+    assert fitted.scores["accuracy"] > 0.9
+    assert run.curve("train/loss")[-1] < run.curve("train/loss")[0] / 2
+    assert len(run.curve("val/accuracy")) == 5
+    assert run.curve("train/lr")[-1] < 0.01
+    assert fitted.epoch == 1 + max(range(5), key=lambda e: (run.curve("val/accuracy")[e], e))
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path, blobs):
+    weights = [train(recipe(TrainParams(epochs=2)), RecordingRun(tmp_path, seed=s), blobs).model.state_dict() for s in (1, 1, 2)]
+    assert all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values(), strict=True))
+    assert not torch.equal(weights[0]["0.weight"], weights[2]["0.weight"])
+
+
+@pytest.mark.parametrize("micro", [1, 7, 32])
+def test_a_split_batch_gives_the_same_weights(tmp_path, blobs, micro):
+    blobs = {name: t.double() if t.is_floating_point() else t for name, t in blobs.items()}
+    build = lambda: nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3)).double()  # noqa: E731
+    whole = train(recipe(TrainParams(epochs=2, batch=64), build=build, clip=0.5), RecordingRun(tmp_path), blobs)
+    split = train(recipe(TrainParams(epochs=2, batch=64, micro_batch=micro), build=build, clip=0.5), RecordingRun(tmp_path), blobs)
+    for a, b in zip(whole.model.parameters(), split.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+def test_the_average_of_the_weights_is_what_is_evaluated_and_kept(tmp_path, blobs):
+    seen = []
+
+    def score(model, data, split):
+        seen.append(model[0].weight.detach().clone())
+        return {"accuracy": float(len(seen))}
+
+    fitted = train(recipe(TrainParams(epochs=3), ema=0.9, evaluate=score), RecordingRun(tmp_path), blobs)
+    assert torch.equal(fitted.model[0].weight, seen[-1])
+
+
+def test_bf16_trains_and_evaluates(tmp_path, blobs):
+    run = RecordingRun(tmp_path)
+    fitted = train(recipe(TrainParams(epochs=3, batch=32, precision="bf16")), run, blobs)
+    assert fitted.scores["accuracy"] > 0.8
+    assert {"event": "param", "name": "precision", "value": "bf16"} in run.events
+
+
+def test_out_of_memory_names_what_was_on_the_card(tmp_path, blobs):
+    def loss(model, batch):
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(OutOfMemory, match="with 16 samples on the card"):
+        train(recipe(TrainParams(batch=64, micro_batch=16), loss=loss), RecordingRun(tmp_path), blobs)
+
+
+def test_a_stop_ends_the_training(tmp_path, blobs):
+    run = RecordingRun(tmp_path)
+    run.should_stop = lambda: len(run.curve("train/loss")) >= 2
+    with pytest.raises(Stopped):
+        train(recipe(TrainParams(epochs=50, batch=32)), run, blobs)
+    assert len(run.curve("train/loss")) == 2
+
+
+def test_evaluation_leaves_the_mode_as_it_was(blobs):
+    model = nn.Sequential(nn.Linear(4, 3))
+    scores = evaluate(recipe(TrainParams()), model.train(), blobs, "val")
+    assert 0 <= scores["accuracy"] <= 1
+    assert model.training
