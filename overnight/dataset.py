@@ -2,27 +2,59 @@
 
 import difflib
 import os
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from overnight.artifact import DataSpec
-from overnight.config import Values
-from overnight.content import Content
+from overnight.config import Source, Values, read, validate
+from overnight.content import Content, Handled
 from overnight.errors import ConfigError, DataError
 from overnight.paths import datasets, shown
+
+if TYPE_CHECKING:
+    from overnight.fetch import Progress
 
 Kind = Literal["table", "images", "boxes", "graph", "text"]
 
 
-class DataFile(Values):
-    """One file of a data set, by its path inside the set's folder."""
+def _inside(path: str) -> str:
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        raise ValueError("must be a path inside the set's folder")
+    return path
 
-    path: str
-    url: str | None = Field(None, pattern=r"^https://")
-    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+
+def _known_reader(name: str) -> str:
+    from overnight.readers import reader
+
+    reader(name)
+    return name
+
+
+Url = Annotated[str, Field(pattern=r"^(https://|http://127\.0\.0\.1[:/])")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Inside = Annotated[str, AfterValidator(_inside)]
+
+
+class DataFile(Values):
+    """One file of a data set by its path inside the set's folder, or a whole folder when the path ends with /."""
+
+    path: Inside
+    url: Url | None = None
+    sha256: Sha256 | None = Field(None, description="of a folder: of what `sha256sum *` prints in it")
     bytes: int | None = Field(None, ge=0)
+
+
+class Archive(Values):
+    """A tar or zip that brings the files that have no url of their own; it is not kept."""
+
+    url: Url
+    sha256: Sha256 | None = None
+    bytes: int | None = Field(None, ge=0)
+    inside: str = Field("", description="the folder of the archive that holds the files; * stands for any one name")
+    limit: int = Field(50 * 10**9, gt=0, description="bytes it may unpack to")
 
 
 class Entry(Values):
@@ -30,32 +62,109 @@ class Entry(Values):
 
     name: str
     kind: Kind
-    reader: str = Field(description="a file of overnight/readers/")
-    folder: str = Field("", description="below $OVERNIGHT_DATA or datasets/; the name when left out")
-    files: list[DataFile] = []
+    reader: Annotated[str, AfterValidator(_known_reader)] = Field(description="a file of overnight/readers/")
+    folder: Inside = Field("", description="below $OVERNIGHT_DATA or datasets/; the name when left out")
+    files: list[DataFile] = Field([], description="what must be there; empty: whatever is in the folder")
+    archives: list[Archive] = []
     options: dict[str, Any] = Field({}, description="of the reader")
+    splits: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(
+        {}, description="fractions cut off the training part, in this order, where the set has no such split"
+    )
     licence: str = ""
     homepage: str = ""
     about: str = ""
-    splits: dict[str, float] = Field({}, description="fractions cut off the training part, in order, where the set has no such split")
     expected: DataSpec = DataSpec()
 
-    def load(self) -> Content:
-        """Find, verify and read the files; raises DataError that says what is missing, damaged or odd."""
+    @model_validator(mode="after")
+    def _archives_bring_files(self) -> Self:
+        if self.archives and not self.files:
+            raise ValueError("archives need `files`: which files (or folders, with / at the end) of them belong to the set")
+        return self
+
+    def load(self, progress: "Progress | None" = None) -> Content:
+        """Find the files (or download them), verify and read them; raises DataError that says what is missing, damaged or odd."""
         from overnight.readers import reader
         from overnight.splits import cut
 
         form = reader(self.reader)
-        content = form.read(self.place(), form.Options.model_validate(self.options), self)
-        return cut(content, self.splits)
+        options = validate(form.Options, self.options, Source(datasets() / f"{self.name}.yaml"))
+        content = cut(form.read(self.place(progress), options, self), self.splits)
+        self._compare(content)
+        return replace(content, handled=Handled(+content.handled))
 
-    def place(self) -> Path:
-        """The folder that holds every file of the set."""
-        tried = [Path(p) / (self.folder or self.name) for p in (os.environ.get("OVERNIGHT_DATA"), datasets()) if p]
-        for folder in tried:
-            if self.reader == "package" or (folder.is_dir() and all((folder / f.path).exists() for f in self.files)):
-                return folder
-        raise DataError(f"data set {self.name!r}: not in {' or '.join(map(shown, tried))}; `overnight data fetch {self.name}`")
+    def homes(self) -> list[Path]:
+        """Where the files may be, in the order of looking; the last is where downloads go."""
+        if self.reader == "package":
+            from overnight.readers.package import home
+
+            return [home(self.options)]
+        roots = [os.environ.get("OVERNIGHT_DATA"), datasets()]
+        return [Path(r) / (self.folder or self.name) for r in roots if r]
+
+    def found(self) -> list[Path]:
+        """The folders that hold every file; nothing is verified."""
+        return [h for h in self.homes() if h.is_dir() and all((h / f.path).exists() for f in self.files)]
+
+    def place(self, progress: "Progress | None" = None) -> Path:
+        """The first folder with every file as the entry says, after a download if need be; raises DataError when there is none."""
+        problems = list[str]()
+        for home in self.found():
+            wrong = self.problems(home)
+            if not wrong:
+                return home
+            problems = problems or wrong
+        if problems:
+            raise DataError(problems)
+        from overnight.obtain import obtain
+
+        return obtain(self, progress)
+
+    def problems(self, home: Path) -> list[str]:
+        """What is not as the entry says: size first, digest when the size is right."""
+        return [wrong for file in self.files if (wrong := self.problem(home, file))]
+
+    def problem(self, home: Path, file: DataFile) -> str:
+        """What is wrong with one file; empty when nothing is."""
+        from overnight import verified
+
+        path = home / file.path
+        anew = f"`overnight data fetch {self.name}` gets it anew" if file.url or self.archives else "get it anew"
+        if not path.exists():
+            return f"{shown(path)}: there is no such file; {anew}"
+        size = verified.size(path)
+        if file.bytes is not None and size != file.bytes:
+            return f"{shown(path)}: {size} bytes, expected {file.bytes}: cut short or changed; {anew}"
+        if file.sha256 and (found := verified.sha256(path)) != file.sha256:
+            return f"{shown(path)}: sha256 {found}, expected {file.sha256}: damaged or changed; {anew}"
+        return ""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the content: how it is read and cut, and the digests of its files (of those here, when the entry names none)."""
+        from overnight import verified
+
+        how = self.model_dump(mode="json", include={"kind", "reader", "options", "splits"})
+        if self.reader == "package":
+            from overnight.readers.package import release
+
+            return {**how, "package": release(self.options)}
+        home = next(iter(self.found()), None)
+        files = {f.path: f.sha256 or (home and verified.sha256(home / f.path)) for f in self.files}
+        return {**how, "files": files or {".": home and verified.sha256(home)}}
+
+    def _compare(self, content: Content) -> None:
+        """Counts of splits and names of classes against what is expected, where the entry says so."""
+        counts = {name: len(items) for name, items in getattr(content, "splits", {}).items()}
+        wrong = [f"{s}: {counts[s]} (expected {n})" for s, n in self.expected.counts.items() if counts.get(s, n) != n]
+        classes = getattr(content, "classes", ())
+        if self.expected.classes and classes and tuple(classes) != self.expected.classes:
+            wrong.append(f"classes: {', '.join(classes)} (expected {', '.join(self.expected.classes)})")
+        if wrong:
+            raise DataError(
+                f"data set {self.name!r} is not what its entry expects: {'; '.join(wrong)}; get the whole set, or correct the entry"
+            )
+
+
+# ------------------------------------------------------------------------------------------------ entries by name
 
 
 def names() -> list[str]:
@@ -64,21 +173,103 @@ def names() -> list[str]:
 
 
 def entry(name: Any) -> Any:
-    """The entry of that name, or ConfigError with the nearest one. An Entry, or its values, passes through."""
+    """The entry of that name; raises ValueError with the nearest one. An Entry, or its values, passes through."""
     if not isinstance(name, str):
         return name
-    if name not in names():
-        close = difflib.get_close_matches(name, names(), n=1, cutoff=0.4)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown data set {name!r}{hint} (`overnight data ls` lists them; a new one is datasets/{name}.yaml)")
-    from overnight.config import read, validate
-
-    values, source = read(datasets() / f"{name}.yaml")
     try:
-        return validate(Entry, {"name": name, **values}, source)
+        return load_entry(name)
     except ConfigError as error:
         raise ValueError("; ".join(error.problems)) from None
 
 
+def load_entry(name: str) -> Entry:
+    """The entry of that name, its reader's options checked too; raises ConfigError with every mistake, or with the nearest name."""
+    if name not in names():
+        close = difflib.get_close_matches(name, names(), n=1, cutoff=0.4)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"unknown data set {name!r}{hint} (`overnight data ls` lists them; a new one is datasets/{name}.yaml)")
+    values, source = read(datasets() / f"{name}.yaml")
+    problems, found = list[str](), None
+    try:
+        found = validate(Entry, {"name": name, **values}, source)
+    except ConfigError as error:
+        problems += error.problems
+    problems += _option_problems(values, source)
+    if problems or found is None:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return found
+
+
+def _option_problems(values: dict[str, Any], source: Source) -> list[str]:
+    """Mistakes in the options, each with its line, as the reader of the entry sees them."""
+    from overnight import readers
+
+    options = values.get("options") or {}
+    if values.get("reader") not in readers.names() or not isinstance(options, dict):
+        return []
+    inner = Source(source.path)
+    inner.lines = {key.removeprefix("options."): line for key, line in source.lines.items() if key.startswith("options.")}
+    inner.lines[""] = source.lines.get("options", 1)
+    try:
+        validate(readers.reader(values["reader"]).Options, options, inner)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
 Dataset = Annotated[Entry, BeforeValidator(entry)]
 """A config names a data set; the experiment holds its entry."""
+
+
+# ------------------------------------------------------------------------------------------------ for the command line
+
+
+def listing() -> list[dict[str, Any]]:
+    """A row for each entry: name, kind, reader, where its files are, MB, licence. Hashes nothing."""
+    return [_row(name) for name in names()]
+
+
+def _row(name: str) -> dict[str, Any]:
+    from overnight import verified
+
+    try:
+        found = load_entry(name)
+    except ConfigError as error:
+        return {"name": name, "kind": "", "reader": "", "where": f"the entry is wrong: {error.problems[0]}", "MB": None, "licence": ""}
+    try:
+        home = next(iter(found.found()), None)
+    except DataError as error:
+        home, where = None, str(error)
+    else:
+        where = f"package {found.options['module']}" if found.reader == "package" else shown(home) if home else "not here"
+    known = sum(f.bytes or 0 for f in found.files)
+    here = sum(verified.size(home / f.path) for f in found.files) if home else 0
+    mb = round((here or known) / 1e6, 1) or None
+    return {"name": name, "kind": found.kind, "reader": found.reader, "where": where, "MB": mb, "licence": found.licence}
+
+
+def fetch(name: str, progress: "Progress | None" = None) -> str:
+    """Download what is missing or damaged, verify everything; where it is. Raises DataError."""
+    from overnight.obtain import obtain
+
+    found = load_entry(name)
+    for home in found.found():
+        if not found.problems(home):
+            return shown(home)
+    return shown(obtain(found, progress))
+
+
+def verify(name: str) -> list[str]:
+    """Every file hashed anew against the entry, and the set read once; what is wrong, or nothing."""
+    from overnight import verified
+
+    found = load_entry(name)
+    try:
+        if not found.found():
+            return [f"not here; `overnight data fetch {name}`"]
+        for file in found.files:
+            verified.forget(found.found()[0] / file.path)
+        found.load()
+    except (DataError, ConfigError) as error:
+        return error.problems
+    return []

@@ -57,6 +57,8 @@ def to_mode(image: "Image", mode: str) -> "Image":
     """8 bits a channel, mode "RGB" or "L": 16-bit values are scaled (not clipped), transparency is laid on white."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _scaled(image)
+    if image.mode == "LAB":
+        image = _from_lab(image)
     if image.mode in ("PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
     if image.mode in ("LA", "RGBA"):
@@ -75,6 +77,14 @@ def _scaled(image: "Image") -> "Image":
     if low < 0 or high > 65535:
         values, top = values - low, max(high - low, 1.0)
     return Image.fromarray(np.rint(values * (255 / top)).clip(0, 255).astype(np.uint8))
+
+
+def _from_lab(image: "Image") -> "Image":
+    from PIL import ImageCms
+
+    found = ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB")
+    assert found is not None
+    return found
 
 
 def _on_white(image: "Image") -> "Image":

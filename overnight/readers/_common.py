@@ -9,6 +9,10 @@ from overnight.errors import DataError
 from overnight.paths import shown
 
 IMAGE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".pnm"})
+SIGNATURES = {
+    b"PK\x03\x04": "zip", b"\x1f\x8b": "gzip", b"PAR1": "parquet", b"\x93NUMPY": "npy", b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg",
+    b"%PDF": "pdf", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"version https://git-lfs": "git-lfs pointer (the data itself was not fetched)",
+}  # fmt: skip
 
 
 def present(folder: Path, name: str) -> Path:
@@ -17,26 +21,36 @@ def present(folder: Path, name: str) -> Path:
     if not path.is_file():
         raise DataError(f"{shown(path)}: there is no such file; check the entry's options against the files of the set")
     if path.stat().st_size == 0:
-        raise DataError(f"{shown(path)}: the file is empty; put the whole file there")
+        raise DataError(f"{shown(path)}: the file is empty; get the whole file")
+    return path
+
+
+def expect(path: Path, form: str, named: Path | None = None) -> Path:
+    """The path; raises DataError when its first bytes are those of another format."""
+    with path.open("rb") as stream:
+        head = stream.read(512)
+    found = next((name for start, name in SIGNATURES.items() if head.startswith(start)), None)
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html")):
+        found = "web page"
+    if found and found != form:
+        raise DataError(f"{shown(named or path)}: expected {form}, found a {found} file; get the right file, or correct the entry")
     return path
 
 
 def text(path: Path) -> str:
     """A text file in utf-8, with or without a byte order mark."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return expect(path, "text").read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{shown(path)}: expected text in utf-8; byte {error.start} is not; convert the file") from None
 
 
 def lines(path: Path) -> list[str]:
     """The lines that are not blank, without their ends."""
-    return [line.strip() for line in text(path).splitlines() if line.strip()]
+    return [line.strip() for line in text(path).split("\n") if line.strip()]
 
 
 def count_empty(classes: Sequence[str], labels: Iterable[int], handled: Handled) -> None:
     """Count the classes that no sample has: they are kept, so that indices stay what the entry says."""
     seen = Counter(labels)
-    empty = sum(seen[i] == 0 for i in range(len(classes)))
-    if empty:
-        handled["empty class kept"] += empty
+    handled["empty class kept"] += sum(seen[i] == 0 for i in range(len(classes)))

@@ -1,33 +1,34 @@
-"""Tables as csv files, plain or in a zip or gz; scanned lazily, with the types of the entry checked over every row."""
+"""Tables as csv files, plain or inside a zip or gz: scanned lazily, after every value was checked against its type once."""
 
-import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from overnight.config import Values
-from overnight.content import Tables
+from overnight.content import Handled, Tables
 from overnight.errors import DataError
-from overnight.fetch import plain
 from overnight.paths import shown
-from overnight.readers._common import present
+from overnight.readers import _csv
+from overnight.readers._common import expect, present
+from overnight.unpack import plain
 
 if TYPE_CHECKING:
     import polars as pl
 
     from overnight.dataset import Entry
 
-Type = Literal["int", "float", "text", "bool", "date", "datetime", "time"]
+Type = Annotated[str, Field(pattern=_csv.TYPE)]
 
 
 class Table(Values):
     """One file; what is left out is taken from the options of the set."""
 
     file: str
-    types: dict[str, Type] = {}
+    types: dict[str, Type] = Field({}, description="int, float, text, bool, date, datetime, or `datetime %d.%m.%Y %H:%M`; by column")
     nulls: list[str] | None = None
-    delimiter: str | None = None
+    delimiter: str | None = Field(None, min_length=1, max_length=1)
 
 
 class Options(Values):
@@ -35,72 +36,51 @@ class Options(Values):
 
     tables: dict[str, str | Table] = Field(min_length=1)
     nulls: list[str] = Field(["", "NA", "null"], description="what stands for a missing value")
-    delimiter: str = ","
-    types: dict[str, Type] = Field({}, description="by column, for every table that has it; others are inferred from the first 10,000 rows")
+    delimiter: str = Field(",", min_length=1, max_length=1)
+    types: dict[str, Type] = Field({}, description="by column, for every table that has it; the others' are inferred")
 
 
 def read(folder: Path, options: Options, _entry: "Entry") -> Tables:
-    """Lazy frames whose every value has been checked against its type."""
-    frames = {}
+    """Lazy frames. Times with a zone are in UTC. A column without a type gets that of its first 10,000 rows, and must keep it."""
+    handled = Handled()
+    frames: dict[str, pl.LazyFrame] = {}
     for name, given in options.tables.items():
         table = Table(file=given) if isinstance(given, str) else given
-        frames[name] = _scan(plain(present(folder, table.file)), folder / table.file, table, options)
-    return Tables(frames)
+        frames[name] = _scan(present(folder, table.file), table, options, handled)
+    return Tables(frames, handled)
 
 
-def _scan(path: Path, shown_as: Path, table: Table, options: Options) -> "pl.LazyFrame":
+def _scan(file: Path, table: Table, options: Options, handled: Handled) -> "pl.LazyFrame":
     import polars as pl
 
-    how: dict[str, Any] = {
-        "separator": table.delimiter or options.delimiter,
-        "null_values": options.nulls if table.nulls is None else table.nulls,
-        "missing_utf8_is_empty_string": False,
-    }
+    path = plain(file)
+    expect(path, "csv", file)
+    nulls = options.nulls if table.nulls is None else table.nulls
+    how: dict[str, Any] = {"separator": table.delimiter or options.delimiter, "null_values": nulls}
+    _csv.check_end(path, file, how["separator"])
     try:
         text = pl.scan_csv(path, infer_schema=False, **how)
-        there = text.collect_schema().names()
-        missing = [c for c in table.types if c not in there]
-        if missing:
-            raise DataError(f"{shown(shown_as)}: no column {', '.join(map(repr, missing))}; the file has: {', '.join(there)}")
-        inferred = pl.read_csv(path, n_rows=10_000, infer_schema_length=None, try_parse_dates=True, **how).schema
+        types = _types(text, file, table, options)
+        columns = [_csv.Column.of(text, name, types.get(name), file) for name in text.collect_schema().names()]
+        counts = text.select(pl.len().alias(""), *(c.wrong() for c in columns)).collect(engine="streaming").row(0, named=True)
+        columns = [c if not counts[c.name] else c.mended(text, nulls, handled) for c in columns]
+        native = {c.name: c.dtype for c in columns if c.is_native}
+        typed = pl.scan_csv(path, infer_schema=False, schema_overrides=native, **how)
+        frame = typed.with_columns(c.value() for c in columns if not c.is_native)
+        return _csv.without_blank_rows(frame, text, columns, handled) if counts[""] else _empty(frame, handled)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{shown(shown_as)}: expected a csv file: {' '.join(str(error).split())[:200]}") from None
-    given = {**{c: t for c, t in options.types.items() if c in there}, **table.types}
-    types = {c: _dtype(given[c]) if c in given else inferred[c] for c in there}
-    for column, dtype in types.items():
-        if dtype == pl.Datetime and _zoned(text, column):
-            types[column] = pl.Datetime("us", "UTC")
-    return text.with_columns(_cast(c, t, strict=True) for c, t in types.items())
+        raise DataError(f"{shown(file)}: expected a csv file: {_csv.brief(error)}; mend the file, or the entry's delimiter") from None
 
 
-def _zoned(text: "pl.LazyFrame", column: str) -> bool:
-    """Whether the first value of a time carries a zone."""
-    import polars as pl
-
-    first = text.select(pl.col(column).drop_nulls().first()).collect().item()
-    return bool(first and re.search(r"(Z|[+-]\d\d:?\d\d)$", first))
-
-
-def _dtype(name: Type) -> Any:
-    import polars as pl
-
-    return {
-        "int": pl.Int64, "float": pl.Float64, "text": pl.String, "bool": pl.Boolean,
-        "date": pl.Date, "datetime": pl.Datetime("us"), "time": pl.Time,
-    }[name]  # fmt: skip
+def _types(text: "pl.LazyFrame", file: Path, table: Table, options: Options) -> Mapping[str, str]:
+    """The types the entry gives; every column of the table's own must be there."""
+    there = text.collect_schema().names()
+    missing = [c for c in table.types if c not in there]
+    if missing:
+        raise DataError(f"{shown(file)}: no column {', '.join(map(repr, missing))}; the file has: {', '.join(there)}")
+    return {**{c: t for c, t in options.types.items() if c in there}, **table.types}
 
 
-def _cast(column: str, dtype: Any, *, strict: bool) -> "pl.Expr":
-    import polars as pl
-
-    value = pl.col(column)
-    if dtype == pl.Boolean:
-        return (
-            pl.when(value.str.to_lowercase().is_in(["true", "1", "yes"]))
-            .then(statement=True)
-            .when(value.is_not_null())
-            .then(statement=False)
-        )
-    if dtype.is_temporal():
-        return value.str.strptime(dtype, strict=strict)
-    return value.cast(dtype, strict=strict)
+def _empty(frame: "pl.LazyFrame", handled: Handled) -> "pl.LazyFrame":
+    handled["table without rows kept"] += 1
+    return frame

@@ -60,7 +60,7 @@ def read(folder: Path, options: Options, _entry: "Entry") -> Graph:
     features = _features(bags, index, handled, folder / (options.features or "")) if options.features else None
     labels, classes = _labels(names, options, index, handled, folder)
     count_empty(classes, labels.tolist(), handled)
-    return Graph(edges, len(index), features, labels, classes, {}, +handled)
+    return Graph(edges, len(index), features, labels, classes, {}, handled)
 
 
 def _table(path: Path, columns: Iterable[str], delimiter: str) -> "pl.DataFrame":
@@ -68,7 +68,7 @@ def _table(path: Path, columns: Iterable[str], delimiter: str) -> "pl.DataFrame"
     import polars as pl
 
     try:
-        frame = pl.read_csv(path, infer_schema=False, separator=delimiter, encoding="utf8", missing_utf8_is_empty_string=False)
+        frame = pl.read_csv(path, infer_schema=False, separator=delimiter, encoding="utf8")
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"{shown(path)}: expected a csv file: {' '.join(str(error).split())[:200]}") from None
     missing = [c for c in columns if c not in frame.columns]
@@ -126,10 +126,8 @@ def _features(bags: dict[str, Any], index: dict[str, int], handled: Handled, pat
 
     pairs = {node: _pairs(bag, node, path) for node, bag in bags.items()}
     wide = {str(f) for bag in pairs.values() for f in bag}
-    if wide and all(f.isdecimal() for f in wide):
-        column = {f: int(f) for f in wide}
-    else:
-        column = {f: i for i, f in enumerate(sorted(wide))}
+    numbered = all(f.isdecimal() for f in wide)
+    column = {f: int(f) if numbered else i for i, f in enumerate(sorted(wide))}
     rows = [sorted((column[f], v) for f, v in pairs.get(node, {}).items()) for node in index]
     handled["node without features given zeros"] += sum(not row for row in rows)
     indptr = np.cumsum([0, *map(len, rows)], dtype=np.int64)

@@ -1,15 +1,18 @@
 """Data that ships in an installed package: its files, read by another reader, or what one of its functions returns."""
 
+from collections.abc import Mapping
 from importlib import import_module
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from overnight.config import Values
+from overnight.config import Source, Values, validate
 from overnight.content import Content, Graph, Handled, ImageItem, Images
-from overnight.errors import DataError
+from overnight.errors import ConfigError, DataError
+from overnight.readers import reader
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,33 +37,43 @@ class Options(Values):
     def _one_way(self) -> "Options":
         if (self.reader is None) == (self.function is None):
             raise ValueError("give either reader or function")
+        if self.reader:
+            try:
+                validate(reader(self.reader).Options, self.options, Source(Path("options")))
+            except ConfigError as error:
+                raise ValueError("; ".join(error.problems)) from None
         return self
 
 
-def read(_folder: Path, options: Options, entry: "Entry") -> Content:
+def read(folder: Path, options: Options, entry: "Entry") -> Content:
     """The package's data as the entry's kind."""
     if options.reader:
-        from overnight.readers import reader
-
         inner = reader(options.reader)
-        return inner.read(package_folder(options.module) / options.folder, inner.Options.model_validate(options.options), entry)
+        return inner.read(folder, inner.Options.model_validate(options.options), entry)
     found = _call(options)
     if hasattr(found, "adjacency"):
         return _graph(found, options)
     return _images(found, options)
 
 
-def package_folder(module: str) -> Path:
-    """Where a package lies, without importing it (some take seconds); raises DataError when it is not installed."""
+def home(options: Mapping[str, Any]) -> Path:
+    """The folder of an installed package, found without importing it (some take seconds); raises DataError when it is not installed."""
+    module = str(options["module"])
     spec = find_spec(module.partition(".")[0])
     places = list(spec.submodule_search_locations or []) if spec else []
     if not places:
-        raise DataError(f"package {module!r} is not installed here; `pip install {module}`")
-    return Path(places[0])
+        raise DataError(f"package {module!r} is not installed here; `pip install` the package that brings it")
+    return Path(places[0]) / str(options.get("folder", ""))
+
+
+def release(options: Mapping[str, Any]) -> str:
+    """Name and version of the package."""
+    top = str(options["module"]).partition(".")[0]
+    names = packages_distributions().get(top, [])
+    return " ".join(f"{name} {version(name)}" for name in sorted(set(names))) or top
 
 
 def _call(options: Options) -> Any:
-    package_folder(options.module)
     function = getattr(import_module(options.module), options.function or "", None)
     if not callable(function):
         raise DataError(f"package {options.module!r} has no function {options.function!r}; check the entry's options")
@@ -103,4 +116,4 @@ def _graph(found: Any, options: Options) -> Graph:
     classes = tuple(sorted({str(n) for n in names if n is not None}))
     labels = np.array([-1 if n is None else classes.index(str(n)) for n in names], dtype=np.int64)
     handled["unlabelled node kept"] += int((labels < 0).sum()) if options.label else 0
-    return Graph(cleaned_edges(edges, len(index), handled, options.module), len(index), None, labels, classes, {}, +handled)
+    return Graph(cleaned_edges(edges, len(index), handled, options.module), len(index), None, labels, classes, {}, handled)

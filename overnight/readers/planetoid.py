@@ -41,7 +41,7 @@ def read(folder: Path, options: Options, _entry: "Entry") -> Graph:
     handled["unlabelled node kept"] += int((labels < 0).sum())
     count_empty(classes, labels.tolist(), handled)
     masks = {split: arrays[f"{split}_mask"].astype(bool) for split in ("train", "val", "test") if f"{split}_mask" in arrays}
-    return Graph(edges, nodes, _features(arrays, nodes, path), np.maximum(labels, -1), classes, masks, +handled)
+    return Graph(edges, nodes, _features(arrays, nodes, path), np.maximum(labels, -1), classes, masks, handled)
 
 
 def _load(path: Path) -> "dict[str, np.ndarray]":

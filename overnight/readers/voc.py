@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 from pydantic import Field
 
@@ -66,8 +66,8 @@ def _annotation(folder: Path, options: Options, name: str, pictures: dict[str, P
         raise DataError(f"{shown(folder / options.images / name)}.*: there is no such image, but a list of the set names it")
     xml = present(folder, f"{options.annotations}/{name}.xml")
     try:
-        tree = ElementTree.fromstring(xml.read_bytes())  # noqa: S314 - expat itself stops entity bombs; nothing external is read
-    except ElementTree.ParseError as error:
+        tree = ET.fromstring(xml.read_bytes())  # noqa: S314 - expat itself stops entity bombs; nothing external is read
+    except ET.ParseError as error:
         raise DataError(f"{shown(xml)}: expected an xml annotation: {error}") from None
     width, height = _size(pictures[name], tree)
     boxes = []
@@ -83,7 +83,7 @@ def _annotation(folder: Path, options: Options, name: str, pictures: dict[str, P
     return pictures[name], boxes
 
 
-def _size(picture: Path, tree: ElementTree.Element) -> tuple[float, float]:
+def _size(picture: Path, tree: ET.Element) -> tuple[float, float]:
     """Width and height: the image's own header is the truth; the annotation's word is taken when it cannot be read."""
     from PIL import Image
 
@@ -95,7 +95,7 @@ def _size(picture: Path, tree: ElementTree.Element) -> tuple[float, float]:
         return width or math.inf, height or math.inf
 
 
-def _corners(element: ElementTree.Element, xml: Path, first: int) -> tuple[float, float, float, float]:
+def _corners(element: ET.Element, xml: Path, first: int) -> tuple[float, float, float, float]:
     """x1 y1 x2 y2 as edges: a box over the first pixel alone is 0 0 1 1 when corners include their pixel."""
     try:
         x1, y1, x2, y2 = (float(element.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax"))

@@ -1,0 +1,55 @@
+"""Running text: whole files by split, or one file cut by position."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field, model_validator
+
+from overnight.config import Values
+from overnight.content import Handled, Texts
+from overnight.readers._common import present, text
+from overnight.unpack import plain
+
+if TYPE_CHECKING:
+    from overnight.dataset import Entry
+
+
+class Options(Values):
+    """Files by split; `parts` cuts what only one file holds."""
+
+    splits: dict[str, str | list[str]] = Field(min_length=1)
+    parts: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field({}, description="shares cut off the end of train, last split last")
+
+    @model_validator(mode="after")
+    def _sensible(self) -> "Options":
+        if sum(self.parts.values()) >= 1 or set(self.parts) & set(self.splits):
+            raise ValueError("parts must leave something of train, and name splits that have no file")
+        return self
+
+
+def read(folder: Path, options: Options, _entry: "Entry") -> Texts:
+    """Each file as one string, line ends as \\n, without a byte order mark; files of a split in their order."""
+    handled = Handled()
+    found = {
+        split: [(_whole(present(folder, name), handled), -1) for name in ([given] if isinstance(given, str) else given)]
+        for split, given in options.splits.items()
+    }
+    if options.parts:
+        found |= _parts("".join(string for string, _ in found["train"]), options.parts)
+    return Texts(found, (), handled)
+
+
+def _whole(path: Path, handled: Handled) -> str:
+    string = text(plain(path))
+    handled["line end of two characters made one"] += string.count("\r\n")
+    return string.replace("\r\n", "\n")
+
+
+def _parts(whole: str, parts: dict[str, float]) -> dict[str, list[tuple[str, int]]]:
+    """The end belongs to the last part; what is left in front is train."""
+    end, found = len(whole), dict[str, list[tuple[str, int]]]()
+    for split, share in reversed(parts.items()):
+        start = end - round(len(whole) * share)
+        found[split] = [(whole[start:end], -1)]
+        end = start
+    return {"train": [(whole[:end], -1)], **dict(reversed(found.items()))}
