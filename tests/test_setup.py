@@ -30,7 +30,24 @@ def program(path: Path, text: str) -> Path:
 def tools(folder: Path) -> Path:
     """A PATH with the ordinary programs and no Python, no NVIDIA."""
     folder.mkdir(parents=True)
-    for name in ["bash", "awk", "cat", "cp", "df", "dirname", "flock", "grep", "head", "mv", "rm", "sed", "sha256sum", "timeout", "uname"]:
+    for name in [
+        "bash",
+        "awk",
+        "cat",
+        "cp",
+        "df",
+        "du",
+        "dirname",
+        "flock",
+        "grep",
+        "head",
+        "mv",
+        "rm",
+        "sed",
+        "sha256sum",
+        "timeout",
+        "uname",
+    ]:
         if found := shutil.which(name):
             (folder / name).symlink_to(found)
     return folder
