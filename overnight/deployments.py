@@ -1,0 +1,108 @@
+"""Where Prefect enters: one flow for each file of flows/, for `overnight run` and for deployments (prefect.yaml) alike."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.exceptions import Abort
+from prefect.runtime import deployment, flow_run
+from prefect.states import Cancelled, Failed
+
+from overnight import locks, paths, services
+from overnight.config import read
+from overnight.errors import ConfigError, OvernightError
+
+
+@flow(flow_run_name="{config}")
+def etl(config: str = "configs/etl.yaml", overrides: list[str] = []) -> Any:  # noqa: B006 - Prefect shows the default in its UI
+    """Tables: join, type, check, profile, and a baseline."""
+    return _enter("etl", config, overrides)
+
+
+@flow(flow_run_name="{config}")
+def vision(config: str = "configs/vision.yaml", overrides: list[str] = []) -> Any:  # noqa: B006
+    """Images: a network is trained to tell classes apart."""
+    return _enter("vision", config, overrides)
+
+
+@flow(flow_run_name="{config}")
+def detect(config: str = "configs/detect.yaml", overrides: list[str] = []) -> Any:  # noqa: B006
+    """Images: a detector is trained to find objects."""
+    return _enter("detect", config, overrides)
+
+
+@flow(flow_run_name="{config}")
+def graph(config: str = "configs/graph.yaml", overrides: list[str] = []) -> Any:  # noqa: B006
+    """Graphs: a network is trained to label nodes."""
+    return _enter("graph", config, overrides)
+
+
+@flow(flow_run_name="{config}")
+def agent(config: str = "configs/agent.yaml", overrides: list[str] = []) -> Any:  # noqa: B006
+    """Environments: an agent learns to act."""
+    return _enter("agent", config, overrides)
+
+
+@flow(flow_run_name="{config}")
+def nightly(config: str = "configs/nightly.yaml", overrides: list[str] = []) -> Any:  # noqa: B006
+    """The whole chain; a night never overlaps itself."""
+    return _enter("nightly", config, overrides)
+
+
+flows = {"etl": etl, "vision": vision, "detect": detect, "graph": graph, "agent": agent, "nightly": nightly}
+
+
+def run_here(name: str, path: Path, overrides: Sequence[str] = ()) -> "State[Any]":
+    """Run a config in this process; raises Held when it is a night that runs already."""
+    with _alone(name, path):
+        return cast("State[Any]", flows[name](paths.shown(path), list(overrides), return_state=True))
+
+
+def _enter(name: str, config: str, overrides: list[str]) -> Any:
+    """The body of every flow: for a deployment its parameters are checked first, and its end is told without a traceback."""
+    from overnight.pipeline import execute
+
+    if deployment.id is None:
+        return execute(paths.root() / config, overrides)
+    try:
+        path = checked(name, config, overrides)
+        with services.ensure(f"{deployment.name} ({config})"), _alone(name, path):
+            state = execute(path, overrides)
+    except locks.Held as held:
+        state = Cancelled(message=f"not started, since a night never overlaps itself: {held.by}")
+    except OvernightError as error:
+        state = Failed(message=str(error))
+    return state if state.is_completed() else _end(state)
+
+
+def checked(name: str, config: str, overrides: Sequence[str] = ()) -> Path:
+    """The file that a deployment was asked to run: inside the checkout, and of this flow. Raises ConfigError."""
+    root = paths.root().resolve()
+    path = (root / config).resolve()
+    if not path.is_relative_to(root):
+        raise ConfigError(f"config {config!r}: a deployment runs files inside {root} only; use `overnight run` for others")
+    values, _ = read(path, overrides)
+    if values.get("flow") in flows and values["flow"] != name:
+        raise ConfigError(
+            f"{paths.shown(path)}: is a config of {values['flow']!r}; run it by the deployment {values['flow']}/{values['flow']}"
+        )
+    return path
+
+
+def _alone(name: str, path: Path) -> AbstractContextManager[None]:
+    """For a night: a kernel lock on its config, which this process holds to its end, however that comes."""
+    if name != "nightly":
+        return nullcontext()
+    lock = paths.state() / "locks" / f"{paths.shown(path).replace('/', '-')}.lock"
+    return locks.hold(lock, f"{paths.shown(path)} as {flow_run.name or 'a run by hand'}")
+
+
+def _end(state: "State[Any]") -> None:
+    """Set the state and leave: a flow that returns Failed or Cancelled to a worker would log a traceback of Prefect's own."""
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(flow_run.id, state, force=True)
+    raise Abort(state.message)

@@ -1,0 +1,167 @@
+"""Addresses, folders and the environment that every process of ours gets."""
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from overnight import locks, paths
+from overnight.errors import ServiceError
+
+HOST = "127.0.0.1"
+PREFECT_PORT, MLFLOW_PORT = 4207, 5007
+POOL = "overnight"
+SILENCE = {  # no library of ours calls home
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the two servers are, and whether they are ours."""
+
+    prefect: str  # address of Prefect's API
+    mlflow: str  # MLflow's tracking URI
+    own_prefect: bool = True
+    own_mlflow: bool = True
+
+    @property
+    def prefect_port(self) -> int:
+        """Of the server that is ours."""
+        return urlsplit(self.prefect).port or PREFECT_PORT
+
+    @property
+    def mlflow_port(self) -> int:
+        """Of the server that is ours."""
+        return urlsplit(self.mlflow).port or MLFLOW_PORT
+
+    @classmethod
+    def asked(cls, env: Mapping[str, str]) -> Self:
+        """What the environment and prefect.toml ask for. Raises ServiceError."""
+        prefect = f"http://{HOST}:{_port('OVERNIGHT_PREFECT_PORT', env) or _toml_port() or PREFECT_PORT}/api"
+        mlflow = f"http://{HOST}:{_port('OVERNIGHT_MLFLOW_PORT', env) or MLFLOW_PORT}"
+        theirs = env.get("PREFECT_API_URL", "").rstrip("/") or prefect
+        tracking = env.get("MLFLOW_TRACKING_URI", "").rstrip("/") or mlflow
+        return cls(theirs, tracking, same(theirs, prefect), same(tracking, mlflow))
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON types."""
+        return asdict(self)
+
+
+def settings() -> Settings:
+    """As the running supervisor has them, else as the next one will."""
+    asked = Settings.asked(os.environ)
+    running = _running()
+    if running is None:
+        return asked
+    # A server that is named in this shell and is not ours wins over the one that runs here.
+    prefect = asked if not asked.own_prefect and not same(asked.prefect, running.prefect) else running
+    mlflow = asked if not asked.own_mlflow and not same(asked.mlflow, running.mlflow) else running
+    return Settings(prefect.prefect, mlflow.mlflow, prefect.own_prefect, mlflow.own_mlflow)
+
+
+def environment() -> dict[str, str]:
+    """For this process and those it starts, before prefect or mlflow is imported."""
+    now = settings()
+    local = {"NO_PROXY": _no_proxy(), "no_proxy": _no_proxy()}
+    prefect = {"PREFECT_API_URL": now.prefect, "PREFECT_SERVER_EPHEMERAL_ENABLED": "false"}
+    if now.own_prefect:
+        prefect["PREFECT_HOME"] = str(folder() / "prefect")
+    return {**SILENCE, **local, **prefect, "MLFLOW_TRACKING_URI": now.mlflow}
+
+
+def folder() -> Path:
+    """All that services keep: below .overnight."""
+    return paths.state() / "services"
+
+
+def state_file() -> Path:
+    """What the supervisor last said about its services."""
+    return folder() / "state.json"
+
+
+def supervisor_lock() -> Path:
+    """Held by the supervisor as long as it lives."""
+    return folder() / "supervisor.lock"
+
+
+def start_lock() -> Path:
+    """Held for the moment in which services are started or stopped."""
+    return folder() / "start.lock"
+
+
+def keep_file() -> Path:
+    """Is there while somebody wants the services to stay, whether used or not."""
+    return folder() / "keep"
+
+
+def users_folder() -> Path:
+    """One locked file for every process that needs the services."""
+    return folder() / "users"
+
+
+def log_file(service: str) -> Path:
+    """Its output, from all its starts."""
+    return paths.state() / "logs" / f"{service}.log"
+
+
+def read_state() -> dict[str, Any]:
+    """The supervisor's last words; empty when it has said nothing yet."""
+    try:
+        found = json.loads(state_file().read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two addresses are the same place: localhost is 127.0.0.1."""
+    return one.rstrip("/").replace("//localhost", f"//{HOST}") == other.rstrip("/").replace("//localhost", f"//{HOST}")
+
+
+def _running() -> Settings | None:
+    said = read_state().get("settings")
+    return Settings(**said) if said and locks.holder(supervisor_lock()) else None
+
+
+def _port(variable: str, env: Mapping[str, str]) -> int | None:
+    text = env.get(variable, "").strip()
+    if not text:
+        return None
+    if not (text.isdigit() and 1024 <= int(text) <= 65535):
+        raise ServiceError(f"{variable}={text}: expected a port between 1024 and 65535")
+    return int(text)
+
+
+def _toml_port() -> int | None:
+    """The port that plain `prefect` commands use in this folder."""
+    path = paths.root() / "prefect.toml"
+    try:
+        url = tomllib.loads(path.read_text(encoding="utf-8")).get("api", {}).get("url")
+    except FileNotFoundError:
+        return None
+    except (tomllib.TOMLDecodeError, AttributeError) as error:
+        raise ServiceError(f"{paths.shown(path)}: not readable: {error}") from None
+    if url is None:
+        return None
+    parts = urlsplit(str(url))
+    if parts.hostname not in (HOST, "localhost") or not parts.port:
+        raise ServiceError(
+            f"{paths.shown(path)}: api.url = {url!r}: expected http://{HOST}:PORT/api; a server elsewhere is named by $PREFECT_API_URL"
+        )
+    return parts.port
+
+
+def _no_proxy() -> str:
+    """What is on this machine is never asked through a proxy."""
+    given = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
+    names = [n for n in given.split(",") if n.strip()]
+    return ",".join(dict.fromkeys([*names, HOST, "localhost"]))

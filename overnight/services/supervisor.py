@@ -1,0 +1,232 @@
+"""The supervisor: starts the services in order, watches them, starts them again, and stops them. One for each checkout, by a kernel lock."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from overnight import locks, paths
+from overnight.services import backup
+from overnight.services.catalogue import Spec, databases, services
+from overnight.services.processes import Process, die_with, free, listener, stop
+from overnight.services.settings import (
+    Settings,
+    environment,
+    folder,
+    keep_file,
+    log_file,
+    read_state,
+    settings,
+    start_lock,
+    state_file,
+    supervisor_lock,
+    users_folder,
+)
+
+TICK_S = 0.2
+HEALTH_S = 5.0  # between two looks at a service that is well
+PATIENCE_S = 120.0  # without a good answer until a service counts as hung; a machine that trains is slow to answer
+CALM_S = 60.0  # well for so long: its earlier deaths are forgotten
+LOG_BYTES = 10 << 20
+STOP_S = 8.0
+
+
+class Service:
+    """One service over all its lives."""
+
+    def __init__(self, spec: Spec, base: dict[str, str]) -> None:
+        self.spec, self.environment = spec, {**base, **spec.environment}
+        self.state, self.note, self.deaths = "waiting", "", 0
+        self.popen: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
+        self.since = self.looked = self.well = time.time()
+        self.again = 0.0
+
+    def tick(self, ready: set[str]) -> None:
+        """One look; `ready`: the services that are well."""
+        if self.state in ("waiting", "failed") and time.time() >= self.again and set(self.spec.needs) <= ready:
+            self._start()
+        elif self.popen is not None and self.popen.poll() is not None:
+            self._ended(self.popen.returncode)
+        elif self.popen is not None and not self.spec.once:
+            self._look()
+
+    def _start(self) -> None:
+        if self.spec.port and not free(self.spec.port):
+            self._fail(taken(self.spec))
+            return
+        log = _open_log(self.spec.name)
+        self.popen = subprocess.Popen(
+            self.spec.command,
+            cwd=paths.root(),
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=die_with(os.getpid()),  # noqa: PLW1509 - this process has one thread
+        )
+        os.close(log)
+        self.process = Process.of(self.popen.pid)
+        self.since = self.well = time.time()
+        self.state, self.looked = "starting", 0.0
+
+    def _ended(self, code: int) -> None:
+        self.popen = self.process = None
+        if self.spec.once and code == 0:
+            self.state, self.since, self.note = "ready", time.time(), ""
+        else:
+            self._fail(f"ended with code {code}: {tail(log_file(self.spec.name))}")
+
+    def _look(self) -> None:
+        now = time.time()
+        if now - self.looked < (HEALTH_S if self.state == "ready" else 2 * TICK_S):
+            return
+        self.looked = now
+        if self.spec.healthy(self.since):
+            self.well = time.time()
+            self.deaths = 0 if self.well - self.since > CALM_S else self.deaths
+            self.state, self.note = "ready", ""
+        elif now - self.well > PATIENCE_S:
+            self.stop()
+            self._fail(f"gave no answer for {PATIENCE_S:.0f} s")
+
+    def _fail(self, note: str) -> None:
+        """Try again later: after 1, 2, 4 ... 30 s."""
+        self.again = time.time() + min(30, 2**self.deaths)
+        self.deaths += 1
+        self.state, self.note, self.since = "failed", note, time.time()
+
+    def stop(self) -> None:
+        """Until it is gone."""
+        if self.process is not None and self.popen is not None:
+            stop([self.process], STOP_S, self.popen.poll)
+            self.popen = self.process = None
+        self.state = "down"
+
+    def row(self) -> dict[str, Any]:
+        """What others may know."""
+        process = {"pid": self.process.pid, "started": self.process.started} if self.process else {"pid": None, "started": None}
+        return {
+            "service": self.spec.name,
+            "state": self.state,
+            "address": self.spec.address,
+            "since": self.since,
+            "note": self.note,
+            **process,
+        }
+
+
+class Supervisor:
+    """All services of a checkout."""
+
+    def __init__(self, now: Settings) -> None:
+        self.settings = now
+        base = {k: v for k, v in os.environ.items() if k != "PREFECT_PROFILE" and not k.startswith("PREFECT__")} | environment()
+        self.services = [Service(spec, base) for spec in services(now)]
+        self.stopping = False
+        self.needed = time.time()
+        self._said: Any = None
+
+    def run(self, linger_s: float) -> None:
+        """Until SIGTERM, or until nobody has needed the services for *linger_s* and nobody asked to keep them."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: setattr(self, "stopping", True))
+        self.say()
+        self._back_up()
+        while not self.stopping:
+            ready = {s.spec.name for s in self.services if s.state == "ready"}
+            for service in self.services:
+                service.tick(ready)
+            self.say()
+            self._linger(linger_s)
+            time.sleep(TICK_S)
+        self._stop()
+
+    def say(self) -> None:
+        """Write the state when it has changed, whole or not at all."""
+        said = {"settings": self.settings.dump(), "supervisor": os.getpid(), "rows": [s.row() for s in self.services]}
+        if said != self._said:
+            self._said = said
+            part = state_file().with_suffix(".part")
+            part.write_text(json.dumps(said))
+            part.replace(state_file())
+
+    def _back_up(self) -> None:
+        """Copy what another version is about to migrate."""
+        for program, database in databases(self.settings):
+            if backup.due(program, database):
+                print(f"{program}: another version than last time; copied the database to {backup.copy(program, database)}", flush=True)
+            backup.opened(program)
+
+    def _linger(self, linger_s: float) -> None:
+        if keep_file().exists() or locks.users(users_folder()):
+            self.needed = time.time()
+        if time.time() - self.needed < linger_s:
+            return
+        try:
+            with locks.hold(start_lock(), "the supervisor, which stops since nobody needs the services"):
+                if not keep_file().exists() and not locks.users(users_folder()):
+                    print(f"nobody needed the services for {linger_s:.0f} s", flush=True)
+                    self._stop()
+                    self.stopping = True
+        except locks.Held:  # somebody is just coming
+            return
+
+    def _stop(self) -> None:
+        """The worker first, while it can still tell Prefect; then the servers together."""
+        for service in reversed(self.services):
+            if service.spec.name in ("worker", "deployments"):
+                service.stop()
+        rest = [s for s in self.services if s.process is not None]
+        stop([s.process for s in rest if s.process], STOP_S, lambda: [s.popen.poll() for s in rest if s.popen])
+        for service in self.services:
+            service.popen, service.process, service.state = None, None, "down"
+        self.say()
+
+
+def sweep() -> None:
+    """End what a supervisor that was killed has left behind. Only for who holds the start lock."""
+    rows = read_state().get("rows", [])
+    left = [Process(r["pid"], r["started"]) for r in rows if r.get("pid")]
+    stop([p for p in left if p.alive()], STOP_S)
+
+
+def taken(spec: Spec) -> str:
+    """The message for a port that somebody else has."""
+    other = f"set {spec.variable} to another port" + (", or change api.url in prefect.toml for good" if spec.name == "prefect" else "")
+    return f"{spec.name}: port {spec.port} is taken by {listener(spec.port or 0)}; stop that, or {other}"
+
+
+def tail(path: Path, lines: int = 3) -> str:
+    """The end of a log in one line, for a message."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4000))
+            last = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()][-lines:]
+    except FileNotFoundError:
+        last = []
+    return f"{' | '.join(last)} ({paths.shown(path)})"
+
+
+def _open_log(name: str) -> int:
+    """Append to its log; a long one is put aside once."""
+    path = log_file(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and path.stat().st_size > LOG_BYTES:
+        path.replace(path.with_suffix(".1.log"))
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+
+
+def main(linger_s: float) -> int:
+    """Be the supervisor, or leave at once when there is one."""
+    folder().mkdir(parents=True, exist_ok=True)
+    try:
+        with locks.hold(supervisor_lock(), "the supervisor"):
+            Supervisor(settings()).run(linger_s)
+    except locks.Held as held:
+        print(held, flush=True)
+    return 0
