@@ -43,8 +43,13 @@ class DataFile(Values):
 
     path: Inside
     url: Url | None = None
-    sha256: Sha256 | None = Field(None, description="of a folder: of what `sha256sum *` prints in it")
+    sha256: Sha256 | list[Sha256] = Field([], description="several: each will do. Of a folder: of what `sha256sum *` prints in it")
     bytes: int | None = Field(None, ge=0)
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """What the file may have; empty when the entry does not say."""
+        return (self.sha256,) if isinstance(self.sha256, str) else tuple(self.sha256)
 
 
 class Archive(Values):
@@ -134,8 +139,8 @@ class Entry(Values):
         size = verified.size(path)
         if file.bytes is not None and size != file.bytes:
             return f"{shown(path)}: {size} bytes, expected {file.bytes}: cut short or changed; {anew}"
-        if file.sha256 and (found := verified.sha256(path)) != file.sha256:
-            return f"{shown(path)}: sha256 {found}, expected {file.sha256}: damaged or changed; {anew}"
+        if file.digests and (found := verified.sha256(path)) not in file.digests:
+            return f"{shown(path)}: sha256 {found}, expected {' or '.join(file.digests)}: damaged or changed; {anew}"
         return ""
 
     def identity(self) -> dict[str, Any]:
@@ -148,7 +153,7 @@ class Entry(Values):
 
             return {**how, "package": release(self.options)}
         home = next(iter(self.found()), None)
-        files = {f.path: f.sha256 or (home and verified.sha256(home / f.path)) for f in self.files}
+        files = {f.path: next(iter(f.digests), None) or (home and verified.sha256(home / f.path)) for f in self.files}
         return {**how, "files": files or {".": home and verified.sha256(home)}}
 
     def _compare(self, content: Content) -> None:

@@ -8,7 +8,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,7 +45,7 @@ class _BrokenOff(Exception):
 
 
 def download(
-    url: str, target: Path, sha256: str | None = None, size: int | None = None, progress: Progress | None = None, pause_s: float = 1
+    url: str, target: Path, sha256: Sequence[str] = (), size: int | None = None, progress: Progress | None = None, pause_s: float = 1
 ) -> None:
     """Fetch *url* to *target*, verified. `<target>.part` holds what is here so far and is taken up again by the next call.
 
@@ -70,7 +70,7 @@ def download(
     _accept(url, part, target, sha256, size)
 
 
-def _receive(url: str, part: Path, sha256: str | None, size: int | None, progress: Progress) -> None:
+def _receive(url: str, part: Path, sha256: Sequence[str], size: int | None, progress: Progress) -> None:
     """One request: append what is missing to the part, or start it anew when the server cannot go on."""
     tag = part.with_name(f"{part.name}.tag")
     have = part.stat().st_size if part.exists() else 0
@@ -134,13 +134,13 @@ def _starts_at(answer: Any, have: int) -> bool:
     return str(answer.headers.get("Content-Range", "")).startswith(f"bytes {have}-")
 
 
-def _accept(url: str, part: Path, target: Path, sha256: str | None, size: int | None) -> None:
+def _accept(url: str, part: Path, target: Path, sha256: Sequence[str], size: int | None) -> None:
     """Rename what is whole; throw away what is not what the entry says."""
     found = part.stat().st_size
     wrong = f"{found} bytes, expected {size}" if size is not None and found != size else ""
     if not wrong and sha256:
         digest = verified.sha256(part)
-        wrong = f"sha256 {digest}, expected {sha256}" if digest != sha256 else ""
+        wrong = "" if digest in sha256 else f"sha256 {digest}, expected {' or '.join(sha256)}"
     part.with_name(f"{part.name}.tag").unlink(missing_ok=True)
     if wrong:
         part.unlink()
@@ -161,7 +161,8 @@ def _give_up(error: OSError, target: Path) -> None:
 
 
 def _advice(url: str, target: Path, reason: str) -> str:
-    return f"{url}: {reason}; try again later, or put the file at {shown(target)} yourself"
+    place = shown(target.parent) if target.name.startswith(".") else shown(target)
+    return f"{url}: {reason}; try again later, or get it by other means and put it into {place}"
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):

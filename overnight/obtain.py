@@ -62,7 +62,7 @@ def _check_obtainable(entry: "Entry", home: Path) -> None:
 def _fetch_files(entry: "Entry", home: Path, progress: Progress | None) -> None:
     for file in _wanted(entry, home):
         if file.url:
-            download(file.url, home / file.path, file.sha256, file.bytes, progress)
+            download(file.url, home / file.path, file.digests, file.bytes, progress)
 
 
 def _fetch_archives(entry: "Entry", home: Path, progress: Progress | None) -> None:
@@ -73,7 +73,7 @@ def _fetch_archives(entry: "Entry", home: Path, progress: Progress | None) -> No
         packed = home / f".{hashlib.sha256(archive.url.encode()).hexdigest()[:8]}-{PurePosixPath(urlsplit(archive.url).path).name}"
         fresh = home / ".unpacked"
         if not packed.exists():
-            download(archive.url, packed, archive.sha256, archive.bytes, progress)
+            download(archive.url, packed, [archive.sha256] if archive.sha256 else [], archive.bytes, progress)
         shutil.rmtree(fresh, ignore_errors=True)
         try:
             unpack(packed, fresh, archive.inside, archive.limit)

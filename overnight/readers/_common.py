@@ -38,9 +38,9 @@ def expect(path: Path, form: str, named: Path | None = None) -> Path:
 
 
 def text(path: Path) -> str:
-    """A text file in utf-8, with or without a byte order mark."""
+    """A text file in utf-8, with or without a byte order mark; line ends of any system become one."""
     try:
-        return expect(path, "text").read_text(encoding="utf-8-sig")
+        return expect(path, "text").read_text(encoding="utf-8-sig")  # reads universal line ends
     except UnicodeDecodeError as error:
         raise DataError(f"{shown(path)}: expected text in utf-8; byte {error.start} is not; convert the file") from None
 

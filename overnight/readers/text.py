@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, model_validator
 
 from overnight.config import Values
-from overnight.content import Handled, Texts
+from overnight.content import Texts
 from overnight.readers._common import present, text
 from overnight.unpack import plain
 
@@ -28,21 +28,14 @@ class Options(Values):
 
 
 def read(folder: Path, options: Options, _entry: "Entry") -> Texts:
-    """Each file as one string, line ends as \\n, without a byte order mark; files of a split in their order."""
-    handled = Handled()
+    """Each file as one string, with line ends of one character and no byte order mark; files of a split in their order."""
     found = {
-        split: [(_whole(present(folder, name), handled), -1) for name in ([given] if isinstance(given, str) else given)]
+        split: [(text(plain(present(folder, name))), -1) for name in ([given] if isinstance(given, str) else given)]
         for split, given in options.splits.items()
     }
     if options.parts:
         found |= _parts("".join(string for string, _ in found["train"]), options.parts)
-    return Texts(found, (), handled)
-
-
-def _whole(path: Path, handled: Handled) -> str:
-    string = text(plain(path))
-    handled["line end of two characters made one"] += string.count("\r\n")
-    return string.replace("\r\n", "\n")
+    return Texts(found)
 
 
 def _parts(whole: str, parts: dict[str, float]) -> dict[str, list[tuple[str, int]]]:
