@@ -68,7 +68,7 @@ def _identity(value: Any) -> Any:
     if isinstance(value, Artifact):
         return {"artifact": value.kind, "digest": value.digest}
     if isinstance(value, Entry):
-        return value.model_dump(mode="json", include={"reader", "files", "options", "kind"})
+        return value.identity()
     if isinstance(value, Params):
         return value.science()
     return value
