@@ -18,6 +18,7 @@ HEAVY = ["torch", "prefect", "mlflow", "polars", "sklearn", "pandas"]  # seconds
 
 FILE_LINES, CONFIG_LINES, FUNCTION_LINES, LOOP_LINES = 300, 40, 25, 60
 LOOPS = {"overnight/training.py:train"}  # the training loop
+CATCH_ALL = {"overnight/child.py", "overnight/orchestrate.py"}  # borders, where whatever was raised becomes a reason
 LONGER: dict[str, int] = {}  # further exceptions, with what they may have
 
 
@@ -117,6 +118,17 @@ def test_a_wrong_import_is_seen(name: str, text: str) -> None:
     assert not broken(
         "tasks/y/__init__.py", "import json, torch\nfrom tasks.y.head import x\nfrom .head import z\nfrom overnight import Run\n"
     )
+
+
+def swallows(path: Path) -> bool:
+    """Whether it catches everything and does not raise it again."""
+    handlers = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ExceptHandler)]
+    wide = [h for h in handlers if h.type is None or (isinstance(h.type, ast.Name) and h.type.id in {"Exception", "BaseException"})]
+    return any(not isinstance(h.body[-1], ast.Raise) for h in wide)
+
+
+def test_only_the_borders_swallow_everything() -> None:
+    assert {name_of(path) for path in CODE if swallows(path)} - CATCH_ALL == set()
 
 
 @pytest.mark.parametrize("arguments", [["ls"], ["--help"], ["data", "ls"]], ids=" ".join)
