@@ -195,8 +195,8 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
-def setup(checkout: Path, path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": str(path), "HOME": str(checkout)}
+def setup(checkout: Path, path: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": str(path), "HOME": str(checkout), **env}
     command = ["/bin/bash", str(checkout / "bin/setup"), *arguments]
     return subprocess.run(command, env=environment, cwd="/", text=True, capture_output=True, timeout=60, check=False)
 
@@ -235,6 +235,8 @@ def test_nothing_is_done_twice(checkout: Path, tmp_path: Path) -> None:
     stamp = bash(f"""cd '{checkout}'; read -r lock _ <<<"$(choose_lock "$(driver)")"; fingerprint "$lock" """, str(path)).stdout
     (checkout / ".venv/setup.stamp").write_text(stamp)
     assert "up to date" in setup(checkout, path).stdout
+    program(path / "python3.13", "#!/bin/sh\necho 3.13\n")
+    assert "up to date" not in setup(checkout, path, "--check", PYTHON="python3.13").stdout
     with (checkout / "pyproject.toml").open("a") as file:
         file.write("# another dependency\n")
     assert "up to date" not in setup(checkout, path, "--check").stdout
