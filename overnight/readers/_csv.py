@@ -113,7 +113,8 @@ class Column:
         first = text.select(pl.col(self.name)).with_row_index("row").filter(self._is_wrong()).head(1).collect().row(0)
         known = "its entry says" if self.given else f"it is in the first {SAMPLE} rows"
         hint = "correct the file or the type" if self.given else f"state a type in the entry, such as `{self.name}: text`"
-        what = f"a {self.type}" if not self.form else f"a {self.type} of the form {self.form}"
+        article = "an" if self.type == "int" else "a"
+        what = f"{article} {self.type}" + (f" of the form {self.form}" if self.form else "")
         return DataError(
             f"{shown(self.file)}: column {self.name!r}, row {first[0] + 1} (after the header): "
             f"{first[1]!r} is not {what}, as {known}; {hint}"

@@ -1,6 +1,6 @@
 """Tables as csv files, plain or inside a zip or gz: scanned lazily, after every value was checked against its type once."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from overnight.dataset import Entry
 
+ROWS = "\0 rows"  # no column of a file is called so
 Type = Annotated[str, Field(pattern=_csv.TYPE)]
 
 
@@ -53,23 +54,31 @@ def read(folder: Path, options: Options, _entry: "Entry") -> Tables:
 def _scan(file: Path, table: Table, options: Options, handled: Handled) -> "pl.LazyFrame":
     import polars as pl
 
-    path = plain(file)
-    expect(path, "csv", file)
+    path = expect(plain(file), "csv", file)
     nulls = options.nulls if table.nulls is None else table.nulls
     how: dict[str, Any] = {"separator": table.delimiter or options.delimiter, "null_values": nulls}
     _csv.check_end(path, file, how["separator"])
     try:
         text = pl.scan_csv(path, infer_schema=False, **how)
-        types = _types(text, file, table, options)
-        columns = [_csv.Column.of(text, name, types.get(name), file) for name in text.collect_schema().names()]
-        counts = text.select(pl.len().alias(""), *(c.wrong() for c in columns)).collect(engine="streaming").row(0, named=True)
-        columns = [c if not counts[c.name] else c.mended(text, nulls, handled) for c in columns]
+        columns = _columns(text, file, _types(text, file, table, options), nulls, handled)
         native = {c.name: c.dtype for c in columns if c.is_native}
         typed = pl.scan_csv(path, infer_schema=False, schema_overrides=native, **how)
         frame = typed.with_columns(c.value() for c in columns if not c.is_native)
-        return _csv.without_blank_rows(frame, text, columns, handled) if counts[""] else _empty(frame, handled)
+        return _csv.without_blank_rows(frame, text, columns, handled)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"{shown(file)}: expected a csv file: {_csv.brief(error)}; mend the file, or the entry's delimiter") from None
+
+
+def _columns(text: "pl.LazyFrame", file: Path, types: Mapping[str, str], nulls: Sequence[str], handled: Handled) -> list[_csv.Column]:
+    """One pass over every value; only columns in which something is wrong are looked at again."""
+    import polars as pl
+
+    names = text.collect_schema().names()
+    columns = [_csv.Column.of(text, name, types.get(name), file) for name in names]
+    found = text.select(pl.len().alias(ROWS), *(c.wrong() for c in columns)).collect(engine="streaming").row(0, named=True)
+    handled["column of a name that is taken renamed"] += sum("_duplicated_" in name for name in names)
+    handled["table without rows kept"] += not found[ROWS]
+    return [c.mended(text, nulls, handled) if found[c.name] else c for c in columns]
 
 
 def _types(text: "pl.LazyFrame", file: Path, table: Table, options: Options) -> Mapping[str, str]:
@@ -79,8 +88,3 @@ def _types(text: "pl.LazyFrame", file: Path, table: Table, options: Options) -> 
     if missing:
         raise DataError(f"{shown(file)}: no column {', '.join(map(repr, missing))}; the file has: {', '.join(there)}")
     return {**{c: t for c, t in options.types.items() if c in there}, **table.types}
-
-
-def _empty(frame: "pl.LazyFrame", handled: Handled) -> "pl.LazyFrame":
-    handled["table without rows kept"] += 1
-    return frame
