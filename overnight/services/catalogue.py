@@ -100,14 +100,14 @@ def answers(url: str) -> bool:
 def _online(now: Settings, since: float) -> bool:
     """Whether Prefect has heard from the worker after its start."""
     try:
-        found = _ask_prefect(now, f"/work_pools/{POOL}/workers/filter", {})
+        found = ask_prefect(now, f"/work_pools/{POOL}/workers/filter", {})
     except (OSError, ValueError):
         return False
     heard = [datetime.fromisoformat(w["last_heartbeat_time"]).timestamp() for w in found if w["name"] == WORKER]
     return max(heard, default=0) > since
 
 
-def _ask_prefect(now: Settings, path: str, body: Any) -> Any:
+def ask_prefect(now: Settings, path: str, body: Any) -> Any:
     """POST to the API, with the token that its CSRF protection wants."""
     client = str(uuid.uuid4())
     with _opener.open(f"{now.prefect}/csrf-token?client={client}", timeout=3) as response:

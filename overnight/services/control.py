@@ -1,13 +1,14 @@
 """What the command and a run ask of the services: be up, be down, say how you are."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypedDict
+
+import psutil
 
 from overnight import locks, paths
 from overnight.errors import ServiceError
@@ -25,11 +26,10 @@ from overnight.services.settings import (
     supervisor_lock,
     users_folder,
 )
-from overnight.services.supervisor import sweep, tail, taken
+from overnight.services.supervisor import RUN_GRACE_S, sweep, tail, taken
 
 PATIENCE_S = 240.0
 LINGER_S = 60.0
-RUN_GRACE_S = 28.0  # a run that is stopped saves a checkpoint: 20 s, and a little
 
 
 class Row(TypedDict):
@@ -58,13 +58,11 @@ def down(force: bool = False) -> None:
         if users and not force:
             names = "; ".join(map(str, users))
             raise ServiceError(f"not stopped, since the services are needed by {names}; stop that (Ctrl-C there), or use --force")
-        _stop_runs([u.pid for u in users if u.pid != os.getpid()])
+        _end([u.pid for u in users if u.pid != os.getpid()])
         keep_file().unlink(missing_ok=True)
         supervisor = locks.holder(supervisor_lock())
         if supervisor is not None:
-            with suppress(ProcessLookupError):
-                os.kill(supervisor.pid, signal.SIGTERM)
-            _until_free(RUN_GRACE_S, supervisor.pid)
+            _end([supervisor.pid])  # which stops its services
         sweep()
         state_file().unlink(missing_ok=True)
 
@@ -167,31 +165,13 @@ def _complain(row: dict[str, Any]) -> str:
     return note if note.startswith(row["service"]) else f"{row['service']}: {note}"
 
 
-def _stop_runs(pids: Sequence[int]) -> None:
-    """TERM to the runs themselves, which stop their own steps."""
+def _end(pids: Sequence[int]) -> None:
+    """TERM to processes that end what they have started themselves; time for a checkpoint, then KILL."""
     runs = []
     for pid in pids:
-        with suppress(Exception):
+        with suppress(psutil.NoSuchProcess):
             runs.append(Process.of(pid))
-    for run in runs:
-        with suppress(ProcessLookupError):
-            os.kill(run.pid, signal.SIGTERM)
-    until = time.monotonic() + RUN_GRACE_S
-    while any(r.alive() for r in runs) and time.monotonic() < until:
-        time.sleep(0.1)
-    for run in runs:
-        if run.alive():
-            os.kill(run.pid, signal.SIGKILL)
-
-
-def _until_free(seconds: float, pid: int) -> None:
-    """Until the supervisor has gone; killed when it stays."""
-    process = Process.of(pid) if locks.holder(supervisor_lock()) else None
-    until = time.monotonic() + seconds
-    while locks.holder(supervisor_lock()) is not None and time.monotonic() < until:
-        time.sleep(0.05)
-    if process is not None and locks.holder(supervisor_lock()) is not None:
-        stop([process], 0)
+    stop(runs, RUN_GRACE_S)
 
 
 def _row(said: dict[str, Any], alive: bool) -> Row:

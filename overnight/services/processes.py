@@ -17,7 +17,7 @@ from overnight.services.settings import HOST
 
 @dataclass(frozen=True)
 class Process:
-    """One process that was started by us, and leads a group of its own."""
+    """One process that was started by us."""
 
     pid: int
     started: float  # psutil's creation time
@@ -36,10 +36,17 @@ class Process:
             return False
 
     def signal(self, number: int) -> None:
-        """To it and its group, when it still lives."""
+        """To it alone, when it still lives: a run that the worker has started outlives a new start of the worker."""
         if self.alive():
             with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, number)
+                os.kill(self.pid, number)
+
+    def children(self) -> "list[Process]":
+        """Those that it has started."""
+        try:
+            return [Process(p.pid, p.create_time()) for p in psutil.Process(self.pid).children()] if self.alive() else []
+        except psutil.NoSuchProcess:
+            return []
 
 
 def stop(processes: Sequence[Process], grace_s: float, tick: Callable[[], object] = lambda: None) -> None:

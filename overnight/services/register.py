@@ -5,38 +5,47 @@ import hashlib
 import shlex
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 
 from overnight import paths
 from overnight.errors import ServiceError
-from overnight.gpu.device import real, virtual
+from overnight.gpu.device import Card, real, virtual
 from overnight.services.settings import POOL, folder, settings
 
 
 def fingerprint() -> str:
     """Of everything that is registered: as long as it stays, a start has nothing to tell the server."""
-    parts = [version("prefect"), sys.executable, str(paths.root()), settings().prefect]
+    parts = [version("prefect"), sys.executable, str(paths.root()), settings().prefect, _database(), *map(str, _cards())]
     parts += [p.read_text() for p in (paths.root() / "prefect.yaml", paths.root() / "overnight" / "deployments.py") if p.is_file()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def main() -> int:
-    """Register, unless this server's database has it all."""
+    """Register, unless this database has been told it all before."""
     if not (paths.root() / "prefect.yaml").is_file():
         raise ServiceError(f"prefect.yaml: not found in {paths.root()}; it says what is deployed")
     told = folder() / "registered"
-    known = asyncio.run(_pool_and_limits())
-    if not known or not told.is_file() or told.read_text() != fingerprint():
+    if not told.is_file() or told.read_text() != fingerprint():
+        asyncio.run(_pool_and_limits())
         subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], cwd=paths.root(), check=True)
         told.write_text(fingerprint())
     return 0
 
 
-async def _pool_and_limits() -> bool:
-    """Create or renew them; whether the server had our pool already (a new database has not)."""
+def _database() -> str:
+    """A new database has to be told again; one that is not ours, each time."""
+    path = folder() / "prefect" / "prefect.db"
+    return str(path.stat().st_ino) if settings().own_prefect and path.exists() else str(time.time())
+
+
+def _cards() -> list[Card]:
+    return real() or [virtual()]
+
+
+async def _pool_and_limits() -> None:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.exceptions import ObjectNotFound
     from prefect.workers.process import ProcessWorker
 
     template = ProcessWorker.get_default_base_job_template()
@@ -44,15 +53,9 @@ async def _pool_and_limits() -> bool:
     fields["command"]["default"] = f"{shlex.quote(sys.executable)} -m prefect.engine"  # the signal reaches the flow alone, not its steps
     fields["working_dir"]["default"] = str(paths.root())
     async with get_client() as client:
-        try:
-            await client.read_work_pool(POOL)
-            known = True
-        except ObjectNotFound:
-            known = False
         await client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template), overwrite=True)
-        for card in real() or [virtual()]:  # a picture of the card for the UI: nothing acquires it
+        for card in _cards():  # a picture of the card for the UI: nothing acquires it
             await client.upsert_global_concurrency_limit_by_name(f"gpu{card.index}-vram", max(1, card.budget_mib // 1024))
-    return known
 
 
 if __name__ == "__main__":

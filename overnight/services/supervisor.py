@@ -32,6 +32,7 @@ PATIENCE_S = 120.0  # without a good answer until a service counts as hung; a ma
 CALM_S = 60.0  # well for so long: its earlier deaths are forgotten
 LOG_BYTES = 10 << 20
 STOP_S = 8.0
+RUN_GRACE_S = 28.0  # a run that is stopped saves a checkpoint: 20 s, and a little
 
 
 class Service:
@@ -47,7 +48,7 @@ class Service:
 
     def tick(self, ready: set[str]) -> None:
         """One look; `ready`: the services that are well."""
-        if self.state in ("waiting", "failed") and time.time() >= self.again and set(self.spec.needs) <= ready:
+        if self.state in ("waiting", "retrying", "failed") and time.time() >= self.again and set(self.spec.needs) <= ready:
             self._start()
         elif self.popen is not None and self.popen.poll() is not None:
             self._ended(self.popen.returncode)
@@ -56,7 +57,7 @@ class Service:
 
     def _start(self) -> None:
         if self.spec.port and not free(self.spec.port):
-            self._fail(taken(self.spec))
+            self._fail(taken(self.spec), final=True)
             return
         log = _open_log(self.spec.name)
         self.popen = subprocess.Popen(
@@ -94,11 +95,12 @@ class Service:
             self.stop()
             self._fail(f"gave no answer for {PATIENCE_S:.0f} s")
 
-    def _fail(self, note: str) -> None:
-        """Try again later: after 1, 2, 4 ... 30 s."""
+    def _fail(self, note: str, final: bool = False) -> None:
+        """Try again later: after 1, 2, 4 ... 30 s. From the third time on it counts as failed for those that wait for it."""
         self.again = time.time() + min(30, 2**self.deaths)
         self.deaths += 1
-        self.state, self.note, self.since = "failed", note, time.time()
+        self.state, self.note, self.since = "failed" if final or self.deaths > 2 else "retrying", note, time.time()
+        print(f"{self.spec.name}: {note}", flush=True)
 
     def stop(self) -> None:
         """Until it is gone."""
@@ -177,10 +179,12 @@ class Supervisor:
             return
 
     def _stop(self) -> None:
-        """The worker first, while it can still tell Prefect; then the servers together."""
+        """The worker and its runs first, while they can still tell Prefect; then the servers together."""
         for service in reversed(self.services):
-            if service.spec.name in ("worker", "deployments"):
+            if service.spec.name in ("worker", "deployments") and service.process:
+                started = service.process.children()
                 service.stop()
+                stop(started, RUN_GRACE_S)
         rest = [s for s in self.services if s.process is not None]
         stop([s.process for s in rest if s.process], STOP_S, lambda: [s.popen.poll() for s in rest if s.popen])
         for service in self.services:
@@ -226,6 +230,7 @@ def main(linger_s: float) -> int:
     folder().mkdir(parents=True, exist_ok=True)
     try:
         with locks.hold(supervisor_lock(), "the supervisor"):
+            state_file().unlink(missing_ok=True)  # an earlier supervisor's words
             Supervisor(settings()).run(linger_s)
     except locks.Held as held:
         print(held, flush=True)
