@@ -202,8 +202,11 @@ class _Attempt:
 @contextlib.contextmanager
 def watching(chain: "Chain") -> Iterator[None]:
     """While the block runs: metrics are shipped every 2 s, and a cancellation in Prefect's UI is noticed within 5 s."""
-    done = threading.Event()
-    threads = [threading.Thread(target=t, args=(chain, done), daemon=True, name=t.__name__) for t in (_ship, _watch_cancel)]
+    done, flow_run_id = threading.Event(), links().get("prefect.flow_run_id", "")
+    threads = [
+        threading.Thread(target=_ship, args=(chain, done), daemon=True, name="ship"),
+        threading.Thread(target=_watch_cancel, args=(chain, done, flow_run_id), daemon=True, name="watch-cancel"),
+    ]
     for thread in threads:
         thread.start()
     try:
@@ -221,14 +224,12 @@ def _ship(chain: "Chain", done: threading.Event) -> None:
                 shipper.ship()
 
 
-def _watch_cancel(chain: "Chain", done: threading.Event) -> None:
+def _watch_cancel(chain: "Chain", done: threading.Event, flow_run_id: str) -> None:
     from prefect import get_client
-    from prefect.runtime import flow_run
 
-    run_id = flow_run.id
-    while run_id and not done.wait(CANCEL_POLL_S):
+    while flow_run_id and not done.wait(CANCEL_POLL_S):
         with _forgiving(), get_client(sync_client=True) as client:
-            state = client.read_flow_run(UUID(str(run_id))).state
+            state = client.read_flow_run(UUID(flow_run_id)).state
             if state is not None and state.type.value in ("CANCELLING", "CANCELLED"):
                 chain.stop.ask("cancelled in Prefect")
 

@@ -70,6 +70,7 @@ class Pending:
         self.reason = ""  # why there is no result
         self.link = ""
         self.future: Any = None
+        self.ended = threading.Event()
 
     @property
     def artifact(self) -> Artifact | None:
@@ -107,6 +108,7 @@ class Chain:
         pending = Pending(label, step, upstream, self.display.add(label))
         self.pending.append(pending)
         pending.future = submit(self, pending, arguments)
+        pending.future.add_done_callback(lambda _future: pending.ended.set())  # its state on the server may end before its thread
         return pending
 
     def _label(self, name: str) -> str:
@@ -126,17 +128,15 @@ class Chain:
     def wait(self) -> None:
         """Until every step has ended; signals are handled in between."""
         for pending in self.pending:
-            while not pending.future.state.is_final():
-                pending.future.wait(timeout=0.3)
-                if pending.future._wrapped_future.done():  # the thread ended, whatever became of the state
-                    break
+            while not pending.ended.wait(timeout=0.3):
+                pass
 
 
 def _plain(value: Any) -> str:
     return str(value.science()) if isinstance(value, Params) else str(value)
 
 
-def execute(path: Path, overrides: Sequence[str] = (), on_chain: Callable[[Chain], None] = lambda chain: None) -> "State[Any]":
+def execute(path: Path, overrides: Sequence[str] = (), on_chain: Callable[[Chain], None] = lambda _chain: None) -> "State[Any]":
     """Run a config from beginning to end, inside a Prefect flow run; the state that the flow run ends in.
 
     Raises ConfigError before anything is started. on_chain: sees the chain before its first step (tests stop it through this).
@@ -153,13 +153,23 @@ def execute(path: Path, overrides: Sequence[str] = (), on_chain: Callable[[Chain
         chain = Chain(experiment, card, tracker, run_id, display)
         on_chain(chain)
         with _handlers(chain.stop), orchestrate.watching(chain):
-            _active.append(chain)
-            try:
-                pipeline.body(experiment)
-            finally:
-                _active.remove(chain)
-                chain.wait()
+            _build(chain, pipeline)
+            chain.wait()
     return _close(chain)
+
+
+def _build(chain: Chain, pipeline: Pipeline[Any, Any]) -> None:
+    """Run the flow's code, which submits its steps; if it fails, what was submitted is stopped."""
+    _active.append(chain)
+    try:
+        pipeline.body(chain.experiment)
+    except BaseException as error:
+        chain.stop.ask(f"the flow failed: {error}")
+        chain.wait()
+        chain.tracker.close(chain.run_id, "FAILED")
+        raise
+    finally:
+        _active.remove(chain)
 
 
 def _open(tracker: Tracker, pipeline: Pipeline[Any, Any], experiment: Experiment, card: Card, path: Path, overrides: Sequence[str]) -> str:
