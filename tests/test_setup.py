@@ -240,3 +240,21 @@ def test_nothing_is_done_twice(checkout: Path, tmp_path: Path) -> None:
     with (checkout / "pyproject.toml").open("a") as file:
         file.write("# another dependency\n")
     assert "up to date" not in setup(checkout, path, "--check").stdout
+
+
+def test_two_at_a_time_take_turns(checkout: Path, tmp_path: Path) -> None:
+    import fcntl
+
+    if not shutil.which("flock"):
+        pytest.skip("flock is not installed")
+    path = tools(tmp_path / "tools")
+    with (checkout / "bin/setup").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        command = ["/bin/bash", str(checkout / "bin/setup"), "--check"]
+        with subprocess.Popen(command, env={"PATH": str(path), "HOME": "/"}, stdout=subprocess.PIPE, text=True) as second:
+            assert second.stdout
+            assert "another setup is at work here" in second.stdout.readline()
+            assert second.poll() is None
+            fcntl.flock(held, fcntl.LOCK_UN)
+            second.communicate(timeout=60)
+    assert second.returncode == 2  # it went on, to find that there is no Python
