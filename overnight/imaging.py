@@ -9,6 +9,7 @@ from overnight.content import BoxItem, Handled, ImageItem
 from overnight.errors import DataError
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL.Image import Image
 
 Item = TypeVar("Item", ImageItem, BoxItem)
@@ -30,6 +31,17 @@ def decode(name: str, data: bytes) -> "Image":
 def opener(path: Path) -> "Callable[[], Image]":
     """What decodes the image in a file when it is called."""
     return lambda: decode(str(path), path.read_bytes())
+
+
+def of_array(pixels: "np.ndarray") -> "Callable[[], Image]":
+    """What makes an image of bytes (H, W) or (H, W, 3) when it is called."""
+
+    def make() -> "Image":
+        from PIL import Image
+
+        return Image.fromarray(pixels)
+
+    return make
 
 
 def opened(items: Iterable[Item], handled: Handled) -> "Iterator[tuple[Item, Image]]":

@@ -8,9 +8,9 @@ from pydantic import Field
 from overnight.config import Values
 from overnight.content import Handled, ImageItem, Images
 from overnight.errors import DataError
+from overnight.imaging import of_array
 from overnight.paths import shown
 from overnight.readers._common import count_empty, expect, lines, present
-from overnight.readers.idx import opener
 
 if TYPE_CHECKING:
     from overnight.dataset import Entry
@@ -49,4 +49,4 @@ def _items(path: Path, options: Options) -> list[ImageItem]:
     records = data.reshape(-1, record)
     images = records[:, options.labels :].reshape(-1, 3, options.size, options.size).transpose(0, 2, 3, 1)
     labels = records[:, range(options.labels)[options.label]]
-    return [ImageItem(f"{path.stem}/{i}", opener(images[i]), int(label)) for i, label in enumerate(labels)]
+    return [ImageItem(f"{path.stem}/{i}", of_array(images[i]), int(label)) for i, label in enumerate(labels)]

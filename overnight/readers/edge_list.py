@@ -11,8 +11,9 @@ from overnight.config import Values
 from overnight.content import Features, Graph, Handled
 from overnight.errors import DataError
 from overnight.paths import shown
-from overnight.readers._common import count_empty, present, text
+from overnight.readers._common import count_empty, expect, present, text
 from overnight.readers._graph import cleaned_edges
+from overnight.unpack import plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,7 +69,7 @@ def _table(path: Path, columns: Iterable[str], delimiter: str) -> "pl.DataFrame"
     import polars as pl
 
     try:
-        frame = pl.read_csv(path, infer_schema=False, separator=delimiter, encoding="utf8")
+        frame = pl.read_csv(expect(plain(path), "csv", path), infer_schema=False, separator=delimiter, encoding="utf8")
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"{shown(path)}: expected a csv file: {' '.join(str(error).split())[:200]}") from None
     missing = [c for c in columns if c not in frame.columns]
@@ -87,7 +88,7 @@ def _edges(folder: Path, options: Edges, handled: Handled) -> tuple[list[str], l
 
 def _bags(path: Path) -> dict[str, Any]:
     try:
-        bags = json.loads(text(path))
+        bags = json.loads(text(plain(path)))
     except json.JSONDecodeError as error:
         raise DataError(f"{shown(path)}: expected json: {error}") from None
     if not isinstance(bags, dict):

@@ -4,7 +4,6 @@ import gzip
 import math
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +12,12 @@ from pydantic import Field
 from overnight.config import Values
 from overnight.content import Handled, ImageItem, Images
 from overnight.errors import DataError
+from overnight.imaging import of_array
 from overnight.paths import shown
 from overnight.readers._common import count_empty, present
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL.Image import Image
 
     from overnight.dataset import Entry
 
@@ -66,18 +65,7 @@ def _pair(folder: Path, files: Split) -> "tuple[np.ndarray, np.ndarray]":
 
 def _items(name: str, images: "np.ndarray", labels: "np.ndarray") -> list[ImageItem]:
     stem = Path(name).name.split(".")[0]
-    return [ImageItem(f"{stem}/{i}", opener(image), int(label)) for i, (image, label) in enumerate(zip(images, labels, strict=True))]
-
-
-def opener(pixels: "np.ndarray") -> "Callable[[], Image]":
-    """What makes an image of bytes (H, W) or (H, W, 3) when it is called."""
-
-    def make() -> "Image":
-        from PIL import Image
-
-        return Image.fromarray(pixels)
-
-    return make
+    return [ImageItem(f"{stem}/{i}", of_array(image), int(label)) for i, (image, label) in enumerate(zip(images, labels, strict=True))]
 
 
 def array(path: Path) -> "np.ndarray":

@@ -1,5 +1,6 @@
 """Data that ships in an installed package: its files, read by another reader, or what one of its functions returns."""
 
+import difflib
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import packages_distributions, version
@@ -10,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from overnight.config import Source, Values, validate
-from overnight.content import Content, Graph, Handled, ImageItem, Images
+from overnight.content import Content, Graph, Handled, ImageItem, Images, Tables
 from overnight.errors import ConfigError, DataError
+from overnight.imaging import of_array
 from overnight.readers import reader
+from overnight.readers._graph import cleaned_edges
 
 if TYPE_CHECKING:
-    import numpy as np
-    from PIL.Image import Image
-
     from overnight.dataset import Entry
 
 
@@ -51,9 +51,14 @@ def read(folder: Path, options: Options, entry: "Entry") -> Content:
         inner = reader(options.reader)
         return inner.read(folder, inner.Options.model_validate(options.options), entry)
     found = _call(options)
-    if hasattr(found, "adjacency"):
-        return _graph(found, options)
-    return _images(found, options)
+    convert = {"images": _images, "graph": _graph, "table": _tables}.get(entry.kind)
+    content = convert(found, options) if convert else None
+    if content is None:
+        raise DataError(
+            f"package {options.module!r}: {options.function} returned a {type(found).__name__}, which is no {entry.kind}; "
+            "expected a mapping with images and target, a networkx graph, or a data frame"
+        )
+    return content
 
 
 def home(options: Mapping[str, Any]) -> Path:
@@ -63,7 +68,7 @@ def home(options: Mapping[str, Any]) -> Path:
     places = list(spec.submodule_search_locations or []) if spec else []
     if not places:
         raise DataError(f"package {module!r} is not installed here; `pip install` the package that brings it")
-    return Path(places[0]) / str(options.get("folder", ""))
+    return Path(places[0]) / str(options.get("folder") or "")
 
 
 def release(options: Mapping[str, Any]) -> str:
@@ -74,42 +79,55 @@ def release(options: Mapping[str, Any]) -> str:
 
 
 def _call(options: Options) -> Any:
-    function = getattr(import_module(options.module), options.function or "", None)
+    module = import_module(options.module)
+    function = getattr(module, options.function or "", None)
     if not callable(function):
-        raise DataError(f"package {options.module!r} has no function {options.function!r}; check the entry's options")
-    return function(**options.arguments)
+        close = difflib.get_close_matches(options.function or "", dir(module), n=1, cutoff=0.4)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise DataError(f"package {options.module!r} has no function {options.function!r}{hint}")
+    try:
+        return function(**options.arguments)
+    except TypeError as error:
+        raise DataError(f"package {options.module!r}: {options.function} does not take these arguments: {error}") from None
 
 
-def _images(found: Any, options: Options) -> Images:
+def _images(found: Any, options: Options) -> Images | None:
     """(N, H, W) or (N, H, W, 3) of any range as 8-bit images."""
     import numpy as np
 
+    if not isinstance(found, Mapping) or not {"images", "target"} <= set(found):
+        return None
     pixels, labels = np.asarray(found["images"], dtype=np.float64), np.asarray(found["target"]).astype(int)
-    bytes_NHW = np.rint(pixels * (255 / (options.maximum or pixels.max()))).clip(0, 255).astype(np.uint8)
+    grey_NHW = np.rint(pixels * (255 / (options.maximum or pixels.max() or 1))).clip(0, 255).astype(np.uint8)
     names = found.get("target_names")
     classes = tuple(str(n) for n in (names if names is not None else range(labels.max() + 1)))
-    items = [
-        ImageItem(f"{options.function}/{i}", _opener(image), int(label))
-        for i, (image, label) in enumerate(zip(bytes_NHW, labels, strict=True))
-    ]
+    items = [ImageItem(f"{options.function}/{i}", of_array(grey_NHW[i]), int(label)) for i, label in enumerate(labels)]
     return Images(classes, {"train": items})
 
 
-def _opener(image: "np.ndarray") -> Any:
-    def decode() -> "Image":
-        from PIL import Image
+def _tables(found: Any, options: Options) -> Tables | None:
+    """A data frame, or columns with feature_names beside a target; the table is called like the function."""
+    import polars as pl
 
-        return Image.fromarray(image)
+    frame = found.get("frame") if isinstance(found, Mapping) else found
+    if isinstance(found, Mapping) and frame is None and {"data", "feature_names"} <= set(found):
+        frame = pl.DataFrame(found["data"], schema=list(map(str, found["feature_names"])), orient="row")
+        if "target" in found:
+            names = found.get("target_names")
+            target = found["target"] if names is None else [str(names[i]) for i in found["target"]]
+            frame = frame.with_columns(pl.Series("target", target))
+    if not hasattr(frame, "columns"):
+        return None
+    eager = frame if isinstance(frame, pl.DataFrame) else pl.from_pandas(frame)
+    return Tables({str(options.function): eager.lazy()})
 
-    return decode
 
-
-def _graph(found: Any, options: Options) -> Graph:
+def _graph(found: Any, options: Options) -> Graph | None:
     """Nodes in the graph's order, with one attribute as their class."""
     import numpy as np
 
-    from overnight.readers._graph import cleaned_edges
-
+    if not hasattr(found, "adjacency"):
+        return None
     index, handled = {node: i for i, node in enumerate(found.nodes)}, Handled()
     edges = np.array([[index[a], index[b]] for a, b in found.edges()], dtype=np.int64).reshape(-1, 2).T
     names = [None if options.label is None else data.get(options.label) for _, data in found.nodes(data=True)]

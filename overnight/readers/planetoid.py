@@ -56,22 +56,35 @@ def _load(path: Path) -> "dict[str, np.ndarray]":
     if missing:
         raise DataError(f"{shown(path)}: no array {', '.join(sorted(missing))}; the file has: {', '.join(sorted(arrays))}")
     wrong = [n for n in ("train_mask", "val_mask", "test_mask") if n in arrays and arrays[n].shape != arrays["y"].shape]
+    wrong += [n for n in ("x_data", "x_indices", "x_shape") if "x_indptr" in arrays and n not in arrays]
     if wrong or arrays["edge_index"].shape[:1] != (2,):
-        raise DataError(f"{shown(path)}: {wrong[0] if wrong else 'edge_index'} has the wrong shape; expected masks (N,) and edges (2, E)")
+        raise DataError(
+            f"{shown(path)}: {wrong[0] if wrong else 'edge_index'} has the wrong shape or is missing; expected masks (N,), edges (2, E) and CSR"
+        )
     return arrays
 
 
 def _features(arrays: "dict[str, np.ndarray]", nodes: int, path: Path) -> Features:
     import numpy as np
 
+    found: Features = None
     if "x_indptr" in arrays:
-        rows, width = map(int, arrays["x_shape"])
-        found = (arrays["x_data"].astype(np.float32), arrays["x_indices"].astype(np.int64), arrays["x_indptr"].astype(np.int64))
-        if rows == nodes == len(found[2]) - 1:
-            return *found, (rows, width)
+        found = _sparse(arrays, path)
+    elif "x" in arrays:
+        found = arrays["x"].astype(np.float32)
+    rows = nodes if found is None else found[3][0] if isinstance(found, tuple) else len(found)
+    if rows != nodes:
         raise DataError(f"{shown(path)}: x has {rows} rows and y {nodes}; expected one row for each node")
-    if "x" not in arrays:
-        return None
-    if len(arrays["x"]) != nodes:
-        raise DataError(f"{shown(path)}: x has {len(arrays['x'])} rows and y {nodes}; expected one row for each node")
-    return arrays["x"].astype(np.float32)
+    return found
+
+
+def _sparse(arrays: "dict[str, np.ndarray]", path: Path) -> Features:
+    """CSR whose indices point inside."""
+    import numpy as np
+
+    rows, width = map(int, arrays["x_shape"])
+    data, indices, indptr = arrays["x_data"].astype(np.float32), arrays["x_indices"].astype(np.int64), arrays["x_indptr"].astype(np.int64)
+    whole = len(indptr) == rows + 1 and indptr[-1] == len(data) == len(indices) and not (np.diff(indptr) < 0).any()
+    if not whole or (len(indices) and (indices.min() < 0 or indices.max() >= width)):
+        raise DataError(f"{shown(path)}: x is no sparse matrix of {rows} rows and {width} columns; get the file anew")
+    return data, indices, indptr, (rows, width)

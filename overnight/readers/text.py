@@ -22,8 +22,8 @@ class Options(Values):
 
     @model_validator(mode="after")
     def _sensible(self) -> "Options":
-        if sum(self.parts.values()) >= 1 or set(self.parts) & set(self.splits):
-            raise ValueError("parts must leave something of train, and name splits that have no file")
+        if self.parts and (sum(self.parts.values()) >= 1 or set(self.parts) & set(self.splits) or "train" not in self.splits):
+            raise ValueError("parts are cut off train, must leave something of it, and name splits that have no file")
         return self
 
 

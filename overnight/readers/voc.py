@@ -75,7 +75,7 @@ def _annotation(folder: Path, options: Options, name: str, pictures: dict[str, P
         if options.drop_difficult and (element.findtext("difficult") or "0").strip() == "1":
             handled["difficult box dropped"] += 1
             continue
-        box = _clipped(_corners(element, xml, options.first_pixel), width, height, handled)
+        box = _clipped(_corners(element, xml, options.first_pixel, handled), width, height, handled)
         if box is not None:
             boxes.append(((element.findtext("name") or "").strip(), *box))
     if not boxes:
@@ -95,12 +95,13 @@ def _size(picture: Path, tree: ET.Element) -> tuple[float, float]:
         return width or math.inf, height or math.inf
 
 
-def _corners(element: ET.Element, xml: Path, first: int) -> tuple[float, float, float, float]:
+def _corners(element: ET.Element, xml: Path, first: int, handled: Handled) -> tuple[float, float, float, float]:
     """x1 y1 x2 y2 as edges: a box over the first pixel alone is 0 0 1 1 when corners include their pixel."""
     try:
         x1, y1, x2, y2 = (float(element.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax"))
     except ValueError:
         raise DataError(f"{shown(xml)}: a box of {element.findtext('name')!r} lacks a corner; expected four numbers") from None
+    handled["box with swapped corners turned"] += x1 > x2 or y1 > y2
     return min(x1, x2) - first, min(y1, y2) - first, max(x1, x2), max(y1, y2)
 
 
