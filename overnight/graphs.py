@@ -94,7 +94,7 @@ def _features(graph: Graph, blank: Blank, handled: Handled) -> "np.ndarray | sp.
     if given is not None and given.shape[1]:
         few = np.count_nonzero(given) < DENSE * given.size
         return sp.csr_matrix(given, dtype=np.float32) if few else given.astype(np.float32)
-    handled[f"graph without features given its nodes' {blank}"] += 1
+    handled[f"graph without features given the {blank} of its nodes"] += 1
     if blank == "identity":
         return sp.identity(graph.nodes, dtype=np.float32, format="csr")
     degrees = np.bincount(graph.edges.ravel(), minlength=graph.nodes).astype(np.float32)

@@ -124,13 +124,9 @@ def _nodes(frame: "pl.LazyFrame", params: LinkParams, handled: Handled) -> "pl.D
     import polars as pl
 
     label = pl.col(params.label).cast(pl.String)
-    counts = label.drop_nulls().value_counts(sort=False)
-    commonest = counts.struct.field(params.label).sort_by(
-        counts.struct.field("count"), counts.struct.field(params.label), descending=[True, False]
-    )
     grouped = frame.group_by("\0node").agg(
         pl.len().alias("\0rows"),
-        commonest.first().alias("\0label"),
+        label.drop_nulls().mode().sort().first().alias("\0label"),
         label.drop_nulls().n_unique().alias("\0labels"),
         *(pl.sql_expr(expression).cast(pl.Float32).alias(name) for name, expression in params.features.items()),
     )
@@ -176,7 +172,7 @@ def _usage(frame: "pl.LazyFrame", names: "pl.Series", params: LinkParams) -> "sp
     keys = frame.drop_nulls(params.by).group_by("\0node", *params.by).len("\0count").sort("\0node", *params.by).collect(engine="streaming")
     known = keys.filter(pl.col("\0node").is_in(names.implode()))
     row = known["\0node"].replace_strict({name: i for i, name in enumerate(names)}, return_dtype=pl.Int64).to_numpy()
-    column = known.select(pl.struct(params.by).rank("dense"))[params.by[0]].to_numpy() - 1 if known.height else np.zeros(0, np.int64)
+    column = known.select(pl.struct(params.by).rank("dense").cast(pl.Int64)).to_series().to_numpy() - 1
     values = np.ones(len(row)) if params.similarity == "jaccard" else known["\0count"].to_numpy().astype(np.float64)
     used = sp.csr_matrix((values, (row, column)), shape=(len(names), int(column.max(initial=-1)) + 1))
     if params.similarity == "jaccard":
@@ -207,6 +203,6 @@ def _nearest(used: "sp.csr_matrix", params: LinkParams, seed: int) -> Iterator[t
 def _means(features: np.ndarray, handled: Handled) -> np.ndarray:
     """Float32 (F,): what stands for a value that is missing."""
     odd = ~np.isfinite(features)
-    handled["missing feature given the column's mean"] += int(odd.sum())
+    handled["missing feature given the mean of its column"] += int(odd.sum())
     counts = np.maximum((~odd).sum(0), 1)
     return np.asarray(np.where(odd, 0.0, features).sum(0) / counts, np.float32)

@@ -20,6 +20,7 @@ from tasks.gnn.network import Gnn, GnnParams
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = ["GnnParams", "gnn_recipe", "predictor", "train_gnn"]
 DRAWN = 2000  # nodes in the picture of the embedding
 
 

@@ -7,7 +7,7 @@ from tasks.yolo.assign import Targets, assign
 from tasks.yolo.boxes import giou
 from tasks.yolo.model import BINS, STRIDES, decode, places
 
-BOX_GAIN, SIDES_GAIN = 2.0, 0.5  # beside 1 for the classes
+CLASS_GAIN, BOX_GAIN, SIDES_GAIN = 2.0, 2.0, 0.5  # of cells that learn a box, beside 1 for background
 
 
 def detection_loss(logits: Tensor, sides: Tensor, shape: tuple[int, int], boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,9 +29,13 @@ def detection_loss(logits: Tensor, sides: Tensor, shape: tuple[int, int], boxes:
 
 
 def _classes(logits: Tensor, targets: Targets) -> Tensor:
-    """Quality focal loss: cross entropy towards the overlap, weighted by how far off it is (Li et al. 2020)."""
+    """Cross entropy towards the overlap; background counts by how wrong it is (after the quality focal loss, Li et al. 2020).
+
+    Where a box is learnt, every class counts as much as the box does: with the focal weight there as well, telling ten classes apart
+    takes many times as many steps as finding the box.
+    """
     off = (targets.scores - logits.detach().sigmoid()).abs()
-    weight = torch.where(targets.scores > 0, 1.0, off.square())
+    weight = torch.maximum(off.square(), CLASS_GAIN * targets.weights[..., None])
     return nn.functional.binary_cross_entropy_with_logits(logits, targets.scores, reduction="none") * weight
 
 
