@@ -1,0 +1,1 @@
+"""Experiments: one file per family, reading like a table of contents."""

@@ -23,11 +23,11 @@ class Nightly(Experiment):
 def nightly(cfg: Nightly) -> None:
     """Submit all parts; they run together as far as the card and the host allow."""
     table = etl(cfg.etl) if cfg.etl else None
-    for name, part in cfg.vision.items():
-        vision.part(name, part)
-    for name, part in cfg.detect.items():
-        detect.part(name, part)
-    for name, part in cfg.graph.items():
-        graph.part(name, part, table)
-    for name, part in cfg.agent.items():
-        agent.part(name, part)
+    for name, images in cfg.vision.items():
+        vision.part(name, images)
+    for name, scenes in cfg.detect.items():
+        detect.part(name, scenes)
+    for name, nodes in cfg.graph.items():
+        graph.part(name, nodes, table)
+    for name, world in cfg.agent.items():
+        agent.part(name, world)

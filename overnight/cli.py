@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("overrides", nargs="*", metavar="key=value", help="values laid over the file, e.g. cnn.epochs=3")
     run.add_argument("--cpu", action="store_true", help="leave the GPU alone: run on the virtual card")
     add("up", _up, "start Prefect, its worker and MLflow, and keep them running")
-    add("down", _down, "stop them")
+    add("down", _down, "stop them").add_argument("--force", action="store_true", help="also end the runs that use them")
     for sub in (
         add("status", _status, "what runs, where, since when"),
         add("gpu", _gpu, "the card: its budget, who holds what, who waits"),
@@ -91,8 +91,10 @@ def _run(arguments: argparse.Namespace) -> int:
     print(card, flush=True)
     from overnight import services
 
-    with services.ensure():
+    print("services: starting what is not up", flush=True)
+    with services.ensure(f"overnight run {arguments.config}"):
         os.environ.update(services.environment())
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")  # the terminal shows our table; Prefect's UI keeps all
         from overnight.deployments import run_here
 
         state = run_here(pipeline.name, path.resolve(), arguments.overrides)
@@ -108,10 +110,10 @@ def _up(_arguments: argparse.Namespace) -> None:
     _rows(services.status(), False)
 
 
-def _down(_arguments: argparse.Namespace) -> None:
+def _down(arguments: argparse.Namespace) -> None:
     from overnight import services
 
-    services.down()
+    services.down(arguments.force)
     print("all services are down")
 
 
@@ -198,7 +200,7 @@ def _data_verify(arguments: argparse.Namespace) -> int:
     return 2 if problems else 0
 
 
-def _rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+def _rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=1, default=str, ensure_ascii=False))
         return

@@ -61,6 +61,6 @@ def _disk() -> Check:
 
 
 def _services() -> list[Check]:
-    from overnight import services
+    from overnight.services import status
 
-    return [Check(str(row["service"]), True, f"{row['state']} {row.get('address') or ''}".strip()) for row in services.status()]
+    return [Check(str(row["service"]), True, f"{row['state']} {row.get('address') or ''}".strip()) for row in status()]

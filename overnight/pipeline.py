@@ -147,7 +147,6 @@ def execute(path: Path, overrides: Sequence[str] = (), on_chain: Callable[[Chain
     card = find(experiment.card, cpu=orchestrate.wants_cpu())
     tracker = Tracker(services.environment()["MLFLOW_TRACKING_URI"], str(experiment.name))
     with Display() as display:
-        display.say(str(card))
         run_id = _open(tracker, pipeline, experiment, card, path, overrides)
         display.say(f"MLflow: {tracker.link(run_id)}")
         chain = Chain(experiment, card, tracker, run_id, display)

@@ -68,7 +68,7 @@ def started(pid: int) -> float:
     import psutil
 
     try:
-        return round(psutil.Process(pid).create_time(), 2)
+        return round(float(psutil.Process(pid).create_time()), 2)
     except psutil.NoSuchProcess:
         return 0.0
 

@@ -2,14 +2,18 @@
 
 import importlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+
+warnings.filterwarnings("ignore", message=r".*[Tt]ype hints? .*predict")  # our arrays have a signature instead
 
 
-class Saved(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class Saved(PythonModel):
     """Arrays in, arrays out; the model's meta.json names the function that builds its predictor."""
 
     def load_context(self, context: Any) -> None:
@@ -23,4 +27,4 @@ class Saved(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         return np.asarray(self.predictor(np.asarray(model_input)))
 
 
-mlflow.models.set_model(Saved())
+set_model(Saved())

@@ -5,7 +5,6 @@ import logging
 import os
 import threading
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ class Tracker:
 
     def __init__(self, uri: str, experiment: str) -> None:
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         from mlflow import MlflowClient
 
         logging.getLogger("mlflow").setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore", module=r"mlflow\.")  # it asks for input examples: those would run models in the parent
         self.uri = uri.rstrip("/")
         self.client = MlflowClient(tracking_uri=uri)
         self.experiment_id = self._experiment(experiment)
