@@ -57,6 +57,7 @@ def load_graph(run: Run, params: GraphParams, data: Dataset) -> Artifact:
     if not isinstance(content, Graph):
         raise DataError(f"data set {data.name!r} holds {type(content).__name__.lower()}, not a graph; load_graph needs one of kind 'graph'")
     saved = graphs.save(run, content, f"data set {data.name!r}", graphs.Shares(params.val, params.test), params.scale, params.blank)
+    run.data(data.name, saved.digest, f"datasets/{data.name}.yaml", saved.spec)
     run.note(_summary(saved, data.name))
     return saved
 

@@ -72,7 +72,9 @@ def join_tables(run: Run, params: TableParams, data: Dataset) -> Artifact:
         repeated = [_repeated(frames[join.table], join, data.name) for join in params.joins]
         counts = _write(run, params, frames[params.fact], _joined(frames, params), file)
         found = _profile(params, counts, repeated, file)
-    return _hand_on(run, found, file)
+    saved = _hand_on(run, found, file)
+    run.data(data.name, saved.digest, f"datasets/{data.name}.yaml", saved.spec)
+    return saved
 
 
 @contextmanager
