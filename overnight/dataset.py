@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from overnight.artifact import DataSpec
 from overnight.config import Source, Values, read, validate
-from overnight.content import Content, Handled
+from overnight.content import Content, Graph, Handled
 from overnight.errors import ConfigError, DataError
 from overnight.paths import datasets, shown
 
@@ -136,11 +136,14 @@ class Entry(Values):
         anew = f"`overnight data fetch {self.name}` gets it anew" if file.url or self.archives else "get it anew"
         if not path.exists():
             return f"{shown(path)}: there is no such file; {anew}"
-        size = verified.size(path)
-        if file.bytes is not None and size != file.bytes:
-            return f"{shown(path)}: {size} bytes, expected {file.bytes}: cut short or changed; {anew}"
-        if file.digests and (found := verified.sha256(path)) not in file.digests:
-            return f"{shown(path)}: sha256 {found}, expected {' or '.join(file.digests)}: damaged or changed; {anew}"
+        try:
+            size = verified.size(path)
+            if file.bytes is not None and size != file.bytes:
+                return f"{shown(path)}: {size} bytes, expected {file.bytes}: cut short or changed; {anew}"
+            if file.digests and (found := verified.sha256(path)) not in file.digests:
+                return f"{shown(path)}: sha256 {found}, expected {' or '.join(file.digests)}: damaged or changed; {anew}"
+        except OSError as error:
+            return f"{shown(path)}: cannot be read: {error.strerror}; check its permissions and its disk"
         return ""
 
     def identity(self) -> dict[str, Any]:
@@ -157,12 +160,15 @@ class Entry(Values):
         return {**how, "files": files or {".": home and verified.sha256(home)}}
 
     def _compare(self, content: Content) -> None:
-        """Counts of splits and names of classes against what is expected, where the entry says so."""
-        counts = {name: len(items) for name, items in getattr(content, "splits", {}).items()}
-        wrong = [f"{s}: {counts[s]} (expected {n})" for s, n in self.expected.counts.items() if counts.get(s, n) != n]
-        classes = getattr(content, "classes", ())
-        if self.expected.classes and classes and tuple(classes) != self.expected.classes:
-            wrong.append(f"classes: {', '.join(classes)} (expected {', '.join(self.expected.classes)})")
+        """Counts, sizes and names of classes against what is expected, where the entry says so."""
+        expected, masks = self.expected, getattr(content, "masks", {})
+        counts = {**{s: len(items) for s, items in getattr(content, "splits", {}).items()}, **{s: int(m.sum()) for s, m in masks.items()}}
+        wrong = [f"{s}: {counts.get(s, 0)} (expected {n})" for s, n in expected.counts.items() if counts and counts.get(s, 0) != n]
+        sizes = {"nodes": content.nodes, "edges": content.edges.shape[1]} if isinstance(content, Graph) else {}
+        wrong += [f"{s}: {n} (expected {e})" for s, n in sizes.items() if (e := getattr(expected, s)) and n != e]
+        classes = tuple(getattr(content, "classes", ()))
+        if expected.classes and classes and classes != expected.classes:
+            wrong.append(f"classes: {', '.join(classes)} (expected {', '.join(expected.classes)})")
         if wrong:
             raise DataError(
                 f"data set {self.name!r} is not what its entry expects: {'; '.join(wrong)}; get the whole set, or correct the entry"

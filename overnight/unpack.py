@@ -1,5 +1,6 @@
 """Archives from strangers: regular files alone, below one folder, up to a size, whole or not at all."""
 
+import codecs
 import errno
 import gzip
 import hashlib
@@ -27,14 +28,42 @@ def plain(path: Path, limit: int = LIMIT_BYTES) -> Path:
     """The file itself, or the one file inside a .gz or .zip, unpacked once below .overnight/unpacked."""
     if path.suffix.lower() not in (".gz", ".zip"):
         return path
+
+    def write(sink: IO[bytes]) -> None:
+        with _single(path) as source:
+            copy(source, sink, limit, path)
+
+    return _made_once(path, path.stem, write)
+
+
+def recoded(path: Path, encoding: str) -> Path:
+    """The text file in utf-8, made once below .overnight/unpacked when it is in another encoding."""
+    if codecs.lookup(encoding).name in ("utf-8", "utf-8-sig"):
+        return path
+
+    def write(sink: IO[bytes]) -> None:
+        try:
+            with path.open(encoding=encoding, newline="") as source:
+                while piece := source.read(1 << 20):
+                    sink.write(piece.encode())
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{shown(path)}: expected text in {encoding}: {error.reason} at byte {error.start}; correct the encoding"
+            ) from None
+
+    return _made_once(path, f"{path.name}-{codecs.lookup(encoding).name}", write)
+
+
+def _made_once(path: Path, name: str, write: Callable[[IO[bytes]], None]) -> Path:
+    """What `write` makes of the file, kept until that changes; whole or not at all."""
     stat = path.stat()
     key = hashlib.sha256(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:20]
-    target = state() / "unpacked" / key / path.stem
+    target = state() / "unpacked" / key / name
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{uuid.uuid4().hex}.part")
-        with _explained(path, part), part.open("wb") as sink, _single(path) as source:
-            copy(source, sink, limit, path)
+        with _explained(path, part), part.open("wb") as sink:
+            write(sink)
         os.replace(part, target)
     return target
 

@@ -158,8 +158,20 @@ def test_counts_and_classes_that_are_not_what_is_expected(write) -> None:
     write(text, t_csv=b"x one\ny two\n")
     with pytest.raises(DataError, match=r"train: 2 \(expected 3\)"):
         load_entry("made").load()
+    write(text.replace("train: 3", "train: 2, test: 1"), t_csv=b"x one\ny two\n")
+    with pytest.raises(DataError, match=r"test: 0 \(expected 1\)"):
+        load_entry("made").load()
     write(text.replace("train: 3", "train: 2").replace("[x, y]", "[y, x]"), t_csv=b"x one\ny two\n")
     with pytest.raises(DataError, match=r"classes: x, y \(expected y, x\)"):
+        load_entry("made").load()
+
+
+def test_a_graph_of_another_size_than_expected(write) -> None:
+    options = "kind: graph\nreader: edge_list\noptions: {edges: {file: t.csv, source: a, target: b}}\n"
+    write(options + "expected: {nodes: 3, edges: 2}\n", t_csv=b"a,b\n1,2\n2,3\n")
+    assert load_entry("made").load().nodes == 3
+    write(options + "expected: {nodes: 4, edges: 1}\n")
+    with pytest.raises(DataError, match=r"nodes: 3 \(expected 4\); edges: 2 \(expected 1\)"):
         load_entry("made").load()
 
 

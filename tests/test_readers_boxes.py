@@ -115,6 +115,14 @@ def test_lists_of_ones_own(load, made) -> None:
     assert set(load("voc", {"splits": {"test": "mine.txt"}}).splits) == {"test"}
 
 
+def test_two_images_of_one_name(load, made) -> None:
+    made.image("a", ("x", 1, 1, 5, 5))
+    made.image("a", ("x", 1, 1, 5, 5), ending="png")
+    made.listed("train", "a")
+    content = load("voc", {})
+    assert (content.splits["train"][0].name, content.handled) == ("a.jpg", {"second image of the same name left out": 1})
+
+
 def test_an_image_that_does_not_decode_is_left_to_its_opening(load, made) -> None:
     made.image("a", ("x", 1, 1, 5, 5))
     (made.folder / "JPEGImages" / "a.jpg").write_bytes(b"no image")

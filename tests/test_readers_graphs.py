@@ -64,6 +64,13 @@ def test_features_with_names(load, write) -> None:
     assert dense(load("edge_list", FULL)) == [[1, 1], [1, 0]]
 
 
+def test_features_as_vectors(load, write) -> None:
+    write(features={"a": [0.5, -1, 2]})
+    assert dense(load("edge_list", FULL | {"vectors": True})) == [[0.5, -1, 2], [0, 0, 0]]
+    with pytest.raises(DataError, match="set vectors"):
+        load("edge_list", FULL)
+
+
 def test_a_repeated_target_is_dropped_unless_it_says_otherwise(load, write) -> None:
     write(targets="node,kind\na,x\na,x\nb,y\n")
     assert load("edge_list", FULL).handled["repeated target dropped"] == 1

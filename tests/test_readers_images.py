@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import struct
 
 import numpy as np
@@ -108,6 +109,17 @@ def test_parquet_with_structs_text_labels_and_several_files(load, folder) -> Non
     assert content.classes == ("cat", "dog")
     assert labels(content, "train") == [1, 0, 1, 0]
     assert content.splits["train"][0].open().size == (3, 2)
+
+
+def test_parquet_as_hugging_face_writes_it(load, folder) -> None:
+    names = {"info": {"features": {"label": {"names": ["猫", "dog"], "_type": "ClassLabel"}, "image": {"_type": "Image"}}}}
+    for shard in (1, 0):
+        images = [{"bytes": png(shard), "path": None}]
+        write_parquet(folder / f"train-{shard:05}-of-2.parquet", images, [shard], {"huggingface": json.dumps(names)})
+    content = load("image_parquet", {"splits": {"train": "train-*.parquet"}})
+    assert (content.classes, labels(content, "train")) == (("猫", "dog"), [0, 1])
+    with pytest.raises(DataError, match=r"test-\*\.parquet: no file fits"):
+        load("image_parquet", {"splits": {"train": "test-*.parquet"}})
 
 
 def test_parquet_odd_labels(load, folder) -> None:

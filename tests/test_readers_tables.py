@@ -78,6 +78,20 @@ def test_bom_crlf_and_blank_lines(load, folder) -> None:
     assert content.handled == {"blank row dropped": 2}
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "cp1252"])
+def test_other_encodings(load, folder, encoding: str) -> None:
+    (folder / "t.csv").write_bytes("a,b\r\nhäuser,1\r\n".encode(encoding))
+    assert frame(load("csv", {"tables": {"t": "t.csv"}, "encoding": encoding})).rows() == [("häuser", 1)]
+
+
+def test_a_wrong_encoding(load, folder) -> None:
+    (folder / "t.csv").write_bytes(b"a\n\xff\xfe\n")
+    with pytest.raises(DataError, match=r"t\.csv: expected text in ascii: .* at byte 2"):
+        load("csv", {"tables": {"t": "t.csv"}, "encoding": "ascii"})
+    with pytest.raises(ConfigError, match="is no encoding that Python knows"):
+        load("csv", {"tables": {"t": "t.csv"}, "encoding": "klingon"})
+
+
 def test_blanks_around_values_are_trimmed_and_counted(load, folder) -> None:
     (folder / "t.csv").write_text("a,b\n1 , 2.5\n NA,7\n")
     content = load("csv", options(types={"a": "int", "b": "float"}))

@@ -1,5 +1,6 @@
 """What several readers need."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,9 +21,21 @@ def present(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.is_file():
         raise DataError(f"{shown(path)}: there is no such file; check the entry's options against the files of the set")
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{shown(path)}: may not be read by this user; change its permissions")
     if path.stat().st_size == 0:
         raise DataError(f"{shown(path)}: the file is empty; get the whole file")
     return path
+
+
+def matching(folder: Path, name: str) -> list[Path]:
+    """The file of that name, or, when the name holds a *, every file it fits, sorted; raises DataError when there is none."""
+    if "*" not in name:
+        return [present(folder, name)]
+    found = sorted(folder.glob(name))
+    if not found:
+        raise DataError(f"{shown(folder / name)}: no file fits; check the entry's options against the files of the set")
+    return [present(folder, path.relative_to(folder).as_posix()) for path in found]
 
 
 def expect(path: Path, form: str, named: Path | None = None) -> Path:

@@ -1,10 +1,11 @@
 """Tables as csv files, plain or inside a zip or gz: scanned lazily, after every value was checked against its type once."""
 
+import codecs
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from overnight.config import Values
 from overnight.content import Handled, Tables
@@ -12,7 +13,7 @@ from overnight.errors import DataError
 from overnight.paths import shown
 from overnight.readers import _csv
 from overnight.readers._common import expect, present
-from overnight.unpack import plain
+from overnight.unpack import plain, recoded
 
 if TYPE_CHECKING:
     import polars as pl
@@ -38,7 +39,16 @@ class Options(Values):
     tables: dict[str, str | Table] = Field(min_length=1)
     nulls: list[str] = Field(["", "NA", "null"], description="what stands for a missing value")
     delimiter: str = Field(",", min_length=1, max_length=1)
+    encoding: str = "utf-8"
     types: dict[str, Type] = Field({}, description="by column, for every table that has it; the others' are inferred")
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            return codecs.lookup(name).name
+        except LookupError:
+            raise ValueError("is no encoding that Python knows; utf-8, latin-1, cp1252 and utf-16 are common") from None
 
 
 def read(folder: Path, options: Options, _entry: "Entry") -> Tables:
@@ -54,7 +64,7 @@ def read(folder: Path, options: Options, _entry: "Entry") -> Tables:
 def _scan(file: Path, table: Table, options: Options, handled: Handled) -> "pl.LazyFrame":
     import polars as pl
 
-    path = expect(plain(file), "csv", file)
+    path = recoded(expect(plain(file), "csv", file), options.encoding)
     nulls = options.nulls if table.nulls is None else table.nulls
     how: dict[str, Any] = {"separator": table.delimiter or options.delimiter, "null_values": nulls}
     _csv.check_end(path, file, how["separator"])
@@ -66,7 +76,7 @@ def _scan(file: Path, table: Table, options: Options, handled: Handled) -> "pl.L
         frame = typed.with_columns(c.value() for c in columns if not c.is_native)
         return _csv.without_blank_rows(frame, text, columns, handled)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{shown(file)}: expected a csv file: {_csv.brief(error)}; mend the file, or the entry's delimiter") from None
+        raise DataError(f"{shown(file)}: expected a csv file: {_csv.brief(error)}; mend it, or the entry's delimiter or encoding") from None
 
 
 def _columns(text: "pl.LazyFrame", file: Path, types: Mapping[str, str], nulls: Sequence[str], handled: Handled) -> list[_csv.Column]:

@@ -45,6 +45,7 @@ class Options(Values):
 
     edges: Edges
     features: str | None = Field(None, description='json: {"id": [feature ids]} or {"id": {"feature id": value}}')
+    vectors: bool = Field(default=False, description="the lists of the features are values, one for each feature, instead of ids")
     targets: Targets | None = None
     classes: list[str] = Field([], description="in the order of their indices; the sorted names that occur when left out")
 
@@ -52,13 +53,12 @@ class Options(Values):
 def read(folder: Path, options: Options, _entry: "Entry") -> Graph:
     """Nodes are all ids of all files: numbers in their order, then names in theirs."""
     handled = Handled()
-    sources, targets = _edges(folder, options.edges, handled)
+    ends = _edges(folder, options.edges, handled)
     bags = _bags(present(folder, options.features)) if options.features else {}
     names = _names(folder, options.targets, handled) if options.targets else {}
-    index = _index([*sources, *targets], bags, names)
-    codes = _codes([sources, targets], index)
-    edges = cleaned_edges(codes, len(index), handled, shown(folder / options.edges.file))
-    features = _features(bags, index, handled, folder / (options.features or "")) if options.features else None
+    index = _index(*(end.unique().to_list() for end in ends), bags, names)
+    edges = cleaned_edges(_codes(ends, index), len(index), handled, shown(folder / options.edges.file))
+    features = _features(bags, index, handled, folder, options) if options.features else None
     labels, classes = _labels(names, options, index, handled, folder)
     count_empty(classes, labels.tolist(), handled)
     return Graph(edges, len(index), features, labels, classes, {}, handled)
@@ -79,11 +79,12 @@ def _table(path: Path, columns: Iterable[str], delimiter: str) -> "pl.DataFrame"
     return stripped.with_columns(pl.when(pl.all() != "").then(pl.all()))
 
 
-def _edges(folder: Path, options: Edges, handled: Handled) -> tuple[list[str], list[str]]:
+def _edges(folder: Path, options: Edges, handled: Handled) -> "list[pl.Series]":
+    """Ids of both ends of each edge."""
     frame = _table(present(folder, options.file), (options.source, options.target), options.delimiter)
     whole = frame.drop_nulls()
     handled["edge without both ends dropped"] += frame.height - whole.height
-    return whole[options.source].to_list(), whole[options.target].to_list()
+    return [whole[options.source], whole[options.target]]
 
 
 def _bags(path: Path) -> dict[str, Any]:
@@ -115,17 +116,20 @@ def _index(*ids: Iterable[str]) -> dict[str, int]:
     return {name: at for at, name in enumerate(every)}
 
 
-def _codes(columns: list[list[str]], index: dict[str, int]) -> "np.ndarray":
+def _codes(ends: "list[pl.Series]", index: dict[str, int]) -> "np.ndarray":
+    """int64 (2, E)."""
     import numpy as np
+    import polars as pl
 
-    return np.array([[index[i] for i in column] for column in columns], dtype=np.int64).reshape(2, -1)
+    names, codes = list(index), list(index.values())
+    return np.stack([end.replace_strict(names, codes, return_dtype=pl.Int64).to_numpy() for end in ends])
 
 
-def _features(bags: dict[str, Any], index: dict[str, int], handled: Handled, path: Path) -> Features:
+def _features(bags: dict[str, Any], index: dict[str, int], handled: Handled, folder: Path, options: Options) -> Features:
     """CSR over the nodes; a node without features has a row of zeros."""
     import numpy as np
 
-    pairs = {node: _pairs(bag, node, path) for node, bag in bags.items()}
+    pairs = {node: _pairs(bag, node, folder, options) for node, bag in bags.items()}
     wide = {str(f) for bag in pairs.values() for f in bag}
     numbered = all(f.isdecimal() for f in wide)
     column = {f: int(f) if numbered else i for i, f in enumerate(sorted(wide))}
@@ -137,13 +141,18 @@ def _features(bags: dict[str, Any], index: dict[str, int], handled: Handled, pat
     return data, indices, indptr, (len(index), max(column.values(), default=-1) + 1)
 
 
-def _pairs(bag: Any, node: str, path: Path) -> dict[str, float]:
+def _pairs(bag: Any, node: str, folder: Path, options: Options) -> dict[str, float]:
     """Value by feature id; a list of ids means 1 for each (a repeated one still 1)."""
-    if isinstance(bag, list) and all(isinstance(f, int | str) for f in bag):
+    if options.vectors and isinstance(bag, list) and all(isinstance(v, int | float) for v in bag):
+        return {str(f): float(v) for f, v in enumerate(bag)}
+    if not options.vectors and isinstance(bag, list) and all(isinstance(f, int | str) for f in bag):
         return {str(f): 1.0 for f in bag}
     if isinstance(bag, dict) and all(isinstance(v, int | float) for v in bag.values()):
         return {str(f): float(v) for f, v in bag.items()}
-    raise DataError(f"{shown(path)}: node {node!r} has features of an unknown form; expected [feature ids] or {{feature id: value}}")
+    where = shown(folder / (options.features or ""))
+    raise DataError(
+        f"{where}: node {node!r} has features of an unknown form; expected [feature ids] or {{feature id: value}}, or set vectors"
+    )
 
 
 def _labels(

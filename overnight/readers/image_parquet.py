@@ -1,5 +1,6 @@
 """Parquet files with one encoded image a row: a column of bytes (or of {bytes, path}) and a column with the class."""
 
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from overnight.content import Handled, ImageItem, Images
 from overnight.errors import DataError
 from overnight.imaging import decode
 from overnight.paths import shown
-from overnight.readers._common import count_empty, present
+from overnight.readers._common import count_empty, matching
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 class Options(Values):
     """Which file is which split, and what its columns are called."""
 
-    splits: dict[str, str | list[str]] = Field(description="file or files by split")
+    splits: dict[str, str | list[str]] = Field(min_length=1, description="file, files or a pattern such as train-*.parquet by split")
     image: str = "image"
     label: str | None = "label"
     name: str | None = Field(None, description="column with a name for each image")
@@ -35,7 +36,7 @@ def read(folder: Path, options: Options, _entry: "Entry") -> Images:
     """Labels now, images a row group at a time as they are opened."""
     handled = Handled()
     files = {
-        split: [_File(present(folder, name), options) for name in ([given] if isinstance(given, str) else given)]
+        split: [_File(path, options) for name in ([given] if isinstance(given, str) else given) for path in matching(folder, name)]
         for split, given in options.splits.items()
     }
     classes = tuple(options.classes) or _classes([file for some in files.values() for file in some])
@@ -56,6 +57,17 @@ def _classes(files: "list[_File]") -> tuple[str, ...]:
     return tuple(sorted(map(str, values)))
 
 
+def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
+    """What the schema says: a comma-separated list under "classes", or the names that Hugging Face's datasets write."""
+    if metadata.get(b"classes"):
+        return tuple(metadata[b"classes"].decode().split(","))
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        return tuple(map(str, features[label]["names"]))
+    except (ValueError, KeyError, TypeError):
+        return ()
+
+
 class _File:
     """One parquet file; the row groups read last are kept, since neighbours are opened together."""
 
@@ -72,8 +84,7 @@ class _File:
         self._check_columns()
         self.labels = self._column(options.label) if options.label else [None] * self.file.metadata.num_rows
         self.names = self._column(options.name) if options.name else [f"{path.stem}/{i}" for i in range(len(self.labels))]
-        given = (self.file.schema_arrow.metadata or {}).get(b"classes", b"").decode()
-        self.classes = tuple(given.split(",")) if given else ()
+        self.classes = _class_names(self.file.schema_arrow.metadata or {}, options.label or "")
 
     def _check_columns(self) -> None:
         there = self.file.schema_arrow.names

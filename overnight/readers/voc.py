@@ -35,7 +35,7 @@ class Options(Values):
 def read(folder: Path, options: Options, _entry: "Entry") -> Boxes:
     """Boxes now, images as they are opened. A box of zero size is dropped, one that leaves its image is clipped."""
     handled = Handled()
-    pictures = {p.stem: p for p in sorted((folder / options.images).glob("*")) if p.suffix.lower() in IMAGE_ENDINGS}
+    pictures = _pictures(folder / options.images, handled)
     found = {
         split: [_annotation(folder, options, name, pictures, handled) for name in names]
         for split, names in _splits(folder, options, pictures).items()
@@ -44,6 +44,15 @@ def read(folder: Path, options: Options, _entry: "Entry") -> Boxes:
     splits = {split: [_item(path, boxes, classes, handled) for path, boxes in items] for split, items in found.items()}
     count_empty(classes, (int(i) for items in splits.values() for item in items for i in item.labels), handled)
     return Boxes(classes, splits, handled)
+
+
+def _pictures(folder: Path, handled: Handled) -> dict[str, Path]:
+    """Images by their name without its ending."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("*")):
+        if path.suffix.lower() in IMAGE_ENDINGS and found.setdefault(path.stem, path) != path:
+            handled["second image of the same name left out"] += 1
+    return found
 
 
 def _splits(folder: Path, options: Options, pictures: dict[str, Path]) -> dict[str, list[str]]:
