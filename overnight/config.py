@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from overnight.errors import ConfigError
 from overnight.paths import shown
 
+TOP = ("flow", "name", "seed", "card")  # keys of a whole experiment, which its sections do not have
+
 
 def knob(default: Any, description: str, **rules: Any) -> Any:
     """A field that changes how a step runs, never what it computes: it stays out of the key."""
@@ -70,7 +72,7 @@ class Source:
     """Where each value of a config came from, so that a message can point at it."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.lines, self.overrides, self.problems = path, dict[str, int](), dict[str, str](), list[str]()
+        self.path, self.places, self.overrides, self.problems = path, dict[str, str](), dict[str, str](), list[str]()
 
     def at(self, loc: Sequence[str | int]) -> str:
         """`file:line` of a value, or the override that set it (or something below it)."""
@@ -82,14 +84,28 @@ class Source:
             key = ".".join(map(str, loc[:end]))
             if key in self.overrides:
                 return f"override {self.overrides[key]!r}"
-            if key in self.lines:
-                return f"{shown(self.path)}:{self.lines[key]}"
+            if key in self.places:
+                return self.places[key]
         return shown(self.path)
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Source]:
-    """A yaml mapping with dotted overrides laid over it; mistakes are gathered in the Source."""
+    """A yaml mapping with dotted overrides laid over it; mistakes are gathered in the Source.
+
+    A section may be another config: `cora: cora.yaml`, or with changes `cora: {config: cora.yaml, gnn: {epochs: 9}}`; of the file
+    named, beside this one, all but flow, name, seed and card is taken.
+    """
     source = Source(path)
+    values = _whole(path, source, "", ())
+    for override in overrides:
+        _override(values, override, source)
+    return values, source
+
+
+def _whole(path: Path, source: Source, prefix: str, inside: tuple[Path, ...]) -> dict[str, Any]:
+    """One file with those it names; `prefix` is where its values go."""
+    if path in inside:
+        raise ConfigError(f"{shown(inside[-1])}: names {shown(path)}, which is made of it")
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -102,10 +118,27 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Sou
         raise ConfigError(f"{shown(path)}: not readable as yaml: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{shown(path)}: expected 'key: value' lines, found {type(values).__name__}")
-    source.lines.update(_lines(node, source))
-    for override in overrides:
-        _override(values, override, source)
-    return values, source
+    source.places.update({f"{prefix}{key}": f"{shown(path)}:{line}" for key, line in _lines(node, path, source)})
+    return {key: _section(value, path, source, f"{prefix}{key}.", (*inside, path)) for key, value in values.items()}
+
+
+def _section(value: Any, path: Path, source: Source, prefix: str, inside: tuple[Path, ...]) -> Any:
+    """The value, with every config that it names in its place."""
+    if isinstance(value, str) and value.endswith(".yaml"):
+        value = {"config": value}
+    if not isinstance(value, dict):
+        return value
+    changes = {k: _section(v, path, source, f"{prefix}{k}.", inside) for k, v in value.items() if k != "config"}
+    if not isinstance(value.get("config"), str):
+        return value if "config" in value else changes
+    base = _whole(path.parent / value["config"], source, prefix, inside)
+    return _merged({k: v for k, v in base.items() if k not in TOP}, changes)
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`changes` laid over `base`, mapping by mapping."""
+    both = {k: _merged(base[k], v) for k, v in changes.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    return {**base, **changes, **both}
 
 
 class _Loader(yaml.SafeLoader):
@@ -115,22 +148,22 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 
-def _lines(node: Any, source: Source, prefix: str = "") -> Iterator[tuple[str, int]]:
+def _lines(node: Any, path: Path, source: Source, prefix: str = "") -> Iterator[tuple[str, int]]:
     """(dotted key, line) of every value; a key written twice is a mistake, which yaml itself keeps silent about."""
     if isinstance(node, yaml.SequenceNode):
         for index, child in enumerate(node.value):
             yield f"{prefix}{index}", child.start_mark.line + 1
-            yield from _lines(child, source, f"{prefix}{index}.")
+            yield from _lines(child, path, source, f"{prefix}{index}.")
     if not isinstance(node, yaml.MappingNode):
         return
     seen = set[str]()
     for key, child in node.value:
         name = f"{prefix}{key.value}"
         if name in seen:
-            source.problems.append(f"{shown(source.path)}:{key.start_mark.line + 1}: {name}: written twice; keep one")
+            source.problems.append(f"{shown(path)}:{key.start_mark.line + 1}: {name}: written twice; keep one")
         seen.add(name)
         yield name, key.start_mark.line + 1
-        yield from _lines(child, source, f"{name}.")
+        yield from _lines(child, path, source, f"{name}.")
 
 
 def _override(values: dict[str, Any], override: str, source: Source) -> None:
@@ -225,7 +258,7 @@ def _without_none(annotation: Any) -> Any:
 def _misplaced(values: Values, loc: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
     """Keys of the whole experiment (flow, seed, card) that stand inside a section."""
     if loc and isinstance(values, Experiment):
-        yield from ((loc, key) for key in ("flow", "seed", "card") if key in values.model_fields_set)
+        yield from ((loc, key) for key in TOP if key != "name" and key in values.model_fields_set)
     for name in type(values).model_fields:
         value = getattr(values, name)
         children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else [(None, value)]

@@ -219,8 +219,8 @@ def _option_problems(values: dict[str, Any], source: Source) -> list[str]:
     if values.get("reader") not in readers.names() or not isinstance(options, dict):
         return []
     inner = Source(source.path)
-    inner.lines = {key.removeprefix("options."): line for key, line in source.lines.items() if key.startswith("options.")}
-    inner.lines[""] = source.lines.get("options", 1)
+    inner.places = {key.removeprefix("options."): place for key, place in source.places.items() if key.startswith("options.")}
+    inner.places[""] = source.at(("options",))
     try:
         validate(readers.reader(values["reader"]).Options, options, inner)
     except ConfigError as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel
+from mlflow.pyfunc import PythonModel  # type: ignore[attr-defined]
 
 warnings.filterwarnings("ignore", message=r".*[Tt]ype hints? .*predict")  # our arrays have a signature instead
 

@@ -106,3 +106,22 @@ def test_knobs_stay_out_of_the_science():
 def test_values_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
         NetParams().epochs = 4  # type: ignore[misc]
+
+
+def test_a_section_may_be_another_config_with_changes(tmp_path):
+    (tmp_path / "part.yaml").write_text("flow: part\nseed: 9\nnet: {epochs: 6, rate: 0.5}\n")
+    path = write(tmp_path, "net: {}\nparts:\n  a: part.yaml\n  b: {config: part.yaml, net: {rate: 0.25}}\n")
+    whole = Whole.load(path, ["parts.a.net.epochs=8"])
+    assert (whole.parts["a"].net, whole.seed) == (NetParams(epochs=8, rate=0.5), 0)
+    assert whole.parts["b"].net == NetParams(epochs=6, rate=0.25)
+
+
+def test_mistakes_in_a_named_config_are_told_with_its_name(tmp_path):
+    (tmp_path / "part.yaml").write_text("flow: part\nnet:\n  epocs: 6\n")
+    (tmp_path / "loop.yaml").write_text("net: {}\nmaybe: loop.yaml\n")
+    assert (
+        "part.yaml:3: parts.a.net.epocs: unknown key; did you mean 'epochs'"
+        in problems(write(tmp_path, "net: {}\nparts: {a: part.yaml}"))[0]
+    )
+    assert "did you mean" in problems(write(tmp_path, "net: {}\nparts: {a: parts.yaml}"))[0]
+    assert "which is made of it" in problems(tmp_path / "loop.yaml")[0]

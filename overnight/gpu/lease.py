@@ -25,7 +25,7 @@ def lease(
     card: Card | None = None,
     who: dict[str, Any] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-    on_wait: Callable[[list[Request]], None] = lambda ahead: None,
+    on_wait: Callable[[list[Request]], None] = lambda _ahead: None,
 ) -> Iterator[Lease]:
     """Hold `mib` of the card; waits in line for it. Raises DoesNotFit, Stopped."""
     card = card or find()

@@ -59,7 +59,7 @@ class Ledger:
         mib: int,
         who: dict[str, Any] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
-        on_wait: Callable[[list[Request]], None] = lambda ahead: None,
+        on_wait: Callable[[list[Request]], None] = lambda _ahead: None,
     ) -> "Grant":
         """Wait in line until `mib` are free, then hold them. Raises DoesNotFit at once when they never can be, Stopped when asked to.
 
