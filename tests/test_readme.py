@@ -43,7 +43,7 @@ def test_the_commands_exist() -> None:
 
 def test_the_experiments_exist() -> None:
     from overnight.cli import _config
-    from overnight.pipeline import load
+    from overnight.chain import load
 
     for line in commands("overnight"):
         if line[1] == "run":
@@ -73,7 +73,7 @@ def test_two_yaml_files_make_an_experiment(tmp_path: Path) -> None:
         for n in range(6):
             Image.fromarray(np.full((40 + n, 50, 3), 20 * n, np.uint8)).save(folder / f"{n}.png")
     script = (
-        "from overnight.paths import configs\nfrom overnight.pipeline import load\n"
+        "from overnight.paths import configs\nfrom overnight.chain import load\n"
         "pipeline, experiment = load(configs() / 'leaves.yaml')\n"
         "print(pipeline.name, experiment.cnn.epochs, experiment.data.load().classes)"
     )
