@@ -81,7 +81,7 @@ def _config(text: str) -> Path:
 
 def _run(arguments: argparse.Namespace) -> int:
     from overnight.gpu.device import find
-    from overnight.pipeline import load
+    from overnight.chain import load
 
     path = _config(arguments.config)
     pipeline, experiment = load(path, arguments.overrides)

@@ -15,6 +15,7 @@ from prefect.states import Cancelled, Failed
 from overnight import locks, paths, services
 from overnight.config import read
 from overnight.errors import ConfigError, OvernightError
+from overnight.services import truth
 
 
 @flow(flow_run_name="{config}")
@@ -64,7 +65,7 @@ def run_here(name: str, path: Path, overrides: Sequence[str] = ()) -> "State[Any
 
 def _enter(name: str, config: str, overrides: list[str]) -> Any:
     """The body of every flow: for a deployment its parameters are checked first, and its end is told without a traceback."""
-    from overnight.pipeline import execute
+    from overnight.chain import execute
 
     if deployment.id is None:
         return execute(paths.root() / config, overrides)

@@ -1,5 +1,6 @@
 """One step as its parent sees it: start the child, follow its files, stop it when asked, read its result."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -104,10 +105,8 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _signal(process: "subprocess.Popen[bytes]", number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def _result(folder: Path, returncode: int, stop: Stop) -> Result:

@@ -18,7 +18,7 @@ from overnight.tracking import Shipper
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
-    from overnight.pipeline import Chain, Pending
+    from overnight.chain import Chain, Pending
 
 SHIP_S = 2.0
 CANCEL_POLL_S = 5.0

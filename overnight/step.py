@@ -36,7 +36,7 @@ class Step(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Submit to the pipeline that is being built. What comes back is a Pending, typed as what it will be."""
-        from overnight.pipeline import current
+        from overnight.chain import current
 
         return cast("R", current().submit(self, *args, **kwargs))
 
@@ -96,15 +96,15 @@ class Pipeline(Generic[P, T]):
         self.body, self.name, self.__doc__ = body, body.__name__, body.__doc__
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run as a part of the pipeline that is being built; a whole run enters by `overnight.pipeline.execute`."""
-        from overnight.pipeline import current
+        """Run as a part of the pipeline that is being built; a whole run enters by `overnight.chain.execute`."""
+        from overnight.chain import current
 
         with current().named(self.name):
             return self.body(*args, **kwargs)
 
     def part(self, name: str, *args: P.args, **kwargs: P.kwargs) -> T:
         """The same, its steps carrying `name`: for a pipeline that runs another one more than once."""
-        from overnight.pipeline import current
+        from overnight.chain import current
 
         with current().named(name):
             return self.body(*args, **kwargs)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from overnight import paths
@@ -108,11 +109,20 @@ def _online(now: Settings, since: float) -> bool:
 
 
 def ask_prefect(now: Settings, path: str, body: Any) -> Any:
-    """POST to the API, with the token that its CSRF protection wants."""
+    """POST to Prefect's API, with the token that its CSRF protection wants."""
     client = str(uuid.uuid4())
-    with _opener.open(f"{now.prefect}/csrf-token?client={client}", timeout=3) as response:
-        token = json.load(response)["token"]
-    headers = {"Content-Type": "application/json", "Prefect-Csrf-Token": token, "Prefect-Csrf-Client": client}
-    request = urllib.request.Request(f"{now.prefect}{path}", json.dumps(body).encode(), headers)  # noqa: S310 - http, our own address
-    with _opener.open(request, timeout=3) as response:
+    token = get(f"{now.prefect}/csrf-token?client={client}")["token"]
+    return ask(f"{now.prefect}{path}", body, {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": client})
+
+
+def get(url: str) -> Any:
+    """What a server says there, as JSON; raises OSError."""
+    with _opener.open(url, timeout=3) as response:
+        return json.load(response)
+
+
+def ask(url: str, body: Any, headers: Mapping[str, str] = MappingProxyType({})) -> Any:
+    """POST of JSON, and the JSON that comes back; raises OSError."""
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json", **headers})  # noqa: S310 - http, ours
+    with _opener.open(request, timeout=5) as response:
         return json.load(response)

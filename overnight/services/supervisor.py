@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from overnight import locks, paths
-from overnight.services import backup
+from overnight.services import backup, truth
 from overnight.services.catalogue import Spec, databases, services
 from overnight.services.processes import Process, die_with, free, listener, stop
 from overnight.services.settings import (
@@ -31,6 +31,7 @@ HEALTH_S = 5.0  # between two looks at a service that is well
 PATIENCE_S = 120.0  # without a good answer until a service counts as hung; a machine that trains is slow to answer
 CALM_S = 60.0  # well for so long: its earlier deaths are forgotten
 LOG_BYTES = 10 << 20
+TRUTH_S = 30.0
 STOP_S = 8.0
 RUN_GRACE_S = 28.0  # a run that is stopped saves a checkpoint: 20 s, and a little
 
@@ -130,7 +131,7 @@ class Supervisor:
         base = {k: v for k, v in os.environ.items() if k != "PREFECT_PROFILE" and not k.startswith("PREFECT__")} | environment()
         self.services = [Service(spec, base) for spec in services(now)]
         self.stopping = False
-        self.needed = time.time()
+        self.needed, self.looked = time.time(), 0.0
         self._said: Any = None
 
     def run(self, linger_s: float) -> None:
@@ -144,6 +145,7 @@ class Supervisor:
             for service in self.services:
                 service.tick(ready)
             self.say()
+            self._close_dead(ready)
             self._linger(linger_s)
             time.sleep(TICK_S)
         self._stop()
@@ -163,6 +165,13 @@ class Supervisor:
             if backup.due(program, database):
                 print(f"{program}: another version than last time; copied the database to {backup.copy(program, database)}", flush=True)
             backup.opened(program)
+
+    def _close_dead(self, ready: set[str]) -> None:
+        ours = {s.spec.name for s in self.services} & {"prefect", "mlflow"}
+        if ours <= ready and time.time() - self.looked > TRUTH_S:
+            self.looked = time.time()
+            for run in truth.close_dead(self.settings):
+                print(f"flow run {run}: closed, since {truth.WHY}", flush=True)
 
     def _linger(self, linger_s: float) -> None:
         if keep_file().exists() or locks.users(users_folder()):

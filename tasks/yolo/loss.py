@@ -7,7 +7,7 @@ from tasks.yolo.assign import Targets, assign
 from tasks.yolo.boxes import giou
 from tasks.yolo.model import BINS, STRIDES, decode, places
 
-CLASS_GAIN, BOX_GAIN, SIDES_GAIN = 2.0, 2.0, 0.5  # of cells that learn a box, beside 1 for background
+CLASS_GAIN, BOX_GAIN, SIDES_GAIN = 1.0, 2.0, 0.5  # of cells that learn a box, beside 1 for background
 
 
 def detection_loss(logits: Tensor, sides: Tensor, shape: tuple[int, int], boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
