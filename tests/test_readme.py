@@ -42,8 +42,8 @@ def test_the_commands_exist() -> None:
 
 
 def test_the_experiments_exist() -> None:
-    from overnight.cli import _config
     from overnight.chain import load
+    from overnight.cli import _config
 
     for line in commands("overnight"):
         if line[1] == "run":
