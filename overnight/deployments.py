@@ -64,7 +64,13 @@ def run_here(name: str, path: Path, overrides: Sequence[str] = ()) -> "State[Any
 
 
 def _enter(name: str, config: str, overrides: list[str]) -> Any:
-    """The body of every flow: for a deployment its parameters are checked first, and its end is told without a traceback."""
+    """The body of every flow; while this process lives, the supervisor knows that the run does."""
+    with truth.running(str(flow_run.id)):
+        return _body(name, config, overrides)
+
+
+def _body(name: str, config: str, overrides: list[str]) -> Any:
+    """For a deployment its parameters are checked first, and its end is told without a traceback."""
     from overnight.chain import execute
 
     if deployment.id is None:

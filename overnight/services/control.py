@@ -192,4 +192,6 @@ def _theirs(name: str, address: str, variable: str) -> Row:
 
 
 def _clock(at: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+    """The hour alone when it was today."""
+    moment, today = time.localtime(at), time.localtime()
+    return time.strftime("%H:%M:%S" if moment[:3] == today[:3] else "%Y-%m-%d %H:%M", moment)
