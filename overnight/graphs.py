@@ -42,8 +42,7 @@ def save(run: Run, graph: Graph, name: str, shares: Shares, scale: Scale, blank:
     arrays |= {f"{name}_mask": mask for name, mask in masks.items()}
     if graph.weights is not None:
         arrays["weights"] = graph.weights.astype(np.float32)
-    isolated = graph.nodes - len(np.unique(graph.edges))
-    handled["isolated node kept"] += isolated
+    handled["isolated node kept"] += graph.nodes - len(np.unique(graph.edges))
     run.handled(Handled(+handled))
     spec = DataSpec(
         shape=(features.shape[1],),
