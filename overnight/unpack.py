@@ -116,8 +116,8 @@ def _explained(archive: Path, unfinished: Path) -> Iterator[None]:
         number = getattr(error, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"{shown(unfinished)}: the disk is full while unpacking {archive.name}; make room") from None
-        if number is not None:
-            raise
+        if number not in (None, errno.EINVAL):  # EINVAL: a damaged directory of a zip points before its start
+            raise DataError(f"{shown(archive)}: cannot be unpacked to {shown(unfinished)}: {os.strerror(number)}") from None
         raise DataError(f"{shown(archive)}: the archive is damaged or of another format: {error}; get it anew") from None
     finally:
         if not whole:

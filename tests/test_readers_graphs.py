@@ -64,6 +64,11 @@ def test_features_with_names(load, write) -> None:
     assert dense(load("edge_list", FULL)) == [[1, 1], [1, 0]]
 
 
+def test_feature_ids_with_large_gaps_are_names(load, write) -> None:
+    write(features={"a": [10**15, 7], "b": [7]})
+    assert dense(load("edge_list", FULL)) == [[1, 1], [0, 1]]
+
+
 def test_features_as_vectors(load, write) -> None:
     write(features={"a": [0.5, -1, 2]})
     assert dense(load("edge_list", FULL | {"vectors": True})) == [[0.5, -1, 2], [0, 0, 0]]
@@ -156,6 +161,12 @@ def test_planetoid_errors(load, folder, more, said: str) -> None:
     with pytest.raises(DataError, match=said) as caught:
         load("planetoid", {"file": "g.npz", "classes": ["a", "b", "c"]})
     assert "g.npz" in str(caught.value)
+
+
+def test_labels_that_are_no_numbers_of_classes(load, folder) -> None:
+    np.savez(folder / "g.npz", **arrays(y=np.array([0, 2**40, 1])))
+    with pytest.raises(DataError, match=r"g\.npz: a label is 1099511627776.*name the classes"):
+        load("planetoid", {"file": "g.npz"})
 
 
 def test_planetoid_cut_short_or_something_else(load, folder) -> None:

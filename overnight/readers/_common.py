@@ -10,6 +10,7 @@ from overnight.errors import DataError
 from overnight.paths import shown
 
 IMAGE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".pnm"})
+MOST_CLASSES = 100_000
 SIGNATURES = {
     b"PK\x03\x04": "zip", b"\x1f\x8b": "gzip", b"PAR1": "parquet", b"\x93NUMPY": "npy", b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg",
     b"%PDF": "pdf", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"version https://git-lfs": "git-lfs pointer (the data itself was not fetched)",
@@ -61,6 +62,13 @@ def text(path: Path) -> str:
 def lines(path: Path) -> list[str]:
     """The lines that are not blank, without their ends."""
     return [line.strip() for line in text(path).split("\n") if line.strip()]
+
+
+def numbered(top: int, where: Path) -> tuple[str, ...]:
+    """Class names for labels that are numbers from 0; raises DataError when they are so large that they cannot be."""
+    if top >= MOST_CLASSES:
+        raise DataError(f"{shown(where)}: a label is {top}, so labels are no numbers of classes; name the classes in the entry")
+    return tuple(map(str, range(top + 1)))
 
 
 def count_empty(classes: Sequence[str], labels: Iterable[int], handled: Handled) -> None:

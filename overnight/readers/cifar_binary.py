@@ -10,7 +10,7 @@ from overnight.content import Handled, ImageItem, Images
 from overnight.errors import DataError
 from overnight.imaging import of_array
 from overnight.paths import shown
-from overnight.readers._common import count_empty, expect, lines, present
+from overnight.readers._common import count_empty, expect, lines, numbered, present
 
 if TYPE_CHECKING:
     from overnight.dataset import Entry
@@ -32,7 +32,7 @@ def read(folder: Path, options: Options, _entry: "Entry") -> Images:
     given = lines(present(folder, options.classes)) if isinstance(options.classes, str) else options.classes
     splits = {split: [item for file in files for item in _items(present(folder, file), options)] for split, files in options.splits.items()}
     labels = [item.label for items in splits.values() for item in items]
-    classes = tuple(given) or tuple(map(str, range(max(labels, default=-1) + 1)))
+    classes = tuple(given) or numbered(max(labels, default=-1), folder)
     if max(labels, default=-1) >= len(classes):
         raise DataError(f"{shown(folder)}: a label is {max(labels)}, but there are {len(classes)} class names; name them all")
     count_empty(classes, labels, handled)

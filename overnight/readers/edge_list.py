@@ -126,13 +126,13 @@ def _codes(ends: "list[pl.Series]", index: dict[str, int]) -> "np.ndarray":
 
 
 def _features(bags: dict[str, Any], index: dict[str, int], handled: Handled, folder: Path, options: Options) -> Features:
-    """CSR over the nodes; a node without features has a row of zeros."""
+    """CSR over the nodes; a node without features has a row of zeros. Ids that are numbers without large gaps are the columns."""
     import numpy as np
 
     pairs = {node: _pairs(bag, node, folder, options) for node, bag in bags.items()}
     wide = {str(f) for bag in pairs.values() for f in bag}
-    numbered = all(f.isdecimal() for f in wide)
-    column = {f: int(f) if numbered else i for i, f in enumerate(sorted(wide))}
+    close = all(f.isdecimal() and int(f) < 10 * len(wide) + 1000 for f in wide)
+    column = {f: int(f) if close else i for i, f in enumerate(sorted(wide))}
     rows = [sorted((column[f], v) for f, v in pairs.get(node, {}).items()) for node in index]
     handled["node without features given zeros"] += sum(not row for row in rows)
     indptr = np.cumsum([0, *map(len, rows)], dtype=np.int64)

@@ -14,7 +14,7 @@ from overnight.content import Handled, ImageItem, Images
 from overnight.errors import DataError
 from overnight.imaging import of_array
 from overnight.paths import shown
-from overnight.readers._common import count_empty, present
+from overnight.readers._common import count_empty, numbered, present
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +41,7 @@ def read(folder: Path, options: Options, _entry: "Entry") -> Images:
     handled = Handled()
     arrays = {split: _pair(folder, files) for split, files in options.splits.items()}
     top = max((int(labels.max(initial=-1)) for _, labels in arrays.values()), default=-1)
-    classes = tuple(options.classes) or tuple(map(str, range(top + 1)))
+    classes = tuple(options.classes) or numbered(top, folder)
     if top >= len(classes):
         raise DataError(f"{shown(folder)}: a label is {top}, but the entry names {len(classes)} classes; name them all")
     count_empty(classes, (int(i) for _, labels in arrays.values() for i in labels), handled)

@@ -14,7 +14,7 @@ from overnight.content import Handled, ImageItem, Images
 from overnight.errors import DataError
 from overnight.imaging import decode
 from overnight.paths import shown
-from overnight.readers._common import count_empty, matching
+from overnight.readers._common import count_empty, matching, numbered
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,7 +53,7 @@ def _classes(files: "list[_File]") -> tuple[str, ...]:
             return file.classes
     values = {label for file in files for label in file.labels if label is not None}
     if all(isinstance(v, int) for v in values):
-        return tuple(str(i) for i in range(max(values, default=-1) + 1))
+        return numbered(max(values, default=-1), files[0].path)
     return tuple(sorted(map(str, values)))
 
 
@@ -122,13 +122,20 @@ class _File:
         raise DataError(f"{shown(self.path)}: row {row + 1} has the label {given!r}; the classes are {', '.join(index)}")
 
     def _opener(self, group: int, at: int, row: int) -> "Callable[[], Image]":
-        return lambda: decode(f"{shown(self.path)}: row {row + 1}", self._bytes(group, at))
+        name = f"{shown(self.path)}: row {row + 1}"
+        return lambda: decode(name, self._bytes(group, at, name))
 
-    def _bytes(self, group: int, at: int) -> bytes:
+    def _bytes(self, group: int, at: int, name: str) -> bytes:
+        import pyarrow as pa
+
         with self.lock:
             if group not in self.cache:
-                self.cache[group] = self.file.read_row_group(group, columns=[self.options.image]).column(0)
+                try:
+                    self.cache[group] = self.file.read_row_group(group, columns=[self.options.image]).column(0)
+                except (pa.ArrowException, OSError) as error:
+                    raise DataError(f"{name}: its part of the file is damaged: {error}; get the file anew") from None
                 while len(self.cache) > 2:
                     self.cache.popitem(last=False)
             value = self.cache[group][at].as_py()
-        return bytes((value.get("bytes") if isinstance(value, dict) else value) or b"")
+        found = value.get("bytes") if isinstance(value, dict) else value
+        return found if isinstance(found, bytes) else b""

@@ -1,6 +1,9 @@
 """A citation graph in one npz of plain arrays: edge_index, x (CSR or dense), y, and the public split's masks."""
 
+import struct
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,13 +13,17 @@ from overnight.config import Values
 from overnight.content import Features, Graph, Handled
 from overnight.errors import DataError
 from overnight.paths import shown
-from overnight.readers._common import count_empty, present
+from overnight.readers._common import count_empty, numbered, present
 from overnight.readers._graph import cleaned_edges
 
 if TYPE_CHECKING:
     import numpy as np
 
     from overnight.dataset import Entry
+
+# what numpy lets through of zipfile, zlib and its own header's parser
+DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, struct.error, SyntaxError, AttributeError, TypeError, KeyError,
+           OverflowError, MemoryError, NotImplementedError, RuntimeError, tokenize.TokenError)  # fmt: skip
 
 
 class Options(Values):
@@ -35,7 +42,7 @@ def read(folder: Path, options: Options, _entry: "Entry") -> Graph:
     labels = arrays["y"].astype(np.int64)
     nodes = len(labels)
     edges = cleaned_edges(arrays["edge_index"].astype(np.int64), nodes, handled, shown(path))
-    classes = tuple(options.classes) or tuple(map(str, range(int(labels.max(initial=-1)) + 1)))
+    classes = tuple(options.classes) or numbered(int(labels.max(initial=-1)), path)
     if labels.max(initial=-1) >= len(classes):
         raise DataError(f"{shown(path)}: y has the class {labels.max()}, the entry names {len(classes)} classes; name them all")
     handled["unlabelled node kept"] += int((labels < 0).sum())
@@ -50,7 +57,7 @@ def _load(path: Path) -> "dict[str, np.ndarray]":
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file.items())
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+    except DAMAGED as error:
         raise DataError(f"{shown(path)}: expected an npz file of plain arrays: {error}; get it anew") from None
     missing = {"edge_index", "y"} - set(arrays)
     if missing:
