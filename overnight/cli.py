@@ -80,8 +80,8 @@ def _config(text: str) -> Path:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from overnight.gpu.device import find
     from overnight.chain import load
+    from overnight.gpu.device import find
 
     path = _config(arguments.config)
     pipeline, experiment = load(path, arguments.overrides)

@@ -47,7 +47,7 @@ def test_a_grant_is_counted_and_given_back(tmp_path):
 
 
 def test_more_than_the_budget_does_not_fit(tmp_path):
-    with pytest.raises(DoesNotFit, match="1001 MiB.*1000 MiB"):
+    with pytest.raises(DoesNotFit, match=r"1001 MiB.*1000 MiB"):
         Ledger(tmp_path, 1000).acquire(1001)
 
 
