@@ -50,6 +50,8 @@ class Display:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
+        if not self.console.is_terminal:
+            self.console.width = max(self.console.width, 140)  # a log file has no edge
         self.rows: list[Row] = []
         self._lock = threading.Lock()
         self._live: Live | None = None

@@ -2,15 +2,12 @@
 
 import importlib
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel  # type: ignore[attr-defined]
-
-warnings.filterwarnings("ignore", message=r".*[Tt]ype hints? .*predict")  # our arrays have a signature instead
 
 
 class Saved(PythonModel):
@@ -22,7 +19,7 @@ class Saved(PythonModel):
         module, _, name = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["predictor"].partition(":")
         self.predictor = getattr(importlib.import_module(module), name)(folder)
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, ARG002 - MLflow reads type hints
+    def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> np.ndarray:  # noqa: ARG002 - MLflow's signature
         """What the predictor answers for an array (or what can be made one)."""
         return np.asarray(self.predictor(np.asarray(model_input)))
 

@@ -5,12 +5,18 @@ import logging
 import os
 import threading
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 Json = dict[str, Any]
 MAX_TEXT = 6000  # of a param or tag in MLflow
+QUIET = {
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_UV_AUTO_DETECT": "false",  # a model's requirements are ours to say, whatever lies in the working folder
+}
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED")
 
 
@@ -18,8 +24,8 @@ class Tracker:
     """An MLflow experiment on a tracking server; client and run ids, never the fluent global."""
 
     def __init__(self, uri: str, experiment: str) -> None:
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
         logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -194,14 +200,16 @@ def _pack(folder: Path, packed: Path) -> None:
 
         example = load_file(folder / "arrays.safetensors")["example"]
         signature = ModelSignature(inputs=Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))]))
-    mlflow.pyfunc.save_model(
-        str(packed),
-        python_model=str(Path(__file__).with_name("pyfunc.py")),
-        artifacts={"model": str(folder)},
-        code_paths=[str(code / "overnight"), str(code / "tasks")],
-        pip_requirements=_requirements(),
-        signature=signature,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it asks for an input example, which would run the model in this process
+        mlflow.pyfunc.save_model(
+            str(packed),
+            python_model=str(Path(__file__).with_name("pyfunc.py")),
+            artifacts={"model": str(folder)},
+            code_paths=[str(code / "overnight"), str(code / "tasks")],
+            pip_requirements=_requirements(),
+            signature=signature,
+        )
 
 
 def _requirements() -> list[str]:
