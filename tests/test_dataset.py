@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -95,6 +96,30 @@ def test_every_reader_offers_what_is_asked_of_it() -> None:
         assert issubclass(found.Options, Values)
         assert callable(found.read)
         assert found.__doc__
+
+
+def test_the_guide_names_every_reader_with_all_its_options() -> None:
+    from overnight import readers
+
+    guide = (datasets() / "README.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in guide.splitlines() if line.startswith("| `")}
+    for name in readers.names():
+        missing = [option for option in readers.reader(name).Options.model_fields if f"`{option}`" not in rows[name]]
+        assert not missing, f"{name}: {missing}"
+    for key in Entry.model_fields:
+        assert key == "name" or f"`{key}`" in guide
+
+
+def test_the_example_of_the_guide_works(write, checkout) -> None:
+    from PIL import Image
+
+    guide = (Path(dataset.__file__).parent.parent / "datasets" / "README.md").read_text(encoding="utf-8")
+    write(guide.partition("```yaml\n")[2].partition("```")[0], name="birds")
+    for i in range(20):
+        home = checkout / "datasets" / "birds" / "train" / ("owl" if i % 2 else "tit")
+        home.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (5, 5)).save(home / f"{i}.jpg")
+    assert {split: len(items) for split, items in load_entry("birds").load().splits.items()} == {"train": 18, "val": 2}
 
 
 # ------------------------------------------------------------------------------------------------ where files are
