@@ -53,13 +53,23 @@ class DataFile(Values):
 
 
 class Archive(Values):
-    """A tar or zip that brings the files that have no url of their own; it is not kept."""
+    """A tar or zip that brings the files that have no url of their own; a copy that lies in the set's folder is used instead."""
 
     url: Url
     sha256: Sha256 | None = None
     bytes: int | None = Field(None, ge=0)
     inside: str = Field("", description="the folder of the archive that holds the files; * stands for any one name")
     limit: int = Field(50 * 10**9, gt=0, description="bytes it may unpack to")
+
+    @property
+    def name(self) -> str:
+        """What the file is called."""
+        return PurePosixPath(self.url.partition("?")[0]).name
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """What it may have; empty when the entry does not say."""
+        return (self.sha256,) if self.sha256 else ()
 
 
 class Entry(Values):

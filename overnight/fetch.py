@@ -161,8 +161,8 @@ def _give_up(error: OSError, target: Path) -> None:
 
 
 def _advice(url: str, target: Path, reason: str) -> str:
-    place = shown(target.parent) if target.name.startswith(".") else shown(target)
-    return f"{url}: {reason}; try again later, or get it by other means and put it into {place}"
+    place = shown(target.with_name(target.name.removeprefix(".")))
+    return f"{url}: {reason}; try again later, or get it by other means and put it at {place}"
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):

@@ -1,12 +1,11 @@
 """Bringing a data set here: each file by its url, the rest out of the entry's archives."""
 
-import hashlib
 import os
 import shutil
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
+from overnight import verified
 from overnight.errors import DataError
 from overnight.fetch import Progress, download
 from overnight.locks import hold
@@ -14,7 +13,7 @@ from overnight.paths import shown
 from overnight.unpack import unpack
 
 if TYPE_CHECKING:
-    from overnight.dataset import DataFile, Entry
+    from overnight.dataset import Archive, DataFile, Entry
 
 
 def obtain(entry: "Entry", progress: Progress | None = None) -> Path:
@@ -24,7 +23,12 @@ def obtain(entry: "Entry", progress: Progress | None = None) -> Path:
     """
     home = entry.homes()[-1]
     _check_obtainable(entry, home)
-    home.mkdir(parents=True, exist_ok=True)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{shown(home)}: cannot be made for data set {entry.name!r}: {error.strerror}; mend it, or set OVERNIGHT_DATA"
+        ) from None
     with hold(home / ".lock", f"fetching {entry.name}", wait=True):
         _fetch_files(entry, home, progress)
         _fetch_archives(entry, home, progress)
@@ -70,17 +74,24 @@ def _fetch_archives(entry: "Entry", home: Path, progress: Progress | None) -> No
     for archive in entry.archives:
         if not _wanted(entry, home):
             return
-        packed = home / f".{hashlib.sha256(archive.url.encode()).hexdigest()[:8]}-{PurePosixPath(urlsplit(archive.url).path).name}"
-        fresh = home / ".unpacked"
+        fresh, given = home / ".unpacked", _given(entry, archive)
+        packed = given or home / f".{archive.name}"
         if not packed.exists():
-            download(archive.url, packed, [archive.sha256] if archive.sha256 else [], archive.bytes, progress)
+            download(archive.url, packed, archive.digests, archive.bytes, progress)
         shutil.rmtree(fresh, ignore_errors=True)
         try:
             unpack(packed, fresh, archive.inside, archive.limit)
             _move(fresh, home, entry)
         finally:  # wrong once is wrong again: a damaged archive is not kept either
             shutil.rmtree(fresh, ignore_errors=True)
-            packed.unlink()
+            if not given:
+                packed.unlink()
+
+
+def _given(entry: "Entry", archive: "Archive") -> Path | None:
+    """The archive that somebody put into one of the set's folders, if it is the right one."""
+    there = [h / archive.name for h in entry.homes() if (h / archive.name).is_file()]
+    return next((p for p in there if not archive.digests or verified.sha256(p) in archive.digests), None)
 
 
 def _move(fresh: Path, home: Path, entry: "Entry") -> None:

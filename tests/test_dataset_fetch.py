@@ -175,7 +175,7 @@ def test_passing_troubles_are_waited_out_and_refusals_are_not(server, tmp_path) 
     server.asked.clear()
     for code in (404, 403):
         server.answers = [code]
-        with pytest.raises(DataError, match=rf"the server answers {code} .*put it into .*y"):
+        with pytest.raises(DataError, match=rf"the server answers {code} .*put it at .*y"):
             get(server, tmp_path / "y")
     assert len(server.asked) == 2
     server.answers = [503] * 20
@@ -258,6 +258,13 @@ def test_fetch_replaces_a_damaged_file(server, checkout) -> None:
     assert rows() == [(1,)]
 
 
+def test_a_folder_that_cannot_be_made(server, checkout) -> None:
+    write(checkout, entry_text(server, b"a\n1\n"))
+    (checkout / "datasets" / "made").write_text("a file in the way")
+    with pytest.raises(DataError, match=r"datasets/made: cannot be made for data set 'made': File exists"):
+        rows()
+
+
 def test_two_loads_at_once_fetch_once(server, checkout) -> None:
     server.files["t.csv"] = b"a\n1\n"
     write(checkout, entry_text(server, b"a\n1\n"))
@@ -302,6 +309,19 @@ def test_files_come_out_of_an_archive(server, checkout, kind: str) -> None:
     assert sorted(p.relative_to(home).as_posix() for p in home.rglob("*") if p.is_file()) == [".lock", "d/e/f", "sub/t.csv"]
     assert rows() == [(7,)]
     assert len(server.asked) == 1
+
+
+def test_an_archive_that_somebody_put_there_is_used_and_kept(server, checkout, tmp_path, monkeypatch) -> None:
+    data = packed("zip", {"x-1/in/sub/t.csv": b"a\n7\n", "x-1/in/d/e": b"f"})
+    write(checkout, archive_text(server, data))
+    with pytest.raises(DataError, match=r"404.*put it at datasets/made/a\.bin"):
+        rows()
+    monkeypatch.setenv("OVERNIGHT_DATA", str(tmp_path / "shared"))
+    (tmp_path / "shared" / "made").mkdir(parents=True)
+    (checkout / "datasets" / "made" / "a.bin").write_bytes(b"another archive")
+    (tmp_path / "shared" / "made" / "a.bin").write_bytes(data)
+    assert rows() == [(7,)]
+    assert (tmp_path / "shared" / "made" / "a.bin").exists()
 
 
 def test_an_archive_that_lacks_a_file_is_an_error(server, checkout) -> None:

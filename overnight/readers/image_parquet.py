@@ -96,9 +96,13 @@ class _File:
         import pyarrow as pa
 
         try:
-            return list(self.file.read(columns=[name]).column(0).to_pylist())
+            values = list(self.file.read(columns=[name]).column(0).to_pylist())
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{shown(self.path)}: column {name!r} is damaged: {error}; get the file anew") from None
+        groups = sum(self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups))
+        if len(values) != groups:
+            raise DataError(f"{shown(self.path)}: column {name!r} has {len(values)} values for {groups} rows; get the file anew")
+        return values
 
     def items(self, classes: tuple[str, ...], handled: Handled) -> list[ImageItem]:
         index = {name: i for i, name in enumerate(classes)}
