@@ -66,15 +66,22 @@ def run_here(name: str, path: Path, overrides: Sequence[str] = ()) -> "State[Any
 def _enter(name: str, config: str, overrides: list[str]) -> Any:
     """The body of every flow; while this process lives, the supervisor knows that the run does."""
     with truth.running(str(flow_run.id)):
-        return _body(name, config, overrides)
+        state = _by_deployment(name, config, overrides) if deployment.id else _by_hand(config, overrides)
+    if deployment.id and not state.is_completed():  # told already: to return it to a worker would log a traceback of Prefect's own
+        raise Abort(state.message)
+    return state
 
 
-def _body(name: str, config: str, overrides: list[str]) -> Any:
-    """For a deployment its parameters are checked first, and its end is told without a traceback."""
+def _by_hand(config: str, overrides: list[str]) -> "State[Any]":
     from overnight.chain import execute
 
-    if deployment.id is None:
-        return execute(paths.root() / config, overrides)
+    return execute(paths.root() / config, overrides)
+
+
+def _by_deployment(name: str, config: str, overrides: list[str]) -> "State[Any]":
+    """Check the parameters, make sure of the services, run, and tell Prefect about an end that is no success."""
+    from overnight.chain import execute
+
     try:
         path = checked(name, config, overrides)
         with services.ensure(f"{deployment.name} ({config})"), _alone(name, path):
@@ -83,7 +90,10 @@ def _body(name: str, config: str, overrides: list[str]) -> Any:
         state = Cancelled(message=f"not started, since a night never overlaps itself: {held.by}")
     except OvernightError as error:
         state = Failed(message=str(error))
-    return state if state.is_completed() else _end(state)
+    if not state.is_completed():
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(flow_run.id, state, force=True)
+    return state
 
 
 def checked(name: str, config: str, overrides: Sequence[str] = ()) -> Path:
@@ -106,10 +116,3 @@ def _alone(name: str, path: Path) -> AbstractContextManager[None]:
         return nullcontext()
     lock = paths.state() / "locks" / f"{paths.shown(path).replace('/', '-')}.lock"
     return locks.hold(lock, f"{paths.shown(path)} as {flow_run.name or 'a run by hand'}")
-
-
-def _end(state: "State[Any]") -> None:
-    """Set the state and leave: a flow that returns Failed or Cancelled to a worker would log a traceback of Prefect's own."""
-    with get_client(sync_client=True) as client:
-        client.set_flow_run_state(flow_run.id, state, force=True)
-    raise Abort(state.message)

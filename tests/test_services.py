@@ -248,6 +248,7 @@ def test_a_night_that_runs_already_cancels_the_second_and_is_named(running):
     (state,) = [r["state"] for r in prefect("/flow_runs/filter", wanted)]
     assert state["type"] == "CANCELLED"
     assert f"the first night (pid {os.getpid()}" in state["message"]
+    assert not (truth.runs_folder() / f"{run['id']}.lock").exists()
 
 
 def test_a_run_whose_process_is_gone_is_closed_everywhere(running):
@@ -271,7 +272,7 @@ def test_a_run_whose_process_is_gone_is_closed_everywhere(running):
     info = catalogue.get(f"{mlflow}/runs/get?run_id={logged}")["run"]
     assert info["info"]["status"] == "KILLED"
     assert {"key": "mlflow.note.content", "value": truth.WHY} in info["data"]["tags"]
-    assert not list(truth.runs_folder().glob("*.lock"))
+    assert not (truth.runs_folder() / f"{living['id']}.lock").exists()
 
 
 def test_a_service_that_is_killed_comes_back(running):

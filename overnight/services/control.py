@@ -5,10 +5,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, TypedDict
-
-import psutil
 
 from overnight import locks, paths
 from overnight.errors import ServiceError
@@ -167,11 +165,7 @@ def _complain(row: dict[str, Any]) -> str:
 
 def _end(pids: Sequence[int]) -> None:
     """TERM to processes that end what they have started themselves; time for a checkpoint, then KILL."""
-    runs = []
-    for pid in pids:
-        with suppress(psutil.NoSuchProcess):
-            runs.append(Process.of(pid))
-    stop(runs, RUN_GRACE_S)
+    stop([p for pid in pids if (p := Process.of(pid))], RUN_GRACE_S)
 
 
 def _row(said: dict[str, Any], alive: bool) -> Row:

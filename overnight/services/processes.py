@@ -1,4 +1,4 @@
-"""Processes by pid *and* start time, so that a pid that was given to somebody else is never taken for ours."""
+"""Processes by pid *and* start, so that a pid that was given to somebody else is never taken for ours."""
 
 import ctypes
 import os
@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import psutil
 
@@ -20,20 +22,18 @@ class Process:
     """One process that was started by us."""
 
     pid: int
-    started: float  # psutil's creation time
+    started: str  # boot and clock ticks since then: a wall clock that is set or sleeps does not change it
 
     @classmethod
-    def of(cls, pid: int) -> "Process":
+    def of(cls, pid: int) -> "Process | None":
         """The process that has this pid now."""
-        return cls(pid, psutil.Process(pid).create_time())
+        stat = _stat(pid)
+        return cls(pid, stat[1]) if stat else None
 
     def alive(self) -> bool:
         """Whether it is this one, and not a zombie."""
-        try:
-            process = psutil.Process(self.pid)
-            return bool(abs(process.create_time() - self.started) < 1) and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
+        stat = _stat(self.pid)
+        return stat is not None and stat[1] == self.started and stat[0] not in "ZX"
 
     def signal(self, number: int) -> None:
         """To it alone, when it still lives: a run that the worker has started outlives a new start of the worker."""
@@ -44,9 +44,24 @@ class Process:
     def children(self) -> "list[Process]":
         """Those that it has started."""
         try:
-            return [Process(p.pid, p.create_time()) for p in psutil.Process(self.pid).children()] if self.alive() else []
+            found = [Process.of(p.pid) for p in psutil.Process(self.pid).children()] if self.alive() else []
         except psutil.NoSuchProcess:
             return []
+        return [p for p in found if p]
+
+
+def _stat(pid: int) -> tuple[str, str] | None:
+    """(state, start) of a process, None when there is none (proc(5): the fields after the name in brackets)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return fields[0], f"{_boot()} {fields[19]}"
+
+
+@cache
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def stop(processes: Sequence[Process], grace_s: float, tick: Callable[[], object] = lambda: None) -> None:

@@ -44,12 +44,13 @@ class Service:
         self.state, self.note, self.deaths = "waiting", "", 0
         self.popen: subprocess.Popen[bytes] | None = None
         self.process: Process | None = None
-        self.since = self.looked = self.well = time.time()
+        self.since = time.time()  # for people; what is compared is monotonic, since a machine that slept has a jump in the other
+        self.looked = self.well = self.begun = time.monotonic()
         self.again = 0.0
 
     def tick(self, ready: set[str]) -> None:
         """One look; `ready`: the services that are well."""
-        if self.state in ("waiting", "retrying", "failed") and time.time() >= self.again and set(self.spec.needs) <= ready:
+        if self.state in ("waiting", "retrying", "failed") and time.monotonic() >= self.again and set(self.spec.needs) <= ready:
             self._start()
         elif self.popen is not None and self.popen.poll() is not None:
             self._ended(self.popen.returncode)
@@ -73,7 +74,8 @@ class Service:
         )
         os.close(log)
         self.process = Process.of(self.popen.pid)
-        self.since = self.well = time.time()
+        self.since = time.time()
+        self.begun = self.well = time.monotonic()
         self.state, self.looked = "starting", 0.0
 
     def _ended(self, code: int) -> None:
@@ -84,13 +86,13 @@ class Service:
             self._fail(f"ended with code {code}: {tail(log_file(self.spec.name))}")
 
     def _look(self) -> None:
-        now = time.time()
+        now = time.monotonic()
         if now - self.looked < (HEALTH_S if self.state == "ready" else 2 * TICK_S):
             return
         self.looked = now
         if self.spec.healthy(self.since):
-            self.well = time.time()
-            self.deaths = 0 if self.well - self.since > CALM_S else self.deaths
+            self.well = time.monotonic()
+            self.deaths = 0 if self.well - self.begun > CALM_S else self.deaths
             self.state, self.note = "ready", ""
         elif now - self.well > PATIENCE_S:
             self.stop()
@@ -98,7 +100,7 @@ class Service:
 
     def _fail(self, note: str, final: bool = False) -> None:
         """Try again later: after 1, 2, 4 ... 30 s. From the third time on it counts as failed for those that wait for it."""
-        self.again = time.time() + min(30, 2**self.deaths)
+        self.again = time.monotonic() + min(30, 2**self.deaths)
         self.deaths += 1
         self.state, self.note, self.since = "failed" if final or self.deaths > 2 else "retrying", note, time.time()
         print(f"{self.spec.name}: {note}", flush=True)
@@ -131,7 +133,7 @@ class Supervisor:
         base = {k: v for k, v in os.environ.items() if k != "PREFECT_PROFILE" and not k.startswith("PREFECT__")} | environment()
         self.services = [Service(spec, base) for spec in services(now)]
         self.stopping = False
-        self.needed, self.looked = time.time(), 0.0
+        self.needed, self.looked = time.monotonic(), 0.0
         self._said: Any = None
 
     def run(self, linger_s: float) -> None:
@@ -168,15 +170,15 @@ class Supervisor:
 
     def _close_dead(self, ready: set[str]) -> None:
         ours = {s.spec.name for s in self.services} & {"prefect", "mlflow"}
-        if ours <= ready and time.time() - self.looked > TRUTH_S:
-            self.looked = time.time()
+        if ours <= ready and time.monotonic() - self.looked > TRUTH_S:
+            self.looked = time.monotonic()
             for run in truth.close_dead(self.settings):
                 print(f"flow run {run}: closed, since {truth.WHY}", flush=True)
 
     def _linger(self, linger_s: float) -> None:
         if keep_file().exists() or locks.users(users_folder()):
-            self.needed = time.time()
-        if time.time() - self.needed < linger_s:
+            self.needed = time.monotonic()
+        if time.monotonic() - self.needed < linger_s:
             return
         try:
             with locks.hold(start_lock(), "the supervisor, which stops since nobody needs the services"):
