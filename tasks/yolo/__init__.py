@@ -107,7 +107,7 @@ def predictor(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
 
     def predict(images: np.ndarray) -> np.ndarray:
         pixels = torch.from_numpy(np.ascontiguousarray(images))
-        pixels = pixels.permute(0, 3, 1, 2) if pixels.shape[-1] == 3 else pixels
+        pixels = pixels.permute(0, 3, 1, 2).contiguous() if pixels.shape[-1] == 3 else pixels
         canvas, scale, offset = _letterboxed(pixels, height, width)
         with torch.inference_mode():
             found = torch.cat([_detect(model, part, 0.05) for part in _slices(canvas, 16)] or [torch.zeros(0, LIMIT, 6)])

@@ -7,7 +7,7 @@ from tasks.yolo.assign import Targets, assign
 from tasks.yolo.boxes import giou
 from tasks.yolo.model import BINS, STRIDES, decode, places
 
-CLASS_GAIN, BOX_GAIN, SIDES_GAIN = 1.0, 2.0, 0.5  # of cells that learn a box, beside 1 for background
+BOX_GAIN, SIDES_GAIN = 2.0, 0.5  # beside 1 for the classes
 
 
 def detection_loss(logits: Tensor, sides: Tensor, shape: tuple[int, int], boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,7 +35,7 @@ def _classes(logits: Tensor, targets: Targets) -> Tensor:
     takes many times as many steps as finding the box.
     """
     off = (targets.scores - logits.detach().sigmoid()).abs()
-    weight = torch.maximum(off.square(), CLASS_GAIN * targets.weights[..., None])
+    weight = torch.maximum(off.square(), targets.weights[..., None])
     return nn.functional.binary_cross_entropy_with_logits(logits, targets.scores, reduction="none") * weight
 
 
