@@ -40,9 +40,10 @@ def _labelled(axes: "Axes", row: np.ndarray, classes: Sequence[str]) -> None:
 
     colour = colormaps["tab10"](int(row[5]) % 10)
     _rectangle(axes, row[:4], colour, "-", 1.8)
+    above = float(row[1]) > 0.05 * axes.get_ylim()[0]  # at the upper edge the name goes inside
     axes.text(
-        row[0], row[1] - 1, f"{classes[int(row[5])]} {row[4]:.2f}", color="white", fontsize=7, fontfamily=_fonts(), parse_math=False,
-        verticalalignment="bottom", clip_on=True, bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8},
+        row[0], row[1] - 1 if above else row[1] + 1, f"{classes[int(row[5])]} {row[4]:.2f}", color="white", fontsize=7, fontfamily=_fonts(), parse_math=False,
+        verticalalignment="bottom" if above else "top", clip_on=True, bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8},
     )  # fmt: skip
 
 
