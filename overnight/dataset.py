@@ -12,7 +12,7 @@ from overnight.artifact import DataSpec
 from overnight.config import Source, Values, read, validate
 from overnight.content import Content, Graph, Handled
 from overnight.errors import ConfigError, DataError
-from overnight.paths import datasets, shown
+from overnight.paths import datasets, root, shown
 
 if TYPE_CHECKING:
     from overnight.fetch import Progress
@@ -113,8 +113,9 @@ class Entry(Values):
             from overnight.readers.package import home
 
             return [home(self.options)]
-        roots = [os.environ.get("OVERNIGHT_DATA"), datasets()]
-        return [Path(r) / (self.folder or self.name) for r in roots if r]
+        given = os.environ.get("OVERNIGHT_DATA")
+        shared = [Path(given) if Path(given).is_dir() else root() / given] if given else []  # relative: to here, else to the checkout
+        return [place / (self.folder or self.name) for place in (*shared, datasets())]
 
     def found(self) -> list[Path]:
         """The folders that hold every file; nothing is verified."""

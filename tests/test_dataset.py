@@ -133,6 +133,15 @@ def test_the_data_folder_comes_first(write, tmp_path, monkeypatch) -> None:
     assert rows(load_entry("made").load()) == [(2,)]
 
 
+def test_a_relative_data_folder_is_found_from_anywhere(write, checkout, monkeypatch, tmp_path) -> None:
+    write()
+    write(place=checkout.parent / "shared", t_csv=b"a\n2\n")
+    monkeypatch.setenv("OVERNIGHT_DATA", "../shared")
+    for place in (checkout, tmp_path, checkout / "datasets"):
+        monkeypatch.chdir(place)
+        assert rows(load_entry("made").load()) == [(2,)]
+
+
 def test_a_damaged_copy_is_passed_over_when_there_is_a_whole_one(write, tmp_path, monkeypatch) -> None:
     good = b"a\n1\n"
     text = CSV + f"files: [{{path: t.csv, sha256: {sha(good)}}}]\n"
