@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from overnight import DataSpec, RecordingRun
+from overnight import DataSpec, RecordingRun, dataset
 from overnight.artifact import save
 from overnight.config import ConfigError
 from overnight.content import Boxes, BoxItem, Handled, Images
@@ -201,3 +201,20 @@ def test_a_config_says_what_does_not_fit(tmp_path):
     assert "set compose.size instead" in problems(tmp_path, "data: digits\ncompose: {}\nscenes: {size: 96}\n")
     assert "add a compose section" in problems(tmp_path, "data: bccd\nimages: {}\n")
     assert "the fewest, then the most" in problems(tmp_path, "data: digits\ncompose: {objects: [3, 1]}\n")
+
+
+# ------------------------------------------------------------------------------------------------ real images
+
+
+def test_blood_cells_are_letterboxed_whole(tmp_path, shared_data):
+    run = RecordingRun(tmp_path)
+    out = load_boxes.body(run, SceneParams(size=96), dataset.entry("bccd"))
+    arrays = out.arrays()
+    assert out.spec.counts == {"train": 205, "val": 87, "test": 72}
+    assert sum(int((arrays[f"{split}_labels"] >= 0).sum()) for split in out.spec.counts) == 4886  # 4,888 less the two of zero size
+    assert run.last("data/box_of_zero_size_dropped") == 2
+    for split in out.spec.counts:
+        real = arrays[f"{split}_boxes"][arrays[f"{split}_labels"] >= 0]
+        assert (real[:, 1] >= 12).all()  # 640 x 480 in a square: grey above and below
+        assert (real[:, 3] <= 84).all()
+        assert (real[:, 2:] - real[:, :2] >= 1).all()
