@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from overnight.artifact import DataSpec
 from overnight.config import Source, Values, read, validate
-from overnight.content import Content, Graph, Handled
+from overnight.content import Content, Handled
 from overnight.errors import ConfigError, DataError
 from overnight.paths import datasets, root, shown
 
@@ -98,13 +98,14 @@ class Entry(Values):
 
     def load(self, progress: "Progress | None" = None) -> Content:
         """Find the files (or download them), verify and read them; raises DataError that says what is missing, damaged or odd."""
+        from overnight.expected import check
         from overnight.readers import reader
         from overnight.splits import cut
 
         form = reader(self.reader)
         options = validate(form.Options, self.options, Source(datasets() / f"{self.name}.yaml"))
         content = cut(form.read(self.place(progress), options, self), self.splits)
-        self._compare(content)
+        check(self.name, self.expected, content)
         return replace(content, handled=Handled(+content.handled))
 
     def homes(self) -> list[Path]:
@@ -169,21 +170,6 @@ class Entry(Values):
         home = next(iter(self.found()), None)
         files = {f.path: next(iter(f.digests), None) or (home and verified.sha256(home / f.path)) for f in self.files}
         return {**how, "files": files or {".": home and verified.sha256(home)}}
-
-    def _compare(self, content: Content) -> None:
-        """Counts, sizes and names of classes against what is expected, where the entry says so."""
-        expected, masks = self.expected, getattr(content, "masks", {})
-        counts = {**{s: len(items) for s, items in getattr(content, "splits", {}).items()}, **{s: int(m.sum()) for s, m in masks.items()}}
-        wrong = [f"{s}: {counts.get(s, 0)} (expected {n})" for s, n in expected.counts.items() if counts and counts.get(s, 0) != n]
-        sizes = {"nodes": content.nodes, "edges": content.edges.shape[1]} if isinstance(content, Graph) else {}
-        wrong += [f"{s}: {n} (expected {e})" for s, n in sizes.items() if (e := getattr(expected, s)) and n != e]
-        classes = tuple(getattr(content, "classes", ()))
-        if expected.classes and classes and classes != expected.classes:
-            wrong.append(f"classes: {', '.join(classes)} (expected {', '.join(expected.classes)})")
-        if wrong:
-            raise DataError(
-                f"data set {self.name!r} is not what its entry expects: {'; '.join(wrong)}; get the whole set, or correct the entry"
-            )
 
 
 # ------------------------------------------------------------------------------------------------ entries by name

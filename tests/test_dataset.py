@@ -200,6 +200,14 @@ def test_counts_and_classes_that_are_not_what_is_expected(write) -> None:
         load_entry("made").load()
 
 
+def test_a_table_of_other_rows_than_expected(write) -> None:
+    write(CSV + "expected: {counts: {t: 2}}\n", t_csv=b"a\n1\n\n2\n")
+    assert rows(load_entry("made").load()) == [(1,), (2,)]
+    write(CSV + "expected: {counts: {t: 3}}\n")
+    with pytest.raises(DataError, match=r"t: 2 \(expected 3\)"):
+        load_entry("made").load()
+
+
 def test_a_graph_of_another_size_than_expected(write) -> None:
     options = "kind: graph\nreader: edge_list\noptions: {edges: {file: t.csv, source: a, target: b}}\n"
     write(options + "expected: {nodes: 3, edges: 2}\n", t_csv=b"a,b\n1,2\n2,3\n")
