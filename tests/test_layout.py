@@ -19,7 +19,8 @@ HEAVY = ["torch", "prefect", "mlflow", "polars", "sklearn", "pandas"]  # seconds
 FILE_LINES, TEST_LINES, CONFIG_LINES, FUNCTION_LINES, LOOP_LINES = 300, 400, 40, 25, 60
 LOOPS = {"overnight/training.py:train"}  # the training loop
 CATCH_ALL = {"overnight/child.py", "overnight/orchestrate.py"}  # borders, where whatever was raised becomes a reason
-LONGER: dict[str, int] = {}  # further exceptions, with what they may have
+LONGER: dict[str, int] = {}  # further functions, with what they may have
+LONGER_FILES = {"tests/test_dataset_fetch.py": 450}  # a server and every way a download goes wrong
 
 
 def name_of(path: Path) -> str:
@@ -178,7 +179,8 @@ def test_functions_stay_short() -> None:
 def test_files_stay_short() -> None:
     ceilings = {**dict.fromkeys(CODE, FILE_LINES), **dict.fromkeys((ROOT / "tests").rglob("*.py"), TEST_LINES)}
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in ceilings}
-    assert {name_of(path): lines for path, lines in lengths.items() if lines > ceilings[path]} == {}
+    assert {name_of(path): lines for path, lines in lengths.items() if lines > LONGER_FILES.get(name_of(path), ceilings[path])} == {}
+    assert set(LONGER_FILES) - {name_of(path) for path in ceilings} == set(), "exceptions for files that are no longer there"
 
 
 def test_configs_stay_short() -> None:
