@@ -1,7 +1,9 @@
 """What several test files share."""
 
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,65 @@ def load(folder: Path) -> Callable[..., object]:
         return Entry.model_validate(values).load()
 
     return load_made
+
+
+class Server:
+    """Serves `files`; `breaks` holds after how many bytes the next answers break off, `answers` the next status codes."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.breaks: list[int] = []
+        self.answers: list[int] = []
+        self.asked: list[str | None] = []
+        self.ranges, self.redirect, self.tag = True, "", "v1"
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                owner.answer(self)
+
+            def log_message(self, *_: object) -> None:
+                """Silence."""
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self.thread.start()
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.http.server_port}/{name}"
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        wanted = request.headers.get("Range")
+        self.asked.append(wanted)
+        data = self.files.get(request.path.lstrip("/"))
+        code = self.answers.pop(0) if self.answers else 200 if data is not None else 404
+        if self.redirect or code != 200 or data is None:
+            request.send_response(302 if self.redirect else code)
+            request.send_header("Location", self.redirect)
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.ranges and self._same(request) else 0
+        if start >= len(data) and start:
+            request.send_error(416)
+            return
+        request.send_response(206 if start else 200)
+        if start:
+            request.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        request.send_header("ETag", f'"{self.tag}"')
+        request.send_header("Content-Length", str(len(data) - start))
+        request.end_headers()
+        request.wfile.write(data[start : start + self.breaks.pop(0)] if self.breaks else data[start:])
+
+    def _same(self, request: BaseHTTPRequestHandler) -> bool:
+        return request.headers.get("If-Range", f'"{self.tag}"') == f'"{self.tag}"'
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A web server on this machine that misbehaves when told to."""
+    found = Server()
+    yield found
+    found.http.shutdown()
+    found.thread.join()
+    found.http.server_close()
