@@ -9,10 +9,12 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -20,7 +22,7 @@ import pytest
 
 from overnight import locks, services
 from overnight.errors import ServiceError
-from overnight.services import backup, catalogue, truth
+from overnight.services import backup, catalogue, register, truth
 from overnight.services.settings import Settings, keep_file, log_file, read_state, supervisor_lock, users_folder
 
 pytestmark = [pytest.mark.services, pytest.mark.xdist_group("services")]
@@ -77,6 +79,18 @@ def running(checkout: Path) -> Path:
     starts = [subprocess.Popen([sys.executable, "-c", "from overnight import services; services.up()"]) for _ in range(2)]
     assert [s.wait() for s in starts] == [0, 0]
     return checkout
+
+
+class Healthy(BaseHTTPRequestHandler):
+    """A server of the user, as far as we ask it."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/api/health" else 404)
+        self.end_headers()
+        self.wfile.write(b"true")
+
+    def log_message(self, *args: object) -> None:
+        pass
 
 
 def rows() -> dict[str, services.Row]:
@@ -145,6 +159,21 @@ def test_servers_of_the_user_are_honoured_and_named(tmp_path, monkeypatch):
     assert "PREFECT_HOME" not in services.environment()  # their profile may hold a key for their server
     assert rows()["prefect"]["note"] == "named by $PREFECT_API_URL"
     assert rows()["mlflow"]["state"] == "not ours"
+    with pytest.raises(ServiceError, match=f"PREFECT_API_URL=http://127.0.0.1:{port}/api: gives no answer"), services.ensure():
+        pass
+    assert not processes(tmp_path)
+
+
+def test_a_run_with_servers_of_the_user_starts_nothing(tmp_path, monkeypatch):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Healthy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("OVERNIGHT_ROOT", str(tmp_path))
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{server.server_port}/api")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:///somewhere/else")
+        with services.ensure("a run"):
+            assert rows()["user"]["note"] == "a run"
+            assert not processes(tmp_path)
+        server.shutdown()
 
 
 def test_our_own_address_in_the_environment_is_still_ours(tmp_path, monkeypatch):
@@ -171,6 +200,25 @@ def test_a_database_of_another_version_is_copied_first(tmp_path, monkeypatch):
     assert not backup.due("mlflow", database)
     with sqlite3.connect(copies[0]) as connection:
         assert connection.execute("select value from kept").fetchall() == [("before",)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "not found"),
+        ("x: [", "not readable"),
+        ("name: x", "not readable"),
+        ("deployments: [{name: a, entrypoint: b}]", "has no work_pool"),
+    ],
+)
+def test_deployments_that_cannot_be_read_are_told_in_one_line(tmp_path, monkeypatch, capfd, text, message):
+    monkeypatch.setenv("OVERNIGHT_ROOT", str(tmp_path))
+    if text is not None:
+        (tmp_path / "prefect.yaml").write_text(text)
+    assert register.main() == 2
+    (line,) = capfd.readouterr().out.splitlines()
+    assert line.startswith("prefect.yaml: ")
+    assert message in line
 
 
 # ------------------------------------------------------------------------------------------------ one set of services, in this order

@@ -83,7 +83,8 @@ def status() -> list[Row]:
 def ensure(who: str = "") -> Iterator[None]:
     """Prefect's API and MLflow are up in the block: what is missing is started. Raises ServiceError."""
     with locks.register(users_folder(), who or " ".join(sys.argv)[:120]):
-        _start(keep=False)
+        if settings().own_prefect or settings().own_mlflow:
+            _start(keep=False)
         _wait({"prefect", "mlflow"})
         yield
 
@@ -100,6 +101,7 @@ def _start(keep: bool) -> None:
             sweep()
             state_file().unlink(missing_ok=True)
             _check_ports(settings())
+            print(f"starting Prefect and MLflow (logs in {paths.shown(log_file('prefect').parent)})", file=sys.stderr, flush=True)
             _spawn(keep)
 
 
@@ -132,9 +134,10 @@ def _wait(names: set[str]) -> None:
     """Until those of *names* that are ours are well, and the others answer."""
     now = settings()
     _check_theirs(now)
+    wanted = names & {s.name for s in services(now)}
     until = time.monotonic() + PATIENCE_S
-    while True:
-        rows: list[dict[str, Any]] = [r for r in read_state().get("rows", []) if r["service"] in names]
+    while wanted:
+        rows: list[dict[str, Any]] = [r for r in read_state().get("rows", []) if r["service"] in wanted]
         failed = [r for r in rows if r["state"] == "failed"]
         if failed:
             raise ServiceError([_complain(r) for r in failed])

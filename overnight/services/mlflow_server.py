@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 from overnight.services.settings import HOST
@@ -39,6 +40,7 @@ def _serve(database: str, artifacts: Path, port: int, upgrade: bool) -> None:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # a scheduler for language model judges: four processes, none of use here
     }
     _prepare(database, upgrade)
+    warnings.filterwarnings("ignore", message="starlette.middleware.wsgi")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     uvicorn.run("mlflow.server.fastapi_app:app", host=HOST, port=port, log_level="warning", timeout_graceful_shutdown=3)
 

@@ -7,6 +7,9 @@ import subprocess
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
+
+import yaml
 
 from overnight import paths
 from overnight.errors import ServiceError
@@ -22,15 +25,33 @@ def fingerprint() -> str:
 
 
 def main() -> int:
-    """Register, unless this database has been told it all before."""
-    if not (paths.root() / "prefect.yaml").is_file():
-        raise ServiceError(f"prefect.yaml: not found in {paths.root()}; it says what is deployed")
+    """Register, unless this database has been told it all before. Exit code 2 when prefect.yaml is not what it should be."""
+    try:
+        _check(paths.root() / "prefect.yaml")
+    except ServiceError as error:
+        print(error, flush=True)
+        return error.exit_code
     told = folder() / "registered"
     if not told.is_file() or told.read_text() != fingerprint():
         asyncio.run(_pool_and_limits())
-        subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], cwd=paths.root(), check=True)
+        done = subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], cwd=paths.root(), check=False)
+        if done.returncode:
+            return done.returncode
         told.write_text(fingerprint())
     return 0
+
+
+def _check(path: Path) -> None:
+    """Said here in one line; Prefect would say it in a page, or take a broken file for an empty one."""
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]
+        missing = [key for entry in entries for key in ("name", "entrypoint", "work_pool") if key not in entry]
+    except FileNotFoundError:
+        raise ServiceError(f"prefect.yaml: not found in {path.parent}; it says what is deployed") from None
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ServiceError(f"prefect.yaml: not readable as a list of deployments: {' '.join(str(error).split())}") from None
+    if missing:
+        raise ServiceError(f"prefect.yaml: a deployment has no {' and no '.join(dict.fromkeys(missing))}")
 
 
 def _database() -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from overnight import locks, paths
+from overnight.errors import BadInput
 from overnight.services import backup, truth
 from overnight.services.catalogue import Spec, databases, services
 from overnight.services.processes import Process, die_with, free, listener, stop
@@ -76,14 +77,17 @@ class Service:
         self.process = Process.of(self.popen.pid)
         self.since = time.time()
         self.begun = self.well = time.monotonic()
-        self.state, self.looked = "starting", 0.0
+        self.state, self.note, self.looked = "starting", "", 0.0
 
     def _ended(self, code: int) -> None:
         self.popen = self.process = None
         if self.spec.once and code == 0:
             self.state, self.since, self.note = "ready", time.time(), ""
         else:
-            self._fail(f"ended with code {code}: {tail(log_file(self.spec.name))}")
+            log = log_file(self.spec.name)
+            told = self.spec.once and code == BadInput.exit_code  # in its last line
+            why = f"killed by signal {-code} ({paths.shown(log)})" if code < 0 else tail(log, 1 if told else 2)
+            self._fail(why, final=told)
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -216,7 +220,7 @@ def taken(spec: Spec) -> str:
     return f"{spec.name}: port {spec.port} is taken by {listener(spec.port or 0)}; stop that, or {other}"
 
 
-def tail(path: Path, lines: int = 3) -> str:
+def tail(path: Path, lines: int = 2) -> str:
     """The end of a log in one line, for a message."""
     try:
         with path.open("rb") as file:
