@@ -22,10 +22,21 @@ def cast(column: str, dtype: "pl.DataType", kind: Type) -> "pl.Expr | None":
         return at.str.to_lowercase().replace_strict(TRUTH, default=None, return_dtype=pl.Boolean)
     if kind in ("date", "datetime") and text:
         return at.str.to_date(strict=False) if kind == "date" else at.str.to_datetime(strict=False, time_zone="UTC")
-    if kind == "datetime" and dtype == pl.Datetime:
-        return None
-    wanted = {"float": pl.Float64, "text": pl.String, "bool": pl.Boolean, "date": pl.Date, "datetime": pl.Datetime}[kind]
+    if kind == "datetime":
+        return _utc(pl.col(column), dtype)
+    wanted = {"float": pl.Float64, "text": pl.String, "bool": pl.Boolean, "date": pl.Date}[kind]
     return None if dtype == wanted else pl.col(column).cast(wanted, strict=False)
+
+
+def _utc(at: "pl.Expr", dtype: "pl.DataType") -> "pl.Expr | None":
+    """Microseconds in UTC, so that all times compare and join."""
+    import polars as pl
+
+    if dtype == pl.Datetime("us", "UTC"):
+        return None
+    zoned = getattr(dtype, "time_zone", None) is not None
+    plain = at if zoned else at.cast(pl.Datetime("us"), strict=False).dt.replace_time_zone("UTC")
+    return plain.dt.convert_time_zone("UTC").dt.cast_time_unit("us")
 
 
 def _whole(at: "pl.Expr", text: bool) -> "pl.Expr":

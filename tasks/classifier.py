@@ -62,7 +62,7 @@ def fit_classifier(run: Run, params: ClassifierParams, table: Artifact) -> Artif
     _draw(run, encoder, weights, classes, labels[test], probabilities)
     auc = f"ROC AUC {scores['roc_auc']:.3f}, " if "roc_auc" in scores else ""
     run.note(
-        f"{params.target}: {auc}{100 * scores['accuracy']:.1f} % of {len(test):,} {'later' if params.order else 'held-out'} rows, "
+        f"{' or '.join(classes) if len(classes) < 5 else f'{len(classes)} classes'}: {auc}{100 * scores['accuracy']:.1f} % of {len(test):,} {'later' if params.order else 'held-out'} rows, "
         f"{100 * scores['majority']:.1f} % by always saying the commonest class"
     )
     return _save(run, encoder, weights, bias, classes, codes[test[:5]])

@@ -107,6 +107,13 @@ def test_types_are_cast_where_every_value_fits(folder: Path, tmp_path: Path) -> 
     assert rows["flag"].to_list() == [True, False]
 
 
+def test_times_with_and_without_a_zone_join_in_utc(folder: Path, tmp_path: Path) -> None:
+    data = made(folder, sales="at,n\n2024-01-01T10:00:00Z,1\n2024-01-01T11:00:00Z,2\n", rates="at,rate\n2024-01-01 11:00:00,7\n")
+    types = {table: {"at": "datetime"} for table in ("sales", "rates")}
+    _, _, rows = joined(tmp_path, data, types=types, joins=[{"table": "rates", "by": ["at"]}])
+    assert rows["rate"].to_list() == [None, 7]
+
+
 def test_everything_that_is_missing_is_named_at_once(folder: Path, tmp_path: Path) -> None:
     joins = [{"table": "shop", "by": ["id"]}, {"table": "shops", "by": {"shop": "nr"}, "take": ["city", "mayor"]}]
     with pytest.raises(DataError) as error:
