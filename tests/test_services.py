@@ -232,6 +232,7 @@ def test_two_starts_at_once_end_with_one_set(running):
     for part in ("overnight.services 60", "server start", "mlflow_server", "worker start"):
         assert sum(part in c for c in commands) == 1, commands
     supervisor = locks.holder(supervisor_lock())
+    assert not any(backup.due(*database) for database in catalogue.databases(services.settings()))
     services.up()  # a third one changes nothing
     assert locks.holder(supervisor_lock()) == supervisor
     assert rows() == found

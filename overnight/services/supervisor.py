@@ -137,6 +137,7 @@ class Supervisor:
         base = {k: v for k, v in os.environ.items() if k != "PREFECT_PROFILE" and not k.startswith("PREFECT__")} | environment()
         self.services = [Service(spec, base) for spec in services(now)]
         self.stopping = False
+        self.unopened = set[str]()
         self.needed, self.looked = time.monotonic(), 0.0
         self._said: Any = None
 
@@ -151,6 +152,7 @@ class Supervisor:
             for service in self.services:
                 service.tick(ready)
             self.say()
+            self._opened(ready)
             self._close_dead(ready)
             self._linger(linger_s)
             time.sleep(TICK_S)
@@ -170,7 +172,13 @@ class Supervisor:
         for program, database in databases(self.settings):
             if backup.due(program, database):
                 print(f"{program}: another version than last time; copied the database to {backup.copy(program, database)}", flush=True)
+            self.unopened.add(program)
+
+    def _opened(self, ready: set[str]) -> None:
+        """A database counts as migrated when its server is well, not before."""
+        for program in self.unopened & ready:
             backup.opened(program)
+            self.unopened.discard(program)
 
     def _close_dead(self, ready: set[str]) -> None:
         ours = {s.spec.name for s in self.services} & {"prefect", "mlflow"}
