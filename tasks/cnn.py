@@ -20,12 +20,14 @@ from overnight.artifact import Artifact, DataSpec
 from overnight.errors import DataError
 from overnight.run import Run
 from overnight.step import step
+from overnight.threads import one_thread
 from overnight.training import Batch, Recipe, Scores, TrainParams, cosine, scores_on, train
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Data = dict[str, Tensor]
+SMALL = 2**18  # values of a layer below which a second thread costs more than it brings
 
 
 class CnnParams(TrainParams):
@@ -178,8 +180,9 @@ def train_cnn(run: Run, params: CnnParams, images: Artifact) -> Artifact:
     """
     data = {name: torch.from_numpy(array) for name, array in images.expect("images").arrays().items()}
     recipe = cnn_recipe(params, images.spec)
-    fitted = train(replace(recipe, build=lambda: _normalised(recipe.build(), data["train_images"])), run, data)
-    probabilities = _probabilities(fitted.model, data["test_images"])
+    with one_thread(_layer(params, images.spec) < SMALL):
+        fitted = train(replace(recipe, build=lambda: _normalised(recipe.build(), data["train_images"])), run, data)
+        probabilities = _probabilities(fitted.model, data["test_images"])
     accuracy = _report(run, images, data, probabilities)
     run.note(
         f"CNN: {accuracy:.1%} of {len(probabilities)} test images right, {len(images.spec.classes)} classes; "
@@ -187,6 +190,12 @@ def train_cnn(run: Run, params: CnnParams, images: Artifact) -> Artifact:
     )
     config = {"spec": images.spec.model_dump(mode="json"), "params": params.model_dump(mode="json")}
     return run.save_model("tasks.cnn:predictor", fitted.model.state_dict(), config, images.spec, data["test_images"][:4].numpy())
+
+
+def _layer(params: CnnParams, spec: DataSpec) -> int:
+    """Values that a layer of the first stage puts out for a batch."""
+    halved = math.prod(_stem_strides(max(spec.shape[1:]), params.stem))
+    return params.batch * params.width * math.prod(spec.shape[1:]) // halved**2
 
 
 def _normalised(net: nn.Module, images: Tensor) -> nn.Module:

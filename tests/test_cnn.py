@@ -199,3 +199,27 @@ def test_a_set_of_another_kind_is_a_mistake_in_the_config(tmp_path: Path) -> Non
     (tmp_path / "v.yaml").write_text("flow: vision\ndata: cora\n")
     with pytest.raises(ConfigError, match=r"v\.yaml:2: data: .*'cora' is of kind 'graph'.*'images'"):
         Vision.load(tmp_path / "v.yaml")
+
+
+class Counting(RecordingRun):
+    """Remembers how many threads torch used whenever the training logged."""
+
+    threads: set[int]
+
+    def _emit(self, event: dict[str, object]) -> None:
+        self.threads = getattr(self, "threads", set())
+        if "train/loss" in event.get("values", {}):
+            self.threads.add(torch.get_num_threads())
+        super()._emit(event)
+
+
+@pytest.mark.parametrize(("batch", "used"), [(8, 1), (40, 2)])
+def test_small_nets_use_one_thread_and_give_the_others_back(batch: int, used: int, tmp_path: Path) -> None:
+    before, run = torch.get_num_threads(), Counting(tmp_path)
+    torch.set_num_threads(2)
+    try:
+        train_cnn.body(run, CnnParams(epochs=1, batch=batch, width=48, blocks=1), made(tmp_path))
+        assert run.threads == {used}  # 8 x 12 x 12 x 48 values are few, 40 x 12 x 12 x 48 are not
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

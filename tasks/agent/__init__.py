@@ -3,9 +3,9 @@
 from typing import Any
 
 import numpy as np
-import torch
 
 from overnight import Artifact, DataSpec, Run, pictures, step
+from overnight.threads import one_thread
 from tasks.agent.learner import Watch, learner
 from tasks.agent.params import AgentParams
 from tasks.agent.policy import acting, predictor
@@ -24,16 +24,12 @@ def train_agent(run: Run, params: AgentParams) -> Artifact:
     Raises ConfigError: unknown environment, or spaces that the algorithm or an MLP cannot handle.
     """
     spaces = spaces_of(params)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # layers this small lose by sharing the work
-    try:
+    with one_thread():
         model = learner(run, params)
         watch = Watch(run, params, spaces)
         model.learn(params.total_steps, callback=watch)
         watch.look(model)
         _report(run, params, spaces, watch)
-    finally:
-        torch.set_num_threads(threads)
     example = np.stack([make(params.env).reset(seed=i)[0] for i in range(4)])
     spec = DataSpec(shape=example.shape[1:], dtype=str(example.dtype))
     return run.save_model("tasks.agent:predictor", watch.best.state_dict(), spaces, spec, example)
