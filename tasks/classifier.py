@@ -58,7 +58,7 @@ def fit_classifier(run: Run, params: ClassifierParams, table: Artifact) -> Artif
     weights, bias = _fit(run, params, matrix[train], labels[train], len(classes))
     probabilities = _softmax(matrix[test] @ weights.T + bias)
     scores = _scores(labels[train], labels[test], probabilities)
-    run.metrics({f"test/{name}": value for name, value in scores.items()})
+    run.metrics({f"test/{name}": value for name, value in sorted(scores.items(), key=lambda item: item[0] != "roc_auc")})
     _draw(run, encoder, weights, classes, labels[test], probabilities)
     auc = f"ROC AUC {scores['roc_auc']:.3f}, " if "roc_auc" in scores else ""
     run.note(
