@@ -86,7 +86,10 @@ class Net(nn.Module):
 
 
 def _conv(inside: int, outside: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inside, outside, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outside))
+    """Convolution and batch norm; the weights lie as the pixels do (not by Module.to, which fake tensors cannot follow)."""
+    conv = nn.Conv2d(inside, outside, kernel, stride, kernel // 2, bias=False)
+    conv.weight = nn.Parameter(conv.weight.detach().contiguous(memory_format=torch.channels_last))
+    return nn.Sequential(conv, nn.BatchNorm2d(outside))
 
 
 def _stem_strides(side: int, stem: int) -> list[int]:
@@ -115,9 +118,8 @@ def cnn_recipe(params: CnnParams, spec: DataSpec) -> Recipe[Data]:
 
 
 def build(spec: DataSpec, params: CnnParams) -> nn.Module:
-    """The untrained net in the memory format that convolutions like best."""
-    net = Net(spec.shape, len(spec.classes), params.width, params.blocks, params.stem)
-    return net.to(memory_format=torch.channels_last)
+    """The untrained net."""
+    return Net(spec.shape, len(spec.classes), params.width, params.blocks, params.stem)
 
 
 def batches(params: CnnParams, data: Data, generator: torch.Generator) -> Iterator[Batch]:

@@ -104,6 +104,19 @@ def test_the_net_takes_any_size(shape: tuple[int, ...], stem: int, classes: int)
     assert torch.isfinite(loss)
 
 
+def test_a_step_can_be_traced_without_data_or_memory() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    recipe = cnn_recipe(CnnParams(batch=4096), DataSpec(shape=(3, 64, 64), classes=("a", "b")))
+    with FakeTensorMode():
+        model = recipe.build()
+        optimiser = recipe.optimiser(model)
+        loss, _ = recipe.loss(model, recipe.example(4096))
+        loss.backward()
+        optimiser.step()
+    assert model.head.weight.grad.shape == model.head.weight.shape
+
+
 def test_large_images_are_halved_before_the_stages() -> None:
     def strides(side: int, stem: int = 1) -> int:
         net = Net((3, side, side), 2, 4, 1, stem)
