@@ -15,7 +15,7 @@ demo: setup  ## the whole chain on data that is embedded: ETL, CNN, YOLO, graph,
 	@echo "Look around: $(BIN)/overnight up   (prints where MLflow and Prefect are; $(BIN)/overnight down stops them)"
 
 test: check  ## everything that can be checked without a card
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not gpu"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not gpu"
 
 check: setup  ## style and types
 	$(BIN)/ruff check

@@ -25,7 +25,7 @@ from overnight.errors import ServiceError
 from overnight.services import backup, catalogue, register, truth
 from overnight.services.settings import Settings, keep_file, log_file, read_state, supervisor_lock, users_folder
 
-pytestmark = [pytest.mark.services, pytest.mark.xdist_group("services")]
+pytestmark = pytest.mark.services
 REPOSITORY = Path(__file__).resolve().parent.parent
 OURS = ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE", "MLFLOW_TRACKING_URI", "OVERNIGHT_PREFECT_PORT", "OVERNIGHT_MLFLOW_PORT")
 
