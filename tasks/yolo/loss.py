@@ -31,11 +31,12 @@ def detection_loss(logits: Tensor, sides: Tensor, shape: tuple[int, int], boxes:
 def _classes(logits: Tensor, targets: Targets) -> Tensor:
     """Cross entropy towards the overlap; background counts by how wrong it is (after the quality focal loss, Li et al. 2020).
 
-    Where a box is learnt, every class counts as much as the box does: with the focal weight there as well, telling ten classes apart
-    takes many times as many steps as finding the box.
+    Where a box is learnt, its class counts fully and every other class as much as the box does: with the focal weight for those,
+    telling ten classes apart takes many times as many steps as finding the boxes; with full weight, rare classes of small objects suffer.
     """
     off = (targets.scores - logits.detach().sigmoid()).abs()
-    weight = torch.maximum(off.square(), targets.weights[..., None])
+    others = torch.maximum(off.square(), targets.weights[..., None])
+    weight = torch.where(targets.scores > 0, 1.0, others)
     return nn.functional.binary_cross_entropy_with_logits(logits, targets.scores, reduction="none") * weight
 
 
