@@ -180,7 +180,9 @@ def train_cnn(run: Run, params: CnnParams, images: Artifact) -> Artifact:
     Logs test/accuracy beside test/majority (always the class most frequent in train), test/loss, test/balanced_accuracy, a
     table by class, the confusion matrix and the most confident mistakes. Source: He et al. 2016, sections 3 and 4.2; one-cycle schedule after Smith 2018.
     """
-    data = {name: torch.from_numpy(array) for name, array in images.expect("images").arrays().items()}
+    if len(images.expect("images").spec.classes) < 2:
+        raise DataError(f"a classifier needs two classes to tell apart; the images have {list(images.spec.classes)}")
+    data = {name: torch.from_numpy(array) for name, array in images.arrays().items()}
     recipe = cnn_recipe(params, images.spec)
     with one_thread(_layer(params, images.spec) < SMALL):
         fitted = train(replace(recipe, build=lambda: _normalised(recipe.build(), data["train_images"])), run, data)

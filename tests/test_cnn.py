@@ -192,6 +192,8 @@ def test_it_stops_when_asked_and_refuses_other_artifacts(tmp_path: Path) -> None
         train_cnn.body(run, CnnParams(width=4, blocks=1), made(tmp_path))
     with pytest.raises(DataError, match="expected an artifact of kind 'images'"):
         train_cnn.body(run, CnnParams(), save(tmp_path / "graph", "graph"))
+    with pytest.raises(DataError, match="two classes"):
+        train_cnn.body(run, CnnParams(), made(tmp_path, classes=1))
 
 
 def test_build_is_the_size_of_resnet_20() -> None:
