@@ -11,8 +11,9 @@ setup:  ## .venv with every dependency; at once when nothing has changed
 	@bin/setup
 
 demo: setup  ## the whole chain on data that is embedded: ETL, CNN, YOLO, graph, agent
+	$(BIN)/overnight up
 	$(BIN)/overnight run configs/demo.yaml
-	@echo "Look around: $(BIN)/overnight up   (prints where MLflow and Prefect are; $(BIN)/overnight down stops them)"
+	@echo "Look around: MLflow (the address above) and Prefect keep running; 'make down' stops them."
 
 test: check  ## everything that can be checked without a card
 	$(BIN)/pytest -n 2 --dist loadfile -m "not gpu"

@@ -1,5 +1,9 @@
 """A whole night: every family that the config has a section for, the tables feeding what is built from them."""
 
+from typing import Self
+
+from pydantic import model_validator
+
 from flows.agent import Agent, agent
 from flows.detect import Detect, detect
 from flows.etl import Etl, etl
@@ -17,6 +21,13 @@ class Nightly(Experiment):
     detect: dict[str, Detect] = {}
     graph: dict[str, Graph] = {}
     agent: dict[str, Agent] = {}
+
+    @model_validator(mode="after")
+    def _tables_for_links(self) -> Self:
+        without = [name for name, part in self.graph.items() if part.link and not part.etl] if not self.etl else []
+        if without:
+            raise ValueError(f"graph: {', '.join(without)}: links a table, and there is none; add an etl section here or in it")
+        return self
 
 
 @pipeline

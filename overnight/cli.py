@@ -14,6 +14,8 @@ from overnight.errors import OvernightError
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; prints errors as messages, a traceback only with --debug."""
     arguments = _parser().parse_args(argv)
+    if os.environ.get("OVERNIGHT_DATA"):  # children and services run in other folders
+        os.environ["OVERNIGHT_DATA"] = str(Path(os.environ["OVERNIGHT_DATA"]).resolve())
     try:
         return int(arguments.command(arguments) or 0)
     except OvernightError as error:

@@ -135,7 +135,8 @@ def _environment(threads: int) -> dict[str, str]:
     """The parent's, with the child's share of the cores and without anything that could make it talk to a tracking server."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
     limits = {name: os.environ.get(name, str(threads)) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")}
-    return {**kept, **limits, "PYTHONUNBUFFERED": "1", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    waits = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}  # threads that wait leave their core to other steps
+    return {**kept, **limits, **waits, "PYTHONUNBUFFERED": "1", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
 class Tail:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SHIP_S = 2.0
 CANCEL_POLL_S = 5.0
 PROGRESS_S = 2.0
+CANCELLED = "cancelled in Prefect"
 
 
 def wants_cpu() -> bool:
@@ -231,7 +232,8 @@ def _watch_cancel(chain: "Chain", done: threading.Event, flow_run_id: str) -> No
         with _forgiving(), get_client(sync_client=True) as client:
             state = client.read_flow_run(UUID(flow_run_id)).state
             if state is not None and state.type.value in ("CANCELLING", "CANCELLED"):
-                chain.stop.ask("cancelled in Prefect")
+                chain.stop.ask(CANCELLED)
+                chain.stop.reason = CANCELLED  # the worker's SIGTERM may have come first: it was sent for this
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from overnight import pictures
 from overnight.artifact import Artifact, DataSpec
 from overnight.run import Json, Run
 from overnight.step import step
+from overnight.threads import one_thread
 from overnight.training import Batch, Recipe, Scores, constant, evaluate, train
 from tasks.gnn.data import GraphData, example
 from tasks.gnn.network import Gnn, GnnParams
@@ -76,7 +77,7 @@ def train_gnn(run: Run, params: GnnParams, graph: Artifact) -> Artifact:
     """
     spec, arrays = graph.expect("graph").spec, graph.arrays()
     recipe = gnn_recipe(params, spec)
-    with _threads(spec, params):
+    with one_thread(_small(spec, params)):
         alone = _without_edges(run, recipe, arrays, spec)
         data = GraphData(arrays, spec, params.conv, run.device)
         fitted = train(recipe, run, data)
@@ -98,16 +99,8 @@ def train_gnn(run: Run, params: GnnParams, graph: Artifact) -> Artifact:
     return _save(run, params, spec, model, data)
 
 
-@contextlib.contextmanager
-def _threads(spec: DataSpec, params: GnnParams) -> Iterator[None]:
-    """One thread for a small graph: its products are over before a second one wakes, and waiting for it burns a shared core."""
-    before = torch.get_num_threads()
-    if (spec.nodes + 2 * spec.edges + spec.nonzeros) * params.hidden < SMALL:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _small(spec: DataSpec, params: GnnParams) -> bool:
+    return (spec.nodes + 2 * spec.edges + spec.nonzeros) * params.hidden < SMALL
 
 
 class _Silent(Run):
