@@ -1,6 +1,5 @@
 """Classify the nodes of a graph with a graph convolutional network (Kipf & Welling 2017), full batch."""
 
-import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
