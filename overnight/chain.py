@@ -193,6 +193,8 @@ def _close(chain: Chain) -> "State[Any]":
     failed = [p for p in chain.pending if p.reason and p.row.state == "failed"]
     one_line = _one_line(chain, failed)
     chain.tracker.tags(chain.run_id, {"mlflow.note.content": one_line})
+    scores = {f"{p.label}/{k.removeprefix('test/')}": v for p in chain.pending for k, v in p.row.scores.items() if k.startswith("test/")}
+    chain.tracker.metrics(chain.run_id, scores)
     chain.tracker.close(chain.run_id, "KILLED" if chain.stop() else "FAILED" if failed else "FINISHED")
     chain.display.console.print(chain.display.summary())
     chain.display.say(f"\n{one_line}\n{chain.tracker.link(chain.run_id)}")

@@ -1,7 +1,7 @@
 """`python -m overnight.child FOLDER`: one step in a process of its own, so that all it took is given back when it ends.
 
 FOLDER holds spec.json; the child writes events.jsonl while it runs and result.json at its end. Nothing depends on a pipe to the
-parent: stdout and stderr are the file `log`. Exit codes are those of errors.py.
+parent: stdout and stderr are the file `log.txt`. Exit codes are those of errors.py.
 """
 
 import contextlib

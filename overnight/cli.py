@@ -96,7 +96,7 @@ def _run(arguments: argparse.Namespace) -> int:
     print("services: starting what is not up", flush=True)
     with services.ensure(f"overnight run {arguments.config}"):
         os.environ.update(services.environment())
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")  # the terminal shows our table; Prefect's UI keeps all
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the terminal shows our table; Prefect's UI keeps all
         from overnight.deployments import run_here
 
         state = run_here(pipeline.name, path.resolve(), arguments.overrides)

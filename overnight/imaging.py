@@ -18,11 +18,13 @@ DROPPED = "image that does not decode dropped"
 
 def decode(name: str, data: bytes) -> "Image":
     """The first frame of an encoded image, whole; raises DataError when it does not decode."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
+    except UnidentifiedImageError:
+        raise DataError(f"{name}: expected an image, but it does not decode: its bytes are of no format that Pillow knows") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{name}: expected an image, but it does not decode: {' '.join(str(error).split())}") from None
     return image

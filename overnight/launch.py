@@ -48,39 +48,44 @@ def new_folder(label: str) -> Path:
     return path
 
 
-def slots() -> Ledger:
-    """How many children may exist at once on this host, waiters included."""
-    return Ledger(state() / "slots", max(2, (os.cpu_count() or 2) // 2))
+@contextlib.contextmanager
+def slot(label: str, stop: Stop, log: Callable[[str], None]) -> Iterator[int]:
+    """A place among the children that may exist at once on this host, waiters for the card included; how many there are now.
 
-
-def run_child(folder: Path, spec: Spec, stop: Stop, follow: Callable[[dict[str, Any]], None], log: Callable[[str], None]) -> Result:
-    """Run *spec* in a child and wait for it, handing on its events and its log lines. Raises Stopped before the start only."""
-    ledger = slots()
-    with ledger.acquire(1, {"step": spec.label}, stop):
+    Raises Stopped.
+    """
+    ledger = Ledger(state() / "slots", max(2, (os.cpu_count() or 2) // 2))
+    with ledger.acquire(1, {"step": label}, stop):
         _wait_for_host_memory(stop, log)
-        (folder / "spec.json").write_text(spec.model_dump_json(indent=1))
-        threads = max(1, (os.cpu_count() or 1) // max(1, ledger.held_mib()))
-        with (folder / "log").open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "overnight.child", str(folder)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=root(),
-                env=_environment(threads),
-                process_group=0,
-            )
-        try:
-            _follow(process, folder, stop, follow, log)
-        finally:
-            _end(process)
+        yield ledger.held_mib()
+
+
+def run_child(
+    folder: Path, spec: Spec, threads: int, stop: Stop, follow: Callable[[dict[str, Any]], None], log: Callable[[str], None]
+) -> Result:
+    """Run *spec* in a child and wait for it, handing on its events and its log lines."""
+    (folder / "spec.json").write_text(spec.model_dump_json(indent=1))
+    with (folder / "log.txt").open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "overnight.child", str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=root(),
+            env=_environment(threads),
+            process_group=0,
+        )
+    try:
+        _follow(process, folder, stop, follow, log)
+    finally:
+        _end(process)
     return _result(folder, process.returncode, stop)
 
 
 def _follow(
     process: "subprocess.Popen[bytes]", folder: Path, stop: Stop, follow: Callable[[dict[str, Any]], None], log: Callable[[str], None]
 ) -> None:
-    events, lines = Tail(folder / "events.jsonl"), Tail(folder / "log")
+    events, lines = Tail(folder / "events.jsonl"), Tail(folder / "log.txt")
     asked = 0.0
     while True:
         ended = process.poll() is not None
@@ -116,7 +121,7 @@ def _result(folder: Path, returncode: int, stop: Stop) -> Result:
     except (OSError, ValueError):
         if stop():
             return Result(code=Stopped.child_code, error=f"{stop.reason}; killed before it could save")
-        reason = REASONS.get(returncode, f"ended with exit code {returncode} and no result; its log: {folder / 'log'}")
+        reason = REASONS.get(returncode, f"ended with exit code {returncode} and no result; its log: {folder / 'log.txt'}")
         return Result(code=returncode or 1, error=reason)
 
 
@@ -154,6 +159,6 @@ class Tail:
             data = file.read()
         self._offset += len(data)
         *whole, self._rest = (self._rest + data).split(b"\n")
-        if last and self.path.name == "log" and self._rest:
+        if last and self.path.name == "log.txt" and self._rest:
             whole, self._rest = [*whole, self._rest], b""
         yield from (line.decode(errors="replace") for line in whole if line.strip())

@@ -12,7 +12,7 @@ from overnight import provenance
 from overnight.child import Result, Spec
 from overnight.config import Params
 from overnight.errors import OvernightError, Stopped
-from overnight.launch import new_folder, run_child
+from overnight.launch import new_folder, run_child, slot
 from overnight.tracking import Shipper
 
 if TYPE_CHECKING:
@@ -96,16 +96,21 @@ class _Attempt:
         self.told = 0.0
 
     def run(self) -> Result:
+        """Wait for a place on the host, then run."""
+        self.chain.display.change(self.pending.row, "queued")
+        with slot(self.pending.label, self.chain.stop, self._log) as running:
+            return self._run(max(1, (os.cpu_count() or 1) // running))
+
+    def _run(self, threads: int) -> Result:
         """Open the run, follow the child to its end, close the run."""
         params = {"seed": self.chain.experiment.seed, **_flat(self.arguments[0])}
         self.run_id = self._open(params)
         self.shipper = Shipper(self.chain.tracker, self.run_id, self.pending.label, params)
         self.chain.shippers.append(self.shipper)
         self._link()
-        self.chain.display.change(self.pending.row, "queued")
         result = Result(code=Stopped.child_code, error=self.chain.stop.reason or "stopped")
         try:
-            result = run_child(self.folder, self._spec(), self.chain.stop, self._event, self._log)
+            result = run_child(self.folder, self._spec(), threads, self.chain.stop, self._event, self._log)
         finally:
             self._close(result)
         return result
@@ -185,8 +190,8 @@ class _Attempt:
         row.scores = {k: v for k, v in self.shipper.latest.items() if not k.startswith("cost/")}
         if result.code:
             self.shipper.take({"event": "note", "text": result.error, "at": at})
-        if (self.folder / "log").exists():
-            self.shipper.take({"event": "publish", "path": str(self.folder / "log"), "folder": "", "at": at})
+        if (self.folder / "log.txt").exists():
+            self.shipper.take({"event": "publish", "path": str(self.folder / "log.txt"), "folder": "", "at": at})
         if self.progress is not None and result.code == 0:
             self.told = 0.0
             self._show_progress(100.0, "")

@@ -36,7 +36,7 @@ class Tracker:
     def _experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            return str(self.client.create_experiment(name))
+            return str(self.client.create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"}))
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
@@ -53,6 +53,10 @@ class Tracker:
             return self.uri
         return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{run_id}"
 
+    def overview(self) -> str:
+        """Where a browser finds all runs of the experiment."""
+        return f"{self.uri}/#/experiments/{self.experiment_id}/runs" if self.uri.startswith("http") else self.uri
+
     def params(self, run_id: str, values: Mapping[str, Any]) -> None:
         """Log params, a hundred at a time (MLflow's limit)."""
         from mlflow.entities import Param
@@ -60,6 +64,14 @@ class Tracker:
         every = [Param(key, str(value)[:MAX_TEXT]) for key, value in values.items()]
         for start in range(0, len(every), 100):
             self.client.log_batch(run_id, params=every[start : start + 100])
+
+    def metrics(self, run_id: str, values: Mapping[str, float]) -> None:
+        """Log numbers that are no curves, a thousand at a time (MLflow's limit)."""
+        from mlflow.entities import Metric
+
+        every = [Metric(key, value, int(time.time() * 1000), 0) for key, value in values.items()]
+        for start in range(0, len(every), 1000):
+            self.client.log_batch(run_id, metrics=every[start : start + 1000])
 
     def tags(self, run_id: str, values: Mapping[str, str]) -> None:
         """Set tags."""
@@ -180,7 +192,7 @@ def publish_model(tracker: Tracker, run_id: str, name: str, folder: Path) -> Non
     shutil.rmtree(packed, ignore_errors=True)
     _pack(folder, packed)
     client = tracker.client
-    model = client.create_logged_model(tracker.experiment_id, name=name, source_run_id=run_id)
+    model = client.create_logged_model(tracker.experiment_id, name=name.replace("/", "-"), source_run_id=run_id)
     client.log_model_artifacts(model.model_id, str(packed))
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])

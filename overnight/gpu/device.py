@@ -43,7 +43,7 @@ class Card(Values):
 
     def __str__(self) -> str:
         if self.virtual:
-            return f"virtual card, {self.budget_mib / 1024:.0f} GiB: no GPU is used, steps run on the CPU under the same rules"
+            return f"virtual card, {self.budget_mib / 1024:.3g} GiB: no GPU is used, steps run on the CPU under the same rules"
         return f"{self.name} (card {self.index}, driver {self.driver}): {self.budget_mib} of {self.total_mib} MiB may be granted"
 
 

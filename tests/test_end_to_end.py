@@ -1,0 +1,214 @@
+"""The command as a person types it, in a checkout of its own: what it runs, what it leaves, and how it ends."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from overnight import services
+from overnight.gpu.ledger import Ledger
+from tests.test_services import OURS, free_port, make_checkout
+
+pytestmark = pytest.mark.services
+ENTRY = "kind: images\nreader: image_folder\n"
+CONFIG = """
+flow: nightly
+vision:
+  made: {data: made, cnn: {epochs: 4, batch: 16, width: 8, blocks: 1, lr: 0.1}}
+  broken: {data: broken}
+"""
+
+
+def stripes(folder: Path, count: int) -> None:
+    """Two classes that a net tells apart: stripes that lie and stripes that stand."""
+    noise = np.random.default_rng(0)
+    for split, share in (("train", count), ("test", count // 4)):
+        for name, axis in (("lying", 0), ("standing", 1)):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(share):
+                image = 40 * noise.random((12, 12)) + 180 * (np.indices((12, 12))[axis] // 2 % 2)
+                Image.fromarray(image.astype(np.uint8)).save(folder / split / name / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    root = make_checkout(tmp_path_factory.mktemp("checkout"))
+    (root / "datasets").mkdir()
+    for name in ("made", "broken"):
+        (root / "datasets" / f"{name}.yaml").write_text(ENTRY)
+    stripes(root / "datasets" / "made", 40)
+    shutil.copytree(root / "datasets" / "made", root / "datasets" / "broken")
+    for picture in (root / "datasets" / "broken").rglob("*.png"):
+        picture.write_bytes(b"not a picture")
+    (root / "configs" / "night.yaml").write_text(CONFIG)
+    (root / "configs" / "long.yaml").write_text("flow: vision\ndata: made\ncnn: {epochs: 5000, batch: 16, width: 8, blocks: 1}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (*OURS, "OVERNIGHT_DATA"):
+            patch.delenv(name, raising=False)
+        patch.setenv("OVERNIGHT_ROOT", str(root))
+        patch.setenv("OVERNIGHT_MLFLOW_PORT", str(free_port()))
+        yield root
+        services.down(force=True)
+
+
+def start(*words, **more):
+    return subprocess.Popen(
+        [sys.executable, "-m", "overnight.cli", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **more},
+    )
+
+
+def run(*words, **more):
+    process = start(*words, **more)
+    return process.communicate(timeout=300)[0], process.returncode
+
+
+def until(condition, what, seconds=120):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        time.sleep(0.1)
+    return found
+
+
+def mlflow_runs(root, experiment):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(services.environment()["MLFLOW_TRACKING_URI"])
+    found = client.get_experiment_by_name(experiment)
+    return client, {r.info.run_name: r for r in client.search_runs([found.experiment_id], max_results=50)} if found else {}
+
+
+def flow_runs():
+    api = services.environment()["PREFECT_API_URL"]
+    token = json.load(urllib.request.urlopen(f"{api}/csrf-token?client=test", timeout=20))["token"]
+    headers = {"Content-Type": "application/json", "Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "test"}
+    request = urllib.request.Request(f"{api}/flow_runs/filter", b'{"sort": "START_TIME_DESC"}', headers)
+    found = json.load(urllib.request.urlopen(request, timeout=20))
+    return [r for r in found if r["start_time"]]  # the others are nights to come
+
+
+def ledger(root):
+    return Ledger(root / ".overnight" / "cards" / "virtual", 12288)
+
+
+def children(root):
+    return [
+        p for p in psutil.process_iter(["cmdline"]) if "overnight.child" in (p.info["cmdline"] or []) and str(root) in p.info["cmdline"][-1]
+    ]
+
+
+@pytest.fixture(scope="module")
+def night(home):
+    return run("run", "night")
+
+
+def test_a_broken_branch_fails_with_its_reason_and_the_others_go_on(night, home):
+    output, code = night
+    assert code == 1, output
+    assert "2 of 4 steps done" in output
+    assert "broken/load_images failed" in output
+    assert "not run: broken/load_images failed" in output
+    assert "Traceback" not in output
+    assert "object at 0x" not in output
+    assert [r["state_type"] for r in flow_runs()][:1] == ["FAILED"]
+
+
+def test_mlflow_holds_the_runs_their_curves_pictures_inputs_and_links(night, home):
+    client, runs = mlflow_runs(home, "night")
+    parent = next(r for name, r in runs.items() if name.startswith("night "))
+    trained, broken = runs["made/train_cnn"], runs["broken/load_images"]
+    assert (parent.info.status, trained.info.status, broken.info.status) == ("FAILED", "FINISHED", "FAILED")
+    assert trained.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert trained.data.metrics["test/accuracy"] > 0.9
+    assert parent.data.metrics["made/train_cnn/accuracy"] == trained.data.metrics["test/accuracy"]
+    assert (trained.data.params["epochs"], trained.data.params["precision"], trained.data.params["precision.used"]) == ("4", "auto", "fp32")
+    curve = client.get_metric_history(trained.info.run_id, "val/accuracy")
+    assert len({m.step for m in curve}) == len(curve) == 4
+    assert {"confusion.png", "log.txt"} <= {a.path for a in client.list_artifacts(trained.info.run_id)}
+    assert any(name.startswith("system/") for name in trained.data.metrics)
+    assert [i.dataset.name for i in runs["made/load_images"].inputs.dataset_inputs] == ["made"]
+    assert parent.data.tags["prefect.flow_run_id"] == flow_runs()[0]["id"]
+    assert "does not decode" in broken.data.tags["mlflow.note.content"]
+    assert "broken/train_cnn" not in runs
+
+
+def test_the_model_is_used_through_pyfunc(night, home):
+    import mlflow
+
+    _, runs = mlflow_runs(home, "night")
+    mlflow.set_tracking_uri(services.environment()["MLFLOW_TRACKING_URI"])
+    model = mlflow.pyfunc.load_model(f"runs:/{runs['made/train_cnn'].info.run_id}/made-train_cnn")
+    images = np.stack([np.asarray(Image.open(p))[None] for p in sorted((home / "datasets" / "made" / "test" / "standing").glob("*.png"))])
+    assert (model.predict(images).argmax(1) == 1).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["run", "night", "vision.made.cnn.epoch=3"], 2, "did you mean 'epochs'"),
+        (["run", "night", "vision.made.data=mada"], 2, "did you mean 'made'"),
+        (["run", "nigth"], 2, "there is no such file"),
+        (["data", "verify", "nothing"], 2, "unknown data set"),
+    ],
+)
+def test_bad_input_is_two_and_a_message(home, words, code, said):
+    output, returned = run(*words)
+    assert (returned, said in output, "Traceback" in output) == (code, True, False), output
+
+
+def test_what_the_card_cannot_hold_is_three(home):
+    output, code = run("run", "long", OVERNIGHT_VIRTUAL_MIB="200")
+    assert code == 3, output
+    assert "whole budget is 200 MiB" in output
+
+
+def test_two_runs_from_two_shells_never_hold_more_than_the_budget(home):
+    small = {"OVERNIGHT_VIRTUAL_MIB": "3000"}
+    both = [start("run", "long", f"cnn.epochs={n}", **small) for n in (30, 31)]
+    held, waited = [], False
+    while any(p.poll() is None for p in both):
+        requests = ledger(home).requests()
+        held.append(sum(r.mib for r in requests if r.holds))
+        waited = waited or any(not r.holds for r in requests)
+        time.sleep(0.02)
+    assert [p.returncode for p in both] == [0, 0], "\n".join(p.communicate()[0] for p in both)
+    assert 0 < max(held) <= 3000
+    assert waited
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_all_within_25_seconds(home, number):
+    process = start("run", "long")
+    until(lambda: ledger(home).held_mib(), "the grant")
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=25)
+    assert process.returncode == 1
+    assert "stopped by" in output
+    assert ledger(home).requests() == []
+    assert children(home) == []
+    _, runs = mlflow_runs(home, "long")
+    assert {r.info.status for r in runs.values() if r.info.status in ("RUNNING", "SCHEDULED")} == set()
+    assert flow_runs()[0]["state_type"] == "CANCELLED"
+
+
+def test_kill_9_of_the_parent_takes_the_child_and_frees_the_card(home):
+    process = start("run", "long")
+    until(lambda: ledger(home).held_mib(), "the grant")
+    process.kill()
+    process.communicate()
+    until(lambda: not children(home), "the child's end", 5)
+    until(lambda: ledger(home).requests() == [], "the card", 2)
