@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from overnight import provenance
+from overnight.artifact import Artifact
 from overnight.child import Result, Spec
 from overnight.config import Params
 from overnight.errors import OvernightError, Stopped
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 SHIP_S = 2.0
 CANCEL_POLL_S = 5.0
-PROGRESS_S = 2.0
+PROGRESS_S = 5.0  # each update is a line of `prefect deployment run --watch`, too
 CANCELLED = "cancelled in Prefect"
 
 
@@ -106,6 +107,9 @@ class _Attempt:
         params = {"seed": self.chain.experiment.seed, **_flat(self.arguments[0])}
         self.run_id = self._open(params)
         self.shipper = Shipper(self.chain.tracker, self.run_id, self.pending.label, params)
+        for given in self.arguments:
+            if isinstance(given, Artifact):
+                self.shipper.take(input_event(given))
         self.chain.shippers.append(self.shipper)
         self._link()
         result = Result(code=Stopped.child_code, error=self.chain.stop.reason or "stopped")
@@ -250,6 +254,12 @@ def _forgiving() -> Iterator[None]:
         import logging
 
         logging.getLogger(__name__).debug("a server did not answer: %s", error)
+
+
+def input_event(given: Artifact) -> dict[str, Any]:
+    """An upstream artifact as an input of the run that takes it."""
+    spec = given.spec.model_dump(mode="json")
+    return {"event": "data", "name": given.kind, "digest": given.digest, "source": str(given.path), "spec": spec, "at": time.time()}
 
 
 def _slug(label: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 Json = dict[str, Any]
+TRAINING = "workflowType=machine_learning"  # MLflow's pages open for language model traces otherwise
 MAX_TEXT = 6000  # of a param or tag in MLflow
 QUIET = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -51,11 +52,7 @@ class Tracker:
         """Where a browser finds the run; the tracking address when that is no server."""
         if not self.uri.startswith("http"):
             return self.uri
-        return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{run_id}"
-
-    def overview(self) -> str:
-        """Where a browser finds all runs of the experiment."""
-        return f"{self.uri}/#/experiments/{self.experiment_id}/runs" if self.uri.startswith("http") else self.uri
+        return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{run_id}?{TRAINING}"
 
     def params(self, run_id: str, values: Mapping[str, Any]) -> None:
         """Log params, a hundred at a time (MLflow's limit)."""
