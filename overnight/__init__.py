@@ -3,6 +3,7 @@
 from overnight.artifact import Artifact, DataSpec
 from overnight.config import Experiment, Params, Values, knob
 from overnight.dataset import Dataset
+from overnight.gpu.lease import lease
 from overnight.run import RecordingRun, Run
 from overnight.step import Pipeline, Step, pipeline, step
 
@@ -18,6 +19,7 @@ __all__ = [
     "Step",
     "Values",
     "knob",
+    "lease",
     "pipeline",
     "step",
 ]

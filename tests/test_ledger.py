@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+import overnight
 from overnight.errors import DoesNotFit, ServiceError, Stopped
 from overnight.gpu.device import check_driver, find
 from overnight.gpu.ledger import Ledger
@@ -140,6 +141,14 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ServiceError, match="OVERNIGHT_CARD_DIR"):
         Ledger(tmp_path / "file" / "card", 1000)
+
+
+def test_a_script_takes_its_share_of_the_card(checkout):
+    with overnight.lease(300, who={"step": "my script"}) as held:
+        assert (held.mib, held.card.virtual) == (300, True)
+        ledger = Ledger(held.card.folder, held.card.budget_mib)
+        assert [(r.mib, r.who["step"]) for r in ledger.requests()] == [(300, "my script")]
+    assert ledger.requests() == []
 
 
 def test_an_old_driver_is_named_with_the_one_it_takes():
