@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from overnight import Artifact, DataSpec, Run, step
 from overnight.errors import DataError
+from overnight.pictures import names as shown
 from overnight.training import Batch, Recipe, Scores, TrainParams, cosine, train
 from tasks.yolo import augment, pictures
 from tasks.yolo.boxes import detections
@@ -205,8 +206,8 @@ def _report(run: Run, model: nn.Module, tested: Precision, data: Arrays, spec: D
         run.note(f"detector of {len(spec.classes)} classes: {by}; no boxes to test on")
         return
     found = _found(model, images[:8], 8)
-    run.picture("detections", pictures.drawn(images[:8], [f[f[:, 4] >= SHOWN] for f in found], boxes[:8], labels[:8], spec.classes))
-    run.picture("precision_recall", pictures.curves(tested, spec.classes))
+    run.picture("detections", pictures.drawn(images[:8], [f[f[:, 4] >= SHOWN] for f in found], boxes[:8], labels[:8], shown(spec.classes)))
+    run.picture("precision_recall", pictures.curves(tested, shown(spec.classes)))
     scores = tested.scores
     run.note(f"detector: mAP50 {scores['map50']:.3f}, mAP50:95 {scores['map50_95']:.3f} on {len(images)} test images; {by}")
 

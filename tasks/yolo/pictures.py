@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from overnight.pictures import fonts
 from tasks.yolo.evaluate import RECALLS, Precision
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-SCRIPTS = ("Noto Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Droid Sans Fallback", "Unifont")
 
 
 def drawn(images: np.ndarray, found: Sequence[np.ndarray], boxes: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> "Figure":
@@ -42,7 +41,7 @@ def _labelled(axes: "Axes", row: np.ndarray, classes: Sequence[str]) -> None:
     _rectangle(axes, row[:4], colour, "-", 1.8)
     above = float(row[1]) > 0.05 * axes.get_ylim()[0]  # at the upper edge the name goes inside
     axes.text(
-        row[0], row[1] - 1 if above else row[1] + 1, f"{classes[int(row[5])]} {row[4]:.2f}", color="white", fontsize=7, fontfamily=_fonts(), parse_math=False,
+        row[0], row[1] - 1 if above else row[1] + 1, f"{classes[int(row[5])]} {row[4]:.2f}", color="white", fontsize=7, fontfamily=list(fonts()), parse_math=False,
         verticalalignment="bottom" if above else "top", clip_on=True, bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8},
     )  # fmt: skip
 
@@ -53,14 +52,6 @@ def _rectangle(axes: "Axes", box: np.ndarray, colour: object, style: str, width:
     left, top, right, bottom = (float(v) for v in box[:4])
     edge = {"edgecolor": colour, "linestyle": style, "linewidth": width}
     axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, **edge))  # type: ignore[arg-type]
-
-
-def _fonts() -> list[str]:
-    """Matplotlib's own font, then those installed that know more scripts."""
-    from matplotlib.font_manager import fontManager
-
-    installed = {font.name for font in fontManager.ttflist}
-    return ["DejaVu Sans", *(name for name in SCRIPTS if name in installed)]
 
 
 def curves(precision: Precision, classes: Sequence[str]) -> "Figure":
@@ -74,5 +65,5 @@ def curves(precision: Precision, classes: Sequence[str]) -> "Figure":
         axes.plot(RECALLS, precision.curves[kind], label=label)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title="test images, overlap 0.5")
     if axes.lines:
-        axes.legend(prop={"family": _fonts(), "size": 8}, loc="lower left", ncols=1 + len(axes.lines) // 20)
+        axes.legend(prop={"family": list(fonts()), "size": 8}, loc="lower left", ncols=1 + len(axes.lines) // 20)
     return figure
