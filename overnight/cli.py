@@ -93,7 +93,6 @@ def _run(arguments: argparse.Namespace) -> int:
     print(card, flush=True)
     from overnight import services
 
-    print("services: starting what is not up", flush=True)
     with services.ensure(f"overnight run {arguments.config}"):
         os.environ.update(services.environment())
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the terminal shows our table; Prefect's UI keeps all

@@ -105,7 +105,7 @@ class Display:
             table.add_column(name, justify=justify, no_wrap=name != "", overflow="ellipsis")  # type: ignore[arg-type]
         for row in self.rows:
             bar = ProgressBar(total=1.0, completed=row.done, width=20) if row.state == "running" else ""
-            shown = row.text if row.state in ("failed", "not run", "stopped") else f"{row.text}  {scores(row.scores, 2)}"
+            shown = row.text if row.state in ("failed", "not run", "stopped") else f"{row.text}  {scores(row.scores, 2)}".strip()
             seconds = f"{row.elapsed():.0f}" if row.elapsed() else ""
             table.add_row(row.label, STATES.get(row.state, row.state), bar, seconds, shown)
         return table
@@ -128,4 +128,8 @@ def scores(values: dict[str, float], most: int) -> str:
     """The newest numbers worth a glance: test scores first, then validation, then losses."""
     shown = {k: v for k, v in values.items() if not k.startswith(QUIET)}
     order = sorted(shown, key=lambda k: (not k.startswith("test/"), not k.startswith("val/"), list(shown).index(k)))
-    return "  ".join(f"{k.removeprefix('test/')} {shown[k]:.4g}" for k in order[:most])
+    return "  ".join(f"{k.removeprefix('test/')} {_number(shown[k])}" for k in order[:most])
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

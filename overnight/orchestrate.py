@@ -189,9 +189,9 @@ class _Attempt:
         """The last events, what the run cost, and its end."""
         row, at = self.pending.row, time.time()
         row.wait_s, row.peak_mib = result.wait_s, result.peak_mib or result.host_peak_mib
-        cost = {f"cost/{k}": getattr(result, k) for k in ("wait_s", "run_s", "lease_mib", "peak_mib", "host_peak_mib")}
-        self.shipper.take({"event": "metrics", "values": cost, "step": 0, "at": at})
-        row.scores = {k: v for k, v in self.shipper.latest.items() if not k.startswith("cost/")}
+        usage = {f"usage/{k}": getattr(result, k) for k in ("wait_s", "run_s", "lease_mib", "peak_mib", "host_peak_mib")}
+        self.shipper.take({"event": "metrics", "values": usage, "step": 0, "at": at})
+        row.scores = {k: v for k, v in self.shipper.latest.items() if not k.startswith("usage/")}
         if result.code:
             self.shipper.take({"event": "note", "text": result.error, "at": at})
         if (self.folder / "log.txt").exists():
