@@ -67,9 +67,13 @@ def main(folder: Path) -> int:
     except OvernightError as error:
         result = Result(code=error.child_code, error=str(error))
     except Exception as error:  # noqa: BLE001 - the border: whatever a step raises becomes a reason and an exit code
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # its log may be on a disk that is full
+            traceback.print_exc()
         result = _reason(error)
-    _write(folder / "result.json", result)
+    try:
+        _write(folder / "result.json", result)
+    except OSError as error:  # the exit code is all that is left to say it with
+        return _reason(error).code
     return result.code
 
 
@@ -151,6 +155,7 @@ def _die_with(parent: int) -> None:
 
 if __name__ == "__main__":
     code = main(Path(sys.argv[1]))
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)  # finalisers of CUDA libraries and worker threads have nothing left to say

@@ -14,9 +14,9 @@ from overnight.errors import OvernightError
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; prints errors as messages, a traceback only with --debug."""
     arguments = _parser().parse_args(argv)
-    if os.environ.get("OVERNIGHT_DATA"):  # children and services run in other folders
-        os.environ["OVERNIGHT_DATA"] = str(Path(os.environ["OVERNIGHT_DATA"]).resolve())
     try:
+        if arguments.command in (_run, _up, _data_ls, _data_fetch, _data_verify):
+            _settle_data()
         return int(arguments.command(arguments) or 0)
     except OvernightError as error:
         if arguments.debug:
@@ -28,6 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _settle_data() -> None:
+    """An absolute $OVERNIGHT_DATA, since children and services run in other folders; DataError when there is no such folder."""
+    from overnight.dataset import shared
+
+    for place in shared():
+        os.environ["OVERNIGHT_DATA"] = str(place.resolve())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,12 +81,15 @@ def _data_parser(data: argparse.ArgumentParser) -> None:
 
 
 def _config(text: str) -> Path:
-    """A path, or the name of a file in configs/."""
+    """A path, or the name of a file in configs/; a bare word that is neither is meant as a name."""
     from overnight.paths import configs
 
     path = Path(text)
     named = configs() / (text if text.endswith(".yaml") else f"{text}.yaml")
-    return path if path.exists() or not named.exists() else named
+    try:
+        return path if path.exists() or ("/" in text and not named.exists()) else named
+    except OSError:  # a name that no file can have: reading it says so
+        return path
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -156,6 +167,7 @@ def _gpu(arguments: argparse.Namespace) -> None:
 def _ls(arguments: argparse.Namespace) -> None:
     import yaml
 
+    from overnight.config import MALFORMED
     from overnight.paths import configs, shown
 
     rows = []
@@ -163,7 +175,7 @@ def _ls(arguments: argparse.Namespace) -> None:
         try:
             text = path.read_text(encoding="utf-8")
             values = yaml.safe_load(text)
-        except (yaml.YAMLError, UnicodeDecodeError):
+        except (*MALFORMED, OSError):
             values, text = {"flow": "not readable as yaml"}, ""
         values = values if isinstance(values, dict) else {}
         first = text.partition("\n")[0]

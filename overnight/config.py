@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from overnight.errors import ConfigError
 from overnight.paths import shown
 
+MALFORMED = (yaml.YAMLError, ValueError, AttributeError, RecursionError)  # the last three: what yaml lets through of its own parts
 TOP = ("flow", "name", "seed", "card")  # keys of a whole experiment, which its sections do not have
 
 
@@ -24,7 +25,7 @@ def knob(default: Any, description: str, **rules: Any) -> Any:
 class Values(BaseModel):
     """Frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=())
 
     def science(self) -> dict[str, Any]:
         """The values that decide a result, as JSON types: all but the knobs."""
@@ -41,7 +42,7 @@ class Experiment(Values):
     """One config file: values for every step of one flow. Sections of a larger experiment are Experiments too."""
 
     flow: str | None = Field(None, description="which file of flows/ runs it; at the top of the file only")
-    name: str | None = Field(None, description="the MLflow experiment; the file's name when left out")
+    name: str | None = Field(None, max_length=200, pattern=r"\S", description="the MLflow experiment; the file's name when left out")
     seed: int = Field(0, ge=0, lt=2**32, description="of every random choice; at the top of the file only")
     card: str | int | None = knob(None, "index or UUID of the card; at the top of the file only")
 
@@ -110,15 +111,20 @@ def _whole(path: Path, source: Source, prefix: str, inside: tuple[Path, ...]) ->
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader that reads 1e-3 as a number
+        lines = list(_lines(node, path, source))
     except FileNotFoundError:
         raise ConfigError(f"{shown(path)}: there is no such file{_nearest_file(path)}") from None
     except IsADirectoryError:
         raise ConfigError(f"{shown(path)}: is a folder, not a config") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+    except OSError as error:
+        raise ConfigError(f"{shown(path)}: cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise ConfigError(f"{shown(path)}: not readable as yaml: nested too deeply, or an alias that holds itself") from None
+    except MALFORMED as error:
         raise ConfigError(f"{shown(path)}: not readable as yaml: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{shown(path)}: expected 'key: value' lines, found {type(values).__name__}")
-    source.places.update({f"{prefix}{key}": f"{shown(path)}:{line}" for key, line in _lines(node, path, source)})
+    source.places.update({f"{prefix}{key}": f"{shown(path)}:{line}" for key, line in lines})
     return {key: _section(value, path, source, f"{prefix}{key}.", (*inside, path)) for key, value in values.items()}
 
 
@@ -181,7 +187,7 @@ def _override(values: dict[str, Any], override: str, source: Source) -> None:
             return
     try:
         value = yaml.load(text, Loader=_Loader)  # noqa: S506
-    except yaml.YAMLError:
+    except MALFORMED:
         source.problems.append(f"override {override!r}: the value is not readable as yaml")
         return
     if isinstance(at, list) and _item(at, keys[-1]) is None:

@@ -114,9 +114,7 @@ class Entry(Values):
             from overnight.readers.package import home
 
             return [home(self.options)]
-        given = os.environ.get("OVERNIGHT_DATA")
-        shared = [Path(given) if Path(given).is_dir() else root() / given] if given else []  # relative: to here, else to the checkout
-        return [place / (self.folder or self.name) for place in (*shared, datasets())]
+        return [place / (self.folder or self.name) for place in (*shared(), datasets())]
 
     def found(self) -> list[Path]:
         """The folders that hold every file; nothing is verified."""
@@ -173,6 +171,17 @@ class Entry(Values):
 
 
 # ------------------------------------------------------------------------------------------------ entries by name
+
+
+def shared() -> list[Path]:
+    """The folder $OVERNIGHT_DATA names, if it is set; relative: to here, else to the checkout. Raises DataError."""
+    given = os.environ.get("OVERNIGHT_DATA")
+    if not given:
+        return []
+    found = [place for place in (Path(given), root() / given) if place.is_dir()]
+    if not found:
+        raise DataError(f"OVERNIGHT_DATA={given}: there is no such folder; name the one that holds the folders of the sets, or unset it")
+    return found[:1]
 
 
 def names() -> list[str]:

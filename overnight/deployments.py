@@ -14,7 +14,7 @@ from prefect.states import Cancelled, Failed
 
 from overnight import locks, paths, services
 from overnight.config import read
-from overnight.errors import ConfigError, OvernightError
+from overnight.errors import ConfigError, OvernightError, StepFailed
 from overnight.services import truth
 
 
@@ -54,13 +54,27 @@ def nightly(config: str = "configs/nightly.yaml", overrides: list[str] = []) -> 
     return _enter("nightly", config, overrides)
 
 
+BROKE = "Flow run encountered an exception:"  # how Prefect begins the message of such an end
 flows = {"etl": etl, "vision": vision, "detect": detect, "graph": graph, "agent": agent, "nightly": nightly}
 
 
 def run_here(name: str, path: Path, overrides: Sequence[str] = ()) -> "State[Any]":
     """Run a config in this process; raises Held when it is a night that runs already."""
     with _alone(name, path):
-        return cast("State[Any]", flows[name](paths.shown(path), list(overrides), return_state=True))
+        state = cast("State[Any]", flows[name](paths.shown(path), list(overrides), return_state=True))
+    _raise_what_broke(state)
+    return state
+
+
+def _raise_what_broke(state: "State[Any]") -> None:
+    """A run that ended by an exception has printed no table: its reason is raised, so that somebody tells it."""
+    reason = state.message or ""
+    if not reason.startswith(BROKE):
+        return
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, OvernightError):
+        raise error
+    raise StepFailed(f"the run broke off: {reason.removeprefix(BROKE).strip()}; the logs of the services are in .overnight/logs")
 
 
 def _enter(name: str, config: str, overrides: list[str]) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from overnight.child import Result, Spec
-from overnight.errors import Stopped
+from overnight.errors import DiskFull, Stopped
 from overnight.gpu.ledger import Ledger
 from overnight.paths import root, state, steps
 from overnight.provenance import stamp
@@ -23,7 +23,8 @@ from overnight.provenance import stamp
 POLL_S = 0.2
 STOP_GRACE_S = 20.0
 FREE_HOST_BYTES = 1 << 30
-REASONS = {-9: "killed (signal 9): by somebody, or by the kernel when the machine ran out of memory", -11: "crashed (segmentation fault)"}
+REASONS = {-9: "killed (signal 9): by somebody, or by the kernel when the machine ran out of memory", -11: "crashed (segmentation fault)",
+           DiskFull.child_code: "the disk is full; free some room (old runs are folders in .overnight/steps) and run it again"}  # fmt: skip
 
 
 class Stop:

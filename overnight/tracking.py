@@ -3,15 +3,17 @@
 import json
 import logging
 import os
+import re
 import threading
 import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 Json = dict[str, Any]
 TRAINING = "workflowType=machine_learning"  # MLflow's pages open for language model traces otherwise
+MAX_NAME = 200  # of a metric or param; MLflow takes 250
 MAX_TEXT = 6000  # of a param or tag in MLflow
 QUIET = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -19,6 +21,21 @@ QUIET = {
     "MLFLOW_UV_AUTO_DETECT": "false",  # a model's requirements are ours to say, whatever lies in the working folder
 }
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED")
+
+
+V = TypeVar("V")
+
+
+def allowed(values: Mapping[str, V]) -> dict[str, V]:
+    """The values under names that MLflow takes: it refuses `I;16` or `Mr. O'Hara`, and with one name the whole batch."""
+    found: dict[str, V] = {}
+    for name, value in values.items():
+        parts = re.sub(r"[^/\w.\- :]", "_", name)[:MAX_NAME].split("/")
+        plain = "/".join(part if part.strip(".") else part.replace(".", "_") or "_" for part in parts)
+        while plain in found:
+            plain += "_"
+        found[plain] = value
+    return found
 
 
 class Tracker:
@@ -58,7 +75,7 @@ class Tracker:
         """Log params, a hundred at a time (MLflow's limit)."""
         from mlflow.entities import Param
 
-        every = [Param(key, str(value)[:MAX_TEXT]) for key, value in values.items()]
+        every = [Param(key, str(value)[:MAX_TEXT]) for key, value in allowed(values).items()]
         for start in range(0, len(every), 100):
             self.client.log_batch(run_id, params=every[start : start + 100])
 
@@ -66,7 +83,7 @@ class Tracker:
         """Log numbers that are no curves, a thousand at a time (MLflow's limit)."""
         from mlflow.entities import Metric
 
-        every = [Metric(key, value, int(time.time() * 1000), 0) for key, value in values.items()]
+        every = [Metric(key, value, int(time.time() * 1000), 0) for key, value in allowed(values).items()]
         for start in range(0, len(every), 1000):
             self.client.log_batch(run_id, metrics=every[start : start + 1000])
 
@@ -143,7 +160,7 @@ class Shipper:
     def _metrics(self, events: list[Json]) -> None:
         from mlflow.entities import Metric
 
-        every = [Metric(k, float(v), int(e["at"] * 1000), e["step"]) for e in events for k, v in e["values"].items()]
+        every = [Metric(k, float(v), int(e["at"] * 1000), e["step"]) for e in events for k, v in allowed(e["values"]).items()]
         for start in range(0, len(every), 1000):
             self.tracker.client.log_batch(self.run_id, metrics=every[start : start + 1000])
         for event in events:
@@ -189,7 +206,7 @@ def publish_model(tracker: Tracker, run_id: str, name: str, folder: Path) -> Non
     shutil.rmtree(packed, ignore_errors=True)
     _pack(folder, packed)
     client = tracker.client
-    model = client.create_logged_model(tracker.experiment_id, name=name.replace("/", "-"), source_run_id=run_id)
+    model = client.create_logged_model(tracker.experiment_id, name=re.sub(r"[^\w -]", "-", name), source_run_id=run_id)
     client.log_model_artifacts(model.model_id, str(packed))
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])

@@ -152,6 +152,7 @@ def test_a_damaged_copy_is_passed_over_when_there_is_a_whole_one(write, tmp_path
 
 
 def test_a_missing_file_names_itself_the_places_and_what_to_do(write, tmp_path, monkeypatch) -> None:
+    (tmp_path / "shared").mkdir()
     monkeypatch.setenv("OVERNIGHT_DATA", str(tmp_path / "shared"))
     write(CSV + "homepage: https://x.example/\nfiles: [{path: t.csv}, {path: u.csv}]\n", t_csv=b"a\n1\n")
     with pytest.raises(DataError) as caught:

@@ -4,6 +4,9 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from overnight.content import Handled
 from overnight.errors import DataError
@@ -17,16 +20,40 @@ SIGNATURES = {
 }  # fmt: skip
 
 
+def _one_byte(delimiter: str) -> str:
+    if len(delimiter.encode()) != 1 or delimiter in '"\r\n':
+        raise ValueError(f"must be one ASCII character that is neither a quote nor a line's end, not {delimiter!r}")
+    return delimiter
+
+
+def _once(classes: list[str]) -> list[str]:
+    twice = sorted({name for name in classes if classes.count(name) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(map(repr, twice))}: named twice; keep one")
+    return classes
+
+
+Delimiter = Annotated[str, AfterValidator(_one_byte)]
+Classes = Annotated[list[str], AfterValidator(_once)]
+
+
 def present(folder: Path, name: str) -> Path:
     """A file of the set; raises DataError when it is missing or empty."""
     path = folder / name
-    if not path.is_file():
+    if not _is_file(path):
         raise DataError(f"{shown(path)}: there is no such file; check the entry's options against the files of the set")
     if not os.access(path, os.R_OK):
         raise DataError(f"{shown(path)}: may not be read by this user; change its permissions")
     if path.stat().st_size == 0:
         raise DataError(f"{shown(path)}: the file is empty; get the whole file")
     return path
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for any file
+        return False
 
 
 def matching(folder: Path, name: str) -> list[Path]:

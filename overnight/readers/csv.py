@@ -12,7 +12,7 @@ from overnight.content import Handled, Tables
 from overnight.errors import DataError
 from overnight.paths import shown
 from overnight.readers import _csv
-from overnight.readers._common import expect, present
+from overnight.readers._common import Delimiter, expect, present
 from overnight.unpack import plain, recoded
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Table(Values):
     file: str
     types: dict[str, Type] = Field({}, description="int, float, text, bool, date, datetime, or `datetime %d.%m.%Y %H:%M`; by column")
     nulls: list[str] | None = None
-    delimiter: str | None = Field(None, min_length=1, max_length=1)
+    delimiter: Delimiter | None = None
 
 
 class Options(Values):
@@ -38,7 +38,7 @@ class Options(Values):
 
     tables: dict[str, str | Table] = Field(min_length=1)
     nulls: list[str] = Field(["", "NA", "null"], description="what stands for a missing value")
-    delimiter: str = Field(",", min_length=1, max_length=1)
+    delimiter: Delimiter = ","
     encoding: str = "utf-8"
     types: dict[str, Type] = Field({}, description="by column, for every table that has it; the others' are inferred")
 
@@ -46,6 +46,7 @@ class Options(Values):
     @classmethod
     def _known(cls, name: str) -> str:
         try:
+            "".encode(name)  # refuses codecs that are not of text, such as base64
             return codecs.lookup(name).name
         except LookupError:
             raise ValueError("is no encoding that Python knows; utf-8, latin-1, cp1252 and utf-16 are common") from None

@@ -1,17 +1,18 @@
 """A graph as a csv of edges, with optional features (json: id -> feature ids or values) and optional targets (csv: id -> class)."""
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from overnight.config import Values
 from overnight.content import Features, Graph, Handled
 from overnight.errors import DataError
 from overnight.paths import shown
-from overnight.readers._common import count_empty, expect, present, text
+from overnight.readers._common import Classes, Delimiter, count_empty, expect, present, text
 from overnight.readers._graph import cleaned_edges
 from overnight.unpack import plain
 
@@ -22,13 +23,22 @@ if TYPE_CHECKING:
     from overnight.dataset import Entry
 
 
+LONGEST = 100  # digits of an id that is read as a number
+
+
 class Edges(Values):
     """The csv of edges."""
 
     file: str
     source: str
     target: str
-    delimiter: str = ","
+    delimiter: Delimiter = ","
+
+    @model_validator(mode="after")
+    def _two_columns(self) -> Self:
+        if self.source == self.target:
+            raise ValueError("source and target must be two columns")
+        return self
 
 
 class Targets(Values):
@@ -37,7 +47,13 @@ class Targets(Values):
     file: str
     id: str
     label: str
-    delimiter: str = ","
+    delimiter: Delimiter = ","
+
+    @model_validator(mode="after")
+    def _two_columns(self) -> Self:
+        if self.id == self.label:
+            raise ValueError("id and label must be two columns")
+        return self
 
 
 class Options(Values):
@@ -47,7 +63,7 @@ class Options(Values):
     features: str | None = Field(None, description='json: {"id": [feature ids]} or {"id": {"feature id": value}}')
     vectors: bool = Field(default=False, description="the lists of the features are values, one for each feature, instead of ids")
     targets: Targets | None = None
-    classes: list[str] = Field([], description="in the order of their indices; the sorted names that occur when left out")
+    classes: Classes = Field([], description="in the order of their indices; the sorted names that occur when left out")
 
 
 def read(folder: Path, options: Options, _entry: "Entry") -> Graph:
@@ -90,8 +106,8 @@ def _edges(folder: Path, options: Edges, handled: Handled) -> "list[pl.Series]":
 def _bags(path: Path) -> dict[str, Any]:
     try:
         bags = json.loads(text(plain(path)))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{shown(path)}: expected json: {error}") from None
+    except (ValueError, RecursionError) as error:  # not only what is no json: a number of thousands of digits, thousands of brackets
+        raise DataError(f"{shown(path)}: expected json: {error}; get it anew, or correct the entry") from None
     if not isinstance(bags, dict):
         raise DataError(f"{shown(path)}: expected json of the form {{id: [feature ids]}}, found a {type(bags).__name__}")
     return {key.strip(): bag for key, bag in bags.items()}
@@ -112,7 +128,7 @@ def _names(folder: Path, options: Targets, handled: Handled) -> dict[str, str | 
 
 def _index(*ids: Iterable[str]) -> dict[str, int]:
     """A number for each id: numeric ids in their order, then the others as text."""
-    every = sorted({i for some in ids for i in some}, key=lambda i: (0, int(i), i) if i.isdecimal() else (1, 0, i))
+    every = sorted({i for some in ids for i in some}, key=lambda i: (0, int(i), i) if i.isdecimal() and len(i) < LONGEST else (1, 0, i))
     return {name: at for at, name in enumerate(every)}
 
 
@@ -131,28 +147,37 @@ def _features(bags: dict[str, Any], index: dict[str, int], handled: Handled, fol
 
     pairs = {node: _pairs(bag, node, folder, options) for node, bag in bags.items()}
     wide = {str(f) for bag in pairs.values() for f in bag}
-    close = all(f.isdecimal() and int(f) < 10 * len(wide) + 1000 for f in wide)
+    close = all(f.isdecimal() and len(f) < LONGEST and int(f) < 10 * len(wide) + 1000 for f in wide)
     column = {f: int(f) if close else i for i, f in enumerate(sorted(wide))}
     rows = [sorted((column[f], v) for f, v in pairs.get(node, {}).items()) for node in index]
     handled["node without features given zeros"] += sum(not row for row in rows)
     indptr = np.cumsum([0, *map(len, rows)], dtype=np.int64)
     flat = [pair for row in rows for pair in row]
-    data, indices = np.array([v for _, v in flat], dtype=np.float32), np.array([i for i, _ in flat], dtype=np.int64)
+    with np.errstate(over="ignore"):  # too large for a float is infinite, which whoever uses the features handles and counts
+        data = np.array([v for _, v in flat], dtype=np.float32)
+    indices = np.array([i for i, _ in flat], dtype=np.int64)
     return data, indices, indptr, (len(index), max(column.values(), default=-1) + 1)
 
 
 def _pairs(bag: Any, node: str, folder: Path, options: Options) -> dict[str, float]:
     """Value by feature id; a list of ids means 1 for each (a repeated one still 1)."""
     if options.vectors and isinstance(bag, list) and all(isinstance(v, int | float) for v in bag):
-        return {str(f): float(v) for f, v in enumerate(bag)}
+        return {str(f): _number(v) for f, v in enumerate(bag)}
     if not options.vectors and isinstance(bag, list) and all(isinstance(f, int | str) for f in bag):
         return {str(f): 1.0 for f in bag}
     if isinstance(bag, dict) and all(isinstance(v, int | float) for v in bag.values()):
-        return {str(f): float(v) for f, v in bag.items()}
+        return {str(f): _number(v) for f, v in bag.items()}
     where = shown(folder / (options.features or ""))
     raise DataError(
         f"{where}: node {node!r} has features of an unknown form; expected [feature ids] or {{feature id: value}}, or set vectors"
     )
+
+
+def _number(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _labels(

@@ -80,6 +80,8 @@ def array(path: Path) -> "np.ndarray":
     if len(data) < start:
         raise DataError(f"{shown(path)}: the idx file is cut short in its header; get the whole file")
     shape = struct.unpack(f">{data[3]}I", data[4:start])
+    if 0 in shape[1:]:
+        raise DataError(f"{shown(path)}: samples of the size {shape[1:]} hold nothing; get the right file")
     if len(data) - start != math.prod(shape) * dtype.itemsize:
         raise DataError(
             f"{shown(path)}: {len(data) - start} bytes of data, expected {math.prod(shape) * dtype.itemsize} for {shape}; get it anew"

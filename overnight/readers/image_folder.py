@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from overnight.config import Values
 from overnight.content import Handled, ImageItem, Images
 from overnight.errors import DataError
 from overnight.imaging import opener
 from overnight.paths import shown
-from overnight.readers._common import IMAGE_ENDINGS, count_empty
+from overnight.readers._common import IMAGE_ENDINGS, Classes, count_empty
 
 if TYPE_CHECKING:
     from overnight.dataset import Entry
@@ -25,7 +25,15 @@ class Options(Values):
     splits: dict[str, str] | None = Field(
         None, description="folder by split; {} for none; folders called train, val and test when left out"
     )
-    classes: list[str] = Field([], description="in the order of their indices; the sorted names of the folders when left out")
+    classes: Classes = Field([], description="in the order of their indices; the sorted names of the folders when left out")
+
+    @field_validator("classes")
+    @classmethod
+    def _folders(cls, names: list[str]) -> list[str]:
+        wrong = [name for name in names if name in ("", ".", "..") or "/" in name]
+        if wrong:
+            raise ValueError(f"{', '.join(map(repr, wrong))}: a class must be the name of a folder")
+        return names
 
 
 def read(folder: Path, options: Options, _entry: "Entry") -> Images:

@@ -13,7 +13,7 @@ from overnight.content import Boxes, BoxItem, Handled
 from overnight.errors import DataError
 from overnight.imaging import opener
 from overnight.paths import shown
-from overnight.readers._common import IMAGE_ENDINGS, count_empty, lines, present
+from overnight.readers._common import IMAGE_ENDINGS, Classes, count_empty, lines, present
 
 if TYPE_CHECKING:
     from overnight.dataset import Entry
@@ -27,7 +27,7 @@ class Options(Values):
     images: str = "JPEGImages"
     annotations: str = "Annotations"
     splits: dict[str, str] = Field({}, description="list of names by split; ImageSets/Main/{train,val,test}.txt when left out")
-    classes: list[str] = Field([], description="in the order of their indices; the sorted names that occur when left out")
+    classes: Classes = Field([], description="in the order of their indices; the sorted names that occur when left out")
     first_pixel: int = Field(0, ge=0, le=1, description="1: corners count from 1 and include their pixel, as in PASCAL's own files")
     drop_difficult: bool = False
 
@@ -76,8 +76,8 @@ def _annotation(folder: Path, options: Options, name: str, pictures: dict[str, P
     xml = present(folder, f"{options.annotations}/{name}.xml")
     try:
         tree = ET.fromstring(xml.read_bytes())  # noqa: S314 - expat itself stops entity bombs; nothing external is read
-    except ET.ParseError as error:
-        raise DataError(f"{shown(xml)}: expected an xml annotation: {error}") from None
+    except (ET.ParseError, LookupError, ValueError) as error:  # the last two: encodings that expat does not know
+        raise DataError(f"{shown(xml)}: expected an xml annotation: {error}; mend it, or get it anew") from None
     width, height = _size(pictures[name], tree)
     boxes = []
     for element in tree.iter("object"):
@@ -99,9 +99,17 @@ def _size(picture: Path, tree: ET.Element) -> tuple[float, float]:
     try:
         with Image.open(picture) as image:
             return image.size
-    except (OSError, SyntaxError, ValueError):
-        width, height = (float(tree.findtext(f"size/{side}") or 0) for side in ("width", "height"))
-        return width or math.inf, height or math.inf
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return _stated(tree, "width"), _stated(tree, "height")
+
+
+def _stated(tree: ET.Element, side: str) -> float:
+    """What the annotation says of its image; infinite when that is no size."""
+    try:
+        size = float(tree.findtext(f"size/{side}") or 0)
+    except ValueError:
+        return math.inf
+    return size if size > 0 else math.inf
 
 
 def _corners(element: ET.Element, xml: Path, first: int, handled: Handled) -> tuple[float, float, float, float]:
