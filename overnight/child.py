@@ -133,8 +133,9 @@ def find(address: str) -> Step[Any, Any]:
 
 def _reason(error: Exception) -> Result:
     text = f"{type(error).__name__}: {error}"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Result(code=DiskFull.child_code, error=f"the disk is full: {error}")
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or os.strerror(errno.ENOSPC) in text:  # libraries that write for themselves, such as safetensors, have errors of their own
+        return Result(code=DiskFull.child_code, error=f"the disk is full: {error}"[:2000])
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return Result(code=11, error=text[:2000])
     return Result(code=1, error=text[:2000])

@@ -28,6 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a checkout that may not be written to, a disk that is full
+        if arguments.debug:
+            raise
+        print(f"overnight: {error.filename or 'the machine'}: {error.strerror or error}; mend that and try again", file=sys.stderr)
+        return 2
 
 
 def _settle_data() -> None:

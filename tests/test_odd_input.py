@@ -211,3 +211,16 @@ def test_a_child_that_cannot_write_its_result_says_why(tmp_path, monkeypatch) ->
         monkeypatch.setattr(child, name, full if name != "_die_with" else lambda _parent: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     assert child.main(tmp_path) == 14
+
+
+def test_a_full_disk_is_told_whoever_noticed() -> None:
+    from overnight.child import _reason
+
+    assert _reason(RuntimeError("I/O error: No space left on device (os error 28)")).code == 14
+
+
+def test_a_checkout_that_cannot_be_written_to(checkout, capsys) -> None:
+    (checkout / ".overnight").write_text("in the way")
+    for command in ("gpu", "doctor", "status"):
+        assert cli.main([command]) == 2
+        assert ".overnight: File exists" in capsys.readouterr().err

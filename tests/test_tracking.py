@@ -51,7 +51,8 @@ def test_what_was_decided_stands_beside_what_was_asked(shipper, tmp_path):
 
 def test_what_is_refused_does_not_hold_up_the_rest(shipper, tmp_path):
     run = RecordingRun(tmp_path)
-    run.param("no\x00good" + "x" * 300, "1")
+    for value in ("asked", "used", "changed once more"):
+        run.param("engine", value)
     run.note("first")
     run.note("second")
     send(shipper, run)
