@@ -130,6 +130,9 @@ class Chain:
         for pending in self.pending:
             while not pending.ended.wait(timeout=0.3):
                 pass
+            if pending.result is None and not pending.reason:  # its thread could not even begin, or broke outside the step
+                pending.reason = "its task run ended before the step did: Prefect did not answer, or refused to start it"
+                self.display.change(pending.row, "failed", pending.reason)
 
 
 def _plain(value: Any) -> str:

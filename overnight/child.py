@@ -65,7 +65,9 @@ def main(folder: Path) -> int:
     try:
         result = _run(folder, spec, stop)
     except OvernightError as error:
-        result = Result(code=error.child_code, error=str(error))
+        result = _failed(error.child_code, str(error) or type(error).__name__)
+    except SystemExit as error:
+        result = _failed(1, f"the step called sys.exit({error.code!r}) instead of returning")
     except Exception as error:  # noqa: BLE001 - the border: whatever a step raises becomes a reason and an exit code
         with contextlib.suppress(OSError):  # its log may be on a disk that is full
             traceback.print_exc()
@@ -135,10 +137,15 @@ def _reason(error: Exception) -> Result:
     text = f"{type(error).__name__}: {error}"
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or os.strerror(errno.ENOSPC) in text:  # libraries that write for themselves, such as safetensors, have errors of their own
-        return Result(code=DiskFull.child_code, error=f"the disk is full: {error}"[:2000])
+        return _failed(DiskFull.child_code, f"the disk is full: {error}"[:2000])
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return Result(code=11, error=text[:2000])
-    return Result(code=1, error=text[:2000])
+        return _failed(11, text[:2000])
+    return _failed(1, text[:2000])
+
+
+def _failed(code: int, text: str) -> Result:
+    """A result that can be written: names of files may hold bytes that are no text (lone surrogates)."""
+    return Result(code=code, error=text.encode(errors="replace").decode())
 
 
 def _write(path: Path, result: Result) -> None:

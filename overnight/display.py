@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 STATES = {
     "pending": "[dim]pending",
@@ -68,8 +69,8 @@ class Display:
             self._live = None
 
     def say(self, line: str) -> None:
-        """A line that stays."""
-        self.console.print(line, highlight=False, soft_wrap=True)
+        """A line that stays; brackets in it are text, whatever a step's message holds."""
+        self.console.print(Text(line), highlight=False, soft_wrap=True)
 
     def add(self, label: str) -> Row:
         """A new row."""
@@ -107,7 +108,7 @@ class Display:
             bar = ProgressBar(total=1.0, completed=row.done, width=20) if row.state == "running" else ""
             shown = row.text if row.state in ("failed", "not run", "stopped") else f"{row.text}  {scores(row.scores, 2)}".strip()
             seconds = f"{row.elapsed():.0f}" if row.elapsed() else ""
-            table.add_row(row.label, STATES.get(row.state, row.state), bar, seconds, shown)
+            table.add_row(Text(row.label), STATES.get(row.state, row.state), bar, seconds, Text(shown))
         return table
 
     def summary(self) -> Table:
@@ -120,7 +121,7 @@ class Display:
             ran = f"{row.seconds:.1f} s" if row.seconds else ""
             waited = f"{row.wait_s:.1f} s" if row.wait_s >= 0.1 else ""
             peak = f"{row.peak_mib:.0f} MiB" if row.peak_mib else ""
-            table.add_row(row.label, STATES.get(row.state, row.state), ran, waited, peak, result)
+            table.add_row(Text(row.label), STATES.get(row.state, row.state), ran, waited, peak, Text(result))
         return table
 
 

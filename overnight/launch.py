@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from overnight import descendants
 from overnight.child import Result, Spec
 from overnight.errors import DiskFull, Stopped
 from overnight.gpu.ledger import Ledger
@@ -21,8 +22,20 @@ from overnight.paths import root, state, steps
 from overnight.provenance import stamp
 
 POLL_S = 0.2
-STOP_GRACE_S = 20.0
+LOG_LINES = 200  # of a log that are shown for each look; all of it stays in the file
+LOG_BYTES = 1 << 16
+STOP_GRACE_S = 18.0  # with the looks for a cancellation and the closing after it, less than 25 s
 FREE_HOST_BYTES = 1 << 30
+FIELDS = {  # of each kind of event, as run.py writes them
+    "metrics": {"at", "values", "step"},
+    "param": {"name", "value"},
+    "note": {"text"},
+    "log": {"text"},
+    "progress": {"done", "total", "text"},
+    "data": {"name", "digest", "source", "spec"},
+    "publish": {"path", "folder"},
+    "model": {"path"},
+}
 REASONS = {-9: "killed (signal 9): by somebody, or by the kernel when the machine ran out of memory", -11: "crashed (segmentation fault)",
            DiskFull.child_code: "the disk is full; free some room (old runs are folders in .overnight/steps) and run it again"}  # fmt: skip
 
@@ -73,13 +86,14 @@ def run_child(
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=root(),
-            env=_environment(threads),
+            env={**_environment(threads), descendants.MARK: descendants.mark(folder)},
             process_group=0,
         )
     try:
         _follow(process, folder, stop, follow, log)
     finally:
         _end(process)
+        descendants.end(lambda owner: owner.folder == str(folder))
     return _result(folder, process.returncode, stop)
 
 
@@ -91,7 +105,10 @@ def _follow(
     while True:
         ended = process.poll() is not None
         for line in events.lines():
-            follow(json.loads(line))
+            if event := readable(line):
+                follow(event)
+            else:
+                log(f"events.jsonl: a line that is no event was left out: {line[:80]}")
         for line in lines.lines(last=ended):
             log(line)
         if ended:
@@ -102,6 +119,16 @@ def _follow(
         if asked and (stop.now or time.monotonic() - asked > STOP_GRACE_S):
             _signal(process, signal.SIGKILL)
         time.sleep(POLL_S)
+
+
+def readable(line: str) -> dict[str, Any] | None:
+    """An event of run.py; None for anything else: a full disk or a library that writes there must not end the step."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    fields = FIELDS.get(str(event.get("event"))) if isinstance(event, dict) else None
+    return event if fields is not None and fields <= event.keys() else None
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
@@ -155,11 +182,25 @@ class Tail:
         """What came since the last call; an unfinished line waits, for ever if the writer died in the middle of it."""
         if not self.path.exists():
             return
+        log = self.path.name == "log.txt"
+        skipped = self._skip() if log else 0
         with self.path.open("rb") as file:
             file.seek(self._offset)
             data = file.read()
         self._offset += len(data)
         *whole, self._rest = (self._rest + data).split(b"\n")
-        if last and self.path.name == "log.txt" and self._rest:
+        if log and self._rest and (last or len(self._rest) > LOG_BYTES):
             whole, self._rest = [*whole, self._rest], b""
-        yield from (line.decode(errors="replace") for line in whole if line.strip())
+        lines = [line.decode(errors="replace") for line in whole if line.strip()]
+        shown = lines[-LOG_LINES:] if log else lines
+        yield from shown
+        if skipped or len(shown) < len(lines):
+            yield f"(a flood of output: {skipped >> 20} MiB and {len(lines) - len(shown)} lines are not shown here; all of it is in {self.path})"
+
+    def _skip(self) -> int:
+        """Step over all but the end of what came, when that is more than a person or Prefect could read; the bytes left out."""
+        more = self.path.stat().st_size - self._offset - LOG_BYTES
+        if more <= 0:
+            return 0
+        self._offset, self._rest = self._offset + more, b""
+        return more

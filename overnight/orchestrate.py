@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from overnight.chain import Chain, Pending
 
 SHIP_S = 2.0
-CANCEL_POLL_S = 5.0
+CANCEL_POLL_S = 2.0
 PROGRESS_S = 5.0  # each update is a line of `prefect deployment run --watch`, too
 CANCELLED = "cancelled in Prefect"
 
@@ -79,7 +79,7 @@ def _task(chain: "Chain", pending: "Pending", arguments: list[Any]) -> "State[An
     if result.code == 0:
         chain.display.change(pending.row, "done")
         return Completed(message="; ".join(pending.row.text.splitlines()[:1]))
-    pending.reason = result.error
+    pending.reason = result.error.strip() or f"failed without a reason (code {result.code})"
     stopped = result.code == Stopped.child_code
     chain.display.change(pending.row, "stopped" if stopped else "failed", pending.reason.splitlines()[0])
     return Cancelled(message=pending.reason) if stopped else Failed(message=pending.reason)
@@ -211,7 +211,7 @@ class _Attempt:
 
 @contextlib.contextmanager
 def watching(chain: "Chain") -> Iterator[None]:
-    """While the block runs: metrics are shipped every 2 s, and a cancellation in Prefect's UI is noticed within 5 s."""
+    """While the block runs: metrics are shipped every 2 s, and a cancellation in Prefect's UI is noticed as soon."""
     done, flow_run_id = threading.Event(), links().get("prefect.flow_run_id", "")
     threads = [
         threading.Thread(target=_ship, args=(chain, done), daemon=True, name="ship"),

@@ -134,7 +134,7 @@ class SpoolRun(Run):
     def _emit(self, event: Json) -> None:
         line = json.dumps({"at": round(time.time(), 3), **_finite(event)}, ensure_ascii=False) + "\n"
         with self._lock:
-            os.write(self._file, line.encode())
+            os.write(self._file, line.encode(errors="replace"))  # names of files may hold bytes that are no text
 
 
 class RecordingRun(Run):

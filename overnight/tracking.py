@@ -129,7 +129,7 @@ class Shipper:
                 batch = self._waiting[:1000]
             if not batch:
                 return
-            self._metrics([e for e in batch if e["event"] == "metrics"])
+            self._metrics_or_refusal([e for e in batch if e["event"] == "metrics"])
             for event in batch:
                 self._once(event)
             with self._lock:
@@ -156,6 +156,27 @@ class Shipper:
                     break
                 time.sleep(1)
         return len(self._waiting)
+
+    def _metrics_or_refusal(self, events: list[Json]) -> None:
+        """All in few requests; when the server refuses one for good (its name), name by name, so that the others arrive."""
+        try:
+            self._metrics(events)
+        except _mlflow_error() as error:
+            if getattr(error, "error_code", "") not in REFUSED:
+                raise
+            for name in dict.fromkeys(k for e in events for k in e["values"]):
+                self._curve(name, events)
+            for event in events:
+                event["event"] = "shipped"
+
+    def _curve(self, name: str, events: list[Json]) -> None:
+        """One name's numbers; sent twice they count once, since MLflow knows each by name, step and time."""
+        try:
+            self._metrics([{**e, "values": {name: e["values"][name]}} for e in events if name in e["values"]])
+        except _mlflow_error() as error:
+            if getattr(error, "error_code", "") not in REFUSED:
+                raise
+            self.refused.append(f"metric {name!r}: {error}")
 
     def _metrics(self, events: list[Json]) -> None:
         from mlflow.entities import Metric

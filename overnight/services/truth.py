@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from overnight import locks
+from overnight import descendants, locks
 from overnight.services.catalogue import ask, ask_prefect, get
 from overnight.services.settings import Settings, folder
 
@@ -37,6 +37,7 @@ def runs_folder() -> Path:
 
 def close_dead(now: Settings) -> list[str]:
     """Close the runs whose process is gone; the ids of those that were closed. A server that is away is asked next time."""
+    descendants.end(lambda owner: not owner.alive())  # a killed run takes its steps along, and nobody took what those had started
     closed = []
     for path in sorted(runs_folder().glob("*.lock")):
         if locks.holder(path) is not None or time.time() - path.stat().st_mtime < JUST_NOW_S:

@@ -1,0 +1,128 @@
+"""Steps that end oddly: what they leave behind, what they say, and what arrives all the same."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from overnight import descendants, paths
+from overnight.chain import Chain, Pending
+from overnight.child import Result, _failed, _write
+from overnight.display import Display
+from overnight.launch import LOG_LINES, Tail, readable
+from overnight.run import SpoolRun
+from overnight.tracking import Shipper
+
+ODD = "bad [/red] tag [bold] \udc80"
+
+
+def sleeper(mark: str) -> "subprocess.Popen[bytes]":
+    """A process in a session of its own, as a step may leave it."""
+    return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={descendants.MARK: mark}, start_new_session=True)
+
+
+def test_brackets_in_a_message_are_text():
+    display = Display(Console(file=io.StringIO(), width=200))
+    row = display.add("part/[/x]")
+    display.change(row, "failed", "bad [/red] tag [bold]")
+    display.console.print(display.summary())
+    display.console.print(display.table())
+    assert display.console.file.getvalue().count("bad [/red] tag [bold]") == 3
+
+
+def test_what_is_no_text_is_written_readably(tmp_path):
+    run = SpoolRun(tmp_path)
+    run.note(ODD)
+    assert readable((tmp_path / "events.jsonl").read_text())["text"] == "bad [/red] tag [bold] ?"
+    _write(tmp_path / "result.json", _failed(1, ODD))
+    assert Result.model_validate_json((tmp_path / "result.json").read_text()).error.endswith("?")
+
+
+def test_every_event_that_a_run_writes_is_readable(tmp_path):
+    run = SpoolRun(tmp_path)
+    run.metric("a", float("nan"))
+    run.param("a", 1)
+    run.log("a")
+    run.progress(1, 2)
+    run.data("a", "digest")
+    run.publish(tmp_path)
+    lines = (tmp_path / "events.jsonl").read_text().splitlines()
+    assert [readable(line)["event"] for line in lines] == ["metrics", "param", "log", "progress", "data", "publish"]
+
+
+@pytest.mark.parametrize("line", ['{"event": "metr', "[]", "null", '"x"', "3", '{"event": "metrics"}', '{"event": ["note"]}', "{}"])
+def test_a_line_that_is_no_event_is_none(line):
+    assert readable(line) is None
+
+
+def test_a_flood_of_lines_is_cut_and_counted(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text("".join(f"line {i}\n" for i in range(200_000)))
+    shown = list(Tail(log).lines())
+    assert len(shown) == LOG_LINES + 1
+    assert "not shown here" in shown[-1]
+    log.write_bytes(b"x" * (4 << 20))
+    assert all(len(line) < 70_000 for line in Tail(log).lines())
+
+
+def test_a_process_that_left_the_group_ends_with_its_step(checkout):
+    mine, others = (paths.steps() / name for name in ("mine", "others"))
+    kept, gone = sleeper(descendants.mark(others)), sleeper(descendants.mark(mine))
+    assert descendants.end(lambda owner: owner.folder == str(mine)) == [gone.pid]
+    assert gone.wait(5) == -9
+    assert kept.poll() is None
+    assert descendants.end(lambda owner: not owner.alive()) == []
+    kept.communicate()
+
+
+def test_what_a_killed_run_left_is_found_by_its_owner(checkout):
+    owner = subprocess.Popen([sys.executable, "-c", ""])
+    owner.wait()
+    dead = descendants.mark(paths.steps() / "step").replace(str(os.getpid()), str(owner.pid), 1)
+    foreign = descendants.mark(Path("/elsewhere/.overnight/steps/step")).replace(str(os.getpid()), str(owner.pid), 1)
+    left, kept = sleeper(dead), sleeper(foreign)
+    assert descendants.end(lambda owner: not owner.alive()) == [left.pid]
+    assert left.wait(5) == -9
+    kept.communicate()
+
+
+class Refuses:
+    """MLflow's client, with a server that takes no name with a bracket."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, int]] = []
+
+    def log_batch(self, _run_id: str, metrics: Any) -> None:
+        from mlflow.exceptions import MlflowException
+        from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+        if any("(" in m.key for m in metrics):
+            raise MlflowException("Invalid metric name", error_code=INVALID_PARAMETER_VALUE)
+        self.rows += [(m.key, m.step) for m in metrics]
+
+
+def test_a_metric_with_a_name_that_mlflow_refuses_does_not_hold_up_the_others():
+    client = Refuses()
+    shipper = Shipper(SimpleNamespace(client=client), "run", "step")
+    for step in range(3):
+        shipper.take({"event": "metrics", "at": 1.0, "step": step, "values": {"loss": "nan", "test/ap/a(b)": 1.0}})
+    assert shipper.drain(patience_s=0) == 0
+    assert client.rows == [("loss", 0), ("loss", 1), ("loss", 2)]
+    assert len(shipper.refused) == 1
+
+
+def test_a_step_whose_task_run_never_began_counts_as_failed():
+    display = Display(Console(file=io.StringIO()))
+    chain = Chain(None, None, None, "run", display)
+    pending = Pending("step", None, [], display.add("step"))
+    pending.ended.set()
+    chain.pending.append(pending)
+    chain.wait()
+    assert pending.row.state == "failed"
+    assert "Prefect" in pending.reason
