@@ -176,7 +176,8 @@ class Shipper:
         except _mlflow_error() as error:
             if getattr(error, "error_code", "") not in REFUSED:
                 raise
-            self.refused.append(f"metric {name!r}: {error}")
+            if not any(line.startswith(f"metric {name!r}: ") for line in self.refused):  # said once, not for each batch
+                self.refused.append(f"metric {name!r}: {error}")
 
     def _metrics(self, events: list[Json]) -> None:
         from mlflow.entities import Metric
