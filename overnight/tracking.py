@@ -79,14 +79,6 @@ class Tracker:
         for start in range(0, len(every), 100):
             self.client.log_batch(run_id, params=every[start : start + 100])
 
-    def metrics(self, run_id: str, values: Mapping[str, float]) -> None:
-        """Log numbers that are no curves, a thousand at a time (MLflow's limit)."""
-        from mlflow.entities import Metric
-
-        every = [Metric(key, value, int(time.time() * 1000), 0) for key, value in allowed(values).items()]
-        for start in range(0, len(every), 1000):
-            self.client.log_batch(run_id, metrics=every[start : start + 1000])
-
     def tags(self, run_id: str, values: Mapping[str, str]) -> None:
         """Set tags."""
         for key, value in values.items():

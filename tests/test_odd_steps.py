@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from overnight import descendants, paths
-from overnight.chain import Chain, Pending
+from overnight.chain import Chain, Pending, _close
 from overnight.child import Result, _failed, _write
 from overnight.display import Display
 from overnight.launch import LOG_LINES, Tail, readable
@@ -126,3 +126,17 @@ def test_a_step_whose_task_run_never_began_counts_as_failed():
     chain.wait()
     assert pending.row.state == "failed"
     assert "Prefect" in pending.reason
+
+
+def test_a_score_that_mlflow_refuses_does_not_leave_the_run_open():
+    display, client, told = Display(Console(file=io.StringIO())), Refuses(), []
+    tracker = SimpleNamespace(
+        client=client, tags=lambda *_: None, link=lambda _: "", overview=lambda: "", close=lambda *words: told.append(words)
+    )
+    chain = Chain(None, None, tracker, "run", display)
+    row = display.add("step")
+    row.state, row.scores = "done", {"test/a(b)": 1.0, "test/accuracy": 0.5}
+    chain.pending.append(Pending("step", None, [], row))
+    assert _close(chain).is_completed()
+    assert client.rows == [("step/accuracy", 0)]
+    assert told == [("run", "FINISHED")]
