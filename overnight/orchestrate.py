@@ -199,7 +199,7 @@ class _Attempt:
         if self.progress is not None and result.code == 0:
             self.told = 0.0
             self._show_progress(100.0, "")
-        left = self.shipper.drain()
+        left = self.shipper.drain(5 if self.chain.stop() else 60)
         if left:
             self.chain.display.say(f"{self.pending.label}: MLflow did not answer; {left} events wait in {self.folder}/events.jsonl")
         for line in self.shipper.refused:
