@@ -7,7 +7,8 @@ import re
 import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -121,21 +122,21 @@ class Shipper:
                 batch = self._waiting[:1000]
             if not batch:
                 return
-            self._metrics_or_refusal([e for e in batch if e["event"] == "metrics"])
+            self._once(lambda: self._metrics([e for e in batch if e["event"] == "metrics"]), "metrics")
             for event in batch:
-                self._once(event)
+                self._once(partial(self._one, event), event["event"])
+                event["event"] = "shipped"
             with self._lock:
                 del self._waiting[: len(batch)]
 
-    def _once(self, event: Json) -> None:
-        """Send one event; what the server refuses for good is noted, so that it does not hold up the rest."""
+    def _once(self, send: Callable[[], None], kind: str) -> None:
+        """Send; what the server refuses for good is noted, so that it does not hold up the rest."""
         try:
-            self._one(event)
+            send()
         except _mlflow_error() as error:
             if getattr(error, "error_code", "") not in REFUSED:
                 raise
-            self.refused.append(f"{event['event']}: {error}")
-        event["event"] = "shipped"
+            self.refused.append(f"{kind}: {error}")
 
     def drain(self, patience_s: float = 60) -> int:
         """Send all that waits, trying again for a while; how many events could not be sent."""
@@ -148,28 +149,6 @@ class Shipper:
                     break
                 time.sleep(1)
         return len(self._waiting)
-
-    def _metrics_or_refusal(self, events: list[Json]) -> None:
-        """All in few requests; when the server refuses one for good (its name), name by name, so that the others arrive."""
-        try:
-            self._metrics(events)
-        except _mlflow_error() as error:
-            if getattr(error, "error_code", "") not in REFUSED:
-                raise
-            for name in dict.fromkeys(k for e in events for k in e["values"]):
-                self._curve(name, events)
-            for event in events:
-                event["event"] = "shipped"
-
-    def _curve(self, name: str, events: list[Json]) -> None:
-        """One name's numbers; sent twice they count once, since MLflow knows each by name, step and time."""
-        try:
-            self._metrics([{**e, "values": {name: e["values"][name]}} for e in events if name in e["values"]])
-        except _mlflow_error() as error:
-            if getattr(error, "error_code", "") not in REFUSED:
-                raise
-            if not any(line.startswith(f"metric {name!r}: ") for line in self.refused):  # said once, not for each batch
-                self.refused.append(f"metric {name!r}: {error}")
 
     def _metrics(self, events: list[Json]) -> None:
         from mlflow.entities import Metric

@@ -179,9 +179,8 @@ def test_names_that_mlflow_would_refuse(tmp_path) -> None:
     tracker = Tracker(f"sqlite:///{tmp_path}/db", "odd")
     run_id = tracker.open("run", {})
     tracker.params(run_id, {"where.a > b": 1})
-    tracker.metrics(run_id, {"it's/accuracy": 1.0})
     shipper = Shipper(tracker, run_id, "step")
-    shipper.take({"event": "metrics", "values": {"data/of_I;16": 1.0}, "step": 0, "at": 1.0})
+    shipper.take({"event": "metrics", "values": {"data/of_I;16": 1.0, "it's/accuracy": 1.0}, "step": 0, "at": 1.0})
     assert (shipper.drain(patience_s=0), shipper.refused) == (0, [])
     data = tracker.client.get_run(run_id).data
     assert (set(data.metrics), set(data.params)) == ({"it_s/accuracy", "data/of_I_16"}, {"where.a _ b"})
