@@ -1,0 +1,38 @@
+"""On a machine with a CUDA card: it is found, and a net trains on it (make test-gpu)."""
+
+import pytest
+
+from overnight.dataset import load_entry
+from overnight.gpu import device
+from overnight.run import RecordingRun
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def card():
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA card here")
+    return device.find()
+
+
+def test_the_card_is_real_and_keeps_a_reserve(card):
+    assert not card.virtual
+    assert 0 < card.budget_mib < card.total_mib
+    assert card.driver
+
+
+def test_a_net_trains_on_the_card(tmp_path):
+    import torch
+
+    from tasks.cnn import CnnParams, train_cnn
+    from tasks.images import ImageParams, load_images
+
+    images = load_images.body(RecordingRun(tmp_path / "images"), ImageParams(), load_entry("digits"))
+    run = RecordingRun(tmp_path / "cnn", device="cuda")
+    torch.cuda.reset_peak_memory_stats()
+    train_cnn.body(run, CnnParams(epochs=8, batch=64), images)
+    assert run.last("test/accuracy") > 0.9
+    assert torch.cuda.max_memory_allocated() > 0
