@@ -9,7 +9,7 @@ import inspect
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,10 +139,10 @@ def _plain(value: Any) -> str:
     return str(value.science()) if isinstance(value, Params) else str(value)
 
 
-def execute(path: Path, overrides: Sequence[str] = (), on_chain: Callable[[Chain], None] = lambda _chain: None) -> "State[Any]":
+def execute(path: Path, overrides: Sequence[str] = ()) -> "State[Any]":
     """Run a config from beginning to end, inside a Prefect flow run; the state that the flow run ends in.
 
-    Raises ConfigError before anything is started. on_chain: sees the chain before its first step (tests stop it through this).
+    Raises ConfigError before anything is started.
     """
     from overnight import orchestrate, services
 
@@ -153,7 +153,6 @@ def execute(path: Path, overrides: Sequence[str] = (), on_chain: Callable[[Chain
         run_id = _open(tracker, pipeline, experiment, card, path, overrides)
         display.say(f"MLflow: {tracker.link(run_id)}")
         chain = Chain(experiment, card, tracker, run_id, display)
-        on_chain(chain)
         with _handlers(chain.stop), orchestrate.watching(chain):
             _build(chain, pipeline)
             chain.wait()

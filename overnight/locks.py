@@ -97,7 +97,7 @@ def _lock(path: Path, wait: bool) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             _flock(descriptor, path, wait)
-            if _same_file(descriptor, path):
+            if same_file(descriptor, path):
                 return descriptor
         except BaseException:
             os.close(descriptor)
@@ -118,7 +118,7 @@ def _flock(descriptor: int, path: Path, wait: bool) -> None:
             return
 
 
-def _same_file(descriptor: int, path: Path) -> bool:
+def same_file(descriptor: int, path: Path) -> bool:
     """Whether the locked file is still the one at *path*: somebody may have removed or replaced it meanwhile."""
     mine = os.fstat(descriptor)
     try:

@@ -103,22 +103,6 @@ def curves(
     return figure
 
 
-def bars(values: Mapping[str, float], across: str, title: str = "", levels: Mapping[str, float] | None = None) -> "Figure":
-    """One horizontal bar for each name, in the order given."""
-    height = min(max(2.2, 0.26 * len(values) + 1.2), 24.0)
-    figure, axes = _canvas(6.5, height)
-    at = np.arange(len(values))
-    axes.barh(at, list(values.values()), color=ACCENT, height=0.7)
-    axes.set_yticks(at, names(list(values)), fontsize=9 if len(values) <= 80 else 5, family=fonts(), parse_math=False)
-    axes.invert_yaxis()
-    for name, level in (levels or {}).items():
-        axes.axvline(level, color=INK, linestyle="--", linewidth=1, label=f"{drawable(name)} {level:.3g}")
-    _frame(axes, across, "", title)
-    if levels:
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
-    return figure
-
-
 def _canvas(width: float, height: float, axes: bool = True) -> tuple["Figure", Any]:
     from matplotlib.figure import Figure
 

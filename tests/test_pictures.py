@@ -41,7 +41,6 @@ def test_confusion_of_many_classes_draws(n: int, tmp_path: Path) -> None:
 def test_names_in_any_script_draw(tmp_path: Path) -> None:
     odd = ["猫", "собака", "قط", "हिन्दी", "$x_1$", "", "  ", "a name that is much longer than others", "two\nlines", "🦊"]
     pictures.confusion(*made(len(odd)), odd).savefig(tmp_path / "c.png")
-    pictures.bars(dict.fromkeys(odd, 1.0), "share").savefig(tmp_path / "b.png")
     pictures.grid(np.zeros((len(odd), 1, 8, 8), np.uint8), odd, title="$").savefig(tmp_path / "g.png")
     pictures.curves({name: ([0, 1], [1, 2]) for name in odd if name.strip()}, "x", "y", odd[0]).savefig(tmp_path / "l.png")
 

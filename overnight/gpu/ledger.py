@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from overnight.errors import DoesNotFit, ServiceError, Stopped
+from overnight.locks import same_file
 
 POLL_S = 0.1
 
@@ -127,7 +128,7 @@ class Ledger:
             descriptor = os.open(self.folder / "mutex", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-                if _same(descriptor, self.folder / "mutex"):
+                if same_file(descriptor, self.folder / "mutex"):
                     yield
                     return
             finally:
@@ -175,15 +176,6 @@ def _reap(path: Path) -> bool:
         return True
     finally:
         os.close(descriptor)
-
-
-def _same(descriptor: int, path: Path) -> bool:
-    """Whether the locked file is still the one of that name (somebody may have removed and re-created it)."""
-    try:
-        ours, theirs = os.fstat(descriptor), path.stat()
-    except FileNotFoundError:
-        return False
-    return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
 
 
 def _read(path: Path) -> dict[str, Any]:
