@@ -21,7 +21,7 @@ from pydantic import Field, TypeAdapter
 from overnight.config import Values
 from overnight.errors import BadInput, DiskFull, OvernightError, ServiceError, Stopped
 from overnight.gpu.device import Card
-from overnight.gpu.ledger import Request
+from overnight.gpu.requests import Request
 from overnight.run import SpoolRun
 from overnight.step import Step
 
@@ -104,9 +104,10 @@ def _take_lease(held: contextlib.ExitStack, run: SpoolRun, spec: Spec) -> float:
         return 0.0
     from overnight.gpu.lease import lease
 
-    def waiting(ahead: list[Request]) -> None:
-        names = ", ".join(f"{r.who.get('step', 'pid ' + str(r.pid))} ({r.mib} MiB)" for r in ahead)
-        run.log(f"waiting for {spec.ask_mib} MiB of the card, behind {names}")
+    def waiting(ahead: list[Request], taken_mib: int) -> None:
+        names = [f"{r.who.get('step', 'pid ' + str(r.pid))} ({r.mib} MiB)" for r in ahead]
+        names += [f"programs that know nothing of the budget ({taken_mib} MiB)"] if taken_mib else []
+        run.log(f"waiting for {spec.ask_mib} MiB of the card, behind {', '.join(names)}")
 
     who = {"step": spec.label, "experiment": spec.experiment}
     granted = held.enter_context(lease(spec.ask_mib, spec.card, who, run.should_stop, waiting))

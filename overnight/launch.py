@@ -68,7 +68,7 @@ def slot(label: str, stop: Stop, log: Callable[[str], None]) -> Iterator[int]:
 
     Raises Stopped.
     """
-    ledger = Ledger(state() / "slots", max(2, (os.cpu_count() or 2) // 2))
+    ledger = Ledger(state() / "slots", max(2, (os.cpu_count() or 2) // 2), "of the places on this host")
     with ledger.acquire(1, {"step": label}, stop):
         _wait_for_host_memory(stop, log)
         yield ledger.held_mib()

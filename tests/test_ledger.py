@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def test_a_grant_is_counted_and_given_back(tmp_path):
 
 
 def test_more_than_the_budget_does_not_fit(tmp_path):
-    with pytest.raises(DoesNotFit, match=r"1001 MiB.*1000 MiB"):
+    with pytest.raises(DoesNotFit, match=r"1001 MiB.*budget is 1000"):
         Ledger(tmp_path, 1000).acquire(1001)
 
 
@@ -57,22 +58,64 @@ def test_a_waiter_can_be_stopped_and_leaves_no_trace(tmp_path):
     ahead = []
     with ledger.acquire(600):
         with pytest.raises(Stopped):
-            ledger.acquire(600, should_stop=lambda: bool(ahead), on_wait=ahead.extend)
+            ledger.acquire(600, should_stop=lambda: bool(ahead), on_wait=lambda found, _taken: ahead.extend(found))
         assert [r.mib for r in ahead] == [600]
         assert [r.mib for r in ledger.requests()] == [600]
 
 
-def test_a_small_request_does_not_pass_the_head_of_the_line(tmp_path):
+def waits(ledger, mib, **more):
+    """Whether a request is not granted at once."""
+    try:
+        ledger.acquire(mib, should_stop=lambda: True, **more).release()
+    except Stopped:
+        return True
+    return False
+
+
+def test_a_small_request_passes_the_head_of_the_line_only_where_it_does_no_harm(tmp_path):
     ledger = Ledger(tmp_path, 1000)
     with ledger.acquire(600):
         waiting = spawn(HOLD, tmp_path, 800)
         while len(ledger.requests()) < 2:
             time.sleep(0.01)
-        with pytest.raises(Stopped):
-            ledger.acquire(100, should_stop=lambda: True)
+        assert waits(ledger, 201)
+        assert not waits(ledger, 200)
     assert waiting.stdout.readline() == "held\n"
     waiting.kill()
     waiting.wait()
+
+
+def test_an_exclusive_request_lets_nobody_run_beside_it(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    with ledger.acquire(100):
+        assert waits(ledger, 100, exclusive=True)
+    with ledger.acquire(100, exclusive=True):
+        assert waits(ledger, 100)
+
+
+def test_what_other_programs_take_is_waited_for_or_shrunk_to(tmp_path):
+    ledger, told = Ledger(tmp_path, 1000), []
+    taken = iter([500, 500, 0])
+    with ledger.acquire(600, on_wait=lambda _ahead, mib: told.append(mib), taken=lambda: next(taken)) as grant:
+        assert (grant.mib, told) == (600, [500])
+    with ledger.acquire(600, taken=lambda: 500, smaller=[450, 550, 300]) as grant:
+        assert grant.mib == 450
+        assert ledger.held_mib() == 450
+
+
+def test_a_stopped_head_is_passed_over_and_keeps_its_place(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    with ledger.acquire(1000):
+        head = spawn(HOLD, tmp_path, 900)
+        while len(ledger.requests()) < 2:
+            time.sleep(0.01)
+        head.send_signal(signal.SIGSTOP)
+    with ledger.acquire(800):  # after a second, in which nobody takes the card
+        assert [r.pid for r in ledger.requests()] == [os.getpid(), head.pid]
+        head.send_signal(signal.SIGCONT)
+    assert head.stdout.readline() == "held\n"
+    head.kill()
+    head.wait()
 
 
 def test_kill_9_of_the_holder_frees_its_grant(tmp_path):
@@ -95,8 +138,7 @@ def test_a_forked_grandchild_still_counts(tmp_path):
         os.close(write)
         os.read(read, 1)
         os._exit(0)
-    os.close(grant._descriptor)  # as if only the grandchild lived on
-    grant._descriptor = -1
+    grant.release()  # only the grandchild lives on
     assert ledger.held_mib() == 700
     os.close(read)
     os.close(write)
@@ -109,17 +151,39 @@ def test_garbage_in_the_folder_and_in_a_file_changes_nothing(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "h-x-900-1").write_text("x")
     (tmp_path / "h-7-900-1").write_text("a grant without an owner")
+    (tmp_path / "g-99").write_text("")
     with ledger.acquire(400) as grant:
         grant.request.path.write_bytes(b"\x00garbage")
         assert ledger.held_mib() == 400
+        grant.request.path.unlink()
+        assert ledger.held_mib() == 1000  # nobody can say how much it is
 
 
-def test_a_removed_mutex_file_does_not_split_the_ledger(tmp_path):
+@pytest.mark.parametrize("what", ["h-*", "g-*", "[hg]-*"])
+def test_removed_files_do_not_free_what_is_held(tmp_path, what):
     ledger = Ledger(tmp_path, 1000)
     with ledger.acquire(800):
-        (tmp_path / "mutex").unlink()
-        with pytest.raises(Stopped):
-            ledger.acquire(300, should_stop=lambda: True)
+        for path in tmp_path.glob(what):
+            path.unlink()
+        assert waits(ledger, 300)
+        assert not waits(ledger, 200)
+    assert not waits(ledger, 1000)
+
+
+def test_a_removed_folder_does_not_free_what_is_held_and_those_in_line_keep_their_place(tmp_path):
+    ledger = Ledger(tmp_path / "card", 1000)
+    with ledger.acquire(800):
+        waiting = spawn(HOLD, tmp_path / "card", 900)
+        while len(ledger.requests()) < 2:
+            time.sleep(0.01)
+        shutil.rmtree(tmp_path / "card")
+        while not ledger.requests():
+            time.sleep(0.01)
+        assert waits(ledger, 300)
+        assert not waits(ledger, 100)
+    assert waiting.stdout.readline() == "held\n"
+    waiting.kill()
+    waiting.wait()
 
 
 def test_processes_that_compete_never_exceed_the_budget(tmp_path):

@@ -1,13 +1,13 @@
 """lease(mib): hold a part of the card while a block runs; for steps, and for a user's own scripts."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from overnight.gpu.device import Card, find
-from overnight.gpu.ledger import Ledger, Request
+from overnight.gpu.ledger import Grant, Ledger, OnWait
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,11 @@ class Lease:
     card: Card
     mib: int
     wait_s: float
+    grant: Grant
+
+    def tell(self, **facts: Any) -> None:
+        """Say something of the holder that `overnight gpu` and other steps may read: use_mib, peak_mib."""
+        self.grant.tell(**facts)
 
 
 @contextmanager
@@ -25,10 +30,15 @@ def lease(
     card: Card | None = None,
     who: dict[str, Any] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-    on_wait: Callable[[list[Request]], None] = lambda _ahead: None,
+    on_wait: OnWait = lambda _ahead, _taken: None,
+    exclusive: bool = False,
+    smaller: Sequence[int] = (),
 ) -> Iterator[Lease]:
-    """Hold `mib` of the card; waits in line for it. Raises DoesNotFit, Stopped."""
+    """Hold `mib` of the card; waits in line for it. Raises DoesNotFit, Stopped.
+
+    exclusive: let nobody run beside it; smaller: amounts (MiB) to be content with while other programs use the card.
+    """
     card = card or find()
     began = time.monotonic()
-    with Ledger(card.folder, card.budget_mib).acquire(mib, who, should_stop, on_wait) as grant:
-        yield Lease(card, grant.mib, time.monotonic() - began)
+    with Ledger(card.folder, card.budget_mib).acquire(mib, who, should_stop, on_wait, exclusive, smaller=smaller) as grant:
+        yield Lease(card, grant.mib, time.monotonic() - began, grant)

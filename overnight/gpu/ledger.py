@@ -1,151 +1,224 @@
-"""Who holds how much of a card: kernel locks weighted in MiB, first come first served, no server.
+"""Who holds how much of a card: kernel locks weighted in MiB, in the order they came, without a server and without a lock on the whole.
 
-One file per request in the card's folder, named `<state>-<ticket>-<mib>-<pid>`: state `q` waits, `h` holds. Its owner keeps it
-locked (flock) as long as it lives; the kernel drops the lock with the last descriptor, so what a killed process held is free at
-once, while a grandchild that was forked with the descriptor still counts. All that decides lies in names and locks: the JSON
-inside a file only tells people who it is. Changes are made under `mutex`, which nobody holds longer than a listing takes.
+Files of a card's folder:
+
+    q-<ticket>-<mib>-<pid>[-x]   a request that waits; h-... the same when it holds; x: it lets nobody run beside it
+    g-<n>                        the n-th grant: a hard link to the file of the request that got it
+
+The owner of a request keeps its file locked (flock) as long as it lives. The kernel drops the lock with the last descriptor, so what a
+killed process held is free at once, while a grandchild that was forked with the descriptor still counts. Everything that decides lies in
+names and locks, so it survives a full disk and torn content: the JSON inside only tells people who it is.
+
+A grant is one atomic step, a compare-and-swap: whoever finds that it is its turn, on a view with n grants, links its file as g-<n+1>. If
+another came first, that name exists, and it looks again. Nobody ever waits for somebody else's critical section, so a process that is
+stopped (SIGSTOP, a debugger, a suspended machine) at any instruction holds up no one. The youngest g- is never removed: an old view
+cannot use its number again. Tickets are nanoseconds since boot, which no change of a clock touches; the next boot starts without locks.
 """
 
-import fcntl
-import json
+import errno
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from overnight.errors import DoesNotFit, ServiceError, Stopped
-from overnight.locks import same_file
+from overnight.errors import DiskFull, DoesNotFit, OvernightError, ServiceError, Stopped
+from overnight.gpu import requests
+from overnight.gpu.policy import Size, startable
+from overnight.gpu.requests import Request, View
 
 POLL_S = 0.1
+LOOK_S = 1.0  # a whole look even when nothing seems to have changed
+PASSED_S = 1.0  # a request that could start and does not is stopped; those behind it go on
 
-
-@dataclass(frozen=True)
-class Request:
-    """One line of the ledger."""
-
-    path: Path
-    holds: bool
-    ticket: int
-    mib: int
-    pid: int
-    who: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, path: Path) -> Self | None:
-        """From a file's name; None for a file that is no request."""
-        state, *numbers = path.name.split("-")
-        if state not in ("q", "h") or len(numbers) != 3 or not all(n.isdigit() for n in numbers):
-            return None
-        ticket, mib, pid = map(int, numbers)
-        return cls(path, state == "h", ticket, mib, pid)
+OnWait = Callable[[list[Request], int], None]
 
 
 class Ledger:
-    """The requests on one card's budget."""
+    """The requests on one card's budget; `what` names its unit in messages."""
 
-    def __init__(self, folder: Path, budget_mib: int) -> None:
-        self.folder, self.budget_mib = folder, budget_mib
+    def __init__(self, folder: Path, budget_mib: int, what: str = "MiB of the card") -> None:
+        self.folder, self.budget_mib, self.what = folder.absolute(), budget_mib, what
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ServiceError(
-                f"{folder}: the ledger of the card cannot be kept there ({error.strerror}); set OVERNIGHT_CARD_DIR"
-            ) from None
+            raise unusable(folder, error) from None
 
     def acquire(
         self,
         mib: int,
         who: dict[str, Any] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
-        on_wait: Callable[[list[Request]], None] = lambda _ahead: None,
+        on_wait: OnWait = lambda _ahead, _taken: None,
+        exclusive: bool = False,
+        taken: Callable[[], int] = lambda: 0,
+        smaller: Sequence[int] = (),
     ) -> "Grant":
         """Wait in line until `mib` are free, then hold them. Raises DoesNotFit at once when they never can be, Stopped when asked to.
 
-        on_wait: called once, with those who hold or stand ahead, when the grant is not immediate.
+        on_wait: called when the grant is not immediate, with those who hold or stand ahead and what other programs take (MiB), and once
+        more when these begin or cease to take something. taken: MiB of the budget that programs use which know nothing of it. smaller:
+        amounts to be content with, the largest first, while those programs leave no room for more even on an otherwise free card.
         """
-        if mib > self.budget_mib:
-            raise DoesNotFit(f"asked for {mib} MiB, and the card's whole budget is {self.budget_mib} MiB")
-        with self._mutex():
-            request, descriptor = self._enqueue(mib, who or {})
-            granted = self._grant(request)
-        told = False
+        if not 0 < mib <= self.budget_mib:
+            raise DoesNotFit(f"asked for {mib} {self.what}, and the whole budget is {self.budget_mib}")
+        place = _Place(self, Size(mib, exclusive), who or {}, taken, smaller)
         try:
-            while granted is None:
+            while not place.take():
                 if should_stop():
-                    raise Stopped(f"stopped while waiting for {mib} MiB of the card")
-                if not told:
-                    on_wait([r for r in self.requests() if r.ticket != request.ticket])
-                    told = True
+                    raise Stopped(f"stopped while waiting for {mib} {self.what}")
+                place.say(on_wait)
                 time.sleep(POLL_S)
-                with self._mutex():
-                    granted = self._grant(request)
         except BaseException:
-            _drop(request.path, descriptor)
+            place.leave()
             raise
-        return Grant(granted, descriptor, self)
+        return Grant(place.request, place.descriptor, place.who)
 
     def requests(self) -> list[Request]:
-        """Every live request: holders first, then the queue in its order."""
-        with self._mutex():
-            found = self._live()
-        return [Request(r.path, r.holds, r.ticket, r.mib, r.pid, _read(r.path)) for r in found]
+        """Every live request, with what it says of itself: holders first, then the queue in its order."""
+        return [r.read() for r in requests.look(self.folder, self.budget_mib).requests]
 
     def held_mib(self) -> int:
         """The sum of all grants."""
-        return sum(r.mib for r in self.requests() if r.holds)
+        return sum(r.mib for r in requests.look(self.folder, self.budget_mib).requests if r.holds)
 
-    def _enqueue(self, mib: int, who: dict[str, Any]) -> tuple[Request, int]:
-        """A new last place in line; under the mutex."""
-        ticket = max((r.ticket for r in self._live()), default=0) + 1
-        path = self.folder / f"q-{ticket}-{mib}-{os.getpid()}"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.write(descriptor, json.dumps({"since": time.time(), "pid": os.getpid(), **who}).encode())
-        return Request(path, False, ticket, mib, os.getpid()), descriptor
 
-    def _grant(self, request: Request) -> Request | None:
-        """Turn the request into a grant if it is its turn and there is room; under the mutex."""
-        live = self._live()
-        first = min(r.ticket for r in live if not r.holds)
-        if first != request.ticket or sum(r.mib for r in live if r.holds) + request.mib > self.budget_mib:
-            return None
-        path = request.path.with_name("h" + request.path.name[1:])
-        request.path.rename(path)  # the lock stays with the file
-        return Request(path, True, request.ticket, request.mib, request.pid)
+class _Place:
+    """A place in line: a request that waits, and what its owner has seen of the others."""
 
-    def _live(self) -> list[Request]:
-        """Requests whose owner lives; the others' files are removed. Under the mutex."""
-        found = [r for path in self.folder.iterdir() if (r := Request.parse(path))]
-        live = [r for r in found if not _reap(r.path)]
-        return sorted(live, key=lambda r: (not r.holds, r.ticket))
+    def __init__(self, ledger: Ledger, size: Size, who: dict[str, Any], taken: Callable[[], int], smaller: Sequence[int]) -> None:
+        self.ledger, self.taken, self.smaller = ledger, taken, sorted(smaller, reverse=True)
+        self.who = {"since": time.time(), "pid": os.getpid(), **who}
+        self.taken_mib, self.told = 0, (False, False)
+        self.seen: View | None = None
+        self.looked = 0.0
+        self.late: dict[str, float] = {}  # others that could start, and since when
+        ticket = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self.request = Request(ledger.folder, False, ticket, size.mib, os.getpid(), size.exclusive)
+        self.descriptor = self._stand()
 
-    @contextmanager
-    def _mutex(self) -> Iterator[None]:
+    def _stand(self) -> int:
         while True:
-            descriptor = os.open(self.folder / "mutex", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                if same_file(descriptor, self.folder / "mutex"):
-                    yield
-                    return
-            finally:
-                os.close(descriptor)
+                return requests.create(self.request, self.who)
+            except FileExistsError:  # another thread of this process came in the same nanosecond
+                self.request = replace(self.request, ticket=self.request.ticket + 1)
+            except OSError as error:
+                raise unusable(self.ledger.folder, error) from None
+
+    def take(self) -> bool:
+        """Hold the memory if it is this request's turn; cheap as long as nothing has changed."""
+        now = time.monotonic()
+        if self.seen and not self.late and now - self.looked < LOOK_S and self.seen.unchanged():
+            return False
+        mine = os.fstat(self.descriptor).st_ino
+        self.looked, self.seen = now, requests.look(self.ledger.folder, self.ledger.budget_mib, mine)
+        if all(r.path != self.request.path for r in self.seen.requests):
+            return self._again(self.seen)
+        self.taken_mib = self.taken()
+        if self._shrink():
+            return False
+        return self.seen.sure and self._my_turn(self.seen, now) and self._link(self.seen)
+
+    def _again(self, view: View) -> bool:
+        """Somebody removed the file: stand in line anew, with the old ticket."""
+        if view.sure:
+            os.close(self.descriptor)
+            with suppress(OSError):
+                self.ledger.folder.mkdir(parents=True, exist_ok=True)
+            self.descriptor = self._stand()
+        return False
+
+    def _my_turn(self, view: View, now: float) -> bool:
+        """Whether this request may start, those passed over who could have and did not for a second."""
+        held = [Size(r.mib, r.exclusive) for r in view.requests if r.holds]
+        queue = {r.path.name: Size(r.mib, r.exclusive) for r in view.requests if not r.holds}
+        mine = self.request.path.name
+
+        def start(names: list[str]) -> set[str]:
+            places = startable(self.ledger.budget_mib, self.taken_mib, held, [queue[name] for name in names])
+            return {names[place] for place in places}
+
+        passed = {name for name, since in self.late.items() if now - since > PASSED_S and name in queue and start([name])}
+        first = start([name for name in queue if name not in passed])
+        self.late = {name: self.late.get(name, now) for name in first | passed if name != mine}
+        return mine in first
+
+    def _link(self, view: View) -> bool:
+        """The compare-and-swap. True: this request holds."""
+        grant = self.ledger.folder / f"g-{view.grants + 1}"
+        holds = replace(self.request, holds=True)
+        self.seen = None
+        try:
+            os.link(self.request.path, grant)
+        except OSError:  # another came first, or somebody removed the file, or the disk is full: look again
+            return False
+        if requests.youngest(self.ledger.folder) != view.grants + 1:  # the view was an old one
+            with suppress(OSError):
+                grant.unlink()
+            return False
+        try:
+            self.request.path.rename(holds.path)
+        except OSError:
+            with suppress(OSError):
+                grant.unlink()
+            return False
+        self.request = holds
+        return True
+
+    def _shrink(self) -> bool:
+        """Ask for less while programs outside leave no room for what was asked; whether that was so."""
+        most = self.ledger.budget_mib - self.taken_mib
+        less = next((mib for mib in self.smaller if mib <= most), None)
+        if self.request.mib <= most or less is None:
+            return False
+        asks = replace(self.request, mib=less)
+        with suppress(OSError):
+            self.request.path.rename(asks.path)
+            self.request = asks
+        self.seen = None
+        return True
+
+    def say(self, on_wait: OnWait) -> None:
+        """Tell who is in the way, when that is news."""
+        told = (True, self.taken_mib > 0)
+        if self.seen and told != self.told:
+            self.told = told
+            ahead = [r for r in self.seen.requests if r.holds or r.ticket < self.request.ticket]
+            on_wait([r.read() for r in ahead], self.taken_mib)
+
+    def leave(self) -> None:
+        """Out of the line."""
+        os.close(self.descriptor)
+        for request in (self.request, replace(self.request, holds=True)):
+            with suppress(OSError):
+                request.path.unlink()
 
 
 class Grant:
     """Held memory; released by `release`, by leaving the `with` block, or by the kernel when the process ends."""
 
-    def __init__(self, request: Request, descriptor: int, ledger: Ledger) -> None:
-        self.request, self.mib, self._descriptor, self._ledger = request, request.mib, descriptor, ledger
+    def __init__(self, request: Request, descriptor: int, who: dict[str, Any]) -> None:
+        self.request, self.mib, self.who = request, request.mib, who
+        self._descriptor, self._owner = descriptor, os.getpid()
+
+    def tell(self, **facts: Any) -> None:
+        """Say something of the holder that others may show: use_mib, peak_mib, step ..."""
+        self.who = {**self.who, **facts}
+        if self._descriptor >= 0:
+            requests.tell(self._descriptor, {"mib": self.mib, "exclusive": self.request.exclusive, **self.who})
 
     def release(self) -> None:
-        """Give the memory back; twice is once."""
-        if self._descriptor >= 0:
-            _drop(self.request.path, self._descriptor)
-            self._descriptor = -1
+        """Give the memory back; twice is once. While forked copies of this process live, it stays theirs."""
+        if self._descriptor < 0:
+            return
+        os.close(self._descriptor)
+        self._descriptor = -1
+        with suppress(OSError):
+            if os.getpid() == self._owner and not requests.locked(self.request.path):
+                self.request.path.unlink()
 
     def __enter__(self) -> Self:
         return self
@@ -154,33 +227,10 @@ class Grant:
         self.release()
 
 
-def _drop(path: Path, descriptor: int) -> None:
-    with suppress(FileNotFoundError):
-        path.unlink()
-    path.with_name("h" + path.name[1:]).unlink(missing_ok=True)
-    os.close(descriptor)
-
-
-def _reap(path: Path) -> bool:
-    """Remove the file of a request whose owner is gone; whether it was."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    else:
-        path.unlink(missing_ok=True)
-        return True
-    finally:
-        os.close(descriptor)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
+def unusable(folder: Path, error: OSError) -> OvernightError:
+    """Why no ledger can be kept in a folder, and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(f"{folder}: the disk is full, so the ledger of the card cannot take another request; free some room")
+    return ServiceError(
+        f"{folder}: the ledger of the card cannot be kept there ({error.strerror}); set OVERNIGHT_CARD_DIR to another folder"
+    )

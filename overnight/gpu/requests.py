@@ -1,0 +1,197 @@
+"""The files of a ledger: what a request is called, whether its owner lives, and a view of all of them at one moment."""
+
+import fcntl
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+TRIES = 8
+
+
+@dataclass(frozen=True)
+class Request:
+    """One line of the ledger. `who`: what its owner says of itself (experiment, step, since, use_mib, peak_mib ...)."""
+
+    folder: Path
+    holds: bool
+    ticket: int
+    mib: int
+    pid: int
+    exclusive: bool = False
+    who: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        return self.folder / f"{'h' if self.holds else 'q'}-{self.ticket}-{self.mib}-{self.pid}{'-x' if self.exclusive else ''}"
+
+    @classmethod
+    def parse(cls, folder: Path, name: str) -> Self | None:
+        """From a file's name; None for a file that is no request."""
+        state, *numbers = name.removesuffix("-x").split("-")
+        if state not in ("q", "h") or len(numbers) != 3 or not all(n.isdecimal() and n.isascii() for n in numbers):
+            return None
+        ticket, mib, pid = map(int, numbers)
+        return cls(folder, state == "h", ticket, mib, pid, name.endswith("-x"))
+
+    def read(self) -> Self:
+        """The same with what its owner says; nothing when that is torn or gone."""
+        return replace(self, who=content(self.path))
+
+
+@dataclass(frozen=True)
+class View:
+    """The ledger as it was at one moment; not `sure` when it changed faster than one can look."""
+
+    folder: Path
+    names: frozenset[str]
+    requests: list[Request]  # holders first, then the queue in its order
+    grants: int  # the number of the youngest grant
+    sure: bool = True
+
+    def unchanged(self) -> bool:
+        """Whether nobody came, went or died since: much cheaper than to look again."""
+        try:
+            return self.sure and frozenset(os.listdir(self.folder)) == self.names and all(locked(r.path) for r in self.requests if r.holds)
+        except OSError:
+            return False
+
+
+def look(folder: Path, budget_mib: int, mine: int = 0) -> View:
+    """Every request whose owner lives; the files of the others are removed.
+
+    A live grant whose request has no file: that was renamed just now, so look again. When it stays away, somebody removed it; then its
+    content says how much it holds, and when that is torn, it counts as the whole budget. mine: the inode of a file of this ledger that
+    the caller has locked; with it, the kernel's list of locks shows even holders whose every file was removed.
+    """
+    for _ in range(TRIES):
+        view, alive, lost = _look(folder)
+        if view.sure and not lost:
+            break
+    found = [_orphan(folder, number, budget_mib) for number in lost.values()]
+    if mine:
+        from overnight.gpu.survivors import removed
+
+        found += removed(folder, mine, {*alive, *lost})
+    return replace(view, requests=found + view.requests) if found else view
+
+
+def _look(folder: Path) -> tuple[View, dict[int, Request], dict[int, int]]:
+    """One look: the view, its requests by inode, and the live grants without a request (inode: number)."""
+    names = _names(folder)
+    grants = {number: inode for n in names if (number := _number(n)) and (inode := _inode(folder / n))}
+    alive, sure = dict[int, Request](), True
+    for request in [r for name in names if (r := Request.parse(folder, name))]:
+        try:
+            inode = locked(request.path)
+        except FileNotFoundError:  # it ended or was granted while we looked
+            sure = False
+            continue
+        if inode:
+            alive[inode] = replace(request, holds=request.holds or inode in grants.values())
+        else:
+            _remove(request.path)
+            names.discard(request.path.name)
+    last = max(grants, default=0)
+    lost = {inode: number for number, inode in grants.items() if inode not in alive and _is_locked(folder / f"g-{number}")}
+    dead = {f"g-{n}" for n, inode in grants.items() if inode not in alive and inode not in lost and n != last}
+    dead |= {n for n in names if n.startswith(".") and _abandoned(folder, n[1:])}
+    for name in dead:
+        _remove(folder / name)
+    requests = sorted(alive.values(), key=lambda r: (not r.holds, r.ticket, r.pid, r.mib))
+    return View(folder, frozenset(names - dead), requests, last, sure), alive, lost
+
+
+def locked(path: Path) -> int:
+    """The inode of a file that somebody has locked, 0 when nobody has. Raises FileNotFoundError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that two who look do not take each other for an owner
+    except BlockingIOError:
+        return os.fstat(descriptor).st_ino
+    else:
+        return 0
+    finally:
+        os.close(descriptor)
+
+
+def create(request: Request, who: dict[str, Any]) -> int:
+    """The file of a new request, locked before anybody can see it; its descriptor. Raises FileExistsError, OSError."""
+    hidden = request.folder / f".{request.path.name}"
+    descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        tell(descriptor, {"mib": request.mib, "pid": request.pid, "exclusive": request.exclusive, **who})
+        hidden.rename(request.path)
+    except BaseException:
+        os.close(descriptor)
+        _remove(hidden)
+        raise
+    return descriptor
+
+
+def tell(descriptor: int, who: dict[str, Any]) -> None:
+    """Replace what a request says of itself: for people, so a full disk is no reason to stop."""
+    text = json.dumps(who, default=str).encode()
+    with suppress(OSError):
+        os.pwrite(descriptor, text.ljust(os.fstat(descriptor).st_size), 0)
+
+
+def content(path: Path) -> dict[str, Any]:
+    """What a request says of itself."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _orphan(folder: Path, number: int, budget_mib: int) -> Request:
+    """A holder whose request was removed, from what its grant still says."""
+    said = content(folder / f"g-{number}")
+    mib, pid = (said[key] if isinstance(said.get(key), int) else None for key in ("mib", "pid"))
+    return Request(folder, True, 0, budget_mib if mib is None else mib, pid or 0, said.get("exclusive") is True, said)
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except FileNotFoundError:  # somebody removed the whole folder; those who wait make it again
+        return set()
+
+
+def _number(name: str) -> int:
+    return int(name[2:]) if name.startswith("g-") and name[2:].isdecimal() and name.isascii() else 0
+
+
+def _inode(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return 0
+
+
+def _abandoned(folder: Path, name: str) -> bool:
+    """Whether a request that was not yet shown will never be."""
+    request = Request.parse(folder, name)
+    return request is not None and not Path(f"/proc/{request.pid}").exists()
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        return bool(locked(path))
+    except FileNotFoundError:
+        return False
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
+
+
+def youngest(folder: Path) -> int:
+    """The number of the youngest grant."""
+    return max(map(_number, _names(folder)), default=0)
