@@ -51,6 +51,23 @@ def test_own_null_strings(load, folder) -> None:
     assert table.rows() == [(None, "x"), (3, None)]
 
 
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        ("a,b,c\n1,x,2\n3\n\n4,y\n5,z,6\n", 2),
+        ('a,b,c\n1,"x,y",2\n3,"no, no"\n5,z,6\n', 1),
+        ('a,b,c\n1,"two\nlines",2\n3\n5,z,6\n', 1),
+        ("a,b,c\r\n1,x,2\r\n3,y\r\n5,z,6\r\n", 1),
+        ("a,b,c\n1,x,2\n,,\n5,z,6\n", 0),
+    ],
+)
+def test_rows_with_too_few_fields_are_counted(load, folder, text: str, short: int) -> None:
+    (folder / "t.csv").write_bytes(text.encode())
+    content = load("csv", {"tables": {"t": "t.csv"}})
+    assert content.handled["row with too few fields: the rest counts as missing"] == short
+    assert frame(content)["a"].to_list()[-1] == 5
+
+
 @pytest.mark.parametrize("packed", ["t.csv.gz", "t.csv.zip"])
 def test_packed_files(load, folder, checkout, packed: str) -> None:
     if packed.endswith("gz"):

@@ -166,6 +166,26 @@ def check_end(path: Path, file: Path, separator: str) -> None:
         raise DataError(f"{shown(file)}: breaks off in its last line ({fields + 1} of {expected + 1} fields); get the whole file")
 
 
+def short_rows(path: Path, separator: str, expected: int) -> int:
+    """How many rows have fewer fields than the header; blank lines are not rows."""
+    import polars as pl
+
+    lines = pl.scan_csv(path, has_header=False, separator="\x01", quote_char=None, infer_schema=False, schema={"line": pl.String})
+    line = pl.col("line")
+    torn = line.str.count_matches('"', literal=True).mod(2).any()  # a quoted value that goes on in the next line
+    bare = line.str.replace_all(r'"[^"]*"', "").str.strip_chars("\r")
+    short = (bare.str.count_matches(separator, literal=True) + 1 < expected) & (line.str.strip_chars().str.len_chars() > 0)
+    found = lines.select(torn.alias("torn"), short.sum().alias("short")).collect(engine="streaming").row(0, named=True)
+    return _short_by_hand(path, separator, expected) if found["torn"] else int(found["short"])
+
+
+def _short_by_hand(path: Path, separator: str, expected: int) -> int:
+    import csv
+
+    with path.open(encoding="utf-8", errors="replace", newline="") as stream:
+        return sum(0 < len(row) < expected and any(row) for row in csv.reader(stream, delimiter=separator))
+
+
 def brief(error: Exception) -> str:
     """The first lines of a long message as one."""
     return " ".join(str(error).split())[:200]

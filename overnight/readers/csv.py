@@ -72,6 +72,8 @@ def _scan(file: Path, table: Table, options: Options, handled: Handled) -> "pl.L
     try:
         text = pl.scan_csv(path, infer_schema=False, **how)
         columns = _columns(text, file, _types(text, file, table, options), nulls, handled)
+        if expected := len(columns) - 1:
+            handled["row with too few fields: the rest counts as missing"] += _csv.short_rows(path, how["separator"], expected + 1)
         native = {c.name: c.dtype for c in columns if c.is_native}
         typed = pl.scan_csv(path, infer_schema=False, schema_overrides=native, **how)
         frame = typed.with_columns(c.value() for c in columns if not c.is_native)
