@@ -5,6 +5,7 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, Literal
 
 from overnight.config import Values
 from overnight.errors import ServiceError
@@ -12,11 +13,16 @@ from overnight.paths import state
 
 VIRTUAL_MIB = 12288
 RESERVE_MIB = 1024  # for the desktop, its browser and the CUDA contexts
+Policy = Literal["wait", "shrink"]
 DRIVERS = {13: 580, 12: 525}  # the oldest driver of a CUDA major version (CUDA compatibility guide)
 
 
 class Card(Values):
-    """One card and what of it may be granted."""
+    """One card and what of it may be granted.
+
+    reserved_mib: what the driver keeps for itself, granted to nobody; count: the virtual card counts the bytes of tensors and caps them;
+    policy: what a step does while other programs use the card: wait for what it asked, or shrink to what is left.
+    """
 
     uuid: str
     name: str
@@ -24,6 +30,9 @@ class Card(Values):
     budget_mib: int
     index: int = 0
     driver: str = ""
+    reserved_mib: int = 0
+    count: bool = False
+    policy: Policy = "wait"
 
     @property
     def virtual(self) -> bool:
@@ -47,31 +56,35 @@ class Card(Values):
         return f"{self.name} (card {self.index}, driver {self.driver}): {self.budget_mib} of {self.total_mib} MiB may be granted"
 
 
-def find(wanted: str | int | None = None, cpu: bool = False) -> Card:
+def find(wanted: str | int | None = None, cpu: bool = False, count: bool = False, policy: Policy = "wait") -> Card:
     """The card to use: by index or UUID, the first when left out, the virtual one without a GPU or with `cpu`.
 
-    Raises ServiceError when there is no such card, or when torch cannot use what NVML sees.
+    count: count bytes on the virtual card (`$OVERNIGHT_COUNT=1` does, too). Raises ServiceError when there is no such card, when torch
+    cannot use what NVML sees, or when the budget that was set is not one that the card has.
     """
     cards = [] if cpu else real()
     if not cards:
         if wanted is not None and not cpu:
             raise ServiceError(f"card {wanted!r}: this machine shows no NVIDIA card; leave `card` out, or use --cpu")
-        return virtual()
+        return virtual(count, policy)
     chosen = cards[0] if wanted is None else next((c for c in cards if wanted in (c.index, str(c.index), c.uuid)), None)
     if chosen is None:
         raise ServiceError(f"card {wanted!r}: there is no such card; there are {', '.join(f'{c.index} ({c.uuid})' for c in cards)}")
+    check_budget(chosen.name, chosen.total_mib, RESERVE_MIB)
     check_driver(chosen.driver, torch_cuda())
-    return chosen
+    return chosen.model_copy(update={"policy": policy})
 
 
-def virtual() -> Card:
+def virtual(count: bool = False, policy: Policy = "wait") -> Card:
     """A card of `$OVERNIGHT_VIRTUAL_MIB` (12 GiB) that is not there."""
     size = _mib("OVERNIGHT_VIRTUAL_MIB", VIRTUAL_MIB)
-    return Card(uuid="virtual", name="virtual", total_mib=size, budget_mib=size)
+    check_budget("the virtual card", size, 0)
+    count = count or os.environ.get("OVERNIGHT_COUNT", "") not in ("", "0")
+    return Card(uuid="virtual", name="virtual", total_mib=size, budget_mib=_budget(size, 0), count=count, policy=policy)
 
 
 def real() -> list[Card]:
-    """Every card that NVML sees; none when there is no driver."""
+    """Every card that NVML sees; none when there is no driver. Raises ServiceError when there is one, and it does not answer."""
     import pynvml as nvml
 
     try:
@@ -80,22 +93,51 @@ def real() -> list[Card]:
         return []
     try:
         return [_card(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
+    except nvml.NVMLError as error:  # a card that fell off the bus, a driver that was updated under the running system
+        raise ServiceError(f"the NVIDIA driver does not say what the card is ({error}): see `nvidia-smi`, or use --cpu") from None
     finally:
         with suppress(nvml.NVMLError):
             nvml.nvmlShutdown()
 
 
-def _card(nvml: object, index: int) -> Card:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)  # type: ignore[attr-defined]
-    total = int(nvml.nvmlDeviceGetMemoryInfo(handle).total) >> 20  # type: ignore[attr-defined]
+def _card(nvml: Any, index: int) -> Card:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    total, _, reserved = memory(nvml, handle)
     return Card(
-        uuid=str(nvml.nvmlDeviceGetUUID(handle)),  # type: ignore[attr-defined]
-        name=str(nvml.nvmlDeviceGetName(handle)),  # type: ignore[attr-defined]
+        uuid=str(nvml.nvmlDeviceGetUUID(handle)),
+        name=str(nvml.nvmlDeviceGetName(handle)),
         total_mib=total,
-        budget_mib=total - _mib("OVERNIGHT_RESERVE_MIB", RESERVE_MIB),
+        budget_mib=_budget(total, RESERVE_MIB),
         index=index,
-        driver=str(nvml.nvmlSystemGetDriverVersion()),  # type: ignore[attr-defined]
+        driver=str(nvml.nvmlSystemGetDriverVersion()),
+        reserved_mib=reserved,
     )
+
+
+def memory(nvml: Any, handle: Any) -> tuple[int, int, int]:
+    """MiB of a card in all, used by programs, and kept by the driver for itself; old drivers count the last as used."""
+    try:
+        found = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+    except nvml.NVMLError:
+        found = nvml.nvmlDeviceGetMemoryInfo(handle)
+    return int(found.total) >> 20, int(found.used) >> 20, int(getattr(found, "reserved", 0)) >> 20
+
+
+def _budget(total_mib: int, reserve_mib: int) -> int:
+    """What may be granted: `$OVERNIGHT_BUDGET_MIB`, else all but `$OVERNIGHT_RESERVE_MIB`; `check_budget` refuses what cannot be."""
+    if "OVERNIGHT_BUDGET_MIB" in os.environ:
+        return min(total_mib, _mib("OVERNIGHT_BUDGET_MIB", total_mib))
+    return max(1, total_mib - (_mib("OVERNIGHT_RESERVE_MIB", reserve_mib, least=0) if reserve_mib else 0))
+
+
+def check_budget(name: str, total_mib: int, reserve_mib: int) -> None:
+    """ServiceError when more is to be granted than the card has, or when nothing is left to grant."""
+    wanted = _mib("OVERNIGHT_BUDGET_MIB", total_mib)
+    if wanted > total_mib:
+        raise ServiceError(f"OVERNIGHT_BUDGET_MIB={wanted}: {name} has {total_mib} MiB in all; ask for that or less, or unset it")
+    reserve = _mib("OVERNIGHT_RESERVE_MIB", reserve_mib, least=0) if reserve_mib else 0
+    if "OVERNIGHT_BUDGET_MIB" not in os.environ and reserve >= total_mib:
+        raise ServiceError(f"OVERNIGHT_RESERVE_MIB={reserve}: {name} has {total_mib} MiB in all, so nothing is left to grant; reserve less")
 
 
 def torch_cuda() -> str | None:
@@ -116,8 +158,8 @@ def check_driver(driver: str, cuda: str | None) -> None:
         raise ServiceError(f"the NVIDIA driver is {driver}, and torch's CUDA {cuda} needs {needed} or newer: update it, or use --cpu")
 
 
-def _mib(variable: str, default: int) -> int:
+def _mib(variable: str, default: int, least: int = 1) -> int:
     text = os.environ.get(variable, str(default))
-    if not text.isdigit() or int(text) <= 0:
-        raise ServiceError(f"{variable}={text!r}: expected a number of MiB above 0")
+    if not (text.isascii() and text.isdecimal()) or int(text) < least:
+        raise ServiceError(f"{variable}={text!r}: expected a whole number of MiB, {least} or more")
     return int(text)
