@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import Field, TypeAdapter
 
-from overnight.config import Values
+from overnight.config import Params, Values
 from overnight.errors import BadInput, DiskFull, OvernightError, ServiceError, Stopped
 from overnight.gpu.device import Card
 from overnight.gpu.requests import Request
@@ -40,19 +40,42 @@ class Spec(Values):
     parent: int = Field(description="pid of the parent; the child dies with it")
     card: Card
     ask_mib: int = Field(description="MiB to lease; 0: no lease")
+    micro_batch: int | None = Field(None, description="samples on the card at once that the amount was asked for")
+    exclusive: bool = False
+    smaller: tuple[tuple[int, int], ...] = Field((), description="(MiB, micro-batch) to be content with, the largest first")
+    outside: bool = Field(False, description="declared to take memory that no cap holds")
+
+    def micro_batch_of(self, granted_mib: int) -> int | None:
+        """The micro-batch that goes with an amount."""
+        return next((size for mib, size in self.smaller if mib == granted_mib < self.ask_mib), self.micro_batch)
 
 
-class Result(Values):
+class Usage(Values):
+    """What a step took; None is what nobody measured."""
+
+    asked_mib: int = 0
+    lease_mib: int = 0
+    cap_mib: int = Field(0, description="what its allocator may hold: the lease without the context's share")
+    overhead_mib: int = Field(0, description="of the lease, for the CUDA context")
+    peak_mib: float | None = Field(None, description="the most its allocator held")
+    device_peak_mib: float | None = Field(None, description="the most the whole card held above what it held at the grant")
+    foreign_peak_mib: float | None = Field(None, description="the most other programs held meanwhile")
+    host_peak_mib: float = 0.0
+    wait_s: float = 0.0
+    run_s: float = 0.0
+    micro_batch: int | None = None
+    exclusive: bool = False
+    met_cap: bool = Field(False, description="met out of memory, or held 95 % of the cap")
+    out_of_memory: bool = Field(False, description="met out of memory, survived or not")
+    outside: tuple[str, ...] = Field((), description="allocators in its process that no cap holds")
+
+
+class Result(Usage):
     """What the child says at its end."""
 
     code: int
     value: Any = None
     error: str = ""
-    wait_s: float = 0.0
-    run_s: float = 0.0
-    lease_mib: int = 0
-    peak_mib: float = 0.0
-    host_peak_mib: float = 0.0
 
 
 def main(folder: Path) -> int:
@@ -60,10 +83,11 @@ def main(folder: Path) -> int:
     spec = Spec.model_validate_json((folder / "spec.json").read_text())
     _die_with(spec.parent)
     stop: list[int] = []
+    facts = dict[str, Any]()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda n, _frame: stop.append(n))
     try:
-        result = _run(folder, spec, stop)
+        result = Result(code=0, value=_run(folder, spec, stop, facts))
     except OvernightError as error:
         result = _failed(error.child_code, str(error) or type(error).__name__)
     except SystemExit as error:
@@ -73,13 +97,14 @@ def main(folder: Path) -> int:
             traceback.print_exc()
         result = _reason(error)
     try:
-        _write(folder / "result.json", result)
+        _write(folder / "result.json", result.model_copy(update=facts))
     except OSError as error:  # the exit code is all that is left to say it with
         return _reason(error).code
     return result.code
 
 
-def _run(folder: Path, spec: Spec, stop: list[int]) -> Result:
+def _run(folder: Path, spec: Spec, stop: list[int], facts: dict[str, Any]) -> Any:
+    """The step's value, as JSON; what it took goes into `facts`, however it ends."""
     from overnight.gpu.monitor import peaks, watch
 
     run = SpoolRun(folder, spec.seed)
@@ -87,21 +112,30 @@ def _run(folder: Path, spec: Spec, stop: list[int]) -> Result:
     step = find(spec.step)
     arguments = [TypeAdapter(hint).validate_python(value) for hint, value in zip(step.hints.values(), spec.arguments, strict=True)]
     with contextlib.ExitStack() as held:
-        wait_s = _take_lease(held, run, spec)
+        _take_lease(held, run, spec, facts)
         if stop:
             raise Stopped("stopped before the start")
         began = time.monotonic()
-        with watch(run, spec.card):
-            value = step.body(run, *arguments)
-        run_s = time.monotonic() - began
-    shown = value.model_dump(mode="json") if isinstance(value, Values) else value
-    return Result(code=0, value=shown, wait_s=wait_s, run_s=run_s, lease_mib=spec.ask_mib, **peaks())
+        try:
+            with watch(run, spec.card):
+                value = step.body(run, *_sized(arguments, facts.get("micro_batch")))
+        finally:
+            facts |= {"run_s": time.monotonic() - began, **peaks()}
+    return value.model_dump(mode="json") if isinstance(value, Values) else value
 
 
-def _take_lease(held: contextlib.ExitStack, run: SpoolRun, spec: Spec) -> float:
-    """Wait for the step's part of the card, then let it see the card; seconds waited."""
+def _sized(arguments: list[Any], micro_batch: int | None) -> list[Any]:
+    """The arguments, with the micro-batch that belongs to what was granted."""
+    first = arguments[0] if arguments else None
+    if micro_batch is None or not isinstance(first, Params) or "micro_batch" not in type(first).model_fields:
+        return arguments
+    return [first.model_copy(update={"micro_batch": micro_batch}), *arguments[1:]]
+
+
+def _take_lease(held: contextlib.ExitStack, run: SpoolRun, spec: Spec, facts: dict[str, Any]) -> None:
+    """Wait for the step's part of the card, then let it see the card."""
     if not spec.ask_mib:
-        return 0.0
+        return
     from overnight.gpu.lease import lease
 
     def waiting(ahead: list[Request], taken_mib: int) -> None:
@@ -110,11 +144,13 @@ def _take_lease(held: contextlib.ExitStack, run: SpoolRun, spec: Spec) -> float:
         run.log(f"waiting for {spec.ask_mib} MiB of the card, behind {', '.join(names)}")
 
     who = {"step": spec.label, "experiment": spec.experiment}
-    granted = held.enter_context(lease(spec.ask_mib, spec.card, who, run.should_stop, waiting))
+    facts |= {"asked_mib": spec.ask_mib, "exclusive": spec.exclusive}
+    amounts = [mib for mib, _ in spec.smaller]
+    granted = held.enter_context(lease(spec.ask_mib, spec.card, who, run.should_stop, waiting, spec.exclusive, amounts))
+    facts |= {"lease_mib": granted.mib, "wait_s": granted.wait_s, "micro_batch": spec.micro_batch_of(granted.mib)}
     run.budget_mib = granted.mib
     if not spec.card.virtual:
         run.device = _cuda(spec.card)
-    return granted.wait_s
 
 
 def _cuda(card: Card) -> str:

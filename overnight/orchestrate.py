@@ -10,7 +10,7 @@ from uuid import UUID
 
 from overnight import provenance
 from overnight.artifact import Artifact
-from overnight.child import Result, Spec
+from overnight.child import Result, Spec, Usage
 from overnight.config import Params
 from overnight.errors import OvernightError, Stopped
 from overnight.launch import new_folder, run_child, slot
@@ -189,7 +189,7 @@ class _Attempt:
         """The last events, what the run cost, and its end."""
         row, at = self.pending.row, time.time()
         row.wait_s, row.peak_mib = result.wait_s, result.peak_mib or result.host_peak_mib
-        usage = {f"usage/{k}": getattr(result, k) for k in ("wait_s", "run_s", "lease_mib", "peak_mib", "host_peak_mib")}
+        usage = {f"usage/{k}": v for k in Usage.model_fields if isinstance(v := getattr(result, k), int | float)}
         self.shipper.take({"event": "metrics", "values": usage, "step": 0, "at": at})
         row.scores = {k: v for k, v in self.shipper.latest.items() if not k.startswith("usage/")}
         if result.code:

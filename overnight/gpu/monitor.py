@@ -63,7 +63,7 @@ def peaks() -> dict[str, Any]:
     """The most memory this process ever held: its own on the host, and what torch reserved on the card (MiB)."""
     import sys
 
-    found = {"host_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "peak_mib": 0.0}
+    found: dict[str, Any] = {"host_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "peak_mib": None}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         found["peak_mib"] = torch.cuda.max_memory_reserved() / 2**20
