@@ -20,6 +20,7 @@ from overnight.config import Experiment, Params, Source, read, validate
 from overnight.display import Display, Row
 from overnight.errors import ConfigError, DoesNotFit
 from overnight.gpu.device import Card, find
+from overnight.gpu.ready import ready, ready_host
 from overnight.launch import Stop
 from overnight.step import Pipeline, Step
 from overnight.tracking import Shipper, Tracker
@@ -142,12 +143,14 @@ def _plain(value: Any) -> str:
 def execute(path: Path, overrides: Sequence[str] = ()) -> "State[Any]":
     """Run a config from beginning to end, inside a Prefect flow run; the state that the flow run ends in.
 
-    Raises ConfigError before anything is started.
+    Raises ConfigError, ServiceError before anything is started.
     """
     from overnight import orchestrate, services
 
     pipeline, experiment = load(path, overrides)
     card = find(experiment.card, cpu=orchestrate.wants_cpu())
+    ready(card)
+    ready_host()
     tracker = Tracker(services.environment()["MLFLOW_TRACKING_URI"], str(experiment.name))
     with Display() as display:
         run_id = _open(tracker, pipeline, experiment, card, path, overrides)

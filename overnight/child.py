@@ -136,12 +136,11 @@ def _take_lease(held: contextlib.ExitStack, run: SpoolRun, spec: Spec, facts: di
     """Wait for the step's part of the card, then let it see the card."""
     if not spec.ask_mib:
         return
+    from overnight.gpu import words
     from overnight.gpu.lease import lease
 
     def waiting(ahead: list[Request], taken_mib: int) -> None:
-        names = [f"{r.who.get('step', 'pid ' + str(r.pid))} ({r.mib} MiB)" for r in ahead]
-        names += [f"programs that know nothing of the budget ({taken_mib} MiB)"] if taken_mib else []
-        run.log(f"waiting for {spec.ask_mib} MiB of the card, behind {', '.join(names)}")
+        run.log(words.waiting(spec.card, spec.ask_mib, ahead, taken_mib))
 
     who = {"step": spec.label, "experiment": spec.experiment}
     facts |= {"asked_mib": spec.ask_mib, "exclusive": spec.exclusive}

@@ -100,12 +100,15 @@ def _config(text: str) -> Path:
 def _run(arguments: argparse.Namespace) -> int:
     from overnight.chain import load
     from overnight.gpu.device import find
+    from overnight.gpu.ready import ready, ready_host
 
     path = _config(arguments.config)
     pipeline, experiment = load(path, arguments.overrides)
     if arguments.cpu:
         os.environ["OVERNIGHT_CPU"] = "1"
     card = find(experiment.card, cpu=arguments.cpu)
+    ready(card)
+    ready_host()
     print(card, flush=True)
     from overnight import services
 

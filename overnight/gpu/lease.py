@@ -4,10 +4,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from overnight.gpu.device import Card, find
+from overnight.gpu.gauge import steady_taken_mib
 from overnight.gpu.ledger import Grant, Ledger, OnWait
+from overnight.gpu.ready import ready
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,13 @@ def lease(
 ) -> Iterator[Lease]:
     """Hold `mib` of the card; waits in line for it. Raises DoesNotFit, Stopped.
 
-    exclusive: let nobody run beside it; smaller: amounts (MiB) to be content with while other programs use the card.
+    exclusive: let nobody run beside it; smaller: amounts (MiB) to be content with while other programs use the card, where the card's
+    policy is to shrink. What these programs use counts as held.
     """
     card = card or find()
+    ready(card)
+    less = smaller if card.policy == "shrink" else ()
+    taken = partial(steady_taken_mib, card)
     began = time.monotonic()
-    with Ledger(card.folder, card.budget_mib).acquire(mib, who, should_stop, on_wait, exclusive, smaller=smaller) as grant:
+    with Ledger(card.folder, card.budget_mib).acquire(mib, who, should_stop, on_wait, exclusive, taken, less) as grant:
         yield Lease(card, grant.mib, time.monotonic() - began, grant)

@@ -1,0 +1,42 @@
+"""Who is in the way, for people."""
+
+from collections.abc import Iterable, Sequence
+
+from overnight.gpu.device import Card
+from overnight.gpu.gauge import Gauge, Program, foreign_mib, holders, outsiders
+from overnight.gpu.requests import Request
+
+NAMED = 3  # programs of others that are named
+REST_MIB = 256  # what the others among them must come to for a word
+
+
+def waiting(card: Card, asked_mib: int, ahead: Sequence[Request], taken_mib: int, by: Gauge | None = None) -> str:
+    """`waiting for 2,048 MiB of the card, behind train_cnn (4,096 MiB) and ollama (5,100 MiB, not ours)`."""
+    behind = [f"{title(r)} ({r.mib:,} MiB)" for r in ahead]
+    if taken_mib:
+        held = holders(card)
+        behind += strangers(outsiders(card, held, by), foreign_mib(card, held, by) or taken_mib)
+    return f"waiting for {asked_mib:,} MiB of the card" + (f", behind {listed(behind)}" if behind else "")
+
+
+def title(request: Request) -> str:
+    """A request's step, else its process."""
+    return str(request.who.get("step") or f"pid {request.pid}")
+
+
+def strangers(programs: Sequence[Program], foreign_mib: int) -> list[str]:
+    """The programs that hold no lease, with what they use; together where the driver does not say which of them uses how much."""
+    sized = [p for p in programs if p.mib][:NAMED]
+    if not sized:
+        names = list(dict.fromkeys(p.name for p in programs)) or ["other programs"]
+        names = names[:NAMED] + (["others"] if len(names) > NAMED else [])
+        return [f"{listed(names)} ({'together ' if len(names) > 1 else ''}{foreign_mib:,} MiB, not ours)"]
+    rest = foreign_mib - sum(p.mib or 0 for p in sized)
+    found = [f"{p.name} ({p.mib:,} MiB, not ours)" for p in sized]
+    return found + ([f"other programs ({rest:,} MiB, not ours)"] if rest >= REST_MIB else [])
+
+
+def listed(names: Iterable[str]) -> str:
+    """`a, b and c`."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last

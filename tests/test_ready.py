@@ -1,0 +1,145 @@
+"""Where a card's ledger cannot be kept is said before anything is started."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from overnight.errors import DiskFull, ServiceError
+from overnight.gpu import device
+from overnight.gpu.lease import lease
+from overnight.gpu.ready import file_system, ready, ready_host, remote
+
+MOUNTS = """\
+27 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+30 27 0:40 / /net rw,relatime shared:12 - nfs4 server:/x rw,vers=4.2
+31 30 8:1 / /net/scratch rw - ext4 /dev/sda1 rw
+32 27 0:41 / /mnt/c rw,noatime - 9p C:\\134 rw,aname=drvfs;path=C:\\
+33 27 0:42 / /mnt/with\\040space rw - fuse.sshfs me@there:/ rw
+34 27 0:43 / /over rw - ext4 /dev/sdb rw
+35 27 0:44 / /over rw - cifs //there/share rw
+36 27 0:45 / /local rw - fuse.mergerfs /a:/b rw
+a line that says nothing
+"""
+
+
+@pytest.fixture
+def card(tmp_path, monkeypatch):
+    monkeypatch.setenv("OVERNIGHT_CARD_DIR", str(tmp_path))
+    return device.virtual()
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/net/me/.local/state", "nfs4"),
+        ("/net/scratch/not/there/yet", "ext4"),
+        ("/mnt/c/Users", "9p"),
+        ("/mnt/cc", "ext4"),
+        ("/mnt/with space/x", "fuse.sshfs"),
+        ("/over/x", "cifs"),
+        ("/", "ext4"),
+    ],
+)
+def test_the_file_system_of_a_path_is_that_of_the_nearest_mount(path, kind):
+    assert file_system(Path(path), MOUNTS) == kind
+
+
+def test_without_a_list_of_mounts_the_file_system_is_unknown():
+    assert file_system(Path("/"), "") == ""
+
+
+@pytest.mark.parametrize(
+    "kind", ["nfs", "nfs4", "cifs", "smb3", "9p", "drvfs", "fuse.sshfs", "ceph", "lustre", "fuse.glusterfs", "vboxsf", "virtiofs"]
+)
+def test_a_folder_on_a_network_is_refused_with_the_way_out(card, kind):
+    mounts = f"1 0 0:1 / / rw - ext4 /dev/vda rw\n2 1 0:2 / {card.folder.parent} rw - {kind} there rw\n"
+    with pytest.raises(ServiceError, match=rf"network file system \({kind}\); set OVERNIGHT_CARD_DIR"):
+        ready(card, mounts)
+    assert not card.folder.exists()
+
+
+def test_local_file_systems_are_not_remote():
+    assert not any(map(remote, ["ext4", "btrfs", "xfs", "zfs", "overlay", "tmpfs", "fuse.mergerfs", "fuseblk", ""]))
+
+
+def test_a_local_folder_is_made_tried_and_left_clean(card):
+    ready(card)
+    assert list(card.folder.iterdir()) == []
+
+
+def test_a_file_system_without_hard_links_is_found_by_trying(card):
+    def no_links(*_paths):
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # as exfat and vfat say
+
+    with pytest.raises(ServiceError, match="has no hard links; set OVERNIGHT_CARD_DIR"):
+        ready(card, link=no_links)
+    assert list(card.folder.iterdir()) == []
+
+
+def test_a_full_disk_is_called_that(card):
+    def full(*_paths):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(DiskFull):
+        ready(card, link=full)
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(monkeypatch):
+    monkeypatch.setenv("OVERNIGHT_CARD_DIR", "/proc/self/overnight")  # not even root can make a folder there
+    with pytest.raises(ServiceError, match="OVERNIGHT_CARD_DIR"):
+        ready(device.virtual())
+    with pytest.raises(ServiceError, match="OVERNIGHT_CARD_DIR"), lease(100, device.virtual()):
+        pytest.fail("unprotected")
+
+
+def test_a_file_where_the_folder_should_be_is_refused(card):
+    card.folder.write_text("")
+    with pytest.raises(ServiceError, match="cannot be kept"):
+        ready(card)
+
+
+def test_the_places_of_this_host_are_counted_in_the_checkout(checkout):
+    ready_host()
+    (checkout / ".overnight" / "slots").rmdir()
+    (checkout / ".overnight" / "slots").write_text("")
+    with pytest.raises(ServiceError, match="checkout"):
+        ready_host()
+
+
+# ------------------------------------------------------------------------------------------------ what the environment asks
+
+
+def test_a_budget_may_be_set(monkeypatch):
+    monkeypatch.setenv("OVERNIGHT_BUDGET_MIB", "3000")
+    assert device.find(cpu=True).budget_mib == 3000
+    assert device.find(cpu=True).total_mib == device.VIRTUAL_MIB
+
+
+@pytest.mark.parametrize("given", ["0", "-5", "1.5", "lots", "", "²"])
+def test_a_budget_that_is_no_amount_is_refused(monkeypatch, given):
+    monkeypatch.setenv("OVERNIGHT_BUDGET_MIB", given)
+    with pytest.raises(ServiceError, match=r"OVERNIGHT_BUDGET_MIB.*whole number"):
+        device.find(cpu=True)
+
+
+def test_a_budget_larger_than_the_card_is_refused(monkeypatch):
+    monkeypatch.setenv("OVERNIGHT_BUDGET_MIB", "99999")
+    with pytest.raises(ServiceError, match="OVERNIGHT_BUDGET_MIB=99999: the virtual card has 12288 MiB"):
+        device.find(cpu=True)
+
+
+def test_a_reserve_that_leaves_nothing_is_refused(monkeypatch):
+    monkeypatch.setenv("OVERNIGHT_RESERVE_MIB", "12282")
+    with pytest.raises(ServiceError, match="nothing is left to grant"):
+        device.check_budget("RTX", 12282, device.RESERVE_MIB)
+    monkeypatch.setenv("OVERNIGHT_RESERVE_MIB", "0")
+    device.check_budget("RTX", 12282, device.RESERVE_MIB)
+
+
+def test_counting_is_switched_on_by_argument_or_environment(monkeypatch):
+    assert not device.find(cpu=True).count
+    assert device.find(cpu=True, count=True, policy="shrink").policy == "shrink"
+    assert device.find(cpu=True, count=True).count
+    monkeypatch.setenv("OVERNIGHT_COUNT", "1")
+    assert device.find(cpu=True).count
