@@ -1,68 +1,184 @@
-"""What a step uses while it runs, under the names that MLflow's page of system metrics knows."""
+"""What a step uses while it runs: of the card ten times a second, of the machine every 5 s, under the names that MLflow knows."""
 
+import os
 import resource
+import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, Protocol
 
+from overnight.gpu import timeline
 from overnight.gpu.device import Card
+from overnight.gpu.gauge import Gauge, gauge, holders, outsiders, said_mib
 from overnight.run import Run
 
 EVERY_S = 5.0
+LOOK_S = 0.1
+CHANGE_MIB = 1.0  # of a holder's use that is worth telling the others
+FOREIGN_MIB = 64  # of programs outside that is worth asking for their names
+
+
+class Own(Protocol):
+    """What this process knows of its own use (caps.Cap). overhead_mib: the CUDA context, which only `use_mib` counts."""
+
+    @property
+    def overhead_mib(self) -> int: ...
+    def use_mib(self) -> float: ...
+    def peak_mib(self) -> float: ...
+
+
+class Held(Protocol):
+    """The lease that is held."""
+
+    @property
+    def mib(self) -> int: ...
+    def tell(self, **facts: Any) -> None: ...
 
 
 @contextmanager
-def watch(run: Run, card: Card) -> Iterator[None]:
-    """Log system/* metrics every 5 s while the block runs, and once at its start."""
-    done = threading.Event()
-    thread = threading.Thread(target=_sample, args=(run, card, done), daemon=True, name="monitor")
+def watch(run: Run, card: Card, lease: Held | None = None, own: Own | None = None) -> Iterator["Monitor"]:
+    """Watch the machine, and with a lease the card, while the block runs."""
+    monitor = Monitor(run, card, lease, own)
+    thread = threading.Thread(target=monitor.loop, daemon=True, name="monitor")
     thread.start()
     try:
-        yield
+        yield monitor
     finally:
-        done.set()
+        monitor.done.set()
         thread.join()
 
 
-def _sample(run: Run, card: Card, done: threading.Event) -> None:
-    import psutil
+class Monitor:
+    """Looks at the card (`look`) and says what it saw (`report`); `loop` does both at their times, in a thread of its own."""
 
-    process, step = psutil.Process(), 0
-    process.cpu_percent()
-    psutil.cpu_percent()
-    while not done.wait(EVERY_S if step else 0.5):
+    def __init__(self, run: Run, card: Card, lease: Held | None, own: Own | None, by: Gauge | None = None) -> None:
+        self.run, self.card, self.lease, self.own, self.by = run, card, lease, own, by or gauge(card)
+        self.done = threading.Event()
+        self.device_peak_mib: float | None = None  # the most that the card held beyond what other steps said and what was foreign at first
+        self.foreign_peak_mib: float | None = None
+        self.cpu_s = 0.0  # that this thread took
+        self.most = dict[str, float]()  # since the last report
+        self._told, self._peak = (0.0, 0.0), 0.0
+        self._first: int | None = None
+        self._foreign = 0
+        self._steps, self._problem, self._pid = 0, "", os.getpid()
+
+    def loop(self) -> None:
+        """Until `done`; at its end what was not yet reported is."""
+        machine = _Machine()
+        due = time.monotonic() + 0.5
+        while not self.done.wait(LOOK_S if self.lease else max(0.0, due - time.monotonic())):
+            self.look()
+            if time.monotonic() >= due:
+                self.report(machine.values())
+                due = time.monotonic() + EVERY_S
+        if self.most:
+            self.report({})
+        self.cpu_s = time.thread_time()
+
+    def facts(self) -> dict[str, float | None]:
+        """For the step's result."""
+        return {"device_peak_mib": self.device_peak_mib, "foreign_peak_mib": self.foreign_peak_mib}
+
+    def look(self) -> None:
+        """One look at the card: tell the ledger what this step uses, keep the most of everything."""
+        if self.lease is None:
+            return
+        own = self._tell(self.lease)
+        held = holders(self.card)
+        used, said = self.by.used_mib(self.card, held), sum(map(said_mib, held))
+        now = max(0, used - said)
+        # a neighbour's new memory is foreign until it says so, a tenth of a second later: what two looks see counts
+        foreign, self._foreign = min(self._foreign, now), now
+        self._first = now if self._first is None else min(self._first, now)
+        others = sum(said_mib(r) for r in held if r.pid != self._pid)
+        self.device_peak_mib = max(self.device_peak_mib or 0, used - others - self._first)
+        self.foreign_peak_mib = max(self.foreign_peak_mib or 0, foreign)
+        seen = {"foreign": foreign, "used": used, "leased": sum(r.mib for r in held), "own": own}
+        self.most = {name: max(value, self.most.get(name, 0.0)) for name, value in seen.items()}
+        self._complain()
+
+    def _tell(self, lease: Held) -> float:
+        """What this step has of the card, the context included; the most of it since the last look."""
+        if self.own is None:
+            return 0.0
+        use, peak = self.own.use_mib(), self.own.peak_mib() + self.own.overhead_mib
+        rose, self._peak = peak > self._peak, max(peak, self._peak)
+        if peak > 0 and max(abs(use - self._told[0]), abs(peak - self._told[1])) > CHANGE_MIB:
+            self._told = (use, peak)
+            lease.tell(use_mib=round(use, 1), peak_mib=round(peak, 1))
+        return peak if rose else use
+
+    def _complain(self) -> None:
+        """A card that does not answer is said once; its last known values stand."""
+        problem = self.by.problem
+        if problem and not self._problem:
+            self.run.note(f"the card does not say what it uses ({problem}); the last known values stand")
+        self._problem = self._problem or problem
+
+    def report(self, machine: dict[str, float]) -> None:
+        """Log the machine's figures and the most of the card's since the last time, and add a line to the card's timeline."""
+        card = {f"card/{name}_mib": value for name, value in self.most.items()}
+        self.run.metrics({**machine, **self._device(), **card}, self._steps)
+        self._steps += 1
+        if self.lease is not None and self.most:
+            timeline.append(self.card, self._point(self.lease))
+        self.most = {}
+
+    def _device(self) -> dict[str, float]:
+        """Under the names of MLflow's page of system metrics."""
+        if self.card.virtual:
+            return {}
+        used, load = self.most.get("used") or self.by.used_mib(self.card, []), self.by.load_percent(self.card)
+        prefix = f"system/gpu_{self.card.index}"
+        found = {f"{prefix}_memory_usage_megabytes": used * 1.048576, f"{prefix}_memory_usage_percentage": 100 * used / self.card.total_mib}
+        return found if load is None else {**found, f"{prefix}_utilization_percentage": load}
+
+    def _point(self, lease: Held) -> timeline.Point:
+        held = holders(self.card)
+        who: dict[str, Any] = next((r.who for r in held if r.pid == self._pid), {})
+        names = [p.name for p in outsiders(self.card, held, self.by)] if self.most["foreign"] >= FOREIGN_MIB else []
+        return timeline.Point(
+            at=round(time.time(), 1),
+            experiment=str(who.get("experiment", "")),
+            step=str(who.get("step", "")),
+            pid=self._pid,
+            lease_mib=lease.mib,
+            leased_mib=int(self.most["leased"]),
+            own_mib=round(self.most["own"], 1),
+            used_mib=int(self.most["used"]),
+            foreign_mib=int(self.most["foreign"]),
+            outside=tuple(dict.fromkeys(names))[:5],
+        )
+
+
+class _Machine:
+    """The host's part of the figures."""
+
+    def __init__(self) -> None:
+        import psutil
+
+        self._process = psutil.Process()
+        self._process.cpu_percent()
+        psutil.cpu_percent()
+
+    def values(self) -> dict[str, float]:
+        import psutil
+
         memory = psutil.virtual_memory()
-        values = {
+        return {
             "system/cpu_utilization_percentage": psutil.cpu_percent(),
             "system/system_memory_usage_megabytes": memory.used / 1e6,
             "system/system_memory_usage_percentage": memory.percent,
-            "system/process_cpu_percentage": process.cpu_percent(),
-            "system/process_memory_megabytes": process.memory_info().rss / 1e6,
+            "system/process_cpu_percentage": self._process.cpu_percent(),
+            "system/process_memory_megabytes": self._process.memory_info().rss / 1e6,
         }
-        run.metrics({**values, **({} if card.virtual else _card(card))}, step)
-        step += 1
-
-
-def _card(card: Card) -> dict[str, float]:
-    import pynvml as nvml
-
-    with suppress(nvml.NVMLError):
-        nvml.nvmlInit()
-        handle = nvml.nvmlDeviceGetHandleByUUID(card.uuid)
-        memory, load = nvml.nvmlDeviceGetMemoryInfo(handle), nvml.nvmlDeviceGetUtilizationRates(handle)
-        return {
-            f"system/gpu_{card.index}_memory_usage_megabytes": memory.used / 1e6,
-            f"system/gpu_{card.index}_memory_usage_percentage": 100 * memory.used / memory.total,
-            f"system/gpu_{card.index}_utilization_percentage": float(load.gpu),
-        }
-    return {}
 
 
 def peaks() -> dict[str, Any]:
     """The most memory this process ever held: its own on the host, and what torch reserved on the card (MiB)."""
-    import sys
-
     found: dict[str, Any] = {"host_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "peak_mib": None}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
