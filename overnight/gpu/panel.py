@@ -1,0 +1,156 @@
+"""A Snapshot of the card as a picture for a terminal, and as one line."""
+
+import time
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from overnight.gpu.gauge import Program
+from overnight.gpu.show import Row, Snapshot
+from overnight.gpu.words import strangers
+
+COLOURS = ("cyan", "green", "blue", "yellow", "bright_cyan", "bright_green", "bright_blue", "bright_yellow")
+FOREIGN = "magenta"
+
+
+def panel(now: Snapshot, width: int, clock: bool = False) -> Group:
+    """The card's bar, its sums, who holds, who waits, who else is there, and what is wrong."""
+    parts: list[RenderableType] = [_title(now, width, clock), _bar(now, width), _sums(now), Text()]
+    if now.holders:
+        parts += [_holders(now), Text()]
+    if now.queue:
+        parts += [_queue(now), Text()]
+    if not (now.holders or now.queue):
+        parts += [Text("nobody holds anything, nobody waits", style="dim"), Text()]
+    for note in _notes(now):
+        parts.append(note)
+    return Group(*parts[:-1] if isinstance(parts[-1], Text) and not parts[-1].plain else parts)
+
+
+def _title(now: Snapshot, width: int, clock: bool) -> Text:
+    card = now.card
+    name = "virtual card" if card.virtual else card.name
+    about = "no GPU is used, steps run on the CPU under the same rules" if card.virtual else f"card {card.index}, driver {card.driver}"
+    title = Text.assemble((name, "bold"), (f"   {about}", "dim"))
+    if clock:
+        right = time.strftime("%H:%M:%S", time.localtime(now.at))
+        title.append(" " * max(2, width - title.cell_len - len(right)) + right, "dim")
+    return title
+
+
+def _bar(now: Snapshot, width: int) -> Text:
+    """The whole card from left to right: leases (full where used), free, then other programs and what is kept for them."""
+    card = now.card
+    parts = list[tuple[float, str, str]]()
+    for row, colour in zip(now.holders, _colours(now), strict=True):
+        used = min(row.mib, row.use_mib or 0.0)
+        parts += [(used, "█", colour), (row.mib - used, "▒", colour)]
+    kept = max(0, card.total_mib - card.budget_mib - min(now.foreign_mib, card.total_mib - card.budget_mib))
+    parts += [(now.free_mib, "─", "dim"), (now.foreign_mib, "█", FOREIGN), (kept, "·", "dim")]
+    whole, bar, at, drawn = sum(mib for mib, _, _ in parts) or 1, Text(), 0.0, 0
+    for mib, character, style in parts:
+        at += mib
+        cells = round(at / whole * width) - drawn  # rounded at its end, so that the cells of all add up
+        bar.append(character * cells, style)
+        drawn += cells
+    return bar
+
+
+def _colours(now: Snapshot) -> list[str]:
+    return [COLOURS[place % len(COLOURS)] for place in range(len(now.holders))]
+
+
+def _sums(now: Snapshot) -> Text:
+    """The amounts behind the bar."""
+    text = Text()
+    for mib, what, style in ((now.budget_mib, "MiB may be granted", ""), (now.held_mib, "held", "bold"), (now.free_mib, "free", "bold")):
+        text.append(f"{mib:,}", style).append(f" {what}   ", "dim")
+    kept = now.card.total_mib - now.budget_mib
+    if kept:
+        text.append(f"{kept:,}").append(" kept for the desktop   ", "dim")
+    if now.foreign_mib:
+        text.append(f"{now.foreign_mib:,}", FOREIGN).append(" used by other programs", "dim")
+        if kept:
+            text.append(f", {now.taken_mib:,} of it beyond what is kept" if now.taken_mib else ", within what is kept", "dim")
+    return text
+
+
+def _holders(now: Snapshot) -> Table:
+    table = _table(("", "holds", "experiment"), ("pid", "MiB", "in use", "peak", "for"))
+    for row, colour in zip(now.holders, _colours(now), strict=True):
+        cells = (str(row.pid), f"{row.mib:,}", _mib(row.use_mib), _mib(row.peak_mib), _time(row.seconds))
+        table.add_row(Text("■", colour), _step(row), Text(row.experiment), *map(Text, cells))
+    return table
+
+
+def _queue(now: Snapshot) -> Table:
+    table = _table(("", "waits", "experiment"), ("pid", "MiB", "for"))
+    table.add_column("", overflow="ellipsis", no_wrap=True)
+    for place, row in enumerate(now.queue, 1):
+        short = row.mib - now.free_mib
+        why = "until it is alone" if row.exclusive and now.holders else f"{short:,} MiB short" if short > 0 else "behind those ahead"
+        cells = (str(row.pid), f"{row.mib:,}", _time(row.seconds))
+        table.add_row(Text(str(place), "dim"), _step(row), Text(row.experiment), *map(Text, cells), Text(why, "dim"))
+    return table
+
+
+def _table(left: tuple[str, ...], right: tuple[str, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold dim")
+    for name in left:
+        table.add_column(name, no_wrap=True, overflow="ellipsis")
+    for name in right:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _step(row: Row) -> Text:
+    text = Text(row.step or "a script")
+    return text.append(" alone", "dim") if row.exclusive else text
+
+
+def _notes(now: Snapshot) -> Iterator[Text]:
+    """What else there is to say, and what to do about it."""
+    if now.foreign_mib:
+        programs = [Program(o.name, o.pid, o.mib) for o in now.outside]
+        yield Text.assemble(("■ ", FOREIGN), ", ".join(strangers(programs, now.foreign_mib)))
+    for row in (*now.holders, *now.queue):
+        name = row.step or f"pid {row.pid}"
+        if row.stopped:
+            yield Text(f"! {name} is stopped; `kill -CONT {row.pid}` lets it go on", "yellow")
+        if row.survivors:
+            pids = " ".join(str(p.pid) for p in row.survivors)
+            yield Text(f"! {name} has ended, and processes that it left behind keep its {row.mib:,} MiB; `kill {pids}` frees them:", "red")
+            for process in row.survivors:
+                yield Text(f"    {process.pid}  {process.command}", "dim", no_wrap=True, overflow="ellipsis")
+    if now.problem:
+        yield Text(f"! the card does not say what it uses ({now.problem}); what is shown of other programs is the last known", "yellow")
+
+
+def line(now: Snapshot) -> str:
+    """The same in one line, without what changes by itself."""
+    parts = [f"{now.held_mib:,} of {now.budget_mib:,} MiB held, {now.free_mib:,} free"]
+    parts += [f"holds: {', '.join(_short(r) for r in now.holders)}"] if now.holders else []
+    parts += [f"waits: {', '.join(_short(r) for r in now.queue)}"] if now.queue else []
+    programs = [Program(o.name, o.pid, o.mib) for o in now.outside]
+    parts += strangers(programs, now.foreign_mib) if now.foreign_mib else []
+    return "; ".join([*parts, *(note.plain.removeprefix("! ") for note in _notes(now) if note.plain.startswith("!"))])
+
+
+def _short(row: Row) -> str:
+    use = f", {row.use_mib:,.0f} in use" if row.use_mib is not None else ""
+    return f"{row.step or f'pid {row.pid}'} ({row.mib:,} MiB{use})"
+
+
+def _mib(mib: float | None) -> str:
+    return "" if mib is None else f"{mib:,.0f}"
+
+
+def _time(seconds: float) -> str:
+    """`12 s`, `3:07`, `2:03:09`."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
