@@ -148,7 +148,7 @@ def execute(path: Path, overrides: Sequence[str] = ()) -> "State[Any]":
     from overnight import orchestrate, services
 
     pipeline, experiment = load(path, overrides)
-    card = find(experiment.card, cpu=orchestrate.wants_cpu())
+    card = find(experiment.card.use, orchestrate.wants_cpu(), experiment.card.count, experiment.card.policy)
     ready(card)
     ready_host()
     tracker = Tracker(services.environment()["MLFLOW_TRACKING_URI"], str(experiment.name))

@@ -106,7 +106,7 @@ def _run(arguments: argparse.Namespace) -> int:
     pipeline, experiment = load(path, arguments.overrides)
     if arguments.cpu:
         os.environ["OVERNIGHT_CPU"] = "1"
-    card = find(experiment.card, cpu=arguments.cpu)
+    card = find(experiment.card.use, arguments.cpu, experiment.card.count, experiment.card.policy)
     ready(card)
     ready_host()
     print(card, flush=True)

@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Self, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from overnight.errors import ConfigError
 from overnight.paths import shown
@@ -38,13 +38,30 @@ class Params(Values):
     exclusive: bool = knob(False, "share the card with no other step")
 
 
+class CardChoice(Values):
+    """Which card an experiment uses, and how. `card: 1` is short for `card: {use: 1}`."""
+
+    use: str | int | None = Field(None, description="index or UUID; the first card when left out")
+    policy: Literal["wait", "shrink"] = Field("wait", description="while other programs use the card: wait, or shrink the micro-batch")
+    count: bool = Field(False, description="the virtual card counts the bytes of tensors and enforces its leases; slower")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, given: Any) -> Any:
+        if given is None or (isinstance(given, str | int) and not isinstance(given, bool)):
+            return {"use": given}
+        if isinstance(given, CardChoice) or (isinstance(given, dict) and not isinstance(given.get("use"), bool)):
+            return given
+        raise ValueError("expected an index, a UUID, or {use: ..., policy: ..., count: ...}")
+
+
 class Experiment(Values):
     """One config file: values for every step of one flow. Sections of a larger experiment are Experiments too."""
 
     flow: str | None = Field(None, description="which file of flows/ runs it; at the top of the file only")
     name: str | None = Field(None, max_length=200, pattern=r"\S", description="the MLflow experiment; the file's name when left out")
     seed: int = Field(0, ge=0, lt=2**32, description="of every random choice; at the top of the file only")
-    card: str | int | None = knob(None, "index or UUID of the card; at the top of the file only")
+    card: CardChoice = knob(CardChoice(), "index or UUID of the card, or {use, policy, count}; at the top of the file only")
 
     @classmethod
     def load(cls, path: Path, overrides: Sequence[str] = ()) -> Self:

@@ -3,7 +3,7 @@
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -37,7 +37,7 @@ class Row:
     began: float = 0.0
     seconds: float = 0.0
     wait_s: float = 0.0
-    peak_mib: float = 0.0
+    memory: str = ""
     link: str = ""
     told: float = 0.0
 
@@ -120,9 +120,30 @@ class Display:
             result = row.text if row.state != "done" else scores(row.scores, 4)
             ran = f"{row.seconds:.1f} s" if row.seconds else ""
             waited = f"{row.wait_s:.1f} s" if row.wait_s >= 0.1 else ""
-            peak = f"{row.peak_mib:.0f} MiB" if row.peak_mib else ""
-            table.add_row(Text(row.label), STATES.get(row.state, row.state), ran, waited, peak, Text(result))
+            table.add_row(Text(row.label), STATES.get(row.state, row.state), ran, waited, row.memory, Text(result))
         return table
+
+
+class Took(Protocol):
+    """What of a step's usage is shown."""
+
+    @property
+    def lease_mib(self) -> int: ...
+    @property
+    def overhead_mib(self) -> int: ...
+    @property
+    def peak_mib(self) -> float | None: ...
+    @property
+    def host_peak_mib(self) -> float: ...
+
+
+def memory(took: Took) -> str:
+    """The most a step had of its part of the card, context included; of the host for a step that took none of the card."""
+    if not took.lease_mib:
+        return f"{took.host_peak_mib:,.0f} MiB of the host" if took.host_peak_mib else ""
+    if took.peak_mib is None:
+        return f"not measured, of {took.lease_mib:,} MiB"
+    return f"{took.peak_mib + took.overhead_mib:,.0f} of {took.lease_mib:,} MiB"
 
 
 def scores(values: dict[str, float], most: int) -> str:

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from overnight import provenance
+from overnight import provenance, usage
 from overnight.artifact import Artifact
-from overnight.child import Result, Spec, Usage
-from overnight.config import Params
+from overnight.child import Result, Spec
+from overnight.display import memory
 from overnight.errors import OvernightError, Stopped
+from overnight.gpu import sizes
+from overnight.gpu.sizes import Ask
 from overnight.launch import new_folder, run_child, slot
 from overnight.tracking import Shipper
 
@@ -114,15 +116,26 @@ class _Attempt:
         self._link()
         result = Result(code=Stopped.child_code, error=self.chain.stop.reason or "stopped")
         try:
-            result = run_child(self.folder, self._spec(), threads, self.chain.stop, self._event, self._log)
+            spec = self._spec()
+            result = run_child(self.folder, spec, threads, self.chain.stop, self._event, self._log)
+            result = result.model_copy(update={"asked_mib": spec.ask_mib})  # a child that was killed could not say it
+        except OvernightError as error:
+            result = Result(code=error.child_code, error=str(error))
         finally:
             self._close(result)
         return result
 
+    def _ask(self) -> Ask:
+        """What of the card the step asks for. Raises DoesNotFit."""
+        if not self.pending.step.gpu:
+            return Ask(0)
+        asked = sizes.ask(self.pending.step, self.arguments, self.chain.card, sizes.predictor())
+        for event in usage.of_asking(asked):
+            self._event(event)
+        return asked
+
     def _spec(self) -> Spec:
-        step, params = self.pending.step, self.arguments[0]
-        exclusive = isinstance(params, Params) and params.exclusive
-        ask = self.chain.card.budget_mib if exclusive else step.vram_mib
+        step, asked = self.pending.step, self._ask()
         return Spec(
             step=step.address,
             label=self.pending.label,
@@ -132,7 +145,11 @@ class _Attempt:
             key=self.key,
             parent=os.getpid(),
             card=self.chain.card,
-            ask_mib=ask if step.gpu else 0,
+            ask_mib=asked.mib,
+            micro_batch=asked.micro_batch,
+            exclusive=asked.exclusive,
+            smaller=asked.smaller,
+            outside=step.outside,
         )
 
     def _open(self, params: dict[str, Any]) -> str:
@@ -188,9 +205,11 @@ class _Attempt:
     def _close(self, result: Result) -> None:
         """The last events, what the run cost, and its end."""
         row, at = self.pending.row, time.time()
-        row.wait_s, row.peak_mib = result.wait_s, result.peak_mib or result.host_peak_mib
-        usage = {f"usage/{k}": v for k in Usage.model_fields if isinstance(v := getattr(result, k), int | float)}
-        self.shipper.take({"event": "metrics", "values": usage, "step": 0, "at": at})
+        row.wait_s, row.memory = result.wait_s, memory(result)
+        for event in usage.of_ending(result):
+            self.shipper.take(event)
+        if self.pending.step.gpu:
+            sizes.learn(self.pending.step, self.arguments, self.chain.card, result, finished=result.code == 0)
         row.scores = {k: v for k, v in self.shipper.latest.items() if not k.startswith("usage/")}
         if result.code:
             self.shipper.take({"event": "note", "text": result.error, "at": at})

@@ -1,6 +1,7 @@
 """The two decorators. `@step` makes a task of a pure function; `@pipeline` makes a flow of straight code that calls steps."""
 
 import hashlib
+import importlib.metadata
 import inspect
 import json
 from collections.abc import Callable, Sequence
@@ -24,13 +25,19 @@ R = TypeVar("R", bound=Artifact | None)
 class Step(Generic[P, R]):
     """A task: `body(run, params, ...)` is the pure function; calling the step in a pipeline submits it.
 
-    gpu: holds a lease while its body runs; vram_mib: what to ask when nothing better is known; recipe: how it trains.
+    gpu: holds a lease while its body runs; vram_mib: what to ask when nothing better is known (0: the whole budget); recipe: how it trains;
+    outside: it takes memory of the card that neither torch nor RMM allocates, so that it runs alone until that has been measured.
     """
 
     def __init__(
-        self, body: Callable[Concatenate[Run, P], R], gpu: bool, recipe: "Callable[..., Recipe[Any]] | None", vram_mib: int
+        self,
+        body: Callable[Concatenate[Run, P], R],
+        gpu: bool = False,
+        recipe: "Callable[..., Recipe[Any]] | None" = None,
+        vram_mib: int = 0,
+        outside: bool = False,
     ) -> None:
-        self.body, self.gpu, self.recipe, self.vram_mib = body, gpu, recipe, vram_mib
+        self.body, self.gpu, self.recipe, self.vram_mib, self.outside = body, gpu, recipe, vram_mib, outside
         self.name = body.__name__
         self.__doc__ = body.__doc__
 
@@ -56,6 +63,11 @@ class Step(Generic[P, R]):
         parts = {"step": self.address, "seed": seed, "source": self._source(), "arguments": [_identity(a) for a in arguments]}
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
+    def memory_key(self, arguments: Sequence[Any]) -> str:
+        """What decides how much memory it needs at a given micro-batch: neither the seed nor the content of the data does."""
+        parts = {"step": self.address, "source": self._source(), "torch": _torch(), "arguments": [_shape(a) for a in arguments]}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
     def _source(self) -> str:
         """Digest of the task's file, or of every file of its package."""
         file = Path(inspect.getfile(self.body))
@@ -74,17 +86,35 @@ def _identity(value: Any) -> Any:
     return value
 
 
+def _shape(value: Any) -> Any:
+    """An argument as what decides memory: shapes and counts."""
+    if isinstance(value, Artifact):
+        return {"artifact": value.kind, "spec": value.spec.model_dump(mode="json")}
+    if isinstance(value, Entry):
+        return value.model_dump(mode="json", include={"name", "kind", "reader", "options", "splits"})
+    if isinstance(value, Params):
+        return value.model_dump(mode="json", exclude={"micro_batch", "exclusive"})
+    return value
+
+
+def _torch() -> str:
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
 @overload
 def step(body: Callable[Concatenate[Run, P], R], /) -> Step[P, R]: ...
 @overload
 def step(
-    *, gpu: bool = False, recipe: "Callable[..., Recipe[Any]] | None" = None, vram_mib: int = 0
+    *, gpu: bool = False, recipe: "Callable[..., Recipe[Any]] | None" = None, vram_mib: int = 0, outside: bool = False
 ) -> Callable[[Callable[Concatenate[Run, P], R]], Step[P, R]]: ...
-def step(body: Any = None, /, *, gpu: bool = False, recipe: Any = None, vram_mib: int = 0) -> Any:
+def step(body: Any = None, /, *, gpu: bool = False, recipe: Any = None, vram_mib: int = 0, outside: bool = False) -> Any:
     """`@step` or `@step(gpu=True, recipe=..., vram_mib=...)`: the function becomes a task of a pipeline."""
 
     def decorate(body: Callable[Concatenate[Run, P], R]) -> Step[P, R]:
-        return Step(body, gpu, recipe, vram_mib)
+        return Step(body, gpu, recipe, vram_mib, outside)
 
     return decorate(body) if body else decorate
 

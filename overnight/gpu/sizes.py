@@ -1,6 +1,31 @@
-"""How much of the card a step asks for: what it needed before, else what is predicted, else what it declares."""
+"""How much of the card a step asks for, and with which micro-batch: what it needed before, else what is predicted, else what it declares.
 
-from dataclasses import dataclass
+The amount of a micro-batch is what it was measured to need (learned.py) and the CUDA context; without a measurement the upper edge of the
+prediction and the context; without one the step's own `vram_mib`, of which a quarter is taken to be the same for every micro-batch and
+the rest to be in proportion to it. The largest divisor of the effective batch whose amount is within the budget is chosen. Where none is,
+and micro-batch 1 is not known to be too large, the smallest gets the whole budget.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from overnight.artifact import Artifact, DataSpec
+from overnight.errors import DoesNotFit
+from overnight.gpu import learned
+from overnight.gpu.device import Card
+from overnight.gpu.learned import Need
+
+if TYPE_CHECKING:
+    from overnight.step import Step
+
+ROUND_MIB = 64
+FIXED = 0.25  # of a declared amount, whatever the micro-batch: weights, optimiser, workspace
+Predict = Callable[[Any, int, Card], "tuple[float, float] | None"]  # (recipe, micro-batch, card) -> (low, high) MiB of the allocator
 
 
 @dataclass(frozen=True)
@@ -12,3 +37,208 @@ class Ask:
     exclusive: bool = False
     smaller: tuple[tuple[int, int], ...] = ()
     why: str = ""
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What one micro-batch (0: none) would ask. fits: None means perhaps, with the whole budget."""
+
+    size: int
+    mib: int
+    fits: bool | None
+    why: str
+
+
+class Used(Protocol):
+    """What learn() reads of a run that ended; child.Usage has it."""
+
+    @property
+    def micro_batch(self) -> int | None: ...
+    @property
+    def cap_mib(self) -> int: ...
+    @property
+    def peak_mib(self) -> float | None: ...
+    @property
+    def device_peak_mib(self) -> float | None: ...
+    @property
+    def foreign_peak_mib(self) -> float | None: ...
+    @property
+    def exclusive(self) -> bool: ...
+    @property
+    def met_cap(self) -> bool: ...
+    @property
+    def out_of_memory(self) -> bool: ...
+    @property
+    def outside(self) -> tuple[str, ...]: ...
+
+
+def ask(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, predict: Predict | None = None) -> Ask:
+    """The micro-batch to start with, and the amount to lease for it.
+
+    Raises DoesNotFit when micro-batch 1 is known not to fit, or the one that a user set, or a step that has none.
+    """
+    question = _Question(step, arguments, card, predict)
+    amounts = list[Amount]()
+    for size in question.sizes:
+        amounts.append(question.amount(size))
+        if amounts[-1].fits:
+            break
+    chosen = next((a for a in reversed(amounts) if a.fits is not False), None)
+    if chosen is None:
+        raise DoesNotFit(question.refusal(amounts[-1]))
+    below = [n for n in question.sizes if n < chosen.size] if card.policy == "shrink" else []
+    smaller = _descending(chosen.mib, [question.amount(size) for size in below])
+    return Ask(chosen.mib, chosen.size or None, question.exclusive(chosen.size), smaller, chosen.why)
+
+
+def learn(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, used: Used, finished: bool) -> None:
+    """Remember how a run ended. One that met its cap only raises the figure; only one that came through below it may lower it."""
+    if not used.cap_mib or (card.virtual and not card.count):
+        return
+    folder, size = _folder(step, arguments, card), used.micro_batch or 0
+    filled = used.peak_mib is not None and used.peak_mib >= learned.NEAR_SHARE * used.cap_mib
+    if used.out_of_memory:
+        if filled or not _crowded(card, used):
+            learned.add(folder, size, learned.OOM, used.cap_mib)
+    elif used.met_cap or filled:
+        learned.add(folder, size, learned.NEAR, used.cap_mib)
+    elif finished and used.peak_mib:
+        learned.add(folder, size, learned.CLEAN, used.peak_mib)
+    if step.outside or used.outside:
+        learned.add(folder, size, learned.OUTSIDE, 0)
+        if finished and used.exclusive and used.device_peak_mib:
+            learned.add(folder, size, learned.ALONE, used.device_peak_mib)
+
+
+def _crowded(card: Card, used: Used) -> bool:
+    """Whether other programs took more than the card keeps for them: then the card was full, not the lease too small."""
+    return not card.virtual and (used.foreign_peak_mib or 0) > card.total_mib - card.budget_mib
+
+
+def predictor() -> Predict | None:
+    """The prediction of overnight.fit, where it offers one."""
+    with suppress(ImportError):
+        found: Predict | None = getattr(importlib.import_module("overnight.fit"), "predict_peak", None)
+        return found
+    return None
+
+
+class _Question:
+    """What is known of one step on one card."""
+
+    def __init__(self, step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, predict: Predict | None) -> None:
+        self.step, self.arguments, self.card, self.predict = step, arguments, card, predict
+        self.params: Any = arguments[0] if arguments else None
+        self.batch = getattr(self.params, "batch", 0) if hasattr(self.params, "micro_batch") else 0
+        self.overhead_mib = overhead(card)
+        self.outcomes = learned.read(_folder(step, arguments, card))
+
+    @cached_property
+    def recipe(self) -> Any:
+        """How the step trains; None without a Recipe, or while nobody knows the shapes of its data."""
+        spec = next((a.spec for a in self.arguments if isinstance(a, Artifact)), None)
+        return self.step.recipe(self.params, spec) if self.step.recipe and spec not in (None, DataSpec()) else None
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """The micro-batches to choose from, the largest first: the one that a user set, or the divisors of the batch, or [0]."""
+        if given := getattr(self.params, "micro_batch", None):
+            return [int(given)]
+        if self.step.recipe is None or not self.batch or not _cuts(self.recipe):
+            return [0]
+        return [n for n in range(self.batch, 0, -1) if self.batch % n == 0]
+
+    def exclusive(self, size: int) -> bool:
+        """Whether nobody may run beside it: asked for, or memory outside the cap that nobody has measured yet."""
+        outside = self.step.outside or any(o.kind == learned.OUTSIDE for o in self.outcomes)
+        return bool(getattr(self.params, "exclusive", False)) or (outside and learned.device_mib(self.outcomes, size) is None)
+
+    def amount(self, size: int) -> Amount:
+        """By measurement, else by prediction, else by declaration."""
+        found = self._learned(size) or self._predicted(size) or self._declared(size)
+        device = learned.device_mib(self.outcomes, size)
+        if device is None or found.mib >= learned.with_margin(device):
+            return found
+        mib = min(_rounded(learned.with_margin(device)), self.card.budget_mib)
+        return Amount(size, mib, found.fits, f"learned: the whole card held {device:,} MiB more while it ran alone")
+
+    def _learned(self, size: int) -> Amount | None:
+        need = learned.need(self.outcomes, size)
+        return self._sized(size, need, f"learned: it needs {need.least:,} MiB{'' if need.sure else ' or more'}") if need else None
+
+    def _predicted(self, size: int) -> Amount | None:
+        band = self.predict(self.recipe, size or max(self.batch, 1), self.card) if self.predict and self.recipe else None
+        if band is None:
+            return None
+        return self._sized(size, Need(int(band[0]), int(band[1]) + 1), f"predicted: {band[0]:,.0f} to {band[1]:,.0f} MiB")
+
+    def _declared(self, size: int) -> Amount:
+        """In proportion to other micro-batches that ran, else to what the step says of its whole batch; one that says nothing gets all."""
+        if not size:
+            mib = self.step.vram_mib or self.card.budget_mib
+            wanted = mib - self.overhead_mib
+            return self._sized(size, Need(0 if self.step.recipe else wanted, wanted), f"declared: {mib:,} MiB")
+        needs = {n: need for n in {o.size for o in self.outcomes} if n and (need := learned.need(self.outcomes, n))}
+        larger = min((n for n in needs if n > size), default=0)
+        whole, batch = self.step.vram_mib or self.card.budget_mib, self.batch or size
+        guess = (needs[larger].wanted if larger else whole - self.overhead_mib) * (FIXED + (1 - FIXED) * size / (larger or batch))
+        smaller = [need.wanted * size / n for n, need in needs.items() if n < size and need.sure]
+        why = f"scaled from micro-batches {sorted(needs)} that ran" if needs else f"declared: {whole:,} MiB for {batch}"
+        return self._sized(size, Need(0, int(min([guess, *smaller]))), why)
+
+    def _sized(self, size: int, need: Need, why: str) -> Amount:
+        """In MiB of the card. What smaller micro-batches are known to need, this one needs as well."""
+        below = [learned.need(self.outcomes, s) for s in {o.size for o in self.outcomes} if 0 < s < size]
+        least = max([need.least, *(n.least for n in below if n)])
+        need = replace(need, least=least, wanted=max(need.wanted, least))
+        mib = min(_rounded(need.wanted + self.overhead_mib), self.card.budget_mib)
+        return Amount(size, mib, need.fits(self.card.budget_mib - self.overhead_mib), why)
+
+    def refusal(self, last: Amount) -> str:
+        """Why it does not fit, and what would change that."""
+        given = getattr(self.params, "micro_batch", None) or 0
+        what = f"{self.step.name}{f' with micro_batch {last.size}' if last.size else ''}"
+        fixed = f"leave out micro_batch, which was set to {given} and is not changed then; " if given > 1 else ""
+        parts = "the model, its input or the data" if last.size else "the model, its input, its batch or the data"
+        return (
+            f"{what} does not fit the card: {last.why}; the whole budget is {self.card.budget_mib} MiB"
+            f"{f', {self.overhead_mib} of them for the CUDA context' if self.overhead_mib else ''}. What helps: {fixed}make {parts} smaller, "
+            "compute in bf16, set OVERNIGHT_RESERVE_MIB lower if the desktop needs less, or use a larger card"
+        )
+
+
+def overhead(card: Card) -> int:
+    """What a CUDA context takes of a lease; nothing on the virtual card."""
+    if card.virtual:
+        return 0
+    from overnight.gpu import caps
+
+    return int(getattr(caps, "overhead", lambda _card: 600)(card))
+
+
+def _cuts(recipe: Any) -> bool:
+    """Whether a batch can be computed in parts; a graph, say, cannot."""
+    if recipe is None:
+        return True
+    import torch
+
+    with suppress(KeyError):  # it splits by more than the number of samples
+        return len(list(recipe.split({"samples": torch.empty(2, 1)}, 1))) > 1
+    return True
+
+
+def _descending(mib: int, amounts: Sequence[Amount]) -> tuple[tuple[int, int], ...]:
+    """Those that fit and ask for less, each for less than the one before."""
+    found = list[tuple[int, int]]()
+    for amount in amounts:
+        if amount.fits and amount.mib < (found[-1][0] if found else mib):
+            found.append((amount.mib, amount.size))
+    return tuple(found)
+
+
+def _rounded(mib: float) -> int:
+    return -int(-mib // ROUND_MIB) * ROUND_MIB
+
+
+def _folder(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card) -> Path:
+    return card.folder / "sizes" / step.memory_key(arguments)[:32]
