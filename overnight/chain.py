@@ -6,6 +6,7 @@ This is the one place where Prefect, MLflow and the children meet. `execute` run
 import contextlib
 import importlib
 import inspect
+import os
 import signal
 import threading
 import time
@@ -22,6 +23,7 @@ from overnight.errors import ConfigError, DoesNotFit
 from overnight.gpu.device import Card, find
 from overnight.gpu.ready import ready, ready_host
 from overnight.launch import Stop
+from overnight.services import runs
 from overnight.step import Pipeline, Step
 from overnight.tracking import Shipper, Tracker
 
@@ -229,8 +231,13 @@ def _handlers(stop: Stop) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    names = {signal.SIGINT: "stopped by Ctrl-C", signal.SIGTERM: "stopped by SIGTERM"}
-    before = {number: signal.signal(number, lambda n, _frame: stop.ask(names[signal.Signals(n)])) for number in names}
+
+    def reason(number: int) -> str:
+        if number == signal.SIGINT:
+            return "stopped by Ctrl-C"
+        return runs.orphaned(os.environ.get("PREFECT__FLOW_RUN_ID", "")) or "stopped by SIGTERM"
+
+    before = {n: signal.signal(n, lambda number, _frame: stop.ask(reason(number))) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

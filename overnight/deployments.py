@@ -1,10 +1,11 @@
 """Where Prefect enters: one flow for each file of flows/, for `overnight run` and for deployments (prefect.yaml) alike."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, cast
 
+from httpx import HTTPError
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
@@ -15,7 +16,8 @@ from prefect.states import Cancelled, Failed
 from overnight import locks, paths, services
 from overnight.config import read
 from overnight.errors import ConfigError, OvernightError, StepFailed
-from overnight.services import truth
+from overnight.services import runs
+from overnight.services.identity import Identity
 
 
 @flow(flow_run_name="{config}")
@@ -79,11 +81,19 @@ def _raise_what_broke(state: "State[Any]") -> None:
 
 def _enter(name: str, config: str, overrides: list[str]) -> Any:
     """The body of every flow; while this process lives, the supervisor knows that the run does."""
-    with truth.running(str(flow_run.id)):
+    with runs.running(str(flow_run.id)) as life:
+        _name()
         state = _by_deployment(name, config, overrides) if deployment.id else _by_hand(config, overrides)
+        life.ends(runs.End(state.type.value, str(state.name), state.message or ""))
     if deployment.id and not state.is_completed():  # told already: to return it to a worker would log a traceback of Prefect's own
         raise Abort(state.message)
     return state
+
+
+def _name() -> None:
+    """Say in Prefect whose run this is, for whoever finds it dead; when that cannot be said, a file and the process itself have to do."""
+    with suppress(OSError, HTTPError), get_client(sync_client=True) as client:
+        client.update_flow_run_labels(flow_run.id, {**Identity.mine().words()})
 
 
 def _by_hand(config: str, overrides: list[str]) -> "State[Any]":

@@ -1,15 +1,13 @@
 """What a run is traced back to: the code, its uncommitted changes, the packages, the machine."""
 
-import os
-import socket
 import subprocess
 import time
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from overnight.gpu.device import Card
-from overnight.paths import root, state
+from overnight.paths import root
+from overnight.services.identity import Identity
 
 PACKAGES = (
     "torch",
@@ -29,11 +27,7 @@ MAX_DIFF = 1_000_000
 def tags(card: Card) -> dict[str, str]:
     """Who runs, where, on what: enough to tell later whether the process that opened a run still lives."""
     return {
-        "overnight.host": socket.gethostname(),
-        "overnight.state": str(state()),
-        "overnight.boot": boot_id(),
-        "overnight.pid": str(os.getpid()),
-        "overnight.started": str(started(os.getpid())),
+        **Identity.mine().words(),
         "overnight.card": str(card),
         "mlflow.source.git.commit": commit(),
     }
@@ -55,22 +49,6 @@ def dirty_diff() -> str:
     """Uncommitted changes of tracked code, at most 1 MB."""
     text = _git("diff", "HEAD", "--", "*.py", "*.yaml", "*.toml", "Makefile")
     return text if len(text) <= MAX_DIFF else text[:MAX_DIFF] + "\n... cut at 1 MB\n"
-
-
-def boot_id() -> str:
-    """Changes with every boot of the machine."""
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else ""
-
-
-def started(pid: int) -> float:
-    """When a process started, in seconds since 1970; 0 when there is none. Tells a re-used pid from the old one."""
-    import psutil
-
-    try:
-        return round(float(psutil.Process(pid).create_time()), 2)
-    except psutil.NoSuchProcess:
-        return 0.0
 
 
 def stamp() -> str:

@@ -108,11 +108,11 @@ def _online(now: Settings, since: float) -> bool:
     return max(heard, default=0) > since
 
 
-def ask_prefect(now: Settings, path: str, body: Any) -> Any:
-    """POST to Prefect's API, with the token that its CSRF protection wants."""
+def ask_prefect(now: Settings, path: str, body: Any, method: str = "POST") -> Any:
+    """A request to Prefect's API, with the token that its CSRF protection wants."""
     client = str(uuid.uuid4())
     token = get(f"{now.prefect}/csrf-token?client={client}")["token"]
-    return ask(f"{now.prefect}{path}", body, {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": client})
+    return ask(f"{now.prefect}{path}", body, {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": client}, method)
 
 
 def get(url: str) -> Any:
@@ -121,8 +121,10 @@ def get(url: str) -> Any:
         return json.load(response)
 
 
-def ask(url: str, body: Any, headers: Mapping[str, str] = MappingProxyType({})) -> Any:
-    """POST of JSON, and the JSON that comes back; raises OSError."""
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json", **headers})  # noqa: S310 - http, ours
+def ask(url: str, body: Any, headers: Mapping[str, str] = MappingProxyType({}), method: str = "POST") -> Any:
+    """A request with JSON, and the JSON that comes back, if any; raises OSError."""
+    content = {"Content-Type": "application/json", **headers}
+    request = urllib.request.Request(url, json.dumps(body).encode(), content, method=method)  # noqa: S310 - http, ours
     with _opener.open(request, timeout=5) as response:
-        return json.load(response)
+        answer = response.read()
+        return json.loads(answer) if answer else None

@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypedDict
 
 from overnight import locks, paths
-from overnight.errors import ServiceError
+from overnight.errors import OvernightError, ServiceError
 from overnight.services.catalogue import answers, services
 from overnight.services.processes import Process, free, stop
 from overnight.services.settings import (
@@ -28,6 +29,7 @@ from overnight.services.supervisor import RUN_GRACE_S, sweep, tail, taken
 
 PATIENCE_S = 240.0
 LINGER_S = 60.0
+GUARD_S = 3.0  # a run looks so often whether its services have a supervisor
 
 
 class Row(TypedDict):
@@ -86,7 +88,24 @@ def ensure(who: str = "") -> Iterator[None]:
         if settings().own_prefect or settings().own_mlflow:
             _start(keep=False)
         _wait({"prefect", "mlflow"})
-        yield
+        done = threading.Event()
+        threading.Thread(target=_guard, args=(done,), daemon=True, name="services").start()
+        try:
+            yield
+        finally:
+            done.set()
+
+
+def _guard(done: threading.Event) -> None:
+    """Start the services again when their supervisor was killed: who needs them is here, and nobody else would."""
+    while not done.wait(GUARD_S):
+        if not (settings().own_prefect or settings().own_mlflow) or locks.holder(supervisor_lock()):
+            continue
+        try:
+            _start(keep=keep_file().exists())
+        except (OvernightError, OSError) as error:  # tried again
+            print(f"the services are gone and could not be started again: {error}", file=sys.stderr, flush=True)
+            done.wait(10 * GUARD_S)
 
 
 def _start(keep: bool) -> None:

@@ -41,6 +41,13 @@ class Process:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(self.pid, number)
 
+    def parent(self) -> "Process | None":
+        """Who started it; whoever adopts orphans, when that one is gone."""
+        try:
+            return Process.of(psutil.Process(self.pid).ppid()) if self.alive() else None
+        except psutil.NoSuchProcess:
+            return None
+
     def children(self) -> "list[Process]":
         """Those that it has started."""
         try:
@@ -56,11 +63,12 @@ def _stat(pid: int) -> tuple[str, str] | None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return fields[0], f"{_boot()} {fields[19]}"
+    return fields[0], f"{boot()} {fields[19]}"
 
 
 @cache
-def _boot() -> str:
+def boot() -> str:
+    """Another one after every start of the machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 

@@ -13,13 +13,13 @@ import yaml
 
 from overnight import paths
 from overnight.errors import ServiceError
-from overnight.gpu.device import Card, real, virtual
+from overnight.services import projection
 from overnight.services.settings import POOL, folder, settings
 
 
 def fingerprint() -> str:
     """Of everything that is registered: as long as it stays, a start has nothing to tell the server."""
-    parts = [version("prefect"), sys.executable, str(paths.root()), settings().prefect, _database(), *map(str, _cards())]
+    parts = [version("prefect"), sys.executable, str(paths.root()), settings().prefect, _database(), *map(str, projection.cards())]
     parts += [p.read_text() for p in (paths.root() / "prefect.yaml", paths.root() / "overnight" / "deployments.py") if p.is_file()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -60,10 +60,6 @@ def _database() -> str:
     return str(path.stat().st_ino) if settings().own_prefect and path.exists() else str(time.time())
 
 
-def _cards() -> list[Card]:
-    return real() or [virtual()]
-
-
 async def _pool_and_limits() -> None:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
@@ -75,8 +71,8 @@ async def _pool_and_limits() -> None:
     fields["working_dir"]["default"] = str(paths.root())
     async with get_client() as client:
         await client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template), overwrite=True)
-        for card in _cards():  # a picture of the card for the UI: nothing acquires it
-            await client.upsert_global_concurrency_limit_by_name(f"gpu{card.index}-vram", max(1, card.budget_mib // 1024))
+        for card in projection.cards():
+            await client.upsert_global_concurrency_limit_by_name(projection.name(card), max(1, projection.slots(card.budget_mib)))
 
 
 if __name__ == "__main__":

@@ -5,14 +5,17 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from overnight import locks, paths
 from overnight.errors import BadInput
-from overnight.services import backup, truth
+from overnight.services import backup
 from overnight.services.catalogue import Spec, databases, services
+from overnight.services.orphans import Orphans
 from overnight.services.processes import Process, die_with, free, listener, stop
+from overnight.services.projection import Projection
 from overnight.services.settings import (
     Settings,
     environment,
@@ -26,13 +29,14 @@ from overnight.services.settings import (
     supervisor_lock,
     users_folder,
 )
+from overnight.services.truth import Keeper
 
 TICK_S = 0.2
 HEALTH_S = 5.0  # between two looks at a service that is well
 PATIENCE_S = 120.0  # without a good answer until a service counts as hung; a machine that trains is slow to answer
 CALM_S = 60.0  # well for so long: its earlier deaths are forgotten
 LOG_BYTES = 10 << 20
-TRUTH_S = 30.0
+TRUTH_S = 10.0
 STOP_S = 8.0
 RUN_GRACE_S = 28.0  # a run that is stopped saves a checkpoint: 20 s, and a little
 
@@ -44,6 +48,7 @@ class Service:
         self.spec, self.environment = spec, {**base, **spec.environment}
         self.state, self.note, self.deaths = "waiting", "", 0
         self.popen: subprocess.Popen[bytes] | None = None
+        self.hung: Callable[[Process], None] = lambda _process: None  # called before it is stopped for that
         self.process: Process | None = None
         self.since = time.time()  # for people; what is compared is monotonic, since a machine that slept has a jump in the other
         self.looked = self.well = self.begun = time.monotonic()
@@ -98,7 +103,8 @@ class Service:
             self.well = time.monotonic()
             self.deaths = 0 if self.well - self.begun > CALM_S else self.deaths
             self.state, self.note = "ready", ""
-        elif now - self.well > PATIENCE_S:
+        elif now - self.well > PATIENCE_S and self.process:
+            self.hung(self.process)
             self.stop()
             self._fail(f"gave no answer for {PATIENCE_S:.0f} s")
 
@@ -139,6 +145,10 @@ class Supervisor:
         self.stopping = False
         self.unopened = set[str]()
         self.needed, self.looked = time.monotonic(), 0.0
+        self.keeper, self.orphans, self.projection = Keeper(now), Orphans(), Projection()
+        for service in [s for s in self.services if s.spec.name == "worker"]:
+            service.hung = self.orphans.spare
+        self._told: Process | None = None
         self._said: Any = None
 
     def run(self, linger_s: float) -> None:
@@ -153,7 +163,7 @@ class Supervisor:
                 service.tick(ready)
             self.say()
             self._opened(ready)
-            self._close_dead(ready)
+            self._keep_truth(ready)
             self._linger(linger_s)
             time.sleep(TICK_S)
         self._stop()
@@ -180,12 +190,26 @@ class Supervisor:
             backup.opened(program)
             self.unopened.discard(program)
 
-    def _close_dead(self, ready: set[str]) -> None:
-        ours = {s.spec.name for s in self.services} & {"prefect", "mlflow"}
-        if ours <= ready and time.monotonic() - self.looked > TRUTH_S:
-            self.looked = time.monotonic()
-            for run in truth.close_dead(self.settings):
-                print(f"flow run {run}: closed, since {truth.WHY}", flush=True)
+    def _keep_truth(self, ready: set[str]) -> None:
+        """What is shown is what is the case: orphans end, dead runs are closed, the card's limit says what is held."""
+        if "prefect" in ready:
+            self._register_again()
+            self.projection.tell(self.settings)
+        if time.monotonic() - self.looked < TRUTH_S:
+            return
+        lines = self.orphans.end()
+        if {s.spec.name for s in self.services} & {"prefect", "mlflow"} <= ready:
+            since = next((s.since for s in self.services if s.spec.name == "worker" and s.process), 0.0)
+            lines += self.keeper.look(since)
+        print("\n".join(lines), end="\n" if lines else "", flush=True)
+        self.looked = time.monotonic()
+
+    def _register_again(self) -> None:
+        """A server that was started again may have lost its database, and with it the deployments."""
+        server, told = ({s.spec.name: s for s in self.services}[name] for name in ("prefect", "deployments"))
+        if self._told not in (None, server.process) and told.state == "ready":
+            told.state = "waiting"
+        self._told = server.process
 
     def _linger(self, linger_s: float) -> None:
         if keep_file().exists() or locks.users(users_folder()):

@@ -1,84 +1,208 @@
-"""What says Running runs: runs whose process is gone are closed, in Prefect and in MLflow.
+"""What says Running runs: runs whose process is gone are closed in Prefect and in MLflow, with what is known of their end.
 
-Each flow process holds a lock that is named after its Prefect run. A lock file that nobody holds is a run that could not say goodbye:
-it was killed, or the machine went down. Only runs that left such a file are touched, so none of another checkout or machine ever is.
+Which process runs a run stands in Prefect's labels, MLflow's tags and a locked file; a run is closed when this checkout on this machine
+started it and its process is gone. Runs of other checkouts, machines and programs are never touched. Only what is said to be open is
+read: both servers filter by state, so that thousands of finished runs cost nothing.
 """
 
 import json
 import time
 import urllib.error
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from overnight import descendants, locks
+from overnight import locks
+from overnight.services import owed, runs
 from overnight.services.catalogue import ask, ask_prefect, get
-from overnight.services.settings import Settings, folder
+from overnight.services.identity import Identity
+from overnight.services.orphans import flow_runs_of_processes
+from overnight.services.settings import POOL, Settings, users_folder
 
+Json = dict[str, Any]
+OPEN = ("RUNNING", "PENDING", "CANCELLING")
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-JUST_NOW_S = 10  # a run that has just ended by an error may still be telling Prefect
+JUST_NOW_S = 10  # a run without a name that has just begun may be about to say whose it is
+PENDING_S = 60  # a worker starts the process of a run at once
+PAGE = 200
 WHY = "its process is gone: killed, or the machine went down"
+CREATED = {"config", "overrides"}  # the parameters of every flow of ours
 
 
-@contextmanager
-def running(flow_run_id: str) -> Iterator[None]:
-    """This process runs it, until the block ends."""
-    path = runs_folder() / f"{flow_run_id}.lock"
-    with locks.hold(path, f"flow run {flow_run_id}"):
-        yield
-        path.unlink(missing_ok=True)  # not when the block was left by an error: closing asks how it ended
+class Keeper:
+    """Closes what is dead; remembers when it saw what alive."""
 
+    def __init__(self, now: Settings) -> None:
+        self.settings = now
+        self.seen: dict[Identity, float] = {}
+        self.closed: dict[str, str] = {}  # flow runs that were closed, and why
+        self.lingering = set[str]()
 
-def runs_folder() -> Path:
-    """One file for each run that has not said goodbye."""
-    return folder() / "runs"
+    def look(self, worker_since: float) -> list[str]:
+        """Close what is dead, MLflow first: the folders that it names tell when. What was done, a line for each.
 
+        A server that is away is asked next time. worker_since: when the worker that lives now was started.
+        """
+        lines: list[str] = []
+        mlflow: list[Callable[[], list[str]]] = [partial(owed.pay, self.settings), self._mlflow]
+        prefect: list[Callable[[], list[str]]] = [partial(self._prefect, worker_since), self._task_runs]
+        for parts in (mlflow, prefect):
+            try:
+                for part in parts:
+                    lines += part()
+            except (OSError, ValueError, KeyError):
+                continue
+        return lines
 
-def close_dead(now: Settings) -> list[str]:
-    """Close the runs whose process is gone; the ids of those that were closed. A server that is away is asked next time."""
-    descendants.end(lambda owner: not owner.alive())  # a killed run takes its steps along, and nobody took what those had started
-    closed = []
-    for path in sorted(runs_folder().glob("*.lock")):
-        if locks.holder(path) is not None or time.time() - path.stat().st_mtime < JUST_NOW_S:
-            continue
-        try:
-            closed += [path.stem] if _close(now, path.stem) else []
-        except (OSError, ValueError, KeyError):
-            continue
-        path.unlink(missing_ok=True)
-    return closed
+    def _gone(self, identity: Identity | None, flow_run_id: str, step: str = "") -> str:
+        """Why a run of ours is dead, empty when it is not, or not ours."""
+        if identity is None or not identity.ours():
+            return ""
+        if identity.alive():
+            self.seen[identity] = time.time()
+            return ""
+        last = max(self.seen.get(identity, 0.0), runs.last_seen(flow_run_id), runs.last_written(Path(step)) if step else 0.0)
+        self.seen[identity] = last
+        return runs.orphaned(flow_run_id) or identity.obituary(last)
 
+    # -------------------------------------------------------------------------------------------- MLflow
 
-def _close(now: Settings, flow_run_id: str) -> bool:
-    """Whether anything was still said to run."""
-    runs = _open_in_mlflow(now, flow_run_id)
-    for run_id in runs:
-        ask(f"{now.mlflow}/api/2.0/mlflow/runs/set-tag", {"run_id": run_id, "key": "mlflow.note.content", "value": WHY})
-        ask(f"{now.mlflow}/api/2.0/mlflow/runs/update", {"run_id": run_id, "status": "KILLED", "end_time": int(time.time() * 1000)})
-    return _close_in_prefect(now, flow_run_id) or bool(runs)
+    def _mlflow(self) -> list[str]:
+        if not self.settings.mlflow.startswith("http"):
+            return []
+        lines = []
+        for run in self._open_in_mlflow():  # steps first: their folders tell when
+            tags = _tags(run)
+            identity = Identity.read(tags)
+            why = self._gone(identity, tags.get("prefect.flow_run_id", ""), tags.get("overnight.folder", ""))
+            if why and identity:
+                self._kill(run["info"]["run_id"], why, self.seen[identity])
+                lines.append(f"MLflow run {run['info'].get('run_name', '')} ({run['info']['run_id']}): closed, since {why}")
+        return lines
 
+    def _open_in_mlflow(self) -> list[Json]:
+        """The runs of this checkout that are said to run."""
+        api = f"{self.settings.mlflow}/api/2.0/mlflow"
+        experiments = [e["experiment_id"] for e in ask(f"{api}/experiments/search", {"max_results": 1000}).get("experiments", [])]
+        mine = Identity.mine()
+        tags = [f"tags.`overnight.{name}` = {json.dumps(getattr(mine, name))}" for name in ("host", "state")]
+        wanted = " and ".join(["attributes.status = 'RUNNING'", *tags])
+        found = ask(f"{api}/runs/search", {"experiment_ids": experiments, "filter": wanted, "max_results": PAGE})
+        return sorted(found.get("runs", []), key=lambda run: "overnight.folder" not in _tags(run))
 
-def _close_in_prefect(now: Settings, flow_run_id: str) -> bool:
-    try:
-        said: dict[str, Any] = get(f"{now.prefect}/flow_runs/{flow_run_id}")
-    except urllib.error.HTTPError as error:
-        if error.code == 404:  # somebody deleted it
+    def _kill(self, run_id: str, why: str, last: float) -> None:
+        """It ended when it was last seen, as far as anybody knows, not when it was found."""
+        api = f"{self.settings.mlflow}/api/2.0/mlflow/runs"
+        owned = owed.of_mlflow(run_id)
+        if owned is None:
+            ask(f"{api}/set-tag", {"run_id": run_id, "key": "mlflow.note.content", "value": why})
+            ask(f"{api}/update", {"run_id": run_id, "status": "KILLED", "end_time": int((last or time.time()) * 1000)})
+
+    # -------------------------------------------------------------------------------------------- Prefect
+
+    def _prefect(self, worker_since: float) -> list[str]:
+        lines, unnamed = [], []
+        alive = set(runs.held())
+        for run in self._open("/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": OPEN}}}}):
+            if run["id"] in alive:
+                continue
+            identity = Identity.read(run.get("labels") or {})
+            if identity is None:
+                unnamed.append(run)
+            elif why := self._gone(identity, run["id"]):
+                lines += self._crash(run, why)
+        for run in unnamed:
+            if self._nobodys(run, worker_since):
+                lines += self._crash(run, runs.orphaned(run["id"]) or WHY)
+        return lines + self._unsaid()
+
+    def _open(self, path: str, wanted: Json) -> list[Json]:
+        found: list[Json] = []
+        while True:
+            page = ask_prefect(self.settings, path, {**wanted, "limit": PAGE, "offset": len(found)})
+            found += page
+            if len(page) < PAGE:
+                return found
+
+    def _nobodys(self, run: Json, worker_since: float) -> bool:
+        """Whether a run that never said whose it is has nobody: it left a file, or it is of our own server and no process can be it."""
+        if run["id"] in runs.left():
+            return time.time() - runs.last_seen(run["id"]) > JUST_NOW_S
+        since = datetime.fromisoformat(run["state"]["timestamp"]).timestamp()
+        if not self.settings.own_prefect or time.time() - since < JUST_NOW_S:
             return False
-        raise
-    if said["state_type"] in FINAL:
-        return False
-    kind = "CANCELLED" if said["state_type"] == "CANCELLING" else "CRASHED"
-    ask_prefect(now, f"/flow_runs/{flow_run_id}/set_state", {"state": {"type": kind, "message": WHY}, "force": True})
-    return True
+        if run.get("deployment_id"):
+            begun = since < worker_since or time.time() - since > PENDING_S
+            return begun and run.get("work_pool_name") == POOL and run["id"] not in flow_runs_of_processes()
+        busy = {holder.pid for holder in runs.held().values()}
+        candidates = [u for u in locks.users(users_folder()) if u.since <= since + 1 and u.pid not in busy]
+        return (run.get("parameters") or {}).keys() >= CREATED and not candidates
+
+    def _crash(self, run: Json, why: str) -> list[str]:
+        """As it meant to end if it said so, else Crashed; one that was being cancelled is cancelled. Its task runs with it."""
+        end = None if runs.orphaned(run["id"]) else runs.end_of(run["id"])
+        kind = "CANCELLED" if run["state_type"] == "CANCELLING" else "CRASHED"
+        state = {"type": end.type, "name": end.name, "message": end.message} if end else {"type": kind, "message": why}
+        ask_prefect(self.settings, f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
+        self.closed[run["id"]] = why
+        runs.forget(run["id"])
+        return [f"flow run {run['name']} ({run['id']}): closed as {state['type']}, since {why}"]
+
+    def _unsaid(self) -> list[str]:
+        """Runs that left files and have ended: a state that could not be told, or that somebody else told wrongly, is put right."""
+        lines = []
+        for flow_run_id in runs.left():
+            if time.time() - runs.last_seen(flow_run_id) < JUST_NOW_S:
+                continue
+            run = self._read(flow_run_id)
+            if run is None or self._named_and_alive(run):
+                runs.forget(flow_run_id) if run is None else None
+                continue
+            why, end = runs.orphaned(flow_run_id), runs.end_of(flow_run_id)
+            if run["state_type"] in OPEN or (why and run["state_type"] != "COMPLETED") or (end and run["state_type"] == "CRASHED"):
+                lines += self._crash(run, why or WHY)
+            runs.forget(flow_run_id)
+        return lines
+
+    def _read(self, flow_run_id: str) -> Json | None:
+        try:
+            found: Json = get(f"{self.settings.prefect}/flow_runs/{flow_run_id}")
+        except urllib.error.HTTPError as error:
+            if error.code == 404:  # somebody deleted it
+                return None
+            raise
+        return found
+
+    def _named_and_alive(self, run: Json) -> bool:
+        identity = Identity.read(run.get("labels") or {})
+        return identity is not None and identity.alive() and run["state_type"] in OPEN
+
+    def _task_runs(self) -> list[str]:
+        """Steps that are said to run in flow runs that have ended; unless just closed, seen twice: their last words may be on the way."""
+        wanted: Json = {"task_runs": {"state": {"type": {"any_": OPEN}}}, "flow_runs": {"state": {"type": {"any_": FINAL}}}}
+        if not self.settings.own_prefect:
+            wanted["flow_runs"]["id"] = {"any_": list(self.closed)}
+        found = self._open("/task_runs/filter", wanted)
+        ready = [t for t in found if t["id"] in self.lingering or t["flow_run_id"] in self.closed]
+        ours = self._ours({t["flow_run_id"] for t in ready} - self.closed.keys()) | self.closed.keys()
+        lines = []
+        for task in [t for t in ready if t["flow_run_id"] in ours]:
+            why = self.closed.get(task["flow_run_id"], "its flow run has ended without it")
+            begun = {"type": "CRASHED", "message": why}
+            state = {"type": "CANCELLED", "name": "NotRun", "message": f"not run: {why}"} if task["state_type"] == "PENDING" else begun
+            ask_prefect(self.settings, f"/task_runs/{task['id']}/set_state", {"state": state, "force": True})
+            lines.append(f"task run {task['name']} ({task['id']}): closed, since {why}")
+        self.lingering = {task["id"] for task in found}
+        return lines
+
+    def _ours(self, flow_run_ids: set[str]) -> set[str]:
+        """Those whose labels say that this checkout started them."""
+        wanted = {"flow_runs": {"id": {"any_": sorted(flow_run_ids)}}}
+        found = self._open("/flow_runs/filter", wanted) if flow_run_ids else []
+        return {r["id"] for r in found if (identity := Identity.read(r.get("labels") or {})) and identity.ours()}
 
 
-def _open_in_mlflow(now: Settings, flow_run_id: str) -> list[str]:
-    """The MLflow runs of a Prefect run that are said to run."""
-    if not now.mlflow.startswith("http"):
-        return []
-    api = f"{now.mlflow}/api/2.0/mlflow"
-    experiments = [e["experiment_id"] for e in ask(f"{api}/experiments/search", {"max_results": 1000}).get("experiments", [])]
-    wanted = f"tags.`prefect.flow_run_id` = {json.dumps(flow_run_id)} and attributes.status = 'RUNNING'"
-    found = ask(f"{api}/runs/search", {"experiment_ids": experiments, "filter": wanted, "max_results": 1000})
-    return [r["info"]["run_id"] for r in found.get("runs", [])]
+def _tags(run: Json) -> dict[str, str]:
+    return {t["key"]: t["value"] for t in run["data"].get("tags", [])}
