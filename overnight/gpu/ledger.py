@@ -10,7 +10,8 @@ killed process held is free at once, while a grandchild that was forked with the
 names and locks, so it survives a full disk and torn content: the JSON inside only tells people who it is.
 
 A grant is one atomic step, a compare-and-swap: whoever finds that it is its turn, on a view with n grants, links its file as g-<n+1>. If
-another came first, that name exists, and it looks again. Nobody ever waits for somebody else's critical section, so a process that is
+another came first, that name exists, and it looks again. Having claimed, it looks once more: when somebody removed files of the folder while
+it was stopped, its number may be an old one, and then a claim beyond the budget is given up. Nobody ever waits for somebody else's critical section, so a process that is
 stopped (SIGSTOP, a debugger, a suspended machine) at any instruction holds up no one. The youngest g- is never removed: an old view
 cannot use its number again. Tickets are nanoseconds since boot, which no change of a clock touches; the next boot starts without locks.
 """
@@ -71,10 +72,10 @@ class Ledger:
                     raise Stopped(f"stopped while waiting for {mib} {self.what}")
                 place.say(on_wait)
                 time.sleep(POLL_S)
+            return Grant(place.request, place.descriptor, place.who)
         except BaseException:
             place.leave()
             raise
-        return Grant(place.request, place.descriptor, place.who)
 
     def requests(self) -> list[Request]:
         """Every live request, with what it says of itself: holders first, then the queue in its order."""
@@ -102,33 +103,36 @@ class _Place:
     def _stand(self) -> int:
         while True:
             try:
+                self.ledger.folder.mkdir(parents=True, exist_ok=True)
                 return requests.create(self.request, self.who)
             except FileExistsError:  # another thread of this process came in the same nanosecond
                 self.request = replace(self.request, ticket=self.request.ticket + 1)
+            except FileNotFoundError:  # somebody removed the folder at this moment
+                continue
             except OSError as error:
                 raise unusable(self.ledger.folder, error) from None
 
     def take(self) -> bool:
         """Hold the memory if it is this request's turn; cheap as long as nothing has changed."""
         now = time.monotonic()
+        if now - self.looked > PASSED_S:  # it was stopped itself, or the machine is busy: then the others may have been, too
+            self.late = {}
         if self.seen and not self.late and now - self.looked < LOOK_S and self.seen.unchanged():
             return False
         mine = os.fstat(self.descriptor).st_ino
         self.looked, self.seen = now, requests.look(self.ledger.folder, self.ledger.budget_mib, mine)
         if all(r.path != self.request.path for r in self.seen.requests):
-            return self._again(self.seen)
+            return self.seen.sure and self._again()
         self.taken_mib = self.taken()
         if self._shrink():
             return False
         return self.seen.sure and self._my_turn(self.seen, now) and self._link(self.seen)
 
-    def _again(self, view: View) -> bool:
-        """Somebody removed the file: stand in line anew, with the old ticket."""
-        if view.sure:
-            os.close(self.descriptor)
-            with suppress(OSError):
-                self.ledger.folder.mkdir(parents=True, exist_ok=True)
-            self.descriptor = self._stand()
+    def _again(self) -> bool:
+        """Stand in line anew, with the old ticket: somebody removed the file, or a claim was given up."""
+        descriptor, self.descriptor = self.descriptor, -1
+        os.close(descriptor)
+        self.descriptor = self._stand()
         return False
 
     def _my_turn(self, view: View, now: float) -> bool:
@@ -153,7 +157,9 @@ class _Place:
         self.seen = None
         try:
             os.link(self.request.path, grant)
-        except OSError:  # another came first, or somebody removed the file, or the disk is full: look again
+        except OSError as error:  # another came first, or somebody removed the file, or the disk is full: look again
+            if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise unusable(self.ledger.folder, error) from None
             return False
         if requests.youngest(self.ledger.folder) != view.grants + 1:  # the view was an old one
             with suppress(OSError):
@@ -161,12 +167,20 @@ class _Place:
             return False
         try:
             self.request.path.rename(holds.path)
-        except OSError:
+        except OSError:  # somebody removed the file; its number stays used, since others may have seen it
+            return self._again()
+        if self._too_much():
             with suppress(OSError):
-                grant.unlink()
-            return False
+                holds.path.unlink()
+            return self._again()
         self.request = holds
         return True
+
+    def _too_much(self) -> bool:
+        """Whether, with this claim, more is held than there is."""
+        budget = self.ledger.budget_mib
+        view = requests.look(self.ledger.folder, budget, os.fstat(self.descriptor).st_ino)
+        return not view.sure or sum(Size(r.mib, r.exclusive).weight(budget) for r in view.requests if r.holds) > budget
 
     def _shrink(self) -> bool:
         """Ask for less while programs outside leave no room for what was asked; whether that was so."""
@@ -191,7 +205,8 @@ class _Place:
 
     def leave(self) -> None:
         """Out of the line."""
-        os.close(self.descriptor)
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
         for request in (self.request, replace(self.request, holds=True)):
             with suppress(OSError):
                 request.path.unlink()
@@ -214,8 +229,8 @@ class Grant:
         """Give the memory back; twice is once. While forked copies of this process live, it stays theirs."""
         if self._descriptor < 0:
             return
-        os.close(self._descriptor)
-        self._descriptor = -1
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
         with suppress(OSError):
             if os.getpid() == self._owner and not requests.locked(self.request.path):
                 self.request.path.unlink()

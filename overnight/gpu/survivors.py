@@ -8,23 +8,54 @@ from pathlib import Path
 from overnight.gpu.requests import Request
 
 DELETED = " (deleted)"
-_strangers: set[tuple[int, int]] = set()  # locks (pid, inode) that were found to be of another folder
+_strangers: dict[tuple[int, int], dict[str, str]] = {}  # locks (pid, inode) of files elsewhere: who has them open, and as what
 
 
 def removed(folder: Path, mine: int, known: set[int]) -> list[Request]:
     """Holders of *folder* that live and have no file left. mine: the inode of a lock that this process has there."""
     locks = list(_locks())
-    device = next((device for _, device, inode in locks if inode == mine), None)
+    device = next((device for pid, device, inode in locks if inode == mine and pid == os.getpid()), None)
     found = dict[str, Request]()
     for pid, at, inode in locks:
-        if at != device or inode in known or (pid, inode) in _strangers:
+        if at != device or inode in known or _elsewhere(pid, inode) or _of_another(pid):
             continue
-        names = set(_deleted(folder, [str(pid)] if Path(f"/proc/{pid}").exists() else _pids()))
-        requests = [r for name in names if (r := Request.parse(folder, name)) and r.holds]
-        found |= {r.path.name: r for r in requests}
-        if not requests:
-            _strangers.add((pid, inode))
+        links = _opened(str(pid), inode) or {fd: path for other in _pids() for fd, path in _opened(other, inode).items()}
+        ours = [Path(path) for path in links.values() if Path(path).parent == folder]
+        if links and not ours:
+            _strangers[pid, inode] = links
+        names = {path.name.removesuffix(DELETED) for path in ours if path.name.endswith(DELETED)}
+        found |= {name: r for name in names if (r := Request.parse(folder, name)) and r.holds}
     return list(found.values())
+
+
+def _elsewhere(pid: int, inode: int) -> bool:
+    """Whether a lock is still the one that was found to be of another folder: numbers of files and processes are used again."""
+    links = _strangers.get((pid, inode), {})
+    try:
+        return bool(links) and all(os.stat(fd).st_ino == inode and os.readlink(fd) == path for fd, path in links.items())
+    except OSError:
+        del _strangers[pid, inode]
+        return False
+
+
+def _of_another(pid: int) -> bool:
+    """Whether it is a process of another user, who has a ledger of their own."""
+    try:
+        return os.geteuid() != 0 and os.stat(f"/proc/{pid}").st_uid != os.geteuid()
+    except OSError:
+        return False  # it has ended, and what it forked keeps the lock
+
+
+def _opened(pid: str, inode: int) -> dict[str, str]:
+    """The descriptors of a process that are of this inode, and their paths."""
+    found = {}
+    with suppress(OSError):
+        for descriptor in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                at = f"/proc/{pid}/fd/{descriptor}"
+                if os.stat(at).st_ino == inode:
+                    found[at] = os.readlink(at)
+    return found
 
 
 def keepers(request: Request) -> list[int]:
@@ -41,15 +72,6 @@ def _locks() -> Iterator[tuple[int, str, int]]:
             if len(fields) > 5 and fields[1] == "FLOCK" and fields[3] == "WRITE":
                 device, _, inode = fields[5].rpartition(":")
                 yield int(fields[4]), device, int(inode)
-
-
-def _deleted(folder: Path, pids: list[str]) -> Iterator[str]:
-    """Names of removed files of *folder* that those processes have open."""
-    for pid in pids:
-        for link in _links(pid):
-            path = Path(link.removesuffix(DELETED))
-            if link.endswith(DELETED) and path.parent == folder:
-                yield path.name
 
 
 def _links(pid: str) -> Iterator[str]:

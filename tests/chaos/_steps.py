@@ -1,0 +1,174 @@
+"""Processes that go on by one system call at a time, when they are told: every interleaving of them can be played, again and again.
+
+A process pauses before every line of the ledger that may call the kernel; what lies between is its own business. A process that is not
+told to go on is one that was stopped (SIGSTOP); one that is killed there was killed at that very instruction.
+"""
+
+import itertools
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from overnight.gpu import ledger, requests, survivors
+
+CALLS = re.compile(r"\bos\.|fcntl|\.unlink\(|\.rename\(|\.stat\(|mkdir|exists\(|read_text|_remove\(|time\.sleep")
+FILES = {module.__file__: Path(str(module.__file__)).read_text().splitlines() for module in (ledger, requests, survivors)}
+PAUSES = {(name, number) for name, lines in FILES.items() for number, line in enumerate(lines, 1) if CALLS.search(line)}
+BUDGET = 12
+PATIENCE_S = 60  # for all of them to finish, once nobody is held back
+
+
+@dataclass
+class Player:
+    """One process: it takes and gives back each of its amounts, pausing on the way."""
+
+    pid: int
+    told: int
+    tells: int
+    holds: int = 0
+    done: bool = False
+
+    @classmethod
+    def start(cls, folder: Path, amounts: Sequence[int], settings: dict[str, float]) -> "Player":
+        go_read, go_write = os.pipe()
+        say_read, say_write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                os.close(go_write)
+                os.close(say_read)
+                _perform(folder, amounts, settings, go_read, say_write)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+                raise
+            finally:
+                os._exit(code)
+        os.close(go_read)
+        os.close(say_write)
+        return cls(pid, go_write, say_read)
+
+    def go(self) -> None:
+        """On to the next pause."""
+        os.write(self.told, b"g")
+        while (word := os.read(self.tells, 1)) != b".":
+            if not word:
+                self.end()
+                return
+            self.holds = word[0]  # 0: it is about to give back
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        self.end()
+
+    def end(self) -> None:
+        if self.done:
+            return
+        self.done, self.holds = True, 0
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self.told)
+        os.close(self.tells)
+        if status not in (0, signal.SIGKILL):
+            raise AssertionError(f"a player ended with status {status}")
+
+
+def _perform(folder: Path, amounts: Sequence[int], settings: dict[str, float], told: int, tells: int) -> None:
+    for name, value in settings.items():
+        setattr(ledger, name, value)
+
+    def trace(frame: Any, event: str, _value: Any) -> Any:
+        if event == "call" and frame.f_code.co_filename not in FILES:
+            return None
+        if event == "line" and (frame.f_code.co_filename, frame.f_lineno) in PAUSES:
+            os.write(tells, b".")
+            if not os.read(told, 1):
+                os._exit(0)  # nobody directs any more
+        return trace
+
+    book = ledger.Ledger(folder, BUDGET)
+    os.read(told, 1)
+    sys.settrace(trace)
+    for mib in amounts:
+        grant = book.acquire(mib)
+        os.write(tells, bytes([mib]))
+        os.write(tells, b".")
+        os.read(told, 1)
+        os.write(tells, bytes([0]))
+        grant.release()
+
+
+@dataclass
+class Play:
+    """What is played: who asks for what, when another has its turn, and what else happens. All of it follows from the seed."""
+
+    seed: int
+    removing: bool
+    killing: bool
+    trail: list[str] = field(default_factory=list)
+    worst: int = 0
+
+    def run(self, folder: Path) -> "Play":
+        choose = random.Random(self.seed)
+        shutil.rmtree(folder, ignore_errors=True)
+        settings = {"POLL_S": 0.0, "LOOK_S": choose.choice([0.0, 0.02]), "PASSED_S": choose.choice([0.0, 0.02])}
+        amounts = [[choose.randint(2, BUDGET) for _ in range(choose.randint(1, 3))] for _ in range(choose.choice([2, 2, 3, 4]))]
+        players = [Player.start(folder, wanted, settings) for wanted in amounts]
+        try:
+            self._direct(choose, folder, players)
+            self._finish(players)
+        finally:
+            for player in players:
+                if not player.done:
+                    player.kill()
+        left = ledger.Ledger(folder, BUDGET).requests()
+        assert not left, f"left behind: {left}"
+        return self
+
+    def _direct(self, choose: random.Random, folder: Path, players: list[Player]) -> None:
+        switch = choose.choice([0.01, 0.03, 0.1, 0.4])
+        turn = choose.choice(players)
+        for _ in range(choose.choice([200, 600])):
+            alive = [p for p in players if not p.done]
+            if not alive:
+                return
+            if turn.done or choose.random() < switch:
+                turn = choose.choice(alive)
+            turn.go()
+            self._check(players)
+            if self.removing and choose.random() < 0.01:
+                self._remove(choose, folder)
+            if self.killing and choose.random() < 0.003:
+                choose.choice(alive).kill() if not turn.done else None
+
+    def _finish(self, players: list[Player]) -> None:
+        until = time.monotonic() + PATIENCE_S
+        for step in itertools.count():
+            alive = [p for p in players if not p.done]
+            if not alive:
+                return
+            assert time.monotonic() < until, f"stuck: {[(p.pid, p.holds) for p in alive]}"
+            alive[step // 7 % len(alive)].go()
+            self._check(players)
+
+    def _check(self, players: list[Player]) -> None:
+        self.worst = max(self.worst, sum(p.holds for p in players))
+
+    def _remove(self, choose: random.Random, folder: Path) -> None:
+        pattern = choose.choice(["h-*", "g-*", "[hg]-*", "q-*", "*", "", ".*"])
+        self.trail.append(pattern or "folder")
+        if not pattern:
+            shutil.rmtree(folder, ignore_errors=True)
+        for path in folder.glob(pattern) if pattern else ():
+            with suppress(OSError):
+                path.unlink()
