@@ -62,13 +62,20 @@ def _parser() -> argparse.ArgumentParser:
     add("down", _down, "stop them").add_argument("--force", action="store_true", help="also end the runs that use them")
     for sub in (
         add("status", _status, "what runs, where, since when"),
-        add("gpu", _gpu, "the card: its budget, who holds what, who waits"),
+        _gpu_parser(add("gpu", _gpu, "the card: its budget, who holds what, who waits, what other programs use")),
         add("ls", _ls, "the experiments in configs/"),
         add("doctor", _doctor, "what this machine has, and what is in the way"),
     ):
         sub.add_argument("--json", action="store_true", help="for programs")
     _data_parser(add("data", _data_ls, "the data sets: list, fetch, verify"))
     return parser
+
+
+def _gpu_parser(gpu: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    gpu.add_argument("--watch", action="store_true", help="draw it anew each second, until Ctrl-C; with --json a line for each change")
+    gpu.add_argument("--card", metavar="CARD", help="index or UUID; the first when left out")
+    gpu.add_argument("--cpu", action="store_true", help="the virtual card")
+    return gpu
 
 
 def _data_parser(data: argparse.ArgumentParser) -> None:
@@ -144,32 +151,10 @@ def _status(arguments: argparse.Namespace) -> None:
 
 
 def _gpu(arguments: argparse.Namespace) -> None:
-    import time
-
     from overnight.gpu.device import find
-    from overnight.gpu.ledger import Ledger
+    from overnight.gpu.show import show
 
-    card = find()
-    requests = Ledger(card.folder, card.budget_mib).requests()
-    now = time.time()
-    rows: list[dict[str, Any]] = [
-        {
-            "state": "holds" if r.holds else "waits",
-            "MiB": r.mib,
-            "experiment": r.who.get("experiment", ""),
-            "step": r.who.get("step", ""),
-            "pid": r.pid,
-            "seconds": round(now - float(r.who.get("since", now))),
-        }
-        for r in requests
-    ]
-    held = sum(r.mib for r in requests if r.holds)
-    if arguments.json:
-        print(json.dumps({"card": card.model_dump(), "held_mib": held, "requests": rows}, indent=1))
-        return
-    print(f"{card}\n{held} MiB held, {card.budget_mib - held} MiB free")
-    if rows:
-        _rows(rows, False)
+    show(find(arguments.card, cpu=arguments.cpu), arguments.json, arguments.watch)
 
 
 def _ls(arguments: argparse.Namespace) -> None:

@@ -8,11 +8,12 @@ The virtual card has a fake of this: its holders use what they say, and the file
 a line `MIB [NAME]` for each: `echo 5100 ollama > .overnight/cards/virtual/foreign`.
 """
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import ModuleType
 from typing import Any, Protocol, TypeVar
@@ -138,9 +139,11 @@ class Played:
 
     def programs(self, card: Card) -> list[Program]:
         try:
-            lines = (card.folder / "foreign").read_text(errors="replace").splitlines()
+            descriptor = os.open(f"{card.folder}/foreign", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return []
+        with open(descriptor, errors="replace") as file:  # noqa: PTH123 - mostly it is not there, and then this is quick
+            lines = file.read().splitlines()
         parts = [line.split(maxsplit=1) for line in lines if line.strip()]
         return [Program(name[0].strip() if name else "other programs", mib=int(mib)) for mib, *name in parts if _whole(mib)]
 
@@ -157,12 +160,28 @@ def _whole(text: str) -> bool:
 
 def holders(card: Card) -> list[Request]:
     """Who holds a lease now, with what they say; from names and contents alone, since this is asked ten times a second."""
+    folder = card.folder
     try:
-        names = os.listdir(card.folder)  # noqa: PTH208 - paths as objects cost more than the looking
+        names = os.listdir(folder)  # noqa: PTH208 - paths as objects cost more than the looking
     except OSError:
         return []
-    found = (Request.parse(card.folder, name) for name in names if name.startswith("h-"))
-    return [request.read() for request in found if request]
+    found = {name: Request.parse(folder, name) for name in names if name.startswith("h-")}
+    return [replace(request, who=_content(f"{folder}/{name}")) for name, request in found.items() if request]
+
+
+def _content(path: str) -> dict[str, Any]:
+    """What a holder says of itself."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return {}
+    try:
+        values = json.loads(os.read(descriptor, 1 << 16))
+    except (OSError, ValueError):
+        return {}
+    finally:
+        os.close(descriptor)
+    return values if isinstance(values, dict) else {}
 
 
 def said_mib(request: Request) -> int:

@@ -1,10 +1,12 @@
 """lease(mib): hold a part of the card while a block runs; for steps, and for a user's own scripts."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from overnight.gpu.device import Card, find
@@ -47,5 +49,7 @@ def lease(
     less = smaller if card.policy == "shrink" else ()
     taken = partial(steady_taken_mib, card)
     began = time.monotonic()
+    who = who or {"step": Path(sys.argv[0]).name}
     with Ledger(card.folder, card.budget_mib).acquire(mib, who, should_stop, on_wait, exclusive, taken, less) as grant:
+        grant.tell(granted_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME))  # a clock that nobody sets
         yield Lease(card, grant.mib, time.monotonic() - began, grant)
