@@ -9,6 +9,7 @@
     ├── DoesNotFit          3, 12   no card of this size can run it
     ├── Stopped             1, 13   asked to stop, and did
     ├── DiskFull            1, 14   no room left for what was to be written
+    ├── Diverged            1, 1    a training's loss is no number any more
     └── StepFailed          1, 1    a step of the pipeline ended badly
 
 A message says what was asked, what is the case, and what to do.
@@ -70,6 +71,10 @@ class DiskFull(OvernightError):
     """No room is left for what a step was to write."""
 
     child_code = 14
+
+
+class Diverged(OvernightError):
+    """A training's loss became infinite, no number, or larger than anything comes back from."""
 
 
 class StepFailed(OvernightError):

@@ -32,6 +32,12 @@ class Run(ABC):
     def __init__(self, folder: Path, seed: int = 0, device: str = "cpu", budget_mib: int | None = None) -> None:
         self.folder, self.seed, self.device, self.budget_mib = folder, seed, device, budget_mib
         self.should_stop: Callable[[], bool] = lambda: False
+        self.checkpoints: Path | None = None  # where trainings may keep theirs
+        self.trainings = 0
+        self.micro_batch: int | None = None  # what the last training used at the end
+        self.out_of_memory = 0  # times it was met and survived
+        self.told = dict[str, int]()  # up to which step each metric was logged by an earlier attempt
+        self.logged = dict[str, int]()  # and by this one
 
     @abstractmethod
     def _emit(self, event: Json) -> None:
@@ -42,8 +48,16 @@ class Run(ABC):
         self.metrics({name: value}, step)
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Several numbers at the same step."""
-        self._emit({"event": "metrics", "values": {k: float(v) for k, v in values.items()}, "step": int(step)})
+        """Several numbers at the same step; those that an earlier attempt has logged already are left out."""
+        fresh = {k: float(v) for k, v in values.items() if not self.told or step > self.told.get(k, -1)}
+        if fresh:
+            self.logged.update(dict.fromkeys(fresh, int(step)))
+            self._emit({"event": "metrics", "values": fresh, "step": int(step)})
+
+    def checkpoint_folder(self) -> Path | None:
+        """A place for the checkpoints of the next training, the same in every attempt; None: nowhere."""
+        self.trainings += 1
+        return self.checkpoints and self.checkpoints / str(self.trainings - 1)
 
     def param(self, name: str, value: object) -> None:
         """A fact that was decided while running (the engine chosen, the number of parameters)."""

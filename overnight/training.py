@@ -1,22 +1,41 @@
-"""Recipe: all that a method says about its training. train(): the one loop that runs it."""
+"""Recipe: all that a method says about its training. train(): the one elastic loop that runs it."""
 
-import contextlib
-import copy
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Generic, Literal, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from overnight.config import Params, knob
-from overnight.errors import OutOfMemory
+from overnight.errors import Diverged, DoesNotFit, Stopped
+from overnight.loop import divergence
+from overnight.loop.batches import Batch, Batches, count, rows, samples
+from overnight.loop.checkpoint import Keeper
+from overnight.loop.elastic import Elastic, Memory, Sums, too_large
+from overnight.loop.memory import KINDS, Slices, brief, evaluated, free, in_slices, is_out_of_memory
+from overnight.loop.precision import Precision
+from overnight.loop.state import Plan, State
 from overnight.run import Run
 
+__all__ = [
+    "Batch",
+    "Batches",
+    "Fitted",
+    "Recipe",
+    "Scores",
+    "TrainParams",
+    "constant",
+    "cosine",
+    "evaluate",
+    "in_slices",
+    "rows",
+    "scores_on",
+    "train",
+]
 Data = TypeVar("Data")
-Batch = dict[str, Tensor]  # every tensor has the samples in its first dimension
 Scores = dict[str, float]
 
 
@@ -27,6 +46,8 @@ class TrainParams(Params):
     batch: int = Field(128, ge=1, description="samples an optimiser step sees, whatever the card holds at once")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     micro_batch: int | None = knob(None, "samples on the card at once; the engine chooses when left out", ge=1)
+    grow: bool = knob(False, "after out of memory, try the larger micro-batch again from time to time")
+    checkpoint_s: float = knob(45.0, "seconds between checkpoints, more where writing one is slow; 0: after every optimiser step", ge=0)
 
 
 @dataclass(frozen=True)
@@ -34,7 +55,8 @@ class Recipe(Generic[Data]):
     """What a method says about its training; pure, opens no file, knows no device.
 
     build() -> model. example(n) -> a batch of n made-up samples with the real shapes and dtypes, from the spec alone.
-    batches(data, generator) -> one epoch of effective batches, in an order and augmentation drawn from the generator.
+    batches(data, generator) -> one epoch of effective batches, in an order and augmentation drawn from the generator alone, best
+    as Batches, which can begin in the middle.
     loss(model, batch) -> (sum over samples, count). optimiser(model). schedule(done, total) -> factor of the learning rate.
     evaluate(model, data, split) -> scores, in eval mode without gradients; `best` names the one that picks the epoch.
     """
@@ -53,6 +75,8 @@ class Recipe(Generic[Data]):
     ema: float = 0.0  # decay of the weight average that is evaluated and kept, 0: none
     split: Callable[[Batch, int], Iterator[Batch]] = field(default_factory=lambda: rows)
     closing: Callable[[Data, torch.Generator], Iterable[Batch]] | None = None  # in place of `batches` in the last sixth of the epochs
+    couples: str = ""  # what makes the loss of a sample depend on others of its micro-batch (a contrastive loss), in words; else empty
+    rollback: float = 0.0  # when training diverges, once: go back to the last checkpoint, with the learning rate times this; 0: fail
 
 
 @dataclass
@@ -65,133 +89,151 @@ class Fitted:
     history: list[Scores]
 
 
-def rows(batch: Batch, size: int) -> Iterator[Batch]:
-    """The batch in micro-batches of at most `size` samples."""
-    total = len(next(iter(batch.values())))
-    for start in range(0, total, size):
-        yield {name: tensor[start : start + size] for name, tensor in batch.items()}
-
-
 def train(recipe: Recipe[Data], run: Run, data: Data) -> Fitted:
     """Train on `data`, choosing the epoch by the score `recipe.best` on the split "val" (the last epoch without one).
 
-    Logs train/loss, train/lr and train/samples_per_s per optimiser step (thinned), val/* per epoch. Raises OutOfMemory, Stopped.
+    Goes on from the run's checkpoint, if there is one. Out of memory costs a smaller micro-batch, never the training. Logs train/loss,
+    train/lr and train/samples_per_s (thinned), val/* per epoch, train/micro_batch. Raises DoesNotFit, Diverged, Stopped.
     """
-    torch.manual_seed(run.seed)
     params = recipe.params
-    device = torch.device(run.device)
-    model = recipe.build().to(device)
-    run.param("parameters", sum(p.numel() for p in model.parameters()))
-    averaged = _average(model, recipe.ema)
-    optimiser, generator = recipe.optimiser(model), torch.Generator().manual_seed(run.seed)
-    precision = _Precision(params.precision, device)
-    run.param("precision", precision.name)
-    total = max(1, recipe.steps_per_epoch(data) * params.epochs)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda done: recipe.schedule(done, total))
-    done, best, history = 0, None, list[Scores]()
-    every = max(1, total // 400)
-    for epoch in range(params.epochs):
-        model.train()
-        began, samples = time.perf_counter(), 0
-        batches = recipe.closing if recipe.closing and epoch >= params.epochs * 5 / 6 else recipe.batches
-        for batch in batches(data, generator):
-            loss, count = _optimiser_step(recipe, model, optimiser, precision, batch, device)
-            scheduler.step()
-            _follow(averaged, model, recipe.ema, done)
-            done, samples = done + 1, samples + len(next(iter(batch.values())))
-            if done % every == 0 or done == total:
-                run.metrics({"train/loss": loss / max(count, 1.0), "train/lr": optimiser.param_groups[0]["lr"]}, done)
-                run.progress(done, total, f"epoch {epoch + 1}/{params.epochs}")
-        run.metric("train/samples_per_s", samples / (time.perf_counter() - began), done)
-        scores = evaluate(recipe, averaged or model, data, "val", precision)
-        run.metrics({f"val/{name}": value for name, value in scores.items()}, done)
-        history.append(scores)
-        if best is None or scores.get(recipe.best, 0.0) >= best.scores.get(recipe.best, 0.0):
-            best = Fitted(copy.deepcopy(averaged or model).eval(), scores, epoch + 1, history)
-        run.progress(done, total, f"epoch {epoch + 1}/{params.epochs}")
-    assert best is not None  # epochs >= 1
-    run.param("best_epoch", best.epoch)
-    return best
+    size = params.micro_batch or params.batch
+    plan, keeper = Plan(Memory(size, size)), Keeper(run.checkpoint_folder(), params.checkpoint_s, run.log)
+    while True:
+        try:
+            return _epochs(recipe, run, data, plan, keeper)
+        except _StartOver as error:
+            plan, reason = error.plan, str(error)
+        run.note(f"starts over at the last checkpoint: {reason}")
+        run.told |= run.logged  # what is done again is not logged again
+        free()
 
 
-def evaluate(recipe: Recipe[Data], model: nn.Module, data: Data, split: str, precision: "_Precision | None" = None) -> Scores:
-    """The recipe's scores of a split, in eval mode and without gradients."""
+def _epochs(recipe: Recipe[Data], run: Run, data: Data, plan: Plan, keeper: Keeper) -> Fitted:
+    """The loop, from the last checkpoint to the end."""
+    state = _begin(recipe, run, data, plan, keeper)
+    elastic = Elastic(recipe, run, state.model, state.precision, state.plan.memory)
+    watch, every, epochs = divergence.Watch(), max(1, state.total // 400), recipe.params.epochs
+    try:
+        while state.epoch < epochs:
+            state.model.train()
+            began, seen, text = time.perf_counter(), 0, f"epoch {state.epoch + 1}/{epochs}"
+            for batch in state.batches(data):
+                sums = elastic.gradients(batch)
+                watch.add(divergence.Place(state.done, state.epoch, state.index), sums)
+                due, read = keeper.due(), state.done % every == every - 1 or state.done + 1 == state.total
+                if read or due or watch.free:
+                    _check(watch, recipe, run, state, data)
+                _step(state, sums, elastic, batch)
+                seen += count(batch)
+                if read or elastic.changed():
+                    run.metrics({"train/loss": sums.mean(), "train/lr": state.rate, "train/micro_batch": elastic.memory.size}, state.done)
+                if due:
+                    keeper.save(state.identity(), state.write)
+                if read or run.should_stop():
+                    run.progress(state.done, state.total, text)
+            if seen:
+                run.metric("train/samples_per_s", seen / (time.perf_counter() - began), state.done)
+            scores = _evaluate(recipe, state, data, run)
+            run.metrics({f"val/{name}": value for name, value in scores.items()}, state.done)
+            state.close_epoch(scores)
+            run.progress(state.done, state.total, text)
+    except Stopped:
+        keeper.save(state.identity(), state.write)
+        raise
+    return _fitted(run, state, elastic)
+
+
+class _StartOver(Exception):
+    """Training goes back to its last checkpoint, by another plan."""
+
+    def __init__(self, reason: str, plan: Plan) -> None:
+        super().__init__(reason)
+        self.plan = plan
+
+
+def _begin(recipe: Recipe[Data], run: Run, data: Data, plan: Plan, keeper: Keeper) -> State[Data]:
+    """A training at its start, or where the last attempt's checkpoint was written."""
+    torch.manual_seed(run.seed)
+    state = State(recipe, run, data, plan)
+    run.param("parameters", sum(p.numel() for p in state.model.parameters()))
+    run.param("precision", state.precision.name)
+    found = keeper.newest(state.identity())
+    if found is not None:
+        state.read(found)
+        run.note(f"goes on after optimiser step {state.done} of {state.total}, epoch {state.epoch + 1}, batch {state.index}")
+    return state
+
+
+def _step(state: State[Data], sums: Sums, elastic: Elastic, batch: Batch) -> None:
+    """The optimiser's step. When memory runs out inside it, weights and moments are half new: nothing of them can be kept."""
+    try:
+        state.step(sums)
+    except KINDS as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = brief(error)
+    else:
+        return
+    elastic.shrink(batch, reason)
+    raise _StartOver(f"out of memory in the optimiser's step ({reason})", state.plan)
+
+
+def _check(watch: divergence.Watch, recipe: Recipe[Data], run: Run, state: State[Data], data: Data) -> None:
+    """Raises Diverged, with a report, when a loss since the last look was no number; or starts over where the recipe allows it."""
+    fault = watch.look()
+    if fault is None:
+        return
+    indices = samples(state.epoch_batches(data), fault.place.index) if fault.place.epoch == state.epoch else []
+    more = {"rate": state.rate, "micro_batch": state.plan.memory.size, "read_at_step": state.done + 1}
+    divergence.report(run, fault, state.model, indices, watch, more)
+    if recipe.rollback and state.plan.rate == 1.0:
+        raise _StartOver(f"{fault}; the learning rate is now times {recipe.rollback:g}", replace(state.plan, rate=recipe.rollback))
+    raise Diverged(f"{fault}; see divergence.json. Try a smaller learning rate, clipping (clip), or precision fp32 or bf16")
+
+
+def _fitted(run: Run, state: State[Data], elastic: Elastic) -> Fitted:
+    """The best epoch's weights, back on the device."""
+    assert state.best is not None  # epochs >= 1
+    run.param("best_epoch", state.best.epoch)
+    run.param("micro_batch.used", elastic.memory.size)
+    state.model.zero_grad(set_to_none=True)
+    state.judged.load_state_dict(state.best.weights)
+    return Fitted(state.judged.eval(), state.best.scores, state.best.epoch, state.history)
+
+
+def _evaluate(recipe: Recipe[Data], state: State[Data], data: Data, run: Run) -> Scores:
+    """The scores on "val"; what out of memory changed is told. Raises DoesNotFit."""
+    slices = state.plan.slices
+    before = slices.faults
+    try:
+        return evaluate(recipe, state.judged, data, "val", state.precision, slices)
+    except KINDS as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = brief(error)
+    finally:
+        run.out_of_memory += slices.faults - before
+        if slices.faults > before:
+            run.note(f"out of memory in the evaluation, {slices.faults - before} times: done again in slices of {slices.limit or 'all'}")
+    raise DoesNotFit("evaluation: " + too_large(slices.limit, slices.used, run.budget_mib, reason))
+
+
+def evaluate(
+    recipe: Recipe[Data], model: nn.Module, data: Data, split: str, precision: Precision | None = None, slices: Slices | None = None
+) -> Scores:
+    """The recipe's scores of a split, in eval mode and without gradients, in slices as small as the memory asks for."""
     device = next(model.parameters()).device
+    cast = (precision or Precision(recipe.params.precision, device)).cast
+
+    def score() -> Scores:
+        with torch.inference_mode(), cast():
+            return recipe.evaluate(model, data, split)
+
     was = model.training
     model.eval()
-    with torch.inference_mode(), (precision or _Precision(recipe.params.precision, device)).cast():
-        scores = recipe.evaluate(model, data, split)
+    scores = evaluated(score, slices or Slices())
     model.train(was)
     return scores
-
-
-def _optimiser_step(
-    recipe: Recipe[Data], model: nn.Module, optimiser: torch.optim.Optimizer, precision: "_Precision", batch: Batch, device: torch.device
-) -> tuple[float, float]:
-    """One step on one effective batch, in micro-batches: sums of losses divided once by the whole count."""
-    parts = list(recipe.split(batch, recipe.params.micro_batch or len(next(iter(batch.values())))))
-    optimiser.zero_grad(set_to_none=True)
-    loss_sum = count_sum = 0.0
-    try:
-        for part in parts:
-            with precision.cast():
-                loss, count = recipe.loss(model, {name: tensor.to(device, non_blocking=True) for name, tensor in part.items()})
-            precision.backward(loss)
-            loss_sum, count_sum = loss_sum + float(loss.detach()), count_sum + float(count)
-        precision.step(optimiser, model, max(count_sum, 1.0), recipe.clip)
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(f"out of memory with {len(next(iter(parts[0].values())))} samples on the card: {str(error)[:200]}") from None
-    return loss_sum, count_sum
-
-
-class _Precision:
-    """Mixed precision: which dtype, and the loss scale that fp16 needs."""
-
-    def __init__(self, asked: str, device: torch.device) -> None:
-        self.device = device.type
-        self.name = _auto(device) if asked == "auto" else asked
-        self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.name]
-        self.scaler = torch.amp.GradScaler(self.device, enabled=self.name == "fp16")
-
-    def cast(self) -> contextlib.AbstractContextManager[Any]:
-        """The autocast region of a forward pass."""
-        return torch.autocast(self.device, self.dtype) if self.dtype else contextlib.nullcontext()
-
-    def backward(self, loss: Tensor) -> None:
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-
-    def step(self, optimiser: torch.optim.Optimizer, model: nn.Module, count: float, clip: float) -> None:
-        """Divide the summed gradients by the count, clip, and step."""
-        self.scaler.unscale_(optimiser)
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        torch._foreach_div_(gradients, count)
-        if clip:
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
-        self.scaler.step(optimiser)
-        self.scaler.update()
-
-
-def _auto(device: torch.device) -> str:
-    if device.type != "cuda":
-        return "fp32"
-    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-
-
-def _average(model: nn.Module, decay: float) -> nn.Module | None:
-    return copy.deepcopy(model).requires_grad_(False).eval() if decay else None
-
-
-@torch.no_grad()
-def _follow(averaged: nn.Module | None, model: nn.Module, decay: float, done: int) -> None:
-    """Exponential moving average of the weights, with a warm-up so that short runs work; buffers are copied."""
-    if averaged is None:
-        return
-    rate = min(decay, (1 + done) / (10 + done))
-    ours: list[Tensor] = list(averaged.parameters())
-    theirs: list[Tensor] = list(model.parameters())
-    torch._foreach_lerp_(ours, theirs, 1 - rate)
-    for mine, other in zip(averaged.buffers(), model.buffers(), strict=True):
-        mine.copy_(other)
 
 
 def cosine(warmup: float = 0.05, floor: float = 0.0) -> Callable[[int, int], float]:
@@ -209,8 +251,8 @@ def cosine(warmup: float = 0.05, floor: float = 0.0) -> Callable[[int, int], flo
 
 
 def scores_on(predict: Callable[[Tensor], Tensor], inputs: Tensor, device: torch.device, size: int = 512) -> Tensor:
-    """Outputs for all inputs, a slice at a time, gathered on the host."""
-    return torch.cat([predict(inputs[i : i + size].to(device)).float().cpu() for i in range(0, len(inputs), size)])
+    """Outputs for all inputs, a slice of at most `size` at a time (smaller where memory runs out), gathered on the host."""
+    return torch.cat(in_slices(lambda part: predict(part).float(), inputs, device, size))
 
 
 def constant(_done: int, _total: int) -> float:

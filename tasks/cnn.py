@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from overnight.errors import DataError
 from overnight.run import Run
 from overnight.step import step
 from overnight.threads import one_thread
-from overnight.training import Batch, Recipe, Scores, TrainParams, cosine, scores_on, train
+from overnight.training import Batch, Batches, Recipe, Scores, TrainParams, cosine, scores_on, train
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,13 +122,16 @@ def build(spec: DataSpec, params: CnnParams) -> nn.Module:
     return Net(spec.shape, len(spec.classes), params.width, params.blocks, params.stem)
 
 
-def batches(params: CnnParams, data: Data, generator: torch.Generator) -> Iterator[Batch]:
+def batches(params: CnnParams, data: Data, generator: torch.Generator) -> Batches:
     """One epoch in a new order; what does not fill the last batch waits for another epoch's order."""
     images, labels = data["train_images"], data["train_labels"]
     order = torch.randperm(len(labels), generator=generator)
-    for start in range(0, max(len(labels) - params.batch, 0) + 1, params.batch):
-        chosen = order[start : start + params.batch]
-        yield {"images": augment(images, chosen, params, generator), "labels": labels[chosen]}
+    starts = range(0, max(len(labels) - params.batch, 0) + 1, params.batch)
+
+    def batch(chosen: Tensor, generator: torch.Generator) -> Batch:
+        return {"images": augment(images, chosen, params, generator), "labels": labels[chosen]}
+
+    return Batches([order[start : start + params.batch] for start in starts], batch, generator)
 
 
 def augment(images: Tensor, chosen: Tensor, params: CnnParams, generator: torch.Generator) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from overnight.errors import OutOfMemory, Stopped
+from overnight.errors import Stopped
 from overnight.run import RecordingRun
 from overnight.training import Recipe, TrainParams, constant, cosine, evaluate, train
 
@@ -85,14 +85,6 @@ def test_bf16_trains_and_evaluates(tmp_path, blobs):
     fitted = train(recipe(TrainParams(epochs=3, batch=32, precision="bf16")), run, blobs)
     assert fitted.scores["accuracy"] > 0.8
     assert {"event": "param", "name": "precision", "value": "bf16"} in run.events
-
-
-def test_out_of_memory_names_what_was_on_the_card(tmp_path, blobs):
-    def loss(model, batch):
-        raise torch.OutOfMemoryError("no room")
-
-    with pytest.raises(OutOfMemory, match="with 16 samples on the card"):
-        train(recipe(TrainParams(batch=64, micro_batch=16), loss=loss), RecordingRun(tmp_path), blobs)
 
 
 def test_a_stop_ends_the_training(tmp_path, blobs):

@@ -63,7 +63,7 @@ SMALL = {"epochs": 1, "batch": 4, "width": 0.25}
 
 def test_it_learns_made_up_shapes(tmp_path):
     params = YoloParams(epochs=12, batch=4, width=0.5, rate=4e-3, flip_vertical=0.5, mosaic=0, scale=0.1, colour=0)
-    run = RecordingRun(tmp_path)
+    run = RecordingRun(tmp_path, seed=1)
     model = train_yolo.body(run, params, scenes(tmp_path, {"train": 64, "val": 20, "test": 40}))
     assert run.last("test/map50") > 0.8
     assert 0.3 < run.last("test/map50_95") <= run.last("test/map50")

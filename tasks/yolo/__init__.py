@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from overnight import Artifact, DataSpec, Run, step
 from overnight.errors import DataError
 from overnight.pictures import names as shown
-from overnight.training import Batch, Recipe, Scores, TrainParams, cosine, train
+from overnight.training import Batch, Batches, Recipe, Scores, TrainParams, cosine, in_slices, train
 from tasks.yolo import augment, pictures
 from tasks.yolo.boxes import detections
 from tasks.yolo.evaluate import Precision, precision
@@ -141,17 +141,20 @@ def _example(params: YoloParams, spec: DataSpec, n: int) -> Batch:
     }
 
 
-def _batches(params: YoloParams, data: Arrays, generator: torch.Generator, closing: bool) -> Iterator[Batch]:
+def _batches(params: YoloParams, data: Arrays, generator: torch.Generator, closing: bool) -> Batches:
     """One epoch, shuffled. The closing epochs see images as they are, but for flips: no mosaic, no jitter."""
     images, boxes, labels = (torch.from_numpy(data[f"train_{name}"]) for name in ("images", "boxes", "labels"))
     flips = (params.flip, params.flip_vertical)
-    for index in torch.randperm(len(images), generator=generator).split(params.batch):  # type: ignore[no-untyped-call]
-        batch = {"images": images[index], "boxes": boxes[index], "labels": labels[index]}
+
+    def batch(index: Tensor, generator: torch.Generator) -> Batch:
+        found = {"images": images[index], "boxes": boxes[index], "labels": labels[index]}
         if closing:
-            yield batch | augment.draw(len(index), flips, 0, 0, 0, generator)
-        else:
-            batch = augment.mosaic(batch, params.mosaic, generator) if params.mosaic else batch
-            yield batch | augment.draw(len(index), flips, params.scale, params.translate, params.colour, generator)
+            return found | augment.draw(len(index), flips, 0, 0, 0, generator)
+        found = augment.mosaic(found, params.mosaic, generator) if params.mosaic else found
+        return found | augment.draw(len(index), flips, params.scale, params.translate, params.colour, generator)
+
+    order = torch.randperm(len(images), generator=generator)
+    return Batches(order.split(params.batch), batch, generator)  # type: ignore[no-untyped-call]
 
 
 def _loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -181,7 +184,7 @@ def _detect(model: nn.Module, images: Tensor, least: float) -> Tensor:
 @torch.inference_mode()
 def _found(model: nn.Module, images: np.ndarray, size: int) -> np.ndarray:
     device = next(model.parameters()).device
-    parts = [_detect(model, part.to(device), LEAST).cpu() for part in _slices(torch.from_numpy(images), size)]
+    parts = in_slices(lambda part: _detect(model, part, LEAST), torch.from_numpy(images), device, size)
     return np.asarray(torch.cat(parts or [torch.zeros(0, LIMIT, 6)]).numpy())
 
 

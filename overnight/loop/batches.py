@@ -1,0 +1,61 @@
+"""An epoch's batches: begun anywhere, for a training that goes on, and cut by samples, for a card that is small."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+Batch = dict[str, Tensor]  # every tensor has the samples in its first dimension
+
+
+class Batches:
+    """One epoch's effective batches: the order is drawn at once, each batch made when its turn comes, from a seed of its own.
+
+    So what is random about a sample depends on the epoch and its place there, never on which batches were made before it: a resumed
+    training begins at any batch at no cost. `make(samples, generator)` gives the batch of these samples (indices of the data).
+    """
+
+    def __init__(self, order: Sequence[Tensor], make: Callable[[Tensor, torch.Generator], Batch], generator: torch.Generator) -> None:
+        self.order, self.make = order, make
+        self.seed = int(torch.randint(2**62, (), generator=generator))
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.since(0)
+
+    def since(self, first: int) -> Iterator[Batch]:
+        """The batches from number `first` on."""
+        for index in range(first, len(self.order)):
+            yield self.make(self.order[index], seeded(self.seed, index))
+
+
+def seeded(*numbers: int) -> torch.Generator:
+    """A generator for these numbers alone."""
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def since(batches: Iterable[Batch], first: int) -> Iterator[Batch]:
+    """The batches from number `first` on; those of a plain generator have to be made to be passed over."""
+    return batches.since(first) if isinstance(batches, Batches) else islice(batches, first, None)
+
+
+def samples(batches: Iterable[Batch], index: int) -> list[int]:
+    """Which samples batch number `index` holds, where that is known."""
+    return batches.order[index].tolist() if isinstance(batches, Batches) else []
+
+
+def rows(batch: Batch, size: int) -> Iterator[Batch]:
+    """The batch in micro-batches of at most `size` samples."""
+    total = count(batch)
+    for start in range(0, total, size):
+        yield {name: tensor[start : start + size] for name, tensor in batch.items()}
+
+
+def count(batch: Batch) -> int:
+    """How many samples the batch holds."""
+    return len(next(iter(batch.values())))

@@ -1,0 +1,126 @@
+"""Checkpoints on disk: each written whole or not at all, told apart by a digest, the last two kept.
+
+.overnight/checkpoints/<key of the step>/lock       held by the one run that trains it
+                                         run.json   its MLflow run, and the spools of every attempt
+                                         0/         of the step's first training (a step may have several)
+                                            00000007.pt, 00000007.json   a state, numbered as written; its digest and what it is of
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from overnight.paths import shown
+
+KEPT = 2
+SHARE = 0.02  # of the time that writing may cost
+Identity = dict[str, str]  # what a checkpoint is of: what differs here makes it useless
+
+
+class Keeper:
+    """The checkpoints of one training; without a folder it keeps none."""
+
+    def __init__(self, folder: Path | None, every_s: float, log: Callable[[str], None]) -> None:
+        self.folder, self.every_s, self.log = folder, every_s, log
+        self.next = time.monotonic() + every_s
+
+    def due(self) -> bool:
+        """Whether it is time for the next one: every `every_s`, later where writing is slow."""
+        return self.folder is not None and time.monotonic() >= self.next
+
+    def save(self, identity: Identity, write: Callable[[Any], None]) -> None:
+        """Keep what `write` writes; a disk that does not take it is told, and training goes on."""
+        if self.folder is None:
+            return
+        began = time.monotonic()
+        try:
+            _write(self.folder, identity, write)
+        except OSError as error:
+            self.log(f"no checkpoint: {shown(self.folder)} cannot be written ({error.strerror})")
+        self.next = time.monotonic() + max(self.every_s, (time.monotonic() - began) / SHARE if self.every_s else 0)
+
+    def newest(self, identity: Identity) -> Path | None:
+        """The newest state that is whole and of this very training; says why others are refused."""
+        for facts in sorted(self.folder.glob("*.json"), reverse=True) if self.folder else []:
+            reason = refused(facts, identity)
+            if not reason:
+                return facts.with_suffix(".pt")
+            self.log(f"checkpoint {shown(facts.with_suffix('.pt'))} is not used: {reason}")
+        return None
+
+
+def refused(facts: Path, identity: Identity) -> str:
+    """Why a checkpoint is of no use; empty when it is."""
+    try:
+        found = json.loads(facts.read_text())
+        theirs, size, digest = found["identity"], found["bytes"], found["sha256"]
+        with facts.with_suffix(".pt").open("rb") as file:
+            if os.fstat(file.fileno()).st_size != size:
+                return f"it is truncated: {os.fstat(file.fileno()).st_size} of {size} bytes"
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                return "its digest is wrong: the file is damaged"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"it cannot be read ({type(error).__name__})"
+    other = [name for name in identity if theirs.get(name) != identity[name]]
+    return ", ".join(f"{name} was {theirs.get(name)!r}, is {identity[name]!r}" for name in other)
+
+
+class _Hashing:
+    """A file that is hashed while it is written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _write(folder: Path, identity: Identity, write: Callable[[Any], None]) -> None:
+    """The state first, then the facts that make it count, each by a rename after its bytes are on the disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 1 + max((int(path.stem) for path in folder.glob("*.json")), default=0)
+    state, facts = folder / f"{number:08d}.pt", folder / f"{number:08d}.json"
+    part = folder / "part"
+    with part.open("wb") as file:
+        hashing = _Hashing(file)
+        write(hashing)
+        size = file.tell()
+        _sync(file)
+    part.replace(state)
+    with part.open("wb") as file:
+        file.write(json.dumps({"identity": identity, "bytes": size, "sha256": hashing.sha256.hexdigest()}).encode())
+        _sync(file)
+    part.replace(facts)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    _forget(folder)
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _forget(folder: Path) -> None:
+    """Remove all but the last two, and states that a crash left without facts."""
+    kept = {path.stem for path in sorted(folder.glob("*.json"))[-KEPT:]}
+    for path in folder.iterdir():
+        if path.stem not in kept:
+            path.unlink(missing_ok=True)
+
+
+def remove(folder: Path) -> None:
+    """A finished step needs its checkpoints no more."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,161 @@
+"""Out of memory changes the micro-batch, never the science: the step is undone and done again in smaller parts."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from overnight.errors import DoesNotFit
+from overnight.loop.batches import Batch, count
+from overnight.loop.memory import KINDS, Undo, brief, free, is_out_of_memory
+from overnight.loop.precision import Precision
+from overnight.run import Run
+
+if TYPE_CHECKING:
+    from overnight.training import Recipe
+
+GROW_AFTER = 100  # optimiser steps without a failure before a larger micro-batch is tried; doubled when that fails
+
+
+@dataclass
+class Memory:
+    """The micro-batch in use and what led to it; a part of the checkpoint, carried over when a training starts over."""
+
+    size: int
+    largest: int  # what growing back ends at
+    faults: int = 0
+    last_try: bool = False  # the smallest size has failed once
+    good: int = 0  # optimiser steps since the last change
+    patience: int = GROW_AFTER
+    grown: bool = False
+
+    def done(self, grow: bool) -> None:
+        """An optimiser step went well."""
+        self.last_try, self.good = False, self.good + 1
+        if grow and self.size < self.largest and self.good >= self.patience:
+            self.size, self.good, self.grown = min(self.largest, self.size * 2), 0, True
+
+    def failed(self, smaller: int | None) -> bool:
+        """A step failed; whether to try again, with `smaller` samples at once, or once more as before when there is no less."""
+        self.patience *= 2 if self.grown else 1
+        self.faults, self.good, self.grown = self.faults + 1, 0, False
+        again = smaller is not None or not self.last_try
+        self.last_try = smaller is None
+        self.size = smaller or self.size
+        return again
+
+
+@dataclass
+class Sums:
+    """Of a loss over the samples of an effective batch: on the card as long as nobody reads them."""
+
+    loss: float | Tensor = 0.0
+    count: float | Tensor = 0.0
+
+    def add(self, loss: Tensor, counted: Tensor) -> None:
+        """The sums of one more micro-batch."""
+        self.loss, self.count = self.loss + _value(loss), self.count + _value(counted)
+
+    @property
+    def divisor(self) -> float | Tensor:
+        """The count, at least 1."""
+        return self.count.clamp(min=1.0) if isinstance(self.count, Tensor) else max(self.count, 1.0)
+
+    def mean(self) -> float:
+        """Loss per sample; waits for the card."""
+        return float(self.loss) / max(float(self.count), 1.0)
+
+
+def _value(tensor: Tensor) -> float | Tensor:
+    """As a number where that costs nothing, else left on the card."""
+    return float(tensor.detach()) if tensor.device.type == "cpu" else tensor.detach().double()
+
+
+class Elastic:
+    """Gradients of an effective batch in as many micro-batches as the memory asks for."""
+
+    def __init__(self, recipe: "Recipe[Any]", run: Run, model: nn.Module, precision: Precision, memory: Memory) -> None:
+        self.recipe, self.run, self.model, self.precision, self.memory = recipe, run, model, precision, memory
+        self.device = torch.device(run.device)
+        self.undo = Undo(model, self.device)
+        self.effects: list[str] | None = None  # what splitting changes; known after the first step
+        self.told = 0  # the size that was logged last
+        run.micro_batch = memory.size
+
+    def gradients(self, batch: Batch) -> Sums:
+        """The gradients of the summed loss of the whole batch, in .grad; raises DoesNotFit."""
+        self.undo.mark()
+        sums = self.surviving(lambda: self._accumulate(batch), batch, self.undo.back)
+        if self.effects is None:
+            self.effects = effects(self.model, self.recipe.couples, self.undo.drew())
+            self.run.param("elastic", f"splitting a batch changes {', '.join(self.effects)}" if self.effects else "exact")
+        self.memory.done(self.recipe.params.grow)
+        return sums
+
+    def surviving(self, attempt: Callable[[], Sums], batch: Batch, undo: Callable[[], None]) -> Sums:
+        """What the attempt gives, after as many smaller ones as it takes."""
+        while True:
+            try:
+                return attempt()
+            except KINDS as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = brief(error)
+            self.model.zero_grad(set_to_none=True)  # out here, where the error and the frames that it kept alive are gone
+            undo()
+            self.shrink(batch, reason)
+
+    def _accumulate(self, batch: Batch) -> Sums:
+        sums = Sums()
+        self.model.zero_grad(set_to_none=True)
+        for part in self.recipe.split(batch, self.memory.size):
+            with self.precision.cast():
+                loss, counted = self.recipe.loss(self.model, {n: t.to(self.device, non_blocking=True) for n, t in part.items()})
+            self.precision.backward(loss)
+            sums.add(loss, counted)
+        return sums
+
+    def shrink(self, batch: Batch, reason: str) -> None:
+        """Halve the micro-batch and say so; raises DoesNotFit when there is nothing left to halve."""
+        self.run.out_of_memory += 1
+        used = min(self.memory.size, count(batch))
+        smaller = max(1, used // 2)
+        cut = parts(self.recipe.split, batch, smaller) > parts(self.recipe.split, batch, used)
+        if not self.memory.failed(smaller if cut else None):
+            raise DoesNotFit(too_large(used, cut or used == 1, self.run.budget_mib, reason))
+        free()
+        self.run.micro_batch = self.memory.size
+        how = f"goes on with {self.memory.size} at once" if cut else "tried once more, as there is nothing to split"
+        changes = f"; with that change: {', '.join(self.effects)}" if self.effects and cut else ""
+        self.run.note(f"out of memory with {used} samples at once: {how}, effective batch as before{changes} ({reason})")
+
+    def changed(self) -> bool:
+        """Whether the micro-batch is another one than when this was last asked."""
+        before, self.told = self.told, self.memory.size
+        return before != self.told
+
+
+def parts(split: Callable[[Batch, int], Iterator[Batch]], batch: Batch, size: int) -> int:
+    """How many micro-batches the batch is cut into."""
+    return sum(1 for _ in split(batch, size))
+
+
+def too_large(used: int, splits: bool, budget_mib: int | None, reason: str) -> str:
+    """Why nothing helps, and what would."""
+    room = f"{budget_mib} MiB of the card" if budget_mib else "the memory there is"
+    if splits:
+        return f"one sample at a time does not fit {room}: use a smaller model or smaller inputs, or precision bf16, or ask for more ({reason})"
+    what = "what this step computes at once" if used != 1 else "one sample"
+    return (
+        f"{what} does not fit {room}, and it cannot be split (a whole graph): use fewer hidden values or layers, or ask for more ({reason})"
+    )
+
+
+def effects(model: nn.Module, couples: str, drew: bool) -> list[str]:
+    """What of a training depends on how a batch is split: what the model computes across its samples, and what it draws."""
+    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules())
+    found = ["batch normalisation (its statistics are those of a micro-batch)"] if norms else []
+    found += ["random draws in the model (dropout)"] if drew else []
+    return found + ([couples] if couples else [])

@@ -1,0 +1,139 @@
+"""Running out of memory: how it is recognised, what is undone, and slices of an evaluation that get smaller by themselves."""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Result = TypeVar("Result")
+SLICE = 512  # samples of an evaluation, unless its author says otherwise
+KINDS = (torch.OutOfMemoryError, MemoryError, RuntimeError)  # what may be out of memory: libraries below torch raise the last
+SIGNS = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "cannot allocate memory", "NOT_ENOUGH_MEMORY", "std::bad_alloc")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of one of the KINDS says that memory ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign.lower() in str(error).lower() for sign in SIGNS)
+
+
+def brief(error: BaseException) -> str:
+    """What an error says, without its stack: whoever keeps the error keeps every tensor of the frames it went through."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def free() -> None:
+    """Give back what nothing refers to any more: cycles of the autograd graph, and the allocator's cache."""
+    gc.collect()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+
+
+def random_state(device: torch.device) -> list[Tensor]:
+    """Of torch's global generators: the host's, and the card's."""
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+
+
+def set_random_state(states: list[Tensor], device: torch.device) -> None:
+    """What random_state gave."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)
+
+
+class Undo:
+    """What a forward pass changes beside gradients: the model's buffers (running statistics) and the random state."""
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        live = list(model.buffers())
+        kinds = {buffer.dtype for buffer in live}
+        self.groups = [[b for b in live if b.dtype == kind] for kind in kinds]  # a group of one dtype is one kernel on a card
+        self.saved = [[b.detach().clone() for b in group] for group in self.groups]
+        self.device, self.random = device, random_state(device)
+
+    @torch.no_grad()
+    def mark(self) -> None:
+        """Remember how things are now."""
+        for saved, live in zip(self.saved, self.groups, strict=True):
+            torch._foreach_copy_(saved, live)
+        self.random = random_state(self.device)
+
+    @torch.no_grad()
+    def back(self) -> None:
+        """Make it so again."""
+        for saved, live in zip(self.saved, self.groups, strict=True):
+            torch._foreach_copy_(live, saved)
+        set_random_state(self.random, self.device)
+
+    def drew(self) -> bool:
+        """Whether something random was drawn since the mark."""
+        return not all(torch.equal(a, b) for a, b in zip(self.random, random_state(self.device), strict=True))
+
+
+@dataclass
+class Slices:
+    """How many samples an evaluation may look at at once; 0: as many as it likes."""
+
+    limit: int = 0
+    used: bool = False
+    faults: int = 0
+
+    def halve(self, size: int) -> bool:
+        """After a failure with `size` samples; False when there is nothing left to halve."""
+        self.faults += 1
+        self.limit = max(1, size // 2)
+        return size > 1
+
+
+_SLICES: ContextVar[Slices | None] = ContextVar("slices", default=None)
+
+
+@contextmanager
+def sliced(slices: Slices) -> Iterator[None]:
+    """Inside, in_slices remembers in `slices` which size was small enough."""
+    token = _SLICES.set(slices)
+    try:
+        yield
+    finally:
+        _SLICES.reset(token)
+
+
+def in_slices(function: Callable[[Tensor], Tensor], inputs: Tensor, device: torch.device, size: int) -> list[Tensor]:
+    """Outputs for all inputs, a slice at a time, fetched to the host; where memory runs out, the slice is halved and done again."""
+    slices = _SLICES.get() or Slices()
+    slices.used = True
+    outputs, start, tried = list[Tensor](), 0, False
+    while start < len(inputs):
+        step = min(size, slices.limit or size, len(inputs) - start)
+        try:
+            outputs.append(function(inputs[start : start + step].to(device)).cpu())
+        except KINDS as error:
+            if not is_out_of_memory(error) or (step == 1 and tried):
+                raise
+        else:
+            start, tried = start + step, False
+            continue
+        tried = not slices.halve(step)  # one sample is tried twice: the first failure may have been a stranger's
+        free()
+    return outputs
+
+
+def evaluated(score: Callable[[], Result], slices: Slices) -> Result:
+    """What `score` gives, if need be in smaller slices; the error is raised when those are of one sample, or it does not use any."""
+    tried = False
+    while True:
+        try:
+            with sliced(slices):
+                return score()
+        except KINDS as error:
+            if not is_out_of_memory(error) or tried:
+                raise
+        tried = not (slices.used and slices.halve(slices.limit or SLICE))
+        slices.faults += not slices.used
+        free()

@@ -1,0 +1,188 @@
+"""All that a training is between two optimiser steps: what a checkpoint holds."""
+
+import copy
+import hashlib
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from overnight.loop.batches import Batch, seeded, since
+from overnight.loop.checkpoint import Identity
+from overnight.loop.elastic import Memory, Sums
+from overnight.loop.memory import Slices, random_state, set_random_state
+from overnight.loop.precision import Precision
+
+if TYPE_CHECKING:
+    from overnight.run import Run
+    from overnight.training import Recipe
+
+Data = TypeVar("Data")
+Weights = dict[str, Tensor]
+
+
+@dataclass
+class Plan:
+    """What a training keeps when it starts over at its last checkpoint."""
+
+    memory: Memory
+    rate: float = 1.0  # what the schedule is multiplied by
+    slices: Slices = field(default_factory=Slices)
+
+
+@dataclass
+class Best:
+    """The epoch to keep: its weights wait on the host."""
+
+    weights: Weights
+    scores: dict[str, float]
+    epoch: int
+
+
+class State(Generic[Data]):
+    """Model, average, optimiser, schedule, loss scale, position, best epoch. `done` counts optimiser steps, `index` those of the epoch."""
+
+    def __init__(self, recipe: "Recipe[Data]", run: "Run", data: Data, plan: Plan) -> None:
+        self.recipe, self.plan, self.seed = recipe, plan, run.seed
+        self.device = torch.device(run.device)
+        self.total = max(1, recipe.steps_per_epoch(data) * recipe.params.epochs)
+        self.model = recipe.build().to(self.device)
+        self.average = copy.deepcopy(self.model).requires_grad_(False).eval() if recipe.ema else None
+        self.optimiser = recipe.optimiser(self.model)
+        self.precision = Precision(recipe.params.precision, self.device)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda done: self.plan.rate * recipe.schedule(done, self.total))
+        self.epoch = self.index = self.done = 0
+        self.best: Best | None = None
+        self.history = list[dict[str, float]]()
+
+    @property
+    def judged(self) -> nn.Module:
+        """What is evaluated and kept: the average of the weights, where there is one."""
+        return self.average or self.model
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the first group."""
+        return float(self.optimiser.param_groups[0]["lr"])
+
+    def epoch_batches(self, data: Data) -> Iterable[Batch]:
+        """All batches of the current epoch, drawn from its own seed."""
+        closing = self.epoch >= self.recipe.params.epochs * 5 / 6
+        batches = self.recipe.closing if self.recipe.closing and closing else self.recipe.batches
+        return batches(data, seeded(self.seed, self.epoch))
+
+    def batches(self, data: Data) -> Iterator[Batch]:
+        """Those that are left of it."""
+        return since(self.epoch_batches(data), self.index)
+
+    def step(self, sums: Sums) -> None:
+        """The optimiser's step with the gradients that are there, and all that follows it."""
+        self.precision.step(self.optimiser, self.model, sums.divisor, self.recipe.clip)
+        self.schedule.step()
+        if self.average is not None:
+            _follow(self.average, self.model, self.recipe.ema, self.done)
+        self.done, self.index = self.done + 1, self.index + 1
+
+    def close_epoch(self, scores: dict[str, float]) -> None:
+        """Keep the weights when no epoch before was better, and go to the next one."""
+        self.history.append(scores)
+        name = self.recipe.best
+        if self.best is None or scores.get(name, 0.0) >= self.best.scores.get(name, 0.0):
+            weights = {key: tensor.detach().to("cpu", copy=True) for key, tensor in self.judged.state_dict().items()}
+            self.best = Best(weights, scores, self.epoch + 1)
+        self.epoch, self.index = self.epoch + 1, 0
+
+    def identity(self) -> Identity:
+        """What must be the same for a checkpoint to be of use."""
+        shapes = [(name, tuple(t.shape), str(t.dtype)) for name, t in self.model.state_dict().items()]
+        return {
+            "torch": torch.__version__,
+            "code of the loop": _code(),
+            "device": self.device.type,
+            "precision": self.precision.name,
+            "seed": str(self.seed),
+            "parameters": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
+            "optimiser": type(self.optimiser).__name__,
+            "values": hashlib.sha256(repr(sorted(self.recipe.params.science().items())).encode()).hexdigest()[:16],
+            "optimiser steps": str(self.total),
+        }
+
+    def write(self, file: Any) -> None:
+        """Everything, as tensors and plain values that can be read back without running code."""
+        state = {
+            **{name: part.state_dict() for name, part in self._parts().items()},
+            **{name: getattr(self, name) for name in ("epoch", "index", "done", "history")},
+            "best": None if self.best is None else {**vars(self.best)},
+            "plan": asdict(self.plan),
+            "random": randomness(self.device),
+        }
+        torch.save(state, file)
+
+    def read(self, path: Path) -> None:
+        """Go on where the checkpoint was written. The micro-batch is the smaller of its own and the one now asked for."""
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        for name, part in self._parts().items():
+            part.load_state_dict(found[name])
+        for name in ("epoch", "index", "done", "history"):
+            setattr(self, name, found[name])
+        self.best = Best(**found["best"]) if found["best"] else None
+        self.plan = merged(self.plan, found["plan"])
+        for group, base in zip(self.optimiser.param_groups, self.schedule.base_lrs, strict=True):  # the plan's rate may be another
+            group["lr"] = base * self.schedule.lr_lambdas[0](self.schedule.last_epoch)
+        restore_randomness(found["random"], self.device)
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {"model": self.model, "optimiser": self.optimiser, "schedule": self.schedule, "scaler": self.precision.scaler}
+        return parts | ({"average": self.average} if self.average is not None else {})
+
+
+def merged(now: Plan, found: dict[str, Any]) -> Plan:
+    """The plan of a checkpoint, where the one now in force is not smaller still."""
+    memory = now.memory if now.memory.size <= found["memory"]["size"] else Memory(**found["memory"] | {"largest": now.memory.largest})
+    limits = [limit for limit in (now.slices.limit, found["slices"]["limit"]) if limit]
+    return Plan(memory, min(now.rate, found["rate"]), Slices(min(limits, default=0)))
+
+
+def randomness(device: torch.device) -> dict[str, Any]:
+    """Every global random state of the process, as plain values."""
+    numpy = sys.modules.get("numpy")
+    words = numpy.random.get_state() if numpy else None
+    return {
+        "torch": random_state(device),
+        "python": random.getstate(),
+        "numpy": None if words is None else [words[0], words[1].tolist(), *map(float, words[2:])],
+    }
+
+
+def restore_randomness(found: dict[str, Any], device: torch.device) -> None:
+    """What `randomness` gave."""
+    set_random_state(found["torch"], device)
+    random.setstate(found["python"])
+    if found["numpy"] is not None:
+        import numpy as np
+
+        name, words, place, has_gauss, gauss = found["numpy"]
+        np.random.set_state((name, np.array(words, dtype=np.uint32), int(place), int(has_gauss), gauss))
+
+
+@torch.no_grad()
+def _follow(averaged: nn.Module, model: nn.Module, decay: float, done: int) -> None:
+    """Exponential moving average of the weights, with a warm-up so that short runs work; buffers are copied."""
+    rate = min(decay, (1 + done) / (10 + done))
+    ours: list[Tensor] = list(averaged.parameters())
+    theirs: list[Tensor] = list(model.parameters())
+    torch._foreach_lerp_(ours, theirs, 1 - rate)
+    for mine, other in zip(averaged.buffers(), model.buffers(), strict=True):
+        mine.copy_(other)
+
+
+def _code() -> str:
+    """Digest of the loop's own source."""
+    folder = Path(__file__).parent
+    files = [folder.parent / "training.py", *sorted(folder.glob("*.py"))]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
