@@ -63,7 +63,7 @@ def test_the_ledger_is_told_what_a_holder_uses_when_that_changes(card, run):
     own = Own(use=10, peak=20, overhead_mib=600)
     with lease(1000, card) as held:
         said = []
-        monitor = Monitor(run, card, replace(held, grant=Recorder(held.grant, said)), own)
+        monitor = Monitor(run, card, replace(held, grant=Recorder(held.grant, said)), own, words_every=1)
         monitor.look()
         monitor.look()
         own.use = 10.9  # not worth a word
@@ -98,8 +98,8 @@ def test_the_most_since_the_last_report_is_logged(card, run):
     own = Own()
     with lease(1000, card, {"step": "train", "experiment": "x"}) as held:
         dial = Dial()
-        monitor = Monitor(run, card, held, own, dial)
-        for own.use, own.peak, dial.used in ((100, 100, 100), (50, 700, 50), (60, 700, 560), (60, 700, 560), (60, 700, 60)):
+        monitor = Monitor(run, card, held, own, dial, words_every=1)
+        for own.use, own.peak, dial.used in ((100, 100, 100), (50, 700, 50), *3 * ((60, 700, 560),), (60, 700, 60)):
             monitor.look()
         monitor.report({"system/x": 1.0})
         assert run.last("card/own_mib") == 700  # between two looks, but its own peak knows
@@ -126,8 +126,20 @@ def test_memory_that_a_neighbour_takes_is_not_foreign_once_it_says_so(card, run)
         dial.used = 1510  # it has taken 1490 more, and the ledger does not know yet
         monitor.look()
         neighbour.tell(use_mib=1500)
-        monitor.look()
+        for _ in range(20):
+            monitor.look()
         assert monitor.facts()["foreign_peak_mib"] == 0
+
+
+def test_what_a_program_outside_keeps_is_foreign(card, run):
+    with lease(1000, card) as held:
+        dial, own = Dial(50), Own(use=50, peak=50)
+        monitor = Monitor(run, card, held, own, dial)
+        for own.use in range(50, 850, 10):  # it grows while the other program comes
+            dial.used = int(own.use) + (300 if own.use > 200 else 0)
+            own.peak = own.use
+            monitor.look()
+        assert monitor.facts()["foreign_peak_mib"] == 300
 
 
 def test_a_card_that_does_not_answer_is_said_once(card, run):

@@ -53,10 +53,15 @@ class Gauge(Protocol):
         ...
 
 
-@cache
 def gauge(card: Card) -> Gauge:
-    """The gauge of a card: one for each process, so that the driver is set up once."""
-    return Played() if card.virtual else Nvml()
+    """The gauge of a card."""
+    return Played(card) if card.virtual else _nvml(card.uuid)
+
+
+@cache
+def _nvml(_uuid: str) -> "Nvml":
+    """One for each card and process, so that the driver is set up once."""
+    return Nvml()
 
 
 class Nvml:
@@ -134,12 +139,15 @@ class Played:
 
     problem = ""
 
+    def __init__(self, card: Card) -> None:
+        self._path = str(card.folder / "foreign")
+
     def used_mib(self, card: Card, held: Iterable[Request]) -> int:
         return sum(map(said_mib, held)) + sum(p.mib or 0 for p in self.programs(card))
 
-    def programs(self, card: Card) -> list[Program]:
+    def programs(self, card: Card) -> list[Program]:  # noqa: ARG002
         try:
-            descriptor = os.open(f"{card.folder}/foreign", os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return []
         with open(descriptor, errors="replace") as file:  # noqa: PTH123 - mostly it is not there, and then this is quick

@@ -5,17 +5,21 @@ import resource
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 from overnight.gpu import timeline
 from overnight.gpu.device import Card
 from overnight.gpu.gauge import Gauge, gauge, holders, outsiders, said_mib
+from overnight.gpu.requests import Request
 from overnight.run import Run
 
 EVERY_S = 5.0
 LOOK_S = 0.1
+WORDS = 5  # looks, after which it is read again what the other holders say
 CHANGE_MIB = 1.0  # of a holder's use that is worth telling the others
 FOREIGN_MIB = 64  # of programs outside that is worth asking for their names
 
@@ -53,7 +57,9 @@ def watch(run: Run, card: Card, lease: Held | None = None, own: Own | None = Non
 class Monitor:
     """Looks at the card (`look`) and says what it saw (`report`); `loop` does both at their times, in a thread of its own."""
 
-    def __init__(self, run: Run, card: Card, lease: Held | None, own: Own | None, by: Gauge | None = None) -> None:
+    def __init__(
+        self, run: Run, card: Card, lease: Held | None, own: Own | None, by: Gauge | None = None, words_every: int = WORDS
+    ) -> None:
         self.run, self.card, self.lease, self.own, self.by = run, card, lease, own, by or gauge(card)
         self.done = threading.Event()
         self.device_peak_mib: float | None = None  # the most that the card held beyond what other steps said and what was foreign at first
@@ -62,7 +68,9 @@ class Monitor:
         self.most = dict[str, float]()  # since the last report
         self._told, self._peak = (0.0, 0.0), 0.0
         self._first: int | None = None
-        self._foreign = 0
+        self._every, self._looks, self._held = words_every, 0, list[Request]()
+        # a neighbour's new memory is foreign until it has said so and that was read: only what stays for longer counts
+        self._foreign = deque[int](maxlen=words_every + 2)
         self._steps, self._problem, self._pid = 0, "", os.getpid()
 
     def loop(self) -> None:
@@ -86,17 +94,13 @@ class Monitor:
         """One look at the card: tell the ledger what this step uses, keep the most of everything."""
         if self.lease is None:
             return
+        if self._looks % self._every == 0:
+            self._held = holders(self.card)
+        self._looks += 1
         own = self._tell(self.lease)
-        held = holders(self.card)
-        used, said = self.by.used_mib(self.card, held), sum(map(said_mib, held))
-        now = max(0, used - said)
-        # a neighbour's new memory is foreign until it says so, a tenth of a second later: what two looks see counts
-        foreign, self._foreign = min(self._foreign, now), now
-        self._first = now if self._first is None else min(self._first, now)
-        others = sum(said_mib(r) for r in held if r.pid != self._pid)
-        self.device_peak_mib = max(self.device_peak_mib or 0, used - others - self._first)
-        self.foreign_peak_mib = max(self.foreign_peak_mib or 0, foreign)
-        seen = {"foreign": foreign, "used": used, "leased": sum(r.mib for r in held), "own": own}
+        used = self.by.used_mib(self.card, self._held)
+        foreign = self._outside(used)
+        seen = {"foreign": foreign, "used": used, "leased": sum(r.mib for r in self._held), "own": own}
         self.most = {name: max(value, self.most.get(name, 0.0)) for name, value in seen.items()}
         self._complain()
 
@@ -106,10 +110,24 @@ class Monitor:
             return 0.0
         use, peak = self.own.use_mib(), self.own.peak_mib() + self.own.overhead_mib
         rose, self._peak = peak > self._peak, max(peak, self._peak)
-        if peak > 0 and max(abs(use - self._told[0]), abs(peak - self._told[1])) > CHANGE_MIB:
-            self._told = (use, peak)
-            lease.tell(use_mib=round(use, 1), peak_mib=round(peak, 1))
+        if peak > 0:  # one who counts nothing says nothing
+            self._held = [replace(r, who={**r.who, "use_mib": use}) if r.pid == self._pid else r for r in self._held]
+            if max(abs(use - self._told[0]), abs(peak - self._told[1])) > CHANGE_MIB:
+                self._told = (use, peak)
+                lease.tell(use_mib=round(use, 1), peak_mib=round(peak, 1))
         return peak if rose else use
+
+    def _outside(self, used: int) -> int:
+        """What programs without a lease use, of *used* on the whole card."""
+        others = sum(said_mib(r) for r in self._held if r.pid != self._pid)
+        own = sum(said_mib(r) for r in self._held if r.pid == self._pid)
+        now = max(0, used - others - own)
+        self._foreign.append(now)
+        foreign = min(self._foreign) if len(self._foreign) == self._foreign.maxlen else 0
+        self._first = now if self._first is None else min(self._first, now)
+        self.device_peak_mib = max(self.device_peak_mib or 0, used - others - self._first)
+        self.foreign_peak_mib = max(self.foreign_peak_mib or 0, foreign)
+        return foreign
 
     def _complain(self) -> None:
         """A card that does not answer is said once; its last known values stand."""
