@@ -14,16 +14,20 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, TypeAdapter
 
 from overnight.config import Params, Values
-from overnight.errors import BadInput, DiskFull, OvernightError, ServiceError, Stopped
+from overnight.errors import BadInput, DiskFull, OvernightError, Stopped
 from overnight.gpu.device import Card
 from overnight.gpu.requests import Request
 from overnight.run import SpoolRun
 from overnight.step import Step
+
+if TYPE_CHECKING:
+    from overnight.gpu.caps import Cap
+    from overnight.gpu.lease import Lease
 
 PR_SET_PDEATHSIG = 1
 
@@ -105,22 +109,26 @@ def main(folder: Path) -> int:
 
 def _run(folder: Path, spec: Spec, stop: list[int], facts: dict[str, Any]) -> Any:
     """The step's value, as JSON; what it took goes into `facts`, however it ends."""
+    from overnight.gpu import caps
     from overnight.gpu.monitor import peaks, watch
 
     run = SpoolRun(folder, spec.seed)
     run.should_stop = lambda: bool(stop)
+    caps.prepare(spec.card, bool(spec.ask_mib))
     step = find(spec.step)
     arguments = [TypeAdapter(hint).validate_python(value) for hint, value in zip(step.hints.values(), spec.arguments, strict=True)]
     with contextlib.ExitStack() as held:
-        _take_lease(held, run, spec, facts)
+        lease = _take_lease(held, run, spec, facts)
         if stop:
             raise Stopped("stopped before the start")
+        cap = _cap(lease, run, spec) if lease else None
         began = time.monotonic()
         try:
-            with watch(run, spec.card):
+            with watch(run, spec.card, lease, cap) as monitor, cap.body() if cap else contextlib.nullcontext():
                 value = step.body(run, *_sized(arguments, facts.get("micro_batch")))
         finally:
-            facts |= {"run_s": time.monotonic() - began, **peaks()}
+            monitor.look()  # the last of it, and all of a step that took less than a tenth of a second
+            facts |= {"run_s": time.monotonic() - began, **peaks(), **monitor.facts(), **(cap.facts() if cap else {})}
     return value.model_dump(mode="json") if isinstance(value, Values) else value
 
 
@@ -132,10 +140,10 @@ def _sized(arguments: list[Any], micro_batch: int | None) -> list[Any]:
     return [first.model_copy(update={"micro_batch": micro_batch}), *arguments[1:]]
 
 
-def _take_lease(held: contextlib.ExitStack, run: SpoolRun, spec: Spec, facts: dict[str, Any]) -> None:
-    """Wait for the step's part of the card, then let it see the card."""
+def _take_lease(held: contextlib.ExitStack, run: SpoolRun, spec: Spec, facts: dict[str, Any]) -> "Lease | None":
+    """Wait for the step's part of the card."""
     if not spec.ask_mib:
-        return
+        return None
     from overnight.gpu import words
     from overnight.gpu.lease import lease
 
@@ -147,17 +155,17 @@ def _take_lease(held: contextlib.ExitStack, run: SpoolRun, spec: Spec, facts: di
     amounts = [mib for mib, _ in spec.smaller]
     granted = held.enter_context(lease(spec.ask_mib, spec.card, who, run.should_stop, waiting, spec.exclusive, amounts))
     facts |= {"lease_mib": granted.mib, "wait_s": granted.wait_s, "micro_batch": spec.micro_batch_of(granted.mib)}
-    run.budget_mib = granted.mib
-    if not spec.card.virtual:
-        run.device = _cuda(spec.card)
+    return granted
 
 
-def _cuda(card: Card) -> str:
-    import torch
+def _cap(lease: "Lease", run: SpoolRun, spec: Spec) -> "Cap":
+    """Let the step see the card, and keep it inside its part."""
+    from overnight.gpu import caps
 
-    if not torch.cuda.is_available():
-        raise ServiceError(f"NVML sees {card.name} (driver {card.driver}), and torch cannot use it: run `overnight doctor`, or use --cpu")
-    return "cuda"
+    cap = caps.apply(lease, spec.card)
+    run.device = "cpu" if spec.card.virtual else "cuda"
+    run.budget_mib = cap.cap_mib
+    return cap
 
 
 def find(address: str) -> Step[Any, Any]:

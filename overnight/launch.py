@@ -169,7 +169,7 @@ def _environment(threads: int) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
     limits = {name: os.environ.get(name, str(threads)) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")}
     waits = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}  # threads that wait leave their core to other steps
-    return {**kept, **limits, **waits, "PYTHONUNBUFFERED": "1", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    return {**kept, **limits, **waits, "PYTHONUNBUFFERED": "1"}
 
 
 class Tail:
