@@ -1,12 +1,15 @@
 """The loop: it learns, it picks the epoch by validation, and splitting a batch changes nothing."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from overnight.errors import Stopped
+from overnight.errors import Diverged, Stopped
 from overnight.run import RecordingRun
-from overnight.training import Recipe, TrainParams, constant, cosine, evaluate, train
+from overnight.training import Batches, Recipe, TrainParams, constant, cosine, evaluate, train
 
 
 def recipe(params, best="accuracy", **changes):
@@ -100,3 +103,57 @@ def test_evaluation_leaves_the_mode_as_it_was(blobs):
     scores = evaluate(recipe(TrainParams()), model.train(), blobs, "val")
     assert 0 <= scores["accuracy"] <= 1
     assert model.training
+
+
+def poisoned(at, params, **changes):
+    """A recipe whose loss is no number in call `at`."""
+    calls = []
+
+    def loss(model, batch):
+        calls.append(1)
+        total, counted = recipe(params).loss(model, batch)
+        return (total * float("nan") if len(calls) == at else total), counted
+
+    return recipe(params, loss=loss, **changes)
+
+
+def test_a_loss_that_is_no_number_ends_at_its_step_with_a_report(tmp_path, blobs):
+    def batches(data, generator):
+        make = lambda index, _generator: {"x": data["x"][index], "y": data["y"][index]}  # noqa: E731
+        return Batches(torch.arange(200).split(32), make, generator)
+
+    run = RecordingRun(tmp_path)
+    with pytest.raises(Diverged, match=r"optimiser step 10 \(epoch 2, batch 3\) is no number"):
+        train(poisoned(10, TrainParams(batch=32), batches=batches), run, blobs)
+    (path,) = [Path(event["path"]) for event in run.of("publish")]
+    found = json.loads(path.read_text())
+    assert (found["step"], found["epoch"], found["index"]) == (9, 1, 2)
+    assert found["samples"] == list(range(64, 96))
+    assert found["gradient_norms"].keys() == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert found["losses_before"] == run.curve("train/loss")
+    assert found["weights_not_finite"] == []
+
+
+def test_a_loss_beyond_all_bounds_is_divergence(tmp_path, blobs):
+    far = recipe(TrainParams(epochs=9, batch=32), optimiser=lambda model: torch.optim.SGD(model.parameters(), lr=1e6))
+    with pytest.raises(Diverged, match="training has diverged"):
+        train(far, RecordingRun(tmp_path), blobs)
+
+
+def test_a_recipe_may_ask_for_a_second_chance_with_a_smaller_rate(tmp_path, blobs):
+    params, plain, run = TrainParams(epochs=3, batch=32), RecordingRun(tmp_path), RecordingRun(tmp_path)
+    run.checkpoints = tmp_path / "checkpoints"
+    train(recipe(params, schedule=cosine()), plain, blobs)
+    train(poisoned(10, params.model_copy(update={"checkpoint_s": 0}), schedule=cosine(), rollback=0.5), run, blobs)
+    expected = plain.curve("train/lr")
+    assert run.curve("train/lr") == pytest.approx(expected[:9] + [lr / 2 for lr in expected[9:]])
+    assert [event["step"] for event in run.of("metrics") if "train/loss" in event["values"]] == list(range(1, 22))
+    assert "learning rate is now times 0.5" in run.of("note")[0]["text"]
+    with pytest.raises(Diverged):  # once
+        train(recipe(params, loss=poisoned(1, params).loss, build=_broken, rollback=0.5), RecordingRun(tmp_path), blobs)
+
+
+def _broken():
+    model = nn.Sequential(nn.Linear(4, 3))
+    nn.init.constant_(model[0].bias, float("nan"))
+    return model
