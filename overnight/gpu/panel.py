@@ -33,10 +33,11 @@ def _title(now: Snapshot, width: int, clock: bool) -> Text:
     card = now.card
     name = "virtual card" if card.virtual else card.name
     about = "no GPU is used, steps run on the CPU under the same rules" if card.virtual else f"card {card.index}, driver {card.driver}"
-    title = Text.assemble((name, "bold"), (f"   {about}", "dim"))
+    title = Text.assemble((name, "bold"), (f"   {about}", "dim"), no_wrap=True, overflow="ellipsis")
     if clock:
-        right = time.strftime("%H:%M:%S", time.localtime(now.at))
-        title.append(" " * max(2, width - title.cell_len - len(right)) + right, "dim")
+        right = time.strftime("  %H:%M:%S", time.localtime(now.at))
+        title.truncate(width - len(right), overflow="ellipsis", pad=True)
+        title.append(right, "dim")
     return title
 
 
@@ -64,16 +65,11 @@ def _colours(now: Snapshot) -> list[str]:
 
 def _sums(now: Snapshot) -> Text:
     """The amounts behind the bar."""
-    text = Text()
-    for mib, what, style in ((now.budget_mib, "MiB may be granted", ""), (now.held_mib, "held", "bold"), (now.free_mib, "free", "bold")):
-        text.append(f"{mib:,}", style).append(f" {what}   ", "dim")
-    kept = now.card.total_mib - now.budget_mib
-    if kept:
-        text.append(f"{kept:,}").append(" kept for the desktop   ", "dim")
+    text = Text(no_wrap=True, overflow="ellipsis")
+    for mib, what in ((now.budget_mib, "MiB may be granted"), (now.held_mib, "held"), (now.free_mib, "free")):
+        text.append(f"{mib:,}", "bold").append(f" {what}   ", "dim")
     if now.foreign_mib:
         text.append(f"{now.foreign_mib:,}", FOREIGN).append(" used by other programs", "dim")
-        if kept:
-            text.append(f", {now.taken_mib:,} of it beyond what is kept" if now.taken_mib else ", within what is kept", "dim")
     return text
 
 
@@ -89,7 +85,7 @@ def _queue(now: Snapshot) -> Table:
     table = _table(("", "waits", "experiment"), ("pid", "MiB", "for"))
     table.add_column("", overflow="ellipsis", no_wrap=True)
     for place, row in enumerate(now.queue, 1):
-        short = row.mib - now.free_mib
+        short = row.mib + now.held_mib + now.taken_mib - now.budget_mib
         why = "until it is alone" if row.exclusive and now.holders else f"{short:,} MiB short" if short > 0 else "behind those ahead"
         cells = (str(row.pid), f"{row.mib:,}", _time(row.seconds))
         table.add_row(Text(str(place), "dim"), _step(row), Text(row.experiment), *map(Text, cells), Text(why, "dim"))
@@ -99,9 +95,9 @@ def _queue(now: Snapshot) -> Table:
 def _table(left: tuple[str, ...], right: tuple[str, ...]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold dim")
     for name in left:
-        table.add_column(name, no_wrap=True, overflow="ellipsis")
+        table.add_column(name, no_wrap=True, overflow="ellipsis", min_width=1 if not name else 8)
     for name in right:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True, min_width=7 if name != "for" else 5)
     return table
 
 
@@ -114,7 +110,11 @@ def _notes(now: Snapshot) -> Iterator[Text]:
     """What else there is to say, and what to do about it."""
     if now.foreign_mib:
         programs = [Program(o.name, o.pid, o.mib) for o in now.outside]
-        yield Text.assemble(("■ ", FOREIGN), ", ".join(strangers(programs, now.foreign_mib)))
+        kept = now.card.total_mib - now.card.reserved_mib - now.budget_mib
+        about = f"; {kept:,} MiB are kept for such programs" if kept and not now.card.virtual else ""
+        yield Text.assemble(("■ ", FOREIGN), ", ".join(strangers(programs, now.foreign_mib)), (about, "dim"))
+    if (short := now.held_mib + now.taken_mib - now.budget_mib) > 0:
+        yield Text(f"! other programs came after a grant: with every lease in full use the card would be {short:,} MiB short", "yellow")
     for row in (*now.holders, *now.queue):
         name = row.step or f"pid {row.pid}"
         if row.stopped:
@@ -135,7 +135,7 @@ def line(now: Snapshot) -> str:
     parts += [f"waits: {', '.join(_short(r) for r in now.queue)}"] if now.queue else []
     programs = [Program(o.name, o.pid, o.mib) for o in now.outside]
     parts += strangers(programs, now.foreign_mib) if now.foreign_mib else []
-    return "; ".join([*parts, *(note.plain.removeprefix("! ") for note in _notes(now) if note.plain.startswith("!"))])
+    return "; ".join([*parts, *(note.plain.removeprefix("! ").removesuffix(":") for note in _notes(now) if note.plain.startswith("!"))])
 
 
 def _short(row: Row) -> str:
