@@ -48,6 +48,7 @@ class Spec(Values):
     exclusive: bool = False
     smaller: tuple[tuple[int, int], ...] = Field((), description="(MiB, micro-batch) to be content with, the largest first")
     outside: bool = Field(False, description="declared to take memory that no cap holds")
+    mlflow_run: str = Field("", description="where the parent ships what the child logs")
 
     def micro_batch_of(self, granted_mib: int) -> int | None:
         """The micro-batch that goes with an amount."""
@@ -118,6 +119,7 @@ def _run(folder: Path, spec: Spec, stop: list[int], facts: dict[str, Any]) -> An
     step = find(spec.step)
     arguments = [TypeAdapter(hint).validate_python(value) for hint, value in zip(step.hints.values(), spec.arguments, strict=True)]
     with contextlib.ExitStack() as held:
+        _keep_checkpoints(held, step, run, spec)
         lease = _take_lease(held, run, spec, facts)
         if stop:
             raise Stopped("stopped before the start")
@@ -128,8 +130,22 @@ def _run(folder: Path, spec: Spec, stop: list[int], facts: dict[str, Any]) -> An
                 value = step.body(run, *_sized(arguments, facts.get("micro_batch")))
         finally:
             monitor.look()  # the last of it, and all of a step that took less than a tenth of a second
-            facts |= {"run_s": time.monotonic() - began, **peaks(), **monitor.facts(), **(cap.facts() if cap else {})}
+            facts |= {"run_s": time.monotonic() - began, **peaks(), **monitor.facts(), **(cap.facts() if cap else {}), **_story(run)}
     return value.model_dump(mode="json") if isinstance(value, Values) else value
+
+
+def _keep_checkpoints(held: contextlib.ExitStack, step: Step[Any, Any], run: SpoolRun, spec: Spec) -> None:
+    """Under the step's key, where it trains."""
+    from overnight.loop.attempts import claim
+
+    if step.recipe is not None:
+        held.enter_context(claim(run, spec.key, f"{spec.label} of {spec.experiment}", spec.mlflow_run))
+
+
+def _story(run: SpoolRun) -> dict[str, Any]:
+    """What its training made of the memory it had, where it had one."""
+    used = {} if run.micro_batch is None else {"micro_batch": run.micro_batch}
+    return used | ({"out_of_memory": True, "met_cap": True} if run.out_of_memory else {})
 
 
 def _sized(arguments: list[Any], micro_batch: int | None) -> list[Any]:
