@@ -1,5 +1,6 @@
 """What a step uses while it holds a part of the card: told to the ledger, logged to the run, kept in the card's timeline."""
 
+import errno
 import json
 import os
 import subprocess
@@ -166,18 +167,35 @@ def test_without_a_lease_the_card_is_not_looked_at(card, run):
 
 
 def test_a_short_step_leaves_its_figures_too(card, run):
-    seen = threading.Event()
-
-    class Seen(Own):
-        def use_mib(self):
-            seen.set()
-            return 300.0
-
-    with lease(1000, card) as held, watch(run, card, held, Seen(peak=300)) as monitor:
-        assert seen.wait(60)
+    with lease(1000, card) as held, watch(run, card, held, Own(use=300, peak=300)):
+        pass
     assert run.last("card/own_mib") == 300
     assert len(timeline.read(card)) == 1
+
+
+def test_it_looks_while_the_step_runs(card, run):
+    looks = iter(range(1000))
+    seen = threading.Event()
+
+    class Counting(Own):
+        def use_mib(self):
+            if next(looks) == 3:
+                seen.set()
+            return 300.0
+
+    with lease(1000, card) as held, watch(run, card, held, Counting(peak=300)) as monitor:
+        assert seen.wait(60)
     assert monitor.cpu_s > 0
+
+
+def test_a_full_disk_does_not_end_the_watch(card, run):
+    class Full(RecordingRun):
+        def _emit(self, event):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with lease(1000, card) as held, watch(Full(run.folder), card, held, Own(use=300, peak=300)) as monitor:
+        pass
+    assert monitor.facts()["device_peak_mib"] is not None
 
 
 # ------------------------------------------------------------------------------------------------ the timeline

@@ -7,10 +7,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
+from overnight.errors import DiskFull
 from overnight.gpu import timeline
 from overnight.gpu.device import Card
 from overnight.gpu.gauge import Gauge, gauge, holders, outsiders, said_mib
@@ -45,6 +46,7 @@ class Held(Protocol):
 def watch(run: Run, card: Card, lease: Held | None = None, own: Own | None = None) -> Iterator["Monitor"]:
     """Watch the machine, and with a lease the card, while the block runs."""
     monitor = Monitor(run, card, lease, own)
+    monitor.look()  # what the card held before the step took anything of it
     thread = threading.Thread(target=monitor.loop, daemon=True, name="monitor")
     thread.start()
     try:
@@ -52,6 +54,7 @@ def watch(run: Run, card: Card, lease: Held | None = None, own: Own | None = Non
     finally:
         monitor.done.set()
         thread.join()
+        monitor.close()
 
 
 class Monitor:
@@ -82,9 +85,13 @@ class Monitor:
             if time.monotonic() >= due:
                 self.report(machine.values())
                 due = time.monotonic() + EVERY_S
+        self.cpu_s = time.thread_time()
+
+    def close(self) -> None:
+        """The last of it, and all of a step that took less than a tenth of a second."""
+        self.look()
         if self.most:
             self.report({})
-        self.cpu_s = time.thread_time()
 
     def facts(self) -> dict[str, float | None]:
         """For the step's result."""
@@ -133,13 +140,15 @@ class Monitor:
         """A card that does not answer is said once; its last known values stand."""
         problem = self.by.problem
         if problem and not self._problem:
-            self.run.note(f"the card does not say what it uses ({problem}); the last known values stand")
+            with suppress(OSError, DiskFull):
+                self.run.note(f"the card does not say what it uses ({problem}); the last known values stand")
         self._problem = self._problem or problem
 
     def report(self, machine: dict[str, float]) -> None:
         """Log the machine's figures and the most of the card's since the last time, and add a line to the card's timeline."""
         card = {f"card/{name}_mib": value for name, value in self.most.items()}
-        self.run.metrics({**machine, **self._device(), **card}, self._steps)
+        with suppress(OSError, DiskFull):  # a disk that was full for a moment must not end the watch
+            self.run.metrics({**machine, **self._device(), **card}, self._steps)
         self._steps += 1
         if self.lease is not None and self.most:
             timeline.append(self.card, self._point(self.lease))
