@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from overnight.errors import DoesNotFit
+from overnight.gpu.counter import Counter
 from overnight.loop.elastic import Memory
 from overnight.loop.memory import Undo, in_slices
 from overnight.run import RecordingRun
@@ -260,3 +261,37 @@ def test_slices_cover_every_input_whatever_fails():
 
 def test_evaluation_alone_survives_too(data):
     assert 0 <= evaluate(recipe(TrainParams(), judge=Injector(room=20)), Net(), data, "val")["accuracy"] <= 1
+
+
+class Wide(nn.Module):
+    """float64, its activations far larger than its weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Unflatten(1, (32, 1)), nn.Linear(1, 128), nn.Tanh(), nn.Flatten())
+        self.body.append(nn.Linear(4096, 3)).double()
+
+    def forward(self, x):
+        return self.body(x)
+
+
+@pytest.mark.parametrize("share", [0.7, 0.4])
+def test_a_card_that_counts_every_byte_is_never_overrun_and_the_losses_are_the_same(tmp_path, data, share):
+    chosen = recipe(TrainParams(epochs=2, batch=64), net=Wide)
+    plain, capped = RecordingRun(tmp_path, seed=5), RecordingRun(tmp_path, seed=5)
+    with Counter() as free:
+        whole = train(chosen, plain, data)
+    with Counter(int(share * free.peak())) as card:
+        broken = train(chosen, capped, data)
+    assert card.refused() == capped.out_of_memory >= 1
+    assert card.peak() <= share * free.peak()
+    assert capped.micro_batch < 64
+    assert capped.curve("train/loss") == pytest.approx(plain.curve("train/loss"), rel=0, abs=1e-12)
+    for a, b in zip(whole.model.parameters(), broken.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_a_model_that_is_larger_than_the_card_does_not_fit(tmp_path, data):
+    with Counter(300_000) as card, pytest.raises(DoesNotFit, match="one sample at a time"):
+        train(recipe(TrainParams(epochs=2, batch=64), net=Wide), RecordingRun(tmp_path), data)
+    assert card.refused() >= 7
