@@ -31,7 +31,7 @@ from overnight.gpu.policy import Size, startable
 from overnight.gpu.requests import Request, View
 
 POLL_S = 0.1
-LOOK_S = 1.0  # a whole look even when nothing seems to have changed
+LOOK_S = 2.0  # a whole look even when nothing seems to have changed: for those ahead who died, and what other programs gave back
 PASSED_S = 1.0  # a request that could start and does not is stopped; those behind it go on
 
 OnWait = Callable[[list[Request], int], None]
@@ -119,14 +119,18 @@ class _Place:
             self.late = {}
         if self.seen and not self.late and now - self.looked < LOOK_S and self.seen.unchanged():
             return False
-        mine = os.fstat(self.descriptor).st_ino
-        self.looked, self.seen = now, requests.look(self.ledger.folder, self.ledger.budget_mib, mine)
+        self.looked, self.seen = now, requests.look(self.ledger.folder, self.ledger.budget_mib)
         if all(r.path != self.request.path for r in self.seen.requests):
             return self.seen.sure and self._again()
         self.taken_mib = self.taken()
         if self._shrink():
             return False
-        return self.seen.sure and self._my_turn(self.seen, now) and self._link(self.seen)
+        return self._my_turn(self.seen, now) and self._my_turn(self._look(), now) and self._link(self.seen)
+
+    def _look(self) -> View:
+        """With holders whose files were removed, too: that costs more, so only who is about to claim does it."""
+        self.seen = requests.look(self.ledger.folder, self.ledger.budget_mib, os.fstat(self.descriptor).st_ino)
+        return self.seen
 
     def _again(self) -> bool:
         """Stand in line anew, with the old ticket: somebody removed the file, or a claim was given up."""
@@ -137,6 +141,8 @@ class _Place:
 
     def _my_turn(self, view: View, now: float) -> bool:
         """Whether this request may start, those passed over who could have and did not for a second."""
+        if not view.sure:
+            return False
         held = [Size(r.mib, r.exclusive) for r in view.requests if r.holds]
         queue = {r.path.name: Size(r.mib, r.exclusive) for r in view.requests if not r.holds}
         mine = self.request.path.name
@@ -153,8 +159,7 @@ class _Place:
     def _link(self, view: View) -> bool:
         """The compare-and-swap. True: this request holds."""
         grant = self.ledger.folder / f"g-{view.grants + 1}"
-        holds = replace(self.request, holds=True)
-        self.seen = None
+        holds, self.seen = replace(self.request, holds=True), None
         try:
             os.link(self.request.path, grant)
         except OSError as error:  # another came first, or somebody removed the file, or the disk is full: look again
@@ -178,8 +183,7 @@ class _Place:
 
     def _too_much(self) -> bool:
         """Whether, with this claim, more is held than there is."""
-        budget = self.ledger.budget_mib
-        view = requests.look(self.ledger.folder, budget, os.fstat(self.descriptor).st_ino)
+        budget, view = self.ledger.budget_mib, self._look()
         return not view.sure or sum(Size(r.mib, r.exclusive).weight(budget) for r in view.requests if r.holds) > budget
 
     def _shrink(self) -> bool:

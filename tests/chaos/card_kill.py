@@ -1,0 +1,101 @@
+"""Light holders and waiters of the card are killed, stopped and robbed of their files: nothing is granted twice, nothing stays held."""
+
+import os
+import random
+import shutil
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from tests.chaos._crowd import BUDGET, NS, Crowd, crowd, median, most, quantile
+from tests.chaos.case import Case, Measured
+
+KILLS = 1000
+PEOPLE = 8
+HOLDERS_KILLED = 220
+
+
+def cases() -> list[Case]:
+    safe = {"kills": f"== {KILLS}", "double_grants": "== 0", "stuck_mib": "== 0"}
+    return [
+        Case("card_kill", "1,000 kill -9 of light holders and waiters", _kills, safe, 300),
+        Case("card_kill_stop", "... with SIGSTOP and SIGCONT at random", lambda seed: _kills(seed, stops=True), safe, 300),
+        Case("card_kill_remove", "... and files or the folder removed", lambda seed: _kills(seed, stops=True, removes=True), safe, 300),
+        Case("card_hand_over", "the holder is killed: until the waiter holds the grant", _hand_over, {"p99_s": "<= 2"}, 300),
+    ]
+
+
+def _kills(seed: int, stops: bool = False, removes: bool = False) -> Measured:
+    """double_grants: MiB above the budget that processes held at once, from what they wrote down themselves."""
+    choose = random.Random(seed)
+    stopped: dict[int, float] = {}
+    began = time.monotonic()
+    with crowd() as people:
+        for _ in range(KILLS):
+            while len(people.alive) < PEOPLE:
+                people.loop([(choose.choice([500, 3000, 6000, BUDGET]), choose.random() * 0.05) for _ in range(1000)])
+            time.sleep(choose.random() * 0.08)
+            if stops:
+                _stop_and_go(choose, people, stopped)
+            if removes and choose.random() < 0.2:
+                _remove(choose, people.card)
+            people.kill(choose.choice(sorted(people.alive)))
+        for pid in tuple(people.alive):
+            people.kill(pid)
+        holds = people.held()
+        return {
+            "kills": len(people.killed) - PEOPLE + 1,
+            "double_grants": max(0, most(holds) - BUDGET),
+            "stuck_mib": people.stuck_mib(),
+            "grants": len(holds),
+            "most_mib": most(holds),
+            "wall_s": time.monotonic() - began,
+        }
+
+
+def _stop_and_go(choose: random.Random, people: Crowd, stopped: dict[int, float]) -> None:
+    for pid in [p for p, until in stopped.items() if p not in people.alive or until < time.monotonic()]:
+        del stopped[pid]
+        if pid in people.alive:
+            os.kill(pid, signal.SIGCONT)
+    if choose.random() < 0.5 and len(stopped) < PEOPLE // 2:
+        pid = choose.choice(sorted(people.alive))
+        os.kill(pid, signal.SIGSTOP)
+        stopped[pid] = time.monotonic() + choose.choice([0.02, 0.2, 1.5])
+
+
+def _remove(choose: random.Random, card: Path) -> None:
+    pattern = choose.choice(["h-*", "g-*", "q-*", "[hg]-*", "*", ""])
+    if not pattern:
+        shutil.rmtree(card, ignore_errors=True)
+    for path in card.glob(pattern) if pattern else ():
+        with suppress(OSError):
+            path.unlink()
+
+
+def _hand_over(seed: int) -> Measured:
+    """Seconds from each kill to the waiter's first line after its grant."""
+    choose, waits = random.Random(seed), []
+    with crowd() as people:
+        holder = people.loop([(BUDGET, 600.0)])
+        for _ in range(HOLDERS_KILLED):
+            until_held(people, holder)
+            waiter = people.loop([(BUDGET, 600.0)])
+            people.in_line(waiter)
+            time.sleep(choose.random() * 0.1)
+            killed = people.kill(holder)
+            until_held(people, waiter)
+            waits.append((_first(people, waiter) - killed) / NS)
+            holder = waiter
+    return {"p99_s": quantile(waits, 0.99), "median_s": median(waits), "most_s": max(waits), "kills": len(waits)}
+
+
+def until_held(people: Crowd, pid: int) -> None:
+    path = people.notes / str(pid)
+    while not path.exists() or not path.stat().st_size:
+        time.sleep(0.002)
+
+
+def _first(people: Crowd, pid: int) -> int:
+    return int((people.notes / str(pid)).read_text().split()[1])
