@@ -5,9 +5,12 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from overnight.errors import ServiceError
-from overnight.gpu import device
+from overnight.errors import OvernightError, ServiceError
+from overnight.gpu import context, device
+from overnight.gpu.gauge import foreign_mib, gauge, holders, of_budget, outsiders
 from overnight.gpu.ledger import Ledger
+from overnight.gpu.ready import file_system, ready, ready_host
+from overnight.gpu.words import strangers
 from overnight.paths import root
 
 FREE_GIB = 5
@@ -28,7 +31,7 @@ class Check:
 
 def checks() -> list[Check]:
     """All of them; none changes anything."""
-    return [_python(), _card(), _ledger(), _disk(), *_services()]
+    return [_python(), _card(), _ledger(), _others(), _overhead(), _disk(), *_services()]
 
 
 def _python() -> Check:
@@ -45,12 +48,47 @@ def _card() -> Check:
 
 
 def _ledger() -> Check:
+    card = _found()
+    kind = file_system(card.folder) or "unknown"
     try:
-        card = device.find()
+        ready(card)
+        ready_host()
+        held = Ledger(card.folder, card.budget_mib).held_mib()
+    except OvernightError as error:
+        return Check("ledger", False, str(error))
+    return Check("ledger", True, f"{card.folder} ({kind}): {held} of {card.budget_mib} MiB held")
+
+
+def _others() -> Check:
+    """What programs without a lease use: not wrong, but what steps may have to wait for."""
+    card = _found()
+    held, by = holders(card), gauge(card)
+    foreign = foreign_mib(card, held, by)
+    if by.problem:
+        return Check("other programs", False, f"the card does not say what it uses: {by.problem}")
+    beyond = f"; {of_budget(card, foreign):,} MiB of it of the budget" if of_budget(card, foreign) and not card.virtual else ""
+    named = ", ".join(strangers(outsiders(card, held, by), foreign)) + beyond
+    return Check("other programs", True, named if foreign else "use nothing of the card")
+
+
+def _overhead() -> Check:
+    """A guess until the first step has run."""
+    card = _found()
+    if card.virtual:
+        return Check("CUDA context", True, "none on the virtual card")
+    measured = context.is_measured(card)
+    known = f"takes {context.overhead(card)} MiB of every lease"
+    return Check(
+        "CUDA context", True, f"{known}, measured on this machine" if measured else f"{known} until the first steps have measured it"
+    )
+
+
+def _found() -> device.Card:
+    """The card, the virtual one where there is a problem with it (which `_card` tells)."""
+    try:
+        return device.find()
     except ServiceError:
-        card = device.virtual()
-    ledger = Ledger(card.folder, card.budget_mib)
-    return Check("ledger", True, f"{card.folder}: {ledger.held_mib()} of {card.budget_mib} MiB held")
+        return device.Card(uuid="virtual", name="virtual", total_mib=device.VIRTUAL_MIB, budget_mib=device.VIRTUAL_MIB)
 
 
 def _disk() -> Check:

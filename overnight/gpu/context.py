@@ -29,6 +29,11 @@ def overhead(card: Card) -> int:
     return found[len(found) // 2] if found else UNMEASURED_MIB
 
 
+def is_measured(card: Card) -> bool:
+    """Whether `overhead` is of this machine, with this driver and this torch."""
+    return bool(_measured(card))
+
+
 def measure(card: Card, used_mib: Callable[[], int], warm: Callable[[], int]) -> None:
     """Measure it once more, unless that was done often enough for this driver and this torch.
 
