@@ -5,7 +5,7 @@ import importlib.metadata
 import inspect
 import json
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, cast, get_type_hints, overload
 
@@ -97,6 +97,7 @@ def _shape(value: Any) -> Any:
     return value
 
 
+@cache
 def _torch() -> str:
     try:
         return importlib.metadata.version("torch")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from overnight.config import Experiment, Params, Values, knob
+from overnight.config import CardChoice, Experiment, Params, Values, knob
 from overnight.errors import ConfigError
 
 
@@ -125,3 +125,27 @@ def test_mistakes_in_a_named_config_are_told_with_its_name(tmp_path):
     )
     assert "did you mean" in problems(write(tmp_path, "net: {}\nparts: {a: parts.yaml}"))[0]
     assert "which is made of it" in problems(tmp_path / "loop.yaml")[0]
+
+
+def test_the_card_is_an_index_a_uuid_or_a_mapping(tmp_path):
+    def card(text, *overrides):
+        return Experiment.load(write(tmp_path, text), overrides).card
+
+    assert card("seed: 1") == card("card:") == CardChoice()
+    assert card("card: 1") == card("seed: 1", "card=1") == CardChoice(use=1)
+    assert card("card: GPU-3") == CardChoice(use="GPU-3")
+    assert card("card: {policy: shrink, count: true}") == CardChoice(policy="shrink", count=True)
+    assert card("seed: 1", "card.policy=shrink") == CardChoice(policy="shrink")
+    assert Experiment(card=CardChoice(use=2)).science() == Experiment().science()
+
+
+def test_every_mistake_of_a_card_is_told(tmp_path):
+    found = problems(write(tmp_path, "net: {}\ncard:\n  polcy: shrink\n  policy: sleep\n  count: maybe\n"))
+    assert len(found) == 3
+    assert "whole.yaml:3: card.polcy: unknown key; did you mean 'policy'? allowed: count, policy, use" in "".join(found)
+    assert "whole.yaml:4: card.policy: input should be 'wait' or 'shrink' (got 'sleep')" in "".join(found)
+    for wrong in ("true", "[1]", "1.5", "{use: true}"):
+        assert problems(write(tmp_path, f"net: {{}}\ncard: {wrong}\n")) == [
+            f"{tmp_path}/whole.yaml:2: card: expected an index, a UUID, or {{use: ..., policy: ..., count: ...}}"
+        ]
+    assert "belongs at the top" in "".join(problems(write(tmp_path, "net: {}\nparts: {a: {card: {policy: shrink}}}\n")))

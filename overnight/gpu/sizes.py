@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from overnight.artifact import Artifact, DataSpec
 from overnight.errors import DoesNotFit
 from overnight.gpu import learned
+from overnight.gpu.context import overhead
 from overnight.gpu.device import Card
 from overnight.gpu.learned import Need
 
@@ -102,7 +103,7 @@ def learn(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, used: Us
             learned.add(folder, size, learned.OOM, used.cap_mib)
     elif used.met_cap or filled:
         learned.add(folder, size, learned.NEAR, used.cap_mib)
-    elif finished and used.peak_mib:
+    elif finished and used.peak_mib is not None:
         learned.add(folder, size, learned.CLEAN, used.peak_mib)
     if step.outside or used.outside:
         learned.add(folder, size, learned.OUTSIDE, 0)
@@ -190,7 +191,7 @@ class _Question:
         """In MiB of the card. What smaller micro-batches are known to need, this one needs as well."""
         below = [learned.need(self.outcomes, s) for s in {o.size for o in self.outcomes} if 0 < s < size]
         least = max([need.least, *(n.least for n in below if n)])
-        need = replace(need, least=least, wanted=max(need.wanted, least))
+        need = replace(need, least=least, wanted=max(need.wanted, least, learned.LEAST_MARGIN_MIB))
         mib = min(_rounded(need.wanted + self.overhead_mib), self.card.budget_mib)
         return Amount(size, mib, need.fits(self.card.budget_mib - self.overhead_mib), why)
 
@@ -205,15 +206,6 @@ class _Question:
             f"{f', {self.overhead_mib} of them for the CUDA context' if self.overhead_mib else ''}. What helps: {fixed}make {parts} smaller, "
             "compute in bf16, set OVERNIGHT_RESERVE_MIB lower if the desktop needs less, or use a larger card"
         )
-
-
-def overhead(card: Card) -> int:
-    """What a CUDA context takes of a lease; nothing on the virtual card."""
-    if card.virtual:
-        return 0
-    from overnight.gpu import caps
-
-    return int(getattr(caps, "overhead", lambda _card: 600)(card))
 
 
 def _cuts(recipe: Any) -> bool:
