@@ -1,0 +1,123 @@
+"""Mixes of jobs of known sizes and durations: how near the card's line comes to the shortest time in which they could be done.
+
+No schedule is shorter than the longest job, nor than sum(MiB x s) / budget. Many mixes cannot reach that bound whatever is done (two jobs
+of two thirds of the card run one after the other). So a mix counts as one where the bound can be reached when the same policy comes within
+1.10 of it on paper, every end being noticed one look (0.1 s) late; beside it stand, unfiltered, the ratio over all mixes and that of the
+best of many schedules which know all durations and let anybody pass anybody.
+"""
+
+import random
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from overnight.gpu.ledger import POLL_S
+from overnight.gpu.policy import Size
+from tests.chaos._crowd import BUDGET, NS, Crowd, Pen, crowd, median, most, now, quantile
+from tests.chaos.case import Case, Measured
+from tests.schedules import starts
+
+MIXES = 500
+AT_ONCE = 40  # mixes that are played side by side, each with a ledger of its own
+NEAR = 1.10
+Mix = list[tuple[int, float]]  # MiB, seconds
+
+
+def cases() -> list[Case]:
+    return [
+        Case("card_mixes", "500 mixes of 4 to 8 light jobs of 1 to 4 s, beside the shortest possible time", _mixes,
+             {"reachable_most": f"<= {NEAR}", "above_budget_mib": "== 0", "mixes": f"== {MIXES}"}, 600),
+    ]  # fmt: skip
+
+
+def mix(choose: random.Random) -> Mix:
+    """Sizes as steps have them: agents and graphs small, trainings large."""
+    largest = choose.choice([BUDGET // 4, BUDGET // 2, BUDGET * 3 // 4])
+    return [(choose.randint(300, largest), choose.uniform(1, 4)) for _ in range(choose.randint(4, 8))]
+
+
+def bound_s(jobs: Mix) -> float:
+    """No schedule is shorter."""
+    return max(*(s for _, s in jobs), sum(mib * s for mib, s in jobs) / BUDGET)
+
+
+def paper_s(jobs: Mix, hand_over_s: float = POLL_S) -> float:
+    """The same policy on paper, all asking at once in their order."""
+    asked = [(i * 1e-6, seconds + hand_over_s, Size(mib)) for i, (mib, seconds) in enumerate(jobs)]
+    return max(start + asked[j][1] for j, start in starts(BUDGET, asked)) - hand_over_s
+
+
+def best_s(jobs: Mix, orders: int = 100) -> float:
+    """The shortest of many schedules that know all durations and owe nobody a turn: each of a drawn order starts as soon as it fits."""
+    choose, found = random.Random(len(jobs)), []
+    for _ in range(orders):
+        waiting, running, at = choose.sample(jobs, len(jobs)), list[tuple[float, int]](), 0.0
+        while waiting:
+            running = [(end, mib) for end, mib in running if end > at]
+            free = BUDGET - sum(mib for _, mib in running)
+            fits = next((job for job in waiting if job[0] <= free), None)
+            if fits:
+                waiting.remove(fits)
+                running.append((at + fits[1], fits[0]))
+            else:
+                at = min(end for end, _ in running)
+        found.append(max(end for end, _ in running))
+    return min(found)
+
+
+def _mixes(seed: int) -> Measured:
+    choose = random.Random(seed)
+    mixes = [mix(choose) for _ in range(MIXES)]
+    ratios, above = list[float](), 0
+    for first in range(0, MIXES, AT_ONCE):
+        for took, top in _play(mixes[first : first + AT_ONCE]):
+            ratios.append(took / bound_s(mixes[len(ratios)]))
+            above = max(above, top - BUDGET)
+    return {**summary(mixes, ratios), "above_budget_mib": max(0, above)}
+
+
+def summary(mixes: Sequence[Mix], ratios: Sequence[float]) -> dict[str, float]:
+    """Ratios to the bound: of the mixes that can reach it, of all, of the paper, and of one job at a time."""
+    reached = [ratio for jobs, ratio in zip(mixes, ratios, strict=True) if paper_s(jobs) <= NEAR * bound_s(jobs)]
+    single = [sum(s for _, s in jobs) / bound_s(jobs) for jobs in mixes]
+    paper = [paper_s(jobs, 0.0) / bound_s(jobs) for jobs in mixes]
+    return {
+        "reachable_most": max(reached, default=float("nan")),
+        "reachable_median": median(reached) if reached else float("nan"),
+        "reachable": len(reached),
+        "mixes": len(ratios),
+        "all_median": median(ratios),
+        "all_p95": quantile(ratios, 0.95),
+        "all_on_paper_median": median(paper),
+        "one_at_a_time_median": median(single),
+        "best_of_100_orders_median": median([best_s(jobs) / bound_s(jobs) for jobs in mixes]),
+        "best_of_100_orders_reach": sum(best_s(jobs) <= NEAR * bound_s(jobs) for jobs in mixes),
+        "speedup_over_one_at_a_time_median": median([s / r for s, r in zip(single, ratios, strict=True)]),
+    }
+
+
+def _play(mixes: Sequence[Mix]) -> list[tuple[float, int]]:
+    """(seconds from the first request to the last end, most MiB held) of each."""
+    with ExitStack() as stack:
+        crowds = [stack.enter_context(crowd()) for _ in mixes]
+        begin = now() + int(NS)
+        pids = [[_job(people, begin, i, job) for i, job in enumerate(jobs)] for people, jobs in zip(crowds, mixes, strict=True)]
+        for people, waited in zip(crowds, pids, strict=True):
+            for pid in waited:
+                people.wait(pid)
+        return [(_span(people), most(people.held())) for people in crowds]
+
+
+def _job(people: Crowd, begin: int, place: int, job: tuple[int, float]) -> int:
+    """One after the other, so that they stand in line in the order of the mix."""
+
+    def body(pen: Pen) -> None:
+        time.sleep(max(0.0, (begin - now()) / NS) + place * 0.01)
+        pen.hold(*job)
+
+    return people.fork(body)
+
+
+def _span(people: Crowd) -> float:
+    holds = people.held()
+    return (max(h.end for h in holds) - min(h.ticket for h in holds)) / NS
