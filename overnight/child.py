@@ -68,7 +68,8 @@ class Usage(Values):
     host_peak_mib: float = 0.0
     wait_s: float = 0.0
     run_s: float = 0.0
-    micro_batch: int | None = None
+    asked_micro_batch: int | None = Field(None, description="samples on the card at once that it began with")
+    micro_batch: int | None = Field(None, description="samples on the card at once at its end")
     exclusive: bool = False
     met_cap: bool = Field(False, description="met out of memory, or held 95 % of the cap")
     out_of_memory: bool = Field(False, description="met out of memory, survived or not")
@@ -127,10 +128,10 @@ def _run(folder: Path, spec: Spec, stop: list[int], facts: dict[str, Any]) -> An
         began = time.monotonic()
         try:
             with watch(run, spec.card, lease, cap) as monitor, cap.body() if cap else contextlib.nullcontext():
-                value = step.body(run, *_sized(arguments, facts.get("micro_batch")))
+                value = step.body(run, *_sized(arguments, facts.get("asked_micro_batch")))
         finally:
-            monitor.look()  # the last of it, and all of a step that took less than a tenth of a second
-            facts |= {"run_s": time.monotonic() - began, **peaks(), **monitor.facts(), **(cap.facts() if cap else {}), **_story(run)}
+            facts |= {"run_s": time.monotonic() - began, **peaks(), **monitor.facts(), **(cap.facts() if cap else {})}
+            facts |= _story(run, facts.get("asked_micro_batch"))
     return value.model_dump(mode="json") if isinstance(value, Values) else value
 
 
@@ -142,9 +143,9 @@ def _keep_checkpoints(held: contextlib.ExitStack, step: Step[Any, Any], run: Spo
         held.enter_context(claim(run, spec.key, f"{spec.label} of {spec.experiment}", spec.mlflow_run))
 
 
-def _story(run: SpoolRun) -> dict[str, Any]:
+def _story(run: SpoolRun, asked: int | None) -> dict[str, Any]:
     """What its training made of the memory it had, where it had one."""
-    used = {} if run.micro_batch is None else {"micro_batch": run.micro_batch}
+    used = {"micro_batch": run.micro_batch or asked}
     return used | ({"out_of_memory": True, "met_cap": True} if run.out_of_memory else {})
 
 
@@ -170,7 +171,7 @@ def _take_lease(held: contextlib.ExitStack, run: SpoolRun, spec: Spec, facts: di
     facts |= {"asked_mib": spec.ask_mib, "exclusive": spec.exclusive}
     amounts = [mib for mib, _ in spec.smaller]
     granted = held.enter_context(lease(spec.ask_mib, spec.card, who, run.should_stop, waiting, spec.exclusive, amounts))
-    facts |= {"lease_mib": granted.mib, "wait_s": granted.wait_s, "micro_batch": spec.micro_batch_of(granted.mib)}
+    facts |= {"lease_mib": granted.mib, "wait_s": granted.wait_s, "asked_micro_batch": spec.micro_batch_of(granted.mib)}
     return granted
 
 
@@ -178,7 +179,10 @@ def _cap(lease: "Lease", run: SpoolRun, spec: Spec) -> "Cap":
     """Let the step see the card, and keep it inside its part."""
     from overnight.gpu import caps
 
+    if not spec.card.virtual:
+        lease.tell(use_mib=0)  # a holder that says nothing counts with its lease, and would hide what other programs use
     cap = caps.apply(lease, spec.card)
+    lease.tell(cap_mib=cap.cap_mib)
     run.device = "cpu" if spec.card.virtual else "cuda"
     run.budget_mib = cap.cap_mib
     return cap
