@@ -118,7 +118,7 @@ class _Attempt:
         try:
             spec = self._spec()
             result = run_child(self.folder, spec, threads, self.chain.stop, self._event, self._log)
-            result = result.model_copy(update={"asked_mib": spec.ask_mib})  # a child that was killed could not say it
+            result = usage.for_the_card(result.model_copy(update={"asked_mib": spec.ask_mib}), self.chain.card)
         except OvernightError as error:
             result = Result(code=error.child_code, error=str(error))
         finally:

@@ -3,10 +3,12 @@
 import time
 from typing import Any
 
-from overnight.child import Usage
+from overnight.child import Result, Usage
+from overnight.errors import DoesNotFit, OutOfMemory
+from overnight.gpu.device import Card
 from overnight.gpu.sizes import Ask
 
-SEARCHED = ("asked_mib", "lease_mib", "cap_mib", "peak_mib", "micro_batch", "exclusive", "outside")
+SEARCHED = ("asked_mib", "lease_mib", "cap_mib", "peak_mib", "asked_micro_batch", "micro_batch", "exclusive", "outside")
 NOT_MEASURED = "not measured"
 
 
@@ -23,9 +25,17 @@ def of_ending(took: Usage) -> list[dict[str, Any]]:
     numbers = {f"usage/{name}": float(value) for name, value in values.items() if isinstance(value, int | float)}
     if not took.lease_mib:
         return [_event("metrics", values=numbers, step=0)]
-    shown = {"peak_mib": NOT_MEASURED, "micro_batch": "", **values, "outside": ", ".join(took.outside)}
+    shown = {"peak_mib": NOT_MEASURED, "asked_micro_batch": "", "micro_batch": "", **values, "outside": ", ".join(took.outside)}
     params = [_event("param", name=f"usage/{name}", value=str(shown[name])) for name in SEARCHED]
     return [_event("metrics", values=numbers, step=0), *params]
+
+
+def for_the_card(result: Result, card: Card) -> Result:
+    """The step's result, its reason said for the whole card: what a lease was too small for may fit the card, and asks for more next time."""
+    if result.code != DoesNotFit.child_code or not result.out_of_memory or result.lease_mib >= card.budget_mib:
+        return result
+    more = f"{result.error} - that was with {result.lease_mib} of the card's {card.budget_mib} MiB; the next run asks for more"
+    return result.model_copy(update={"code": OutOfMemory.child_code, "error": more})
 
 
 def _event(kind: str, **fields: Any) -> dict[str, Any]:

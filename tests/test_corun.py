@@ -165,7 +165,7 @@ def test_an_exclusive_step_runs_alone_with_its_own_amount(card, tmp_path):
 def test_what_a_step_took_is_told_and_asked_for_next_time(card):
     first, result = took(card, own_mib=20)
     assert (first.mib, first.micro_batch) == (128, 32)
-    assert (result.code, result.asked_mib, result.lease_mib, result.cap_mib, result.micro_batch) == (0, 128, 128, 128, 32)
+    assert (result.code, result.asked_mib, result.lease_mib, result.cap_mib, result.asked_micro_batch) == (0, 128, 128, 128, 32)
     assert (result.met_cap, result.out_of_memory) == (False, False)
     assert 52 <= result.peak_mib < 53
     again = sizes.ask(take, [TakeParams(own_mib=20), IMAGES], card)
@@ -212,7 +212,7 @@ def test_the_micro_batch_is_that_of_what_was_granted(card):
     (card.folder / "foreign").write_text("940 ollama")
     asked, result = took(shrinks)
     assert (asked.mib, asked.micro_batch, asked.smaller) == (128, 32, ((64, 8),))
-    assert (result.code, result.asked_mib, result.lease_mib, result.micro_batch) == (0, 128, 64, 8)
+    assert (result.code, result.asked_mib, result.lease_mib, result.asked_micro_batch) == (0, 128, 64, 8)
     assert 8 <= result.peak_mib < 9
     fixed = Child(shrinks, "take", TakeParams(micro_batch=32), IMAGES)
     until(lambda: standing(card, False), fixed)

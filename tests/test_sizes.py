@@ -76,6 +76,7 @@ def ended(card, step, arguments, ask, peak, cap=None, **more):
     """A run that would hold `peak` MiB: below its cap it comes through, else it meets out of memory."""
     cap = cap or ask.mib
     used = Usage(
+        asked_micro_batch=ask.micro_batch,
         micro_batch=ask.micro_batch,
         cap_mib=cap,
         lease_mib=ask.mib,
@@ -219,6 +220,24 @@ def test_no_sequence_of_runs_lets_a_cap_that_was_met_be_asked_again(card, seed):
             met = met if came_through else mib
         failures += not came_through
     assert failures <= 20  # from a tenth of the need to all of it, by 1/8 or more each time
+
+
+def test_a_training_that_went_on_with_less_says_what_failed_and_what_fits(card):
+    """It began with 64 samples and came through with 16."""
+    used = Usage(asked_micro_batch=64, micro_batch=16, cap_mib=2048, lease_mib=2048, peak_mib=2048, out_of_memory=True, met_cap=True)
+    sizes.learn(net, given(), card, used, finished=True)
+    assert (sizes.ask(net, given(), card).micro_batch, sizes.ask(net, given(), card).mib) == (64, 4160)
+    tight = card.model_copy(update={"budget_mib": 2048})
+    assert (sizes.ask(net, given(), tight).micro_batch, sizes.ask(net, given(), tight).mib) == (16, 2048)
+    ended(tight, net, given(), sizes.ask(net, given(), tight), 1000)
+    assert (sizes.ask(net, given(), tight).micro_batch, sizes.ask(net, given(), tight).mib) == (16, 1152)
+
+
+def test_a_training_that_resumed_with_less_measures_what_it_ran_with(card):
+    used = Usage(asked_micro_batch=64, micro_batch=16, cap_mib=2048, lease_mib=2048, peak_mib=500)
+    sizes.learn(net, given(), card, used, finished=True)
+    assert "learned" not in sizes.ask(net, given(), card).why
+    assert "learned: it needs 500" in sizes.ask(net, given(NetParams(batch=64, micro_batch=16)), card).why
 
 
 def test_a_run_that_came_near_its_cap_only_raises(card):

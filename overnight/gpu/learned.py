@@ -19,9 +19,10 @@ from pathlib import Path
 CLEAN = "clean"  # the most its allocator held, in a run that stayed below 95 % of its cap and reached its end
 NEAR = "near"  # a cap that was filled to 95 % or more, without an error
 OOM = "oom"  # a cap that was not enough
+FITS = "fits"  # a cap in which it came through, after a larger micro-batch had failed in it; how much it needs is not known
 ALONE = "alone"  # the most the whole card held above its baseline while the step ran alone
 OUTSIDE = "outside"  # it took memory that no cap holds; MiB is 0
-KINDS = (CLEAN, NEAR, OOM, ALONE, OUTSIDE)
+KINDS = (CLEAN, NEAR, OOM, FITS, ALONE, OUTSIDE)
 
 NEAR_SHARE = 0.95
 LAST = 5  # clean runs whose largest peak counts
@@ -94,7 +95,8 @@ def worthless(outcomes: Sequence[Outcome]) -> list[Outcome]:
         mine = [o for o in outcomes if o.size == size]
         for kind in (CLEAN, ALONE):
             kept |= set([o for o in mine if o.kind == kind][-LAST:])
-        kept |= set([o for o in mine if o.kind == OUTSIDE][-1:])
+        for kind in (OUTSIDE, FITS):
+            kept |= set([o for o in mine if o.kind == kind][-1:])
         met = [o for o in mine if o.kind in (NEAR, OOM)]
         for one in [max(met, key=lambda o: (o.mib, o.kind == OOM, o.number))] if met else []:
             kept |= {one, *sorted([o for o in mine if o.kind == CLEAN and o.number > one.number], key=lambda o: o.mib)[-1:]}
@@ -111,6 +113,8 @@ def need(outcomes: Sequence[Outcome], size: int) -> Need | None:
     clean = [o for o in outcomes if o.size == size and o.kind == CLEAN]
     recent = [o.mib for o in clean[-LAST:]]
     needs = [Need(max(recent), with_margin(max(recent)), sure=True)] if recent else []
+    fits = [o.mib for o in outcomes if o.size == size and o.kind == FITS]
+    needs += [Need(0, fits[-1], sure=True)] if fits and not recent else []
     needs += [_met(o, clean) for o in outcomes if o.size == size and o.kind in (NEAR, OOM)]
     if not needs:
         return None

@@ -54,6 +54,8 @@ class Used(Protocol):
     """What learn() reads of a run that ended; child.Usage has it."""
 
     @property
+    def asked_micro_batch(self) -> int | None: ...
+    @property
     def micro_batch(self) -> int | None: ...
     @property
     def cap_mib(self) -> int: ...
@@ -96,19 +98,30 @@ def learn(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, used: Us
     """Remember how a run ended. One that met its cap only raises the figure; only one that came through below it may lower it."""
     if not used.cap_mib or (card.virtual and not card.count):
         return
-    folder, size = _folder(step, arguments, card), used.micro_batch or 0
+    folder, first = _folder(step, arguments, card), used.asked_micro_batch or 0
+    last = (used.micro_batch or first) if first else 0
     filled = used.peak_mib is not None and used.peak_mib >= learned.NEAR_SHARE * used.cap_mib
     if used.out_of_memory:
-        if filled or not _crowded(card, used):
+        for size in _failed(first, last) if filled or not _crowded(card, used) else []:
             learned.add(folder, size, learned.OOM, used.cap_mib)
+        if finished and last < first:
+            learned.add(folder, last, learned.FITS, used.cap_mib)
     elif used.met_cap or filled:
-        learned.add(folder, size, learned.NEAR, used.cap_mib)
+        learned.add(folder, last, learned.NEAR, used.cap_mib)
     elif finished and used.peak_mib is not None:
-        learned.add(folder, size, learned.CLEAN, used.peak_mib)
+        learned.add(folder, last, learned.CLEAN, used.peak_mib)
     if step.outside or used.outside:
-        learned.add(folder, size, learned.OUTSIDE, 0)
+        learned.add(folder, first, learned.OUTSIDE, 0)
         if finished and used.exclusive and used.device_peak_mib:
-            learned.add(folder, size, learned.ALONE, used.device_peak_mib)
+            learned.add(folder, first, learned.ALONE, used.device_peak_mib)
+
+
+def _failed(first: int, last: int) -> list[int]:
+    """The micro-batches that were too large: from the one it began with, by halves, to the one before the last."""
+    found = [first]
+    while found[-1] // 2 > last:
+        found.append(found[-1] // 2)
+    return found
 
 
 def _crowded(card: Card, used: Used) -> bool:
@@ -117,11 +130,17 @@ def _crowded(card: Card, used: Used) -> bool:
 
 
 def predictor() -> Predict | None:
-    """The prediction of overnight.fit, where it offers one."""
-    with suppress(ImportError):
-        found: Predict | None = getattr(importlib.import_module("overnight.fit"), "predict_peak", None)
-        return found
-    return None
+    """The prediction of overnight.fit, where it offers one: of what the allocator takes, the context comes on top."""
+    try:
+        fit = importlib.import_module("overnight.fit")
+    except ImportError:
+        return None
+
+    def predict(recipe: Any, micro_batch: int, card: Card) -> tuple[float, float] | None:
+        found = fit.predict(recipe, micro_batch, "cpu" if card.virtual else "cuda", constants=fit.Constants(context_mib=0))
+        return None if found.unknown else (found.low_mib, found.high_mib)
+
+    return predict
 
 
 class _Question:
