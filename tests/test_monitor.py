@@ -87,11 +87,19 @@ class Recorder:
         self.grant.tell(**facts)
 
 
+def test_the_first_that_a_holder_uses_is_told_however_little(card, run):
+    with lease(1000, card) as held:
+        Monitor(run, card, held, Own(use=0.2, peak=0.2)).look()
+        assert gauge.holders(card)[0].who["peak_mib"] == 0.2
+
+
 def test_a_holder_that_counts_nothing_says_nothing_and_counts_with_its_lease(card, run):
     with lease(1000, card) as held:
-        Monitor(run, card, held, Own()).look()
+        monitor = Monitor(run, card, held, Own())
+        monitor.look()
         (request,) = gauge.holders(card)
         assert "use_mib" not in request.who
+        assert monitor.facts()["device_peak_mib"] is None
         assert gauge.said_mib(request) == 1000
 
 
