@@ -1,0 +1,207 @@
+"""Recipes whose memory is predicted and measured: those of the tasks, and a transformer and nets of agents in plain torch."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from overnight.artifact import DataSpec
+from overnight.training import Recipe, TrainParams, constant
+from tasks.cnn import CnnParams, cnn_recipe
+from tasks.gnn import GnnParams, gnn_recipe
+from tasks.yolo import YoloParams, yolo_recipe
+
+TEN = tuple("0123456789")
+
+
+class LmParams(TrainParams):
+    """A causal transformer."""
+
+    vocabulary: int = 512
+    context: int = 128
+    width: int = 128
+    heads: int = 4
+    layers: int = 4
+    dropout: float = 0.1
+    tied: bool = True
+    optimiser: Literal["adamw", "sgd", "adafactor"] = "adamw"
+
+
+class Attention(nn.Module):
+    def __init__(self, params: LmParams) -> None:
+        super().__init__()
+        self.heads, self.dropout = params.heads, params.dropout
+        self.into, self.out = nn.Linear(params.width, 3 * params.width), nn.Linear(params.width, params.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.into(x).chunk(3, -1)]
+        mixed = functional.scaled_dot_product_attention(*parts, dropout_p=self.dropout if self.training else 0.0, is_causal=True)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Layer(nn.Module):
+    def __init__(self, params: LmParams) -> None:
+        super().__init__()
+        self.first, self.second, self.attention = nn.LayerNorm(params.width), nn.LayerNorm(params.width), Attention(params)
+        self.mlp = nn.Sequential(
+            nn.Linear(params.width, 4 * params.width), nn.GELU(), nn.Linear(4 * params.width, params.width), nn.Dropout(params.dropout)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.first(x))
+        return x + self.mlp(self.second(x))
+
+
+class Transformer(nn.Module):
+    def __init__(self, params: LmParams) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(params.vocabulary, params.width), nn.Embedding(params.context, params.width)
+        self.layers = nn.ModuleList(Layer(params) for _ in range(params.layers))
+        self.norm, self.head = nn.LayerNorm(params.width), nn.Linear(params.width, params.vocabulary, bias=False)
+        if params.tied:
+            self.head.weight = self.tokens.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.tokens(tokens) + self.places(torch.arange(tokens.shape[1], device=tokens.device))
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(self.norm(x))
+
+
+def lm_recipe(params: LmParams) -> Recipe[Any]:
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        logits, tokens = model(batch["tokens"]), batch["tokens"]
+        return functional.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="sum"), torch.tensor(tokens.numel())
+
+    example = lambda n: {"tokens": torch.zeros(n, params.context, dtype=torch.int64)}  # noqa: E731
+    return _recipe(params, lambda: Transformer(params), example, loss, OPTIMISERS[params.optimiser])
+
+
+class NetParams(TrainParams):
+    """The nets of an agent."""
+
+    batch: int = 256
+    optimiser: Literal["adamw", "sgd", "adafactor"] = "adamw"
+
+
+def critic_recipe(params: NetParams, inputs: int = 64, hidden: int = 512) -> Recipe[Any]:
+    """Actor and critic on vectors, the loss of PPO."""
+
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        logits, value = model["actor"](batch["seen"]), model["critic"](batch["seen"])[:, 0]  # type: ignore[index]
+        chosen = logits.log_softmax(-1).gather(1, batch["acts"][:, None])[:, 0]
+        ratio = (chosen - batch["old"]).exp()
+        policy = -torch.minimum(ratio * batch["gain"], ratio.clamp(0.8, 1.2) * batch["gain"]).sum()
+        return policy + functional.mse_loss(value, batch["gain"], reduction="sum"), torch.tensor(len(value))
+
+    def build() -> nn.Module:
+        tower = lambda out: nn.Sequential(  # noqa: E731
+            nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, out)
+        )
+        return nn.ModuleDict({"actor": tower(8), "critic": tower(1)})
+
+    def example(n: int) -> dict[str, Tensor]:
+        return {"seen": torch.zeros(n, inputs), "acts": torch.zeros(n, dtype=torch.int64), "old": torch.zeros(n), "gain": torch.zeros(n)}
+
+    return _recipe(params, build, example, loss, OPTIMISERS[params.optimiser], clip=0.5)
+
+
+def atari_recipe(params: NetParams) -> Recipe[Any]:
+    """The convolutional Q-net of Mnih et al. 2015 and its target, on stacks of four screens."""
+
+    def build() -> nn.Module:
+        net = lambda: nn.Sequential(  # noqa: E731
+            *(nn.Conv2d(4, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Flatten()),
+            *(nn.Linear(3136, 512), nn.ReLU(), nn.Linear(512, 6)),
+        )
+        return nn.ModuleDict({"now": net(), "target": net().requires_grad_(False)})
+
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            aim = batch["reward"] + 0.99 * model["target"](batch["after"].float() / 255).amax(1)  # type: ignore[index]
+        value = model["now"](batch["before"].float() / 255).gather(1, batch["acts"][:, None])[:, 0]  # type: ignore[index]
+        return functional.smooth_l1_loss(value, aim, reduction="sum"), torch.tensor(len(value))
+
+    def example(n: int) -> dict[str, Tensor]:
+        screens = {name: torch.zeros(n, 4, 84, 84, dtype=torch.uint8) for name in ("before", "after")}
+        return {**screens, "acts": torch.zeros(n, dtype=torch.int64), "reward": torch.zeros(n)}
+
+    return _recipe(params, build, example, loss, OPTIMISERS[params.optimiser], clip=10.0)
+
+
+OPTIMISERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+    "adamw": lambda model: torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3),
+    "sgd": lambda model: torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1e-3, momentum=0.9),
+    "adafactor": lambda model: torch.optim.Adafactor([p for p in model.parameters() if p.requires_grad], 1e-3),
+}
+
+
+def _recipe(params: TrainParams, build: Any, example: Any, loss: Any, optimiser: Any, clip: float = 0.0) -> Recipe[Any]:
+    return Recipe(
+        build=build,
+        example=example,
+        batches=lambda data, _generator: data,
+        steps_per_epoch=len,
+        loss=loss,
+        optimiser=optimiser,
+        schedule=constant,
+        evaluate=lambda _model, _data, _split: {},
+        params=params,
+        clip=clip,
+    )
+
+
+def images(shape: tuple[int, ...], **values: Any) -> Recipe[Any]:
+    return cnn_recipe(CnnParams(**values), DataSpec(shape=shape, classes=TEN, counts={"train": 5000, "val": 512, "test": 512}))
+
+
+def boxes(size: int, **values: Any) -> Recipe[Any]:
+    return yolo_recipe(YoloParams(**values), DataSpec(shape=(3, size, size), classes=TEN[:3], boxes=12, counts={"train": 400, "val": 60}))
+
+
+def graph(nodes: int, edges: int, width: int, nonzeros: int = 0, **values: Any) -> Recipe[Any]:
+    return gnn_recipe(GnnParams(**values), DataSpec(shape=(width,), classes=TEN[:7], nodes=nodes, edges=edges, nonzeros=nonzeros))
+
+
+def matrix() -> dict[str, tuple[Callable[[], Recipe[Any]], int]]:
+    """Name -> recipe and micro-batch."""
+    lm, net = (lambda **v: lm_recipe(LmParams(**v))), NetParams
+    small = (3, 32, 32)
+    return {
+        "cnn 16 b128 sgd": (partial(images, small, width=16, batch=128), 128),
+        "cnn 32 b128/32 sgd": (partial(images, small, width=32, blocks=1, batch=128), 32),
+        "cnn 32 b64 adamw": (partial(images, small, width=32, blocks=2, batch=64, optimiser="adamw"), 64),
+        "cnn 32 b64 bf16": (partial(images, small, width=32, blocks=2, batch=64, precision="bf16"), 64),
+        "cnn 32 b128 bf16 adamw": (partial(images, small, width=32, blocks=1, batch=128, precision="bf16", optimiser="adamw"), 128),
+        "cnn 64 b32 sgd": (partial(images, small, width=64, blocks=1, batch=32), 32),
+        "cnn 24 b64 grey 28": (partial(images, (1, 28, 28), width=24, blocks=2, batch=64), 64),
+        "cnn 16 b16 128 px": (partial(images, (3, 128, 128), width=16, blocks=1, batch=16, stem=2), 16),
+        "yolo 0.5 96 px b16": (partial(boxes, 96, width=0.5, batch=16), 16),
+        "yolo 0.5 96 px b16/4": (partial(boxes, 96, width=0.5, batch=16), 4),
+        "yolo 1.0 192 px b8": (partial(boxes, 192, width=1.0, batch=8), 8),
+        "yolo 1.0 128 px b8 bf16": (partial(boxes, 128, width=1.0, batch=8, precision="bf16"), 8),
+        "yolo 1.0 96 px b16 plain": (partial(boxes, 96, width=1.0, batch=16, mosaic=0), 16),
+        "gcn sparse": (partial(graph, 2708, 5278, 1433, 49216), 140),
+        "gcn dense": (partial(graph, 20000, 60000, 128), 5000),
+        "gcn 3 layers": (partial(graph, 20000, 60000, 64, layers=3, hidden=128), 5000),
+        "sage dense": (partial(graph, 10000, 40000, 64, conv="sage"), 2000),
+        "gat dense": (partial(graph, 10000, 40000, 64, conv="gat"), 2000),
+        "sage bf16": (partial(graph, 10000, 40000, 64, conv="sage", precision="bf16"), 2000),
+        "lm 4x128 b16 adamw": (partial(lm, batch=16), 16),
+        "lm 4x128 b16/4 adamw": (partial(lm, batch=16), 4),
+        "lm 4x128 b16 bf16": (partial(lm, batch=16, precision="bf16"), 16),
+        "lm 4x128 b16 no dropout": (partial(lm, batch=16, dropout=0.0), 16),
+        "lm 2x256 b8 untied sgd": (partial(lm, batch=8, width=256, layers=2, tied=False, optimiser="sgd", dropout=0.0), 8),
+        "lm 4x256 b4 adafactor": (partial(lm, batch=4, width=256, optimiser="adafactor", dropout=0.0), 4),
+        "lm 2x128 vocabulary 8192": (partial(lm, batch=8, layers=2, vocabulary=8192, dropout=0.0), 8),
+        "lm 4x256 b8 bf16 no dropout": (partial(lm, batch=8, width=256, precision="bf16", dropout=0.0), 8),
+        "ppo nets b256 adamw": (lambda: critic_recipe(net()), 256),
+        "ppo nets b4096 sgd": (lambda: critic_recipe(net(batch=4096, optimiser="sgd")), 4096),
+        "ppo nets b2048 bf16": (lambda: critic_recipe(net(batch=2048, precision="bf16")), 2048),
+        "dqn nets b32 adamw": (lambda: atari_recipe(net(batch=32)), 32),
+        "dqn nets b256/64 adamw": (lambda: atari_recipe(net(batch=256)), 64),
+        "dqn nets b128 bf16": (lambda: atari_recipe(net(batch=128, precision="bf16")), 128),
+    }

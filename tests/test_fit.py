@@ -1,0 +1,208 @@
+"""Predicted memory: against torch's own profiler in real runs on the CPU, and never "fits" where nobody can know."""
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from overnight.fit import Prediction, predict, predict_peak
+from overnight.fit.kernels import Kernels
+from overnight.fit.measure import live_peak
+from overnight.fit.predict import Unknown, traced
+from overnight.fit.search import changes, largest
+from overnight.training import TrainParams
+
+MIB = 2**20
+
+
+def load_recipes():
+    path = Path(__file__).resolve().parent.parent / "bench" / "_fit_recipes.py"
+    spec = importlib.util.spec_from_file_location("fit_recipes", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+made = load_recipes()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def lm(**values):
+    return made.lm_recipe(made.LmParams(**{"batch": 4, "width": 64, "layers": 2, "context": 64, **values}))
+
+
+CASES = {
+    "cnn, accumulated": (lambda: made.images((3, 32, 32), width=16, blocks=1, batch=32), 8),
+    "cnn bf16 adamw": (lambda: made.images((3, 32, 32), width=16, blocks=1, batch=16, precision="bf16", optimiser="adamw"), 16),
+    "detector": (lambda: made.boxes(64, width=0.25, batch=4), 2),
+    "gcn on sparse features": (lambda: made.graph(800, 2000, 200, 9000), 100),
+    "transformer": (lm, 4),
+    "transformer bf16, no dropout": (lambda: lm(precision="bf16", dropout=0.0), 2),
+    "q-nets": (lambda: made.atari_recipe(made.NetParams(batch=16)), 16),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_profiler_of_a_real_run_finds_what_was_predicted(name):
+    make, micro = CASES[name]
+    predicted = traced(make(), micro, "cpu", Kernels()).peak().bytes
+    assert predicted == pytest.approx(live_peak(make(), micro), rel=0.005)
+
+
+def test_twice_the_same():
+    first, second = (traced(lm(), 2, "cuda") for _ in range(2))
+    assert (first.sizes, first.events, first.kinds) == (second.sizes, second.events, second.kinds)
+
+
+def test_the_parts_add_up_and_the_edges_enclose():
+    found = predict(lm(), 4, data_mib=100.0)
+    assert sum(found.parts.values()) == pytest.approx(found.mib, rel=1e-6)
+    assert found.low_mib <= found.mib <= found.high_mib
+    assert found.parts["data"] >= 100
+    weights = sum(p.numel() for p in lm().build().parameters()) * 4
+    assert weights <= found.parts["weights"] * MIB < weights * 1.1  # each tensor is rounded to 512 bytes
+
+
+def test_memory_grows_with_the_micro_batch_and_the_hook_tells_it():
+    small, large = (predict_peak(made.critic_recipe(made.NetParams(batch=8192)), n, "cpu") for n in (64, 8192))
+    assert small[1] < large[0]
+
+
+# ------------------------------------------------------------------------------------------------ what a card does differently
+
+
+class One(nn.Module):
+    """A module of somebody's own, with one thing in it."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.into, self.what = nn.Linear(64, 64), what
+
+    def forward(self, x):
+        return self.what(self.into(x))
+
+
+def live(what, target, precision="fp32", shape=(64, 128, 64)):
+    found = predict(One(what), torch.empty(*shape), target, precision=precision)
+    assert not found.unknown
+    return found.live_mib
+
+
+def test_a_card_keeps_a_mask_of_bytes_for_dropout():
+    dropped = lambda x: nn.functional.dropout(x, 0.5)  # noqa: E731
+    plain = live(lambda x: x * 1.0, "cpu")
+    assert live(dropped, "cpu") - plain >= 2  # a float mask of 2 MiB
+    assert live(dropped, "cuda") - live(lambda x: x * 1.0, "cuda") < 1.5
+
+
+def test_a_card_never_holds_the_scores_of_attention():
+    attend = lambda x: nn.functional.scaled_dot_product_attention(*[x.unflatten(-1, (4, 16)).transpose(1, 2)] * 3, dropout_p=0.1)  # noqa: E731
+    scores = 8 * 4 * 512 * 512 * 4 / MIB
+    assert live(attend, "cpu", shape=(8, 512, 64)) > scores
+    for precision in ("fp32", "bf16"):
+        assert live(attend, "cuda", precision, (8, 512, 64)) < scores
+
+
+def test_under_autocast_a_card_runs_softmax_and_norms_in_single_precision():
+    for operator in (lambda x: x.softmax(-1), lambda x: nn.functional.layer_norm(x, (64,))):
+        kept = [live(operator, target, "bf16", (512, 128, 64)) for target in ("cpu", "cuda")]
+        assert kept[1] > kept[0] + 7  # 8 MiB in half precision become 16
+
+
+def test_the_lists_of_autocast_are_as_before_afterwards():
+    predict(lm(precision="bf16"), 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.ones(4, 4, dtype=torch.bfloat16).softmax(-1).dtype == torch.bfloat16
+    copied = nn.Parameter(torch.ones(3))
+    assert torch.equal(__import__("copy").deepcopy(copied), copied)
+
+
+# ------------------------------------------------------------------------------------------------ modules of a user's own
+
+
+def test_a_module_stays_as_it_is_and_tied_weights_count_once():
+    module = nn.Sequential(nn.Embedding(1000, 64), nn.Linear(64, 1000, bias=False))
+    module[1].weight = module[0].weight
+    before = module[0].weight.detach().clone()
+    found = predict(module, torch.zeros(2, 8, dtype=torch.long), "cpu")
+    assert type(module[0].weight) is nn.Parameter
+    assert torch.equal(module[0].weight, before)
+    assert found.parts["weights"] == pytest.approx(1000 * 64 * 4 / MIB)
+    assert found.parts["optimiser"] == pytest.approx(2 * 1000 * 64 * 4 / MIB, rel=0.01)
+
+
+def steered(x):
+    return x * 2 if x.sum() > 0 else x
+
+
+def selected(x):
+    return x[x > 0]
+
+
+def to_numpy(x):
+    return torch.from_numpy(x.detach().numpy())
+
+
+@pytest.mark.parametrize(("what", "why"), [(steered, "reads a value"), (selected, "depends on values"), (to_numpy, "forward")])
+def test_what_depends_on_values_is_unknown_and_never_fits(what, why):
+    found = predict(One(what), torch.empty(4, 64))
+    assert why in found.unknown
+    assert found.unknown.startswith("forward")
+    assert found.verdict(10**9) == "unknown"
+
+
+def test_a_recipe_that_cannot_be_traced_gives_no_number():
+    recipe = replace(lm(), loss=lambda model, batch: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # a mistake in the recipe is no unknown
+        traced(recipe, 1, "cpu")
+    refused = replace(lm(), build=lambda: torch.load("weights that are not here"))
+    with pytest.raises(Unknown, match="build"):
+        traced(refused, 1, "cpu")
+    assert predict_peak(refused, 1, "cuda") is None
+
+
+# ------------------------------------------------------------------------------------------------ what would fit
+
+
+def line(each, fixed, traced_at):
+    def peak(n):
+        traced_at.append(n)
+        return Prediction("cuda", n, high_mib=fixed + each * n + (n // 7))  # nearly a line
+
+    return peak
+
+
+@pytest.mark.parametrize("start", [1, 64, 256])
+def test_the_largest_micro_batch_is_found_in_few_traces(start):
+    looked = []
+    found = largest(line(10, 500, looked), 2000, 256, start)
+    assert found.high_mib <= 2000 < line(10, 500, [])(found.micro_batch + 3).high_mib
+    assert len(looked) <= 8
+    assert largest(line(10, 500, []), 505, 256, start) is None
+
+
+def test_the_cheapest_change_is_one_that_fits_and_divides_the_batch():
+    recipe = made.critic_recipe(made.NetParams(batch=8192, precision="fp32", optimiser="sgd"))
+    whole, least = predict(recipe, 8192), predict(recipe, 1)
+    budget = (whole.high_mib + least.high_mib) / 2
+    found = changes(recipe, predict, budget, 8192)
+    assert found
+    assert all(change.prediction.verdict(budget) == "fits" for change in found)
+    assert found[0].what.startswith("micro_batch=")
+    assert 8192 % found[0].prediction.micro_batch == 0
+
+
+def test_a_recipe_says_its_own_micro_batch():
+    recipe = lm(batch=8)
+    assert predict(recipe).micro_batch == 8
+    assert predict(replace(recipe, params=TrainParams(batch=8, micro_batch=2))).micro_batch == 2
