@@ -70,3 +70,150 @@ class Monitor:
         self.run, self.card, self.lease, self.own, self.by = run, card, lease, own, by or gauge(card)
         self.done = threading.Event()
         self.device_peak_mib: float | None = None
+        self.foreign_peak_mib: float | None = None
+        self.cpu_s = 0.0
+        self.most = dict[str, float]()  # since the last report
+        self._told: tuple[float, float] | None = None
+        self._peak = 0.0
+        self._first: int | None = None
+        self._every, self._looks, self._held = words_every, 0, list[Request]()
+        # a neighbour's new memory is foreign until it has said so and that was read: only what stays for longer counts
+        self._foreign = deque[int](maxlen=words_every + 2)
+        self._steps, self._problem, self._pid = 0, "", os.getpid()
+
+    def loop(self) -> None:
+        """Until `done`; at its end what was not yet reported is."""
+        machine = _Machine()
+        due = time.monotonic() + 0.5
+        while not self.done.wait(LOOK_S if self.lease else max(0.0, due - time.monotonic())):
+            self.look()
+            if time.monotonic() >= due:
+                self.report(machine.values())
+                due = time.monotonic() + EVERY_S
+        self.cpu_s = time.thread_time()
+
+    def close(self) -> None:
+        """The last of it, and all of a step that took less than a tenth of a second."""
+        self.look()
+        if self.most:
+            self.report({})
+
+    def facts(self) -> dict[str, float | None]:
+        """For the step's result."""
+        return {"device_peak_mib": self.device_peak_mib, "foreign_peak_mib": self.foreign_peak_mib}
+
+    def look(self) -> None:
+        """One look at the card: tell the ledger what this step uses, keep the most of everything."""
+        if self.lease is None:
+            return
+        if self._looks % self._every == 0:
+            self._held = holders(self.card)
+        self._looks += 1
+        own = self._tell(self.lease)
+        used = self.by.used_mib(self.card, self._held)
+        foreign = self._outside(used)
+        seen = {"foreign": foreign, "used": used, "leased": sum(r.mib for r in self._held), "own": own}
+        self.most = {name: max(value, self.most.get(name, 0.0)) for name, value in seen.items()}
+        self._complain()
+
+    def _tell(self, lease: Held) -> float:
+        """What this step has of the card, the context included; the most of it since the last look."""
+        if self.own is None:
+            return 0.0
+        use, peak = self.own.use_mib(), self.own.peak_mib() + self.own.overhead_mib
+        rose, self._peak = peak > self._peak, max(peak, self._peak)
+        if peak > 0:  # one who counts nothing says nothing
+            self._held = [replace(r, who={**r.who, "use_mib": use}) if r.pid == self._pid else r for r in self._held]
+            if self._told is None or max(abs(use - self._told[0]), abs(peak - self._told[1])) > CHANGE_MIB:
+                self._told = (use, peak)
+                lease.tell(use_mib=round(use, 1), peak_mib=round(peak, 1))
+        return peak if rose else use
+
+    def _outside(self, used: int) -> int:
+        """What programs without a lease use, of *used* on the whole card."""
+        others = sum(said_mib(r) for r in self._held if r.pid != self._pid)
+        own = sum(said_mib(r) for r in self._held if r.pid == self._pid)
+        now = max(0, used - others - own)
+        self._foreign.append(now)
+        foreign = min(self._foreign) if len(self._foreign) == self._foreign.maxlen else 0
+        self._first = now if self._first is None else min(self._first, now)
+        if self._told is not None:
+            self.device_peak_mib = max(self.device_peak_mib or 0, used - others - self._first)
+        self.foreign_peak_mib = max(self.foreign_peak_mib or 0, foreign)
+        return foreign
+
+    def _complain(self) -> None:
+        """A card that does not answer is said once; its last known values stand."""
+        problem = self.by.problem
+        if problem and not self._problem:
+            with suppress(OSError, DiskFull):
+                self.run.note(f"the card does not say what it uses ({problem}); the last known values stand")
+        self._problem = self._problem or problem
+
+    def report(self, machine: dict[str, float]) -> None:
+        """Log the machine's figures and the most of the card's since the last time, and add a line to the card's timeline."""
+        card = {f"card/{name}_mib": value for name, value in self.most.items()}
+        with suppress(OSError, DiskFull):  # a disk that was full for a moment must not end the watch
+            self.run.metrics({**machine, **self._device(), **card}, self._steps)
+        self._steps += 1
+        if self.lease is not None and self.most:
+            timeline.append(self.card, self._point(self.lease))
+        self.most = {}
+
+    def _device(self) -> dict[str, float]:
+        """Under the names of MLflow's page of system metrics."""
+        if self.card.virtual:
+            return {}
+        used, load = self.most.get("used") or self.by.used_mib(self.card, []), self.by.load_percent(self.card)
+        prefix = f"system/gpu_{self.card.index}"
+        found = {f"{prefix}_memory_usage_megabytes": used * 1.048576, f"{prefix}_memory_usage_percentage": 100 * used / self.card.total_mib}
+        return found if load is None else {**found, f"{prefix}_utilization_percentage": load}
+
+    def _point(self, lease: Held) -> timeline.Point:
+        held = holders(self.card)
+        who: dict[str, Any] = next((r.who for r in held if r.pid == self._pid), {})
+        names = [p.name for p in outsiders(self.card, held, self.by)] if self.most["foreign"] >= FOREIGN_MIB else []
+        return timeline.Point(
+            at=round(time.time(), 1),
+            experiment=str(who.get("experiment", "")),
+            step=str(who.get("step", "")),
+            pid=self._pid,
+            lease_mib=lease.mib,
+            leased_mib=int(self.most["leased"]),
+            own_mib=round(self.most["own"], 1),
+            used_mib=int(self.most["used"]),
+            foreign_mib=int(self.most["foreign"]),
+            outside=tuple(dict.fromkeys(names))[:5],
+        )
+
+
+class _Machine:
+    """The host's part of the figures."""
+
+    def __init__(self) -> None:
+        import psutil
+
+        self._process = psutil.Process()
+        self._process.cpu_percent()
+        psutil.cpu_percent()
+
+    def values(self) -> dict[str, float]:
+        import psutil
+
+        memory = psutil.virtual_memory()
+        return {
+            "system/cpu_utilization_percentage": psutil.cpu_percent(),
+            "system/system_memory_usage_megabytes": memory.used / 1e6,
+            "system/system_memory_usage_percentage": memory.percent,
+            "system/process_cpu_percentage": self._process.cpu_percent(),
+            "system/process_memory_megabytes": self._process.memory_info().rss / 1e6,
+        }
+
+
+def peaks() -> dict[str, Any]:
+    """The most memory this process ever held: its own on the host, and what torch reserved on the card (MiB)."""
+    found: dict[str, Any] = {"host_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "peak_mib": None}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        found["peak_mib"] = torch.cuda.max_memory_reserved() / 2**20
+    return found
