@@ -79,6 +79,7 @@ class Elastic:
     def __init__(self, recipe: "Recipe[Any]", run: Run, model: nn.Module, precision: Precision, memory: Memory) -> None:
         self.recipe, self.run, self.model, self.precision, self.memory = recipe, run, model, precision, memory
         self.device = torch.device(run.device)
+        self.parameters = list(model.parameters())
         self.undo = Undo(model, self.device)
         self.effects: list[str] | None = None  # what splitting changes; known after the first step
         self.told = 0  # the size that was logged last
@@ -103,19 +104,23 @@ class Elastic:
                 if not is_out_of_memory(error):
                     raise
                 reason = brief(error)
-            self.model.zero_grad(set_to_none=True)  # out here, where the error and the frames that it kept alive are gone
+            self._no_gradients()  # out here, where the error and the frames that it kept alive are gone
             undo()
             self.shrink(batch, reason)
 
     def _accumulate(self, batch: Batch) -> Sums:
         sums = Sums()
-        self.model.zero_grad(set_to_none=True)
+        self._no_gradients()
         for part in self.recipe.split(batch, self.memory.size):
             with self.precision.cast():
                 loss, counted = self.recipe.loss(self.model, {n: t.to(self.device, non_blocking=True) for n, t in part.items()})
             self.precision.backward(loss)
             sums.add(loss, counted)
         return sums
+
+    def _no_gradients(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def shrink(self, batch: Batch, reason: str) -> None:
         """Halve the micro-batch and say so; raises DoesNotFit when there is nothing left to halve."""

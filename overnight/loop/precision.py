@@ -24,13 +24,13 @@ class Precision:
         """Add the gradients of the (scaled) loss."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
-    def step(self, optimiser: torch.optim.Optimizer, model: nn.Module, count: float | Tensor, clip: float) -> None:
+    def step(self, optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter], count: float | Tensor, clip: float) -> None:
         """Divide the summed gradients by the count, clip, and step."""
         self.scaler.unscale_(optimiser)
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         torch._foreach_div_(gradients, count)
         if clip:
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
+            nn.utils.clip_grad_norm_(parameters, clip)
         self.scaler.step(optimiser)
         self.scaler.update()
 

@@ -52,6 +52,7 @@ class State(Generic[Data]):
         self.device = torch.device(run.device)
         self.total = max(1, recipe.steps_per_epoch(data) * recipe.params.epochs)
         self.model = recipe.build().to(self.device)
+        self.parameters = list(self.model.parameters())  # walking through the modules costs more than an optimiser's step of a small net
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval() if recipe.ema else None
         self.optimiser = recipe.optimiser(self.model)
         self.precision = Precision(recipe.params.precision, self.device)
@@ -82,7 +83,7 @@ class State(Generic[Data]):
 
     def step(self, sums: Sums) -> None:
         """The optimiser's step with the gradients that are there, and all that follows it."""
-        self.precision.step(self.optimiser, self.model, sums.divisor, self.recipe.clip)
+        self.precision.step(self.optimiser, self.parameters, sums.divisor, self.recipe.clip)
         self.schedule.step()
         if self.average is not None:
             _follow(self.average, self.model, self.recipe.ema, self.done)
