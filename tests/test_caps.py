@@ -13,67 +13,15 @@ from typing import Any
 import pytest
 
 from overnight import rapids
-from overnight.child import Result, Spec
 from overnight.errors import DoesNotFit, OutOfMemory, ServiceError
 from overnight.gpu import caps, context
 from overnight.gpu.caps import Cap
 from overnight.gpu.device import Card
+from tests.leased import events, losses, notes, result, start
 
 MIB = 1 << 20
 VIRTUAL = Card(uuid="virtual", name="virtual", total_mib=4096, budget_mib=4096, count=True)
 REAL = Card(uuid="GPU-1", name="NVIDIA GeForce RTX 4070 Ti", total_mib=12282, budget_mib=11258, driver="610.74")
-STEPS = """
-import os
-from typing import Any
-
-import torch
-from torch import nn
-
-from overnight import Params, Run, step
-
-
-class Size(Params):
-    mib: int = 1
-
-
-def losses(steps: int) -> list[float]:
-    torch.manual_seed(0)
-    net, found = nn.Sequential(nn.Linear(20, 50), nn.ReLU(), nn.Linear(50, 3)), []
-    optimiser = torch.optim.Adam(net.parameters())
-    for _ in range(steps):
-        optimiser.zero_grad()
-        loss = nn.functional.cross_entropy(net(torch.randn(32, 20)), torch.randint(0, 3, (32,)))
-        loss.backward()
-        optimiser.step()
-        found.append(float(loss.detach()))
-    return found
-
-
-@step(gpu=True)
-def hog(run: Run, params: Size) -> None:
-    held = torch.zeros(20 << 18)
-    run.note(f"{run.budget_mib} {run.device}")
-    torch.empty((params.mib - 20) << 18)
-    run.note(f"that was not refused: {held.shape}")
-
-
-@step(gpu=True)
-def wise(run: Run, params: Size) -> None:
-    for size in (params.mib, params.mib // 2):
-        try:
-            torch.empty(size << 18)
-        except torch.OutOfMemoryError:
-            run.note(f"not {size} MiB")
-
-
-@step(gpu=True)
-def neighbour(run: Run, params: Size) -> None:
-    for number, loss in enumerate(losses(10)):
-        run.metric("loss", loss, number)
-        if number == 5:
-            os.write(int(os.environ["SAY"]), b"x")
-            os.read(int(os.environ["GO"]), 1)
-"""
 
 
 @dataclass
@@ -138,70 +86,35 @@ def _folder(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------ on the virtual card, in children
 
 
-def start(folder: Path, step: str, ask_mib: int, mib: int = 1, **more: Any) -> "subprocess.Popen[bytes]":
-    """A real child, with the steps above."""
-    (folder / "code").mkdir(parents=True)
-    (folder / "code" / "made_steps.py").write_text(STEPS)
-    spec = Spec(
-        step=f"made_steps:{step}", label=step, experiment="test", arguments=[{"mib": mib}], seed=0, key="k", parent=os.getpid(),
-        card=VIRTUAL, ask_mib=ask_mib,
-    )  # fmt: skip
-    (folder / "spec.json").write_text(spec.model_dump_json())
-    environment = {**os.environ, "PYTHONPATH": str(folder / "code"), **more.pop("env", {})}
-    with (folder / "log.txt").open("wb") as log:
-        command = [sys.executable, "-m", "overnight.child", str(folder)]
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, **more)
-
-
-def result(folder: Path) -> Result:
-    return Result.model_validate_json((folder / "result.json").read_text())
-
-
-def notes(folder: Path, kind: str = "note") -> list[dict[str, Any]]:
-    return [e for e in map(json.loads, (folder / "events.jsonl").read_text().splitlines()) if e["event"] == kind]
-
-
 def test_a_step_that_wants_more_than_its_lease_fails_alone(checkout, tmp_path):
     say_read, say = os.pipe()
     go, go_write = os.pipe()
-    pipes = {"SAY": str(say), "GO": str(go)}
-    beside = start(tmp_path / "beside", "neighbour", 100, env=pipes, pass_fds=(say, go))
+    beside = start(tmp_path / "beside", VIRTUAL, "neighbour", 100, SAY=say, GO=go)
     assert select.select([say_read], [], [], 100)[0], (tmp_path / "beside" / "log.txt").read_text()
-    hog = start(tmp_path / "hog", "hog", 200, mib=300)
+    hog = start(tmp_path / "hog", VIRTUAL, "hog", 200, mib=300)
     assert hog.wait(100) == 11
     assert beside.poll() is None
     os.write(go_write, b"x")
     assert beside.wait(100) == 0
+    for pipe in (say_read, say, go, go_write):
+        os.close(pipe)
 
-    refused = result(tmp_path / "hog")
-    assert refused.code == 11
-    assert "300" not in refused.error
+    refused, fine = result(tmp_path / "hog"), result(tmp_path / "beside")
     for part in ("280.0 MiB were asked for", "20.0 of 200.0 MiB are in use", "holds 200 MiB", "20 MiB at most", "micro_batch"):
         assert part in refused.error
     assert (refused.lease_mib, refused.cap_mib, refused.overhead_mib) == (200, 200, 0)
     assert refused.peak_mib == pytest.approx(20, abs=0.1)
     assert refused.met_cap
     assert refused.out_of_memory
-    assert [e["text"] for e in notes(tmp_path / "hog")] == ["200 cpu"]
-    _compare_losses(tmp_path / "beside")
-    for pipe in (say_read, say, go, go_write):
-        os.close(pipe)
-
-
-def _compare_losses(folder: Path) -> None:
-    """The neighbour computed what it computes alone and uncounted, and says what it took."""
-    made: dict[str, Any] = {"__name__": "made_steps"}
-    exec(STEPS, made)
-    found = [e["values"]["loss"] for e in notes(folder, "metrics") if "loss" in e["values"]]
-    assert found == made["losses"](10)
-    fine = result(folder)
+    assert notes(tmp_path / "hog") == ["200 cpu"]
+    assert [e["values"]["loss"] for e in events(tmp_path / "beside", "metrics") if "loss" in e["values"]] == losses(10)
     assert not fine.met_cap
     assert 0 < fine.peak_mib < 1
 
 
 def test_out_of_memory_that_a_step_overcomes_is_told(checkout, tmp_path):
-    assert start(tmp_path / "wise", "wise", 100, mib=150).wait(100) == 0
-    assert [e["text"] for e in notes(tmp_path / "wise")] == ["not 150 MiB"]
+    assert start(tmp_path / "wise", VIRTUAL, "wise", 100, mib=150).wait(100) == 0
+    assert notes(tmp_path / "wise") == ["not 150 MiB"]
     found = result(tmp_path / "wise")
     assert found.out_of_memory
     assert found.met_cap
