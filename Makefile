@@ -1,6 +1,6 @@
 # The words of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup check test demo lock test-gpu up down clean
+.PHONY: help setup check test chaos bench demo lock test-gpu up down clean
 test test-gpu: export OMP_NUM_THREADS ?= 1
 BIN := .venv/bin
 
@@ -25,6 +25,12 @@ check: setup  ## style and types
 
 test-gpu: setup  ## what needs a CUDA card
 	$(BIN)/pytest -m gpu
+
+chaos: setup  ## kills, stops and lost files, 30 minutes: a table, and 1 when a bar is missed (NAME=card_kill: one case)
+	$(BIN)/python -m tests.chaos $(NAME)
+
+bench: setup  ## the card's line beside a bare Prefect limit, 10 minutes: a table, and bench/out/card.json
+	$(BIN)/python -m bench.card
 
 up: setup  ## start MLflow, Prefect and the worker, and say where they are
 	$(BIN)/overnight up
