@@ -180,7 +180,7 @@ def _cap(lease: "Lease", run: SpoolRun, spec: Spec) -> "Cap":
     from overnight.gpu import caps
 
     if not spec.card.virtual:
-        lease.tell(use_mib=0)  # a holder that says nothing counts with its lease, and would hide what other programs use
+        lease.tell(use_mib=caps.overhead(spec.card))  # one who says nothing counts with its lease, and would hide other programs
     cap = caps.apply(lease, spec.card)
     lease.tell(cap_mib=cap.cap_mib)
     run.device = "cpu" if spec.card.virtual else "cuda"
