@@ -3,6 +3,7 @@
 
 import os
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from overnight.gpu.gauge import Nvml, Program
 from overnight.gpu.lease import lease
 from overnight.gpu.ledger import Ledger
 from overnight.gpu.requests import Request
+from tests import leased
 
 MIB = 1 << 20
 REAL = Card(uuid="GPU-1", name="RTX", total_mib=12282, budget_mib=11258, reserved_mib=282)
@@ -209,3 +211,18 @@ def test_with_the_policy_to_wait_the_whole_is_waited_for(card):
     with lease(800, card, smaller=[500, 250, 100], on_wait=told) as granted:
         assert granted.mib == 800
     assert waited.is_set()
+
+
+def test_a_step_says_for_whom_it_waits_and_runs_when_that_ends(card, checkout, tmp_path):
+    """In a process of its own, as in a run."""
+    (card.folder / "foreign").write_text("700 ollama")
+    folder = tmp_path / "step"
+    child = leased.start(folder, card, "wise", ask_mib=400)
+    while not (said := (folder / "events.jsonl").exists() and leased.events(folder, "log")):
+        assert child.poll() is None, (folder / "log.txt").read_text()
+        time.sleep(0.05)
+    (card.folder / "foreign").write_text("100 ollama")
+    assert child.wait() == 0
+    assert [e["text"] for e in said] == ["waiting for 400 MiB of the card, behind ollama (700 MiB, not ours)"]
+    assert leased.result(folder).lease_mib == 400
+    assert leased.result(folder).wait_s > 0
