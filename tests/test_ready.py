@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from overnight.cli import main
 from overnight.errors import DiskFull, ServiceError
 from overnight.gpu import device
 from overnight.gpu.lease import lease
 from overnight.gpu.ready import file_system, ready, ready_host, remote
 
+ROOT = Path(__file__).resolve().parent.parent
 MOUNTS = """\
 27 1 254:0 / / rw,relatime - ext4 /dev/vda rw
 30 27 0:40 / /net rw,relatime shared:12 - nfs4 server:/x rw,vers=4.2
@@ -143,3 +145,26 @@ def test_counting_is_switched_on_by_argument_or_environment(monkeypatch):
     assert device.find(cpu=True, count=True).count
     monkeypatch.setenv("OVERNIGHT_COUNT", "1")
     assert device.find(cpu=True).count
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("OVERNIGHT_CARD_DIR", "/proc/self/overnight", "cannot be kept there"),
+        ("OVERNIGHT_BUDGET_MIB", "99999", "has 12288 MiB in all"),
+        ("OVERNIGHT_VIRTUAL_MIB", "0", "expected a whole number of MiB"),
+    ],
+)
+def test_a_run_ends_with_the_message_and_starts_nothing(checkout, monkeypatch, capsys, variable, value, said):
+    monkeypatch.setenv("OVERNIGHT_CPU", "1")
+    monkeypatch.setenv(variable, value)
+    assert main(["run", str(ROOT / "configs" / "agent.yaml"), "--cpu"]) == 2
+    assert said in capsys.readouterr().err
+    assert not (checkout / ".overnight").exists() or not list((checkout / ".overnight").iterdir())
+
+
+def test_a_card_that_is_not_there_is_an_error_not_a_silent_virtual_one(checkout, capsys):
+    if device.real():
+        pytest.skip("there is a card here")
+    assert main(["run", str(ROOT / "configs" / "agent.yaml"), "card=3"]) == 2
+    assert "this machine shows no NVIDIA card" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from overnight.gpu.ledger import Ledger
 from overnight.gpu.requests import Request
 
 EVERY_S = 1.0
+WIDTH = 110
 
 
 class Process(Values):
@@ -167,7 +168,9 @@ def _once(now: Snapshot, as_json: bool) -> None:
     from overnight.gpu.panel import panel
 
     console = Console()
-    console.print(panel(now, min(console.width, 110)))
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)  # a file has no edge
+    console.print(panel(now, min(console.width, WIDTH)))
 
 
 def _lines(card: Card, as_json: bool, pause: Callable[[float], None]) -> None:
@@ -194,5 +197,5 @@ def _live(card: Card, pause: Callable[[float], None]) -> None:
     console = Console()
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
-            live.update(panel(snapshot(card), min(console.width, 110), clock=True), refresh=True)
+            live.update(panel(snapshot(card), min(console.width, WIDTH), clock=True), refresh=True)
             pause(EVERY_S)
