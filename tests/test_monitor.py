@@ -196,6 +196,22 @@ def test_it_looks_while_the_step_runs(card, run):
     assert monitor.cpu_s > 0
 
 
+def test_a_driver_that_hangs_does_not_keep_the_step_from_its_end(card, run):
+    hangs, go = threading.Event(), threading.Event()
+
+    class Hanging(Dial):
+        def used_mib(self, _card, _held):
+            if threading.current_thread() is not threading.main_thread():
+                hangs.set()
+                go.wait()
+            return self.used
+
+    with lease(1000, card) as held, watch(run, card, held, Own(use=1, peak=1), Hanging(10), end_s=0.01) as monitor:
+        assert hangs.wait(60)
+    assert monitor.done.is_set()
+    go.set()
+
+
 def test_a_full_disk_does_not_end_the_watch(card, run):
     class Full(RecordingRun):
         def _emit(self, event):

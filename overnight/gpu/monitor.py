@@ -21,6 +21,7 @@ from overnight.run import Run
 EVERY_S = 5.0
 LOOK_S = 0.1
 WORDS = 5  # looks, after which it is read again what the other holders say
+END_S = 5.0
 CHANGE_MIB = 1.0  # of a holder's use that is worth telling the others
 FOREIGN_MIB = 64  # of programs outside that is worth asking for their names
 
@@ -43,9 +44,14 @@ class Held(Protocol):
 
 
 @contextmanager
-def watch(run: Run, card: Card, lease: Held | None = None, own: Own | None = None) -> Iterator["Monitor"]:
-    """Watch the machine, and with a lease the card, while the block runs."""
-    monitor = Monitor(run, card, lease, own)
+def watch(
+    run: Run, card: Card, lease: Held | None = None, own: Own | None = None, by: Gauge | None = None, end_s: float = END_S
+) -> Iterator["Monitor"]:
+    """Watch the machine, and with a lease the card, while the block runs.
+
+    by: who is asked what the card holds; end_s: how long a driver that hangs is waited for when the block has ended.
+    """
+    monitor = Monitor(run, card, lease, own, by)
     monitor.look()  # what the card held before the step took anything of it
     thread = threading.Thread(target=monitor.loop, daemon=True, name="monitor")
     thread.start()
@@ -53,8 +59,9 @@ def watch(run: Run, card: Card, lease: Held | None = None, own: Own | None = Non
         yield monitor
     finally:
         monitor.done.set()
-        thread.join()
-        monitor.close()
+        thread.join(end_s)
+        if not thread.is_alive():
+            monitor.close()
 
 
 class Monitor:
