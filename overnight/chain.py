@@ -199,12 +199,11 @@ def _close(chain: Chain) -> "State[Any]":
 
     failed = [p for p in chain.pending if p.reason and p.row.state == "failed"]
     one_line = _one_line(chain, failed)
-    chain.tracker.tags(chain.run_id, {"mlflow.note.content": one_line})
     scores = {f"{p.label}/{k.removeprefix('test/')}": v for p in chain.pending for k, v in p.row.scores.items() if k.startswith("test/")}
     shipper = Shipper(chain.tracker, chain.run_id, "scores")  # a name that MLflow refuses must not leave the run open
+    shipper.take({"event": "note", "text": one_line})
     shipper.take({"event": "metrics", "values": scores, "step": 0, "at": time.time()})
-    shipper.drain()
-    chain.tracker.close(chain.run_id, "KILLED" if chain.stop() else "FAILED" if failed else "FINISHED")
+    shipper.finish("KILLED" if chain.stop() else "FAILED" if failed else "FINISHED", chain.stop)
     chain.display.console.print(chain.display.summary())
     chain.display.say(f"\n{one_line}\n{chain.tracker.link(chain.run_id)}")
     if chain.stop():

@@ -16,7 +16,7 @@ from prefect.states import Cancelled, Failed
 from overnight import locks, paths, services
 from overnight.config import read
 from overnight.errors import ConfigError, OvernightError, StepFailed
-from overnight.services import runs
+from overnight.services import orphans, runs
 from overnight.services.identity import Identity
 
 
@@ -82,6 +82,7 @@ def _raise_what_broke(state: "State[Any]") -> None:
 def _enter(name: str, config: str, overrides: list[str]) -> Any:
     """The body of every flow; while this process lives, the supervisor knows that the run does."""
     with runs.running(str(flow_run.id)) as life:
+        orphans.keep_talking()
         _name()
         state = _by_deployment(name, config, overrides) if deployment.id else _by_hand(config, overrides)
         life.ends(runs.End(state.type.value, str(state.name), state.message or ""))

@@ -16,6 +16,8 @@ from overnight.errors import OvernightError, Stopped
 from overnight.gpu import sizes
 from overnight.gpu.sizes import Ask
 from overnight.launch import new_folder, run_child, slot
+from overnight.patience import patiently
+from overnight.traces import Traces, forgiving
 from overnight.tracking import Shipper
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 SHIP_S = 2.0
 CANCEL_POLL_S = 2.0
-PROGRESS_S = 5.0  # each update is a line of `prefect deployment run --watch`, too
+LAST_S = 2.0  # at most, for the threads that only look and ship
 CANCELLED = "cancelled in Prefect"
 
 
@@ -95,8 +97,7 @@ class _Attempt:
         self.arguments: list[Any] = [a.artifact if type(a) is type(pending) else a for a in arguments]
         self.key = pending.step.key(chain.experiment.seed, self.arguments)
         self.folder = new_folder(pending.label)
-        self.progress: Any = None
-        self.told = 0.0
+        self.traces = Traces(pending.label)
 
     def run(self) -> Result:
         """Wait for a place on the host, then run."""
@@ -113,7 +114,8 @@ class _Attempt:
             if isinstance(given, Artifact):
                 self.shipper.take(input_event(given))
         self.chain.shippers.append(self.shipper)
-        self._link()
+        self.pending.link = self.chain.tracker.link(self.run_id)
+        self.traces.link(self.pending.link)
         result = Result(code=Stopped.child_code, error=self.chain.stop.reason or "stopped")
         try:
             spec = self._spec()
@@ -157,19 +159,25 @@ class _Attempt:
 
         tags = {**provenance.tags(self.chain.card), **links(), "overnight.step": self.pending.step.address, "overnight.key": self.key}
         tags |= {"overnight.folder": str(self.folder), "overnight.attempts": "1", "prefect.task_run_id": str(task_run.id or "")}
-        run_id = self.chain.tracker.open(self.pending.label, tags, self.chain.run_id)
-        self.chain.tracker.params(run_id, params)
-        self.chain.tracker.tags(run_id, {f"input.{a.kind}": a.digest for a in self.arguments if hasattr(a, "digest")})
-        return run_id
+        tags |= {f"input.{a.kind}": a.digest for a in self.arguments if hasattr(a, "digest")}
+
+        def tell() -> str:
+            run_id = self.chain.tracker.open(self.pending.label, tags, self.chain.run_id)
+            self.chain.tracker.params(run_id, params)
+            return run_id
+
+        return patiently(tell, self.chain.stop)
 
     def _event(self, event: dict[str, Any]) -> None:
         row = self.pending.row
         self.shipper.take(event)
-        if row.state == "queued" and event["event"] != "log":
+        if row.state == "queued" and event["event"] == "log":
+            self.chain.display.change(row, "queued", event["text"])  # for what it waits
+        elif row.state == "queued" and event["event"] != "param":  # that is of its asking
             self.chain.display.change(row, "running")
         if event["event"] == "progress":
             self.chain.display.progress(row, event)
-            self._show_progress(100 * event["done"] / max(event["total"], 1e-9), event["text"])
+            self.traces.progress(100 * event["done"] / max(event["total"], 1e-9), event["text"])
         elif event["event"] in ("note", "log"):
             row.text = event["text"]
             self._log(event["text"])
@@ -179,28 +187,6 @@ class _Attempt:
         from prefect.logging import get_run_logger
 
         get_run_logger().info(line)
-
-    def _show_progress(self, percent: float, text: str) -> None:
-        from prefect.artifacts import create_progress_artifact, update_progress_artifact
-
-        if time.monotonic() - self.told < PROGRESS_S:
-            return
-        self.told = time.monotonic()
-        with _forgiving():
-            if self.progress is None:
-                self.progress = create_progress_artifact(percent, key=_slug(self.pending.label), description=f"{self.pending.label} {text}")
-            else:
-                update_progress_artifact(self.progress, percent, description=f"{self.pending.label} {text}")
-
-    def _link(self) -> None:
-        from prefect.artifacts import create_link_artifact
-
-        self.pending.link = self.chain.tracker.link(self.run_id)
-        if self.pending.link.startswith("http"):
-            with _forgiving():
-                create_link_artifact(
-                    self.pending.link, "MLflow run", key=f"mlflow-{_slug(self.pending.label)}", description=self.pending.label
-                )
 
     def _close(self, result: Result) -> None:
         """The last events, what the run cost, and its end."""
@@ -215,17 +201,14 @@ class _Attempt:
             self.shipper.take({"event": "note", "text": result.error, "at": at})
         if (self.folder / "log.txt").exists():
             self.shipper.take({"event": "publish", "path": str(self.folder / "log.txt"), "folder": "", "at": at})
-        if self.progress is not None and result.code == 0:
-            self.told = 0.0
-            self._show_progress(100.0, "")
-        left = self.shipper.drain(5 if self.chain.stop() else 60)
+        self.chain.shippers.remove(self.shipper)
+        status = "FINISHED" if result.code == 0 else "KILLED" if result.code == Stopped.child_code else "FAILED"
+        left = self.shipper.finish(status, self.chain.stop)
         if left:
             self.chain.display.say(f"{self.pending.label}: MLflow did not answer; {left} events wait in {self.folder}/events.jsonl")
         for line in self.shipper.refused:
             self._log(f"MLflow refused {line}")
-        self.chain.shippers.remove(self.shipper)
-        status = "FINISHED" if result.code == 0 else "KILLED" if result.code == Stopped.child_code else "FAILED"
-        self.chain.tracker.close(self.run_id, status)
+        self.traces.finish(result.code == 0)
 
 
 @contextlib.contextmanager
@@ -243,13 +226,13 @@ def watching(chain: "Chain") -> Iterator[None]:
     finally:
         done.set()
         for thread in threads:
-            thread.join()
+            thread.join(LAST_S)  # no longer: a server may hang
 
 
 def _ship(chain: "Chain", done: threading.Event) -> None:
     while not done.wait(SHIP_S):
         for shipper in list(chain.shippers):
-            with _forgiving():
+            with forgiving():
                 shipper.ship()
 
 
@@ -257,32 +240,17 @@ def _watch_cancel(chain: "Chain", done: threading.Event, flow_run_id: str) -> No
     from prefect import get_client
 
     while flow_run_id and not done.wait(CANCEL_POLL_S):
-        with _forgiving(), get_client(sync_client=True) as client:
+        with forgiving(), get_client(sync_client=True) as client:
             state = client.read_flow_run(UUID(flow_run_id)).state
             if state is not None and state.type.value in ("CANCELLING", "CANCELLED"):
                 chain.stop.ask(CANCELLED)
                 chain.stop.reason = CANCELLED  # the worker's SIGTERM may have come first: it was sent for this
 
 
-@contextlib.contextmanager
-def _forgiving() -> Iterator[None]:
-    """What is only shown (progress, links) or tried again (metrics) never ends a run because a server is away."""
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001 - servers fail in many ways; training goes on
-        import logging
-
-        logging.getLogger(__name__).debug("a server did not answer: %s", error)
-
-
 def input_event(given: Artifact) -> dict[str, Any]:
     """An upstream artifact as an input of the run that takes it."""
     spec = given.spec.model_dump(mode="json")
     return {"event": "data", "name": given.kind, "digest": given.digest, "source": str(given.path), "spec": spec, "at": time.time()}
-
-
-def _slug(label: str) -> str:
-    return "".join(c if c.isalnum() and c.isascii() else "-" for c in label.lower()).strip("-") or "step"
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

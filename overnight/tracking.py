@@ -12,6 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from overnight.errors import Stopped
+from overnight.patience import patiently
+from overnight.services import owed
+
 Json = dict[str, Any]
 TRAINING = "workflowType=machine_learning"  # MLflow's pages open for language model traces otherwise
 MAX_NAME = 200  # of a metric or param; MLflow takes 250
@@ -109,7 +113,7 @@ class Shipper:
     def take(self, event: Json) -> None:
         """Queue an event; never waits for a server."""
         if event["event"] == "metrics":
-            self.latest.update({k: float(v) for k, v in event["values"].items() if not k.startswith("system/")})
+            self.latest.update({k: float(v) for k, v in event["values"].items() if not k.startswith(("system/", "card/"))})
         if event["event"] == "note":
             self.notes.append(event["text"])
         with self._lock:
@@ -148,6 +152,19 @@ class Shipper:
                 if time.monotonic() > until:
                     break
                 time.sleep(1)
+        return len(self._waiting)
+
+    def finish(self, status: str, stop: Callable[[], bool]) -> int:
+        """Send all that waits and end the run; how many events could not be sent. An end that cannot be told now is told by the supervisor."""
+
+        def tell() -> None:
+            self.drain(5 if stop() else 60)
+            self.tracker.close(self.run_id, status)
+
+        try:
+            patiently(tell, stop)
+        except (Stopped, OSError, _mlflow_error()):
+            owed.owe(self.run_id, status)
         return len(self._waiting)
 
     def _metrics(self, events: list[Json]) -> None:

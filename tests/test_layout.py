@@ -18,7 +18,9 @@ HEAVY = ["torch", "prefect", "mlflow", "polars", "sklearn", "pandas"]  # seconds
 
 FILE_LINES, TEST_LINES, CONFIG_LINES, FUNCTION_LINES, LOOP_LINES = 300, 400, 40, 25, 60
 LOOPS = {"overnight/training.py:_epochs"}  # the training loop
-CATCH_ALL = {"overnight/child.py", "overnight/orchestrate.py"}  # borders, where whatever was raised becomes a reason
+CATCH_ALL = {
+    f"overnight/{name}.py" for name in ("child", "orchestrate", "patience", "traces")
+}  # what was raised becomes a reason there, or goes on elsewhere
 LONGER: dict[str, int] = {}  # further functions, with what they may have
 LONGER_FILES = {"tests/test_dataset_fetch.py": 450}  # a server and every way a download goes wrong
 

@@ -1,7 +1,9 @@
 """Processes that outlived whoever started them: flow processes of a dead worker, and what killed steps have started."""
 
+import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -9,6 +11,7 @@ import psutil
 from overnight import descendants
 from overnight.services import runs
 from overnight.services.processes import Process
+from overnight.services.settings import log_file
 
 VARIABLE = b"PREFECT__FLOW_RUN_ID="  # the worker tells the process that it starts which run it is
 GRACE_S = 28.0  # a checkpoint may take 20 s
@@ -43,6 +46,20 @@ class Orphans:
     def spare(self, worker: Process) -> None:
         """The runs of a worker that is stopped because it hangs go on."""
         self.let_go |= {p for flow_run_id, p in _started_by_a_worker().items() if runs.parent(flow_run_id) == worker}
+
+
+def keep_talking() -> None:
+    """In a process that a worker has started: write to the worker's log itself, where its words end up anyway.
+
+    They go through a pipe that the worker reads; when the worker dies, the next word would break the run, before anybody could end it well.
+    """
+    log = log_file("worker")
+    with suppress(OSError):
+        if flow_run_of(os.getpid()) and Path(f"/proc/{os.getppid()}/fd/1").resolve() == log.resolve():
+            descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+            for stream in (1, 2):
+                os.dup2(descriptor, stream)
+            os.close(descriptor)
 
 
 def _started_by_a_worker() -> dict[str, Process]:

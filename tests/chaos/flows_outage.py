@@ -1,0 +1,157 @@
+"""Servers that stop, hang, are started again or find their database locked while a run trains: the training does not notice, the view heals."""
+
+import itertools
+import json
+import os
+import random
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+from overnight import services
+from overnight.services import catalogue
+from overnight.services.processes import Process
+from tests.chaos import flows_kill
+from tests.chaos._house import House, observed, wait
+from tests.chaos.case import Case, Measured
+from tests.chaos.flows_kill import COMPLETED, Tally, granted
+
+OUTAGE_S = 30.0
+BARS = {
+    "exit_code": "== 0",
+    "over_mib": "== 0",
+    "stuck_mib": "== 0",
+    "wrong_ends": "== 0",
+    "open_runs": "== 0",
+    "lost_metrics": "== 0",
+    "longest_gap_s": "<= 5",  # between two epochs of the training; an outage that it noticed would be six times as long
+    "limit_heals_s": "<= 60",
+}
+Outage = Callable[[House], None]
+
+
+def stopped(service: str) -> Outage:
+    """It hangs: it takes connections and never answers."""
+
+    def outage(home: House) -> None:
+        process = Process.of(home.pid_of(service))
+        assert process is not None
+        process.signal(signal.SIGSTOP)
+        time.sleep(OUTAGE_S)
+        process.signal(signal.SIGCONT)
+
+    return outage
+
+
+def killed(service: str) -> Outage:
+    """It dies and is started again, twice."""
+
+    def outage(home: House) -> None:
+        for _ in range(2):
+            os.kill(home.pid_of(service), signal.SIGKILL)
+            time.sleep(OUTAGE_S / 2)
+
+    return outage
+
+
+def locked(program: str) -> Outage:
+    """Somebody else has its database for himself."""
+
+    def outage(home: House) -> None:
+        database = dict(catalogue.databases(services.settings()))[program]
+        with closing(sqlite3.connect(database, timeout=60, isolation_level=None)) as connection:
+            connection.execute("BEGIN EXCLUSIVE")
+            time.sleep(OUTAGE_S)
+            connection.execute("ROLLBACK")
+
+    return outage
+
+
+def play(home: House, seed: int, outage: Outage) -> Measured:
+    """One run that trains longer than the outage, which begins at some moment of it."""
+    tally = Tally()
+    run = home.run("outage", f"seed={seed}")
+    granted(home, seed, run)
+    time.sleep(random.Random(seed).uniform(0, 3))
+    thread = threading.Thread(target=outage, args=(home,))
+    thread.start()
+    code = run.wait()
+    thread.join()
+    since = time.monotonic()
+    home.up()
+    wait(lambda: _limit(home) == (3, 0), "the limit to show the empty card")
+    heals_s = time.monotonic() - since
+    tally.closed(home, since)
+    tally.ended(home, seed, COMPLETED)
+    gap_s, lost = _trained(home, seed)
+    for line in tally.wrong + tally.open:
+        print(f"outage: {line}", flush=True)
+    return {
+        "exit_code": code,
+        "stuck_mib": home.ledger.held_mib(),
+        "wrong_ends": len(tally.wrong),
+        "open_runs": len(tally.open),
+        "lost_metrics": lost,
+        "longest_gap_s": gap_s,
+        "limit_heals_s": heals_s,
+    }
+
+
+def _limit(home: House) -> tuple[int, int]:
+    found = next((x for x in home.prefect("/v2/concurrency_limits/filter") if x["name"] == "gpu0-vram"), {})
+    return int(found.get("limit", 0)), int(found.get("active_slots", -1))
+
+
+def _trained(home: House, seed: int) -> tuple[float, int]:
+    """The longest time between two epochs, and how many of the values that the step wrote MLflow does not have."""
+    (folder,) = [
+        p.parent for p in (home.root / ".overnight" / "steps").glob("*train_cnn*/spec.json") if f'"seed": {seed},' in p.read_text()
+    ]
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    epochs = [e for e in events if e["event"] == "metrics" and "val/accuracy" in e["values"]]
+    times = [e["at"] for e in epochs]
+    (run,) = [r for r in home.mlflow_runs() if r["tags"].get("overnight.folder") == str(folder)]
+    there = {(m["step"], round(m["value"], 6)) for m in _history(home, run["run_id"], "val/accuracy")}
+    wanted = {(e["step"], round(e["values"]["val/accuracy"], 6)) for e in epochs}
+    return max((b - a for a, b in itertools.pairwise(times)), default=0.0), len(wanted - there)
+
+
+def _history(home: House, run_id: str, key: str) -> Iterator[dict[str, float]]:
+    token = ""
+    while True:
+        more = f"&page_token={token}" if token else ""
+        address = f"{services.settings().mlflow}/api/2.0/mlflow/metrics/get-history?run_id={run_id}&metric_key={key}{more}"
+        said = catalogue.get(address)
+        yield from said.get("metrics", [])
+        token = said.get("next_page_token", "")
+        if not token:
+            return
+
+
+def _case(name: str, what: str, outage: Outage, number: int) -> Case:
+    def run(seed: int) -> Measured:
+        home = flows_kill.house()
+        with observed(home.ledger) as seen:
+            measured = play(home, 1000 * seed + 900 + number, outage)
+        return {**measured, **seen}
+
+    return Case(f"flows: {name}", what, run, BARS, limit_s=600)
+
+
+def close() -> None:
+    flows_kill.close()
+
+
+def cases() -> list[Case]:
+    kinds = [
+        ("prefect hangs", f"its server is stopped for {OUTAGE_S:.0f} s (SIGSTOP)", stopped("prefect")),
+        ("prefect killed", f"its server is killed twice within {OUTAGE_S:.0f} s", killed("prefect")),
+        ("prefect locked", f"its database is locked for {OUTAGE_S:.0f} s", locked("prefect")),
+        ("mlflow hangs", f"its server is stopped for {OUTAGE_S:.0f} s (SIGSTOP)", stopped("mlflow")),
+        ("mlflow killed", f"its server is killed twice within {OUTAGE_S:.0f} s", killed("mlflow")),
+        ("mlflow locked", f"its database is locked for {OUTAGE_S:.0f} s", locked("mlflow")),
+    ]
+    return [_case(name, what, outage, number) for number, (name, what, outage) in enumerate(kinds)]
