@@ -10,6 +10,7 @@ import pytest
 from overnight.services import runs
 from overnight.services.orphans import Orphans, flow_run_of
 from overnight.services.processes import Process
+from overnight.services.settings import log_file
 from tests.test_services import until
 
 FLOW = """
@@ -80,3 +81,40 @@ def test_a_run_by_hand_has_no_worker_to_lose(worker):
     process.wait()
     assert Orphans().end() == []
     assert flow.alive()
+
+
+TALKER = """
+import sys
+from overnight.services.orphans import keep_talking
+keep_talking()
+print("before", flush=True)
+input()
+print("after", flush=True)
+input()
+"""
+PIPING = """
+import os, subprocess, sys
+flow = subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdin=0, stdout=subprocess.PIPE, env={**os.environ, 'PREFECT__FLOW_RUN_ID': 'a-run'})
+print(flow.pid, flush=True)
+sys.stdout.write(flow.stdout.read().decode())
+"""
+
+
+def test_a_run_goes_on_talking_when_its_worker_is_dead(tmp_path, monkeypatch):
+    """The pipe through the worker is broken then; the worker's log is not."""
+    monkeypatch.setenv("OVERNIGHT_ROOT", str(tmp_path))
+    log = log_file("worker")
+    log.parent.mkdir(parents=True)
+    with log.open("ab") as out:
+        worker = subprocess.Popen([sys.executable, "-c", PIPING, TALKER], stdin=subprocess.PIPE, stdout=out, text=True)
+    until(lambda: "before" in log.read_text())
+    flow = Process.of(int(log.read_text().split()[0]))
+    worker.kill()
+    worker.wait()
+    worker.stdin.write("\n")
+    worker.stdin.flush()
+    until(lambda: "after" in log.read_text() or not flow.alive())
+    assert flow.alive()
+    worker.stdin.write("\n")
+    worker.stdin.close()
+    until(lambda: not flow.alive())
