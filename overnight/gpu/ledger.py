@@ -125,7 +125,16 @@ class _Place:
         self.taken_mib = self.taken()
         if self._shrink():
             return False
-        return self._my_turn(self.seen, now) and self._my_turn(self._look(), now) and self._link(self.seen)
+        return self._my_turn(self.seen, now) and self._claim(now)
+
+    def _claim(self, now: float) -> bool:
+        """Hold what seems to be free; who is outrun by another looks again at once."""
+        for _ in range(requests.TRIES):
+            if not self._my_turn(view := self._look(), now):
+                return False
+            if self._link(view):
+                return True
+        return False
 
     def _look(self) -> View:
         """With holders whose files were removed, too: that costs more, so only who is about to claim does it."""

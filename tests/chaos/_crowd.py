@@ -124,15 +124,19 @@ class Crowd:
 class Pen:
     """What a process writes down: one line when it has got something, one just before it gives that back."""
 
-    def __init__(self, path: Path, ledger: Ledger) -> None:
-        self.path, self.ledger = path, ledger
+    def __init__(self, path: Path, book: Ledger) -> None:
+        self.path, self.ledger = path, book
         self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
 
     def hold(self, mib: int, seconds: float) -> None:
-        with self.ledger.acquire(mib) as grant:
-            os.write(self.file, b"%d %d %d " % (grant.request.ticket, now(), mib))
+        with self.ledger.acquire(mib) as grant, self.noted(grant):
             time.sleep(seconds)
-            os.write(self.file, b"%d\n" % now())
+
+    @contextmanager
+    def noted(self, grant: ledger.Grant) -> Iterator[None]:
+        os.write(self.file, b"%d %d %d " % (grant.request.ticket, now(), grant.mib))
+        yield
+        os.write(self.file, b"%d\n" % now())
 
 
 @contextmanager
