@@ -27,6 +27,12 @@ vision:
   made: {data: made, cnn: {epochs: 4, batch: 16, width: 8, blocks: 1, lr: 0.1}}
   broken: {data: broken}
 """
+PAIR = """
+flow: nightly
+vision:
+  one: {data: made, cnn: {epochs: 20, batch: 16, width: 8, blocks: 1}}
+  two: {data: made, cnn: {epochs: 21, batch: 16, width: 8, blocks: 1}}
+"""
 
 
 def stripes(folder: Path, count: int) -> None:
@@ -51,6 +57,11 @@ def home(tmp_path_factory):
     for picture in (root / "datasets" / "broken").rglob("*.png"):
         picture.write_bytes(b"not a picture")
     (root / "configs" / "night.yaml").write_text(CONFIG)
+    (root / "configs" / "pair.yaml").write_text(PAIR)
+    (root / "datasets" / "rows.yaml").write_text("kind: table\nreader: csv\noptions: {tables: {rows: rows.csv}}\n")
+    (root / "datasets" / "rows").mkdir()
+    (root / "datasets" / "rows" / "rows.csv").write_text("a,b\n1,2\n3,4\n")
+    (root / "configs" / "rows.yaml").write_text("flow: etl\ndata: rows\ntables: {fact: rows}\n")
     (root / "configs" / "long.yaml").write_text("flow: vision\ndata: made\ncnn: {epochs: 5000, batch: 16, width: 8, blocks: 1}\n")
     with pytest.MonkeyPatch.context() as patch:
         for name in (*OURS, "OVERNIGHT_DATA"):
@@ -171,22 +182,68 @@ def test_bad_input_is_two_and_a_message(home, words, code, said):
 
 
 def test_what_the_card_cannot_hold_is_three(home):
-    output, code = run("run", "long", OVERNIGHT_VIRTUAL_MIB="200")
+    output, code = run("run", "rows", OVERNIGHT_VIRTUAL_MIB="200")
     assert code == 3, output
-    assert "whole budget is 200 MiB" in output
+    assert "join_tables does not fit the card: declared: 2,048 MiB; the whole budget is 200 MiB" in output
+    assert "OVERNIGHT_RESERVE_MIB" in output
+    assert flow_runs()[0]["state_name"] == "DoesNotFit"
+    _, runs = mlflow_runs(home, "rows")
+    assert {r.info.status for r in runs.values()} == {"FAILED"}
 
 
 def test_two_runs_from_two_shells_never_hold_more_than_the_budget(home):
     small, budget = {"OVERNIGHT_VIRTUAL_MIB": "3000"}, Ledger(home / ".overnight" / "cards" / "virtual", 3000)
     with budget.acquire(3000):
         both = [start("run", "long", f"cnn.epochs={n}", **small) for n in (30, 31)]
-        until(lambda: sum(not r.holds for r in budget.requests()) == 2, "both to stand in line")
+        until(lambda: sum(not r.holds for r in budget.requests()) == 2, "both to stand in line", 300)
     held = []
     while any(p.poll() is None for p in both):
         held.append(budget.held_mib())
         time.sleep(0.02)
     assert [p.returncode for p in both] == [0, 0], "\n".join(p.communicate()[0] for p in both)
     assert 0 < max(held) <= 3000
+
+
+def holders(root):
+    return [r for r in ledger(root).requests() if r.holds]
+
+
+def pair(root, *words):
+    """Both trainings in line; the first that holds is stopped at that moment, so that nothing can end too early. Both, in the end."""
+    with ledger(root).acquire(12288):
+        process = start("run", "pair", *words)
+        until(lambda: len(ledger(root).requests()) == 3 or process.poll() is not None, "both to stand in line", 300)
+    first = until(lambda: holders(root), "the first grant")[0]
+    os.kill(first.pid, signal.SIGSTOP)
+    return process, first
+
+
+def test_steps_that_fit_run_together_and_their_sizes_are_in_mlflow(home):
+    process, first = pair(home)
+    until(lambda: len(holders(home)) == 2, "the second to hold beside the first")
+    os.kill(first.pid, signal.SIGCONT)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert f"not measured, of {first.mib:,} MiB" in output
+    _, runs = mlflow_runs(home, "pair")
+    params, metrics = runs["one/train_cnn"].data.params, runs["one/train_cnn"].data.metrics
+    assert (params["usage/asked_mib"], params["usage/lease_mib"], params["usage/micro_batch"]) == (str(first.mib), str(first.mib), "16")
+    assert (params["usage/peak_mib"], params["usage/exclusive"]) == ("not measured", "False")
+    assert "usage/peak_mib" not in metrics
+    assert metrics["usage/wait_s"] > 0
+    assert "MiB" in params["usage/why"]
+
+
+def test_an_exclusive_step_shares_the_card_with_nobody(home):
+    process, first = pair(home, "vision.one.cnn.exclusive=true", "vision.two.cnn.exclusive=true")
+    assert first.exclusive
+    assert first.mib < 12288 // 2  # its own amount, not the whole card
+    os.kill(first.pid, signal.SIGCONT)
+    most = 0
+    while process.poll() is None:
+        most = max(most, len(holders(home)))
+        time.sleep(0.02)
+    assert (process.returncode, most) == (0, 1), process.communicate()[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

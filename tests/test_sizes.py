@@ -240,6 +240,23 @@ def test_a_training_that_resumed_with_less_measures_what_it_ran_with(card):
     assert "learned: it needs 500" in sizes.ask(net, given(NetParams(batch=64, micro_batch=16)), card).why
 
 
+def test_what_a_smaller_micro_batch_needs_a_larger_one_needs_as_well(card):
+    used = Usage(asked_micro_batch=64, micro_batch=16, cap_mib=2048, lease_mib=2048, peak_mib=500)
+    sizes.learn(net, given(), card, used, finished=True)
+    assert sizes.ask(net, given(), card, lambda *_: (10.0, 20.0)).mib == 512  # the prediction knows less than the measurement
+
+
+def test_a_micro_batch_between_two_that_ran_is_tried_if_in_proportion_it_fits(card):
+    """16 samples were too many for the whole card, 4 take 1000 MiB: 8 may take 2250."""
+    cap = {"cap_mib": BUDGET, "lease_mib": BUDGET}
+    arguments = given(NetParams(batch=16))
+    sizes.learn(net, arguments, card, Usage(asked_micro_batch=16, micro_batch=16, out_of_memory=True, **cap), finished=False)
+    sizes.learn(net, arguments, card, Usage(asked_micro_batch=4, micro_batch=4, peak_mib=1000, **cap), finished=True)
+    asked = sizes.ask(net, arguments, card)
+    assert (asked.micro_batch, asked.mib) == (8, 2304)
+    assert "scaled from micro-batches [4, 16] that ran" in asked.why
+
+
 def test_a_run_that_came_near_its_cap_only_raises(card):
     before = sizes.ask(plain, [PlainParams()], card).mib
     ended(card, plain, [PlainParams()], sizes.ask(plain, [PlainParams()], card), 0.96 * before)
