@@ -3,6 +3,7 @@
 import argparse
 import os
 import platform
+import signal
 import sys
 
 from tests.chaos.case import RESULTS, modules, play_all, table
@@ -18,6 +19,8 @@ def main() -> int:
     if asked.list:
         print("\n".join(f"{case.name}: {case.what}" for module in modules() for case in module.cases()))
         return 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)  # what the cases have started is ended on the way out
     lines, outcomes = play_all(modules(), asked.seed, asked.name, asked.resume)
     print(f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} cores, seed {asked.seed}, "
           f"commit {', '.join(sorted({o.commit for o in outcomes}))}, {sum(o.wall_s for o in outcomes):.0f} s")  # fmt: skip
