@@ -135,6 +135,7 @@ def test_memory_that_a_neighbour_takes_is_not_foreign_once_it_says_so(card, run)
         dial.used = 1510  # it has taken 1490 more, and the ledger does not know yet
         monitor.look()
         neighbour.tell(use_mib=1500)
+        assert monitor.facts()["foreign_peak_mib"] is None  # too early to tell
         for _ in range(20):
             monitor.look()
         assert monitor.facts()["foreign_peak_mib"] == 0
@@ -178,7 +179,7 @@ def test_a_short_step_leaves_its_figures_too(card, run):
     with lease(1000, card) as held, watch(run, card, held, Own(use=300, peak=300)):
         pass
     assert run.last("card/own_mib") == 300
-    assert len(timeline.read(card)) == 1
+    assert len(timeline.read(card)) == 2  # the grant, and the end
 
 
 def test_it_looks_while_the_step_runs(card, run):

@@ -53,6 +53,8 @@ def watch(
     """
     monitor = Monitor(run, card, lease, own, by)
     monitor.look()  # what the card held before the step took anything of it
+    if lease is not None:
+        monitor.report({})  # the moment of the grant
     thread = threading.Thread(target=monitor.loop, daemon=True, name="monitor")
     thread.start()
     try:
@@ -119,7 +121,8 @@ class Monitor:
         own = self._tell(self.lease)
         used = self.by.used_mib(self.card, self._held)
         foreign = self._outside(used)
-        seen = {"foreign": foreign, "used": used, "leased": sum(r.mib for r in self._held), "own": own}
+        seen = {"used": used, "leased": sum(r.mib for r in self._held), "own": own}
+        seen |= {} if foreign is None else {"foreign": foreign}
         self.most = {name: max(value, self.most.get(name, 0.0)) for name, value in seen.items()}
         self._complain()
 
@@ -136,17 +139,18 @@ class Monitor:
                 lease.tell(use_mib=round(use, 1), peak_mib=round(peak, 1))
         return peak if rose else use
 
-    def _outside(self, used: int) -> int:
-        """What programs without a lease use, of *used* on the whole card."""
+    def _outside(self, used: int) -> int | None:
+        """What programs without a lease use, of *used* on the whole card; None until that is known."""
         others = sum(said_mib(r) for r in self._held if r.pid != self._pid)
         own = sum(said_mib(r) for r in self._held if r.pid == self._pid)
         now = max(0, used - others - own)
         self._foreign.append(now)
-        foreign = min(self._foreign) if len(self._foreign) == self._foreign.maxlen else 0
+        foreign = min(self._foreign) if len(self._foreign) == self._foreign.maxlen else None
         self._first = now if self._first is None else min(self._first, now)
         if self._told is not None:
             self.device_peak_mib = max(self.device_peak_mib or 0, used - others - self._first)
-        self.foreign_peak_mib = max(self.foreign_peak_mib or 0, foreign)
+        if foreign is not None:
+            self.foreign_peak_mib = max(self.foreign_peak_mib or 0, foreign)
         return foreign
 
     def _complain(self) -> None:
@@ -179,7 +183,7 @@ class Monitor:
     def _point(self, lease: Held) -> timeline.Point:
         held = holders(self.card)
         who: dict[str, Any] = next((r.who for r in held if r.pid == self._pid), {})
-        names = [p.name for p in outsiders(self.card, held, self.by)] if self.most["foreign"] >= FOREIGN_MIB else []
+        names = [p.name for p in outsiders(self.card, held, self.by)] if self.most.get("foreign", 0) >= FOREIGN_MIB else []
         return timeline.Point(
             at=round(time.time(), 1),
             experiment=str(who.get("experiment", "")),
@@ -189,7 +193,7 @@ class Monitor:
             leased_mib=int(self.most["leased"]),
             own_mib=round(self.most["own"], 1),
             used_mib=int(self.most["used"]),
-            foreign_mib=int(self.most["foreign"]),
+            foreign_mib=int(self.most.get("foreign", 0)),
             outside=tuple(dict.fromkeys(names))[:5],
         )
 
