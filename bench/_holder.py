@@ -40,8 +40,8 @@ def main(log: Path, asked: dict[str, Any]) -> None:
             with hold(asked):
                 write("has")
                 until = time.monotonic() + asked.get("hold_s", 0.0)
-                while time.monotonic() < until:  # short sleeps: Prefect can end a holder only between two lines of Python
-                    time.sleep(0.05)
+                while time.monotonic() < until or not Path(asked.get("until", "/")).exists():
+                    time.sleep(0.05)  # short: Prefect can end a holder only between two lines of Python
                 write("ends")
         except BaseException as error:
             write("broke", type(error).__name__)

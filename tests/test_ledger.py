@@ -14,6 +14,7 @@ import overnight
 from overnight.errors import DoesNotFit, ServiceError, Stopped
 from overnight.gpu.device import check_driver, find
 from overnight.gpu.ledger import Ledger
+from overnight.gpu.survivors import removed
 
 HOLD = """
 import sys, time
@@ -199,6 +200,23 @@ def test_processes_that_compete_never_exceed_the_budget(tmp_path):
     assert max(sampled) <= 1000
     assert max(sampled) > 0
     assert ledger.requests() == []
+
+
+def test_a_holder_that_was_looked_at_before_its_files_were_removed_is_found_afterwards(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    with ledger.acquire(600) as robbed, ledger.acquire(100) as mine:
+        inode = mine.request.path.stat().st_ino
+        assert removed(tmp_path, inode, {inode}) == []
+        for path in [robbed.request.path, *tmp_path.glob("g-*")]:
+            path.unlink()
+        assert [r.mib for r in removed(tmp_path, inode, {inode})] == [600]
+
+
+def test_a_folder_that_is_removed_before_the_first_request_is_made_again(tmp_path):
+    ledger = Ledger(tmp_path / "card", 1000)
+    (tmp_path / "card").rmdir()
+    with ledger.acquire(400):
+        assert ledger.held_mib() == 400
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
