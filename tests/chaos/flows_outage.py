@@ -20,6 +20,7 @@ from tests.chaos.case import Case, Measured
 from tests.chaos.flows_kill import COMPLETED, Tally, granted
 
 OUTAGE_S = 30.0
+STOP_S = 25.0
 BARS = {
     "exit_code": "== 0",
     "over_mib": "== 0",
@@ -141,6 +142,40 @@ def _case(name: str, what: str, outage: Outage, number: int) -> Case:
     return Case(f"flows: {name}", what, run, BARS, limit_s=600)
 
 
+def stop_while_hung(service: str, number: int) -> Case:
+    """Ctrl-C while a server hangs: the step ends and gives the card back; what could not be told is told when the server is back."""
+
+    def run(seed: int) -> Measured:
+        home, tally, mark = flows_kill.house(), Tally(), 1000 * seed + 950 + number
+        run = home.run("long", f"seed={mark}")
+        granted(home, mark, run)
+        process = Process.of(home.pid_of(service))
+        assert process is not None
+        process.signal(signal.SIGSTOP)
+        since = time.monotonic()
+        run.send_signal(signal.SIGINT)
+        wait(lambda: not home.holders(), "the card")
+        free_s = time.monotonic() - since
+        ended = wait(lambda: run.poll() is not None or time.monotonic() - since > STOP_S, "the run to end") and run.poll() is not None
+        stop_s = time.monotonic() - since
+        process.signal(signal.SIGCONT)
+        code = run.wait()
+        home.up()
+        back = time.monotonic()
+        tally.closed(home, back)
+        tally.ended(home, mark, ("CANCELLED", "KILLED"))
+        for line in tally.wrong + tally.open:
+            print(f"stop while {service} hangs: {line}", flush=True)
+        measured = {"free_s": free_s, "stop_s": stop_s, "ended_while_hung": int(ended), "exit_code": code, "close_s": tally.close_s}
+        return {**measured, "wrong_ends": len(tally.wrong), "open_runs": len(tally.open), "stuck_mib": home.ledger.held_mib()}
+
+    bars = {"free_s": "<= 25", "exit_code": "== 1", "wrong_ends": "== 0", "open_runs": "== 0", "stuck_mib": "== 0", "close_s": "<= 60"}
+    if service == "mlflow":  # Prefect's own client waits for its server before it lets a flow end
+        bars["stop_s"] = f"<= {STOP_S:.0f}"
+        bars["ended_while_hung"] = "== 1"
+    return Case(f"flows: stop while {service} hangs", "Ctrl-C: the step ends, the card is free", run, bars, limit_s=600)
+
+
 def close() -> None:
     flows_kill.close()
 
@@ -154,4 +189,5 @@ def cases() -> list[Case]:
         ("mlflow killed", f"its server is killed twice within {OUTAGE_S:.0f} s", killed("mlflow")),
         ("mlflow locked", f"its database is locked for {OUTAGE_S:.0f} s", locked("mlflow")),
     ]
-    return [_case(name, what, outage, number) for number, (name, what, outage) in enumerate(kinds)]
+    outages = [_case(name, what, outage, number) for number, (name, what, outage) in enumerate(kinds)]
+    return [*outages, *(stop_while_hung(service, number) for number, service in enumerate(("mlflow", "prefect")))]
