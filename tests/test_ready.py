@@ -101,6 +101,25 @@ def test_a_file_where_the_folder_should_be_is_refused(card):
         ready(card)
 
 
+def test_a_relative_folder_would_be_another_one_in_every_shell(monkeypatch):
+    monkeypatch.setenv("OVERNIGHT_CARD_DIR", "cards")
+    with pytest.raises(ServiceError, match="OVERNIGHT_CARD_DIR=cards: is relative"):
+        ready(device.virtual())
+
+
+def test_where_a_real_cards_ledger_lies(monkeypatch, tmp_path):
+    card = device.Card(uuid="GPU-1", name="RTX", total_mib=12282, budget_mib=11258)
+    monkeypatch.delenv("OVERNIGHT_CARD_DIR", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for given in ("", "relative"):
+        monkeypatch.setenv("XDG_STATE_HOME", given)
+        assert card.folder == tmp_path / ".local" / "state" / "overnight" / "cards" / "GPU-1"
+    monkeypatch.setenv("XDG_STATE_HOME", "/var/state")
+    assert card.folder == Path("/var/state/overnight/cards/GPU-1")
+    monkeypatch.setenv("OVERNIGHT_CARD_DIR", "~/cards")
+    assert card.folder == tmp_path / "cards" / "GPU-1"
+
+
 def test_the_places_of_this_host_are_counted_in_the_checkout(checkout):
     ready_host()
     (checkout / ".overnight" / "slots").rmdir()

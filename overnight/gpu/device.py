@@ -44,10 +44,11 @@ class Card(Values):
         """Where its ledger lies: one for each user and card, outside every checkout; the virtual card's lies inside."""
         named = os.environ.get("OVERNIGHT_CARD_DIR")
         if named:
-            return Path(named) / self.uuid
+            return Path(named).expanduser() / self.uuid
         if self.virtual:
             return state() / "cards" / "virtual"
-        home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+        home = Path(os.environ.get("XDG_STATE_HOME", ""))
+        home = home if home.is_absolute() else Path.home() / ".local" / "state"  # a relative one counts as none (XDG base directories)
         return home / "overnight" / "cards" / self.uuid
 
     def __str__(self) -> str:

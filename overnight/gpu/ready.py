@@ -27,7 +27,11 @@ def ready(card: Card, mounts: str | None = None, link: Link = os.link) -> None:
 
     mounts: the text of /proc/self/mountinfo; link: how a second name is made.
     """
-    folder = card.folder.absolute()
+    folder = card.folder
+    if not folder.is_absolute():
+        raise ServiceError(
+            f"OVERNIGHT_CARD_DIR={folder.parent}: is relative, so every folder would have a ledger of its own; write it whole"
+        )
     kind = file_system(folder, mounts)
     if remote(kind):
         raise ServiceError(f"{folder}: the ledger of the card cannot be kept on a network file system ({kind}); {WAY_OUT}")
