@@ -79,7 +79,7 @@ def hog(run: Run, params: SizeParams) -> None:
     import torch
 
     held = torch.zeros(20 << 18, device=run.device)
-    run.note(f"{run.budget_mib} {run.device}")
+    run.note(f"{run.budget_mib} {run.device} {os.environ['CUDA_VISIBLE_DEVICES']!r}")
     torch.empty((params.mib - 20) << 18, device=run.device)
     run.note(f"that was not refused: {held.shape}")
 

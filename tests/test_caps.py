@@ -106,7 +106,7 @@ def test_a_step_that_wants_more_than_its_lease_fails_alone(checkout, tmp_path):
     assert refused.peak_mib == pytest.approx(20, abs=0.1)
     assert refused.met_cap
     assert refused.out_of_memory
-    assert notes(tmp_path / "hog") == ["200 cpu"]
+    assert notes(tmp_path / "hog") == ["200 cpu ''"]
     assert [e["values"]["loss"] for e in events(tmp_path / "beside", "metrics") if "loss" in e["values"]] == losses(10)
     assert not fine.met_cap
     assert 0 < fine.peak_mib < 1
@@ -191,9 +191,9 @@ def test_no_context_is_made_before_the_lease(checkout, tmp_path):
     root = Path(caps.__file__).parents[2]
     modules = sorted(".".join(p.relative_to(root).with_suffix("").parts) for p in (root / "tasks").rglob("*.py") if p.name != "__init__.py")
     script = (
-        "import importlib, os\nfrom overnight.gpu import caps\nfrom overnight.gpu.device import Card\n"
+        "import importlib, os, sys\nimport overnight.child\nfrom overnight.gpu import caps\nassert 'torch' not in sys.modules\nfrom overnight.gpu.device import Card\n"
         f"caps.prepare(Card.model_validate_json({REAL.model_dump_json()!r}), True)\n"
-        f"for name in {['overnight.child', *modules]!r}: importlib.import_module(name)\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
         "import torch\ntorch.cuda.is_available()\n"
         "print(torch.cuda.is_initialized(), torch._C._cuda_isInBadFork(), os.environ['CUDA_VISIBLE_DEVICES'])"
     )

@@ -5,6 +5,9 @@ for the backward pass, an optimiser's state, autocast's cache. Views and operato
 grows what it is given (resize_, set_, out=) adds what is new. Not counted is what no operator made while the counter was on: tensors
 from before it, arrays borrowed from NumPy or a file, what other threads make, the resizing of a bare storage. Not seen either is what
 an operator takes and gives back while it runs (the workspace of a convolution, the parts of a fused kernel): peaks are lower bounds.
+
+A storage that is watched looks shared to autograd, which then adds up gradients in new memory rather than in place. That costs time;
+the peaks were the same.
 """
 
 import weakref
@@ -19,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 ALIASES, MAKES, LIFTS, RESIZES, DECOMPOSES = range(5)  # what an operator does to storages
 PLAIN = frozenset({Tensor, torch.nn.Parameter})
 STRIDED = torch.strided
-NESTED = (Tensor, list, tuple)
+SEVERAL = frozenset({list, tuple})
+NUMBERS = frozenset({int, float, bool, type(None)})  # among arguments: what is surely no tensor
 MIB = 1 << 20
 
 
@@ -90,19 +94,20 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _take(self, made: Any, given: Any) -> None:
         """Count the storages of what an operator made, but for those it was given and that were never counted."""
-        for tensor in (made,) if type(made) is Tensor and made.layout is STRIDED else _tensors(made):
-            storage = tensor.untyped_storage()
-            key, size = storage._cdata, storage.nbytes()
-            mark = self._marks.get(key)
-            if mark is None:
-                if not storage.resizable() or not tensor.is_cpu or _has(given, key):
-                    continue
-                mark = self._marks[key] = _Mark(storage, self._gone)
-                mark.key, mark.bytes = key, size
-                self._bytes += size
-            elif size != mark.bytes:
-                self._bytes += size - mark.bytes
-                mark.bytes = size
+        for item in made if type(made) in SEVERAL else (made,):
+            for tensor in (item,) if type(item) is Tensor and item.layout is STRIDED else _tensors(item):
+                storage = tensor.untyped_storage()
+                key, size = storage._cdata, storage.nbytes()
+                mark = self._marks.get(key)
+                if mark is None:
+                    if not storage.resizable() or not tensor.is_cpu or _has(given, key):
+                        continue
+                    mark = self._marks[key] = _Mark(storage, self._gone)
+                    mark.key, mark.bytes = key, size
+                    self._bytes += size
+                elif size != mark.bytes:
+                    self._bytes += size - mark.bytes
+                    mark.bytes = size
 
     def _settle(self) -> None:
         while self._freed:
@@ -179,10 +184,13 @@ def _kind(func: Any) -> int:
 def _has(given: Any, key: int) -> bool:
     """Whether a storage is one of those that an operator was given."""
     for item in given:
-        if type(item) in PLAIN and item.layout is STRIDED:
+        kind = type(item)
+        if kind in PLAIN and item.layout is STRIDED:
             if item.untyped_storage()._cdata == key:
                 return True
-        elif isinstance(item, NESTED) and any(tensor.untyped_storage()._cdata == key for tensor in _tensors(item)):
+        elif kind in NUMBERS or (kind in SEVERAL and (not item or type(item[0]) in NUMBERS)):
+            continue
+        elif any(tensor.untyped_storage()._cdata == key for tensor in _tensors(item)):
             return True
     return False
 
