@@ -166,42 +166,72 @@ def graph(nodes: int, edges: int, width: int, nonzeros: int = 0, **values: Any) 
     return gnn_recipe(GnnParams(**values), DataSpec(shape=(width,), classes=TEN[:7], nodes=nodes, edges=edges, nonzeros=nonzeros))
 
 
-def matrix() -> dict[str, tuple[Callable[[], Recipe[Any]], int]]:
-    """Name -> recipe and micro-batch."""
-    lm, net = (lambda **v: lm_recipe(LmParams(**v))), NetParams
-    small = (3, 32, 32)
+Cases = dict[str, tuple[Callable[[], Recipe[Any]], int]]  # name -> recipe and micro-batch
+SMALL = (3, 32, 32)
+
+
+def lm(**values: Any) -> Callable[[], Recipe[Any]]:
+    return lambda: lm_recipe(LmParams(**values))
+
+
+def matrix() -> Cases:
+    """Every case."""
+    return {**cnn_cases(), **detector_cases(), **graph_cases(), **lm_cases(), **agent_cases()}
+
+
+def cnn_cases() -> Cases:
     return {
-        "cnn 16 b128 sgd": (partial(images, small, width=16, batch=128), 128),
-        "cnn 32 b128/32 sgd": (partial(images, small, width=32, blocks=1, batch=128), 32),
-        "cnn 32 b64 adamw": (partial(images, small, width=32, blocks=2, batch=64, optimiser="adamw"), 64),
-        "cnn 32 b64 bf16": (partial(images, small, width=32, blocks=2, batch=64, precision="bf16"), 64),
-        "cnn 32 b128 bf16 adamw": (partial(images, small, width=32, blocks=1, batch=128, precision="bf16", optimiser="adamw"), 128),
-        "cnn 64 b32 sgd": (partial(images, small, width=64, blocks=1, batch=32), 32),
-        "cnn 24 b64 grey 28": (partial(images, (1, 28, 28), width=24, blocks=2, batch=64), 64),
-        "cnn 16 b16 128 px": (partial(images, (3, 128, 128), width=16, blocks=1, batch=16, stem=2), 16),
-        "yolo 0.5 96 px b16": (partial(boxes, 96, width=0.5, batch=16), 16),
-        "yolo 0.5 96 px b16/4": (partial(boxes, 96, width=0.5, batch=16), 4),
-        "yolo 1.0 192 px b8": (partial(boxes, 192, width=1.0, batch=8), 8),
-        "yolo 1.0 128 px b8 bf16": (partial(boxes, 128, width=1.0, batch=8, precision="bf16"), 8),
-        "yolo 1.0 96 px b16 plain": (partial(boxes, 96, width=1.0, batch=16, mosaic=0), 16),
+        "cnn 16 b512 sgd": (partial(images, SMALL, width=16, blocks=1, batch=512), 512),
+        "cnn 16 b128 sgd": (partial(images, SMALL, width=16, batch=128), 128),
+        "cnn 32 b128/32 sgd": (partial(images, SMALL, width=32, blocks=1, batch=128), 32),
+        "cnn 32 b64 adamw": (partial(images, SMALL, width=32, blocks=2, batch=64, optimiser="adamw"), 64),
+        "cnn 32 b64 bf16": (partial(images, SMALL, width=32, blocks=2, batch=64, precision="bf16"), 64),
+        "cnn 32 b128 bf16 adamw": (partial(images, SMALL, width=32, blocks=1, batch=128, precision="bf16", optimiser="adamw"), 128),
+        "cnn 64 b32 sgd": (partial(images, SMALL, width=64, blocks=1, batch=32), 32),
+        "cnn 24 b64 grey 28 px": (partial(images, (1, 28, 28), width=24, blocks=2, batch=64), 64),
+        "cnn 8 b16 128 px": (partial(images, (3, 128, 128), width=8, blocks=1, batch=16, stem=2), 16),
+    }
+
+
+def detector_cases() -> Cases:
+    return {
+        "yolo 0.5 b16 96 px": (partial(boxes, 96, width=0.5, batch=16), 16),
+        "yolo 0.5 b16/4 96 px": (partial(boxes, 96, width=0.5, batch=16), 4),
+        "yolo 1.0 b8 192 px": (partial(boxes, 192, width=1.0, batch=8), 8),
+        "yolo 1.0 b8 128 px bf16": (partial(boxes, 128, width=1.0, batch=8, precision="bf16"), 8),
+        "yolo 1.0 b16 96 px plain": (partial(boxes, 96, width=1.0, batch=16, mosaic=0), 16),
+    }
+
+
+def graph_cases() -> Cases:
+    return {
         "gcn sparse": (partial(graph, 2708, 5278, 1433, 49216), 140),
         "gcn dense": (partial(graph, 20000, 60000, 128), 5000),
         "gcn 3 layers": (partial(graph, 20000, 60000, 64, layers=3, hidden=128), 5000),
         "sage dense": (partial(graph, 10000, 40000, 64, conv="sage"), 2000),
-        "gat dense": (partial(graph, 10000, 40000, 64, conv="gat"), 2000),
         "sage bf16": (partial(graph, 10000, 40000, 64, conv="sage", precision="bf16"), 2000),
-        "lm 4x128 b16 adamw": (partial(lm, batch=16), 16),
-        "lm 4x128 b16/4 adamw": (partial(lm, batch=16), 4),
-        "lm 4x128 b16 bf16": (partial(lm, batch=16, precision="bf16"), 16),
-        "lm 4x128 b16 no dropout": (partial(lm, batch=16, dropout=0.0), 16),
-        "lm 2x256 b8 untied sgd": (partial(lm, batch=8, width=256, layers=2, tied=False, optimiser="sgd", dropout=0.0), 8),
-        "lm 4x256 b4 adafactor": (partial(lm, batch=4, width=256, optimiser="adafactor", dropout=0.0), 4),
-        "lm 2x128 vocabulary 8192": (partial(lm, batch=8, layers=2, vocabulary=8192, dropout=0.0), 8),
-        "lm 4x256 b8 bf16 no dropout": (partial(lm, batch=8, width=256, precision="bf16", dropout=0.0), 8),
-        "ppo nets b256 adamw": (lambda: critic_recipe(net()), 256),
-        "ppo nets b4096 sgd": (lambda: critic_recipe(net(batch=4096, optimiser="sgd")), 4096),
-        "ppo nets b2048 bf16": (lambda: critic_recipe(net(batch=2048, precision="bf16")), 2048),
-        "dqn nets b32 adamw": (lambda: atari_recipe(net(batch=32)), 32),
-        "dqn nets b256/64 adamw": (lambda: atari_recipe(net(batch=256)), 64),
-        "dqn nets b128 bf16": (lambda: atari_recipe(net(batch=128, precision="bf16")), 128),
+    }
+
+
+def lm_cases() -> Cases:
+    return {
+        "lm 4x128 b16 adamw": (lm(batch=16), 16),
+        "lm 4x128 b16/4 adamw": (lm(batch=16), 4),
+        "lm 4x128 b16 bf16": (lm(batch=16, precision="bf16"), 16),
+        "lm 4x128 b16 no dropout": (lm(batch=16, dropout=0.0), 16),
+        "lm 2x256 b8 untied sgd": (lm(batch=8, width=256, layers=2, tied=False, optimiser="sgd", dropout=0.0), 8),
+        "lm 2x128 b2 adafactor": (lm(batch=2, layers=2, optimiser="adafactor", dropout=0.0), 2),
+        "lm 1x128 b4 vocabulary 8192": (lm(batch=4, layers=1, vocabulary=8192, dropout=0.0), 4),
+        "lm 4x256 b8 bf16 no dropout": (lm(batch=8, width=256, precision="bf16", dropout=0.0), 8),
+    }
+
+
+def agent_cases() -> Cases:
+    return {
+        "ppo nets b256 adamw": (lambda: critic_recipe(NetParams()), 256),
+        "ppo nets b4096 sgd": (lambda: critic_recipe(NetParams(batch=4096, optimiser="sgd")), 4096),
+        "ppo nets b2048 bf16": (lambda: critic_recipe(NetParams(batch=2048, precision="bf16")), 2048),
+        "dqn nets b32 adamw": (lambda: atari_recipe(NetParams(batch=32)), 32),
+        "dqn nets b256/64 adamw": (lambda: atari_recipe(NetParams(batch=256)), 64),
+        "dqn nets b128 bf16": (lambda: atari_recipe(NetParams(batch=128, precision="bf16")), 128),
     }

@@ -76,6 +76,7 @@ class Recipe(Generic[Data]):
     split: Callable[[Batch, int], Iterator[Batch]] = field(default_factory=lambda: rows)
     closing: Callable[[Data, torch.Generator], Iterable[Batch]] | None = None  # in place of `batches` in the last sixth of the epochs
     couples: str = ""  # what makes the loss of a sample depend on others of its micro-batch (a contrastive loss), in words; else empty
+    sample: Callable[[], Data] | None = None  # made-up data whose split "val" fills one slice of an evaluation, to predict its memory by
     rollback: float = 0.0  # when training diverges, once: go back to the last checkpoint, with the learning rate times this; 0: fail
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 from overnight import pictures
 from overnight.artifact import Artifact, DataSpec
 from overnight.errors import DataError
+from overnight.loop.memory import SLICE
 from overnight.run import Run
 from overnight.step import step
 from overnight.threads import one_thread
@@ -113,6 +114,7 @@ def cnn_recipe(params: CnnParams, spec: DataSpec) -> Recipe[Data]:
         optimiser=partial(_optimiser, params),
         schedule=cosine(params.warmup),
         evaluate=_evaluate,
+        sample=lambda: {f"val_{name}": tensor for name, tensor in example(SLICE).items()},
         params=params,
     )
 

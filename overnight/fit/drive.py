@@ -28,10 +28,13 @@ class World(Protocol):
     def batch(self, recipe: Recipe[Any], size: int) -> Batch:
         """Made-up samples as the loop hands them to the loss."""
 
+    def score(self, recipe: Recipe[Any], model: nn.Module) -> None:
+        """Evaluate the recipe on made-up data."""
+
     def during(self, phase: str) -> AbstractContextManager[None]:
         """A phase of the program."""
 
-    def settled(self, model: nn.Module, optimiser: torch.optim.Optimizer | None, copies: list[nn.Module]) -> None:
+    def settled(self, model: nn.Module, optimiser: torch.optim.Optimizer | None, copies: list[list[Tensor]]) -> None:
         """After a step: what belongs to whom."""
 
 
@@ -39,25 +42,26 @@ def drive(recipe: Recipe[Any], micro: int, world: World) -> None:
     """Run the program with micro-batches of `micro` samples."""
     with world.during("build"):
         model = world.model(recipe).train()
-        averaged = _twin(model) if recipe.ema else None
-        copies = [averaged] if averaged is not None else []
+        averaged = copy.deepcopy(model).requires_grad_(False).eval() if recipe.ema else None
         optimiser = recipe.optimiser(model)
         as_on(world.target, optimiser)
+        undo = [buffer.detach().clone() for buffer in model.buffers()]  # what a step that fails is undone by
     with world.during("data"):
         parts = _parts(recipe, micro, world)
-    best: nn.Module | None = None
+    judged, best = averaged or model, dict[str, Tensor]()
     for number in range(STEPS):
         _step(recipe, model, optimiser, parts, world)
-        world.settled(model, optimiser, copies)
+        world.settled(model, optimiser, [undo, list(judged.state_dict().values()) if averaged is not None else []])
         if averaged is not None:
             with world.during("optimiser"), torch.no_grad():
                 _follow(averaged, model)
         if number:
             with world.during("evaluate"):
-                _evaluate(recipe, averaged or model, parts[0], world)
-            with world.during("keep"):
-                best = _twin(averaged or model)
-            world.settled(model, optimiser, [*copies, best])
+                _evaluate(recipe, judged, parts[0], world)
+            if world.target == "cpu":  # the best weights wait on the host, which is where all is on a CPU
+                with world.during("keep"):
+                    best = {name: tensor.detach().clone() for name, tensor in judged.state_dict().items()}
+                world.settled(model, optimiser, [list(best.values())])
 
 
 def precision(recipe: Recipe[Any], target: str) -> torch.dtype | None:
@@ -119,16 +123,15 @@ def on_device(recipe: Recipe[Any], part: Batch, target: str) -> Batch:
 
 
 def _evaluate(recipe: Recipe[Any], model: nn.Module, part: Batch, world: World) -> None:
-    """One forward pass without gradients, in eval mode."""
+    """The scores of a split of made-up data; where the recipe has none, a forward pass on a micro-batch."""
     was = model.training
     model.eval()
     with torch.inference_mode(), cast(recipe, world.target):
-        recipe.loss(model, on_device(recipe, part, world.target))
+        if recipe.sample is None:
+            recipe.loss(model, on_device(recipe, part, world.target))
+        else:
+            world.score(recipe, model)
     model.train(was)
-
-
-def _twin(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).requires_grad_(False).eval()
 
 
 def _follow(averaged: nn.Module, model: nn.Module) -> None:

@@ -13,13 +13,15 @@ from overnight.fit.drive import resident
 from overnight.fit.tracer import Spare, Tracer
 from overnight.training import Batch, Recipe
 
+LEAVES = (".numpy() is not supported", ".tolist() is not supported")  # what a fake tensor says to that
+
 
 class FakeWorld:
     """Fake tensors, and a tracer that notes them; enter it to run something in it."""
 
     def __init__(self, target: str, spare: Spare) -> None:
         self.target = target
-        self.mode, self.tracer = FakeTensorMode(), Tracer(spare)
+        self.mode, self.tracer = FakeTensorMode(allow_non_fake_inputs=True), Tracer(spare)
 
     @contextlib.contextmanager
     def entered(self) -> Iterator["FakeWorld"]:
@@ -53,15 +55,43 @@ class FakeWorld:
                 self.tracer.note(tensor, "data")
         return found
 
+    def score(self, recipe: Recipe[Any], model: nn.Module) -> None:
+        """See World. What happens once values leave the device for numpy is of no interest."""
+        with _outside(self.tracer), _outside(self.mode):
+            data = recipe.sample() if recipe.sample else None
+        try:
+            with self._hosted() if self.target == "cpu" else contextlib.nullcontext():
+                recipe.evaluate(model, data, "val")
+        except RuntimeError as error:
+            if not any(sign in str(error) for sign in LEAVES):
+                raise
+
+    @contextlib.contextmanager
+    def _hosted(self) -> Iterator[None]:
+        """Real tensors that come in are data of the host, not of torch's allocator; on a card they count as the slice that is copied to it."""
+        converter = self.mode.fake_tensor_converter
+        convert = converter.from_real_tensor
+
+        def hosted(*args: Any, **kwargs: Any) -> FakeTensor:
+            found = convert(*args, **kwargs)
+            self.tracer.pass_over(found)
+            return found
+
+        converter.from_real_tensor = hosted  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            converter.from_real_tensor = convert  # type: ignore[method-assign]
+
     def during(self, phase: str) -> AbstractContextManager[None]:
         """See World."""
         return self.tracer.during(phase)
 
-    def settled(self, model: nn.Module, optimiser: torch.optim.Optimizer | None, copies: list[nn.Module]) -> None:
+    def settled(self, model: nn.Module, optimiser: torch.optim.Optimizer | None, copies: list[list[Tensor]]) -> None:
         """See World."""
         self.tracer.call((p.grad for p in model.parameters() if p.grad is not None), "gradients")
         for twin in copies:
-            self.tracer.call((*twin.parameters(), *twin.buffers()), "copies")
+            self.tracer.call(twin, "copies")
         if optimiser is not None:
             state = (value for values in optimiser.state.values() for value in values.values())
             self.tracer.call((v for v in state if isinstance(v, Tensor)), "optimiser")

@@ -1,41 +1,38 @@
-"""The same program for real, on the CPU, under torch's own memory profiler: what a prediction is held against."""
+"""The training loop itself, for real, on the CPU, under torch's own memory profiler: what a prediction is held against."""
 
-from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from overnight.fit.drive import drive
-from overnight.training import Batch, Recipe
+from overnight.fit.drive import resident
+from overnight.run import RecordingRun
+from overnight.training import Batch, Recipe, train
 
-
-class RealWorld:
-    """Everything is what it seems."""
-
-    target = "cpu"
-
-    def model(self, recipe: Recipe[Any]) -> nn.Module:
-        """See World."""
-        return recipe.build()
-
-    def batch(self, recipe: Recipe[Any], size: int) -> Batch:
-        """See World."""
-        return recipe.example(size)
-
-    def during(self, phase: str) -> AbstractContextManager[None]:
-        """See World."""
-        return torch.profiler.record_function(f"phase:{phase}")
-
-    def settled(self, model: nn.Module, optimiser: torch.optim.Optimizer | None, copies: list[nn.Module]) -> None:
-        """See World."""
+EPOCHS, STEPS = 2, 2
 
 
-def live_peak(recipe: Recipe[Any], micro: int) -> int:
-    """The most bytes that torch's allocator had given out at once, by the profiler's own events."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        drive(recipe, micro, RealWorld())
+def live_peak(recipe: Recipe[Any], micro: int, folder: Path) -> int:
+    """The most bytes that torch's allocator had given out at once in two short epochs of made-up batches."""
+    from torch.profiler import ProfilerActivity, profile
+
+    params = recipe.params.model_copy(update={"epochs": EPOCHS, "micro_batch": micro})
+    made = list[Batch]()
+    short = replace(recipe, params=params, batches=lambda *_: made * STEPS, closing=None, steps_per_epoch=lambda _data: STEPS)
+    if recipe.sample is None:
+        short = replace(short, evaluate=lambda model, _data, _split: _scored(short, model, made[0], micro))
+    data = recipe.sample() if recipe.sample else None
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        made.append(recipe.example(micro if resident(recipe) else max(micro, params.batch)))
+        train(short, RecordingRun(folder), data)
     return peak_of(profiler)
+
+
+def _scored(recipe: Recipe[Any], model: torch.nn.Module, batch: Batch, micro: int) -> dict[str, float]:
+    """An evaluation of a recipe that has no made-up data: a forward pass on one micro-batch."""
+    recipe.loss(model, next(iter(recipe.split(batch, micro))))
+    return {}
 
 
 def peak_of(profiler: Any) -> int:

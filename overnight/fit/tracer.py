@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from overnight.fit.events import Trace
 
 DEVICE = torch.ops.prim.device.default
-READ = torch.ops.aten._local_scalar_dense.default  # what float(tensor) becomes
+READ = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)  # what float(tensor) and torch.equal() become
 REPORTS = ("optimiser", "evaluate")  # phases in which numbers are read to be shown, or are counters: they steer no allocation
 Spare = Callable[[Any, tuple[Any, ...], dict[str, Any], Any], int]
 
@@ -28,13 +28,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.trace, self.spare, self.phase = Trace(), spare, ""
         self.known: dict[int, tuple[int, Any]] = {}  # storage -> allocation and the weak reference that tells its end
+        self.passed: dict[int, Any] = {}
         self.operator = self.failed = ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if func is DEVICE:  # asked for at every turn
             return args[0].fake_device
-        out = _stand_in(args[0]) if func is READ and self.phase in REPORTS else func(*args, **kwargs)
+        out = _stand_in(func, args[0]) if func in READ and self.phase in REPORTS else func(*args, **kwargs)
         self.operator = str(func)
         spare = self.spare(func, args, kwargs, out)
         held = self.trace.allocate(spare, "workspace", (self.phase, self.operator)) if spare else None
@@ -49,13 +50,21 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         found = self.known.get(key)
-        if found is not None and self.trace.sizes[found[0]] >= size:
+        if key in self.passed or (found is not None and self.trace.sizes[found[0]] >= size):
             return
         if found is not None:  # resized: the old bytes go once the new ones are there
             self._end(key)
         if size:
             number = self.trace.allocate(size, kind, (self.phase, self.operator))
             self.known[key] = (number, weakref.ref(storage, partial(self._end, key)))
+
+    def pass_over(self, tensor: Tensor) -> None:
+        """Take no notice of the tensor's storage, which somebody else has allocated."""
+        storage = tensor.untyped_storage()
+        self.passed[storage._cdata] = weakref.ref(storage, partial(self._forget, storage._cdata))
+
+    def _forget(self, key: int, _gone: object = None) -> None:
+        self.passed.pop(key, None)
 
     def _end(self, key: int, _gone: object = None) -> None:
         number, _ = self.known.pop(key)
@@ -81,9 +90,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.phase = before
 
 
-def _stand_in(tensor: Tensor) -> float | int | bool:
+def _stand_in(func: Any, tensor: Tensor) -> float | int | bool:
     """A number in place of one that nobody knows."""
-    return 1.0 if tensor.is_floating_point() else True if tensor.dtype == torch.bool else 1
+    return True if func is READ[1] else 1.0 if tensor.is_floating_point() else True if tensor.dtype == torch.bool else 1
 
 
 def _kind(phase: str) -> str:
