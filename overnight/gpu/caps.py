@@ -113,7 +113,7 @@ class Cap:
         came = f"; they came to {self.peak_mib():.0f} MiB at most" if self.meter else ""
         return (
             f"{' '.join(str(error).split())[:300]} - the step holds {self.lease_mib} MiB of the card, which leaves its tensors "
-            f"{self.cap_mib} MiB{part}{came}. Lower `micro_batch` (the result stays the same) or `batch`, or let the step ask for more (vram_mib)"
+            f"{self.cap_mib} MiB{part}{came}. Lower `micro_batch` (the effective batch stays) or `batch`, or let the step ask for more (vram_mib)"
         )
 
 

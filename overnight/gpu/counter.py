@@ -5,6 +5,7 @@ for the backward pass, an optimiser's state, autocast's cache. Views and operato
 grows what it is given (resize_, set_, out=) adds what is new. Not counted is what no operator made while the counter was on: tensors
 from before it, arrays borrowed from NumPy or a file, what other threads make, the resizing of a bare storage. Not seen either is what
 an operator takes and gives back while it runs (the workspace of a convolution, the parts of a fused kernel): peaks are lower bounds.
+On the virtual card the host's work is the card's: batches that are made or augmented by torch count as well.
 
 A storage that is watched looks shared to autograd, which then adds up gradients in new memory rather than in place. That costs time;
 the peaks were the same.
