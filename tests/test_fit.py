@@ -73,6 +73,13 @@ def test_the_parts_add_up_and_the_edges_enclose():
     assert weights <= found.parts["weights"] * MIB < weights * 1.1  # each tensor is rounded to 512 bytes
 
 
+def test_an_evaluation_that_can_be_cut_smaller_refuses_nothing():
+    found = predict(made.images((3, 32, 32), width=8, blocks=1, batch=4), 4, "cpu")
+    assert found.phase == "evaluate"
+    assert found.low_mib < found.needed_mib < found.mib < found.high_mib
+    assert found.verdict(found.needed_mib + 1) == "fits"
+
+
 def test_memory_grows_with_the_micro_batch_and_the_hook_tells_it():
     small, large = (predict_peak(made.critic_recipe(made.NetParams(batch=8192)), n, "cpu") for n in (64, 8192))
     assert small[1] < large[0]
@@ -177,7 +184,7 @@ def test_a_recipe_that_cannot_be_traced_gives_no_number():
 def line(each, fixed, traced_at):
     def peak(n):
         traced_at.append(n)
-        return Prediction("cuda", n, high_mib=fixed + each * n + (n // 7))  # nearly a line
+        return Prediction("cuda", n, needed_mib=fixed + each * n + (n // 7))  # nearly a line
 
     return peak
 
@@ -186,7 +193,7 @@ def line(each, fixed, traced_at):
 def test_the_largest_micro_batch_is_found_in_few_traces(start):
     looked = []
     found = largest(line(10, 500, looked), 2000, 256, start)
-    assert found.high_mib <= 2000 < line(10, 500, [])(found.micro_batch + 3).high_mib
+    assert found.needed_mib <= 2000 < line(10, 500, [])(found.micro_batch + 3).needed_mib
     assert len(looked) <= 8
     assert largest(line(10, 500, []), 505, 256, start) is None
 
@@ -194,7 +201,7 @@ def test_the_largest_micro_batch_is_found_in_few_traces(start):
 def test_the_cheapest_change_is_one_that_fits_and_divides_the_batch():
     recipe = made.critic_recipe(made.NetParams(batch=8192, precision="fp32", optimiser="sgd"))
     whole, least = predict(recipe, 8192), predict(recipe, 1)
-    budget = (whole.high_mib + least.high_mib) / 2
+    budget = (whole.needed_mib + least.needed_mib) / 2
     found = changes(recipe, predict, budget, 8192)
     assert found
     assert all(change.prediction.verdict(budget) == "fits" for change in found)
@@ -203,6 +210,6 @@ def test_the_cheapest_change_is_one_that_fits_and_divides_the_batch():
 
 
 def test_a_recipe_says_its_own_micro_batch():
-    recipe = lm(batch=8)
+    recipe = made.critic_recipe(made.NetParams(batch=8))
     assert predict(recipe).micro_batch == 8
     assert predict(replace(recipe, params=TrainParams(batch=8, micro_batch=2))).micro_batch == 2

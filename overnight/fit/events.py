@@ -58,6 +58,12 @@ class Trace:
             parts[self.kinds[number]] += rounded(self.sizes[number], block)
         return {kind: parts[kind] for kind in KINDS if parts[kind]}
 
+    def without(self, phase: str) -> "Trace":
+        """The same program, had it never come to what a phase allocates."""
+        gone = {event for event, (name, _) in zip(self.events, self.places, strict=True) if event >= 0 and name == phase}
+        kept = [i for i, event in enumerate(self.events) if max(event, ~event) not in gone]
+        return Trace(self.sizes, self.kinds, [self.events[i] for i in kept], [self.places[i] for i in kept])
+
     def by_phase(self) -> dict[str, int]:
         """The most bytes alive in each phase."""
         now, most = 0, dict[str, int]()

@@ -40,6 +40,7 @@ class Prediction:
     mib: float = 0.0
     low_mib: float = 0.0
     high_mib: float = 0.0
+    needed_mib: float = 0.0  # the upper edge without the evaluation, which is cut into smaller slices where memory runs out
     live_mib: float = 0.0
     parts: dict[str, float] = field(default_factory=dict)  # they add up to `mib`
     phase: str = ""
@@ -50,7 +51,7 @@ class Prediction:
         """Of a budget; on the edge it does not fit."""
         if self.unknown:
             return "unknown"
-        return "fits" if self.high_mib <= budget_mib else "does not fit"
+        return "fits" if self.needed_mib <= budget_mib else "does not fit"
 
 
 def traced(recipe: Any, micro: int, target: Target, spare: Callable[..., int] | None = None) -> Trace:
@@ -106,27 +107,36 @@ def predict(
         recipe, batch = as_recipe(recipe, batch, **module), 1
     micro = int(batch or recipe.params.micro_batch or recipe.params.batch)
     try:
-        return weighed(traced(recipe, micro, target), micro, target, data_mib, constants or Constants())
+        trace = traced(recipe, micro, target)
+        return weighed(trace, micro, target, data_mib, constants or Constants(), recipe.sample is not None)
     except Unknown as error:
         return Prediction(target, micro, unknown=str(error))
 
 
-def weighed(trace: Trace, micro: int, target: Target, data_mib: float, constants: Constants) -> Prediction:
-    """What a trace takes of a card, or of the virtual one, which counts live bytes alone."""
-    from overnight.fit.allocator import BLOCK, replay
+def weighed(trace: Trace, micro: int, target: Target, data_mib: float, constants: Constants, sliced: bool = False) -> Prediction:
+    """What a trace takes of a card, or of the virtual one, which counts live bytes alone. sliced: its evaluation can be cut smaller."""
+    from overnight.fit.allocator import BLOCK
 
+    training = trace.without("evaluate") if sliced else trace
     peak = trace.peak(BLOCK if target == "cuda" else 1)
+    least = training.peak(BLOCK if target == "cuda" else 1)
     live = peak.bytes / MIB + data_mib
+    mib, needed = (_taken(t, target, constants) + data_mib for t in (trace, training))
+    context = constants.context_mib if target == "cuda" else 0.0
+    high, needed = (m * (1 + constants.margin) + constants.margin_mib + context for m in (mib, needed))
+    low = (least.bytes - least.parts.get("workspace", 0)) / MIB + data_mib + context
     parts = {kind: size / MIB for kind, size in peak.parts.items()}
     parts["data"] = parts.get("data", 0.0) + data_mib
-    if target == "cpu":
-        high = live * (1 + constants.margin) + constants.margin_mib
-        return Prediction(target, micro, live, live, high, live, parts, peak.phase, peak.operator)
-    reserved = replay(trace, constants.expandable).reserved / MIB + data_mib
-    parts |= {"fragments": max(0.0, reserved - live), "context": constants.context_mib}
-    high = reserved * (1 + constants.margin) + constants.margin_mib + constants.context_mib
-    low = live - peak.parts.get("workspace", 0) / MIB + constants.context_mib
-    return Prediction(target, micro, reserved + constants.context_mib, low, high, live, parts, peak.phase, peak.operator)
+    if target == "cuda":
+        parts |= {"fragments": max(0.0, mib - live), "context": context}
+    return Prediction(target, micro, mib + context, low, high, needed, live, parts, peak.phase, peak.operator)
+
+
+def _taken(trace: Trace, target: Target, constants: Constants) -> float:
+    """MiB: on a card what the allocator reserves, elsewhere what is alive."""
+    from overnight.fit.allocator import replay
+
+    return (replay(trace, constants.expandable).reserved if target == "cuda" else trace.peak().bytes) / MIB
 
 
 def predict_peak(recipe: Any, micro_batch: int, target: Target, data_mib: float = 0.0) -> tuple[float, float] | None:

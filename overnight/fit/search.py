@@ -45,8 +45,8 @@ def _line(one: Prediction, other: Prediction, budget_mib: float) -> int:
     """Where the line through two predictions meets the budget."""
     if one.micro_batch == other.micro_batch:
         return one.micro_batch
-    slope = (one.high_mib - other.high_mib) / (one.micro_batch - other.micro_batch)
-    return 2**31 if slope <= 0 else max(1, int(other.micro_batch + (budget_mib - other.high_mib) / slope))
+    slope = (one.needed_mib - other.needed_mib) / (one.micro_batch - other.micro_batch)
+    return 2**31 if slope <= 0 else max(1, int(other.micro_batch + (budget_mib - other.needed_mib) / slope))
 
 
 def changes(recipe: Any, peak: Callable[[Any, int], Prediction], budget_mib: float, micro: int) -> list[Change]:
