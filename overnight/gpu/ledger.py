@@ -33,6 +33,7 @@ from overnight.gpu.requests import Request, View
 POLL_S = 0.1
 LOOK_S = 2.0  # a whole look even when nothing seems to have changed: for those ahead who died, and what other programs gave back
 PASSED_S = 1.0  # a request that could start and does not is stopped; those behind it go on
+GAP_S = 1.0  # between two looks; after a longer one this process was stopped itself, and knows nothing of others who may have been, too
 
 OnWait = Callable[[list[Request], int], None]
 
@@ -115,7 +116,7 @@ class _Place:
     def take(self) -> bool:
         """Hold the memory if it is this request's turn; cheap as long as nothing has changed."""
         now = time.monotonic()
-        if now - self.looked > PASSED_S:  # it was stopped itself, or the machine is busy: then the others may have been, too
+        if now - self.looked > GAP_S:
             self.late = {}
         if self.seen and not self.late and now - self.looked < LOOK_S and self.seen.unchanged():
             return False

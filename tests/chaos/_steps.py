@@ -25,6 +25,7 @@ CALLS = re.compile(r"\bos\.|fcntl|\.unlink\(|\.rename\(|\.stat\(|mkdir|exists\(|
 FILES = {module.__file__: Path(str(module.__file__)).read_text().splitlines() for module in (ledger, requests, survivors)}
 PAUSES = {(name, number) for name, lines in FILES.items() for number, line in enumerate(lines, 1) if CALLS.search(line)}
 BUDGET = 12
+LONG = 400  # pauses: enough to look a few times, claim and hold
 PATIENCE_S = 60  # for all of them to finish, once nobody is held back
 
 
@@ -69,8 +70,9 @@ class Player:
             self.holds = word[0]  # 0: it is about to give back
 
     def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-        self.end()
+        if not self.done:
+            os.kill(self.pid, signal.SIGKILL)
+            self.end()
 
     def end(self) -> None:
         if self.done:
@@ -121,35 +123,37 @@ class Play:
     def run(self, folder: Path) -> "Play":
         choose = random.Random(self.seed)
         shutil.rmtree(folder, ignore_errors=True)
-        settings = {"POLL_S": 0.0, "LOOK_S": choose.choice([0.0, 0.02]), "PASSED_S": choose.choice([0.0, 0.02])}
-        amounts = [[choose.randint(2, BUDGET) for _ in range(choose.randint(1, 3))] for _ in range(choose.choice([2, 2, 3, 4]))]
+        settings = {"POLL_S": 0.0, "LOOK_S": choose.choice([0.0, 0.02]), "PASSED_S": choose.choice([0.0, 0.0, 0.02])}
+        least = choose.choice([2, BUDGET // 2 + 1])
+        amounts = [[choose.randint(least, BUDGET) for _ in range(choose.randint(1, 3))] for _ in range(choose.choice([2, 2, 3, 4]))]
         players = [Player.start(folder, wanted, settings) for wanted in amounts]
         try:
             self._direct(choose, folder, players)
             self._finish(players)
         finally:
             for player in players:
-                if not player.done:
-                    player.kill()
+                player.kill()
         left = ledger.Ledger(folder, BUDGET).requests()
         assert not left, f"left behind: {left}"
         return self
 
     def _direct(self, choose: random.Random, folder: Path, players: list[Player]) -> None:
-        switch = choose.choice([0.01, 0.03, 0.1, 0.4])
-        turn = choose.choice(players)
-        for _ in range(choose.choice([200, 600])):
-            alive = [p for p in players if not p.done]
-            if not alive:
+        switch, freeze = choose.choice([0.01, 0.03, 0.1, 0.4]), choose.choice([0.0, 0.02, 0.05])
+        turn, frozen, until = choose.choice(players), players[0], 0
+        for step in range(choose.choice([200, 600])):
+            if choose.random() < freeze:  # one is stopped for long, in the midst of whatever it does
+                frozen, until = turn, step + choose.choice([100, 300])
+            able = [p for p in players if not p.done and (p is not frozen or step >= until)]
+            if not able:
                 return
-            if turn.done or choose.random() < switch:
-                turn = choose.choice(alive)
+            if turn not in able or choose.random() < switch:
+                turn = choose.choice(able)
             turn.go()
             self._check(players)
             if self.removing and choose.random() < 0.01:
                 self._remove(choose, folder)
             if self.killing and choose.random() < 0.003:
-                choose.choice(alive).kill() if not turn.done else None
+                choose.choice([p for p in players if not p.done] or [turn]).kill()
 
     def _finish(self, players: list[Player]) -> None:
         until = time.monotonic() + PATIENCE_S
@@ -172,3 +176,38 @@ class Play:
         for path in folder.glob(pattern) if pattern else ():
             with suppress(OSError):
                 path.unlink()
+
+
+@dataclass
+class Stops:
+    """Two who each want more than half. One is stopped at its n-th pause, the other at its m-th; then each in turn goes on for long.
+
+    Every n and m there is can be played: all that a process can do to another that was stopped anywhere, or killed there.
+    """
+
+    first: int
+    second: int
+    kill: bool = False
+
+    def run(self, folder: Path) -> int:
+        """The most that was held at once."""
+        shutil.rmtree(folder, ignore_errors=True)
+        settings = {"POLL_S": 0.0, "LOOK_S": 0.0, "PASSED_S": 0.0}
+        players = [Player.start(folder, [BUDGET // 2 + 1], settings) for _ in range(2)]
+        worst = 0
+        try:
+            for who, pauses in ((0, self.first), (1, self.second), (0, LONG), (1, LONG)):
+                worst = max(worst, *(self._on(players, who) for _ in range(pauses)), 0)
+                if self.kill and who == 0 and pauses == self.first:
+                    players[who].kill()
+            Play(0, removing=False, killing=False)._finish(players)
+        finally:
+            for player in players:
+                player.kill()
+        assert not ledger.Ledger(folder, BUDGET).requests()
+        return worst
+
+    def _on(self, players: list[Player], who: int) -> int:
+        if not players[who].done and not (players[who].holds and not players[1 - who].done):
+            players[who].go()
+        return sum(p.holds for p in players)

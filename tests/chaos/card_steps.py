@@ -1,29 +1,43 @@
 """Every process of the ledger stopped, killed and robbed of files between any two of its system calls, in interleavings drawn at random."""
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 from tests.chaos._crowd import crowd
-from tests.chaos._steps import BUDGET, Play
+from tests.chaos._steps import BUDGET, LONG, Play, Stops
 from tests.chaos.case import Case, Measured
 
-PLAYS = 600
+PLAYS = 400
+PAUSES = 140  # more than there are on the way to a grant
+SECOND = (*range(0, PAUSES, 10), LONG)
 
 
 def cases() -> list[Case]:
+    safe = {"above_budget": "== 0", "stuck_or_left": "== 0"}
     return [
-        Case("card_steps", f"4 x {PLAYS} interleavings of 2 to 4 processes, one system call at a time", _plays,
-             {"above_budget": "== 0", "stuck_or_left": "== 0"}, 300),
-    ]  # fmt: skip
+        Case("card_steps", f"4 x {PLAYS} interleavings of 2 to 4 processes, one system call at a time", _plays, safe, 300),
+        Case("card_stops", "two processes: one stopped or killed at each of its system calls, the other at every tenth", _stops, safe, 300),
+    ]
 
 
 def _plays(seed: int) -> Measured:
+    kinds = [(removing, killing) for removing in (False, True) for killing in (False, True)]
+    plays = [Play(seed * PLAYS + n, *kind) for kind in kinds for n in range(PLAYS)]
+    return _count([lambda card, play=play: play.run(card).worst for play in plays])
+
+
+def _stops(_seed: int) -> Measured:
+    return _count([Stops(n, m, kill).run for n in range(PAUSES) for m in SECOND for kill in (False, True)])
+
+
+def _count(plays: Sequence[Callable[[Path], int]]) -> Measured:
     above = failed = held = 0
     with crowd() as people:
-        for play in [
-            Play(seed * PLAYS + n, removing, killing) for removing in (False, True) for killing in (False, True) for n in range(PLAYS)
-        ]:
+        for play in plays:
             try:
-                worst = play.run(people.card).worst
+                worst = play(people.card)
             except AssertionError:
                 failed += 1
                 continue
             above, held = above + (worst > BUDGET), held + (worst > 0)
-    return {"above_budget": above, "stuck_or_left": failed, "plays": 4 * PLAYS, "plays_that_held": held}
+    return {"above_budget": above, "stuck_or_left": failed, "plays": len(plays), "plays_that_held": held}
