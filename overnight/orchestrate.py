@@ -131,7 +131,8 @@ class _Attempt:
         """What of the card the step asks for. Raises DoesNotFit."""
         if not self.pending.step.gpu:
             return Ask(0)
-        asked = sizes.ask(self.pending.step, self.arguments, self.chain.card, sizes.predictor())
+        what = self.pending.step, self.arguments, self.chain.card
+        asked = sizes.ask(*what, sizes.predictor(*what))
         for event in usage.of_asking(asked):
             self._event(event)
         return asked

@@ -10,7 +10,7 @@ from overnight import Artifact, DataSpec, Params, Run, step
 from overnight.child import Usage
 from overnight.dataset import DataFile, Entry
 from overnight.errors import DoesNotFit
-from overnight.gpu import learned, sizes
+from overnight.gpu import bands, learned, sizes
 from overnight.gpu.device import Card
 from overnight.training import TrainParams, rows
 
@@ -319,6 +319,25 @@ def test_what_is_no_outcome_is_passed_over(card, tmp_path):
     assert sizes.ask(plain, [PlainParams()], card).mib == 1152
     ended(card, plain, [PlainParams()], sizes.ask(plain, [PlainParams()], card), 1100)
     assert sizes.ask(plain, [PlainParams()], card).mib > 1152
+
+
+def test_a_prediction_is_made_once_for_each_micro_batch_and_version(tmp_path, card):
+    made = []
+
+    def predict(_recipe, size, _card):
+        made.append(size)
+        return (10.2, 20.7) if size > 1 else None
+
+    def asked(version):
+        return [bands.remembered(predict, tmp_path / "step", version)(None, size, card) for size in (64, 6, 1)]
+
+    assert asked("v1") == [(10.2, 20.7), (10.2, 20.7), None]
+    (tmp_path / "step" / "band-v1-6-torn").touch()
+    assert asked("v1") == [(10, 21), (10, 21), None]
+    assert made == [64, 6, 1]
+    assert asked("v2") == [(10.2, 20.7), (10.2, 20.7), None]
+    assert made == [64, 6, 1] * 2
+    assert len(list((tmp_path / "step").iterdir())) == 3
 
 
 def test_where_nothing_can_be_kept_a_step_runs_all_the_same(card, tmp_path):

@@ -80,9 +80,7 @@ def add(folder: Path, size: int, kind: str, mib: float) -> None:
     known = read(folder)
     new = Outcome(known[-1].number + 1 if known else 1, size, kind, math.ceil(mib))
     with suppress(OSError):
-        if not known:
-            folder.mkdir(parents=True, exist_ok=True)
-            _forget_the_oldest(folder.parent)
+        open_folder(folder)
         os.close(os.open(folder / new.name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         for old in worthless([*known, new]):
             (folder / old.name).unlink(missing_ok=True)
@@ -141,9 +139,12 @@ def with_margin(peak_mib: float) -> int:
     return math.ceil(peak_mib + max(peak_mib * MARGIN, LEAST_MARGIN_MIB))
 
 
-def _forget_the_oldest(folder: Path) -> None:
-    """Keep the fingerprints that were used last."""
-    steps = list(folder.iterdir())
+def open_folder(folder: Path) -> None:
+    """Make a fingerprint's folder where it is missing, and keep no more than those that were used last."""
+    if folder.is_dir():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = list(folder.parent.iterdir())
     if len(steps) > MOST_STEPS:
         for step in sorted(steps, key=lambda p: p.stat().st_mtime)[:-MOST_STEPS]:
             for file in step.iterdir():

@@ -6,8 +6,7 @@ the rest to be in proportion to it. The largest divisor of the effective batch w
 and micro-batch 1 is not known to be too large, the smallest gets the whole budget.
 """
 
-import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from overnight.artifact import Artifact, DataSpec
-from overnight.errors import DoesNotFit
-from overnight.gpu import learned
+from overnight.errors import DoesNotFit, OvernightError
+from overnight.gpu import bands, learned
+from overnight.gpu.bands import Predict
 from overnight.gpu.context import overhead
 from overnight.gpu.device import Card
 from overnight.gpu.learned import Need
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 ROUND_MIB = 64
 FIXED = 0.25  # of a declared amount, whatever the micro-batch: weights, optimiser, workspace
-Predict = Callable[[Any, int, Card], "tuple[float, float] | None"]  # (recipe, micro-batch, card) -> (low, high) MiB of the allocator
 
 
 @dataclass(frozen=True)
@@ -129,18 +128,9 @@ def _crowded(card: Card, used: Used) -> bool:
     return not card.virtual and (used.foreign_peak_mib or 0) > card.total_mib - card.budget_mib
 
 
-def predictor() -> Predict | None:
-    """The prediction of overnight.fit, where it offers one: of what the allocator takes, the context comes on top."""
-    try:
-        fit = importlib.import_module("overnight.fit")
-    except ImportError:
-        return None
-
-    def predict(recipe: Any, micro_batch: int, card: Card) -> tuple[float, float] | None:
-        found = fit.predict(recipe, micro_batch, "cpu" if card.virtual else "cuda", constants=fit.Constants(context_mib=0))
-        return None if found.unknown else (found.low_mib, found.high_mib)
-
-    return predict
+def predictor(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card) -> Predict | None:
+    """What overnight.fit predicts of the step, where it is there."""
+    return bands.predictor(_folder(step, arguments, card))
 
 
 class _Question:
@@ -155,9 +145,13 @@ class _Question:
 
     @cached_property
     def recipe(self) -> Any:
-        """How the step trains; None without a Recipe, or while nobody knows the shapes of its data."""
+        """How the step trains; None without a Recipe, while nobody knows the shapes of its data, and where it refuses them."""
         spec = next((a.spec for a in self.arguments if isinstance(a, Artifact)), None)
-        return self.step.recipe(self.params, spec) if self.step.recipe and spec not in (None, DataSpec()) else None
+        if self.step.recipe is None or spec in (None, DataSpec()):
+            return None
+        with suppress(OvernightError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            return self.step.recipe(self.params, spec)
+        return None  # the step itself is about to say what is wrong
 
     @cached_property
     def sizes(self) -> list[int]:
