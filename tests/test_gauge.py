@@ -8,7 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from overnight.gpu import gauge, words
+from overnight.errors import Stopped
+from overnight.gpu import gauge, script, words
+from overnight.gpu.context import UNMEASURED_MIB
 from overnight.gpu.device import Card, virtual
 from overnight.gpu.gauge import Nvml, Program
 from overnight.gpu.lease import lease
@@ -184,6 +186,54 @@ def test_a_grant_waits_for_another_program_and_goes_on_when_it_ends(card):
     with lease(400, card, on_wait=told) as granted:
         assert granted.mib == 400
     assert said[0] == "waiting for 400 MiB of the card, behind ollama (700 MiB, not ours)"
+
+
+def test_a_script_says_for_whom_it_waits(card, capsys):
+    (card.folder / "foreign").write_text("700 ollama")
+    asked = iter([False, True])
+    with pytest.raises(Stopped), lease(400, card, should_stop=lambda: next(asked)):
+        pytest.fail("there was no room")
+    assert capsys.readouterr().err == "waiting for 400 MiB of the card, behind ollama (700 MiB, not ours)\n"
+
+
+class Torch:
+    """torch.cuda of a script, as far as it is asked."""
+
+    def __init__(self, initialized=True, cards=1):
+        self.is_initialized, self.device_count = (lambda: initialized), (lambda: cards)
+        self.cuda = self
+
+    def memory_reserved(self, _device):
+        return 300 * MIB
+
+    def max_memory_reserved(self, _device):
+        return 400 * MIB
+
+
+def test_a_script_with_torch_says_what_it_uses_with_its_context(card):
+    with lease(1000, card) as held:
+        script.say(held, REAL, {"torch": Torch()})
+        (request,) = gauge.holders(card)
+    assert (request.who["use_mib"], request.who["peak_mib"]) == (300 + UNMEASURED_MIB, 400 + UNMEASURED_MIB)
+
+
+@pytest.mark.parametrize("modules", [{}, {"torch": object()}, {"torch": Torch(initialized=False)}, {"torch": Torch(cards=2)}])
+def test_a_script_that_uses_no_torch_or_several_cards_counts_with_its_lease(card, modules):
+    with lease(1000, card) as held:
+        script.say(held, REAL, modules)
+        assert gauge.said_mib(gauge.holders(card)[0]) == 1000
+
+
+def test_a_script_talks_as_long_as_it_holds(card):
+    said = threading.Event()
+
+    class Heard:
+        def tell(self, **facts):
+            said.set()
+
+    with script.talking(Heard(), REAL, {"torch": Torch()}, every_s=0.01):
+        assert said.wait(60)
+    assert not any(thread.name == "lease" for thread in threading.enumerate())
 
 
 def test_those_that_fit_beside_another_program_start_at_once(card):

@@ -3,16 +3,18 @@
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from overnight.gpu import words
 from overnight.gpu.device import Card, find
 from overnight.gpu.gauge import steady_taken_mib
 from overnight.gpu.ledger import Grant, Ledger, OnWait
 from overnight.gpu.ready import ready
+from overnight.gpu.script import talking
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,13 @@ def lease(
     card: Card | None = None,
     who: dict[str, Any] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-    on_wait: OnWait = lambda _ahead, _taken: None,
+    on_wait: OnWait | None = None,
     exclusive: bool = False,
     smaller: Sequence[int] = (),
 ) -> Iterator[Lease]:
-    """Hold `mib` of the card; waits in line for it. Raises DoesNotFit, Stopped.
+    """Hold `mib` of the card; waits in line for it, and says on stderr for whom unless `on_wait` does. Raises DoesNotFit, Stopped.
 
+    who: a step, which says itself what it uses; for a script that is done here.
     exclusive: let nobody run beside it; smaller: amounts (MiB) to be content with while other programs use the card, where the card's
     policy is to shrink. What these programs use counts as held.
     """
@@ -49,7 +52,10 @@ def lease(
     less = smaller if card.policy == "shrink" else ()
     taken = partial(steady_taken_mib, card)
     began = time.monotonic()
-    who = who or {"step": Path(sys.argv[0]).name}
-    with Ledger(card.folder, card.budget_mib).acquire(mib, who, should_stop, on_wait, exclusive, taken, less) as grant:
+    named = who or {"step": Path(sys.argv[0]).name}
+    on_wait = on_wait or (lambda ahead, taken_mib: print(words.waiting(card, mib, ahead, taken_mib), file=sys.stderr))
+    with Ledger(card.folder, card.budget_mib).acquire(mib, named, should_stop, on_wait, exclusive, taken, less) as grant:
         grant.tell(granted_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME))  # a clock that nobody sets
-        yield Lease(card, grant.mib, time.monotonic() - began, grant)
+        held = Lease(card, grant.mib, time.monotonic() - began, grant)
+        with nullcontext() if who or card.virtual else talking(held, card):
+            yield held

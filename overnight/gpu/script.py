@@ -1,0 +1,47 @@
+"""What a user's own script says of itself while it holds a lease: a step has its monitor for that."""
+
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from overnight.gpu.device import Card
+
+EVERY_S = 1.0
+
+
+class Held(Protocol):
+    """The lease that is held."""
+
+    def tell(self, **facts: Any) -> None: ...
+
+
+@contextmanager
+def talking(held: Held, card: Card, modules: Mapping[str, Any] = sys.modules, every_s: float = EVERY_S) -> Iterator[None]:
+    """While the block runs, tell the ledger what torch uses: what a lease does not use hides no other program then."""
+    done = threading.Event()
+
+    def body() -> None:
+        while not done.wait(every_s):
+            say(held, card, modules)
+
+    thread = threading.Thread(target=body, daemon=True, name="lease")
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def say(held: Held, card: Card, modules: Mapping[str, Any]) -> None:
+    """Nothing, where the script does not use torch on this one card: then the whole lease counts as used."""
+    cuda = getattr(modules.get("torch"), "cuda", None)
+    if not getattr(cuda, "is_initialized", bool)() or cuda is None or cuda.device_count() != 1:
+        return
+    from overnight.gpu.caps import MIB, OnCuda
+    from overnight.gpu.context import overhead
+
+    meter, context = OnCuda(cuda), overhead(card)
+    held.tell(use_mib=round(meter.use() / MIB + context, 1), peak_mib=round(meter.peak() / MIB + context, 1))
