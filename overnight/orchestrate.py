@@ -172,9 +172,9 @@ class _Attempt:
     def _event(self, event: dict[str, Any]) -> None:
         row = self.pending.row
         self.shipper.take(event)
-        if row.state == "queued" and event["event"] == "log":
+        if row.state == "queued" and event["event"] == "log" and self.pending.step.gpu:
             self.chain.display.change(row, "queued", event["text"])  # for what it waits
-        elif row.state == "queued" and event["event"] != "param":  # that is of its asking
+        elif row.state == "queued" and event["event"] not in ("param", "log"):  # its grant is logged as a metric
             self.chain.display.change(row, "running")
         if event["event"] == "progress":
             self.chain.display.progress(row, event)
