@@ -19,6 +19,7 @@ from overnight.gpu.ledger import Ledger
 from overnight.gpu.panel import line, panel
 from overnight.gpu.show import Outsider, Row, Snapshot, show, snapshot
 
+PATIENCE_S = 120
 HOLD = """
 import os, sys, time
 from overnight.gpu.lease import lease
@@ -52,8 +53,10 @@ def process(*args):
 
 
 def until(found):
-    """Wait for a state; the test's own limit ends it."""
+    """Wait for a state."""
+    end = time.monotonic() + PATIENCE_S
     while not (value := found()):
+        assert time.monotonic() < end, "it never came"
         time.sleep(0.02)
     return value
 
