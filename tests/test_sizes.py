@@ -204,7 +204,7 @@ def test_the_size_converges_to_the_need_whatever_it_is(card, seed):
     assert len(set(story[-5:])) == 1
     assert mib >= night.needs[size]
     assert mib <= max(night.needs[size] * 1.25, night.needs[size] + 64) + 65
-    assert size == fits or night.needs[size * 2] > 0.7 * BUDGET
+    assert size == fits or night.needs[size * 2] > 0.9 * BUDGET
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -246,14 +246,14 @@ def test_what_a_smaller_micro_batch_needs_a_larger_one_needs_as_well(card):
     assert sizes.ask(net, given(), card, lambda *_: (10.0, 20.0)).mib == 512  # the prediction knows less than the measurement
 
 
-def test_a_micro_batch_between_two_that_ran_is_tried_if_in_proportion_it_fits(card):
-    """16 samples were too many for the whole card, 4 take 1000 MiB: 8 may take 2250."""
+def test_a_micro_batch_between_two_that_ran_is_tried_if_it_may_fit(card):
+    """16 samples were too many for the whole card, 4 take 1000 MiB: 8 may take 1000 * 9/8 * 10/7, with a quarter of what 16 take that is always there."""
     cap = {"cap_mib": BUDGET, "lease_mib": BUDGET}
     arguments = given(NetParams(batch=16))
     sizes.learn(net, arguments, card, Usage(asked_micro_batch=16, micro_batch=16, out_of_memory=True, **cap), finished=False)
     sizes.learn(net, arguments, card, Usage(asked_micro_batch=4, micro_batch=4, peak_mib=1000, **cap), finished=True)
     asked = sizes.ask(net, arguments, card)
-    assert (asked.micro_batch, asked.mib) == (8, 2304)
+    assert (asked.micro_batch, asked.mib) == (8, 1664)
     assert "scaled from micro-batches [4, 16] that ran" in asked.why
 
 

@@ -2,7 +2,7 @@
 
 The amount of a micro-batch is what it was measured to need (learned.py) and the CUDA context; without a measurement the upper edge of the
 prediction and the context; without one the step's own `vram_mib`, of which a quarter is taken to be the same for every micro-batch and
-the rest to be in proportion to it. The largest divisor of the effective batch whose amount is within the budget is chosen. Where none is,
+the rest to be in proportion to it, as with other micro-batches where those have run. The largest divisor of the effective batch whose amount is within the budget is chosen. Where none is,
 and micro-batch 1 is not known to be too large, the smallest gets the whole budget.
 """
 
@@ -193,12 +193,16 @@ class _Question:
             wanted = mib - self.overhead_mib
             return self._sized(size, Need(0 if self.step.recipe else wanted, wanted), f"declared: {mib:,} MiB")
         needs = {n: need for n in {o.size for o in self.outcomes} if n and (need := learned.need(self.outcomes, n))}
-        larger = min((n for n in needs if n > size), default=0)
         whole, batch = self.step.vram_mib or self.card.budget_mib, self.batch or size
-        guess = (needs[larger].wanted if larger else whole - self.overhead_mib) * (FIXED + (1 - FIXED) * size / (larger or batch))
-        smaller = [need.wanted * size / n for n, need in needs.items() if n < size and need.sure]
+
+        def share(n: int) -> float:
+            return FIXED + (1 - FIXED) * n / batch
+
+        near = min((n for n in needs if n > size), default=0)
+        guesses = [needs[near].wanted / share(near) if near else whole - self.overhead_mib]
+        guesses += [need.wanted / share(n) for n, need in needs.items() if n < size and need.sure]
         why = f"scaled from micro-batches {sorted(needs)} that ran" if needs else f"declared: {whole:,} MiB for {batch}"
-        return self._sized(size, Need(0, int(min([guess, *smaller]))), why)
+        return self._sized(size, Need(0, int(min(guesses) * share(size))), why)
 
     def _sized(self, size: int, need: Need, why: str) -> Amount:
         """In MiB of the card. What smaller micro-batches are known to need, this one needs as well."""
