@@ -32,6 +32,7 @@ KILL_BOUND_S = 110.0
 BIG_BOUND_S = 60.0
 ORDER_BOUND_S = 60.0
 DOWN_S, HELD_S = 15.0, 75.0  # the server is away this long; somebody holds, with a lease of 60 s, that long
+BOUNDS = {"kill": KILL_BOUND_S, "big": BIG_BOUND_S, "order": ORDER_BOUND_S}
 Values = dict[str, float]
 
 BARS: Mapping[str, Callable[[float], bool]] = {
@@ -189,13 +190,15 @@ def table(found: Mapping[str, Values]) -> tuple[str, list[str]]:
     rows = [("", *found, "bar (ours)")]
     for name in names:
         mark = "" if name not in BARS else "MISSED" if name in missed else "met"
-        rows.append((name, *(_shown(values.get(name)) for values in found.values()), mark))
+        rows.append((name, *(_shown(name, values.get(name)) for values in found.values()), mark))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows), missed
 
 
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"> {KILL_BOUND_S:.0f} or never" if math.isinf(value) else f"{value:.4g}"
+def _shown(name: str, value: float | None) -> str:
+    """For people; a wait that was given up is shown as longer than its bound."""
+    bound = next((b for case, b in BOUNDS.items() if name.startswith(case)), math.nan)
+    return "-" if value is None else f"> {bound:.0f}" if math.isinf(value) else f"{value:.4g}"
 
 
 def facts(seed: int) -> dict[str, Any]:
@@ -225,8 +228,9 @@ def main() -> int:
                 arm.close()
     text, missed = table(found)
     print(json.dumps(facts(asked.seed)), text, sep="\n")
+    plain = {arm: {n: _shown(n, v) if math.isinf(v) else v for n, v in values.items()} for arm, values in found.items()}
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps({"facts": facts(asked.seed), "arms": found, "missed": missed}, indent=1))
+    asked.out.write_text(json.dumps({"facts": facts(asked.seed), "arms": plain, "missed": missed}, indent=1))
     return int(bool(missed))
 
 
