@@ -2,8 +2,8 @@
 
 The amount of a micro-batch is what it was measured to need (learned.py) and the CUDA context; without a measurement the upper edge of the
 prediction and the context; without one the step's own `vram_mib`, of which a quarter is taken to be the same for every micro-batch and
-the rest to be in proportion to it, as with other micro-batches where those have run. The largest divisor of the effective batch whose amount is within the budget is chosen. Where none is,
-and micro-batch 1 is not known to be too large, the smallest gets the whole budget.
+the rest to be in proportion to it, as with other micro-batches where those have run. The largest divisor of the effective batch whose
+amount is within the budget is chosen. Where none is, and micro-batch 1 is not known to be too large, the smallest gets the whole budget.
 """
 
 from collections.abc import Sequence
