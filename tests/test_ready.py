@@ -187,3 +187,12 @@ def test_a_card_that_is_not_there_is_an_error_not_a_silent_virtual_one(checkout,
         pytest.skip("there is a card here")
     assert main(["run", str(ROOT / "configs" / "agent.yaml"), "card=3"]) == 2
     assert "this machine shows no NVIDIA card" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variable", "left"),
+    [(None, [0, 1]), ("1", [1]), ("1,0", [1, 0]), ("GPU-a", [0]), ("", []), ("-1", []), ("1,7,0", [1])],
+)
+def test_cards_are_those_that_cuda_may_see(variable, left):
+    cards = [device.Card(uuid=f"GPU-{name}", name="x", total_mib=100, budget_mib=90, index=i) for i, name in enumerate("ab")]
+    assert [c.index for c in device.visible(cards, variable)] == left

@@ -58,12 +58,13 @@ class Card(Values):
 
 
 def find(wanted: str | int | None = None, cpu: bool = False, count: bool = False, policy: Policy = "wait") -> Card:
-    """The card to use: by index or UUID, the first when left out, the virtual one without a GPU or with `cpu`.
+    """The card to use: by index or UUID, else the first of `$CUDA_VISIBLE_DEVICES`, the virtual one without a GPU or with `cpu`.
 
     count: count bytes on the virtual card (`$OVERNIGHT_COUNT=1` does, too). Raises ServiceError when there is no such card, when torch
     cannot use what NVML sees, or when the budget that was set is not one that the card has.
     """
     cards = [] if cpu else real()
+    cards = visible(cards, os.environ.get("CUDA_VISIBLE_DEVICES")) if wanted is None else cards
     if not cards:
         if wanted is not None and not cpu:
             raise ServiceError(f"card {wanted!r}: this machine shows no NVIDIA card; leave `card` out, or use --cpu")
@@ -74,6 +75,19 @@ def find(wanted: str | int | None = None, cpu: bool = False, count: bool = False
     check_budget(chosen.name, chosen.total_mib, RESERVE_MIB)
     check_driver(chosen.driver, torch_cuda())
     return chosen.model_copy(update={"policy": policy})
+
+
+def visible(cards: list[Card], variable: str | None) -> list[Card]:
+    """Those that `$CUDA_VISIBLE_DEVICES` leaves, in its order, up to the first name that is no card's, as CUDA itself reads it."""
+    if variable is None:
+        return cards
+    found = []
+    for name in (part.strip() for part in variable.split(",")):
+        card = next((c for c in cards if name and (name == str(c.index) or c.uuid.startswith(name))), None)
+        if card is None:
+            break
+        found.append(card)
+    return found
 
 
 def virtual(count: bool = False, policy: Policy = "wait") -> Card:
