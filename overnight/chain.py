@@ -40,6 +40,16 @@ def current() -> "Chain":
     return _active[-1]
 
 
+@contextlib.contextmanager
+def building(chain: Any) -> Iterator[None]:
+    """Steps called in the block go to this chain, or to what stands in its place."""
+    _active.append(chain)
+    try:
+        yield
+    finally:
+        _active.remove(chain)
+
+
 def flow_names() -> list[str]:
     """The files of flows/."""
     return sorted(p.stem for p in Path(str(importlib.import_module("flows").__file__)).parent.glob("*.py") if p.stem != "__init__")
@@ -166,16 +176,14 @@ def execute(path: Path, overrides: Sequence[str] = ()) -> "State[Any]":
 
 def _build(chain: Chain, pipeline: Pipeline[Any, Any]) -> None:
     """Run the flow's code, which submits its steps; if it fails, what was submitted is stopped."""
-    _active.append(chain)
     try:
-        pipeline.body(chain.experiment)
+        with building(chain):
+            pipeline.body(chain.experiment)
     except BaseException as error:
         chain.stop.ask(f"the flow failed: {error}")
         chain.wait()
         chain.tracker.close(chain.run_id, "FAILED")
         raise
-    finally:
-        _active.remove(chain)
 
 
 def _open(tracker: Tracker, pipeline: Pipeline[Any, Any], experiment: Experiment, card: Card, path: Path, overrides: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; prints errors as messages, a traceback only with --debug."""
     arguments = _parser().parse_args(argv)
     try:
-        if arguments.command in (_run, _up, _data_ls, _data_fetch, _data_verify):
+        if arguments.command in (_run, _fit, _up, _data_ls, _data_fetch, _data_verify):
             _settle_data()
         return int(arguments.command(arguments) or 0)
     except OvernightError as error:
@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("config", help="a file of configs/, e.g. configs/vision.yaml or just vision")
     run.add_argument("overrides", nargs="*", metavar="key=value", help="values laid over the file, e.g. cnn.epochs=3")
     run.add_argument("--cpu", action="store_true", help="leave the GPU alone: run on the virtual card")
+    _fit_parser(add("fit", _fit, "what each step would take of a card, and whether it fits; nothing runs"))
     add("up", _up, "start Prefect, its worker and MLflow, and keep them running")
     add("down", _down, "stop them").add_argument("--force", action="store_true", help="also end the runs that use them")
     for sub in (
@@ -76,6 +77,13 @@ def _gpu_parser(gpu: argparse.ArgumentParser) -> argparse.ArgumentParser:
     gpu.add_argument("--card", metavar="CARD", help="index or UUID; the first when left out")
     gpu.add_argument("--cpu", action="store_true", help="the virtual card")
     return gpu
+
+
+def _fit_parser(fit: argparse.ArgumentParser) -> None:
+    fit.add_argument("config", help="a file of configs/, e.g. configs/vision.yaml or just vision")
+    fit.add_argument("overrides", nargs="*", metavar="key=value", help="values laid over the file, e.g. cnn.batch=512")
+    fit.add_argument("--card", type=float, metavar="GB", help="judge a card of 8, 10, 12, 16, 24 ... GB instead of the one here")
+    fit.add_argument("--json", action="store_true", help="for programs")
 
 
 def _data_parser(data: argparse.ArgumentParser) -> None:
@@ -128,6 +136,13 @@ def _run(arguments: argparse.Namespace) -> int:
     if state.is_completed():
         return 0
     return 3 if state.name == "DoesNotFit" else 1
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    from overnight.fit.show import of_size, show
+    from overnight.gpu.device import find
+
+    return show(_config(arguments.config), arguments.overrides, of_size(arguments.card) if arguments.card else find(), arguments.json)
 
 
 def _up(_arguments: argparse.Namespace) -> None:

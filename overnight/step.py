@@ -9,7 +9,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, cast, get_type_hints, overload
 
-from overnight.artifact import Artifact
+from overnight.artifact import Artifact, DataSpec
 from overnight.config import Experiment, Params
 from overnight.dataset import Entry
 from overnight.run import Run
@@ -27,6 +27,8 @@ class Step(Generic[P, R]):
 
     gpu: holds a lease while its body runs; vram_mib: what to ask when nothing better is known (0: the whole budget); recipe: how it trains;
     outside: it takes memory of the card that neither torch nor RMM allocates, so that it runs alone until that has been measured.
+    spec(params, *given) -> shapes of what it hands on, peak(params, *given) -> (low, high) MiB of the card, both before it runs, None
+    where nobody knows; `given` are data set entries, and the shapes of upstream artifacts.
     """
 
     def __init__(
@@ -36,8 +38,11 @@ class Step(Generic[P, R]):
         recipe: "Callable[..., Recipe[Any]] | None" = None,
         vram_mib: int = 0,
         outside: bool = False,
+        spec: "Callable[..., DataSpec | None] | None" = None,
+        peak: "Callable[..., tuple[float, float] | None] | None" = None,
     ) -> None:
         self.body, self.gpu, self.recipe, self.vram_mib, self.outside = body, gpu, recipe, vram_mib, outside
+        self.spec, self.peak = spec, peak
         self.name = body.__name__
         self.__doc__ = body.__doc__
 
@@ -109,13 +114,19 @@ def _torch() -> str:
 def step(body: Callable[Concatenate[Run, P], R], /) -> Step[P, R]: ...
 @overload
 def step(
-    *, gpu: bool = False, recipe: "Callable[..., Recipe[Any]] | None" = None, vram_mib: int = 0, outside: bool = False
+    *,
+    gpu: bool = False,
+    recipe: "Callable[..., Recipe[Any]] | None" = None,
+    vram_mib: int = 0,
+    outside: bool = False,
+    spec: "Callable[..., DataSpec | None] | None" = None,
+    peak: "Callable[..., tuple[float, float] | None] | None" = None,
 ) -> Callable[[Callable[Concatenate[Run, P], R]], Step[P, R]]: ...
-def step(body: Any = None, /, *, gpu: bool = False, recipe: Any = None, vram_mib: int = 0, outside: bool = False) -> Any:
+def step(body: Any = None, /, **values: Any) -> Any:
     """`@step` or `@step(gpu=True, recipe=..., vram_mib=...)`: the function becomes a task of a pipeline."""
 
     def decorate(body: Callable[Concatenate[Run, P], R]) -> Step[P, R]:
-        return Step(body, gpu, recipe, vram_mib, outside)
+        return Step(body, **values)
 
     return decorate(body) if body else decorate
 

@@ -7,10 +7,10 @@ import numpy as np
 from pydantic import Field
 
 from overnight import graphs
-from overnight.artifact import Artifact
+from overnight.artifact import Artifact, DataSpec
 from overnight.config import Params
 from overnight.content import Graph, Handled
-from overnight.dataset import Dataset
+from overnight.dataset import Dataset, Entry
 from overnight.errors import DataError
 from overnight.run import Run
 from overnight.step import step
@@ -47,7 +47,13 @@ class LinkParams(GraphParams):
     rows: int = Field(1, ge=1, description="nodes with fewer rows are left out")
 
 
-@step
+def graph_spec(_params: GraphParams, data: Entry) -> DataSpec | None:
+    """What load_graph will hand on, as far as the entry tells; features whose stored values are not counted are taken to be dense."""
+    seen = data.expected
+    return seen if seen.shape and seen.nodes and seen.edges and seen.classes else None
+
+
+@step(spec=graph_spec)
 def load_graph(run: Run, params: GraphParams, data: Dataset) -> Artifact:
     """A graph data set -> artifact "graph": edges, scaled features, labels and masks; splits are cut, seeded, when the set has none.
 

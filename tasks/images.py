@@ -10,7 +10,7 @@ from pydantic import Field
 from overnight.artifact import Artifact, DataSpec
 from overnight.config import Params
 from overnight.content import Handled, ImageItem, Images
-from overnight.dataset import Dataset
+from overnight.dataset import Dataset, Entry
 from overnight.errors import DataError
 from overnight.imaging import opened, to_mode
 from overnight.run import Run
@@ -33,7 +33,17 @@ class ImageParams(Params):
     test: float = Field(0.2, gt=0, lt=1, description="share of train that is cut for test when the set has none")
 
 
-@step
+def images_spec(params: ImageParams, data: Entry) -> DataSpec | None:
+    """What load_images will hand on, as far as the entry tells."""
+    seen = data.expected
+    channels = params.channels or (seen.shape[0] if seen.shape else None)
+    sides = (params.size, params.size) if params.size else seen.shape[1:]
+    if channels is None or not sides or not seen.classes:
+        return None
+    return seen.model_copy(update={"shape": (channels, *sides)})
+
+
+@step(spec=images_spec)
 def load_images(run: Run, params: ImageParams, data: Dataset) -> Artifact:
     """Decode every labelled image once, at one size and one number of channels.
 

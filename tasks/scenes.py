@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from overnight import Artifact, Dataset, DataSpec, Params, Run, step
 from overnight.content import Boxes, BoxItem, Handled
+from overnight.dataset import Entry
 from overnight.errors import DataError
 from overnight.imaging import opened, to_rgb
 
@@ -48,7 +49,13 @@ class ComposeParams(Params):
         return self
 
 
-@step
+def boxes_spec(params: SceneParams, data: Entry) -> DataSpec | None:
+    """What load_boxes will hand on, as far as the entry tells."""
+    seen = data.expected
+    return seen.model_copy(update={"shape": (3, params.size, params.size)}) if seen.classes and seen.boxes else None
+
+
+@step(spec=boxes_spec)
 def load_boxes(run: Run, params: SceneParams, data: Dataset) -> Artifact:
     """Letterbox every image: shrunk or grown to fit a square of `params.size` px, centred on grey, its boxes with it.
 
@@ -77,7 +84,13 @@ def load_boxes(run: Run, params: SceneParams, data: Dataset) -> Artifact:
     return _handed_on(run, data.name, splits, content.classes, params.size)
 
 
-@step
+def scenes_spec(params: ComposeParams, images: DataSpec) -> DataSpec:
+    """What compose_scenes will hand on."""
+    counts = {split: int(getattr(params, split)) for split in SPLITS}
+    return DataSpec(shape=(3, params.size, params.size), classes=images.classes, counts=counts, boxes=params.objects[1])
+
+
+@step(spec=scenes_spec)
 def compose_scenes(run: Run, params: ComposeParams, images: Artifact) -> Artifact:
     """Compose scenes from the objects of an "images" artifact, those of each split from its own images, at random places and sizes.
 

@@ -11,8 +11,9 @@ from overnight import columns, profile, rapids
 from overnight.artifact import Artifact, DataSpec
 from overnight.config import Params, Values, knob
 from overnight.content import Tables
-from overnight.dataset import Dataset
+from overnight.dataset import Dataset, Entry
 from overnight.errors import DataError
+from overnight.fit import analytic
 from overnight.run import Run
 from overnight.step import step
 
@@ -55,7 +56,12 @@ class TableParams(Params):
     engine: rapids.Engine = knob("auto", "of Polars; gpu fails where there is none, auto does not")
 
 
-@step(gpu=True, vram_mib=2048)
+def tables_peak(_params: TableParams, data: Entry) -> tuple[float, float] | None:
+    """MiB of the card that the join takes, by the bytes of its tables."""
+    return analytic.joined(data)
+
+
+@step(gpu=True, vram_mib=2048, peak=tables_peak)
 def join_tables(run: Run, params: TableParams, data: Dataset) -> Artifact:
     """Named tables -> one typed Parquet file with the fact table's rows in their order, its profile in meta()["profile"].
 

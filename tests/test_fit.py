@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from overnight.fit import Prediction, predict, predict_peak
+from overnight.fit import Constants, Prediction, predict, predict_peak
 from overnight.fit.kernels import Kernels
 from overnight.fit.measure import live_peak
 from overnight.fit.predict import Unknown, traced
-from overnight.fit.search import changes, largest
+from overnight.fit.search import Scaled, changes, largest
 from overnight.training import TrainParams
 
 MIB = 2**20
@@ -198,15 +198,24 @@ def test_the_largest_micro_batch_is_found_in_few_traces(start):
     assert largest(line(10, 500, []), 505, 256, start) is None
 
 
+def test_few_traces_tell_all_micro_batches():
+    scaled = Scaled(made.critic_recipe(made.NetParams(batch=4096)), "cuda", 0.0, Constants())
+    for n in (16, 512, 4096, 9000):
+        assert scaled.near(n).mib == pytest.approx(scaled.exact(n).mib, rel=0.001)
+
+
 def test_the_cheapest_change_is_one_that_fits_and_divides_the_batch():
-    recipe = made.critic_recipe(made.NetParams(batch=8192, precision="fp32", optimiser="sgd"))
-    whole, least = predict(recipe, 8192), predict(recipe, 1)
-    budget = (whole.needed_mib + least.needed_mib) / 2
-    found = changes(recipe, predict, budget, 8192)
+    scaled = Scaled(made.critic_recipe(made.NetParams(batch=8192, precision="fp32", optimiser="sgd")), "cuda", 0.0, Constants())
+    budget = (scaled.exact(8192).needed_mib + scaled.exact(1).needed_mib) / 2
+    best = scaled.largest(budget)
+    found = changes(scaled, budget, 8192, best)
     assert found
     assert all(change.prediction.verdict(budget) == "fits" for change in found)
-    assert found[0].what.startswith("micro_batch=")
-    assert 8192 % found[0].prediction.micro_batch == 0
+    assert found[0].what == f"micro_batch={best.micro_batch}"
+    assert 8192 % best.micro_batch == 0
+    more = scaled.largest(scaled.exact(8192).needed_mib + 100)
+    assert more.micro_batch > 8192
+    assert scaled.largest(100) is None
 
 
 def test_a_recipe_says_its_own_micro_batch():

@@ -58,6 +58,13 @@ class Trace:
             parts[self.kinds[number]] += rounded(self.sizes[number], block)
         return {kind: parts[kind] for kind in KINDS if parts[kind]}
 
+    def between(self, other: "Trace", share: float) -> "Trace | None":
+        """The program at another number of samples, where this and `other` are 0 and 1; None when the two differ in more than sizes."""
+        if self.events != other.events:
+            return None
+        sizes = [round(a + (b - a) * share) for a, b in zip(self.sizes, other.sizes, strict=True)]
+        return Trace(sizes, self.kinds, self.events, self.places)
+
     def without(self, phase: str) -> "Trace":
         """The same program, had it never come to what a phase allocates."""
         gone = {event for event, (name, _) in zip(self.events, self.places, strict=True) if event >= 0 and name == phase}

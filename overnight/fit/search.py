@@ -4,10 +4,60 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from overnight.fit.predict import Prediction
+from overnight.fit.events import Trace
+from overnight.fit.predict import Constants, Prediction, Target, Unknown, traced, weighed
 
-TRIES = 6  # traces after the first two
+MOST = 2**20  # samples at once
+TRIES = 12  # looks after the first two
 Peak = Callable[[int], Prediction]
+
+
+class Scaled:
+    """Predictions of one recipe for any micro-batch out of few traces: a program's allocations grow evenly with its samples.
+
+    Two traces tell how, for micro-batches below the effective batch (which are added up) and from it on. Where the two differ in
+    more than sizes, every micro-batch is traced.
+    """
+
+    def __init__(self, recipe: Any, target: Target, data_mib: float, constants: Constants) -> None:
+        self.recipe, self.target, self.data_mib, self.constants = recipe, target, data_mib, constants
+        self.traces = dict[int, Trace]()
+
+    def exact(self, n: int) -> Prediction:
+        """By a trace of its own."""
+        try:
+            return self._weighed(self._traced(n), n)
+        except Unknown as error:
+            return Prediction(self.target, n, unknown=str(error))
+
+    def near(self, n: int) -> Prediction:
+        """Out of the two traces next to it."""
+        batch = self.recipe.params.batch
+        one, other = (batch, 2 * batch) if n >= batch else (max(1, batch // 2), max(1, batch // 4))
+        try:
+            found = self._traced(one).between(self._traced(other), (n - one) / (other - one)) if one != other else None
+        except Unknown as error:
+            return Prediction(self.target, n, unknown=str(error))
+        return self.exact(n) if found is None else self._weighed(found, n)
+
+    def _traced(self, n: int) -> Trace:
+        if n not in self.traces:
+            self.traces[n] = traced(self.recipe, n, self.target)
+        return self.traces[n]
+
+    def _weighed(self, trace: Trace, n: int) -> Prediction:
+        return weighed(trace, n, self.target, self.data_mib, self.constants, self.recipe.sample is not None)
+
+    def largest(self, budget_mib: float) -> Prediction | None:
+        """Of the largest micro-batch that fits: any number above the effective batch, a divisor of it below. None: not one sample."""
+        batch = self.recipe.params.batch
+        if self.exact(batch).verdict(budget_mib) == "fits":
+            found = largest(self.near, budget_mib, MOST, batch)
+            n = found.micro_batch if found else batch
+            return next((p for p in map(self.exact, (n, n * 63 // 64)) if p.verdict(budget_mib) == "fits"), self.exact(batch))
+        smaller = [n for n in range(batch - 1, 0, -1) if batch % n == 0]
+        near = [n for n in smaller if self.near(n).verdict(budget_mib) == "fits"]
+        return next((p for p in map(self.exact, near[:2]) if p.verdict(budget_mib) == "fits"), None)
 
 
 @dataclass(frozen=True)
@@ -21,7 +71,7 @@ class Change:
 def largest(peak: Peak, budget_mib: float, most: int, start: int) -> Prediction | None:
     """The prediction of the largest micro-batch up to `most` that fits, None when not even one sample does.
 
-    Memory grows nearly evenly with the samples, so a line through two traces says where to look, and every answer is traced itself.
+    Memory grows nearly evenly with the samples, so a line through the last two looks says where to look next.
     """
     looked = list[Prediction]()
 
@@ -49,14 +99,12 @@ def _line(one: Prediction, other: Prediction, budget_mib: float) -> int:
     return 2**31 if slope <= 0 else max(1, int(other.micro_batch + (budget_mib - other.needed_mib) / slope))
 
 
-def changes(recipe: Any, peak: Callable[[Any, int], Prediction], budget_mib: float, micro: int) -> list[Change]:
+def changes(scaled: Scaled, budget_mib: float, micro: int, fitting: Prediction | None) -> list[Change]:
     """What would make it fit, the cheapest first: a smaller micro-batch changes no result, a lower precision hardly any."""
     found = list[Change]()
-    fitting = largest(lambda n: peak(recipe, n), budget_mib, micro, micro)
-    if fitting is not None:
-        best = max(n for n in range(1, fitting.micro_batch + 1) if recipe.params.batch % n == 0)
-        found.append(Change(f"micro_batch={best}", fitting if best == fitting.micro_batch else peak(recipe, best)))
-    if getattr(recipe.params, "precision", None) == "fp32":
-        lower = replace(recipe, params=recipe.params.model_copy(update={"precision": "bf16"}))
-        found.append(Change("precision=bf16", peak(lower, micro)))
+    if fitting is not None and fitting.micro_batch < micro:
+        found.append(Change(f"micro_batch={fitting.micro_batch}", fitting))
+    if getattr(scaled.recipe.params, "precision", None) == "fp32":
+        lower = replace(scaled.recipe, params=scaled.recipe.params.model_copy(update={"precision": "bf16"}))
+        found.append(Change("precision=bf16", Scaled(lower, scaled.target, scaled.data_mib, scaled.constants).exact(micro)))
     return [change for change in found if change.prediction.verdict(budget_mib) == "fits"]
