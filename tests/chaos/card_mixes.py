@@ -2,8 +2,9 @@
 
 No schedule is shorter than the longest job, nor than sum(MiB x s) / budget. Many mixes cannot reach that bound whatever is done (two jobs
 of two thirds of the card run one after the other). So a mix counts as one where the bound can be reached when the same policy comes within
-1.10 of it on paper, every end being noticed one look (0.1 s) late; beside it stand, unfiltered, the ratio over all mixes and that of the
-best of many schedules which know all durations and let anybody pass anybody.
+1.10 of it on paper, every start coming 0.15 s after the end that it waited for (a look each 0.1 s, and the machine): jobs last seconds
+here, so that this weighs more than beside a training. Unfiltered stand beside it the ratio over all mixes, and that of the best of many
+schedules which know all durations and let anybody pass anybody.
 """
 
 import random
@@ -18,14 +19,15 @@ from tests.chaos.case import Case, Measured
 from tests.schedules import starts
 
 MIXES = 500
-AT_ONCE = 20  # mixes that are played side by side, each with a ledger of its own
+AT_ONCE = 40  # mixes that are played side by side, each with a ledger of its own
 NEAR = 1.10
+HAND_OVER_S = POLL_S + 0.05
 Mix = list[tuple[int, float]]  # MiB, seconds
 
 
 def cases() -> list[Case]:
     return [
-        Case("card_mixes", "500 mixes of 4 to 8 light jobs of 0.5 to 2 s, beside the shortest possible time", _mixes,
+        Case("card_mixes", "500 mixes of 4 to 8 light jobs of 1.5 to 6 s, beside the shortest possible time", _mixes,
              {"reachable_most": f"<= {NEAR}", "above_budget_mib": "== 0", "mixes": f"== {MIXES}"}, 600),
     ]  # fmt: skip
 
@@ -33,7 +35,7 @@ def cases() -> list[Case]:
 def mix(choose: random.Random) -> Mix:
     """Sizes as steps have them: agents and graphs small, trainings large."""
     largest = choose.choice([BUDGET // 4, BUDGET // 2, BUDGET * 3 // 4])
-    return [(choose.randint(300, largest), choose.uniform(0.5, 2)) for _ in range(choose.randint(4, 8))]
+    return [(choose.randint(300, largest), choose.uniform(1.5, 6)) for _ in range(choose.randint(4, 8))]
 
 
 def bound_s(jobs: Mix) -> float:
@@ -41,7 +43,7 @@ def bound_s(jobs: Mix) -> float:
     return max(*(s for _, s in jobs), sum(mib * s for mib, s in jobs) / BUDGET)
 
 
-def paper_s(jobs: Mix, hand_over_s: float = POLL_S) -> float:
+def paper_s(jobs: Mix, hand_over_s: float = HAND_OVER_S) -> float:
     """The same policy on paper, all asking at once in their order."""
     asked = [(i * 1e-6, seconds + hand_over_s, Size(mib)) for i, (mib, seconds) in enumerate(jobs)]
     return max(start + asked[j][1] for j, start in starts(BUDGET, asked)) - hand_over_s

@@ -17,7 +17,7 @@ from tests.chaos.card_mixes import NEAR, Mix, bound_s, mix, play, summary
 from tests.chaos.case import ROOT, Case, Measured
 
 MIXES = 40
-AT_ONCE = 4
+AT_ONCE = 8
 GREEDY_MIB = 301  # the size that says which job is the greedy one
 MIB = 1 << 20
 
