@@ -189,7 +189,7 @@ def cnn_cases() -> Cases:
         "cnn 32 b128 bf16 adamw": (partial(images, SMALL, width=32, blocks=1, batch=128, precision="bf16", optimiser="adamw"), 128),
         "cnn 64 b32 sgd": (partial(images, SMALL, width=64, blocks=1, batch=32), 32),
         "cnn 24 b64 grey 28 px": (partial(images, (1, 28, 28), width=24, blocks=2, batch=64), 64),
-        "cnn 8 b16 128 px": (partial(images, (3, 128, 128), width=8, blocks=1, batch=16, stem=2), 16),
+        "cnn 16 b16 128 px": (partial(images, (3, 128, 128), width=16, blocks=1, batch=16, stem=2), 16),
     }
 
 
