@@ -9,14 +9,14 @@ from tests.chaos.case import Case, Measured
 
 PLAYS = 400
 PAUSES = 140  # more than there are on the way to a grant
-SECOND = (*range(0, PAUSES, 10), LONG)
+SECOND = (*range(0, PAUSES, 20), LONG)
 
 
 def cases() -> list[Case]:
     safe = {"above_budget": "== 0", "stuck_or_left": "== 0"}
     return [
         Case("card_steps", f"4 x {PLAYS} interleavings of 2 to 4 processes, one system call at a time", _plays, safe, 300),
-        Case("card_stops", "two processes: one stopped or killed at each of its system calls, the other at every tenth", _stops, safe, 300),
+        Case("card_stops", "one of two stopped or killed at each of its system calls, the other at each 20th", _stops, safe, 300),
     ]
 
 
