@@ -13,7 +13,7 @@ import torch
 
 from overnight.fit.allocator import replay
 from overnight.fit.modules import as_recipe
-from overnight.fit.predict import traced
+from overnight.fit.prediction import traced
 
 GIB = 2**30
 BATCH, LENGTH = 4, 768

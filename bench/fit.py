@@ -32,7 +32,7 @@ from bench._fit_recipes import matrix
 from overnight.fit.events import Trace, alive
 from overnight.fit.kernels import Kernels
 from overnight.fit.measure import live_peak
-from overnight.fit.predict import Constants, traced, weighed
+from overnight.fit.prediction import Constants, traced, weighed
 
 ERROR, SECONDS, RSS_MIB = 0.005, 3.0, 4096
 TIMED = ("cnn", "gcn", "sage", "ppo", "dqn")

@@ -11,7 +11,7 @@ from torch import nn
 from overnight.fit import Constants, Prediction, predict, predict_peak
 from overnight.fit.kernels import Kernels
 from overnight.fit.measure import live_peak
-from overnight.fit.predict import Unknown, traced
+from overnight.fit.prediction import Unknown, traced
 from overnight.fit.search import Scaled, changes, largest
 from overnight.training import TrainParams
 

@@ -1,13 +1,13 @@
 """Whether a step fits the card, known before it runs and without a card.
 
-predict.predict(recipe or module, batch, target) -> Prediction, with its parts and a band; predict_peak(recipe, micro_batch, target)
+predict(recipe or module, batch, target) -> Prediction, with its parts and a band; predict_peak(recipe, micro_batch, target)
 -> (low, high) MiB or None.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from overnight.fit.predict import Constants, Prediction, Unknown, predict, predict_peak
+    from overnight.fit.prediction import Constants, Prediction, Unknown, predict, predict_peak
 
 __all__ = ["Constants", "Prediction", "Unknown", "predict", "predict_peak"]
 
@@ -18,4 +18,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     from importlib import import_module
 
-    return getattr(import_module("overnight.fit.predict"), name)
+    return getattr(import_module("overnight.fit.prediction"), name)

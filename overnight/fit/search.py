@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from overnight.fit.events import Trace
-from overnight.fit.predict import Constants, Prediction, Target, Unknown, traced, weighed
+from overnight.fit.prediction import Constants, Prediction, Target, Unknown, traced, weighed
 
 MOST = 2**20  # samples at once
 TRIES = 12  # looks after the first two

@@ -13,7 +13,7 @@ from overnight.fit.outline import Foreseen, outline
 from overnight.gpu.device import RESERVE_MIB, Card
 
 if TYPE_CHECKING:
-    from overnight.fit.predict import Prediction
+    from overnight.fit.prediction import Prediction
 
 ROUND_MIB = 64  # leases are multiples of it
 
@@ -66,7 +66,7 @@ def judged(step: Foreseen, card: Card) -> Judged:
 
 
 def _by_trace(step: Foreseen, card: Card) -> Judged:
-    from overnight.fit.predict import Constants
+    from overnight.fit.prediction import Constants
     from overnight.fit.search import Scaled, changes
 
     spec = next((given for given in step.given if isinstance(given, DataSpec)), None)
