@@ -24,7 +24,7 @@ Predict = Callable[[Any, int, Card], "Band | None"]  # (recipe, micro-batch, car
 def predictor(folder: Path) -> Predict | None:
     """The prediction of overnight.fit, where there is one, remembered in a step's folder."""
     try:
-        fit = importlib.import_module("overnight.fit.predict")  # in the package itself, `predict` may be the module or the function
+        fit = importlib.import_module("overnight.fit.prediction")  # in the package itself, `predict` may be the module or the function
     except ImportError:
         return None
 
