@@ -1,11 +1,11 @@
-"""Predicted memory against real runs: `python -m bench.fit [--only WORD] [--out FILE] [--peft]`.
+"""Predicted memory against real runs: `python -m bench.fit [--only WORD] [--out FILE] [--peft | --bert]`.
 
 Every case is trained for real on the CPU by the training loop itself, two short epochs of made-up batches, under torch's memory profiler
 (which shares no code with the prediction), and predicted before. Beside it stands the usual rule of thumb, 4 x the weights. Bars: every
 case within 0.5 %, twice the same bytes, and for nets of images, graphs and agents at most 3 CPU-seconds for a verdict on a card.
 The second table names, per case, what a card does differently from the CPU, by operator. With --peft the published readings of
 _fit_peft.py take the place of all that: every row within 8 %, half of them within 4 %, none under by more than 3 %, each in 30 CPU-seconds.
-Ends with 1 when a bar is missed.
+With --bert those of _fit_bert.py: batch 1 within 5 %, batch 4 within 15 %. Ends with 1 when a bar is missed.
 """
 
 import argparse
@@ -101,12 +101,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--peft", action="store_true", help="the published readings; transformers and peft must be installed")
+    parser.add_argument("--bert", action="store_true", help="readings of 2022; transformers must be installed")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out" / "fit.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     if arguments.peft:
         return published(arguments.only)
+    if arguments.bert:
+        return bert(arguments.only)
     print(f"{platform.processor() or platform.machine()}, torch {importlib.metadata.version('torch')}, one thread, n = 1 each")
     print(f"{'case':30} {'predicted':>10} {'measured':>10} {'error':>8} {'4 x weights':>12} {'a card':>8} {'s':>5}")
     rows, kernels = list[Row](), Kernels()
@@ -143,6 +146,19 @@ def published(only: str) -> int:
     median = statistics.median(abs(e) for e in errors)
     print(f"\n{len(errors)} rows; median {median:.1%}, worst {max(errors, key=abs):+.1%}; missed: {late or 'none'}")
     return 1 if late or median > 0.04 else 0
+
+
+def bert(only: str) -> int:
+    """The table of the readings of 2022."""
+    from bench._fit_bert import rows
+
+    late = list[str]()
+    for row in rows(only):
+        error = row["predicted_mib"] / row["published_mib"] - 1
+        late += [row["case"]] if abs(error) > row["bar"] else []
+        print(f"{row['case']:24} {row['published_mib']:6} MiB published, {row['predicted_mib']:6.0f} predicted, {error:+.1%}", flush=True)
+    print(f"missed: {late or 'none'}")
+    return 1 if late else 0
 
 
 def _line(row: Row) -> str:
