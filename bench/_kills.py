@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,16 +77,23 @@ def weights(folder: Path) -> str:
     return digest(folder / "out" / "model")
 
 
-def kill_and_resume(folder: Path, images: Artifact, params: CnnParams, whole: Whole, after_s: float) -> Row:
-    """One kill, `after_s` seconds of training after the first optimiser step."""
-    first = start(folder / "0", images, params)
-    while not losses(events(folder / "0")) and first.poll() is None:
+def killed(folder: Path, images: Artifact, params: CnnParams, after_s: float) -> bool:
+    """Whether the signal came before the end."""
+    child = start(folder, images, params)
+    while not losses(events(folder)) and child.poll() is None:
         time.sleep(0.02)
     until = time.monotonic() + after_s
-    while time.monotonic() < until and first.poll() is None:
+    while time.monotonic() < until and child.poll() is None:
         time.sleep(0.005)
-    first.send_signal(signal.SIGKILL)
-    killed = first.wait() == -signal.SIGKILL
+    child.send_signal(signal.SIGKILL)
+    return child.wait() == -signal.SIGKILL
+
+
+def kill_and_resume(folder: Path, images: Artifact, params: CnnParams, whole: Whole, after_s: float) -> Row:
+    """One kill, `after_s` seconds of training after the first optimiser step; earlier when it had come to its end before."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if not killed(folder / "0", images, params, after_s):
+        return kill_and_resume(folder, images, params, whole, after_s / 2)
     code = start(folder / "1", images, params).wait()
     before, again = events(folder / "0"), events(folder / "1")
     notes = [e["text"] for e in again if e["event"] == "note" and e["text"].startswith("goes on after optimiser step")]
@@ -96,7 +104,6 @@ def kill_and_resume(folder: Path, images: Artifact, params: CnnParams, whole: Wh
     last = max(e["at"] for e in before)
     return {
         "killed_after_s": round(after_s, 2),
-        "killed": killed,
         "code": code,
         "at_step": done[-1][0] if done else 0,
         "resumed_at": step,

@@ -99,19 +99,22 @@ def overhead(options: argparse.Namespace) -> bool:
         return (*took, run.curve("train/loss") if isinstance(run, RecordingRun) else losses)
 
     def pair(number: int) -> Row:
-        names = ["ours", "plain", "control"]
-        names = names if number % 2 == 0 else names[::-1]
+        names = ["ours", "plain", "control"][:: 1 if number % 2 == 0 else -1]
         found = {name: arm(name) for name in names}
         return {name: found[name][:2] for name in sorted(found)}
 
     equal, losses = arm("equal")[2], arm("plain")[2]
     rows = kept(f"overhead-{options.data}", options.pairs, options.fresh, pair)
-    print(
-        f"\n{options.data}: {steps} steps of {params.batch}, {statistics.median(r['plain'][0] for r in rows) / steps * 1e3:.1f} CPU-ms each"
-    )
-    good = bar(
-        "losses equal, bit for bit", f"{sum(a == b for a, b in zip(equal, losses, strict=True))} of {len(losses)}", "all", equal == losses
-    )
+    each = statistics.median(row["plain"][0] for row in rows) / steps * 1e3
+    print(f"\n{options.data}: {steps} steps of {params.batch}, {each:.1f} CPU-ms each")
+    same = sum(a == b for a, b in zip(equal, losses, strict=True))
+    good = bar("losses equal, bit for bit", f"{same} of {len(losses)}", "all", equal == losses)
+    return timed(rows) and good
+
+
+def timed(rows: list[Row]) -> bool:
+    """The ratios of an overhead's rows; the bar is on CPU-seconds, wall is shown."""
+    good = True
     for clock, name in enumerate(("CPU-s", "wall")):
         ours, plain, control = ([row[arm][clock] for row in rows] for arm in ("ours", "plain", "control"))
         ratio, low, high = interval(ours, plain)
@@ -198,13 +201,14 @@ def science(options: argparse.Namespace) -> bool:
     good &= bar("optimiser steps", steps, ">= 300", steps >= 300)
     worst = gradients_apart(artifact, params, data)
     good &= bar("fp32 gradients, split against whole", f"{worst:.1e} relative", "<= 1e-5", worst <= 1e-5)
-    plain, broken = ([r["fp32"][i] for r in rows] for i in (0, 1))
-    low, high = min(plain), max(plain)
-    inside = low <= statistics.mean(broken) <= high
-    return (
-        bar("fp32 final accuracy with faults", f"{statistics.mean(broken):.4f}", f"inside the seeds' {low:.4f} to {high:.4f}", inside)
-        and good
-    )
+    return accurate(rows) and good
+
+
+def accurate(rows: list[Row]) -> bool:
+    """Whether faults leave the final accuracy inside the seeds' interval."""
+    plain, broken = ([row["fp32"][i] for row in rows] for i in (0, 1))
+    low, mean, high = min(plain), statistics.mean(broken), max(plain)
+    return bar("fp32 final accuracy with faults", f"{mean:.4f}", f"inside the seeds' {low:.4f} to {high:.4f}", low <= mean <= high)
 
 
 def gradients_apart(artifact: Any, params: CnnParams, data: dict[str, torch.Tensor]) -> float:

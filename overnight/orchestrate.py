@@ -16,6 +16,7 @@ from overnight.errors import OvernightError, Stopped
 from overnight.gpu import sizes
 from overnight.gpu.sizes import Ask
 from overnight.launch import new_folder, run_child, slot
+from overnight.loop.attempts import earlier
 from overnight.patience import patiently
 from overnight.traces import Traces, forgiving
 from overnight.tracking import Shipper
@@ -98,6 +99,7 @@ class _Attempt:
         self.key = pending.step.key(chain.experiment.seed, self.arguments)
         self.folder = new_folder(pending.label)
         self.traces = Traces(pending.label)
+        self.number = 1
 
     def run(self) -> Result:
         """Wait for a place on the host, then run."""
@@ -113,6 +115,8 @@ class _Attempt:
         for given in self.arguments:
             if isinstance(given, Artifact):
                 self.shipper.take(input_event(given))
+        if self.number > 1:
+            self.shipper.notes += patiently(lambda: self.chain.tracker.notes(self.run_id), self.chain.stop)
         self.chain.shippers.append(self.shipper)
         self.pending.link = self.chain.tracker.link(self.run_id)
         self.traces.link(self.pending.link)
@@ -153,6 +157,7 @@ class _Attempt:
             exclusive=asked.exclusive,
             smaller=asked.smaller,
             outside=step.outside,
+            mlflow_run=self.run_id,
         )
 
     def _open(self, params: dict[str, Any]) -> str:
@@ -163,6 +168,10 @@ class _Attempt:
         tags |= {f"input.{a.kind}": a.digest for a in self.arguments if hasattr(a, "digest")}
 
         def tell() -> str:
+            run_id, before = earlier(self.key) or ("", 0)
+            if run_id and self.chain.tracker.reopen(run_id, {**tags, "overnight.attempts": str(before + 1)}, self.chain.run_id):
+                self.number = before + 1
+                return run_id
             run_id = self.chain.tracker.open(self.pending.label, tags, self.chain.run_id)
             self.chain.tracker.params(run_id, params)
             return run_id
@@ -194,7 +203,7 @@ class _Attempt:
         row, at = self.pending.row, time.time()
         row.wait_s, row.memory = result.wait_s, memory(result)
         for event in usage.of_ending(result):
-            self.shipper.take(event)
+            self.shipper.take({**event, "step": self.number - 1} if event["event"] == "metrics" else event)  # each attempt took its own
         if self.pending.step.gpu:
             sizes.learn(self.pending.step, self.arguments, self.chain.card, result, finished=result.code == 0)
         row.scores = {k: v for k, v in self.shipper.latest.items() if not k.startswith("usage/")}

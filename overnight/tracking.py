@@ -70,6 +70,25 @@ class Tracker:
         source = {"mlflow.user": _user(), "mlflow.source.name": "overnight", "mlflow.source.type": "LOCAL"}
         return str(self.client.create_run(self.experiment_id, tags={**source, **tags, **nested}, run_name=name).info.run_id)
 
+    def reopen(self, run_id: str, tags: Mapping[str, str], parent: str | None = None) -> bool:
+        """Go on with the run of an earlier attempt; False when it is gone, or of another experiment."""
+        try:
+            found = self.client.get_run(run_id)
+        except _mlflow_error() as error:
+            if getattr(error, "error_code", "") not in REFUSED:
+                raise
+            return False
+        if found.info.lifecycle_stage != "active" or found.info.experiment_id != self.experiment_id:
+            return False
+        self.tags(run_id, {**tags, **({"mlflow.parentRunId": parent} if parent else {})})
+        self.client.update_run(run_id, status="RUNNING")
+        return True
+
+    def notes(self, run_id: str) -> list[str]:
+        """What earlier attempts noted."""
+        text = self.client.get_run(run_id).data.tags.get("mlflow.note.content", "")
+        return [text] if text else []
+
     def link(self, run_id: str) -> str:
         """Where a browser finds the run; the tracking address when that is no server."""
         if not self.uri.startswith("http"):

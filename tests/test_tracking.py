@@ -106,3 +106,17 @@ def test_a_tail_gives_whole_lines_only(tmp_path):
 
 def test_the_terminal_shows_test_scores_first():
     assert scores({"train/lr": 1, "train/loss": 0.5, "val/a": 0.25, "test/a": 0.125}, 2) == "a 0.125  val/a 0.25"
+
+
+def test_a_run_is_gone_on_with_unless_it_is_gone(tracker):
+    run_id = tracker.open("step", {"attempts": "1"}, "parent-1")
+    tracker.close(run_id, "KILLED")
+    assert tracker.reopen(run_id, {"attempts": "2"}, "parent-2")
+    found = tracker.client.get_run(run_id)
+    assert (found.info.status, found.data.tags["attempts"], found.data.tags["mlflow.parentRunId"]) == ("RUNNING", "2", "parent-2")
+    assert tracker.notes(run_id) == []
+    tracker.client.set_tag(run_id, "mlflow.note.content", "what happened before")
+    assert tracker.notes(run_id) == ["what happened before"]
+    tracker.client.delete_run(run_id)
+    assert not tracker.reopen(run_id, {})
+    assert not tracker.reopen("0" * 32, {})
