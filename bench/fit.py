@@ -117,14 +117,19 @@ def main() -> int:
         rows.append(measured(name, kernels))
         print(_line(rows[-1]), flush=True)
     _differences(rows)
+    return _judge(rows, arguments.out)
+
+
+def _judge(rows: list[Row], out: Path) -> int:
+    """The last line, and what programs read; 1 when a bar is missed."""
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     late = {row["case"]: missed(row) for row in rows if missed(row)} | ({"memory": [f"{rss:.0f} MiB"]} if rss > RSS_MIB else {})
     errors = sorted(abs(row["error"]) for row in rows)
     print(
         f"\n{len(rows)} cases; median error {errors[len(rows) // 2]:.3%}, worst {errors[-1]:.3%}; {rss:.0f} MiB at most; missed: {late or 'none'}"
     )
-    arguments.out.parent.mkdir(exist_ok=True)
-    arguments.out.write_text(json.dumps({"torch": torch.__version__, "rows": rows, "rss_mib": rss, "missed": late}, indent=1))
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps({"torch": torch.__version__, "rows": rows, "rss_mib": rss, "missed": late}, indent=1))
     return 1 if late else 0
 
 
