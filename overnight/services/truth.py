@@ -61,7 +61,7 @@ class Keeper:
         """Why a run of ours is dead, empty when it is not, or not ours."""
         if identity is None or not identity.ours():
             return ""
-        if identity.alive():
+        if identity.alive() or flow_run_id in runs.held():  # a container of its own has other pids, and the same locks
             self.seen[identity] = time.time()
             return ""
         last = max(self.seen.get(identity, 0.0), runs.last_seen(flow_run_id), runs.last_written(Path(step)) if step else 0.0)
