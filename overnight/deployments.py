@@ -11,7 +11,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort
 from prefect.runtime import deployment, flow_run
-from prefect.states import Cancelled, Failed
+from prefect.states import Cancelled, Crashed, Failed
 
 from overnight import locks, paths, services
 from overnight.config import read
@@ -115,6 +115,8 @@ def _by_deployment(name: str, config: str, overrides: list[str]) -> "State[Any]"
         state = Cancelled(message=f"not started, since a night never overlaps itself: {held.by}")
     except OvernightError as error:
         state = Failed(message=str(error))
+    if (why := runs.orphaned(str(flow_run.id))) and state.is_cancelled():  # nobody cancelled it
+        state = Crashed(message=why)
     if not state.is_completed():
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(flow_run.id, state, force=True)

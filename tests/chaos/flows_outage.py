@@ -83,7 +83,7 @@ def play(home: House, seed: int, outage: Outage) -> Measured:
     thread.join()
     since = time.monotonic()
     home.up()
-    wait(lambda: _limit(home) == (3, 0), "the limit to show the empty card")
+    wait(lambda: _limit(home) == (1, 0), "the limit to show the empty card")
     heals_s = time.monotonic() - since
     tally.closed(home, since)
     tally.ended(home, seed, COMPLETED)
