@@ -23,7 +23,11 @@ ODD = "bad [/red] tag [bold] \udc80"
 
 def sleeper(mark: str) -> "subprocess.Popen[bytes]":
     """A process in a session of its own, as a step may leave it."""
-    return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={descendants.MARK: mark}, start_new_session=True)
+    command = [sys.executable, "-c", "print(flush=True); input()"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={descendants.MARK: mark}, start_new_session=True)
+    assert process.stdout is not None
+    process.stdout.readline()  # only now does the kernel surely show its environment: for an instant after exec it shows none
+    return process
 
 
 def test_brackets_in_a_message_are_text():
@@ -96,6 +100,9 @@ class Refuses:
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, int]] = []
+
+    def set_tag(self, *_words: str) -> None:
+        """Every text is taken."""
 
     def log_batch(self, _run_id: str, metrics: Any) -> None:
         from mlflow.exceptions import MlflowException
