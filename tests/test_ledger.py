@@ -11,7 +11,7 @@ import time
 import pytest
 
 import overnight
-from overnight.errors import DoesNotFit, ServiceError, Stopped
+from overnight.errors import BadInput, DoesNotFit, ServiceError, Stopped
 from overnight.gpu.device import check_driver, find
 from overnight.gpu.ledger import Ledger
 from overnight.gpu.survivors import removed
@@ -153,6 +153,9 @@ def test_garbage_in_the_folder_and_in_a_file_changes_nothing(tmp_path):
     (tmp_path / "h-x-900-1").write_text("x")
     (tmp_path / "h-7-900-1").write_text("a grant without an owner")
     (tmp_path / "g-99").write_text("")
+    (tmp_path / f"g-{'9' * 253}").write_text("")
+    (tmp_path / "q-8-900-1").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "q-9-900-1")
     with ledger.acquire(400) as grant:
         grant.request.path.write_bytes(b"\x00garbage")
         assert ledger.held_mib() == 400
@@ -231,6 +234,24 @@ def test_a_script_takes_its_share_of_the_card(checkout):
         ledger = Ledger(held.card.folder, held.card.budget_mib)
         assert [(r.mib, r.who["step"]) for r in ledger.requests()] == [(300, "my script")]
     assert ledger.requests() == []
+
+
+@pytest.mark.parametrize("mib", [0, -1, 1.5, 512.0, "512", None, float("nan")])
+def test_what_is_no_amount_is_refused_and_never_waited_for(checkout, mib):
+    with pytest.raises(BadInput, match="whole number of MiB"), overnight.lease(mib):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("first", "alone", "second", "exclusive"), [(800, False, 300, False), (100, True, 1, False), (100, False, 1, True)]
+)
+def test_a_thread_never_waits_for_itself(checkout, monkeypatch, first, alone, second, exclusive):
+    monkeypatch.setenv("OVERNIGHT_VIRTUAL_MIB", "1000")
+    outer, inner = overnight.lease(first, exclusive=alone), overnight.lease(second, exclusive=exclusive)
+    with outer, pytest.raises(BadInput, match="would wait for itself"), inner:
+        pass
+    with overnight.lease(second) as lease, overnight.lease(500):
+        assert lease.mib == second
 
 
 def test_an_old_driver_is_named_with_the_one_it_takes():

@@ -1,6 +1,8 @@
 """lease(mib): hold a part of the card while a block runs; for steps, and for a user's own scripts."""
 
+import operator
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -9,12 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from overnight.errors import BadInput
 from overnight.gpu import words
 from overnight.gpu.device import Card, find
 from overnight.gpu.gauge import steady_taken_mib
 from overnight.gpu.ledger import Grant, Ledger, OnWait
 from overnight.gpu.ready import ready
 from overnight.gpu.script import talking
+
+_mine = threading.local()  # what each thread holds already: (MiB, exclusive) in `held`
 
 
 @dataclass(frozen=True)
@@ -41,21 +46,56 @@ def lease(
     exclusive: bool = False,
     smaller: Sequence[int] = (),
 ) -> Iterator[Lease]:
-    """Hold `mib` of the card; waits in line for it, and says on stderr for whom unless `on_wait` does. Raises DoesNotFit, Stopped.
+    """Hold `mib` of the card; waits in line for it, and says on stderr for whom unless `on_wait` does.
+
+    Raises DoesNotFit, Stopped, and BadInput for what is no amount or would wait for this thread itself.
 
     who: a step, which says itself what it uses; for a script that is done here.
     exclusive: let nobody run beside it; smaller: amounts (MiB) to be content with while other programs use the card, where the card's
     policy is to shrink. What these programs use counts as held.
     """
     card = card or find()
+    mib = _whole(mib)
     ready(card)
     less = smaller if card.policy == "shrink" else ()
     taken = partial(steady_taken_mib, card)
     began = time.monotonic()
     named = who or {"step": Path(sys.argv[0]).name}
     on_wait = on_wait or (lambda ahead, taken_mib: print(words.waiting(card, mib, ahead, taken_mib), file=sys.stderr))
-    with Ledger(card.folder, card.budget_mib).acquire(mib, named, should_stop, on_wait, exclusive, taken, less) as grant:
+    with (
+        _holding(mib, exclusive, card),
+        Ledger(card.folder, card.budget_mib).acquire(mib, named, should_stop, on_wait, exclusive, taken, less) as grant,
+    ):
         grant.tell(granted_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME))  # a clock that nobody sets
         held = Lease(card, grant.mib, time.monotonic() - began, grant)
         with nullcontext() if who or card.virtual else talking(held, card):
             yield held
+
+
+def _whole(mib: Any) -> int:
+    """An amount as the ledger writes it into names: half a MiB would be a request that nobody can read."""
+    try:
+        amount = operator.index(mib)
+    except TypeError:
+        amount = 0
+    if amount < 1:
+        raise BadInput(f"lease({mib!r}): expected a whole number of MiB, 1 or more")
+    return amount
+
+
+@contextmanager
+def _holding(mib: int, exclusive: bool, card: Card) -> Iterator[None]:
+    """Note what this thread holds; BadInput when it asks for what only its own lease keeps from it: that would be waited for in vain."""
+    held = _mine.__dict__.setdefault("held", list[tuple[str, int, bool]]())
+    here = [(amount, alone) for uuid, amount, alone in held if uuid == card.uuid]
+    sum_mib = sum(amount for amount, _ in here)
+    if here and (exclusive or any(alone for _, alone in here) or mib <= card.budget_mib < sum_mib + mib):
+        raise BadInput(
+            f"lease({mib}): this thread holds {sum_mib} of the card's {card.budget_mib} MiB already, so it would wait for itself; "
+            "ask for all of it at once, or leave the first `with` block before"
+        )
+    held.append(entry := (card.uuid, mib, exclusive))
+    try:
+        yield
+    finally:
+        held.remove(entry)

@@ -1,5 +1,6 @@
 """The files of a ledger: what a request is called, whether its owner lives, and a view of all of them at one moment."""
 
+import errno
 import fcntl
 import json
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 TRIES = 8
+MOST_DIGITS = 20
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,12 @@ def _look(folder: Path) -> tuple[View, dict[int, Request], dict[int, int]]:
 
 def locked(path: Path) -> int:
     """The inode of a file that somebody has locked, 0 when nobody has. Raises FileNotFoundError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)  # a pipe of that name would be waited for
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link or a socket: no request, whatever its name
+            return 0
+        raise
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that two who look do not take each other for an owner
     except BlockingIOError:
@@ -164,7 +171,8 @@ def _names(folder: Path) -> set[str]:
 
 
 def _number(name: str) -> int:
-    return int(name[2:]) if name.startswith("g-") and name[2:].isdecimal() and name.isascii() else 0
+    """Of a grant's file, else 0; what has more digits than there will ever be grants is none of ours, and could not be counted up."""
+    return int(name[2:]) if name.startswith("g-") and name[2:].isdecimal() and name.isascii() and len(name) <= MOST_DIGITS else 0
 
 
 def _inode(path: Path) -> int:
