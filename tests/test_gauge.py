@@ -4,6 +4,7 @@
 import os
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -148,10 +149,18 @@ def test_one_who_waits_says_for_whom(card):
     assert said == "waiting for 2,048 MiB of the card, behind train_cnn (4,096 MiB) and ollama (510 MiB, not ours)"
 
 
-@pytest.mark.parametrize(("text", "mib"), [("", 0), ("510", 510), ("510 ollama\n90 a game\n", 600), ("-3\nlots\n\xff\n7.5", 0)])
+@pytest.mark.parametrize(
+    ("text", "mib"), [("", 0), ("510", 510), ("510 ollama\n90 a game\n", 600), ("-3\nlots\n\xff\n7.5", 0), ("9" * 5000, 0)]
+)
 def test_the_file_foreign_plays_other_programs(card, text, mib):
     (card.folder / "foreign").write_text(text)
     assert gauge.taken_mib(card, gauge.holders(card)) == mib
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_plays_nobody(card, make):
+    make(card.folder / "foreign")
+    assert gauge.taken_mib(card, gauge.holders(card)) == 0
 
 
 def test_holders_say_what_they_use_and_count_whole_until_they_do(card):

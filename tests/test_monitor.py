@@ -244,7 +244,7 @@ def test_a_point_comes_back_as_it_was(card, folder):
 def test_torn_and_foreign_lines_are_passed_over(card, folder):
     timeline.append(card, POINT)
     with (folder / "timeline.jsonl").open("ab") as file:
-        file.write(b'{"at":2.0,"exper\n\xff\xfe\n[]\n7\n{"at":"soon"}\n\n' + json.dumps({"at": 3.0, "other": 1}).encode() + b"\n")
+        file.write(b'{"at":2.0,"exper\n\xff\xfe\n[]\n7\n{}\n{"at":"soon"}\n\n' + json.dumps({"at": 3.0, "other": 1}).encode() + b"\n")
     timeline.append(card, replace(POINT, at=4.0))
     assert [p.at for p in timeline.read(card)] == [1.0, 4.0]
 

@@ -12,6 +12,7 @@ from overnight.errors import ServiceError
 from overnight.paths import state
 
 VIRTUAL_MIB = 12288
+MOST_DIGITS = 8  # of an amount: some 100 TB, which the sums of policy.py can still be made of
 RESERVE_MIB = 1024  # for the desktop, its browser and the CUDA contexts
 Policy = Literal["wait", "shrink"]
 DRIVERS = {13: 580, 12: 525}  # the oldest driver of a CUDA major version (CUDA compatibility guide)
@@ -44,7 +45,7 @@ class Card(Values):
         """Where its ledger lies: one for each user and card, outside every checkout; the virtual card's lies inside."""
         named = os.environ.get("OVERNIGHT_CARD_DIR")
         if named:
-            return Path(named).expanduser() / self.uuid
+            return _home(named) / self.uuid
         if self.virtual:
             return state() / "cards" / "virtual"
         home = Path(os.environ.get("XDG_STATE_HOME", ""))
@@ -173,8 +174,15 @@ def check_driver(driver: str, cuda: str | None) -> None:
         raise ServiceError(f"the NVIDIA driver is {driver}, and torch's CUDA {cuda} needs {needed} or newer: update it, or use --cpu")
 
 
+def _home(named: str) -> Path:
+    """The folder that `$OVERNIGHT_CARD_DIR` names; with a user who is not there it stays relative, and is refused as such."""
+    with suppress(RuntimeError):
+        return Path(named).expanduser()
+    return Path(named)
+
+
 def _mib(variable: str, default: int, least: int = 1) -> int:
     text = os.environ.get(variable, str(default))
-    if not (text.isascii() and text.isdecimal()) or int(text) < least:
-        raise ServiceError(f"{variable}={text!r}: expected a whole number of MiB, {least} or more")
+    if not (text.isascii() and text.isdecimal()) or len(text.lstrip("0")) > MOST_DIGITS or int(text) < least:
+        raise ServiceError(f"{variable}={text[:40]!r}: expected a whole number of MiB, {least} to {'9' * MOST_DIGITS}")
     return int(text)

@@ -147,11 +147,15 @@ class Played:
 
     def programs(self, card: Card) -> list[Program]:  # noqa: ARG002
         try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
             return []
-        with open(descriptor, errors="replace") as file:  # noqa: PTH123 - mostly it is not there, and then this is quick
-            lines = file.read().splitlines()
+        try:
+            lines = os.read(descriptor, 1 << 16).decode(errors="replace").splitlines()
+        except OSError:  # a folder of that name
+            return []
+        finally:
+            os.close(descriptor)
         parts = [line.split(maxsplit=1) for line in lines if line.strip()]
         return [Program(name[0].strip() if name else "other programs", mib=int(mib)) for mib, *name in parts if _whole(mib)]
 
@@ -160,7 +164,7 @@ class Played:
 
 
 def _whole(text: str) -> bool:
-    return text.isascii() and text.isdecimal()
+    return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 # ------------------------------------------------------------------------------------------------ what is not ours

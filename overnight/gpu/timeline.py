@@ -73,7 +73,7 @@ def _points(path: Path) -> Iterator[Point]:
     except OSError:
         return
     for line in lines:
-        with suppress(ValueError, TypeError):
+        with suppress(ValueError, TypeError, LookupError, RecursionError):
             values = json.loads(line)
             yield Point(**{**values, "at": float(values["at"]), "outside": tuple(values.get("outside", ()))})
 
