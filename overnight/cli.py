@@ -167,9 +167,12 @@ def _status(arguments: argparse.Namespace) -> None:
 
 def _gpu(arguments: argparse.Namespace) -> None:
     from overnight.gpu.device import find
+    from overnight.gpu.ready import placed
     from overnight.gpu.show import show
 
-    show(find(arguments.card, cpu=arguments.cpu), arguments.json, arguments.watch)
+    card = find(arguments.card, cpu=arguments.cpu)
+    placed(card)
+    show(card, arguments.json, arguments.watch)
 
 
 def _ls(arguments: argparse.Namespace) -> None:

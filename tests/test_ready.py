@@ -107,6 +107,13 @@ def test_a_relative_folder_would_be_another_one_in_every_shell(monkeypatch):
         ready(device.virtual())
 
 
+def test_the_card_is_not_shown_from_where_no_run_would_keep_it(checkout, monkeypatch, capsys):
+    monkeypatch.setenv("OVERNIGHT_CARD_DIR", "cards")
+    assert main(["gpu", "--cpu"]) == 2
+    assert "is relative" in capsys.readouterr().err
+    assert not Path("cards").exists()
+
+
 def test_where_a_real_cards_ledger_lies(monkeypatch, tmp_path):
     card = device.Card(uuid="GPU-1", name="RTX", total_mib=12282, budget_mib=11258)
     monkeypatch.delenv("OVERNIGHT_CARD_DIR", raising=False)
@@ -172,6 +179,8 @@ def test_counting_is_switched_on_by_argument_or_environment(monkeypatch):
         ("OVERNIGHT_CARD_DIR", "/proc/self/overnight", "cannot be kept there"),
         ("OVERNIGHT_BUDGET_MIB", "99999", "has 12288 MiB in all"),
         ("OVERNIGHT_VIRTUAL_MIB", "0", "expected a whole number of MiB"),
+        ("OVERNIGHT_VIRTUAL_MIB", "9" * 20, "expected a whole number of MiB"),
+        ("OVERNIGHT_CARD_DIR", "~nobody-of-that-name/cards", "is relative"),
     ],
 )
 def test_a_run_ends_with_the_message_and_starts_nothing(checkout, monkeypatch, capsys, variable, value, said):

@@ -27,6 +27,18 @@ def ready(card: Card, mounts: str | None = None, link: Link = os.link) -> None:
 
     mounts: the text of /proc/self/mountinfo; link: how a second name is made.
     """
+    folder, kind = card.folder, placed(card, mounts)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        problem = _try(folder, link)
+    except OSError as error:
+        raise unusable(folder, error) from None
+    if problem:
+        raise ServiceError(f"{folder}: the ledger of the card cannot be kept there, the file system ({kind}) {problem}; {WAY_OUT}")
+
+
+def placed(card: Card, mounts: str | None = None) -> str:
+    """The file system of its ledger; ServiceError where that could not be the one ledger of this machine's processes."""
     folder = card.folder
     if not folder.is_absolute():
         raise ServiceError(
@@ -35,13 +47,7 @@ def ready(card: Card, mounts: str | None = None, link: Link = os.link) -> None:
     kind = file_system(folder, mounts)
     if remote(kind):
         raise ServiceError(f"{folder}: the ledger of the card cannot be kept on a network file system ({kind}); {WAY_OUT}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        problem = _try(folder, link)
-    except OSError as error:
-        raise unusable(folder, error) from None
-    if problem:
-        raise ServiceError(f"{folder}: the ledger of the card cannot be kept there, the file system ({kind}) {problem}; {WAY_OUT}")
+    return kind
 
 
 def ready_host() -> None:
