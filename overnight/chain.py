@@ -140,12 +140,15 @@ class Chain:
 
     def wait(self) -> None:
         """Until every step has ended; signals are handled in between."""
+        from overnight.orchestrate import not_run
+
         for pending in self.pending:
             while not pending.ended.wait(timeout=0.3):
                 pass
             if pending.result is None and not pending.reason:  # its thread could not even begin, or broke outside the step
-                pending.reason = "its task run ended before the step did: Prefect did not answer, or refused to start it"
-                self.display.change(pending.row, "failed", pending.reason)
+                why = not_run(self, pending)  # Prefect begins nothing below a step that was cancelled
+                pending.reason = why or "its task run ended before the step did: Prefect did not answer, or refused to start it"
+                self.display.change(pending.row, "not run" if why else "failed", pending.reason)
 
 
 def _plain(value: Any) -> str:

@@ -67,11 +67,10 @@ def _task(chain: "Chain", pending: "Pending", arguments: list[Any]) -> "State[An
     """What the thread of a task run does; every ending becomes a state with a reason, never a traceback for the user."""
     from prefect.states import Cancelled, Completed, Failed
 
-    missing = [p.label for p in pending.upstream if p.result is None or p.result.code]
-    if missing or chain.stop():
-        pending.reason = f"not run: {chain.stop.reason if chain.stop() else ', '.join(missing) + ' failed'}"
-        chain.display.change(pending.row, "not run", pending.reason)
-        return Cancelled(name="NotRun", message=pending.reason)
+    if reason := not_run(chain, pending):
+        pending.reason = reason
+        chain.display.change(pending.row, "not run", reason)
+        return Failed(name="NotRun", message=reason)  # below one that is cancelled Prefect begins nothing, whatever is allowed
     try:
         result = _Attempt(chain, pending, arguments).run()
     except Stopped as error:
@@ -88,6 +87,13 @@ def _task(chain: "Chain", pending: "Pending", arguments: list[Any]) -> "State[An
     stopped = result.code == Stopped.child_code
     chain.display.change(pending.row, "stopped" if stopped else "failed", pending.reason.splitlines()[0])
     return Cancelled(message=pending.reason) if stopped else Failed(message=pending.reason)
+
+
+def not_run(chain: "Chain", pending: "Pending") -> str:
+    """Why a step is not to begin; empty where nothing is in its way."""
+    missing = [p for p in pending.upstream if p.result is None or p.result.code]
+    why = ", ".join(f"{p.label} {'was not run' if p.row.state == 'not run' else 'failed'}" for p in missing)
+    return f"not run: {chain.stop.reason or why}" if missing or chain.stop() else ""
 
 
 class _Attempt:

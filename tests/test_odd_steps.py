@@ -16,6 +16,7 @@ from overnight.chain import Chain, Pending, _close
 from overnight.child import Result, _failed, _write
 from overnight.display import Display
 from overnight.launch import LOG_LINES, Tail, readable
+from overnight.orchestrate import _task
 from overnight.run import SpoolRun
 
 ODD = "bad [/red] tag [bold] \udc80"
@@ -122,6 +123,25 @@ def test_a_step_whose_task_run_never_began_counts_as_failed():
     chain.wait()
     assert pending.row.state == "failed"
     assert "Prefect" in pending.reason
+
+
+def test_all_that_is_below_a_failed_step_is_not_run_and_does_not_count_as_failed():
+    display = Display(Console(file=io.StringIO()))
+    chain, above = Chain(None, None, None, "run", display), []
+    for name in ("first", "second", "third", "fourth"):
+        pending = Pending(name, None, above, display.add(name))
+        chain.pending.append(pending)
+        above = [pending]
+    first, second, third, fourth = chain.pending
+    first.result = Result(code=12, error="does not fit")
+    assert _task(chain, second, []).is_failed()  # below anything else that is not completed Prefect begins nothing
+    assert _task(chain, third, []).name == "NotRun"
+    for pending in chain.pending:
+        pending.ended.set()
+    first.reason = "does not fit"
+    chain.wait()
+    assert [p.row.state for p in (second, third, fourth)] == ["not run"] * 3
+    assert fourth.reason == "not run: third was not run"
 
 
 def test_a_score_of_an_odd_name_does_not_leave_the_run_open():
