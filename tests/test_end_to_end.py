@@ -185,7 +185,7 @@ def test_what_the_card_cannot_hold_is_three(home):
     output, code = run("run", "rows", OVERNIGHT_VIRTUAL_MIB="200")
     assert code == 3, output
     assert "join_tables does not fit the card: declared: 2,048 MiB; the whole budget is 200 MiB" in output
-    assert "OVERNIGHT_RESERVE_MIB" in output
+    assert "set OVERNIGHT_VIRTUAL_MIB higher" in output
     assert flow_runs()[0]["state_name"] == "DoesNotFit"
     _, runs = mlflow_runs(home, "rows")
     assert {r.info.status for r in runs.values()} == {"FAILED"}

@@ -218,6 +218,12 @@ def test_programs_that_came_after_a_grant_are_warned_of():
     assert "game (5,000 MiB, not ours); 742 MiB are kept for such programs" in text
 
 
+def test_holders_that_began_with_another_budget_are_no_other_programs():
+    text = drawn(pictured(0, 0, (TRAINS, TRAINS, TRAINS)), 140)
+    assert f"{4096 * 3 - 11258:,} MiB more are held than may be granted here: the holders began with another budget" in text
+    assert "other programs" not in text
+
+
 def test_a_card_that_does_not_answer_is_said():
     assert "the card does not say what it uses (GPU is lost)" in drawn(pictured(problem="GPU is lost"), 140)
 

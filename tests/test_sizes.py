@@ -143,11 +143,17 @@ def test_what_cannot_be_cut_has_no_micro_batch(card):
     assert sizes.ask(graph, given(), card).micro_batch is None
 
 
-def test_what_is_known_not_to_fit_is_refused_with_what_to_change(card):
-    with pytest.raises(DoesNotFit, match=r"micro_batch 1 does not fit.*9,000.*budget is 8192.*bf16.*RESERVE_MIB"):
+def test_what_is_known_not_to_fit_is_refused_with_what_to_change(card, monkeypatch):
+    with pytest.raises(DoesNotFit, match=r"micro_batch 1 does not fit.*9,000.*budget is 8192.*bf16.*VIRTUAL_MIB higher"):
         sizes.ask(net, given(), card, lambda *_: (9000.0, 9999.0))
     with pytest.raises(DoesNotFit, match=r"plain does not fit.*2,048.*budget is 1000"):
         sizes.ask(plain, [PlainParams()], card.model_copy(update={"budget_mib": 1000}))
+    monkeypatch.setenv("OVERNIGHT_BUDGET_MIB", "1000")
+    with pytest.raises(DoesNotFit, match="set OVERNIGHT_BUDGET_MIB higher"):
+        sizes.ask(plain, [PlainParams()], card.model_copy(update={"budget_mib": 1000}))
+    monkeypatch.delenv("OVERNIGHT_BUDGET_MIB")
+    with pytest.raises(DoesNotFit, match="set OVERNIGHT_RESERVE_MIB lower"):
+        sizes.ask(plain, [PlainParams()], card.model_copy(update={"budget_mib": 1000, "uuid": "GPU-1"}))
     assert sizes.ask(net, given(), card, lambda *_: (8000.0, 9999.0)) == sizes.Ask(8192, 1, why="predicted: 8,000 to 9,999 MiB")
     for _ in range(3):  # 2048, 4160 and 8192 MiB
         ended(card, plain, [PlainParams()], sizes.ask(plain, [PlainParams()], card), 9000)
@@ -379,7 +385,11 @@ def test_what_is_thrown_away_lowers_no_figure():
 
 def test_only_the_steps_that_ran_last_are_remembered(tmp_path, monkeypatch):
     monkeypatch.setattr(learned, "MOST_STEPS", 3)
+    (tmp_path / "sizes").mkdir()
+    (tmp_path / "sizes" / "notes.txt").write_text("somebody's")
+    os.utime(tmp_path / "sizes" / "notes.txt", (0, 0))
     for i in range(6):
         learned.add(tmp_path / "sizes" / f"step{i}", 0, learned.CLEAN, 10)
         os.utime(tmp_path / "sizes" / f"step{i}", (i, i))
-    assert {p.name for p in (tmp_path / "sizes").iterdir()} == {"step3", "step4", "step5"}
+    assert {p.name for p in (tmp_path / "sizes").iterdir()} == {"notes.txt", "step3", "step4", "step5"}
+    assert learned.need(learned.read(tmp_path / "sizes" / "step5"), 0)

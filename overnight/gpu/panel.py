@@ -113,7 +113,12 @@ def _notes(now: Snapshot) -> Iterator[Text]:
         kept = now.card.total_mib - now.card.reserved_mib - now.budget_mib
         about = f"; {kept:,} MiB are kept for such programs" if kept and not now.card.virtual else ""
         yield Text.assemble(("■ ", FOREIGN), ", ".join(strangers(programs, now.foreign_mib)), (about, "dim"))
-    if (short := now.held_mib + now.taken_mib - now.budget_mib) > 0:
+    if now.held_mib > now.budget_mib:
+        yield Text(
+            f"! {now.held_mib - now.budget_mib:,} MiB more are held than may be granted here: the holders began with another budget",
+            "yellow",
+        )
+    elif (short := now.held_mib + now.taken_mib - now.budget_mib) > 0:
         yield Text(f"! other programs came after a grant: with every lease in full use the card would be {short:,} MiB short", "yellow")
     for row in (*now.holders, *now.queue):
         name = row.step or f"pid {row.pid}"

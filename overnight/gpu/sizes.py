@@ -6,6 +6,7 @@ the rest to be in proportion to it, as with other micro-batches where those have
 amount is within the budget is chosen. Where none is, and micro-batch 1 is not known to be too large, the smallest gets the whole budget.
 """
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -221,8 +222,15 @@ class _Question:
         return (
             f"{what} does not fit the card: {last.why}; the whole budget is {self.card.budget_mib} MiB"
             f"{f', {self.overhead_mib} of them for the CUDA context' if self.overhead_mib else ''}. What helps: {fixed}make {parts} smaller, "
-            "compute in bf16, set OVERNIGHT_RESERVE_MIB lower if the desktop needs less, or use a larger card"
+            f"compute in bf16, {_more(self.card)}, or use a larger card"
         )
+
+
+def _more(card: Card) -> str:
+    """The setting that grants more of a card."""
+    if "OVERNIGHT_BUDGET_MIB" in os.environ:
+        return "set OVERNIGHT_BUDGET_MIB higher"
+    return "set OVERNIGHT_VIRTUAL_MIB higher" if card.virtual else "set OVERNIGHT_RESERVE_MIB lower if the desktop needs less"
 
 
 def _cuts(recipe: Any) -> bool:
