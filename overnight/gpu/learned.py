@@ -11,6 +11,7 @@ made in one step, is never changed, and what newer ones made worthless is remove
 import math
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -147,6 +148,4 @@ def open_folder(folder: Path) -> None:
     steps = list(folder.parent.iterdir())
     if len(steps) > MOST_STEPS:
         for step in sorted(steps, key=lambda p: p.stat().st_mtime)[:-MOST_STEPS]:
-            for file in step.iterdir():
-                file.unlink()
-            step.rmdir()
+            shutil.rmtree(step, ignore_errors=True)
