@@ -99,7 +99,7 @@ def rows() -> dict[str, services.Row]:
 
 def until(true: Callable[[], bool]) -> None:
     """Wait for what has to come; a test that hangs here is killed by its own deadline."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not true():
         assert time.monotonic() < end, rows()
         time.sleep(0.05)
