@@ -106,7 +106,22 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def prefect(path: str, body: object) -> list[dict]:
-    return catalogue.ask_prefect(services.settings(), path, body)
+    """What Prefect answers; asked again while its database is busy (503) or the machine is slow."""
+    answers = []
+
+    def answered() -> bool:
+        try:
+            answers.append(catalogue.ask_prefect(services.settings(), path, body))
+        except TimeoutError:
+            return False
+        except urllib.error.HTTPError as error:
+            if error.code != 503:
+                raise
+            return False
+        return True
+
+    until(answered)
+    return answers[0]
 
 
 # ------------------------------------------------------------------------------------------------ before anything is started
