@@ -24,7 +24,7 @@ from overnight.gpu.device import Card, find
 from overnight.gpu.ready import ready, ready_host
 from overnight.launch import Stop
 from overnight.services import runs
-from overnight.step import Pipeline, Step
+from overnight.step import Builder, Pipeline, Step
 from overnight.tracking import Shipper, Tracker
 
 if TYPE_CHECKING:
@@ -92,14 +92,13 @@ class Pending:
         return Artifact.model_validate(value) if value is not None else None
 
 
-class Chain:
+class Chain(Builder):
     """The steps of one run, and what they share."""
 
     def __init__(self, experiment: Experiment, card: Card, tracker: Tracker, run_id: str, display: Display) -> None:
         self.experiment, self.card, self.tracker, self.run_id, self.display = experiment, card, tracker, run_id, display
         self.stop = Stop()
         self.pending: list[Pending] = []
-        self.part = ""
         self.shippers: list[Shipper] = []
         self._known: dict[str, Pending] = {}
 
@@ -125,18 +124,9 @@ class Chain:
         return pending
 
     def _label(self, name: str) -> str:
-        label = f"{self.part}/{name}" if self.part else name
+        label = self.label(name)
         same = sum(p.label == label or p.label.startswith(f"{label}-") for p in self.pending)
         return f"{label}-{same + 1}" if same else label
-
-    @contextlib.contextmanager
-    def named(self, part: str) -> Iterator[None]:
-        """Steps submitted in the block carry the part's name."""
-        before, self.part = self.part, part
-        try:
-            yield
-        finally:
-            self.part = before
 
     def wait(self) -> None:
         """Until every step has ended; signals are handled in between."""

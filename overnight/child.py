@@ -9,6 +9,7 @@ import ctypes
 import errno
 import importlib
 import os
+import resource
 import signal
 import sys
 import time
@@ -112,7 +113,7 @@ def main(folder: Path) -> int:
 def _run(folder: Path, spec: Spec, stop: list[int], facts: dict[str, Any]) -> Any:
     """The step's value, as JSON; what it took goes into `facts`, however it ends."""
     from overnight.gpu import caps
-    from overnight.gpu.monitor import peaks, watch
+    from overnight.gpu.monitor import watch
 
     run = SpoolRun(folder, spec.seed)
     run.should_stop = lambda: bool(stop)
@@ -130,7 +131,8 @@ def _run(folder: Path, spec: Spec, stop: list[int], facts: dict[str, Any]) -> An
             with watch(run, spec.card, lease, cap) as monitor, cap.body() if cap else contextlib.nullcontext():
                 value = step.body(run, *_sized(arguments, facts.get("asked_micro_batch")))
         finally:
-            facts |= {"run_s": time.monotonic() - began, **peaks(), **monitor.facts(), **(cap.facts() if cap else {})}
+            facts |= {"run_s": time.monotonic() - began, "host_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+            facts |= {**monitor.facts(), **(cap.facts() if cap else {})}
             facts |= _story(run, facts.get("asked_micro_batch"))
     return value.model_dump(mode="json") if isinstance(value, Values) else value
 

@@ -73,8 +73,6 @@ def _task(chain: "Chain", pending: "Pending", arguments: list[Any]) -> "State[An
         return Failed(name="NotRun", message=reason)  # below one that is cancelled Prefect begins nothing, whatever is allowed
     try:
         result = _Attempt(chain, pending, arguments).run()
-    except Stopped as error:
-        result = Result(code=error.child_code, error=str(error))
     except OvernightError as error:
         result = Result(code=error.child_code, error=str(error))
     except Exception as error:  # noqa: BLE001 - the border: a server that is away must not take the other branches with it

@@ -4,7 +4,8 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, cast, get_type_hints, overload
@@ -129,6 +130,25 @@ def step(body: Any = None, /, **values: Any) -> Any:
         return Step(body, **values)
 
     return decorate(body) if body else decorate
+
+
+class Builder:
+    """What a flow's code builds while it runs: calls of steps arrive here, those of a part under its name."""
+
+    part = ""
+
+    def label(self, name: str) -> str:
+        """A step's name in its part."""
+        return f"{self.part}/{name}" if self.part else name
+
+    @contextmanager
+    def named(self, part: str) -> Iterator[None]:
+        """Steps submitted in the block carry the part's name."""
+        before, self.part = self.part, part
+        try:
+            yield
+        finally:
+            self.part = before
 
 
 class Pipeline(Generic[P, T]):

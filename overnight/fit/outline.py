@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from overnight import chain, paths
 from overnight.artifact import Artifact, DataSpec
 from overnight.dataset import Entry
 from overnight.errors import OvernightError
-from overnight.step import Step
+from overnight.step import Builder, Step
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +29,11 @@ class Foreseen:
     source: str  # where the shapes come from, or why there are none
 
 
-class Outline:
+class Outline(Builder):
     """Stands where a chain of steps stands while a flow's code runs, and takes down what is submitted."""
 
     def __init__(self, seed: int) -> None:
-        self.seed, self.part, self.steps = seed, "", list[Foreseen]()
+        self.seed, self.steps = seed, list[Foreseen]()
 
     def submit(self, step: Step[Any, Any], *args: Any, **kwargs: Any) -> Foreseen:
         """Called by a step in place of running it."""
@@ -44,21 +44,12 @@ class Outline:
         artifact = self._finished(step, [params, *(a.artifact if isinstance(a, Foreseen) else a for a in rest)])
         spec = artifact.spec if artifact else step.spec(params, *given) if step.spec and None not in given else None
         source = "the last finished run" if artifact else "the data set's entry" if spec else self._why(rest)
-        found = Foreseen(f"{self.part}/{step.name}" if self.part else step.name, step, params, given, spec, artifact, source)
+        found = Foreseen(self.label(step.name), step, params, given, spec, artifact, source)
         for one in self.steps:  # the same step with the same arguments runs once
             if (one.step, one.params, one.given) == (step, params, given) and given and None not in given:
                 return one
         self.steps.append(found)
         return found
-
-    @contextlib.contextmanager
-    def named(self, part: str) -> Iterator[None]:
-        """Steps submitted in the block carry the part's name."""
-        before, self.part = self.part, part
-        try:
-            yield
-        finally:
-            self.part = before
 
     def _why(self, given: Sequence[Any]) -> str:
         names = [a.name for a in given if isinstance(a, Entry)]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from overnight import rapids
 from overnight.errors import DoesNotFit, OutOfMemory, ServiceError
@@ -20,6 +20,9 @@ from overnight.gpu import context
 from overnight.gpu.context import overhead as overhead  # noqa: PLC0414 - also found here
 from overnight.gpu.device import Card
 from overnight.gpu.gauge import gauge
+
+if TYPE_CHECKING:
+    from overnight.gpu.lease import Lease
 
 MIB = 1 << 20
 NEAR = 0.95  # of the cap: a peak above it may have been held down by the cap, so it says little of what the step would like
@@ -36,13 +39,6 @@ class Meter(Protocol):
     def refused(self) -> int:
         """How many times out of memory was met, caught or not."""
         ...
-
-
-class Leased(Protocol):
-    """What a cap needs to know of a lease."""
-
-    @property
-    def mib(self) -> int: ...
 
 
 @dataclass
@@ -148,7 +144,7 @@ def expands(card: Card, kernel: str) -> bool:
 
 
 def apply(
-    lease: Leased,
+    lease: "Lease",
     card: Card,
     cuda: "ModuleType | Any" = None,
     used_mib: Callable[[], int] | None = None,

@@ -11,9 +11,9 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from overnight.gpu.device import Card
+from overnight.gpu.requests import content
 
 MIB = 1 << 20
 UNMEASURED_MIB = 600
@@ -63,7 +63,7 @@ def warm_up() -> int:
 
 def _measured(card: Card) -> list[int]:
     """What was measured on this card with this driver and this torch."""
-    values = _content(_path(card)).get(_key(card))
+    values = content(_path(card)).get(_key(card))
     return [v for v in values if isinstance(v, int)] if isinstance(values, list) else []
 
 
@@ -72,16 +72,8 @@ def _keep(card: Card, values: list[int]) -> None:
     path = _path(card)
     part = path.with_suffix(f".{os.getpid()}.part")
     with suppress(OSError):
-        part.write_text(json.dumps({**_content(path), _key(card): values}, indent=1))
+        part.write_text(json.dumps({**content(path), _key(card): values}, indent=1))
         part.replace(path)
-
-
-def _content(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _path(card: Card) -> Path:

@@ -8,7 +8,6 @@ The virtual card has a fake of this: its holders use what they say, and the file
 a line `MIB [NAME]` for each: `echo 5100 ollama > .overnight/cards/virtual/foreign`.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -19,7 +18,7 @@ from types import ModuleType
 from typing import Any, Protocol, TypeVar
 
 from overnight.gpu.device import Card, memory
-from overnight.gpu.requests import Request
+from overnight.gpu.requests import Request, content
 
 T = TypeVar("T")
 RETRY_S = 5.0  # after the driver did not answer
@@ -178,22 +177,7 @@ def holders(card: Card) -> list[Request]:
     except OSError:
         return []
     found = {name: Request.parse(folder, name) for name in names if name.startswith("h-")}
-    return [replace(request, who=_content(f"{folder}/{name}")) for name, request in found.items() if request]
-
-
-def _content(path: str) -> dict[str, Any]:
-    """What a holder says of itself."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return {}
-    try:
-        values = json.loads(os.read(descriptor, 1 << 16))
-    except (OSError, ValueError):
-        return {}
-    finally:
-        os.close(descriptor)
-    return values if isinstance(values, dict) else {}
+    return [replace(request, who=content(f"{folder}/{name}")) for name, request in found.items() if request]
 
 
 def said_mib(request: Request) -> int:

@@ -1,15 +1,13 @@
 """What a step uses while it runs: of the card ten times a second, of the machine every 5 s, under the names that MLflow knows."""
 
 import os
-import resource
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from overnight.errors import DiskFull
 from overnight.gpu import timeline
@@ -17,6 +15,10 @@ from overnight.gpu.device import Card
 from overnight.gpu.gauge import Gauge, gauge, holders, outsiders, said_mib
 from overnight.gpu.requests import Request
 from overnight.run import Run
+
+if TYPE_CHECKING:
+    from overnight.gpu.caps import Cap
+    from overnight.gpu.lease import Lease
 
 EVERY_S = 5.0
 LOOK_S = 0.1
@@ -26,26 +28,9 @@ CHANGE_MIB = 1.0  # of a holder's use that is worth telling the others
 FOREIGN_MIB = 64  # of programs outside that is worth asking for their names
 
 
-class Own(Protocol):
-    """What this process knows of its own use (caps.Cap). overhead_mib: the CUDA context, which only `use_mib` counts."""
-
-    @property
-    def overhead_mib(self) -> int: ...
-    def use_mib(self) -> float: ...
-    def peak_mib(self) -> float: ...
-
-
-class Held(Protocol):
-    """The lease that is held."""
-
-    @property
-    def mib(self) -> int: ...
-    def tell(self, **facts: Any) -> None: ...
-
-
 @contextmanager
 def watch(
-    run: Run, card: Card, lease: Held | None = None, own: Own | None = None, by: Gauge | None = None, end_s: float = END_S
+    run: Run, card: Card, lease: "Lease | None" = None, own: "Cap | None" = None, by: Gauge | None = None, end_s: float = END_S
 ) -> Iterator["Monitor"]:
     """Watch the machine, and with a lease the card, while the block runs.
 
@@ -74,7 +59,7 @@ class Monitor:
     """
 
     def __init__(
-        self, run: Run, card: Card, lease: Held | None, own: Own | None, by: Gauge | None = None, words_every: int = WORDS
+        self, run: Run, card: Card, lease: "Lease | None", own: "Cap | None", by: Gauge | None = None, words_every: int = WORDS
     ) -> None:
         self.run, self.card, self.lease, self.own, self.by = run, card, lease, own, by or gauge(card)
         self.done = threading.Event()
@@ -126,7 +111,7 @@ class Monitor:
         self.most = {name: max(value, self.most.get(name, 0.0)) for name, value in seen.items()}
         self._complain()
 
-    def _tell(self, lease: Held) -> float:
+    def _tell(self, lease: "Lease") -> float:
         """What this step has of the card, the context included; the most of it since the last look."""
         if self.own is None:
             return 0.0
@@ -180,7 +165,7 @@ class Monitor:
         found = {f"{prefix}_memory_usage_megabytes": used * 1.048576, f"{prefix}_memory_usage_percentage": 100 * used / self.card.total_mib}
         return found if load is None else {**found, f"{prefix}_utilization_percentage": load}
 
-    def _point(self, lease: Held) -> timeline.Point:
+    def _point(self, lease: "Lease") -> timeline.Point:
         held = holders(self.card)
         who: dict[str, Any] = next((r.who for r in held if r.pid == self._pid), {})
         names = [p.name for p in outsiders(self.card, held, self.by)] if self.most.get("foreign", 0) >= FOREIGN_MIB else []
@@ -219,12 +204,3 @@ class _Machine:
             "system/process_cpu_percentage": self._process.cpu_percent(),
             "system/process_memory_megabytes": self._process.memory_info().rss / 1e6,
         }
-
-
-def peaks() -> dict[str, Any]:
-    """The most memory this process ever held: its own on the host, and what torch reserved on the card (MiB)."""
-    found: dict[str, Any] = {"host_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "peak_mib": None}
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        found["peak_mib"] = torch.cuda.max_memory_reserved() / 2**20
-    return found

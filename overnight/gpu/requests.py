@@ -147,12 +147,18 @@ def tell(descriptor: int, who: dict[str, Any]) -> None:
         os.pwrite(descriptor, text.ljust(os.fstat(descriptor).st_size), 0)
 
 
-def content(path: Path) -> dict[str, Any]:
-    """What a request says of itself."""
+def content(path: Path | str) -> dict[str, Any]:
+    """What a request, or another file of a card's folder, says of itself; nothing when that is torn or gone."""
     try:
-        values = json.loads(path.read_text())
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return {}
+    try:
+        values = json.loads(os.read(descriptor, 1 << 16))
     except (OSError, ValueError):
         return {}
+    finally:
+        os.close(descriptor)
     return values if isinstance(values, dict) else {}
 
 

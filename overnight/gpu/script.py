@@ -4,21 +4,18 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from overnight.gpu.device import Card
+
+if TYPE_CHECKING:
+    from overnight.gpu.lease import Lease
 
 EVERY_S = 1.0
 
 
-class Held(Protocol):
-    """The lease that is held."""
-
-    def tell(self, **facts: Any) -> None: ...
-
-
 @contextmanager
-def talking(held: Held, card: Card, modules: Mapping[str, Any] = sys.modules, every_s: float = EVERY_S) -> Iterator[None]:
+def talking(held: "Lease", card: Card, modules: Mapping[str, Any] = sys.modules, every_s: float = EVERY_S) -> Iterator[None]:
     """While the block runs, tell the ledger what torch uses: what a lease does not use hides no other program then."""
     done = threading.Event()
 
@@ -35,7 +32,7 @@ def talking(held: Held, card: Card, modules: Mapping[str, Any] = sys.modules, ev
         thread.join()
 
 
-def say(held: Held, card: Card, modules: Mapping[str, Any]) -> None:
+def say(held: "Lease", card: Card, modules: Mapping[str, Any]) -> None:
     """Nothing, where the script does not use torch on this one card: then the whole lease counts as used."""
     cuda = getattr(modules.get("torch"), "cuda", None)
     if not getattr(cuda, "is_initialized", bool)() or cuda is None or cuda.device_count() != 1:

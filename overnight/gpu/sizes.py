@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from overnight.artifact import Artifact, DataSpec
 from overnight.errors import DoesNotFit, OvernightError
@@ -23,6 +23,7 @@ from overnight.gpu.device import Card
 from overnight.gpu.learned import Need
 
 if TYPE_CHECKING:
+    from overnight.child import Usage
     from overnight.step import Step
 
 ROUND_MIB = 64
@@ -50,31 +51,6 @@ class Amount:
     why: str
 
 
-class Used(Protocol):
-    """What learn() reads of a run that ended; child.Usage has it."""
-
-    @property
-    def asked_micro_batch(self) -> int | None: ...
-    @property
-    def micro_batch(self) -> int | None: ...
-    @property
-    def cap_mib(self) -> int: ...
-    @property
-    def peak_mib(self) -> float | None: ...
-    @property
-    def device_peak_mib(self) -> float | None: ...
-    @property
-    def foreign_peak_mib(self) -> float | None: ...
-    @property
-    def exclusive(self) -> bool: ...
-    @property
-    def met_cap(self) -> bool: ...
-    @property
-    def out_of_memory(self) -> bool: ...
-    @property
-    def outside(self) -> tuple[str, ...]: ...
-
-
 def ask(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, predict: Predict | None = None) -> Ask:
     """The micro-batch to start with, and the amount to lease for it.
 
@@ -94,7 +70,7 @@ def ask(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, predict: P
     return Ask(chosen.mib, chosen.size or None, question.exclusive(chosen.size), smaller, chosen.why)
 
 
-def learn(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, used: Used, finished: bool) -> None:
+def learn(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, used: "Usage", finished: bool) -> None:
     """Remember how a run ended. One that met its cap only raises the figure; only one that came through below it may lower it."""
     if not used.cap_mib or (card.virtual and not card.count):
         return
@@ -124,7 +100,7 @@ def _failed(first: int, last: int) -> list[int]:
     return found
 
 
-def _crowded(card: Card, used: Used) -> bool:
+def _crowded(card: Card, used: "Usage") -> bool:
     """Whether other programs took more than the card keeps for them: then the card was full, not the lease too small."""
     return not card.virtual and (used.foreign_peak_mib or 0) > card.total_mib - card.budget_mib
 
