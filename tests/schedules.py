@@ -5,10 +5,13 @@ from collections.abc import Iterator, Sequence
 from overnight.gpu.policy import Size, startable
 
 
-def starts(budget_mib: int, jobs: Sequence[tuple[float, float, Size]], backfill: bool = True) -> Iterator[tuple[int, float]]:
+def starts(
+    budget_mib: int, jobs: Sequence[tuple[float, float, Size]], backfill: bool = True, tickets: Sequence[float] = ()
+) -> Iterator[tuple[int, float]]:
     """Jobs of (arrival, duration, size) played through the policy: (job, its start), in the order of starts.
 
-    backfill: False is plain first come, first served; for tests and for the bench.
+    backfill: False is plain first come, first served; for tests and for the bench. tickets: the order in line, where it is not that of
+    the arrivals.
     """
     arrivals = sorted(range(len(jobs)), key=lambda j: jobs[j][0])
     queue, running, now = list[int](), list[tuple[float, int]](), 0.0
@@ -18,6 +21,7 @@ def starts(budget_mib: int, jobs: Sequence[tuple[float, float, Size]], backfill:
         running = [(end, j) for end, j in running if end > now]
         while arrivals and jobs[arrivals[0]][0] <= now:
             queue.append(arrivals.pop(0))
+        queue.sort(key=lambda j: tickets[j] if tickets else jobs[j][0])
         allowed = startable(budget_mib, 0, [jobs[j][2] for _, j in running], [jobs[j][2] for j in queue])
         if not backfill:
             allowed = [place for place, right in enumerate(allowed) if place == right]

@@ -86,6 +86,48 @@ def test_a_small_request_passes_the_head_of_the_line_only_where_it_does_no_harm(
     waiting.wait()
 
 
+def test_who_gave_back_stands_in_line_where_it_stood_before(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    first = ledger.acquire(900)
+    waiting = spawn(HOLD, tmp_path, 800)
+    while len(ledger.requests()) < 2:
+        time.sleep(0.01)
+    other = ledger.acquire(50)
+    first.release()
+    assert waiting.stdout.readline() == "held\n"
+    seen = []
+    with pytest.raises(Stopped):
+        ledger.acquire(
+            900, ticket=first.ticket, should_stop=lambda: bool(seen), on_wait=lambda _ahead, _taken: seen.extend(ledger.requests())
+        )
+    assert [r.ticket for r in seen if not r.holds] == [first.ticket]
+    last = spawn(HOLD, tmp_path, 1000)
+    while len(ledger.requests()) < 3:
+        time.sleep(0.01)
+    waiting.kill()
+    waiting.wait()
+    with ledger.acquire(900, ticket=first.ticket) as again:  # ahead of the last, who came after it
+        assert again.ticket == first.ticket
+        assert [r.pid for r in ledger.requests() if not r.holds] == [last.pid]
+    other.release()
+    assert last.stdout.readline() == "held\n"
+    last.kill()
+    last.wait()
+
+
+def test_a_ticket_that_is_still_in_use_takes_nothing_from_its_holder(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    with ledger.acquire(400) as first, ledger.acquire(400, ticket=first.ticket) as second:
+        assert (second.ticket, ledger.held_mib()) == (first.ticket + 1, 800)
+        assert waits(ledger, 201, ticket=first.ticket)
+    assert ledger.requests() == []
+
+
+def test_a_ticket_of_before_the_last_boot_is_none(tmp_path):
+    with Ledger(tmp_path, 1000).acquire(400, ticket=1 << 62) as grant:
+        assert grant.ticket < 1 << 62
+
+
 def test_an_exclusive_request_lets_nobody_run_beside_it(tmp_path):
     ledger = Ledger(tmp_path, 1000)
     with ledger.acquire(100):

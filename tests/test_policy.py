@@ -59,6 +59,31 @@ def test_nobody_starts_later_than_without_backfill(seed):
     assert all(ours[j] <= plain[j] + 1e-9 for j in plain)
 
 
+@pytest.mark.parametrize("seed", range(100))
+def test_from_the_return_of_one_with_its_old_ticket_on_nobody_starts_later_than_without_backfill(seed):
+    choose = random.Random(seed)
+    budget, jobs = choose.choice([6, 10, 20]), list[tuple[float, float, Size]]()
+    for _ in range(choose.randint(3, 10)):
+        jobs.append((10.0 * choose.random(), 20 * choose.random(), Size(choose.randint(1, budget))))
+    away, back = min(range(len(jobs)), key=lambda j: jobs[j][0]), 10.0 * choose.random()
+    before = dict(starts(budget, jobs))
+    # at its return the others that have begun hold on for what is left of them, those that have not stand in line, it ahead of them all
+    rest = [(0.0, 10 * choose.random(), jobs[away][2])]
+    running = [(0.0, s + d - back, size) for j, (_, d, size) in enumerate(jobs) if j != away and (s := before[j]) <= back < s + d]
+    waiting = [(max(0.0, a - back), d, size) for j, (a, d, size) in enumerate(jobs) if j != away and before[j] > back]
+    then = running + rest + waiting
+    tickets = [-2.0] * len(running) + [-1.0] + [jobs[j][0] for j in range(len(jobs)) if j != away and before[j] > back]
+    plain, ours = (dict(starts(budget, then, backfill, tickets)) for backfill in (False, True))
+    assert all(ours[j] == 0 for j in range(len(running)))
+    assert all(ours[j] <= plain[j] + 1e-9 for j in plain)
+
+
+def test_one_that_returns_with_its_old_ticket_is_ahead_of_all_that_came_after_it():
+    jobs = [(0.0, 4.0, Size(10)), (1.0, 4.0, Size(10)), (2.0, 4.0, Size(10)), (5.0, 4.0, Size(10))]
+    order = [job for job, _ in starts(10, jobs, tickets=[0.0, 1.0, 2.0, 0.5])]
+    assert order == [0, 1, 3, 2]
+
+
 def test_backfill_is_worth_something():
     jobs = [(0.0, 10.0, Size(8)), (1.0, 10.0, Size(8)), *((2.0, 1.0, Size(2)) for _ in range(10))]
     plain, ours = dict(starts(10, jobs, backfill=False)), dict(starts(10, jobs))

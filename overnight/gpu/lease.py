@@ -31,6 +31,11 @@ class Lease:
     wait_s: float
     grant: Grant
 
+    @property
+    def ticket(self) -> int:
+        """Its place in the order of all requests: who gives the card back for a while asks with it again, `lease(mib, ticket=...)`."""
+        return self.grant.ticket
+
     def tell(self, **facts: Any) -> None:
         """Say something of the holder that `overnight gpu` and other steps may read: use_mib, peak_mib."""
         self.grant.tell(**facts)
@@ -45,6 +50,7 @@ def lease(
     on_wait: OnWait | None = None,
     exclusive: bool = False,
     smaller: Sequence[int] = (),
+    ticket: int | None = None,
 ) -> Iterator[Lease]:
     """Hold `mib` of the card; waits in line for it, and says on stderr for whom unless `on_wait` does.
 
@@ -52,7 +58,7 @@ def lease(
 
     who: a step, which says itself what it uses; for a script that is done here.
     exclusive: let nobody run beside it; smaller: amounts (MiB) to be content with while other programs use the card, where the card's
-    policy is to shrink. What these programs use counts as held.
+    policy is to shrink. What these programs use counts as held. ticket: that of an own lease which was given back for a while.
     """
     card = card or find()
     mib = _whole(mib)
@@ -64,7 +70,7 @@ def lease(
     on_wait = on_wait or (lambda ahead, taken_mib: print(words.waiting(card, mib, ahead, taken_mib), file=sys.stderr))
     with (
         _holding(mib, exclusive, card),
-        Ledger(card.folder, card.budget_mib).acquire(mib, named, should_stop, on_wait, exclusive, taken, less) as grant,
+        Ledger(card.folder, card.budget_mib).acquire(mib, named, should_stop, on_wait, exclusive, taken, less, ticket) as grant,
     ):
         grant.tell(granted_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME))  # a clock that nobody sets
         held = Lease(card, grant.mib, time.monotonic() - began, grant)

@@ -57,16 +57,18 @@ class Ledger:
         exclusive: bool = False,
         taken: Callable[[], int] = lambda: 0,
         smaller: Sequence[int] = (),
+        ticket: int | None = None,
     ) -> "Grant":
         """Wait in line until `mib` are free, then hold them. Raises DoesNotFit at once when they never can be, Stopped when asked to.
 
         on_wait: called when the grant is not immediate, with those who hold or stand ahead and what other programs take (MiB), and once
         more when these begin or cease to take something. taken: MiB of the budget that programs use which know nothing of it. smaller:
         amounts to be content with, the largest first, while those programs leave no room for more even on an otherwise free card.
+        ticket: of an earlier grant of its own that was given back; it then stands in line where it stood before.
         """
         if not 0 < mib <= self.budget_mib:
             raise DoesNotFit(f"asked for {mib} {self.what}, and the whole budget is {self.budget_mib}")
-        place = _Place(self, Size(mib, exclusive), who or {}, taken, smaller)
+        place = _Place(self, Size(mib, exclusive), who or {}, taken, smaller, ticket)
         try:
             while not place.take():
                 if should_stop():
@@ -90,14 +92,17 @@ class Ledger:
 class _Place:
     """A place in line: a request that waits, and what its owner has seen of the others."""
 
-    def __init__(self, ledger: Ledger, size: Size, who: dict[str, Any], taken: Callable[[], int], smaller: Sequence[int]) -> None:
+    def __init__(
+        self, ledger: Ledger, size: Size, who: dict[str, Any], taken: Callable[[], int], smaller: Sequence[int], ticket: int | None
+    ) -> None:
         self.ledger, self.taken, self.smaller = ledger, taken, sorted(smaller, reverse=True)
         self.who = {"since": time.time(), "pid": os.getpid(), **who}
         self.taken_mib, self.told = 0, (False, False)
         self.seen: View | None = None
         self.looked = 0.0
         self.late: dict[str, float] = {}  # others that could start, and since when
-        ticket = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        ticket = now if ticket is None else min(ticket, now)  # one of before the last boot means nothing any more
         self.request = Request(ledger.folder, False, ticket, size.mib, os.getpid(), size.exclusive)
         self.descriptor = self._stand()
 
@@ -106,7 +111,7 @@ class _Place:
             try:
                 self.ledger.folder.mkdir(parents=True, exist_ok=True)
                 return requests.create(self.request, self.who)
-            except FileExistsError:  # another thread of this process came in the same nanosecond
+            except FileExistsError:  # another thread of this process came in the same nanosecond, or with the same old ticket
                 self.request = replace(self.request, ticket=self.request.ticket + 1)
             except FileNotFoundError:  # somebody removed the folder at this moment
                 continue
@@ -203,6 +208,8 @@ class _Place:
         if self.request.mib <= most or less is None:
             return False
         asks = replace(self.request, mib=less)
+        while requests.in_use(asks):
+            asks = replace(asks, ticket=asks.ticket + 1)
         with suppress(OSError):
             self.request.path.rename(asks.path)
             self.request = asks
@@ -232,6 +239,11 @@ class Grant:
     def __init__(self, request: Request, descriptor: int, who: dict[str, Any]) -> None:
         self.request, self.mib, self.who = request, request.mib, who
         self._descriptor, self._owner = descriptor, os.getpid()
+
+    @property
+    def ticket(self) -> int:
+        """Its place in the order of all requests, for one that gives back and asks again (`acquire(ticket=)`)."""
+        return self.request.ticket
 
     def tell(self, **facts: Any) -> None:
         """Say something of the holder that others may show: use_mib, peak_mib, step ..."""

@@ -127,17 +127,24 @@ def locked(path: Path) -> int:
 
 def create(request: Request, who: dict[str, Any]) -> int:
     """The file of a new request, locked before anybody can see it; its descriptor. Raises FileExistsError, OSError."""
-    hidden = request.folder / f".{request.path.name}"
+    hidden = request.folder / f".{request.path.name}"  # while it is there, no other thread makes one of this name
     descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         tell(descriptor, {"mib": request.mib, "pid": request.pid, "exclusive": request.exclusive, **who})
+        if in_use(request):
+            raise FileExistsError(errno.EEXIST, "another request of this process", str(request.path))
         hidden.rename(request.path)
     except BaseException:
         os.close(descriptor)
         _remove(hidden)
         raise
     return descriptor
+
+
+def in_use(request: Request) -> bool:
+    """Whether this process has a request of that name, one that waits or (looked for only then: the former becomes the latter) holds."""
+    return request.path.exists() or replace(request, holds=True).path.exists()
 
 
 def tell(descriptor: int, who: dict[str, Any]) -> None:

@@ -40,7 +40,7 @@ class Player:
     done: bool = False
 
     @classmethod
-    def start(cls, folder: Path, amounts: Sequence[int], settings: dict[str, float]) -> "Player":
+    def start(cls, folder: Path, amounts: Sequence[int], settings: dict[str, float], again: bool = False) -> "Player":
         go_read, go_write = os.pipe()
         say_read, say_write = os.pipe()
         pid = os.fork()
@@ -49,7 +49,7 @@ class Player:
             try:
                 os.close(go_write)
                 os.close(say_read)
-                _perform(folder, amounts, settings, go_read, say_write)
+                _perform(folder, amounts, settings, again, go_read, say_write)
                 code = 0
             except BaseException:
                 traceback.print_exc()
@@ -85,7 +85,8 @@ class Player:
             raise AssertionError(f"a player ended with status {status}")
 
 
-def _perform(folder: Path, amounts: Sequence[int], settings: dict[str, float], told: int, tells: int) -> None:
+def _perform(folder: Path, amounts: Sequence[int], settings: dict[str, float], again: bool, told: int, tells: int) -> None:
+    """again: ask for each amount but the first with the ticket of the one before."""
     for name, value in settings.items():
         setattr(ledger, name, value)
 
@@ -101,8 +102,10 @@ def _perform(folder: Path, amounts: Sequence[int], settings: dict[str, float], t
     book = ledger.Ledger(folder, BUDGET)
     os.read(told, 1)
     sys.settrace(trace)
+    ticket = None
     for mib in amounts:
-        grant = book.acquire(mib)
+        grant = book.acquire(mib, ticket=ticket)
+        ticket = grant.ticket if again else None
         os.write(tells, bytes([mib]))
         os.write(tells, b".")
         os.read(told, 1)
@@ -126,7 +129,7 @@ class Play:
         settings = {"POLL_S": 0.0, "LOOK_S": choose.choice([0.0, 0.02]), "PASSED_S": choose.choice([0.0, 0.0, 0.02])}
         least = choose.choice([2, BUDGET // 2 + 1])
         amounts = [[choose.randint(least, BUDGET) for _ in range(choose.randint(1, 3))] for _ in range(choose.choice([2, 2, 3, 4]))]
-        players = [Player.start(folder, wanted, settings) for wanted in amounts]
+        players = [Player.start(folder, wanted, settings, self.seed % 2 == 1) for wanted in amounts]
         try:
             self._direct(choose, folder, players)
             self._finish(players)
