@@ -17,7 +17,7 @@ from PIL import Image
 
 from overnight import services
 from overnight.gpu.ledger import Ledger
-from tests.test_services import OURS, free_port, make_checkout
+from tests.checkouts import living_in, make_checkout, until
 
 pytestmark = pytest.mark.services
 ENTRY = "kind: images\nreader: image_folder\n"
@@ -63,13 +63,8 @@ def home(tmp_path_factory):
     (root / "datasets" / "rows" / "rows.csv").write_text("a,b\n1,2\n3,4\n")
     (root / "configs" / "rows.yaml").write_text("flow: etl\ndata: rows\ntables: {fact: rows}\n")
     (root / "configs" / "long.yaml").write_text("flow: vision\ndata: made\ncnn: {epochs: 5000, batch: 16, width: 8, blocks: 1}\n")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in (*OURS, "OVERNIGHT_DATA"):
-            patch.delenv(name, raising=False)
-        patch.setenv("OVERNIGHT_ROOT", str(root))
-        patch.setenv("OVERNIGHT_MLFLOW_PORT", str(free_port()))
+    with living_in(root):
         yield root
-        services.down(force=True)
 
 
 def start(*words, **more):
@@ -85,14 +80,6 @@ def start(*words, **more):
 def run(*words, **more):
     process = start(*words, **more)
     return process.communicate(timeout=300)[0], process.returncode
-
-
-def until(condition, what, seconds=300):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f"waited {seconds} s for {what}"
-        time.sleep(0.1)
-    return found
 
 
 def mlflow_runs(root, experiment):

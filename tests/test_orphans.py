@@ -11,7 +11,7 @@ from overnight.services import runs
 from overnight.services.orphans import Orphans, flow_run_of
 from overnight.services.processes import Process
 from overnight.services.settings import log_file
-from tests.test_services import until
+from tests.checkouts import until
 
 FLOW = """
 import signal, sys, threading

@@ -3,17 +3,15 @@
 import http.client
 import json
 import os
-import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -24,28 +22,9 @@ from overnight import locks, services
 from overnight.errors import ServiceError
 from overnight.services import backup, catalogue, register, runs
 from overnight.services.settings import Settings, keep_file, log_file, read_state, supervisor_lock, users_folder
+from tests.checkouts import OURS, free_port, living_in, make_checkout, until
 
 pytestmark = pytest.mark.services
-REPOSITORY = Path(__file__).resolve().parent.parent
-OURS = ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE", "MLFLOW_TRACKING_URI", "OVERNIGHT_PREFECT_PORT", "OVERNIGHT_MLFLOW_PORT")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def make_checkout(folder: Path) -> Path:
-    """What services need of a checkout: the deployments, and where Prefect is."""
-    shutil.copy(REPOSITORY / "prefect.yaml", folder)
-    toml = (REPOSITORY / "prefect.toml").read_text()
-    assert ":4207/" in toml
-    (folder / "prefect.toml").write_text(toml.replace(":4207/", f":{free_port()}/"))
-    (folder / "configs").mkdir()
-    (folder / "configs" / "nightly.yaml").write_text("flow: nightly\n")
-    (folder / "configs" / "vision.yaml").write_text("flow: vision\n")
-    return folder
 
 
 def processes(root: Path) -> list[psutil.Process]:
@@ -63,14 +42,8 @@ def processes(root: Path) -> list[psutil.Process]:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    root = make_checkout(tmp_path_factory.mktemp("checkout"))
-    with pytest.MonkeyPatch.context() as patch:
-        for name in OURS:
-            patch.delenv(name, raising=False)
-        patch.setenv("OVERNIGHT_ROOT", str(root))
-        patch.setenv("OVERNIGHT_MLFLOW_PORT", str(free_port()))
+    with living_in(make_checkout(tmp_path_factory.mktemp("checkout"))) as root:
         yield root
-        services.down(force=True)
 
 
 @pytest.fixture(scope="module")
@@ -95,14 +68,6 @@ class Healthy(BaseHTTPRequestHandler):
 
 def rows() -> dict[str, services.Row]:
     return {r["service"]: r for r in services.status()}
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Wait for what has to come; a test that hangs here is killed by its own deadline."""
-    end = time.monotonic() + 300
-    while not true():
-        assert time.monotonic() < end, rows()
-        time.sleep(0.05)
 
 
 def prefect(path: str, body: object) -> list[dict]:

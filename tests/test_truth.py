@@ -17,7 +17,8 @@ from overnight.services import catalogue, owed, projection, runs
 from overnight.services.identity import Identity
 from overnight.services.processes import Process, boot
 from overnight.services.truth import Keeper
-from tests.test_services import OURS, free_port, make_checkout, prefect, until
+from tests.checkouts import living_in, make_checkout, until
+from tests.test_services import prefect
 
 pytestmark = pytest.mark.services
 
@@ -30,15 +31,9 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    root = make_checkout(tmp_path_factory.mktemp("checkout"))
-    with pytest.MonkeyPatch.context() as patch:
-        for name in OURS:
-            patch.delenv(name, raising=False)
-        patch.setenv("OVERNIGHT_ROOT", str(root))
-        patch.setenv("OVERNIGHT_MLFLOW_PORT", str(free_port()))
+    with living_in(make_checkout(tmp_path_factory.mktemp("checkout"))) as root:
         services.up()
         yield root
-        services.down(force=True)
 
 
 @pytest.fixture

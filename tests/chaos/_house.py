@@ -22,8 +22,8 @@ from overnight.services.identity import Identity
 from overnight.services.orphans import flow_run_of
 from overnight.services.settings import read_state, supervisor_lock
 from tests.chaos.case import ROOT
+from tests.checkouts import OURS, free_port, make_checkout
 from tests.test_end_to_end import ENTRY, stripes
-from tests.test_services import OURS, free_port, make_checkout
 
 BUDGET_MIB = 100  # a step of these flows asks for 64: a second one has to wait
 PATIENCE_S = 180.0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from overnight.gpu import context, device
+from overnight.gpu import context
 from overnight.gpu.device import Card
 from overnight.gpu.gauge import gauge
 from overnight.gpu.ledger import Ledger
@@ -19,15 +19,6 @@ from tests.leased import events, notes, result, start
 pytestmark = pytest.mark.gpu
 PATIENCE_S = 120
 SLACK_MIB = 16
-
-
-@pytest.fixture(autouse=True)
-def card(tmp_path, monkeypatch) -> Card:
-    """The first real card, with a ledger of its own. This process makes no context on it."""
-    if not device.real():
-        pytest.skip("there is no CUDA card here")
-    monkeypatch.setenv("OVERNIGHT_CARD_DIR", str(tmp_path / "cards"))
-    return device.find()
 
 
 class Pipes:

@@ -3,19 +3,9 @@
 import pytest
 
 from overnight.dataset import load_entry
-from overnight.gpu import device
 from overnight.run import RecordingRun
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def card():
-    import torch
-
-    if not torch.cuda.is_available():
-        pytest.skip("there is no CUDA card here")
-    return device.find()
 
 
 def test_the_card_is_real_and_keeps_a_reserve(card):

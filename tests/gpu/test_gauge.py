@@ -8,8 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from overnight.gpu import device, gauge, words
-from overnight.gpu.device import Card
+from overnight.gpu import gauge, words
 from overnight.gpu.lease import lease
 
 pytestmark = pytest.mark.gpu
@@ -22,15 +21,6 @@ torch.cuda.synchronize()
 print("there", flush=True)
 time.sleep(600)
 """
-
-
-@pytest.fixture(autouse=True)
-def card(tmp_path, monkeypatch) -> Card:
-    """The first real card, with a ledger of its own. This process makes no context on it."""
-    if not device.real():
-        pytest.skip("there is no CUDA card here")
-    monkeypatch.setenv("OVERNIGHT_CARD_DIR", str(tmp_path / "cards"))
-    return device.find()
 
 
 @contextmanager
