@@ -32,6 +32,8 @@ class Run(ABC):
     def __init__(self, folder: Path, seed: int = 0, device: str = "cpu", budget_mib: int | None = None) -> None:
         self.folder, self.seed, self.device, self.budget_mib = folder, seed, device, budget_mib
         self.should_stop: Callable[[], bool] = lambda: False
+        self.should_yield: Callable[[], str] = lambda: ""  # why to give the card back for a while
+        self.restarts = False  # whether somebody starts a fresh process when this one ends with GoesOn
         self.checkpoints: Path | None = None  # where trainings may keep theirs
         self.trainings = 0
         self.micro_batch: int | None = None  # what the last training used at the end
@@ -58,6 +60,9 @@ class Run(ABC):
         """A place for the checkpoints of the next training, the same in every attempt; None: nowhere."""
         self.trainings += 1
         return self.checkpoints and self.checkpoints / str(self.trainings - 1)
+
+    def sync(self) -> None:  # noqa: B027 - only what lies on a disk needs it
+        """What was logged is on the disk when this returns."""
 
     def param(self, name: str, value: object) -> None:
         """A fact that was decided while running (the engine chosen, the number of parameters)."""

@@ -1,8 +1,7 @@
 """Recipe: all that a method says about its training. train(): the one elastic loop that runs it."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Generic, Literal, TypeVar
 
 import torch
@@ -10,14 +9,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from overnight.config import Params, knob
-from overnight.errors import Diverged, DoesNotFit, Stopped
-from overnight.loop import divergence
-from overnight.loop.batches import Batch, Batches, count, rows, samples
+from overnight.errors import GoesOn
+from overnight.loop.batches import Batch, Batches, rows
 from overnight.loop.checkpoint import Keeper
-from overnight.loop.elastic import Elastic, Memory, Sums, too_large
-from overnight.loop.memory import KINDS, Slices, brief, evaluated, free, in_slices, is_out_of_memory
-from overnight.loop.precision import Precision
-from overnight.loop.state import Plan, State
+from overnight.loop.course import Course, StartOver
+from overnight.loop.elastic import Memory
+from overnight.loop.judging import evaluate
+from overnight.loop.memory import free, in_slices
+from overnight.loop.state import Plan, State, merged
 from overnight.run import Run
 
 __all__ = [
@@ -45,8 +44,12 @@ class TrainParams(Params):
     epochs: int = Field(10, ge=1)
     batch: int = Field(128, ge=1, description="samples an optimiser step sees, whatever the card holds at once")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    patience: int | None = Field(None, ge=1, description="epochs without a better score on val before it ends early; never when left out")
     micro_batch: int | None = knob(None, "samples on the card at once; the engine chooses when left out", ge=1)
     grow: bool = knob(False, "after out of memory, try the larger micro-batch again from time to time")
+    compile: Literal["auto", "on", "off"] = knob(
+        "auto", "compile the model; auto: on a CUDA card, when the training is long enough to pay for it"
+    )
     checkpoint_s: float = knob(45.0, "seconds between checkpoints, more where writing one is slow; 0: after every optimiser step", ge=0)
 
 
@@ -93,148 +96,37 @@ class Fitted:
 def train(recipe: Recipe[Data], run: Run, data: Data) -> Fitted:
     """Train on `data`, choosing the epoch by the score `recipe.best` on the split "val" (the last epoch without one).
 
-    Goes on from the run's checkpoint, if there is one. Out of memory costs a smaller micro-batch, never the training. Logs train/loss,
-    train/lr and train/samples_per_s (thinned), val/* per epoch, train/micro_batch. Raises DoesNotFit, Diverged, Stopped.
+    Goes on from the run's checkpoint, if there is one. Out of memory costs a smaller micro-batch, never the training. Where it computes on
+    a CUDA card, the engine chooses layout, fused optimiser, compiling, and where the data lie (a dict of tensors moves to the card when it
+    fits). Logs train/loss, train/lr (thinned), val/*, train/samples_per_s and train/tflops per epoch, train/micro_batch,
+    train/gflop_per_sample. Raises DoesNotFit, Diverged, Stopped, OutOfMemory where memory is paged silently, and GoesOn where a fresh
+    process is to go on: see errors.py.
     """
     params = recipe.params
     size = params.micro_batch or params.batch
     plan, keeper = Plan(Memory(size, size)), Keeper(run.checkpoint_folder(), params.checkpoint_s, run.log)
+    if (left := keeper.left()) is not None:
+        plan = merged(plan, left)
     while True:
         try:
-            return _epochs(recipe, run, data, plan, keeper)
-        except _StartOver as error:
-            plan, reason = error.plan, str(error)
+            return _fitted(run, Course(recipe, run, data, plan, keeper).through())
+        except StartOver as error:
+            plan, reason, fresh = error.plan, str(error), error.fresh and run.restarts and keeper.folder is not None
+        if fresh:
+            keeper.leave(asdict(plan))
+            raise GoesOn(f"goes on in a fresh process from the last checkpoint: {reason}")
         run.note(f"starts over at the last checkpoint: {reason}")
         run.told |= run.logged  # what is done again is not logged again
         free()
 
 
-def _epochs(recipe: Recipe[Data], run: Run, data: Data, plan: Plan, keeper: Keeper) -> Fitted:
-    """The loop, from the last checkpoint to the end."""
-    state = _begin(recipe, run, data, plan, keeper)
-    elastic = Elastic(recipe, run, state.model, state.precision, state.plan.memory)
-    watch, every, epochs = divergence.Watch(), max(1, state.total // 400), recipe.params.epochs
-    try:
-        while state.epoch < epochs:
-            state.model.train()
-            began, seen, text = time.perf_counter(), 0, f"epoch {state.epoch + 1}/{epochs}"
-            for batch in state.batches(data):
-                sums = elastic.gradients(batch)
-                watch.add(divergence.Place(state.done, state.epoch, state.index), sums)
-                due, read = keeper.due(), state.done % every == every - 1 or state.done + 1 == state.total
-                if read or due or watch.free:
-                    _check(watch, recipe, run, state, data)
-                _step(state, sums, elastic, batch)
-                seen += count(batch)
-                if read or elastic.changed():
-                    run.metrics({"train/loss": sums.mean(), "train/lr": state.rate, "train/micro_batch": elastic.memory.size}, state.done)
-                if due:
-                    keeper.save(state.identity(), state.write)
-                if read or run.should_stop():
-                    run.progress(state.done, state.total, text)
-            if seen:
-                run.metric("train/samples_per_s", seen / (time.perf_counter() - began), state.done)
-            scores = _evaluate(recipe, state, data, run)
-            run.metrics({f"val/{name}": value for name, value in scores.items()}, state.done)
-            state.close_epoch(scores)
-            run.progress(state.done, state.total, text)
-    except Stopped:
-        keeper.save(state.identity(), state.write)
-        raise
-    return _fitted(run, state, elastic)
-
-
-class _StartOver(Exception):
-    """Training goes back to its last checkpoint, by another plan."""
-
-    def __init__(self, reason: str, plan: Plan) -> None:
-        super().__init__(reason)
-        self.plan = plan
-
-
-def _begin(recipe: Recipe[Data], run: Run, data: Data, plan: Plan, keeper: Keeper) -> State[Data]:
-    """A training at its start, or where the last attempt's checkpoint was written."""
-    torch.manual_seed(run.seed)
-    state = State(recipe, run, data, plan)
-    run.param("parameters", sum(p.numel() for p in state.model.parameters()))
-    run.param("precision", state.precision.name)
-    found = keeper.newest(state.identity())
-    if found is not None:
-        state.read(found)
-        run.note(f"goes on after optimiser step {state.done} of {state.total}, epoch {state.epoch + 1}, batch {state.index}")
-    return state
-
-
-def _step(state: State[Data], sums: Sums, elastic: Elastic, batch: Batch) -> None:
-    """The optimiser's step. When memory runs out inside it, weights and moments are half new: nothing of them can be kept."""
-    try:
-        state.step(sums)
-    except KINDS as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = brief(error)
-    else:
-        return
-    elastic.shrink(batch, reason)
-    raise _StartOver(f"out of memory in the optimiser's step ({reason})", state.plan)
-
-
-def _check(watch: divergence.Watch, recipe: Recipe[Data], run: Run, state: State[Data], data: Data) -> None:
-    """Raises Diverged, with a report, when a loss since the last look was no number; or starts over where the recipe allows it."""
-    fault = watch.look()
-    if fault is None:
-        return
-    indices = samples(state.epoch_batches(data), fault.place.index) if fault.place.epoch == state.epoch else []
-    more = {"rate": state.rate, "micro_batch": state.plan.memory.size, "read_at_step": state.done + 1}
-    divergence.report(run, fault, state.model, indices, watch, more)
-    if recipe.rollback and state.plan.rate == 1.0:
-        raise _StartOver(f"{fault}; the learning rate is now times {recipe.rollback:g}", replace(state.plan, rate=recipe.rollback))
-    raise Diverged(f"{fault}; see divergence.json. Try a smaller learning rate, clipping (clip), or precision fp32 or bf16")
-
-
-def _fitted(run: Run, state: State[Data], elastic: Elastic) -> Fitted:
+def _fitted(run: Run, state: State[Data]) -> Fitted:
     """The best epoch's weights, back on the device."""
     assert state.best is not None  # epochs >= 1
     run.param("best_epoch", state.best.epoch)
-    run.param("micro_batch.used", elastic.memory.size)
     state.model.zero_grad(set_to_none=True)
     state.judged.load_state_dict(state.best.weights)
     return Fitted(state.judged.eval(), state.best.scores, state.best.epoch, state.history)
-
-
-def _evaluate(recipe: Recipe[Data], state: State[Data], data: Data, run: Run) -> Scores:
-    """The scores on "val"; what out of memory changed is told. Raises DoesNotFit."""
-    slices = state.plan.slices
-    before = slices.faults
-    try:
-        return evaluate(recipe, state.judged, data, "val", state.precision, slices)
-    except KINDS as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = brief(error)
-    finally:
-        run.out_of_memory += slices.faults - before
-        if slices.faults > before:
-            run.note(f"out of memory in the evaluation, {slices.faults - before} times: done again in slices of {slices.limit or 'all'}")
-    raise DoesNotFit("evaluation: " + too_large(slices.limit, slices.used, run.budget_mib, reason))
-
-
-def evaluate(
-    recipe: Recipe[Data], model: nn.Module, data: Data, split: str, precision: Precision | None = None, slices: Slices | None = None
-) -> Scores:
-    """The recipe's scores of a split, in eval mode and without gradients, in slices as small as the memory asks for."""
-    device = next(model.parameters()).device
-    cast = (precision or Precision(recipe.params.precision, device)).cast
-
-    def score() -> Scores:
-        with torch.inference_mode(), cast():
-            return recipe.evaluate(model, data, split)
-
-    was = model.training
-    model.eval()
-    scores = evaluated(score, slices or Slices())
-    model.train(was)
-    return scores
 
 
 def cosine(warmup: float = 0.05, floor: float = 0.0) -> Callable[[int, int], float]:

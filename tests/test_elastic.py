@@ -292,6 +292,12 @@ def test_a_card_that_counts_every_byte_is_never_overrun_and_the_losses_are_the_s
 
 
 def test_a_model_that_is_larger_than_the_card_does_not_fit(tmp_path, data):
-    with Counter(300_000) as card, pytest.raises(DoesNotFit, match="one sample at a time"):
+    with Counter(300_000) as card, pytest.raises(DoesNotFit, match="weights, their gradients and the optimiser's state do not fit"):
+        train(recipe(TrainParams(epochs=2, batch=64), net=Wide), RecordingRun(tmp_path), data)
+    assert card.refused() == 2  # the first failure may have been a stranger's
+
+
+def test_one_sample_that_is_larger_than_the_card_does_not_fit(tmp_path, data):
+    with Counter(400_000) as card, pytest.raises(DoesNotFit, match="one sample at a time"):
         train(recipe(TrainParams(epochs=2, batch=64), net=Wide), RecordingRun(tmp_path), data)
     assert card.refused() >= 7

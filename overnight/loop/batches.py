@@ -29,14 +29,33 @@ class Batches:
 
     def since(self, first: int) -> Iterator[Batch]:
         """The batches from number `first` on."""
-        for index in range(first, len(self.order)):
-            yield self.make(self.order[index], seeded(self.seed, index))
+        return map(self.at, range(first, len(self.order)))
+
+    def at(self, index: int) -> Batch:
+        """Batch number `index`, whatever was made before."""
+        return self.make(self.order[index], seeded(self.seed, index))
 
 
-def seeded(*numbers: int) -> torch.Generator:
+class Seeded(torch.Generator):
+    """A generator that tells what it was seeded with: for an epoch, the run's seed and the epoch's number."""
+
+    numbers: tuple[int, ...] = ()
+
+
+def seeded(*numbers: int) -> Seeded:
     """A generator for these numbers alone."""
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    generator = Seeded()
+    generator.manual_seed(int.from_bytes(digest, "little") >> 1)
+    generator.numbers = numbers
+    return generator
+
+
+def origin(generator: torch.Generator) -> tuple[int, int]:
+    """The run's seed and the epoch that this generator draws for; (its seed, 0) of a generator that is not the loop's."""
+    if isinstance(generator, Seeded) and len(generator.numbers) == 2:
+        return generator.numbers[0], generator.numbers[1]
+    return generator.initial_seed(), 0
 
 
 def since(batches: Iterable[Batch], first: int) -> Iterator[Batch]:

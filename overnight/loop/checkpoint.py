@@ -18,6 +18,7 @@ from typing import IO, Any
 from overnight.paths import shown
 
 KEPT = 2
+PLAN = "plan"
 SHARE = 0.02  # of the time that writing may cost
 Identity = dict[str, str]  # what a checkpoint is of: what differs here makes it useless
 
@@ -52,6 +53,22 @@ class Keeper:
                 return facts.with_suffix(".pt")
             self.log(f"checkpoint {shown(facts.with_suffix('.pt'))} is not used: {reason}")
         return None
+
+    def leave(self, plan: dict[str, Any]) -> None:
+        """A plan for the process that goes on from the newest state; forgotten with the next one, which holds it."""
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            part = self.folder / "part"
+            part.write_text(json.dumps(plan))
+            part.replace(self.folder / PLAN)
+
+    def left(self) -> dict[str, Any] | None:
+        """The plan that the process before left."""
+        try:
+            found = json.loads((self.folder / PLAN).read_text()) if self.folder else None
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
 
 
 def refused(facts: Path, identity: Identity) -> str:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from overnight.errors import DoesNotFit
 from overnight.loop.batches import Batch, count
+from overnight.loop.cost import Flops
+from overnight.loop.faster import FAILURES, Compiled
 from overnight.loop.memory import KINDS, Undo, brief, free, is_out_of_memory
 from overnight.loop.precision import Precision
 from overnight.run import Run
@@ -30,6 +32,7 @@ class Memory:
     good: int = 0  # optimiser steps since the last change
     patience: int = GROW_AFTER
     grown: bool = False
+    stuck: int = -1  # the optimiser step inside which memory ran out with the smallest size
 
     def done(self, grow: bool) -> None:
         """An optimiser step went well."""
@@ -82,18 +85,24 @@ class Elastic:
         self.parameters = list(model.parameters())
         self.undo = Undo(model, self.device)
         self.effects: list[str] | None = None  # what splitting changes; known after the first step
+        self.compiled = Compiled(model, recipe.params.compile, self.device)
+        self.gflop: float | None = None  # of one sample, forward and backward; known after the first micro-batch
+        self.spare: Callable[[], bool] = lambda: False  # gives back what of the card is held for speed alone
         self.told = 0  # the size that was logged last
         run.micro_batch = memory.size
 
     def gradients(self, batch: Batch) -> Sums:
         """The gradients of the summed loss of the whole batch, in .grad; raises DoesNotFit."""
         self.undo.mark()
-        sums = self.surviving(lambda: self._accumulate(batch), batch, self.undo.back)
+        sums = self.surviving(lambda: self._attempt(batch), batch, self.undo.back)
         if self.effects is None:
             self.effects = effects(self.model, self.recipe.couples, self.undo.drew())
             self.run.param("elastic", f"splitting a batch changes {', '.join(self.effects)}" if self.effects else "exact")
-        self.memory.done(self.recipe.params.grow)
         return sums
+
+    def stepped(self) -> None:
+        """The optimiser's step went well, too."""
+        self.memory.done(self.recipe.params.grow)
 
     def surviving(self, attempt: Callable[[], Sums], batch: Batch, undo: Callable[[], None]) -> Sums:
         """What the attempt gives, after as many smaller ones as it takes."""
@@ -108,15 +117,40 @@ class Elastic:
             undo()
             self.shrink(batch, reason)
 
+    def _attempt(self, batch: Batch) -> Sums:
+        """By the compiled model where there is one; where that fails for another reason than memory, by the plain one from now on."""
+        if self.compiled.call is None:
+            return self._accumulate(batch)
+        try:
+            with self.compiled.on():
+                return self._accumulate(batch)
+        except FAILURES as error:
+            if is_out_of_memory(error):
+                raise
+            reason = brief(error)
+        self.compiled.give_up(reason)
+        self.run.note(f"goes on without compiling: {reason}")
+        self.undo.back()
+        return self._accumulate(batch)
+
     def _accumulate(self, batch: Batch) -> Sums:
         sums = Sums()
         self._no_gradients()
         for part in self.recipe.split(batch, self.memory.size):
-            with self.precision.cast():
-                loss, counted = self.recipe.loss(self.model, {n: t.to(self.device, non_blocking=True) for n, t in part.items()})
-            self.precision.backward(loss)
-            sums.add(loss, counted)
+            if self.gflop is None:
+                with Flops() as flops:
+                    self._add(sums, part)
+                self.gflop = flops.total / count(part) / 1e9
+            else:
+                self._add(sums, part)
         return sums
+
+    def _add(self, sums: Sums, part: Batch) -> None:
+        """A micro-batch, forward and backward."""
+        with self.precision.cast():
+            loss, counted = self.recipe.loss(self.model, {n: t.to(self.device, non_blocking=True) for n, t in part.items()})
+        self.precision.backward(loss)
+        sums.add(loss, counted)
 
     def _no_gradients(self) -> None:
         for parameter in self.parameters:
@@ -125,6 +159,10 @@ class Elastic:
     def shrink(self, batch: Batch, reason: str) -> None:
         """Halve the micro-batch and say so; raises DoesNotFit when there is nothing left to halve."""
         self.run.out_of_memory += 1
+        if self.spare():
+            free()
+            self.run.note(f"out of memory: the data leave the card, micro-batch {self.memory.size} as before ({reason})")
+            return
         used = min(self.memory.size, count(batch))
         smaller = max(1, used // 2)
         cut = parts(self.recipe.split, batch, smaller) > parts(self.recipe.split, batch, used)

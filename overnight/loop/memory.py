@@ -13,6 +13,7 @@ from torch import Tensor, nn
 Result = TypeVar("Result")
 SLICE = 512  # samples of an evaluation, unless its author says otherwise
 KINDS = (torch.OutOfMemoryError, MemoryError, RuntimeError)  # what may be out of memory: libraries below torch raise the last
+FILL = 0.9  # of the lease that may be filled on purpose: at 95 % it would count as too small
 SIGNS = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "cannot allocate memory", "NOT_ENOUGH_MEMORY", "std::bad_alloc")
 
 
@@ -33,6 +34,13 @@ def free() -> None:
     gc.collect()
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
+
+
+def room_bytes(budget_mib: int | None, device: torch.device) -> float:
+    """What training leaves of the lease on a CUDA card, some of it kept back for steps that take more than those before."""
+    held = torch.cuda.memory_reserved(device)
+    bound = budget_mib << 20 if budget_mib else torch.cuda.mem_get_info(device)[0] + held
+    return FILL * bound - torch.cuda.max_memory_reserved(device)
 
 
 def random_state(device: torch.device) -> list[Tensor]:

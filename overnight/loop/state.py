@@ -4,7 +4,7 @@ import copy
 import hashlib
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from overnight.loop.batches import Batch, seeded, since
+from overnight.loop.ballast import ballast, is_counted
+from overnight.loop.batches import Batch, seeded
 from overnight.loop.checkpoint import Identity
 from overnight.loop.elastic import Memory, Sums
+from overnight.loop.faster import fuse, laid_out
 from overnight.loop.memory import Slices, random_state, set_random_state
 from overnight.loop.precision import Precision
 
@@ -51,15 +53,26 @@ class State(Generic[Data]):
         self.recipe, self.plan, self.seed = recipe, plan, run.seed
         self.device = torch.device(run.device)
         self.total = max(1, recipe.steps_per_epoch(data) * recipe.params.epochs)
-        self.model = recipe.build().to(self.device)
+        self.model = laid_out(recipe.build(), self.device)
         self.parameters = list(self.model.parameters())  # walking through the modules costs more than an optimiser's step of a small net
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval() if recipe.ema else None
-        self.optimiser = recipe.optimiser(self.model)
+        self.optimiser = self._optimiser()
         self.precision = Precision(recipe.params.precision, self.device)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda done: self.plan.rate * recipe.schedule(done, self.total))
         self.epoch = self.index = self.done = 0
         self.best: Best | None = None
         self.history = list[dict[str, float]]()
+        self.ballast = list[Tensor]()
+
+    def _optimiser(self) -> torch.optim.Optimizer:
+        made = self.recipe.optimiser(self.model)
+        fuse(made)
+        return made
+
+    def reserve(self) -> None:
+        """Hold room for the optimiser's state until it is made, where memory is bounded."""
+        if not self.optimiser.state and is_counted(self.device):
+            self.ballast = ballast(self._optimiser, self.parameters)
 
     @property
     def judged(self) -> nn.Module:
@@ -77,12 +90,9 @@ class State(Generic[Data]):
         batches = self.recipe.closing if self.recipe.closing and closing else self.recipe.batches
         return batches(data, seeded(self.seed, self.epoch))
 
-    def batches(self, data: Data) -> Iterator[Batch]:
-        """Those that are left of it."""
-        return since(self.epoch_batches(data), self.index)
-
     def step(self, sums: Sums) -> None:
         """The optimiser's step with the gradients that are there, and all that follows it."""
+        self.ballast.clear()
         self.precision.step(self.optimiser, self.parameters, sums.divisor, self.recipe.clip)
         self.schedule.step()
         if self.average is not None:
@@ -97,6 +107,13 @@ class State(Generic[Data]):
             weights = {key: tensor.detach().to("cpu", copy=True) for key, tensor in self.judged.state_dict().items()}
             self.best = Best(weights, scores, self.epoch + 1)
         self.epoch, self.index = self.epoch + 1, 0
+
+    def over(self) -> bool:
+        """Whether all epochs are done, or so many without a better score that the recipe has it end there."""
+        params, name = self.recipe.params, self.recipe.best
+        scores = [scores[name] for scores in self.history if name in scores]
+        idle = len(scores) - 1 - scores.index(max(scores)) if params.patience and scores else 0
+        return self.epoch >= params.epochs or (params.patience is not None and idle >= params.patience)
 
     def identity(self) -> Identity:
         """What must be the same for a checkpoint to be of use."""
@@ -144,7 +161,7 @@ class State(Generic[Data]):
 
 def merged(now: Plan, found: dict[str, Any]) -> Plan:
     """The plan of a checkpoint, where the one now in force is not smaller still."""
-    memory = now.memory if now.memory.size <= found["memory"]["size"] else Memory(**found["memory"] | {"largest": now.memory.largest})
+    memory = now.memory if now.memory.size < found["memory"]["size"] else Memory(**found["memory"] | {"largest": now.memory.largest})
     limits = [limit for limit in (now.slices.limit, found["slices"]["limit"]) if limit]
     return Plan(memory, min(now.rate, found["rate"]), Slices(min(limits, default=0)))
 

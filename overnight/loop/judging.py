@@ -1,0 +1,53 @@
+"""The evaluation of a model: in eval mode, without gradients, in slices as small as the memory asks for."""
+
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import nn
+
+from overnight.errors import DoesNotFit
+from overnight.loop.elastic import too_large
+from overnight.loop.memory import KINDS, Slices, brief, evaluated, is_out_of_memory
+from overnight.loop.precision import Precision
+from overnight.loop.state import State
+from overnight.run import Run
+
+if TYPE_CHECKING:
+    from overnight.training import Recipe, Scores
+
+Data = TypeVar("Data")
+
+
+def judge(recipe: "Recipe[Data]", state: State[Data], data: Data, run: Run) -> "Scores":
+    """The scores on "val"; what out of memory changed is told. Raises DoesNotFit."""
+    slices = state.plan.slices
+    before = slices.faults
+    try:
+        return evaluate(recipe, state.judged, data, "val", state.precision, slices)
+    except KINDS as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = brief(error)
+    finally:
+        run.out_of_memory += slices.faults - before
+        if slices.faults > before:
+            run.note(f"out of memory in the evaluation, {slices.faults - before} times: done again in slices of {slices.limit or 'all'}")
+    raise DoesNotFit("evaluation: " + too_large(slices.limit, slices.used, run.budget_mib, reason))
+
+
+def evaluate(
+    recipe: "Recipe[Data]", model: nn.Module, data: Data, split: str, precision: Precision | None = None, slices: Slices | None = None
+) -> "Scores":
+    """The recipe's scores of a split, in eval mode and without gradients, in slices as small as the memory asks for."""
+    device = next(model.parameters()).device
+    cast = (precision or Precision(recipe.params.precision, device)).cast
+
+    def score() -> "Scores":
+        with torch.inference_mode(), cast():
+            return recipe.evaluate(model, data, split)
+
+    was = model.training
+    model.eval()
+    scores = evaluated(score, slices or Slices())
+    model.train(was)
+    return scores
