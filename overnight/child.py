@@ -64,6 +64,9 @@ class Usage(Values):
     cap_mib: int = Field(0, description="what its allocator may hold: the lease without the context's share")
     overhead_mib: int = Field(0, description="of the lease, for the CUDA context")
     peak_mib: float | None = Field(None, description="the most its allocator held")
+    predicted_mib: float | None = Field(None, description="what its allocator was predicted to hold at most")
+    predicted_low_mib: float | None = None
+    predicted_high_mib: float | None = None
     device_peak_mib: float | None = Field(None, description="the most the whole card held above what it held at the grant")
     foreign_peak_mib: float | None = Field(None, description="the most other programs held meanwhile")
     host_peak_mib: float = 0.0

@@ -13,6 +13,7 @@ from overnight.artifact import Artifact
 from overnight.child import Result, Spec
 from overnight.display import memory
 from overnight.errors import OvernightError, Stopped
+from overnight.fit import apart
 from overnight.gpu import sizes
 from overnight.gpu.sizes import Ask
 from overnight.launch import new_folder, run_child, slot
@@ -104,6 +105,7 @@ class _Attempt:
         self.folder = new_folder(pending.label)
         self.traces = Traces(pending.label)
         self.number = 1
+        self.asked = Ask(0)
 
     def run(self) -> Result:
         """Wait for a place on the host, then run."""
@@ -128,7 +130,8 @@ class _Attempt:
         try:
             spec = self._spec()
             result = run_child(self.folder, spec, threads, self.chain.stop, self._event, self._log)
-            result = usage.for_the_card(result.model_copy(update={"asked_mib": spec.ask_mib}), self.chain.card)
+            foreseen = {"asked_mib": spec.ask_mib, **usage.of_prediction(self.asked)}
+            result = usage.for_the_card(result.model_copy(update=foreseen), self.chain.card)
         except OvernightError as error:
             result = Result(code=error.child_code, error=str(error))
         finally:
@@ -139,10 +142,10 @@ class _Attempt:
         """What of the card the step asks for. Raises DoesNotFit."""
         if not self.pending.step.gpu:
             return Ask(0)
-        what = self.pending.step, self.arguments, self.chain.card
-        asked = sizes.ask(*what, sizes.predictor(*what))
+        asked = apart.ask(self.pending.step, self.arguments, self.chain.card, self.chain.stop)
         for event in usage.of_asking(asked):
             self._event(event)
+        self.asked = asked
         return asked
 
     def _spec(self) -> Spec:

@@ -16,6 +16,7 @@ from overnight.dataset import Entry
 from overnight.run import Run
 
 if TYPE_CHECKING:
+    from overnight.fit.analytic import Formula
     from overnight.training import Recipe
 
 P = ParamSpec("P")
@@ -28,8 +29,8 @@ class Step(Generic[P, R]):
 
     gpu: holds a lease while its body runs; vram_mib: what to ask when nothing better is known (0: the whole budget); recipe: how it trains;
     outside: it takes memory of the card that neither torch nor RMM allocates, so that it runs alone until that has been measured.
-    spec(params, *given) -> shapes of what it hands on, peak(params, *given) -> (low, high) MiB of the card, both before it runs, None
-    where nobody knows; `given` are data set entries, and the shapes of upstream artifacts.
+    spec(params, *given) -> shapes of what it hands on, peak(params, *given) -> a Formula or (low, high) MiB of the card, both before it
+    runs, None where nobody knows; `given` are data set entries, and the shapes of upstream artifacts.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Step(Generic[P, R]):
         vram_mib: int = 0,
         outside: bool = False,
         spec: "Callable[..., DataSpec | None] | None" = None,
-        peak: "Callable[..., tuple[float, float] | None] | None" = None,
+        peak: "Callable[..., Formula | tuple[float, float] | None] | None" = None,
     ) -> None:
         self.body, self.gpu, self.recipe, self.vram_mib, self.outside = body, gpu, recipe, vram_mib, outside
         self.spec, self.peak = spec, peak
@@ -121,7 +122,7 @@ def step(
     vram_mib: int = 0,
     outside: bool = False,
     spec: "Callable[..., DataSpec | None] | None" = None,
-    peak: "Callable[..., tuple[float, float] | None] | None" = None,
+    peak: "Callable[..., Formula | tuple[float, float] | None] | None" = None,
 ) -> Callable[[Callable[Concatenate[Run, P], R]], Step[P, R]]: ...
 def step(body: Any = None, /, **values: Any) -> Any:
     """`@step` or `@step(gpu=True, recipe=..., vram_mib=...)`: the function becomes a task of a pipeline."""

@@ -13,6 +13,7 @@ from overnight.artifact import Artifact, DataSpec
 from overnight.config import Params, knob
 from overnight.encoder import Encoder, is_number
 from overnight.errors import DataError
+from overnight.fit import analytic
 from overnight.run import Run
 from overnight.step import step
 
@@ -43,7 +44,19 @@ class ClassifierParams(Params):
     cuml_from_rows: int = knob(1_000_000, "auto stays with scikit-learn below, since importing cuML alone takes seconds")
 
 
-@step(gpu=True, vram_mib=1024)
+def classifier_peak(params: ClassifierParams, table: DataSpec) -> analytic.Formula:
+    """Nothing of the card with scikit-learn, which small tables take; with cuML what its matrix and its solver need."""
+    if params.backend == "sklearn" or (params.backend == "auto" and 0 < table.rows < params.cuml_from_rows):
+        return analytic.Formula(why=f"scikit-learn on the processor (cuML from {params.cuml_from_rows:,} rows on)")
+    if not table.rows:
+        return analytic.Formula(
+            needs="cuml", unknown="the rows of its table are unknown: run join_tables once, or write them into the set's entry"
+        )
+    features = 2 * len(params.numeric) + params.levels * len(params.categorical)  # each number has a flag for what is missing
+    return analytic.fitted(table.rows, features, MOST_CLASSES, "cuml")
+
+
+@step(gpu=True, vram_mib=1024, peak=classifier_peak)
 def fit_classifier(run: Run, params: ClassifierParams, table: Artifact) -> Artifact:
     """A table -> logistic regression over scaled numbers and one-hot levels.
 

@@ -14,6 +14,7 @@ from overnight.imaging import opened, to_rgb
 
 SPLITS = ("train", "val", "test")
 GREY = 114  # of a letterbox's margins
+MANY_BOXES = 100  # on one image, where nobody counted: more than there are takes a little more memory, never less
 Scene = tuple[np.ndarray, np.ndarray, np.ndarray]  # uint8 (H, W, 3), float32 (n, 4), int64 (n,)
 SIZE = Field(192, multiple_of=32, ge=64, le=2048, description="px of the square canvas; the detector's coarsest stride divides it")
 
@@ -50,9 +51,10 @@ class ComposeParams(Params):
 
 
 def boxes_spec(params: SceneParams, data: Entry) -> DataSpec | None:
-    """What load_boxes will hand on, as far as the entry tells."""
+    """What load_boxes will hand on, as far as the entry tells; where it does not tell how many boxes an image has, many."""
     seen = data.expected
-    return seen.model_copy(update={"shape": (3, params.size, params.size)}) if seen.classes and seen.boxes else None
+    more = {"shape": (3, params.size, params.size), "boxes": seen.boxes or MANY_BOXES}
+    return seen.model_copy(update=more) if seen.classes else None
 
 
 @step(spec=boxes_spec)

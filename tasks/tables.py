@@ -56,12 +56,20 @@ class TableParams(Params):
     engine: rapids.Engine = knob("auto", "of Polars; gpu fails where there is none, auto does not")
 
 
-def tables_peak(_params: TableParams, data: Entry) -> tuple[float, float] | None:
-    """MiB of the card that the join takes, by the bytes of its tables."""
-    return analytic.joined(data)
+def tables_spec(params: TableParams, data: Entry) -> DataSpec | None:
+    """As many rows as the fact table has, if its entry says; what is dropped is not known before."""
+    rows = data.expected.counts.get(params.fact)
+    return DataSpec(rows=rows) if rows else None
 
 
-@step(gpu=True, vram_mib=2048, peak=tables_peak)
+def tables_peak(params: TableParams, data: Entry) -> analytic.Formula:
+    """What the join takes of the card, by the bytes of its tables."""
+    if params.engine in ("streaming", "in-memory"):
+        return analytic.Formula(why=f"engine: {params.engine} runs on the processor")
+    return analytic.joined(data, list(dict.fromkeys([params.fact, *(join.table for join in params.joins)])))
+
+
+@step(gpu=True, vram_mib=2048, spec=tables_spec, peak=tables_peak)
 def join_tables(run: Run, params: TableParams, data: Dataset) -> Artifact:
     """Named tables -> one typed Parquet file with the fact table's rows in their order, its profile in meta()["profile"].
 

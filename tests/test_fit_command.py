@@ -7,6 +7,7 @@ import pytest
 from overnight.cli import main
 from overnight.fit.analytic import joined
 from overnight.fit.outline import outline
+from overnight.gpu.device import Card
 from overnight.paths import configs
 
 
@@ -37,13 +38,13 @@ def test_the_engine_chooses_the_micro_batch_that_fits(capsys):
     code, rows = fit(capsys, "vision", *values, "--card", str(between))
     assert (code, rows["train_cnn"]["verdict"]) == (0, "fits")
     assert rows["train_cnn"]["micro_batch"] < 4096
-    assert f"micro_batch={rows['train_cnn']['micro_batch']}" in rows["train_cnn"]["changes"]
+    assert f"cnn.micro_batch={rows['train_cnn']['micro_batch']}" in rows["train_cnn"]["changes"]
 
 
 def test_what_nobody_knows_is_unknown(capsys):
     code, rows = fit(capsys, "graph")  # a graph that is made of a table that was perhaps never made
     known = rows["train_gnn"]["verdict"] != "unknown"
-    assert known or (code == 2 and "run the steps before it" in rows["train_gnn"]["why"])
+    assert known or (code == 2 and "link_rows: the shapes of what it makes are unknown: run it once" in rows["train_gnn"]["why"])
     assert rows["etl/join_tables"]["verdict"] == "fits"
 
 
@@ -63,8 +64,10 @@ def test_tables_of_unknown_size_have_no_figure(checkout, folder):
     from overnight.dataset import Entry
 
     values = {"name": "made", "kind": "table", "reader": "csv", "options": {"tables": {"a": {"file": "a.csv"}}}}
-    assert joined(Entry.model_validate(values | {"files": [{"path": "a.csv"}]})) is None
-    low, high = joined(Entry.model_validate(values | {"files": [{"path": "a.csv", "bytes": 2**20}]}))
-    assert 1 == low < high
+    unknown = joined(Entry.model_validate(values | {"files": [{"path": "a.csv"}]}))
+    assert "get the data" in unknown.unknown
+    assert unknown.none_of(Card(uuid="virtual", name="virtual", total_mib=8192, budget_mib=8192))
+    known = joined(Entry.model_validate(values | {"files": [{"path": "a.csv", "bytes": 2**20}]}))
+    assert 1 == known.low < known.high
     (folder / "b.csv.gz").write_bytes(bytes(1000))
-    assert joined(Entry.model_validate(values))[1] > 8 * 1000 / 2**20
+    assert joined(Entry.model_validate(values)).high > 8 * 1000 / 2**20

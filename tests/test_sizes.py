@@ -332,16 +332,18 @@ def test_a_prediction_is_made_once_for_each_micro_batch_and_version(tmp_path, ca
 
     def predict(_recipe, size, _card):
         made.append(size)
-        return (10.2, 20.7) if size > 1 else None
+        return (10.25, 20.5) if size > 1 else bands.Unknown("it reads a value")
 
     def asked(version):
         return [bands.remembered(predict, tmp_path / "step", version)(None, size, card) for size in (64, 6, 1)]
 
-    assert asked("v1") == [(10.2, 20.7), (10.2, 20.7), None]
+    band = bands.Band(10.25, 20.5, 20.5, 20.5)
+    assert asked("v1") == [band, band, None]
     (tmp_path / "step" / "band-v1-6-torn").touch()
-    assert asked("v1") == [(10, 21), (10, 21), None]
+    assert asked("v1") == [band, band, None]
     assert made == [64, 6, 1]
-    assert asked("v2") == [(10.2, 20.7), (10.2, 20.7), None]
+    assert bands.read(tmp_path / "step", "v1", 1) == bands.Unknown("it reads a value")
+    assert asked("v2") == [band, band, None]
     assert made == [64, 6, 1] * 2
     assert len(list((tmp_path / "step").iterdir())) == 3
 

@@ -12,6 +12,7 @@ from overnight.fit.events import Trace
 
 Target = Literal["cuda", "cpu"]
 MIB = 2**20
+VIRTUAL_MARGIN_MIB = 8.0
 _ONE_AT_A_TIME = threading.Lock()  # a trace changes operators of the whole process while it lasts
 
 
@@ -29,6 +30,11 @@ class Constants(Values):
     margin: float = 0.03  # of the reserved memory, added to the band's upper edge
     margin_mib: float = 32.0
     expandable: bool = True  # PYTORCH_ALLOC_CONF=expandable_segments:True, as the children of overnight have it
+
+    @classmethod
+    def of(cls, virtual: bool) -> "Constants":
+        """Of the allocator alone, as leases are sized. A virtual card counts live bytes: nothing is rounded, and no library takes more."""
+        return cls(context_mib=0.0, margin_mib=VIRTUAL_MARGIN_MIB) if virtual else cls(context_mib=0.0)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
-"""What would fit: the largest micro-batch, and the cheapest change that makes a step fit."""
+"""What would fit: the largest micro-batch, out of few traces."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
 from overnight.fit.events import Trace
@@ -60,14 +59,6 @@ class Scaled:
         return next((p for p in map(self.exact, near[:2]) if p.verdict(budget_mib) == "fits"), None)
 
 
-@dataclass(frozen=True)
-class Change:
-    """Something to write into the config, and what the step takes then."""
-
-    what: str
-    prediction: Prediction
-
-
 def largest(peak: Peak, budget_mib: float, most: int, start: int) -> Prediction | None:
     """The prediction of the largest micro-batch up to `most` that fits, None when not even one sample does.
 
@@ -97,14 +88,3 @@ def _line(one: Prediction, other: Prediction, budget_mib: float) -> int:
         return one.micro_batch
     slope = (one.needed_mib - other.needed_mib) / (one.micro_batch - other.micro_batch)
     return 2**31 if slope <= 0 else max(1, int(other.micro_batch + (budget_mib - other.needed_mib) / slope))
-
-
-def changes(scaled: Scaled, budget_mib: float, micro: int, fitting: Prediction | None) -> list[Change]:
-    """What would make it fit, the cheapest first: a smaller micro-batch changes no result, a lower precision hardly any."""
-    found = list[Change]()
-    if fitting is not None and fitting.micro_batch < micro:
-        found.append(Change(f"micro_batch={fitting.micro_batch}", fitting))
-    if getattr(scaled.recipe.params, "precision", None) == "fp32":
-        lower = replace(scaled.recipe, params=scaled.recipe.params.model_copy(update={"precision": "bf16"}))
-        found.append(Change("precision=bf16", Scaled(lower, scaled.target, scaled.data_mib, scaled.constants).exact(micro)))
-    return [change for change in found if change.prediction.verdict(budget_mib) == "fits"]

@@ -1,21 +1,27 @@
 """`overnight fit`: what every step of a config would take of a card, and what would fit."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from overnight.artifact import DataSpec
-from overnight.config import Params
-from overnight.errors import BadInput
+from overnight.errors import ConfigError, OvernightError
+from overnight.fit.analytic import Formula
 from overnight.fit.outline import Foreseen, outline
-from overnight.gpu.device import RESERVE_MIB, Card
+from overnight.gpu import families
+from overnight.gpu.bands import Band
+from overnight.gpu.device import RESERVE_MIB, Card, find
 
 if TYPE_CHECKING:
     from overnight.fit.prediction import Prediction
+    from overnight.fit.search import Scaled
 
 ROUND_MIB = 64  # leases are multiples of it
+MOST_GB = 1024
+MISTAKES = (OvernightError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # of a recipe, of a formula
 
 
 @dataclass(frozen=True)
@@ -32,23 +38,32 @@ class Judged:
     largest_micro_batch: int | None = None
     parts: dict[str, float] = field(default_factory=dict)
     peak: str = ""  # phase and operator
-    changes: dict[str, float] = field(default_factory=dict)  # what to write into the config -> MiB
+    changes: dict[str, float] = field(default_factory=dict)  # what to write into the config -> MiB, the cheapest first
+    history: str = ""  # how far predictions of its family were off
+    host_mib: float = 0.0  # of the machine's own memory, where a formula tells it
     why: str = ""
 
 
 def show(path: Path, overrides: Sequence[str], card: Card, as_json: bool) -> int:
     """Print the table; 3 when a step does not fit, 2 when nobody knows of one, else 0."""
-    rows = [judged(step, card) for step in outline(path, overrides) if step.step.gpu]
+    rows = [judged(step, card) for step in outline(path, overrides)]
     if as_json:
         print(json.dumps({"card": card.model_dump(), "steps": [asdict(row) for row in rows]}, indent=1))
     else:
-        _print(rows, card)
+        from overnight.fit.page import printed
+
+        printed(rows, card)
     verdicts = {row.verdict for row in rows}
     return 3 if "does not fit" in verdicts else 2 if "unknown" in verdicts else 0
 
 
 def of_size(gib: float) -> Card:
-    """A card that is not here: what other programs need is kept back, as on a real one."""
+    """A card that is not here: what other programs need is kept back, as on a real one. Raises ConfigError."""
+    least = RESERVE_MIB / 1024
+    if not (math.isfinite(gib) and least < gib <= MOST_GB):
+        raise ConfigError(
+            f"--card {gib:g}: give the memory of a card in GB, more than the {least:g} kept for other programs, at most {MOST_GB}"
+        )
     total = round(gib * 1024)
     return Card(uuid="virtual", name=f"a card of {gib:g} GB", total_mib=total, budget_mib=total - RESERVE_MIB)
 
@@ -58,20 +73,25 @@ def judged(step: Foreseen, card: Card) -> Judged:
     try:
         if step.step.recipe is not None:
             return _by_trace(step, card)
-        if step.step.peak is not None and None not in step.given:
+        if step.step.peak is not None:
             return _by_formula(step, card)
-    except BadInput as error:
-        return Judged(step.label, "unknown", why=str(error))
-    return Judged(step.label, "unknown", why=f"nothing to predict it by; it asks for the {step.step.vram_mib} MiB that it declares")
+    except MISTAKES as error:
+        what = str(error) if isinstance(error, OvernightError) else f"it cannot be built for its data: {type(error).__name__}: {error}"
+        return Judged(step.label, "unknown", why=what)
+    if not step.step.gpu:
+        return Judged(step.label, "fits", why="runs on the processor: nothing of the card")
+    why = f"nothing to predict it by; it asks for the {step.step.vram_mib or card.budget_mib} MiB that it declares, then for what it took"
+    return Judged(step.label, "unknown", why=why)
 
 
 def _by_trace(step: Foreseen, card: Card) -> Judged:
+    from overnight.fit.changes import changes
     from overnight.fit.prediction import Constants
-    from overnight.fit.search import Scaled, changes
+    from overnight.fit.search import Scaled
 
-    spec = next((given for given in step.given if isinstance(given, DataSpec)), None)
+    spec = step.shapes
     if spec is None or step.step.recipe is None:
-        return Judged(step.label, "unknown", why="shapes of its data are unknown: run the steps before it once, or describe the set")
+        return Judged(step.label, "unknown", why=step.missing)
     recipe = step.step.recipe(step.params, spec)
     micro = recipe.params.micro_batch or recipe.params.batch
     scaled = Scaled(recipe, "cuda", 0.0, Constants(context_mib=_context(card)))
@@ -80,26 +100,46 @@ def _by_trace(step: Foreseen, card: Card) -> Judged:
         return Judged(step.label, "unknown", why=found.unknown)
     best = scaled.largest(card.budget_mib) if recipe.split.__name__ == "rows" else None
     if found.verdict(card.budget_mib) == "fits":
-        return _row(step.label, found, "fits", best, card)
-    ways = {c.what: round(c.prediction.mib) for c in changes(scaled, card.budget_mib, micro, best)}
-    if best is not None and _chosen(step.params):  # the engine chooses the micro-batch
-        return replace(_row(step.label, best, "fits", best, card), changes=dict(ways))
-    return replace(_row(step.label, found, "does not fit", best, card), changes=dict(ways))
+        return _row(step, found, "fits", best, card)
+    ways = {c.what: round(c.prediction.mib) for c in changes(step, spec, scaled, card.budget_mib, micro, best)}
+    if best is not None and getattr(step.params, "micro_batch", 0) is None:  # the engine chooses it
+        return replace(_row(step, best, "fits", best, card), changes=dict(ways))
+    why = "" if ways else f"none of its own settings makes it fit {_short(scaled, card)}"
+    return replace(_row(step, found, "does not fit", best, card), changes=dict(ways), why=why)
 
 
-def _row(label: str, found: "Prediction", verdict: str, best: "Prediction | None", card: Card) -> Judged:
+def _short(scaled: "Scaled", card: Card) -> str:
+    """What it takes at the least."""
+    least = scaled.exact(1) if scaled.recipe.split.__name__ == "rows" else scaled.exact(scaled.recipe.params.batch)
+    return f"(it takes {least.needed_mib:,.0f} MiB at the least, of {card.budget_mib:,})"
+
+
+def _row(step: Foreseen, found: "Prediction", verdict: str, best: "Prediction | None", card: Card) -> Judged:
+    low, high, history = _edges(step, found, card)
     return Judged(
-        step=label,
+        step=step.label,
         verdict=verdict,
         mib=round(found.mib, 1),
-        low_mib=round(found.low_mib, 1),
-        high_mib=round(found.high_mib, 1),
-        lease_mib=min(_rounded(found.high_mib), card.budget_mib),
+        low_mib=round(low, 1),
+        high_mib=round(high, 1),
+        lease_mib=min(_rounded(high), card.budget_mib),
         micro_batch=found.micro_batch if best else None,
         largest_micro_batch=best.micro_batch if best else None,
         parts={kind: round(mib, 1) for kind, mib in found.parts.items()},
         peak=f"{found.phase}, {found.operator}",
+        history=history,
     )
+
+
+def _edges(step: Foreseen, found: "Prediction", card: Card) -> tuple[float, float, str]:
+    """The band as what was measured of the family moves it, and that in words; what a processor measured moves none of a card's."""
+    measured_on = card if not card.virtual else find()
+    context = found.parts.get("context", 0.0)
+    seen = families.errors(measured_on, families.name(step.step, step.params))
+    band = Band(*(mib - context for mib in (found.low_mib, found.high_mib, found.mib, found.needed_mib)))
+    moved = band if measured_on.virtual else families.moved(band, seen)
+    told = families.told(band.mid, seen)
+    return moved.low + context, moved.high + context, f"on the processor: {told}" if measured_on.virtual and seen else told
 
 
 def _rounded(mib: float) -> int:
@@ -107,53 +147,28 @@ def _rounded(mib: float) -> int:
 
 
 def _by_formula(step: Foreseen, card: Card) -> Judged:
-    band = step.step.peak(step.params, *step.given) if step.step.peak else None
-    if band is None:
-        return Judged(step.label, "unknown", why="the size of its tables is unknown: get the data, or write `bytes` into the set's entry")
-    low, high = (mib + _context(card) for mib in band)
-    verdict = "fits" if high <= card.budget_mib else "does not fit"
+    given = [g if g is not None else DataSpec() for g in step.given]
+    found = Formula.of(step.step.peak(step.params, *given)) if step.step.peak else None
+    if found is None or found.unknown:
+        return Judged(step.label, "unknown", why=found.unknown if found else step.missing)
+    if not found.high:
+        return Judged(step.label, "fits", host_mib=round(found.host_mib, 1), why=found.why or "runs on the processor: nothing of the card")
+    context = _context(card)
+    low, high = found.low + context, found.high + context
+    without = f"; without {found.needs} it runs on the processor and takes nothing" if found.needs else ""
     return Judged(
-        step.label,
-        verdict,
-        round(high, 1),
-        round(low, 1),
-        round(high, 1),
-        _rounded(high),
-        parts={"context": _context(card), "data": round(band[1], 1)},
+        step=step.label,
+        verdict="fits" if high <= card.budget_mib else "does not fit",
+        mib=round(high, 1),
+        low_mib=round(low, 1),
+        high_mib=round(high, 1),
+        lease_mib=min(_rounded(high), card.budget_mib),
+        parts={"context": context, **{kind: round(mib, 1) for kind, mib in found.parts.items()}},
+        why=f"{found.why}{without}",
     )
-
-
-def _chosen(params: Any) -> bool:
-    return isinstance(params, Params) and getattr(params, "micro_batch", 0) is None
 
 
 def _context(card: Card) -> float:
     from overnight.gpu.context import UNMEASURED_MIB, overhead
 
     return float(UNMEASURED_MIB if card.virtual else overhead(card))
-
-
-def _print(rows: Sequence[Judged], card: Card) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console, table = Console(), Table(box=None, pad_edge=False, header_style="bold dim")
-    console.print(f"{card.name}: {card.budget_mib} of {card.total_mib} MiB may be granted", highlight=False)
-    for name in ("step", "predicted", "band", "lease", "micro-batch", "largest", "verdict"):
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        numbers = [f"{row.mib:,.0f} MiB", f"{row.low_mib:,.0f}-{row.high_mib:,.0f}", f"{row.lease_mib:,}"] if row.mib else [""] * 3
-        sizes = ["" if n is None else f"{n:,}" for n in (row.micro_batch, row.largest_micro_batch)]
-        table.add_row(row.step, *numbers, *sizes, row.verdict)
-    console.print(table, highlight=False)
-    for row in rows:
-        console.print(f"{row.step}: {_explained(row)}", highlight=False, markup=False)
-
-
-def _explained(row: Judged) -> str:
-    """What the peak is made of, when it is, and what would make it fit; or why nobody knows."""
-    if row.verdict == "unknown":
-        return row.why
-    made = ", ".join(f"{kind} {mib:,.0f}" for kind, mib in sorted(row.parts.items(), key=lambda part: -part[1]) if mib >= 1)
-    ways = "; ".join(f"{what} takes {mib:,.0f} MiB" for what, mib in row.changes.items())
-    return f"{made}{f' (in {row.peak})' if row.peak else ''}{f'. {ways}' if ways else ''}"

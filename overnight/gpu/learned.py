@@ -31,6 +31,7 @@ MARGIN = 1 / 8  # above a peak, so that an equal run stays below 95 % of its cap
 LEAST_MARGIN_MIB = 64
 RAISE, DOUBLE = 1.25, 2.0  # of a cap that was met; the second until a run has come through since
 WORTH = 0.97  # of the largest cap there is: with one above that, which was met, it is not tried again
+MOST_MIB = 10**8  # as many digits as a name has room for
 MOST_STEPS = 1000  # fingerprints that are kept
 _NAME = re.compile(rf"([0-9]{{1,15}})-([0-9]{{1,9}})-({'|'.join(KINDS)})-([0-9]{{1,8}})")
 
@@ -52,16 +53,25 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Need:
-    """What the allocator needs (MiB): at least `least`, that is known; `wanted` is enough if `sure`, else a guess. met: the cap it met."""
+    """What the allocator needs (MiB): at least `least`, that is known; `wanted` is enough if `sure`, else a guess. met: the cap it met.
+
+    likely: a cap that will probably do, with less to spare than `wanted`; 0 where there is no such figure.
+    """
 
     least: int
     wanted: int
     sure: bool = False
     met: int = 0
+    likely: int = 0
 
     def fits(self, room_mib: int) -> bool | None:
         """Whether a cap of `room_mib` is worth a try. None: only if nothing smaller can be had."""
-        if self.wanted <= room_mib or (self.sure and self.least < NEAR_SHARE * room_mib) or (self.met and self.met <= WORTH * room_mib):
+        if (
+            self.wanted <= room_mib
+            or 0 < self.likely <= room_mib
+            or (self.sure and self.least < NEAR_SHARE * room_mib)
+            or (self.met and self.met <= WORTH * room_mib)
+        ):
             return self.least <= room_mib
         return None if self.least <= room_mib else False
 
@@ -77,7 +87,9 @@ def read(folder: Path) -> list[Outcome]:
 
 
 def add(folder: Path, size: int, kind: str, mib: float) -> None:
-    """Note an outcome. Where that cannot be (a full disk, a folder that may not be written) nothing is learned."""
+    """Note an outcome. Where that cannot be (a full disk, a folder that may not be written, no figure) nothing is learned."""
+    if not 0 <= mib < MOST_MIB or size < 0:  # NaN is neither
+        return
     known = read(folder)
     new = Outcome(known[-1].number + 1 if known else 1, size, kind, math.ceil(mib))
     with suppress(OSError):
@@ -128,6 +140,13 @@ def _met(one: Outcome, clean: Sequence[Outcome]) -> Need:
     if since and max(since) >= least:
         return Need(max(since), with_margin(max(since)), sure=True)
     return Need(least, math.ceil(one.mib * (DOUBLE if one.kind == OOM and not since else RAISE)) + 1, met=one.mib)
+
+
+def peak(outcomes: Sequence[Outcome], size: int) -> int | None:
+    """The largest peak that the last clean runs of a micro-batch had, unless a cap was met since, which says that it needs more."""
+    mine = [o for o in outcomes if o.size == size and o.kind in (CLEAN, NEAR, OOM)]
+    met = max((o.number for o in mine if o.kind != CLEAN), default=0)
+    return max([o.mib for o in mine if o.kind == CLEAN and o.number > met][-LAST:], default=None)
 
 
 def device_mib(outcomes: Sequence[Outcome], size: int) -> int | None:

@@ -1,23 +1,25 @@
 """How much of the card a step asks for, and with which micro-batch: what it needed before, else what is predicted, else what it declares.
 
-The amount of a micro-batch is what it was measured to need (learned.py) and the CUDA context; without a measurement the upper edge of the
-prediction and the context; without one the step's own `vram_mib`, of which a quarter is taken to be the same for every micro-batch and
-the rest to be in proportion to it, as with other micro-batches where those have run. The largest divisor of the effective batch whose
-amount is within the budget is chosen. Where none is, and micro-batch 1 is not known to be too large, the smallest gets the whole budget.
+The amount of a micro-batch is what it was measured to need (learned.py) and the CUDA context; without a measurement the prediction and the
+context: as other micro-batches that ran have corrected it (bands.py), else its upper edge, as its family has moved it (families.py);
+without one the step's own `vram_mib`, of which a quarter is taken to be the same for every micro-batch and the rest to be in proportion to
+it, as with other micro-batches where those have run. The largest divisor of the effective batch whose amount is within the budget is
+chosen. Where none is, and micro-batch 1 is not known to be too large, the smallest gets the whole budget.
 """
 
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overnight.artifact import Artifact, DataSpec
 from overnight.errors import DoesNotFit, OvernightError
-from overnight.gpu import bands, learned
-from overnight.gpu.bands import Predict
+from overnight.fit.analytic import Formula
+from overnight.gpu import bands, families, learned
+from overnight.gpu.bands import Band, Predict
 from overnight.gpu.context import overhead
 from overnight.gpu.device import Card
 from overnight.gpu.learned import Need
@@ -39,6 +41,8 @@ class Ask:
     exclusive: bool = False
     smaller: tuple[tuple[int, int], ...] = ()
     why: str = ""
+    predicted: Band | None = field(default=None, compare=False)  # of the micro-batch, before anything corrected it
+    note: str = field(default="", compare=False)  # what a person should know of the prediction
 
 
 @dataclass(frozen=True)
@@ -67,14 +71,14 @@ def ask(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, predict: P
         raise DoesNotFit(question.refusal(amounts[-1]))
     below = [n for n in question.sizes if n < chosen.size] if card.policy == "shrink" else []
     smaller = _descending(chosen.mib, [question.amount(size) for size in below])
-    return Ask(chosen.mib, chosen.size or None, question.exclusive(chosen.size), smaller, chosen.why)
+    return Ask(chosen.mib, chosen.size or None, question.exclusive(chosen.size), smaller, chosen.why, question.band(chosen.size))
 
 
 def learn(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, used: "Usage", finished: bool) -> None:
     """Remember how a run ended. One that met its cap only raises the figure; only one that came through below it may lower it."""
     if not used.cap_mib or (card.virtual and not card.count):
         return
-    folder, first = _folder(step, arguments, card), used.asked_micro_batch or 0
+    folder, first = folder_of(step, arguments, card), used.asked_micro_batch or 0
     last = (used.micro_batch or first) if first else 0
     filled = used.peak_mib is not None and used.peak_mib >= learned.NEAR_SHARE * used.cap_mib
     if used.out_of_memory:
@@ -86,6 +90,7 @@ def learn(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, used: "U
         learned.add(folder, last, learned.NEAR, used.cap_mib)
     elif finished and used.peak_mib is not None:
         learned.add(folder, last, learned.CLEAN, used.peak_mib)
+        _tell_family(step, arguments, card, last, used.peak_mib)
     if step.outside or used.outside:
         learned.add(folder, first, learned.OUTSIDE, 0)
         if finished and used.exclusive and used.device_peak_mib:
@@ -105,9 +110,12 @@ def _crowded(card: Card, used: "Usage") -> bool:
     return not card.virtual and (used.foreign_peak_mib or 0) > card.total_mib - card.budget_mib
 
 
-def predictor(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card) -> Predict | None:
-    """What overnight.fit predicts of the step, where it is there."""
-    return bands.predictor(_folder(step, arguments, card))
+def _tell_family(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, size: int, peak_mib: float) -> None:
+    """How far the prediction was off, for those that are made of the same family."""
+    params = arguments[0] if arguments else None
+    band = bands.read(folder_of(step, arguments, card), bands.version(), size or max(int(getattr(params, "batch", 1)), 1))
+    if isinstance(band, Band):
+        families.add(card, families.name(step, params), band.mid, peak_mib)
 
 
 class _Question:
@@ -118,7 +126,7 @@ class _Question:
         self.params: Any = arguments[0] if arguments else None
         self.batch = getattr(self.params, "batch", 0) if hasattr(self.params, "micro_batch") else 0
         self.overhead_mib = overhead(card)
-        self.outcomes = learned.read(_folder(step, arguments, card))
+        self.outcomes = learned.read(folder_of(step, arguments, card))
 
     @cached_property
     def recipe(self) -> Any:
@@ -145,8 +153,10 @@ class _Question:
         return bool(getattr(self.params, "exclusive", False)) or (outside and learned.device_mib(self.outcomes, size) is None)
 
     def amount(self, size: int) -> Amount:
-        """By measurement, else by prediction, else by declaration."""
-        found = self._learned(size) or self._predicted(size) or self._declared(size)
+        """By measurement, else by prediction (a trace, a formula), else by declaration."""
+        if nothing := self._nothing(size):
+            return nothing
+        found = self._learned(size) or self._predicted(size) or self._formula(size) or self._declared(size)
         device = learned.device_mib(self.outcomes, size)
         if device is None or found.mib >= learned.with_margin(device):
             return found
@@ -157,11 +167,45 @@ class _Question:
         need = learned.need(self.outcomes, size)
         return self._sized(size, need, f"learned: it needs {need.least:,} MiB{'' if need.sure else ' or more'}") if need else None
 
+    def band(self, size: int) -> Band | None:
+        """What is predicted of a micro-batch, before any measurement."""
+        found = self.predict(self.recipe, size or max(self.batch, 1), self.card) if self.predict and self.recipe else None
+        return Band.of(found) if found else None
+
     def _predicted(self, size: int) -> Amount | None:
-        band = self.predict(self.recipe, size or max(self.batch, 1), self.card) if self.predict and self.recipe else None
+        band = self.band(size)
         if band is None:
             return None
-        return self._sized(size, Need(int(band[0]), int(band[1]) + 1), f"predicted: {band[0]:,.0f} to {band[1]:,.0f} MiB")
+        peaks = {n: peak for n in {o.size for o in self.outcomes} - {size} if (peak := learned.peak(self.outcomes, n)) is not None}
+        likely = bands.corrected(band, {n: found for n in peaks if (found := self.band(n))}, peaks)
+        if likely is not None:
+            enough = int(likely * bands.SLACK / learned.NEAR_SHARE) + 1
+            why = f"predicted: {likely:,.0f} MiB, corrected by what micro-batch {', '.join(map(str, sorted(peaks)))} took"
+            return self._sized(size, Need(int(min(band.low, likely)), learned.with_margin(likely), likely=enough), why)
+        band = families.moved(band, families.errors(self.card, families.name(self.step, self.params)))
+        why = f"predicted: {band.low:,.0f} to {band.high:,.0f} MiB"
+        return self._sized(size, Need(int(band.low), int(band.high) + 1, likely=int(band.needed) + 1), why)
+
+    @cached_property
+    def formula(self) -> Formula | None:
+        """What the step's own formula says, where it has one and knows its data."""
+        given = [a.spec if isinstance(a, Artifact) else a for a in self.arguments[1:]]
+        if self.step.peak is None or DataSpec() in given:
+            return None
+        with suppress(OvernightError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            return Formula.of(self.step.peak(self.params, *given))
+        return None
+
+    def _nothing(self, size: int) -> Amount | None:
+        """Of a step that computes on the processor here."""
+        nothing = self.formula is not None and self.formula.none_of(self.card)
+        return Amount(size, 0, fits=True, why="it runs on the processor here: nothing of the card") if nothing else None
+
+    def _formula(self, size: int) -> Amount | None:
+        if self.formula is None or self.formula.unknown:
+            return None
+        low, high = self.formula.low, self.formula.high
+        return self._sized(size, Need(0, int(high) + 1, likely=int(high) + 1), f"by formula: {low:,.0f} to {high:,.0f} MiB")
 
     def _declared(self, size: int) -> Amount:
         """In proportion to other micro-batches that ran, else to what the step says of its whole batch; one that says nothing gets all."""
@@ -233,5 +277,6 @@ def _rounded(mib: float) -> int:
     return -int(-mib // ROUND_MIB) * ROUND_MIB
 
 
-def _folder(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card) -> Path:
+def folder_of(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card) -> Path:
+    """Where all is kept that is known of a step's memory."""
     return card.folder / "sizes" / step.memory_key(arguments)[:32]

@@ -5,16 +5,24 @@ from typing import Any
 import numpy as np
 
 from overnight import Artifact, DataSpec, Run, pictures, step
+from overnight.fit import analytic
 from overnight.threads import one_thread
 from tasks.agent.learner import Watch, learner
 from tasks.agent.params import AgentParams
 from tasks.agent.policy import acting, predictor
-from tasks.agent.world import at_random, episode_seeds, make, play, spaces_of
+from tasks.agent.world import at_random, episode_seeds, make, memory, play, spaces_of
 
 __all__ = ["AgentParams", "predictor", "train_agent"]
 
 
-@step
+def agent_peak(params: AgentParams) -> analytic.Formula:
+    """Nothing of the card, since the learner is on the processor; of the host what its nets and what it remembers need."""
+    found = memory(params)
+    why = f"nets {found.nets / analytic.MIB:,.1f} MiB, remembered steps {found.remembered / analytic.MIB:,.1f} MiB, on the processor"
+    return analytic.Formula(host_mib=found.mib, why=why)
+
+
+@step(peak=agent_peak)
 def train_agent(run: Run, params: AgentParams) -> Artifact:
     """Train an agent; evaluations during training pick the policy, fresh episodes at the end test it.
 

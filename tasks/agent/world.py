@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from overnight.errors import ConfigError
+from overnight.fit import analytic
 from tasks.agent.params import AgentParams
 
 Act = Callable[[np.ndarray], np.ndarray]  # observations (N, ...) to actions (N,) or (N, A)
@@ -48,6 +49,24 @@ def spaces_of(params: AgentParams) -> dict[str, Any]:
     else:
         raise ConfigError(f"agent.env: actions of {params.env!r} are {act}; ppo here takes Discrete or a bounded vector (Box)")
     return {"algorithm": params.algorithm, "hidden": params.learner.hidden, **observation, **action}
+
+
+def memory(params: AgentParams) -> analytic.Memory:
+    """What its learner keeps: two nets (of actor and critic, or of values and their target), and the steps that it remembers.
+
+    Those of a rollout have the observation once, and action, return, advantage, value and probability as single numbers beside it.
+    """
+    env = make(params.env)
+    seen, act = env.observation_space, env.action_space
+    env.close()
+    inside = int(getattr(seen, "n", 0)) or int(np.prod(seen.shape, dtype=int))
+    outside = int(getattr(act, "n", 0)) or int(np.prod(act.shape, dtype=int))
+    values, bytes_ = params.learner, int(np.prod(seen.shape, dtype=int)) * seen.dtype.itemsize
+    towers = [[inside, *values.hidden, outside], [inside, *values.hidden, outside if params.algorithm == "dqn" else 1]]
+    if params.algorithm == "dqn":
+        return analytic.agent(towers, bytes_, 8, params.dqn.buffer, values.batch)
+    single = int(np.prod(act.shape, dtype=int)) * analytic.FLOAT + 3 * analytic.FLOAT
+    return analytic.agent(towers, bytes_, single, values.n_envs * params.ppo.n_steps, values.batch, doubled=False)
 
 
 def play(env: str, seeds: np.ndarray, act: Act, longest: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ class GraphData:
         if conv == "gcn":
             shared = csr_named("adjacency", csr(adjacency(arrays["edges"], spec.nodes, arrays.get("weights"))))
         else:
-            shared = {"links": torch.from_numpy(np.concatenate([arrays["edges"], arrays["edges"][::-1]], 1))}
+            shared = {"links": torch.from_numpy(_links(arrays["edges"], spec.nodes, conv))}
         shared |= {"features": torch.from_numpy(arrays["features"])} if "features" in arrays else _sparse_features(arrays, spec.shape[0])
         self.shared = {name: tensor.to(device) for name, tensor in shared.items()}
         self.labels = torch.from_numpy(arrays["labels"]).to(device)
@@ -26,6 +26,12 @@ class GraphData:
     def batch(self, nodes: Tensor) -> Batch:
         """These nodes, their labels, and the whole graph."""
         return {"nodes": nodes, "labels": self.labels[nodes], **self.shared}
+
+
+def _links(edges: np.ndarray, nodes: int, conv: str) -> np.ndarray:
+    """Both directions of every edge, (2, 2 E); for attention every node attends to itself as well, (2, 2 E + N)."""
+    loops = [np.stack([np.arange(nodes)] * 2)] if conv == "gat" else []
+    return np.concatenate([edges, edges[::-1], *loops], 1).astype(np.int64)
 
 
 def csr_named(name: str, matrix: Csr) -> Batch:
@@ -51,7 +57,7 @@ def example(spec: DataSpec, conv: str, n: int) -> Batch:
     if conv == "gcn":
         batch |= csr_named("adjacency", _made_up(nodes, nodes, nodes + 2 * spec.edges))
     else:
-        batch["links"] = torch.zeros(2, 2 * spec.edges, dtype=torch.long)
+        batch["links"] = torch.zeros(2, 2 * spec.edges + (nodes if conv == "gat" else 0), dtype=torch.long)
     if not spec.nonzeros:
         return {**batch, "features": torch.zeros(nodes, width)}
     parts = {

@@ -83,8 +83,9 @@ def _layer(conv: str, before: int, after: int) -> nn.Module:
         return layer
     from torch_geometric import nn as geometric
 
-    kind: type[nn.Module] = {"sage": geometric.SAGEConv, "gat": geometric.GATConv}[conv]
-    return kind(before, after)
+    if conv == "sage":
+        return geometric.SAGEConv(before, after)  # type: ignore[no-any-return]
+    return geometric.GATConv(before, after, add_self_loops=False)  # type: ignore[no-any-return]  # they are among the links: to look for them reads values
 
 
 def _matrix(batch: Batch, name: str) -> Csr:
