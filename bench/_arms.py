@@ -17,6 +17,7 @@ from overnight.loop.batches import Batches, seeded
 from overnight.run import RecordingRun
 from overnight.training import Batch, Recipe
 from tasks.cnn import CnnParams, cnn_recipe
+from tasks.cnn.augment import apply
 from tasks.images import ImageParams, load_images
 
 Data = dict[str, Tensor]
@@ -53,7 +54,7 @@ def plain_net(artifact: Artifact, params: CnnParams, dtype: torch.dtype) -> Reci
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, classes)).to(dtype)
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = model(batch["images"].to(dtype) / 128 - 1)
+        logits = model(apply(batch, params).to(dtype) / 128 - 1)
         return functional.cross_entropy(logits, batch["labels"], reduction="sum"), torch.tensor(len(batch["labels"]))
 
     chosen = cnn_recipe(params, artifact.spec)
@@ -73,7 +74,7 @@ def by_hand(recipe: Recipe[Data], params: CnnParams, data: Data, seed: int, log:
     for epoch in range(params.epochs):
         for batch in recipe.batches(data, seeded(seed, epoch)):
             optimiser.zero_grad(set_to_none=True)
-            loss = functional.cross_entropy(model(batch["images"]), batch["labels"], label_smoothing=params.label_smoothing)
+            loss = functional.cross_entropy(model(apply(batch, params)), batch["labels"], label_smoothing=params.label_smoothing)
             loss.backward()
             optimiser.step()
             schedule.step()

@@ -11,7 +11,8 @@ from overnight import Artifact, DataSpec, RecordingRun
 from overnight.artifact import save
 from overnight.dataset import entry
 from overnight.errors import ConfigError, DataError, Stopped
-from tasks.cnn import CnnParams, Net, augment, batches, build, cnn_recipe, predictor, train_cnn
+from tasks.cnn import CnnParams, Net, batches, build, cnn_recipe, predictor, train_cnn
+from tasks.cnn.augment import apply, draw
 from tasks.images import ImageParams, load_images
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -143,7 +144,9 @@ def test_an_epoch_is_a_new_order_of_every_image() -> None:
 def test_augmentation_shifts_and_flips_and_nothing_else() -> None:
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 3, 8, 9)).astype(np.uint8))
     chosen = torch.tensor([3, 0, 4, 3] * 30)
-    found = augment(images, chosen, CnnParams(flip=True, crop=2), torch.Generator().manual_seed(0)).numpy()
+    params = CnnParams(flip=True, crop=2)
+    drawn = draw(params, (3, 8, 9), len(chosen), torch.Generator().manual_seed(0))
+    found = apply({"images": images[chosen], **drawn}, params).numpy()
     padded = np.pad(images.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), mode="reflect")
     seen = set()
     for i, image in zip(chosen.tolist(), found, strict=True):
@@ -161,8 +164,9 @@ def test_augmentation_shifts_and_flips_and_nothing_else() -> None:
 
 
 def test_no_augmentation_when_none_is_asked() -> None:
-    images, chosen = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8), torch.tensor([4, 1])
-    assert torch.equal(augment(images, chosen, CnnParams(), torch.Generator()), images[chosen])
+    params, images = CnnParams(), torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
+    assert draw(params, (1, 8, 8), 5, torch.Generator()) == {}
+    assert apply({"images": images}, params) is images
 
 
 def test_constants_come_from_train_alone_and_travel_with_the_model(tmp_path: Path) -> None:
