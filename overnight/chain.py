@@ -22,10 +22,13 @@ from overnight.display import Display, Row
 from overnight.errors import ConfigError, DoesNotFit
 from overnight.gpu.device import Card, find
 from overnight.gpu.ready import ready, ready_host
-from overnight.launch import Stop
+from overnight.launch import Stop, new_folder
+from overnight.record import Record
 from overnight.services import runs
+from overnight.shipper import Shipper
 from overnight.step import Builder, Pipeline, Step
-from overnight.tracking import Shipper, Tracker
+from overnight.tracking import Tracker
+from overnight.watching import watching
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
@@ -161,7 +164,7 @@ def execute(path: Path, overrides: Sequence[str] = ()) -> "State[Any]":
         run_id = _open(tracker, pipeline, experiment, card, path, overrides)
         display.say(f"MLflow: {tracker.link(run_id)}")
         chain = Chain(experiment, card, tracker, run_id, display)
-        with _handlers(chain.stop), orchestrate.watching(chain):
+        with _handlers(chain.stop), watching(chain, orchestrate.links().get("prefect.flow_run_id", "")):
             _build(chain, pipeline)
             chain.wait()
     return _close(chain)
@@ -201,7 +204,8 @@ def _close(chain: Chain) -> "State[Any]":
     failed = [p for p in chain.pending if p.reason and p.row.state == "failed"]
     one_line = _one_line(chain, failed)
     scores = {f"{p.label}/{k.removeprefix('test/')}": v for p in chain.pending for k, v in p.row.scores.items() if k.startswith("test/")}
-    shipper = Shipper(chain.tracker, chain.run_id, "scores")  # a name that MLflow refuses must not leave the run open
+    record = Record(uri=chain.tracker.uri, experiment=str(chain.experiment.name), label="scores", run_id=chain.run_id)
+    shipper = Shipper(chain.tracker, new_folder(f"{chain.experiment.name}-scores"), record)
     shipper.take({"event": "note", "text": one_line})
     shipper.take({"event": "metrics", "values": scores, "step": 0, "at": time.time()})
     shipper.finish("KILLED" if chain.stop() else "FAILED" if failed else "FINISHED", chain.stop)

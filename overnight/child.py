@@ -49,7 +49,8 @@ class Spec(Values):
     exclusive: bool = False
     smaller: tuple[tuple[int, int], ...] = Field((), description="(MiB, micro-batch) to be content with, the largest first")
     outside: bool = Field(False, description="declared to take memory that no cap holds")
-    mlflow_run: str = Field("", description="where the parent ships what the child logs")
+    earlier: tuple[str, ...] = Field((), description="folders of the attempts whose MLflow run it goes on with")
+    told: dict[str, int] = Field({}, description="the last step that the run has of each metric")
 
     def micro_batch_of(self, granted_mib: int) -> int | None:
         """The micro-batch that goes with an amount."""
@@ -145,7 +146,7 @@ def _keep_checkpoints(held: contextlib.ExitStack, step: Step[Any, Any], run: Spo
     from overnight.loop.attempts import claim
 
     if step.recipe is not None:
-        held.enter_context(claim(run, spec.key, f"{spec.label} of {spec.experiment}", spec.mlflow_run))
+        held.enter_context(claim(run, spec.key, f"{spec.label} of {spec.experiment}", spec.earlier, spec.told))
 
 
 def _story(run: SpoolRun, asked: int | None) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """One step as its parent sees it: start the child, follow its files, stop it when asked, read its result."""
 
 import contextlib
-import json
 import os
 import secrets
 import signal
@@ -20,22 +19,13 @@ from overnight.errors import DiskFull, Stopped
 from overnight.gpu.ledger import Ledger
 from overnight.paths import root, state, steps
 from overnight.provenance import stamp
+from overnight.spool import CHILD, readable
 
 POLL_S = 0.2
 LOG_LINES = 200  # of a log that are shown for each look; all of it stays in the file
 LOG_BYTES = 1 << 16
 STOP_GRACE_S = 18.0  # with the looks for a cancellation and the closing after it, less than 25 s
 FREE_HOST_BYTES = 1 << 30
-FIELDS = {  # of each kind of event, as run.py writes them
-    "metrics": {"at", "values", "step"},
-    "param": {"name", "value"},
-    "note": {"text"},
-    "log": {"text"},
-    "progress": {"done", "total", "text"},
-    "data": {"name", "digest", "source", "spec"},
-    "publish": {"path", "folder"},
-    "model": {"path"},
-}
 REASONS = {-9: "killed (signal 9): by somebody, or by the kernel when the machine ran out of memory", -11: "crashed (segmentation fault)",
            DiskFull.child_code: "the disk is full; free some room (old runs are folders in .overnight/steps) and run it again"}  # fmt: skip
 
@@ -77,9 +67,11 @@ def slot(label: str, stop: Stop, log: Callable[[str], None]) -> Iterator[int]:
 def run_child(
     folder: Path, spec: Spec, threads: int, stop: Stop, follow: Callable[[dict[str, Any]], None], log: Callable[[str], None]
 ) -> Result:
-    """Run *spec* in a child and wait for it, handing on its events and its log lines."""
+    """Run *spec* in a child and wait for it, handing on its events and its log lines. A folder may see several children, in turn."""
     (folder / "spec.json").write_text(spec.model_dump_json(indent=1))
-    with (folder / "log.txt").open("wb") as output:
+    (folder / "result.json").unlink(missing_ok=True)  # of a child before this one
+    tails = Tail(folder / CHILD, new=True), Tail(folder / "log.txt", new=True)
+    with (folder / "log.txt").open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "overnight.child", str(folder)],
             stdin=subprocess.DEVNULL,
@@ -90,7 +82,7 @@ def run_child(
             process_group=0,
         )
     try:
-        _follow(process, folder, stop, follow, log)
+        _follow(process, tails, stop, follow, log)
     finally:
         _end(process)
         descendants.end(lambda owner: owner.folder == str(folder))
@@ -98,10 +90,13 @@ def run_child(
 
 
 def _follow(
-    process: "subprocess.Popen[bytes]", folder: Path, stop: Stop, follow: Callable[[dict[str, Any]], None], log: Callable[[str], None]
+    process: "subprocess.Popen[bytes]",
+    tails: "tuple[Tail, Tail]",
+    stop: Stop,
+    follow: Callable[[dict[str, Any]], None],
+    log: Callable[[str], None],
 ) -> None:
-    events, lines = Tail(folder / "events.jsonl"), Tail(folder / "log.txt")
-    asked = 0.0
+    (events, lines), asked = tails, 0.0
     while True:
         ended = process.poll() is not None
         for line in events.lines():
@@ -119,16 +114,6 @@ def _follow(
         if asked and (stop.now or time.monotonic() - asked > STOP_GRACE_S):
             _signal(process, signal.SIGKILL)
         time.sleep(POLL_S)
-
-
-def readable(line: str) -> dict[str, Any] | None:
-    """An event of run.py; None for anything else: a full disk or a library that writes there must not end the step."""
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    fields = FIELDS.get(str(event.get("event"))) if isinstance(event, dict) else None
-    return event if fields is not None and fields <= event.keys() else None
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
@@ -173,10 +158,11 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 class Tail:
-    """New whole lines of a growing file."""
+    """New whole lines of a growing file; `new`: but for what is there already."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._offset, self._rest = path, 0, b""
+    def __init__(self, path: Path, new: bool = False) -> None:
+        self.path, self._rest = path, b""
+        self._offset = path.stat().st_size if new and path.exists() else 0
 
     def lines(self, last: bool = True) -> Iterator[str]:
         """What came since the last call; an unfinished line waits, for ever if the writer died in the middle of it."""

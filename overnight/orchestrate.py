@@ -1,12 +1,8 @@
 """The Prefect side of a run: a task run for each step, progress and links in its UI, cancelling from there."""
 
-import contextlib
 import os
-import threading
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from overnight import provenance, usage
 from overnight.artifact import Artifact
@@ -17,20 +13,17 @@ from overnight.fit import apart
 from overnight.gpu import sizes
 from overnight.gpu.sizes import Ask
 from overnight.launch import new_folder, run_child, slot
-from overnight.loop.attempts import earlier
-from overnight.patience import patiently
-from overnight.traces import Traces, forgiving
-from overnight.tracking import Shipper
+from overnight.loop.attempts import MONITOR, earlier
+from overnight.record import Record
+from overnight.shipper import FOLDER, Shipper
+from overnight.traces import Traces
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
     from overnight.chain import Chain, Pending
 
-SHIP_S = 2.0
-CANCEL_POLL_S = 2.0
-LAST_S = 2.0  # at most, for the threads that only look and ship
-CANCELLED = "cancelled in Prefect"
+OPEN_S = 10.0  # how long a step waits for MLflow to open its run, before it begins without
 
 
 def wants_cpu() -> bool:
@@ -105,6 +98,7 @@ class _Attempt:
         self.folder = new_folder(pending.label)
         self.traces = Traces(pending.label)
         self.number = 1
+        self.latest = dict[str, float]()
         self.asked = Ask(0)
 
     def run(self) -> Result:
@@ -114,18 +108,16 @@ class _Attempt:
             return self._run(max(1, (os.cpu_count() or 1) // running))
 
     def _run(self, threads: int) -> Result:
-        """Open the run, follow the child to its end, close the run."""
-        params = {"seed": self.chain.experiment.seed, **_flat(self.arguments[0])}
-        self.run_id = self._open(params)
-        self.shipper = Shipper(self.chain.tracker, self.run_id, self.pending.label, params)
+        """Open the run, follow the child to its end, close the run. MLflow may be away all the while: then it is told later."""
+        record = self._record()
+        self.number = len(record.earlier) + 1
+        self.shipper = Shipper(self.chain.tracker, self.folder, record)
         for given in self.arguments:
             if isinstance(given, Artifact):
                 self.shipper.take(input_event(given))
-        if self.number > 1:
-            self.shipper.notes += patiently(lambda: self.chain.tracker.notes(self.run_id), self.chain.stop)
+        self.shipper.ready(self.chain.stop, OPEN_S)
         self.chain.shippers.append(self.shipper)
-        self.pending.link = self.chain.tracker.link(self.run_id)
-        self.traces.link(self.pending.link)
+        self._link()
         result = Result(code=Stopped.child_code, error=self.chain.stop.reason or "stopped")
         try:
             spec = self._spec()
@@ -144,6 +136,7 @@ class _Attempt:
             return Ask(0)
         asked = apart.ask(self.pending.step, self.arguments, self.chain.card, self.chain.stop)
         for event in usage.of_asking(asked):
+            self._own(event)
             self._event(event)
         self.asked = asked
         return asked
@@ -164,30 +157,36 @@ class _Attempt:
             exclusive=asked.exclusive,
             smaller=asked.smaller,
             outside=step.outside,
-            mlflow_run=self.run_id,
+            earlier=self.shipper.record.earlier,
+            told=self.shipper.said.steps,
         )
 
-    def _open(self, params: dict[str, Any]) -> str:
+    def _record(self) -> Record:
+        """All that MLflow is told when the run is opened, now or when the server is there."""
         from prefect.runtime import task_run
 
-        tags = {**provenance.tags(self.chain.card), **links(), "overnight.step": self.pending.step.address, "overnight.key": self.key}
-        tags |= {"overnight.folder": str(self.folder), "overnight.attempts": "1", "prefect.task_run_id": str(task_run.id or "")}
+        before, chain = earlier(self.key), self.chain
+        tags = {**provenance.tags(chain.card), **links(), "overnight.step": self.pending.step.address, "overnight.key": self.key}
+        tags |= {FOLDER: str(self.folder), "overnight.attempts": str(len(before) + 1), "prefect.task_run_id": str(task_run.id or "")}
         tags |= {f"input.{a.kind}": a.digest for a in self.arguments if hasattr(a, "digest")}
+        return Record(
+            uri=chain.tracker.uri,
+            experiment=str(chain.experiment.name),
+            label=self.pending.label,
+            parent=chain.run_id,
+            tags=tags,
+            params={name: str(value) for name, value in {"seed": chain.experiment.seed, **_flat(self.arguments[0])}.items()},
+            earlier=before,
+        )
 
-        def tell() -> str:
-            run_id, before = earlier(self.key) or ("", 0)
-            if run_id and self.chain.tracker.reopen(run_id, {**tags, "overnight.attempts": str(before + 1)}, self.chain.run_id):
-                self.number = before + 1
-                return run_id
-            run_id = self.chain.tracker.open(self.pending.label, tags, self.chain.run_id)
-            self.chain.tracker.params(run_id, params)
-            return run_id
-
-        return patiently(tell, self.chain.stop)
+    def _link(self) -> None:
+        """To the run's page, once there is a run."""
+        if self.shipper.run_id and not self.pending.link:
+            self.pending.link = self.chain.tracker.link(self.shipper.run_id)
+            self.traces.link(self.pending.link)
 
     def _event(self, event: dict[str, Any]) -> None:
         row = self.pending.row
-        self.shipper.take(event)
         if row.state == "queued" and event["event"] == "log" and self.pending.step.gpu:
             self.chain.display.change(row, "queued", event["text"])  # for what it waits
         elif row.state == "queued" and event["event"] not in ("param", "log"):  # its grant is logged as a metric
@@ -198,7 +197,17 @@ class _Attempt:
         elif event["event"] in ("note", "log"):
             row.text = event["text"]
             self._log(event["text"])
-        row.scores = self.shipper.latest
+        elif event["event"] == "metrics":
+            self.latest |= {k: float(v) for k, v in event["values"].items() if not k.startswith(MONITOR)}
+        row.scores = self.latest
+
+    def _own(self, event: dict[str, Any]) -> None:
+        """An event of the parent's own. What an earlier attempt took stands in the same run: each has its number."""
+        if event["event"] == "metrics":
+            event = {**event, "step": self.number - 1}
+        elif event["event"] == "param" and self.number > 1:
+            event = {**event, "name": f"{event['name']}.{self.number}"}
+        self.shipper.take(event)
 
     def _log(self, line: str) -> None:
         from prefect.logging import get_run_logger
@@ -210,58 +219,22 @@ class _Attempt:
         row, at = self.pending.row, time.time()
         row.wait_s, row.memory = result.wait_s, memory(result)
         for event in usage.of_ending(result):
-            self.shipper.take({**event, "step": self.number - 1} if event["event"] == "metrics" else event)  # each attempt took its own
+            self._own(event)
         if self.pending.step.gpu:
             sizes.learn(self.pending.step, self.arguments, self.chain.card, result, finished=result.code == 0)
-        row.scores = {k: v for k, v in self.shipper.latest.items() if not k.startswith("usage/")}
+        row.scores = self.latest
         if result.code:
             self.shipper.take({"event": "note", "text": result.error, "at": at})
         if (self.folder / "log.txt").exists():
             self.shipper.take({"event": "publish", "path": str(self.folder / "log.txt"), "folder": "", "at": at})
-        self.chain.shippers.remove(self.shipper)
         status = "FINISHED" if result.code == 0 else "KILLED" if result.code == Stopped.child_code else "FAILED"
-        left = self.shipper.finish(status, self.chain.stop)
-        if left:
-            self.chain.display.say(f"{self.pending.label}: MLflow did not answer; {left} events wait in {self.folder}/events.jsonl")
+        if not self.shipper.finish(status, self.chain.stop):
+            where = f"{self.shipper.left()} events wait in {self.folder} and are told when it does"
+            self.chain.display.say(f"{self.pending.label}: MLflow did not answer; {where}")
+        self._link()
         for line in self.shipper.refused:
             self._log(f"MLflow refused {line}")
         self.traces.finish(result.code == 0)
-
-
-@contextlib.contextmanager
-def watching(chain: "Chain") -> Iterator[None]:
-    """While the block runs: metrics are shipped every 2 s, and a cancellation in Prefect's UI is noticed as soon."""
-    done, flow_run_id = threading.Event(), links().get("prefect.flow_run_id", "")
-    threads = [
-        threading.Thread(target=_ship, args=(chain, done), daemon=True, name="ship"),
-        threading.Thread(target=_watch_cancel, args=(chain, done, flow_run_id), daemon=True, name="watch-cancel"),
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join(LAST_S)  # no longer: a server may hang
-
-
-def _ship(chain: "Chain", done: threading.Event) -> None:
-    while not done.wait(SHIP_S):
-        for shipper in list(chain.shippers):
-            with forgiving():
-                shipper.ship()
-
-
-def _watch_cancel(chain: "Chain", done: threading.Event, flow_run_id: str) -> None:
-    from prefect import get_client
-
-    while flow_run_id and not done.wait(CANCEL_POLL_S):
-        with forgiving(), get_client(sync_client=True) as client:
-            state = client.read_flow_run(UUID(flow_run_id)).state
-            if state is not None and state.type.value in ("CANCELLING", "CANCELLED"):
-                chain.stop.ask(CANCELLED)
-                chain.stop.reason = CANCELLED  # the worker's SIGTERM may have come first: it was sent for this
 
 
 def input_event(given: Artifact) -> dict[str, Any]:

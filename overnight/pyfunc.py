@@ -1,4 +1,4 @@
-"""How MLflow loads a model of ours: from this code and safetensors, no pickle. Logged beside the weights by tracking.py."""
+"""How MLflow loads a model of ours: from this code and safetensors, no pickle. Logged beside the weights by published.py."""
 
 import importlib
 import json

@@ -2,15 +2,14 @@
 
 import json
 import math
-import os
-import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overnight import artifact
+from overnight import artifact, spool
 from overnight.artifact import Artifact, DataSpec, Writer
 from overnight.content import Handled
 from overnight.errors import Stopped
@@ -40,6 +39,7 @@ class Run(ABC):
         self.out_of_memory = 0  # times it was met and survived
         self.told = dict[str, int]()  # up to which step each metric was logged by an earlier attempt
         self.logged = dict[str, int]()  # and by this one
+        self.reports = 0  # of the monitor, in earlier attempts
 
     @abstractmethod
     def _emit(self, event: Json) -> None:
@@ -51,7 +51,7 @@ class Run(ABC):
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Several numbers at the same step; those that an earlier attempt has logged already are left out."""
-        fresh = {k: float(v) for k, v in values.items() if not self.told or step > self.told.get(k, -1)}
+        fresh = {k: float(v) for k, v in values.items() if k not in self.told or step > self.told[k]}
         if fresh:
             self.logged.update(dict.fromkeys(fresh, int(step)))
             self._emit({"event": "metrics", "values": fresh, "step": int(step)})
@@ -61,8 +61,12 @@ class Run(ABC):
         self.trainings += 1
         return self.checkpoints and self.checkpoints / str(self.trainings - 1)
 
-    def sync(self) -> None:  # noqa: B027 - only what lies on a disk needs it
+    def sync(self) -> None:  # noqa: B027 - most runs keep nothing on a disk
         """What was logged is on the disk when this returns."""
+
+    def continues(self, folders: Sequence[str]) -> None:
+        """Steps whose spools belong to this run as well: those of attempts that it goes on with."""
+        self._emit({"event": "continues", "folders": list(folders)})
 
     def param(self, name: str, value: object) -> None:
         """A fact that was decided while running (the engine chosen, the number of parameters)."""
@@ -147,13 +151,15 @@ class SpoolRun(Run):
 
     def __init__(self, folder: Path, seed: int = 0, device: str = "cpu", budget_mib: int | None = None) -> None:
         super().__init__(folder, seed, device, budget_mib)
-        self._file = os.open(folder / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        self._lock = threading.Lock()
+        self._spool = spool.Writer(folder / spool.CHILD)
 
     def _emit(self, event: Json) -> None:
-        line = json.dumps({"at": round(time.time(), 3), **_finite(event)}, ensure_ascii=False) + "\n"
-        with self._lock:
-            os.write(self._file, line.encode(errors="replace"))  # names of files may hold bytes that are no text
+        self._spool.write({"at": round(time.time(), 3), **_finite(event)})
+
+    def sync(self) -> None:
+        """Before a checkpoint: what was logged up to it must outlive a power cut as well as the checkpoint does."""
+        with suppress(OSError):  # the checkpoint itself will say it
+            self._spool.sync()
 
 
 class RecordingRun(Run):

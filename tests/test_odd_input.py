@@ -170,8 +170,10 @@ def test_images_of_no_pixels(load, folder) -> None:
         load("idx", {"splits": {"train": {"images": "i", "labels": "i"}}})
 
 
-def test_names_that_mlflow_would_refuse(tmp_path) -> None:
-    from overnight.tracking import Shipper, Tracker, allowed
+def test_names_that_mlflow_would_refuse(checkout, tmp_path) -> None:
+    from overnight.record import Record
+    from overnight.shipper import Shipper
+    from overnight.tracking import Tracker, allowed
 
     assert allowed({"data/of_I;16": 1, "a/../b": 2, "/c//d": 3, "猫'": 4, '猫"': 5, "Mr. O": 6}) == {
         "data/of_I_16": 1, "a/__/b": 2, "_/c/_/d": 3, "猫_": 4, "猫__": 5, "Mr. O": 6,
@@ -179,9 +181,9 @@ def test_names_that_mlflow_would_refuse(tmp_path) -> None:
     tracker = Tracker(f"sqlite:///{tmp_path}/db", "odd")
     run_id = tracker.open("run", {})
     tracker.params(run_id, {"where.a > b": 1})
-    shipper = Shipper(tracker, run_id, "step")
+    shipper = Shipper(tracker, tmp_path, Record(uri=tracker.uri, experiment="odd", label="step", run_id=run_id))
     shipper.take({"event": "metrics", "values": {"data/of_I;16": 1.0, "it's/accuracy": 1.0}, "step": 0, "at": 1.0})
-    assert (shipper.drain(patience_s=0), shipper.refused) == (0, [])
+    assert (shipper.drain(patience_s=0), shipper.refused) == (True, [])
     data = tracker.client.get_run(run_id).data
     assert (set(data.metrics), set(data.params)) == ({"it_s/accuracy", "data/of_I_16"}, {"where.a _ b"})
 

@@ -4,11 +4,14 @@ import threading
 
 import pytest
 
+from overnight import notes
 from overnight.errors import Stopped
 from overnight.launch import Stop
 from overnight.patience import Aside, patiently
+from overnight.record import Record
 from overnight.services import owed
-from overnight.tracking import Shipper
+from overnight.shipper import Shipper
+from overnight.tracking import Said
 
 
 @pytest.fixture
@@ -55,26 +58,51 @@ def test_what_is_only_shown_is_left_out_while_a_server_hangs(hang):
     assert shown == [1]
 
 
-def test_an_end_that_could_not_be_told_is_owed(hang, tmp_path, monkeypatch):
-    monkeypatch.setenv("OVERNIGHT_ROOT", str(tmp_path))
+class Server:
+    """Takes everything; at the end of a run it does what it is told to."""
 
-    class Hung:
-        def close(self, *_):
+    def __init__(self, at_the_end=lambda: None):
+        self.at_the_end, self.told = at_the_end, []
+
+    def said(self, _run_id):
+        return Said({}, "", {})
+
+    def tags(self, *words):
+        self.told.append(words)
+
+    def close(self, *words):
+        self.at_the_end()
+        self.told.append(words)
+
+
+def shipper(checkout, server):
+    folder = checkout / "step"
+    folder.mkdir()
+    return Shipper(server, folder, Record(uri="", experiment="x", label="step", run_id="a-run"))
+
+
+def test_an_end_that_could_not_be_told_is_owed(hang, checkout):
+    hung = shipper(checkout, Server(hang))
+    assert not hung.finish("KILLED", stopped())
+    assert owed.owes(hung.folder)
+    assert Record.read(hung.folder).end.status == "KILLED"
+
+
+def test_nothing_is_owed_when_it_was_told(checkout):
+    well = shipper(checkout, Server())
+    well.take({"event": "note", "text": "done"})
+    assert well.finish("FINISHED", Stop())
+    assert [words[:2] for words in well.tracker.told] == [("a-run", {notes.TAG: "done"}), ("a-run", "FINISHED")]
+    assert not owed.owes(well.folder)
+
+
+def test_a_server_that_hangs_keeps_no_step_from_beginning(hang, checkout):
+    class Hung(Server):
+        def said(self, _run_id):
             hang()
 
-    shipper = Shipper(Hung(), "a-run", "step")
-    assert shipper.finish("KILLED", stopped()) == 0
-    assert owed.of_mlflow("a-run")["status"] == "KILLED"
-
-
-def test_nothing_is_owed_when_it_was_told(tmp_path, monkeypatch):
-    monkeypatch.setenv("OVERNIGHT_ROOT", str(tmp_path))
-    told = []
-
-    class Well:
-        def close(self, *words):
-            told.append(words)
-
-    assert Shipper(Well(), "a-run", "step").finish("FINISHED", Stop()) == 0
-    assert told == [("a-run", "FINISHED")]
-    assert owed.of_mlflow("a-run") is None
+    hung = shipper(checkout, Hung())
+    assert not hung.ready(lambda: False, patience_s=0.1)
+    assert hung.ship() is False  # somebody is waiting for the server already, and that is enough
+    hung.take({"event": "note", "text": "begun"})
+    assert hung.left() == 1

@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import nn
 
+from overnight import spool
 from overnight.errors import Stopped
-from overnight.loop.attempts import claim, earlier, folder_of, told
+from overnight.loop.attempts import claim, earlier, folder_of
 from overnight.loop.checkpoint import Keeper
 from overnight.run import RecordingRun, SpoolRun
 from overnight.training import Batches, Recipe, TrainParams, cosine, train
@@ -268,9 +269,9 @@ def test_a_disk_that_takes_nothing_is_told_and_training_goes_on(tmp_path):
 
 def test_only_one_of_two_runs_keeps_checkpoints_and_a_finished_one_removes_them(checkout, tmp_path):
     first, second = RecordingRun(tmp_path / "a"), RecordingRun(tmp_path / "b")
-    with claim(first, "key", "the first", "mlflow-1"):
+    with claim(first, "key", "the first"):
         assert first.checkpoints == folder_of("key")
-        assert earlier("key") is None  # somebody is at it
+        assert earlier("key") == ()  # somebody is at it
         with claim(second, "key", "the second"):
             assert second.checkpoints is None
             assert "the first" in second.of("note")[0]["text"]
@@ -278,24 +279,25 @@ def test_only_one_of_two_runs_keeps_checkpoints_and_a_finished_one_removes_them(
 
 
 def test_the_next_attempt_logs_only_what_is_new(checkout, tmp_path):
-    die_claimed(tmp_path / "a", "mlflow-1")
-    assert earlier("key") == ("mlflow-1", 1)
-    with claim(two := spooled(tmp_path / "b"), "key", "two", "mlflow-1"):
+    die_claimed(tmp_path / "a")
+    assert earlier("key") == (str(tmp_path / "a"),)
+    with claim(two := spooled(tmp_path / "b"), "key", "two", earlier("key")):
+        assert two.reports == 8  # the monitor's figures go on
         for step in (7, 8):
             two.metrics({"train/loss": 0.0, "system/cpu": 2.0}, step)
-    assert told([tmp_path / "b/events.jsonl"]) == {"train/loss": 8}
+    assert spool.last_steps(tmp_path / "b/events.jsonl") == {"train/loss": 8, "system/cpu": 8}
     assert '"train/loss": 0.0' not in (tmp_path / "b/events.jsonl").read_text().split("\n")[0]
 
 
-def die_claimed(folder, mlflow):
+def die_claimed(folder):
     """An attempt that keeps a checkpoint, logs step 7, and is killed while it logs step 8."""
 
     def attempt():
-        with claim(run := spooled(folder), "key", folder.name, mlflow):
+        with claim(run := spooled(folder), "key", folder.name, earlier("key")):
             run.checkpoint_folder().mkdir(parents=True, exist_ok=True)
             (run.checkpoints / "0/1.json").write_text("{}")
             run.metrics({"train/loss": 0.5, "system/cpu": 1.0}, 7)
-            os.write(run._file, b'{"event": "metrics", "values": {"train/loss": 0.4}, "step": 8')
+            os.write(run._spool._file, b'{"event": "metrics", "values": {"train/loss": 0.4}, "step": 8')
             raise Killed
 
     with pytest.raises(Killed):
@@ -303,14 +305,31 @@ def die_claimed(folder, mlflow):
 
 
 def spooled(folder):
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     return SpoolRun(folder)
 
 
-def test_another_mlflow_run_is_told_everything(checkout, tmp_path):
-    for name, mlflow in (("a", "mlflow-1"), ("b", "mlflow-2")):
-        die_claimed(tmp_path / name, mlflow)
-    assert told([tmp_path / "b/events.jsonl"]) == {"train/loss": 7}
+def test_a_second_child_of_the_same_attempt_logs_only_what_is_new(checkout, tmp_path):
+    die_claimed(tmp_path / "a")
+    with claim(again := spooled(tmp_path / "a"), "key", "again"):
+        assert (again.told, again.reports) == ({"train/loss": 7}, 8)
+        again.metric("train/loss", 0.4, 8)
+    assert spool.last_steps(tmp_path / "a/events.jsonl") == {"train/loss": 8, "system/cpu": 7}
+
+
+def test_attempts_that_the_parent_did_not_know_of_are_named_in_the_spool(checkout, tmp_path):
+    die_claimed(tmp_path / "a")
+    with claim(two := spooled(tmp_path / "b"), "key", "two"):
+        assert two.told == {"train/loss": 7}
+    (event,) = spool.read(tmp_path / "b/events.jsonl", 0).events
+    assert (event["event"], event["folders"]) == ("continues", [str(tmp_path / "a")])
+
+
+def test_what_mlflow_has_is_not_logged_again_even_when_the_spool_was_lost(checkout, tmp_path):
+    """A power cut: MLflow's database was on the disk, the spool's last lines were not."""
+    die_claimed(tmp_path / "a")
+    with claim(two := spooled(tmp_path / "b"), "key", "two", earlier("key"), {"train/loss": 9, "system/cpu": 11}):
+        assert (two.told, two.reports) == ({"train/loss": 9}, 12)
 
 
 CHILD = """
@@ -327,7 +346,7 @@ torch.set_num_threads(1)
 folder, key, stand_still = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 run = SpoolRun(folder, seed=3)
 hang = lambda: time.sleep(3600) if run.logged.get("train/loss", 0) >= stand_still else None
-with claim(run, key, "a test", "mlflow-1"):
+with claim(run, key, "a test"):
     fitted = train(recipe(PARAMS, hang, build=lambda: torch.nn.Linear(4, 3)), run, blobs())
 torch.save(fitted.model.state_dict(), folder / "weights.pt")
 """
@@ -347,7 +366,7 @@ def test_a_process_that_is_killed_with_signal_9_goes_on_in_the_next(checkout, tm
         time.sleep(0.05)
     os.kill(first.pid, signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
-    assert earlier("key") == ("mlflow-1", 1)
+    assert earlier("key") == (str(tmp_path / "first"),)
     assert start("second", "key", 1000).wait() == 0
     assert start("undisturbed", "other", 1000).wait() == 0
     ours, theirs = (torch.load(tmp_path / name / "weights.pt") for name in ("second", "undisturbed"))

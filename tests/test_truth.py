@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import pytest
 from overnight import services
 from overnight.gpu.device import virtual
 from overnight.gpu.ledger import Ledger
+from overnight.record import End, Record
+from overnight.run import SpoolRun
 from overnight.services import catalogue, owed, projection, runs
 from overnight.services.identity import Identity
 from overnight.services.processes import Process, boot
@@ -116,15 +119,48 @@ def test_open_runs_of_a_dead_process_are_closed_with_the_reason_and_no_others(ru
 
 
 def test_a_run_that_could_not_tell_its_end_ends_as_it_meant_to(running, dead):
-    run, logged = flow_run(dead), mlflow_run(dead, "")
-    owed.owe(logged, "FINISHED")
+    run, step = flow_run(dead), running / ".overnight" / "steps" / "told-nobody"
+    with leaving(step):
+        logged = mlflow_run(dead, "", **{"overnight.folder": str(step)})
+        record(logged, end=End(status="FINISHED", at=1.79e9)).write(step)
     with runs.running(run) as life:
         life.ends(runs.End("COMPLETED", "Completed", "2 of 2 steps done"))
     Keeper(services.settings()).look(0.0)
     assert state(run)["type"] == "COMPLETED"
     assert state(run)["message"] == "2 of 2 steps done"
-    assert status(logged)["status"] == "FINISHED"
+    until(lambda: status(logged)["status"] == "FINISHED")
+    assert status(logged)["end_time"] == 1_790_000_000_000
     until(lambda: runs.left() == [])
+
+
+def test_what_a_killed_run_has_left_in_its_spool_is_told_before_it_is_closed(running, dead):
+    step = running / ".overnight" / "steps" / "killed"
+    with leaving(step):
+        logged = mlflow_run(dead, "", **{"overnight.folder": str(step), "mlflow.note.content": "what happened before"})
+        record(logged).write(step)
+        spool = SpoolRun(step)
+        spool.metrics({"loss": 0.5, "other": 1.0}, 3)
+        spool.note("and then this")
+        spool._spool.close()
+    until(lambda: status(logged)["status"] == "KILLED")
+    history = catalogue.get(f"{services.settings().mlflow}/api/2.0/mlflow/metrics/get-history?run_id={logged}&metric_key=loss")["metrics"]
+    assert [(m["step"], m["value"]) for m in history] == [(3, 0.5)]
+    (note,) = [t["value"] for t in json.loads(status(logged)["tags"]) if t["key"] == "mlflow.note.content"]
+    assert note.startswith("what happened before\n\nand then this\n\nits process (pid")
+    assert not owed.owes(step)
+
+
+@contextmanager
+def leaving(step):
+    """What a step leaves when its parent dies is put into place; only then does anybody look at it."""
+    step.mkdir(parents=True)
+    with owed.shipping(step):
+        owed.owe(step)
+        yield
+
+
+def record(run_id, **more):
+    return Record(uri=services.settings().mlflow, experiment="Default", label="step", run_id=run_id, **more)
 
 
 def test_the_limit_follows_the_ledger_and_heals(running):

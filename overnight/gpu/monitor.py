@@ -73,7 +73,7 @@ class Monitor:
         self._every, self._looks, self._held = words_every, 0, list[Request]()
         # a neighbour's new memory is foreign until it has said so and that was read: only what stays for longer counts
         self._foreign = deque[int](maxlen=words_every + 2)
-        self._steps, self._problem, self._pid = 0, "", os.getpid()
+        self._steps, self._problem, self._pid = run.reports, "", os.getpid()
 
     def loop(self) -> None:
         """Until `done`; at its end what was not yet reported is."""

@@ -1,17 +1,24 @@
-"""Attempts at one step: who may keep its checkpoints, and what earlier ones have told MLflow already."""
+"""Attempts at one step: who may keep its checkpoints, and what earlier ones have logged already.
+
+A resumed attempt does again what came after its checkpoint, and would log it again. What an earlier attempt has put into its spool is
+shipped whatever becomes of that attempt, and MLflow forgets nothing, so cutting the spool at the checkpoint would come too late for
+points that are there already. Therefore the repeats are left out (`Run.told`): each (metric, step) is logged by whoever came first.
+"""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from overnight import locks
+from overnight import locks, spool
+from overnight.errors import GoesOn
 from overnight.loop.checkpoint import remove
 from overnight.paths import state
 from overnight.run import Run
 
-MONITOR = ("system/", "card/")  # counted anew by every attempt
+MONITOR = ("system/", "card/")  # measured by every attempt; their steps count its reports, and go on
 
 
 def folder_of(key: str) -> Path:
@@ -20,10 +27,11 @@ def folder_of(key: str) -> Path:
 
 
 @contextmanager
-def claim(run: Run, key: str, who: str, mlflow_run: str = "") -> Iterator[None]:
+def claim(run: Run, key: str, who: str, known: Sequence[str] = (), told: Mapping[str, int] = MappingProxyType({})) -> Iterator[None]:
     """Inside, the run keeps checkpoints under the step's key, and they are removed when the block ends well.
 
-    Another process that trains the same step at the same time has them already: this one then trains without.
+    known: the folders of the attempts that its MLflow run is known to go on with; told: up to which step that has each metric.
+    Another process that trains the same step at the same time has the checkpoints already: this one then trains without.
     """
     folder = folder_of(key)
     with ExitStack() as held:
@@ -34,9 +42,11 @@ def claim(run: Run, key: str, who: str, mlflow_run: str = "") -> Iterator[None]:
             yield
             return
         run.checkpoints = folder
-        _enter(run, folder, mlflow_run)
+        _enter(run, folder, known, told)
         try:
             yield
+        except GoesOn:  # the next process begins with what this one left
+            raise
         except BaseException:
             if not any(folder.glob("*/*.json")):
                 remove(folder)
@@ -44,38 +54,29 @@ def claim(run: Run, key: str, who: str, mlflow_run: str = "") -> Iterator[None]:
         remove(folder)
 
 
-def _enter(run: Run, folder: Path, mlflow_run: str) -> None:
-    """Note this attempt; what earlier ones of the same MLflow run have logged is not logged again."""
-    file, spool = folder / "run.json", str(run.folder / "events.jsonl")
-    found = _read(file)
-    same = bool(mlflow_run) and found.get("mlflow_run") == mlflow_run
-    spools = [path for path in found.get("spools", []) if path != spool] if same else []
-    run.told = told([Path(path) for path in spools])
+def _enter(run: Run, folder: Path, known: Sequence[str], told: Mapping[str, int]) -> None:
+    """Note this attempt; what earlier ones have logged is not logged again, and is shipped to this run if that was not known."""
+    file, mine = folder / "run.json", str(run.folder)
+    before = [one for one in _read(file).get("folders", []) if one != mine]
+    if unknown := [one for one in before if one not in known]:
+        run.continues(unknown)
+    last = latest(dict(told), *(spool.last_steps(Path(one) / spool.CHILD) for one in [*before, mine]))
+    run.told = {name: step for name, step in last.items() if not name.startswith(MONITOR)}
+    run.reports = 1 + max((step for name, step in last.items() if name.startswith(MONITOR)), default=-1)
     part = file.with_suffix(".part")
-    part.write_text(json.dumps({"mlflow_run": mlflow_run, "spools": [*spools, spool]}))
+    part.write_text(json.dumps({"folders": [*before, mine]}))
     part.replace(file)
 
 
-def told(spools: list[Path]) -> dict[str, int]:
-    """The last step of each metric in these spools; a line that a crash cut short does not count, as nobody will ever ship it."""
-    last = dict[str, int]()
-    for spool in spools:
-        for line in spool.read_text(errors="replace").split("\n")[:-1] if spool.is_file() else []:
-            if '"metrics"' not in line:
-                continue
-            event = _parsed(line)
-            if event.get("event") == "metrics":
-                last |= {name: max(last.get(name, -1), int(event["step"])) for name in event["values"] if not name.startswith(MONITOR)}
-    return last
+def latest(*found: Mapping[str, int]) -> dict[str, int]:
+    """The last step of each metric in any of them."""
+    return {name: max(one[name] for one in found if name in one) for name in {name for one in found for name in one}}
 
 
-def earlier(key: str) -> tuple[str, int] | None:
-    """The MLflow run of earlier attempts at a step that has not finished, and how many there were; None while one is at it."""
+def earlier(key: str) -> tuple[str, ...]:
+    """The folders of the attempts at a step that has not finished; none while one is at it."""
     folder = folder_of(key)
-    found = _read(folder / "run.json")
-    if not found.get("mlflow_run") or locks.holder(folder / "lock") is not None:
-        return None
-    return str(found["mlflow_run"]), len(found.get("spools", []))
+    return () if locks.holder(folder / "lock") is not None else tuple(_read(folder / "run.json").get("folders", []))
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -1,55 +1,55 @@
-"""Ends that MLflow did not take when they were told: kept on the disk, told by the supervisor when the server is back."""
+"""What MLflow is owed: step folders whose spools it has not taken to the end, or whose end it was not told.
 
-import json
-import time
-import urllib.error
+Each is named by a file in .overnight/services/owed from its first moment until all is told, whoever lives. Whoever ships it holds the
+lock in its folder: the run's own process, one that goes on with the step, or the supervisor's `python -m overnight.ship`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-from overnight.services.catalogue import ask
-from overnight.services.settings import Settings, folder
+from overnight import locks
+from overnight.services.settings import folder
+
+LOCK = "ship.lock"
 
 
-def owe(run_id: str, status: str, note: str = "") -> None:
-    """An MLflow run that has ended; `note` is for people."""
-    path = _file(run_id)
+def owe(step: Path) -> None:
+    """From now on it is shipped by somebody, until `settle`."""
+    path = _file(step)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps({"status": status, "end_time": int(time.time() * 1000), "note": note}))
+    part.write_text(str(step))
     part.replace(path)
 
 
-def of_mlflow(run_id: str) -> dict[str, Any] | None:
-    """What is owed to a run; None when nothing is."""
-    try:
-        said = json.loads(_file(run_id).read_text())
-    except (OSError, ValueError):
-        return None
-    return said if isinstance(said, dict) and "status" in said else None
+def settle(step: Path) -> None:
+    """All of it is told."""
+    _file(step).unlink(missing_ok=True)
 
 
-def pay(now: Settings) -> list[str]:
-    """Tell what is owed, a line for each. Raises OSError when the server is still away."""
-    lines = []
-    for path in sorted((folder() / "owed").glob("*.json")) if now.mlflow.startswith("http") else []:
-        said = of_mlflow(path.stem)
-        if said:
-            try:
-                _tell(now, path.stem, said)
-                lines.append(f"MLflow run {path.stem}: {said['status']}, told late")
-            except urllib.error.HTTPError as error:
-                if error.code >= 500:
-                    raise
-        path.unlink(missing_ok=True)
-    return lines
+def owes(step: Path) -> bool:
+    """Whether something of it may still have to be told."""
+    return _file(step).exists()
 
 
-def _tell(now: Settings, run_id: str, said: dict[str, Any]) -> None:
-    api = f"{now.mlflow}/api/2.0/mlflow/runs"
-    if said.get("note"):
-        ask(f"{api}/set-tag", {"run_id": run_id, "key": "mlflow.note.content", "value": said["note"]})
-    ask(f"{api}/update", {"run_id": run_id, "status": said["status"], "end_time": said["end_time"]})
+def debts() -> list[Path]:
+    """The folders with something to tell that nobody is telling; a folder that was removed has nothing to tell any more."""
+    found = list[Path]()
+    for path in sorted((folder() / "owed").glob("*.step")):
+        with suppress(FileNotFoundError):  # just settled
+            found.append(Path(path.read_text()))
+    for step in [one for one in found if not one.is_dir()]:
+        settle(step)
+    return [one for one in found if one.is_dir() and locks.holder(one / LOCK) is None]
 
 
-def _file(run_id: str) -> Path:
-    return folder() / "owed" / f"{Path(run_id).name}.json"
+@contextmanager
+def shipping(step: Path) -> Iterator[None]:
+    """Be the one who ships it. Raises locks.Held."""
+    with locks.hold(step / LOCK, f"who ships {step.name}"):
+        yield
+
+
+def _file(step: Path) -> Path:
+    return folder() / "owed" / f"{step.name}.step"

@@ -212,7 +212,7 @@ class Supervisor:
         self._told = server.process
 
     def _linger(self, linger_s: float) -> None:
-        if keep_file().exists() or locks.users(users_folder()):
+        if keep_file().exists() or locks.users(users_folder()) or self.keeper.collector.busy():
             self.needed = time.monotonic()
         if time.monotonic() - self.needed < linger_s:
             return

@@ -14,9 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from overnight import locks
+from overnight import locks, notes
 from overnight.services import owed, runs
 from overnight.services.catalogue import ask, ask_prefect, get
+from overnight.services.collector import Collector
 from overnight.services.identity import Identity
 from overnight.services.orphans import flow_runs_of_processes
 from overnight.services.settings import POOL, Settings, users_folder
@@ -40,14 +41,15 @@ class Keeper:
         self.seen: dict[Identity, float] = {}
         self.closed: dict[str, str] = {}  # flow runs that were closed, and why
         self.lingering = set[str]()
+        self.collector = Collector()
 
     def look(self, worker_since: float) -> list[str]:
-        """Close what is dead, MLflow first: the folders that it names tell when. What was done, a line for each.
+        """Ship what the dead have left, then close what is dead, MLflow first: the folders that it names tell when. A line for each thing done.
 
         A server that is away is asked next time. worker_since: when the worker that lives now was started.
         """
         lines: list[str] = []
-        mlflow: list[Callable[[], list[str]]] = [partial(owed.pay, self.settings), self._mlflow]
+        mlflow: list[Callable[[], list[str]]] = [self.collector.look, self._mlflow]
         prefect: list[Callable[[], list[str]]] = [partial(self._prefect, worker_since), self._task_runs]
         for parts in (mlflow, prefect):
             try:
@@ -76,10 +78,10 @@ class Keeper:
         lines = []
         for run in self._open_in_mlflow():  # steps first: their folders tell when
             tags = _tags(run)
-            identity = Identity.read(tags)
-            why = self._gone(identity, tags.get("prefect.flow_run_id", ""), tags.get("overnight.folder", ""))
-            if why and identity:
-                self._kill(run["info"]["run_id"], why, self.seen[identity])
+            identity, step = Identity.read(tags), tags.get("overnight.folder", "")
+            why = self._gone(identity, tags.get("prefect.flow_run_id", ""), step)
+            waits = step and owed.owes(Path(step)) and not self.collector.failures  # first what it has left, and with it perhaps its end
+            if why and identity and not waits and self._kill(run["info"]["run_id"], why, identity):
                 lines.append(f"MLflow run {run['info'].get('run_name', '')} ({run['info']['run_id']}): closed, since {why}")
         return lines
 
@@ -94,13 +96,16 @@ class Keeper:
         found = ask(f"{api}/runs/search", {"experiment_ids": experiments, "filter": wanted, "max_results": MOST})
         return sorted(found.get("runs", []), key=lambda run: "overnight.folder" not in _tags(run))
 
-    def _kill(self, run_id: str, why: str, last: float) -> None:
-        """It ended when it was last seen, as far as anybody knows, not when it was found."""
+    def _kill(self, run_id: str, why: str, identity: Identity) -> bool:
+        """It ended when it was last seen, as far as anybody knows, not when it was found. Not one that somebody else has just gone on with."""
         api = f"{self.settings.mlflow}/api/2.0/mlflow/runs"
-        owned = owed.of_mlflow(run_id)
-        if owned is None:
-            ask(f"{api}/set-tag", {"run_id": run_id, "key": "mlflow.note.content", "value": why})
-            ask(f"{api}/update", {"run_id": run_id, "status": "KILLED", "end_time": int((last or time.time()) * 1000)})
+        tags = _tags(get(f"{api}/get?run_id={run_id}")["run"])
+        if Identity.read(tags) != identity:
+            return False
+        note = notes.added(tags.get(notes.TAG, ""), why)
+        ask(f"{api}/set-tag", {"run_id": run_id, "key": notes.TAG, "value": note})
+        ask(f"{api}/update", {"run_id": run_id, "status": "KILLED", "end_time": int((self.seen[identity] or time.time()) * 1000)})
+        return True
 
     # -------------------------------------------------------------------------------------------- Prefect
 
