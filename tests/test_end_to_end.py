@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -58,10 +59,6 @@ def home(tmp_path_factory):
         picture.write_bytes(b"not a picture")
     (root / "configs" / "night.yaml").write_text(CONFIG)
     (root / "configs" / "pair.yaml").write_text(PAIR)
-    (root / "datasets" / "rows.yaml").write_text("kind: table\nreader: csv\noptions: {tables: {rows: rows.csv}}\n")
-    (root / "datasets" / "rows").mkdir()
-    (root / "datasets" / "rows" / "rows.csv").write_text("a,b\n1,2\n3,4\n")
-    (root / "configs" / "rows.yaml").write_text("flow: etl\ndata: rows\ntables: {fact: rows}\n")
     (root / "configs" / "long.yaml").write_text("flow: vision\ndata: made\ncnn: {epochs: 5000, batch: 16, width: 8, blocks: 1}\n")
     with living_in(root):
         yield root
@@ -169,13 +166,13 @@ def test_bad_input_is_two_and_a_message(home, words, code, said):
 
 
 def test_what_the_card_cannot_hold_is_three(home):
-    output, code = run("run", "rows", OVERNIGHT_VIRTUAL_MIB="200")
+    output, code = run("run", "long", "cnn.width=128", OVERNIGHT_VIRTUAL_MIB="8")
     assert code == 3, output
-    assert "join_tables does not fit the card: declared: 2,048 MiB; the whole budget is 200 MiB" in output
+    assert re.search(r"train_cnn with micro_batch 1 does not fit the card: predicted: \d\d .*; the whole budget is 8 MiB", output), output
     assert "set OVERNIGHT_VIRTUAL_MIB higher" in output
     assert flow_runs()[0]["state_name"] == "DoesNotFit"
-    _, runs = mlflow_runs(home, "rows")
-    assert {r.info.status for r in runs.values()} == {"FAILED"}
+    _, runs = mlflow_runs(home, "long")
+    assert runs["train_cnn"].info.status == "FAILED"
 
 
 def test_two_runs_from_two_shells_never_hold_more_than_the_budget(home):

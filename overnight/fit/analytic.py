@@ -71,10 +71,13 @@ def _join(low: float, read: float, why: str) -> Formula:
 def _columns(data: Entry, tables: Sequence[str]) -> dict[str, float]:
     """MiB of each table; nothing where the rows or the columns of one are not told."""
     options: Any = data.options
-    described = options.get("tables") or (options.get("options") or {}).get("tables") or {}
+    inner = options.get("options")
+    described = options.get("tables") or (inner.get("tables") if isinstance(inner, dict) else None)
+    described = described if isinstance(described, dict) else {}
     found = dict[str, float]()
     for name in tables or described:
-        rows, types = data.expected.counts.get(name), (described.get(name) or {}).get("types")
+        rows, table = data.expected.counts.get(name), described.get(name)
+        types = table.get("types") if isinstance(table, dict) else None  # a name of a file alone tells nothing of its columns
         if not rows or not types:
             return {}
         found[name] = rows * sum(WIDTHS.get(kind, WIDE) for kind in types.values()) / MIB

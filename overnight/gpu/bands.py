@@ -131,11 +131,11 @@ def _figures(found: "Band | Unknown") -> str:
     return "-".join(str(n) for n in (math.floor(found.low * KIB), *(math.ceil(m * KIB) for m in (found.mid, found.high, found.needed))))
 
 
-def corrected(band: Band, others: Mapping[int, Band], peaks: Mapping[int, float]) -> "float | None":
-    """What a micro-batch is likely to take (MiB), by the band predicted of it and the peaks measured at others; None where none ran.
+def corrected(band: Band, others: Mapping[int, Band], peaks: Mapping[int, float]) -> "tuple[float, float] | None":
+    """Between which figures a micro-batch lies (MiB), by what is predicted of it and the peaks measured at others; None where none ran.
 
-    Each measured peak says two things: by which factor the prediction was off, and by how many MiB; the larger of all these readings
-    counts. The part that cannot be cut smaller goes below its prediction only as far as a measured peak lay below that part of its own.
+    Each measured peak says two things: by which factor the prediction was off (no more than BOUND is believed), and by how many MiB.
+    The part that cannot be cut smaller goes below its prediction only as far as a measured peak lay below that part of its own.
     """
     known = {size: peak for size, peak in peaks.items() if size in others and others[size].mid > 0}
     if not known:
@@ -144,8 +144,8 @@ def corrected(band: Band, others: Mapping[int, Band], peaks: Mapping[int, float]
     for size, peak in known.items():
         readings += [band.mid * _bounded(peak / others[size].mid), band.mid + peak - others[size].mid]
         share = min(share, peak / others[size].training if others[size].training else 1.0)
-    likely = max(*readings, band.training * _bounded(share))
-    return min(max(likely, band.mid / BOUND), band.mid * BOUND)
+    floor = max(band.training * _bounded(share), band.mid / BOUND)
+    return max(min(readings), floor), max(*readings, floor)
 
 
 def _bounded(factor: float) -> float:

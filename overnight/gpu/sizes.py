@@ -177,11 +177,12 @@ class _Question:
         if band is None:
             return None
         peaks = {n: peak for n in {o.size for o in self.outcomes} - {size} if (peak := learned.peak(self.outcomes, n)) is not None}
-        likely = bands.corrected(band, {n: found for n in peaks if (found := self.band(n))}, peaks)
-        if likely is not None:
-            enough = int(likely * bands.SLACK / learned.NEAR_SHARE) + 1
-            why = f"predicted: {likely:,.0f} MiB, corrected by what micro-batch {', '.join(map(str, sorted(peaks)))} took"
-            return self._sized(size, Need(int(min(band.low, likely)), learned.with_margin(likely), likely=enough), why)
+        between = bands.corrected(band, {n: found for n in peaks if (found := self.band(n))}, peaks)
+        if between is not None:  # tried if the lower figure fits: where that was wrong, a training goes on with less, once
+            enough = int(between[0] * bands.SLACK / learned.NEAR_SHARE) + 1
+            by = f"corrected by what micro-batch {', '.join(map(str, sorted(peaks)))} took"
+            why = f"predicted: {between[0]:,.0f} to {between[1]:,.0f} MiB, {by}"
+            return self._sized(size, Need(int(min(band.low, between[0])), learned.with_margin(between[1]), likely=enough), why)
         band = families.moved(band, families.errors(self.card, families.name(self.step, self.params)))
         why = f"predicted: {band.low:,.0f} to {band.high:,.0f} MiB"
         return self._sized(size, Need(int(band.low), int(band.high) + 1, likely=int(band.needed) + 1), why)
@@ -192,7 +193,7 @@ class _Question:
         given = [a.spec if isinstance(a, Artifact) else a for a in self.arguments[1:]]
         if self.step.peak is None or DataSpec() in given:
             return None
-        with suppress(OvernightError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        with suppress(OvernightError):  # the step itself is about to say what is wrong
             return Formula.of(self.step.peak(self.params, *given))
         return None
 
