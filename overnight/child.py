@@ -49,6 +49,7 @@ class Spec(Values):
     exclusive: bool = False
     smaller: tuple[tuple[int, int], ...] = Field((), description="(MiB, micro-batch) to be content with, the largest first")
     outside: bool = Field(False, description="declared to take memory that no cap holds")
+    ticket: int | None = Field(None, description="the place in line of the child before, which gave its lease back")
     earlier: tuple[str, ...] = Field((), description="folders of the attempts whose MLflow run it goes on with")
     told: dict[str, int] = Field({}, description="the last step that the run has of each metric")
 
@@ -85,6 +86,7 @@ class Result(Usage):
     """What the child says at its end."""
 
     code: int
+    ticket: int = Field(0, description="its place in the card's line")
     value: Any = None
     error: str = ""
 
@@ -120,7 +122,7 @@ def _run(folder: Path, spec: Spec, stop: list[int], facts: dict[str, Any]) -> An
     from overnight.gpu.monitor import watch
 
     run = SpoolRun(folder, spec.seed)
-    run.should_stop = lambda: bool(stop)
+    run.should_stop, run.restarts = lambda: bool(stop), True
     caps.prepare(spec.card, bool(spec.ask_mib))
     step = find(spec.step)
     arguments = [TypeAdapter(hint).validate_python(value) for hint, value in zip(step.hints.values(), spec.arguments, strict=True)]
@@ -133,6 +135,7 @@ def _run(folder: Path, spec: Spec, stop: list[int], facts: dict[str, Any]) -> An
         began = time.monotonic()
         try:
             with watch(run, spec.card, lease, cap) as monitor, cap.body() if cap else contextlib.nullcontext():
+                run.should_yield = lambda: monitor.crowd.why if monitor.crowd else ""
                 value = step.body(run, *_sized(arguments, facts.get("asked_micro_batch")))
         finally:
             facts |= {"run_s": time.monotonic() - began, "host_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
@@ -176,8 +179,8 @@ def _take_lease(held: contextlib.ExitStack, run: SpoolRun, spec: Spec, facts: di
     who = {"step": spec.label, "experiment": spec.experiment}
     facts |= {"asked_mib": spec.ask_mib, "exclusive": spec.exclusive}
     amounts = [mib for mib, _ in spec.smaller]
-    granted = held.enter_context(lease(spec.ask_mib, spec.card, who, run.should_stop, waiting, spec.exclusive, amounts))
-    facts |= {"lease_mib": granted.mib, "wait_s": granted.wait_s, "asked_micro_batch": spec.micro_batch_of(granted.mib)}
+    granted = held.enter_context(lease(spec.ask_mib, spec.card, who, run.should_stop, waiting, spec.exclusive, amounts, spec.ticket))
+    facts |= {"ticket": granted.ticket, "lease_mib": granted.mib, "wait_s": granted.wait_s, "asked_micro_batch": spec.micro_batch_of(granted.mib)}
     return granted
 
 

@@ -42,7 +42,9 @@ class CardChoice(Values):
     """Which card an experiment uses, and how. `card: 1` is short for `card: {use: 1}`."""
 
     use: str | int | None = Field(None, description="index or UUID; the first card when left out")
-    policy: Literal["wait", "shrink"] = Field("wait", description="while other programs use the card: wait, or shrink the micro-batch")
+    policy: Literal["wait", "shrink", "yield"] = Field(
+        "wait", description="while other programs use the card: wait; shrink the micro-batch; or also yield what they want, and go on later"
+    )
     count: bool = Field(False, description="the virtual card counts the bytes of tensors and enforces its leases; slower")
 
     @model_validator(mode="before")

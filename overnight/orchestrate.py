@@ -4,7 +4,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from overnight import provenance, usage
+from overnight import again, provenance, usage
 from overnight.artifact import Artifact
 from overnight.child import Result, Spec
 from overnight.display import memory
@@ -121,7 +121,7 @@ class _Attempt:
         result = Result(code=Stopped.child_code, error=self.chain.stop.reason or "stopped")
         try:
             spec = self._spec()
-            result = run_child(self.folder, spec, threads, self.chain.stop, self._event, self._log)
+            result = again.through(lambda one: run_child(self.folder, one, threads, self.chain.stop, self._event, self._log), spec)
             foreseen = {"asked_mib": spec.ask_mib, **usage.of_prediction(self.asked)}
             result = usage.for_the_card(result.model_copy(update=foreseen), self.chain.card)
         except OvernightError as error:

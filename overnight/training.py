@@ -114,7 +114,8 @@ def train(recipe: Recipe[Data], run: Run, data: Data) -> Fitted:
             plan, reason, fresh = error.plan, str(error), error.fresh and run.restarts and keeper.folder is not None
         if fresh:
             keeper.leave(asdict(plan))
-            raise GoesOn(f"goes on in a fresh process from the last checkpoint: {reason}")
+            run.note(f"goes on in a fresh process, from the last checkpoint: {reason}")
+            raise GoesOn(reason)
         run.note(f"starts over at the last checkpoint: {reason}")
         run.told |= run.logged  # what is done again is not logged again
         free()

@@ -143,7 +143,7 @@ def test_every_mistake_of_a_card_is_told(tmp_path):
     found = problems(write(tmp_path, "net: {}\ncard:\n  polcy: shrink\n  policy: sleep\n  count: maybe\n"))
     assert len(found) == 3
     assert "whole.yaml:3: card.polcy: unknown key; did you mean 'policy'? allowed: count, policy, use" in "".join(found)
-    assert "whole.yaml:4: card.policy: input should be 'wait' or 'shrink' (got 'sleep')" in "".join(found)
+    assert "whole.yaml:4: card.policy: input should be 'wait', 'shrink' or 'yield' (got 'sleep')" in "".join(found)
     for wrong in ("true", "[1]", "1.5", "{use: true}"):
         assert problems(write(tmp_path, f"net: {{}}\ncard: {wrong}\n")) == [
             f"{tmp_path}/whole.yaml:2: card: expected an index, a UUID, or {{use: ..., policy: ..., count: ...}}"

@@ -14,7 +14,7 @@ from overnight.paths import state
 VIRTUAL_MIB = 12288
 MOST_DIGITS = 8  # of an amount: some 100 TB, which the sums of policy.py can still be made of
 RESERVE_MIB = 1024  # for the desktop, its browser and the CUDA contexts
-Policy = Literal["wait", "shrink"]
+Policy = Literal["wait", "shrink", "yield"]
 DRIVERS = {13: 580, 12: 525}  # the oldest driver of a CUDA major version (CUDA compatibility guide)
 
 
@@ -22,7 +22,8 @@ class Card(Values):
     """One card and what of it may be granted.
 
     reserved_mib: what the driver keeps for itself, granted to nobody; count: the virtual card counts the bytes of tensors and caps them;
-    policy: what a step does while other programs use the card: wait for what it asked, or shrink to what is left.
+    policy: what a step does while other programs use the card: wait for what it asked, shrink to what is left, or wait, and yield when they
+    take what it holds: it then goes on from its checkpoint once they are gone.
     """
 
     uuid: str

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from overnight.errors import DiskFull
 from overnight.gpu import timeline
+from overnight.gpu.crowd import Crowd
 from overnight.gpu.device import Card
 from overnight.gpu.gauge import Gauge, gauge, holders, outsiders, said_mib
 from overnight.gpu.requests import Request
@@ -70,6 +71,7 @@ class Monitor:
         self._told: tuple[float, float] | None = None
         self._peak = 0.0
         self._first: int | None = None
+        self.crowd = Crowd(card, lease.ticket) if lease and card.policy == "yield" else None
         self._every, self._looks, self._held = words_every, 0, list[Request]()
         # a neighbour's new memory is foreign until it has said so and that was read: only what stays for longer counts
         self._foreign = deque[int](maxlen=words_every + 2)
@@ -106,6 +108,8 @@ class Monitor:
         own = self._tell(self.lease)
         used = self.by.used_mib(self.card, self._held)
         foreign = self._outside(used)
+        if self.crowd:
+            self.crowd.see(self._held, foreign)
         seen = {"used": used, "leased": sum(r.mib for r in self._held), "own": own}
         seen |= {} if foreign is None else {"foreign": foreign}
         self.most = {name: max(value, self.most.get(name, 0.0)) for name, value in seen.items()}

@@ -117,7 +117,8 @@ class Course(Generic[Data]):
             raise OutOfMemory(slow)
         if read or run.should_stop():
             run.progress(state.done, state.total, text)
-        if self.keeper.folder is not None and (why := run.should_yield()):
+        if run.restarts and self.keeper.folder is not None and (why := run.should_yield()):
+            run.note(why)
             raise GoesOn(why)
 
     def _settle(self, size: int) -> None:
