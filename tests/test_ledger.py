@@ -14,6 +14,7 @@ import overnight
 from overnight.errors import BadInput, DoesNotFit, ServiceError, Stopped
 from overnight.gpu.device import check_driver, find
 from overnight.gpu.ledger import Ledger
+from overnight.gpu.requests import look
 from overnight.gpu.survivors import removed
 
 HOLD = """
@@ -308,3 +309,28 @@ def test_cpu_asks_for_the_virtual_card(monkeypatch):
     monkeypatch.setenv("OVERNIGHT_VIRTUAL_MIB", "lots")
     with pytest.raises(ServiceError, match="lots"):
         find(cpu=True)
+
+
+def test_the_youngest_grant_tells_whether_files_were_removed(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    with ledger.acquire(300) as first, ledger.acquire(300):
+        assert look(tmp_path, 1000).whole
+        first.release()
+        assert look(tmp_path, 1000).whole  # it has ended: that its number is there says so
+        with ledger.acquire(100) as third:
+            assert look(tmp_path, 1000).whole
+            assert len(list(tmp_path.glob("g-*"))) == 2  # nobody needs that of the first any more
+            next(path for path in tmp_path.glob("g-*") if not path.samefile(third.request.path)).unlink()
+            assert not look(tmp_path, 1000).whole
+
+
+def test_a_holder_robbed_of_both_files_in_turn_still_counts(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    with ledger.acquire(700) as robbed:
+        for path in tmp_path.glob("g-*"):
+            path.unlink()
+        ledger.acquire(100).release()  # somebody sees the holder without its grant ...
+        robbed.request.path.unlink()
+        assert waits(ledger, 400)  # ... and says so to those who see nothing of it
+        assert not waits(ledger, 300)
+    assert not waits(ledger, 1000)

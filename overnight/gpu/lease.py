@@ -15,7 +15,8 @@ from overnight.errors import BadInput
 from overnight.gpu import words
 from overnight.gpu.device import Card, find
 from overnight.gpu.gauge import steady_taken_mib
-from overnight.gpu.ledger import Grant, Ledger, OnWait
+from overnight.gpu.ledger import Grant, Ledger
+from overnight.gpu.place import OnWait
 from overnight.gpu.ready import ready
 from overnight.gpu.script import talking
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from overnight.errors import ServiceError
 from overnight.gpu.device import Card
-from overnight.gpu.ledger import unusable
+from overnight.gpu.place import unusable
 from overnight.gpu.requests import locked
 from overnight.paths import state
 

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, Self
 
 TRIES = 8
 MOST_DIGITS = 20
+LOST = -1
+SETTLE_S = (0.0005, 0.001, 0.002, 0.004, 0.008)
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,11 @@ class Request:
         """Its file."""
         return self.folder / f"{'h' if self.holds else 'q'}-{self.ticket}-{self.mib}-{self.pid}{'-x' if self.exclusive else ''}"
 
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """What those in line are sorted by."""
+        return self.ticket, self.pid, self.mib
+
     @classmethod
     def parse(cls, folder: Path, name: str) -> Self | None:
         """From a file's name; None for a file that is no request."""
@@ -46,12 +54,18 @@ class Request:
 
 @dataclass(frozen=True)
 class View:
-    """The ledger as it was at one moment; not `sure` when it changed faster than one can look."""
+    """The ledger as it was at one moment; not `sure` when it changed faster than one can look.
+
+    beside: the numbers of the grants that are held, LOST for one that has no file of that kind; whole: everything that the youngest
+    grant said of those beside it is there, so that nobody has removed files.
+    """
 
     folder: Path
     names: frozenset[str]
     requests: list[Request]  # holders first, then the queue in its order
     grants: int  # the number of the youngest grant
+    beside: tuple[int, ...] = ()
+    whole: bool = True
     sure: bool = True
 
     def unchanged(self) -> bool:
@@ -67,17 +81,19 @@ def look(folder: Path, budget_mib: int, mine: int = 0) -> View:
 
     A live grant whose request has no file: that was renamed just now, so look again. When it stays away, somebody removed it; then its
     content says how much it holds, and when that is torn, it counts as the whole budget. mine: the inode of a file of this ledger that
-    the caller has locked; with it, the kernel's list of locks shows even holders whose every file was removed.
+    the caller has locked; with it, where files are missing, the kernel's list of locks (which costs 10 ms) shows even holders whose every
+    file was removed.
     """
     for _ in range(TRIES):
         view, alive, lost = _look(folder)
         if view.sure and not lost:
             break
     found = [_orphan(folder, number, budget_mib) for number in lost.values()]
-    if mine:
+    if mine and not view.whole:
         from overnight.gpu.survivors import removed
 
-        found += removed(folder, mine, {*alive, *lost})
+        gone = removed(folder, mine, {*alive, *lost})
+        view, found = replace(view, beside=view.beside + (LOST,) * len(gone)), found + gone
     return replace(view, requests=found + view.requests) if found else view
 
 
@@ -97,14 +113,53 @@ def _look(folder: Path) -> tuple[View, dict[int, Request], dict[int, int]]:
         else:
             _remove(request.path)
             names.discard(request.path.name)
-    last = max(grants, default=0)
-    lost = {inode: number for number, inode in grants.items() if inode not in alive and _is_locked(folder / f"g-{number}")}
-    dead = {f"g-{n}" for n, inode in grants.items() if inode not in alive and inode not in lost and n != last}
-    dead |= {n for n in names if n.startswith(".") and _abandoned(folder, n[1:])}
+    held, last = {number: inode for number, inode in grants.items() if inode in alive}, max(grants, default=0)
+    lost, still = _lost(folder, {number: inode for number, inode in grants.items() if number not in held})
+    said = _said(folder, last) if last else None
+    dead = _dead(folder, names, grants.keys() - held.keys() - {*lost.values(), last, *(said or ())})
+    bare = sum(r.holds for inode, r in alive.items() if inode not in held.values())
+    beside = (*held, *lost.values(), *[LOST] * bare)
+    whole = said is not None and said <= grants.keys()
+    requests = sorted(alive.values(), key=lambda r: (not r.holds, r.order))
+    return View(folder, frozenset(names - dead), requests, last, beside, whole, sure and still), alive, lost
+
+
+def _lost(folder: Path, grants: dict[int, int]) -> tuple[dict[int, int], bool]:
+    """Those of these grants (number: inode) that live, by inode; and whether none of them has gone meanwhile."""
+    found, sure = dict[int, int](), True
+    for number, inode in grants.items():
+        try:
+            found |= {inode: number} if locked(folder / f"g-{number}") else {}
+        except FileNotFoundError:
+            sure = False
+    return found, sure
+
+
+def _said(folder: Path, number: int) -> set[int] | None:
+    """The grants that were held when this one was made, as its owner wrote before; None when that is torn."""
+    said = content(folder / f"g-{number}").get("beside")
+    return set(said) if isinstance(said, list) and all(isinstance(n, int) for n in said) else None
+
+
+def _dead(folder: Path, names: set[str], grants: set[int]) -> set[str]:
+    """Files that nobody needs, now removed: ended grants that the youngest says nothing of, and requests that never will be shown."""
+    dead = {f"g-{number}" for number in grants} | {n for n in names if n.startswith(".") and _abandoned(folder, n[1:])}
     for name in dead:
         _remove(folder / name)
-    requests = sorted(alive.values(), key=lambda r: (not r.holds, r.ticket, r.pid, r.mib))
-    return View(folder, frozenset(names - dead), requests, last, sure), alive, lost
+    return dead
+
+
+def named(folder: Path) -> list[Request]:
+    """The requests by their names alone, those of the dead among them."""
+    return [r for name in _names(folder) if (r := Request.parse(folder, name))]
+
+
+def settle(folder: Path, closed: list[str]) -> None:
+    """Wait for the locks of files that their owners have just closed: the kernel tells of it a moment before it drops them."""
+    for pause in SETTLE_S:
+        if not any(_is_locked(folder / name) for name in closed):
+            return
+        time.sleep(pause)
 
 
 def locked(path: Path) -> int:

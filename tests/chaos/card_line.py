@@ -9,7 +9,7 @@ import random
 import time
 
 from overnight.errors import Stopped
-from overnight.gpu.ledger import POLL_S
+from overnight.gpu.place import POLL_S
 from tests.chaos._crowd import BUDGET, NS, Observer, Pen, crowd, later_s, median, most, quantile
 from tests.chaos.case import Case, Measured
 

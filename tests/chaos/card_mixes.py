@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from overnight.gpu.ledger import POLL_S
+from overnight.gpu.place import POLL_S
 from overnight.gpu.policy import Size
 from tests.chaos._crowd import BUDGET, NS, Crowd, Pen, crowd, median, most, now, quantile
 from tests.chaos.case import Case, Measured
