@@ -80,7 +80,10 @@ def _gpu_parser(gpu: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def _fit_parser(fit: argparse.ArgumentParser) -> None:
-    fit.add_argument("config", help="a file of configs/, e.g. configs/vision.yaml or just vision")
+    from overnight.fit import models
+
+    models.options(fit)
+    fit.add_argument("config", nargs="?", help="a file of configs/, e.g. configs/vision.yaml or just vision")
     fit.add_argument("overrides", nargs="*", metavar="key=value", help="values laid over the file, e.g. cnn.batch=512")
     fit.add_argument("--card", type=float, metavar="GB", help="judge a card of 8, 10, 12, 16, 24 ... GB instead of the one here")
     fit.add_argument("--json", action="store_true", help="for programs")
@@ -139,9 +142,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _fit(arguments: argparse.Namespace) -> int:
+    from overnight.fit import models
     from overnight.fit.show import of_size, show
     from overnight.gpu.device import find
 
+    if models.asked(arguments):
+        return models.show(arguments, of_size(arguments.card) if arguments.card else find())
     return show(_config(arguments.config), arguments.overrides, of_size(arguments.card) if arguments.card else find(), arguments.json)
 
 

@@ -21,7 +21,7 @@ BLAS_WORKSPACE = 8320 * 1024  # of a cuBLAS handle, by torch's default (4096 KiB
 BLAS_HANDLES = 2  # one for the thread of the forward pass, one for that of the backward pass
 GEMMS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten.linear")
 HALVES = (torch.float16, torch.bfloat16)
-FLASH_WIDTH = 256  # of a head
+FLASH_WIDTH = 256  # of a head; the memory-efficient kernel takes any
 
 LOWERED = {"addmv", "addr", "mv", "chain_matmul", "linalg_multi_dot", "einsum"}
 WITH_DTYPE = {"prod", "prod.dim_int", "cumprod", "cumsum", "linalg_vector_norm", "sum", "sum.dim_IntList"}
@@ -139,11 +139,11 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """The kernel that a card of the last years takes."""
-    if query.ndim != 4 or query.shape[-1] > FLASH_WIDTH:
+    if query.ndim != 4:
         return aten._scaled_dot_product_attention_math.default(  # type: ignore[no-any-return]
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )[0]
-    if query.dtype in HALVES and attn_mask is None:
+    if query.dtype in HALVES and attn_mask is None and query.shape[-1] <= FLASH_WIDTH:
         return aten._scaled_dot_product_flash_attention.default(query, key, value, dropout_p, is_causal, False, scale=scale)[0]  # type: ignore[no-any-return]
     heads = query.shape[1] // key.shape[1] if enable_gqa else 1
     key, value = (t.repeat_interleave(heads, 1) if heads > 1 else t for t in (key, value))
