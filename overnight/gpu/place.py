@@ -89,8 +89,10 @@ class Place:
             self.bell.wait(WAKE_S if patient else POLL_S)
 
     def _expects(self, now: float) -> bool:
-        """Whether others could start, and may yet be found to be stopped."""
-        return any(now - since <= PASSED_S + POLL_S for since in self.late.values())
+        """Whether others could start, and may yet be found to be stopped; or hold without a file, so that no bell tells of their end."""
+        return (self.seen is not None and requests.LOST in self.seen.beside) or any(
+            now - since <= PASSED_S + POLL_S for since in self.late.values()
+        )
 
     def _news(self, now: float) -> bool:
         """Whether it is worth to look at everything."""

@@ -44,7 +44,7 @@ class Crowd:
     """Processes forked from this one, with a folder for the ledger and one for what they write down. None of them outlives it."""
 
     def __init__(self, folder: Path) -> None:
-        self.card, self.notes = folder / "card", folder / "notes"
+        self.card, self.notes = folder / "virtual", folder / "notes"  # $OVERNIGHT_CARD_DIR is the folder above
         self.notes.mkdir(parents=True, exist_ok=True)
         self.ledger = Ledger(self.card, BUDGET)
         self.killed: dict[int, int] = {}

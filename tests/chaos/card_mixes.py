@@ -8,10 +8,10 @@ schedules which know all durations and let anybody pass anybody.
 """
 
 import random
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
+from overnight.gpu.ledger import Grant
 from overnight.gpu.place import POLL_S
 from overnight.gpu.policy import Size
 from tests.chaos._crowd import BUDGET, NS, Crowd, Pen, crowd, median, most, now, quantile
@@ -101,28 +101,39 @@ def summary(mixes: Sequence[Mix], ratios: Sequence[float]) -> dict[str, float]:
 def play(
     mixes: Sequence[Mix], work: Callable[[Pen, int, float], None], then: Callable[[Crowd], None] = lambda _people: None
 ) -> list[tuple[float, int]]:
-    """(seconds from the first request to the last end, most MiB held) of each."""
+    """(seconds from the moment when the card is free to the last end, most MiB held) of each.
+
+    The whole card is held until every job of every mix stands in line, in the order of its mix: so the order is certain, and what it
+    takes to start processes is no part of the time.
+    """
     with ExitStack() as stack:
         crowds = [stack.enter_context(crowd()) for _ in mixes]
-        begin = now() + int(NS)
-        pids = [[_job(people, begin, i, job, work) for i, job in enumerate(jobs)] for people, jobs in zip(crowds, mixes, strict=True)]
+        grants = [people.ledger.acquire(BUDGET) for people in crowds]
+        pids = [[_job(people, job, work, grants) for job in jobs] for people, jobs in zip(crowds, mixes, strict=True)]
+        began = [_free(grant) for grant in grants]
         for people, waited in zip(crowds, pids, strict=True):
             for pid in waited:
                 people.wait(pid)
             then(people)
-        return [(_span(people), most(people.held())) for people in crowds]
+        held = [people.held() for people in crowds]
+        return [((max(h.end for h in holds) - start) / NS, most(holds)) for holds, start in zip(held, began, strict=True)]
 
 
-def _job(people: Crowd, begin: int, place: int, job: tuple[int, float], work: Callable[[Pen, int, float], None]) -> int:
-    """One after the other, so that they stand in line in the order of the mix."""
+def _job(people: Crowd, job: tuple[int, float], work: Callable[[Pen, int, float], None], grants: Sequence[Grant]) -> int:
+    """A process that stands in line; what it was forked with of the grants keeps nobody waiting."""
 
     def body(pen: Pen) -> None:
-        time.sleep(max(0.0, (begin - now()) / NS) + place * 0.01)
+        for grant in grants:
+            grant.release()
         work(pen, *job)
 
-    return people.fork(body)
+    pid = people.fork(body)
+    people.in_line(pid)
+    return pid
 
 
-def _span(people: Crowd) -> float:
-    holds = people.held()
-    return (max(h.end for h in holds) - min(h.ticket for h in holds)) / NS
+def _free(grant: Grant) -> int:
+    """Give it back; when (ns)."""
+    began = now()
+    grant.release()
+    return began

@@ -43,7 +43,7 @@ def work(pen: Pen, mib: int, seconds: float) -> None:
     from overnight.gpu.device import Card
     from overnight.gpu.lease import lease
 
-    os.environ["OVERNIGHT_CARD_DIR"] = str(pen.ledger.folder)
+    os.environ["OVERNIGHT_CARD_DIR"] = str(pen.ledger.folder.parent)
     card = Card(uuid="virtual", name="virtual", total_mib=BUDGET, budget_mib=BUDGET, count=True)
     said = {"greedy": mib == GREEDY_MIB, "out_of_memory": False}
     with lease(mib, card, on_wait=lambda _ahead, _taken: None) as held, pen.noted(held.grant):
