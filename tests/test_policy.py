@@ -24,6 +24,8 @@ def sizes(*mib):
         ([5, 3], [5, 2], [], "when the 3 end, 5 + 2 leave no room for the head"),
         ([6], [8, 9, 2], [], "the second in line would have to wait for the 2"),
         ([10], [1], [], "there is no room"),
+        ([4], [12, 3], [], "the head knows of a larger budget than 10"),
+        ([], [12, 3], [], "... and waits for everybody"),
     ],
 )
 def test_who_may_start(held, queue, expected, why):

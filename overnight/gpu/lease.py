@@ -20,7 +20,7 @@ from overnight.gpu.place import OnWait
 from overnight.gpu.ready import ready
 from overnight.gpu.script import talking
 
-_mine = threading.local()  # what each thread holds already: (MiB, exclusive) in `held`
+_mine = threading.local()  # what each thread holds already, in `held`
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def lease(
 
     who: a step, which says itself what it uses; for a script that is done here.
     exclusive: let nobody run beside it; smaller: amounts (MiB) to be content with while other programs use the card, where the card's
-    policy is to shrink. What these programs use counts as held. ticket: that of an own lease which was given back for a while.
+    policy is to shrink. What these programs use counts as held. A lease inside another stands in line where that one stood. ticket: that of an own lease which was given back for a while.
     """
     card = card or find()
     mib = _whole(mib)
@@ -70,9 +70,12 @@ def lease(
     named = who or {"step": Path(sys.argv[0]).name}
     on_wait = on_wait or (lambda ahead, taken_mib: print(words.waiting(card, mib, ahead, taken_mib), file=sys.stderr))
     with (
-        _holding(mib, exclusive, card),
-        Ledger(card.folder, card.budget_mib).acquire(mib, named, should_stop, on_wait, exclusive, taken, less, ticket) as grant,
+        _holding(mib, exclusive, card) as (mine, outer),
+        Ledger(card.folder, card.budget_mib).acquire(
+            mib, named | outer, should_stop, on_wait, exclusive, taken, less, ticket or min(outer.get("holding", [0])) or None
+        ) as grant,
     ):
+        mine.ticket = grant.ticket
         grant.tell(granted_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME))  # a clock that nobody sets
         held = Lease(card, grant.mib, time.monotonic() - began, grant)
         with nullcontext() if who or card.virtual else talking(held, card):
@@ -90,19 +93,32 @@ def _whole(mib: Any) -> int:
     return amount
 
 
+@dataclass
+class _Held:
+    """What a thread holds of a card."""
+
+    uuid: str
+    mib: int
+    exclusive: bool
+    ticket: int = 0
+
+
 @contextmanager
-def _holding(mib: int, exclusive: bool, card: Card) -> Iterator[None]:
-    """Note what this thread holds; BadInput when it asks for what only its own lease keeps from it: that would be waited for in vain."""
-    held = _mine.__dict__.setdefault("held", list[tuple[str, int, bool]]())
-    here = [(amount, alone) for uuid, amount, alone in held if uuid == card.uuid]
-    sum_mib = sum(amount for amount, _ in here)
-    if here and (exclusive or any(alone for _, alone in here) or mib <= card.budget_mib < sum_mib + mib):
+def _holding(mib: int, exclusive: bool, card: Card) -> Iterator[tuple[_Held, dict[str, Any]]]:
+    """Note what this thread holds; BadInput when it asks for what only its own lease keeps from it: that would be waited for in vain.
+
+    Also what its request says of what the thread holds already.
+    """
+    held = _mine.__dict__.setdefault("held", list[_Held]())
+    here = [h for h in held if h.uuid == card.uuid]
+    sum_mib = sum(h.mib for h in here)
+    if here and (exclusive or any(h.exclusive for h in here) or mib <= card.budget_mib < sum_mib + mib):
         raise BadInput(
             f"lease({mib}): this thread holds {sum_mib} of the card's {card.budget_mib} MiB already, so it would wait for itself; "
             "ask for all of it at once, or leave the first `with` block before"
         )
-    held.append(entry := (card.uuid, mib, exclusive))
+    held.append(entry := _Held(card.uuid, mib, exclusive))
     try:
-        yield
+        yield entry, {"holding": [h.ticket for h in here]} if here else {}
     finally:
         held.remove(entry)

@@ -52,6 +52,9 @@ class Ledger:
     ) -> "Grant":
         """Wait in line until `mib` are free, then hold them. Raises DoesNotFit at once when they never can be, Stopped when asked to.
 
+        Raises BadInput when all who hold wait for more, nothing is left for any of them, and this is the youngest of their requests
+        (`who["holding"]`: the tickets that are held until this one is granted).
+
         on_wait: called when the grant is not immediate, with those who hold or stand ahead and what other programs take (MiB), and once
         more when these begin or cease to take something. taken: MiB of the budget that programs use which know nothing of it. smaller:
         amounts to be content with, the largest first, while those programs leave no room for more even on an otherwise free card.
@@ -59,7 +62,7 @@ class Ledger:
         """
         if not 0 < mib <= self.budget_mib:
             raise DoesNotFit(f"asked for {mib} {self.what}, and the whole budget is {self.budget_mib}")
-        place = Place(self.folder, self.budget_mib, Size(mib, exclusive), who or {}, taken, smaller, ticket)
+        place = Place(self.folder, self.budget_mib, Size(mib, exclusive), who or {}, taken, smaller, ticket, self.what)
         try:
             while not place.take():
                 if should_stop():

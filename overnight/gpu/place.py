@@ -12,6 +12,7 @@ from typing import Any
 from overnight.errors import DiskFull, OvernightError, ServiceError
 from overnight.gpu import requests
 from overnight.gpu.bell import CLOSED, REMOVED, Bell
+from overnight.gpu.knot import gives_way, knot, loose_end, sizes
 from overnight.gpu.policy import Size, startable
 from overnight.gpu.requests import Request, View
 
@@ -37,14 +38,16 @@ class Place:
         taken: Callable[[], int],
         smaller: Sequence[int],
         ticket: int | None,
+        what: str,
     ) -> None:
-        self.folder, self.budget_mib = folder, budget_mib
+        self.folder, self.budget_mib, self.what = folder, budget_mib, what
         self.taken, self.smaller = taken, sorted(smaller, reverse=True)
         self.who = {"since": time.time(), "pid": os.getpid(), **who}
         self.taken_mib, self.told = 0, (False, False)
         self.seen: View | None = None
         self.looked = self.awake = 0.0
         self.bell = Bell(folder)
+        self.tied: tuple[frozenset[str], float] = frozenset(), 0.0
         self.late: dict[str, float] = {}  # others that could start, and since when
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         ticket = now if ticket is None else min(ticket, now)  # one of before the last boot means nothing any more
@@ -123,9 +126,9 @@ class Place:
             time.sleep(min(BEHIND_S + STEP_S * len(ahead), MOST_S))
         found = requests.named(self.folder)
         queue = sorted((r for r in found if not r.holds and r.order <= self.request.order), key=lambda r: r.order)
-        held = [Size(r.mib, r.exclusive) for r in found if r.holds]
+        held = sizes([r for r in found if r.holds])
         missing = self.request not in queue
-        return missing or bool(startable(self.budget_mib, self.taken_mib, held, [Size(r.mib, r.exclusive) for r in queue]))
+        return missing or bool(startable(self.budget_mib, self.taken_mib, held, sizes(queue)))
 
     def _claim(self, now: float) -> bool:
         """Hold what seems to be free; who is outrun by another looks again at once."""
@@ -152,7 +155,7 @@ class Place:
         """Whether this request may start, those passed over who could have and did not for a second."""
         if not view.sure:
             return False
-        held = [Size(r.mib, r.exclusive) for r in view.requests if r.holds]
+        held = sizes([r for r in view.requests if r.holds])
         queue = {r.path.name: Size(r.mib, r.exclusive) for r in view.requests if not r.holds}
         mine = self.request.path.name
 
@@ -162,8 +165,22 @@ class Place:
 
         passed = {name for name, since in self.late.items() if now - since > PASSED_S and name in queue and start([name])}
         first = start([name for name in queue if name not in passed])
+        if not first and not self.taken_mib and (loose := self._tied(view, now)):
+            first = {loose.path.name}
         self.late = {name: self.late.get(name, now) for name in first | passed if name != mine}
         return mine in first
+
+    def _tied(self, view: View, now: float) -> Request | None:
+        """Who may start although it is behind others, since all who hold wait for more; BadInput when that is nobody, to the youngest."""
+        tied = knot(self.budget_mib, view.requests)
+        if tied and (loose := loose_end(self.budget_mib, view.requests, tied)):
+            return loose
+        names = frozenset(r.path.name for r in tied)
+        if not tied or names != self.tied[0]:
+            self.tied = names, now
+        elif tied[-1] == self.request and now - self.tied[1] > PASSED_S:  # it was so for a while, and not for a moment of somebody's end
+            raise gives_way(self.request, tied, self.what)
+        return None
 
     def _link(self, view: View) -> bool:
         """The compare-and-swap. True: this request holds."""

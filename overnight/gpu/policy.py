@@ -49,7 +49,7 @@ class _Line:
     """Those who wait ahead, each with the sums of what may be left of all before them."""
 
     def __init__(self, budget_mib: int, taken_mib: int, held: Sequence[int]) -> None:
-        self.budget = budget_mib - taken_mib
+        self.all, self.budget = budget_mib, budget_mib - taken_mib
         self.mask = (1 << (budget_mib + 1)) - 1
         self.sums = 1
         for weight in held:
@@ -68,8 +68,9 @@ class _Line:
         self.sums = self._with(self.sums, weight)
 
     def harmless(self, weight: int) -> bool:
-        """Whether nobody ahead could start later because of it."""
-        return not any(_any_bit(sums, self.budget - w - weight, self.budget - w) for w, sums in self.ahead)
+        """Whether nobody ahead could start later because of it. Who asks for more than all there is knows of a larger budget."""
+        room = [(self.budget - w if w <= self.all else 0, sums) for w, sums in self.ahead]
+        return not any(_any_bit(sums, left - weight, left) for left, sums in room)
 
 
 def _any_bit(bits: int, above: int, up_to: int) -> bool:
