@@ -147,8 +147,8 @@ def _fit(arguments: argparse.Namespace) -> int:
     from overnight.gpu.device import find
 
     if models.asked(arguments):
-        return models.show(arguments, of_size(arguments.card) if arguments.card else find())
-    return show(_config(arguments.config), arguments.overrides, of_size(arguments.card) if arguments.card else find(), arguments.json)
+        return models.show(arguments, find() if arguments.card is None else of_size(arguments.card))
+    return show(_config(arguments.config), arguments.overrides, find() if arguments.card is None else of_size(arguments.card), arguments.json)
 
 
 def _up(_arguments: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from overnight.fit import Constants, Prediction, predict, predict_peak
 from overnight.fit.kernels import Kernels
 from overnight.fit.measure import live_peak
+from overnight.fit.modules import ModuleParams, as_recipe
 from overnight.fit.prediction import Unknown, traced
 from overnight.fit.search import Scaled, largest
 from overnight.training import TrainParams
@@ -133,6 +134,41 @@ def test_the_lists_of_autocast_are_as_before_afterwards():
         assert torch.ones(4, 4, dtype=torch.bfloat16).softmax(-1).dtype == torch.bfloat16
     copied = nn.Parameter(torch.ones(3))
     assert torch.equal(__import__("copy").deepcopy(copied), copied)
+
+
+def test_the_loop_takes_fused_optimisers_and_somebody_s_own_does_not():
+    wide = made.critic_recipe(made.NetParams(batch=4), hidden=2048)
+    weights = sum(p.numel() for p in wide.build().parameters()) * 4 / MIB
+    ours = traced(wide, 4, "cuda").by_phase()["optimiser"] / MIB
+    own = traced(replace(wide, params=ModuleParams(batch=4, micro_batch=4)), 4, "cuda").by_phase()["optimiser"] / MIB
+    assert own - ours == pytest.approx(weights, rel=0.1)  # temporaries as large as all weights
+    assert ours == pytest.approx(4 * weights, rel=0.15)  # weights, gradients, two moments
+
+
+def test_convolutions_lie_channels_last_on_a_card():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(4, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+
+        def forward(self, x):
+            return self.second(self.first(x))
+
+    own = as_recipe(Net(), torch.empty(8, 4, 64, 64))
+    ours = replace(own, params=TrainParams(batch=8, micro_batch=8, precision="fp32"))
+    first, second, weights = 0.5 + 4, 4 + 4, 9 * (4 + 32) * 32 * 4 / MIB  # MiB that go in and come out
+    assert reordered(own) / 5 == pytest.approx(first + second + weights)  # three steps, two evaluations
+    assert reordered(ours) / 5 == pytest.approx(first + weights)  # what comes out of the first lies channels-last
+
+
+def reordered(recipe):
+    """MiB that convolutions take in forward passes."""
+    trace = traced(recipe, 8, "cuda")
+    born = {event: place for event, place in zip(trace.events, trace.places, strict=True) if event >= 0}
+    taken = (
+        trace.sizes[n] for n, (phase, op) in born.items() if trace.kinds[n] == "workspace" and phase != "build" and "backward" not in op
+    )
+    return sum(taken) / MIB
 
 
 # ------------------------------------------------------------------------------------------------ modules of a user's own

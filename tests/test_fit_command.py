@@ -1,14 +1,18 @@
 """`overnight fit CONFIG`: the steps of a config judged without running one."""
 
 import json
+from typing import Literal
 
 import pytest
 
 from overnight.cli import main
 from overnight.fit.analytic import joined
+from overnight.fit.changes import options
 from overnight.fit.outline import outline
+from overnight.gpu import families
 from overnight.gpu.device import Card
 from overnight.paths import configs
+from overnight.training import TrainParams
 
 
 def fit(capsys, *arguments):
@@ -46,6 +50,77 @@ def test_what_nobody_knows_is_unknown(capsys):
     known = rows["train_gnn"]["verdict"] != "unknown"
     assert known or (code == 2 and "link_rows: the shapes of what it makes are unknown: run it once" in rows["train_gnn"]["why"])
     assert rows["etl/join_tables"]["verdict"] == "fits"
+
+
+def test_what_makes_a_step_fit_is_said_in_words_of_its_config(capsys):
+    values = ["images.size=64", "cnn.width=8", "cnn.blocks=1", "cnn.batch=256", "cnn.micro_batch=256", "cnn.precision=fp32"]
+    whole = fit(capsys, "vision", *values)[1]["train_cnn"]
+    budget = (whole["high_mib"] + 640) / 2
+    code, rows = fit(capsys, "vision", *values, "--card", str(1 + budget / 1024))
+    row = rows["train_cnn"]
+    assert (code, row["verdict"]) == (3, "does not fit")
+    assert row["lease_mib"] >= whole["high_mib"]
+    names = [what.partition("=")[0] for what in row["changes"]]
+    assert (names[0], names[-1]) == ("cnn.micro_batch", "images.size")
+    assert set(names) <= {"cnn.micro_batch", "cnn.precision", "images.size"}
+    assert all(mib <= budget for mib in row["changes"].values())
+
+
+def test_only_options_that_a_step_has_are_named():
+    class Tuned(TrainParams):
+        checkpointing: bool = False
+        optimiser: Literal["adamw", "adamw8bit", "sgd"] = "adamw"
+        precision: Literal["fp32", "bf16"] = "fp32"
+
+    assert dict(options(Tuned())) == {"precision": "bf16", "checkpointing": True, "optimiser": "adamw8bit"}
+    assert dict(options(Tuned(checkpointing=True, optimiser="sgd", precision="bf16"))) == {}
+    assert dict(options(TrainParams())) == {}
+
+
+@pytest.mark.parametrize("size", ["nan", "inf", "-8", "0", "1", "99999"])
+def test_a_card_that_cannot_be_is_bad_input(capsys, size):
+    assert main(["fit", "agent", f"--card={size}"]) == 2
+    assert "give the memory of a card in GB" in capsys.readouterr().err
+
+
+def test_a_config_that_mixes_families_is_bad_input(capsys):
+    assert main(["fit", "vision", "gnn.hidden=3"]) == 2
+    assert "gnn" in capsys.readouterr().err
+
+
+def test_what_runs_on_the_processor_takes_nothing_of_the_card(capsys):
+    code, rows = fit(capsys, "lunarlander", "agent.algorithm=dqn", "agent.dqn.buffer=1_000_000")
+    row = rows["train_agent"]
+    assert (code, row["verdict"], row["mib"]) == (0, "fits", 0)
+    assert row["host_mib"] == pytest.approx(
+        1e6 * (2 * 8 * 4 + 8 + 8) / 2**20, rel=0.1
+    )  # two observations of 8 numbers, action, reward, end
+    code, rows = fit(capsys, "etl")
+    assert (code, rows["fit_classifier"]["verdict"], rows["fit_classifier"]["mib"]) == (0, "fits", 0)
+    assert "scikit-learn" in rows["fit_classifier"]["why"]
+    assert 600 < rows["join_tables"]["mib"] < 2048
+
+
+def test_an_unknown_environment_is_unknown_with_its_reason(capsys):
+    code, rows = fit(capsys, "agent", "agent.env=CartPool-v1")
+    assert (code, rows["train_agent"]["verdict"]) == (2, "unknown")
+    assert "did you mean" in rows["train_agent"]["why"]
+
+
+def test_every_shipped_config_can_be_judged():
+    """Each step is traced, has a formula, or runs on the processor; where its data are not described it says what to run."""
+    for config in configs().glob("*.yaml"):
+        for found in outline(config):
+            assert found.step.recipe or found.step.peak or not found.step.gpu, (config, found.label)
+            assert found.step.recipe is None or found.shapes or "link_rows: the shapes" in found.missing, (config, found.label)
+
+
+def test_a_family_s_errors_are_shown(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("OVERNIGHT_CARD_DIR", str(tmp_path))
+    for measured in (99, 103):
+        families.add(Card(uuid="virtual", name="virtual", total_mib=8192, budget_mib=8192), "train_gnn-gcn", 100, measured)
+    row = fit(capsys, "cora", "--card", "8")[1]["train_gnn"]
+    assert row["history"] == "on the processor: 2 runs of its family measured, -1.0 % to +3.0 %"
 
 
 def test_shapes_pass_from_step_to_step():

@@ -7,6 +7,7 @@ import pytest
 from overnight import usage
 from overnight.child import Result
 from overnight.display import memory
+from overnight.gpu.bands import Band
 from overnight.gpu.device import Card
 from overnight.gpu.sizes import Ask
 from overnight.launch import readable
@@ -62,6 +63,25 @@ def test_what_is_asked_is_said_with_its_reason():
     log, why = usage.of_asking(Ask(2048, 64, exclusive=True, why="declared: 2,048 MiB"))
     assert log["text"] == "asks for 2,048 MiB of the card, alone (micro-batch 64, declared: 2,048 MiB)"
     assert why["value"] == "declared: 2,048 MiB"
+
+
+def test_what_was_predicted_stands_beside_what_was_measured():
+    asked = Ask(512, 64, why="predicted: 90 to 120 MiB", predicted=Band(90, 120, 100, 120))
+    clean = {"micro_batch": 64, "met_cap": False, "out_of_memory": False, "peak_mib": 103.0}
+    metrics, params = told(TOOK.model_copy(update={**usage.of_prediction(asked), **clean}))
+    wanted = {"predicted_low_mib": 90, "predicted_mib": 100, "predicted_high_mib": 120, "prediction_error": pytest.approx(0.03)}
+    assert {name: metrics[f"usage/{name}"] for name in wanted} == wanted
+    assert params["usage/predicted_mib"] == "100"
+    for other in ({"micro_batch": 16}, {"met_cap": True}, {"peak_mib": None}):  # then the two say nothing of each other
+        metrics, _ = told(TOOK.model_copy(update={**usage.of_prediction(asked), **clean, **other}))
+        assert "usage/prediction_error" not in metrics
+    assert usage.of_prediction(Ask(512)) == {}
+
+
+def test_what_is_not_predicted_says_why():
+    events = usage.of_asking(Ask(2048, 64, why="declared: 2,048 MiB", note="its memory is not predicted: it reads a value"))
+    assert [e["text"] for e in events if e["event"] == "log"][1:] == ["its memory is not predicted: it reads a value"]
+    assert {e["name"]: e["value"] for e in events if e["event"] == "param"}["usage/not_predicted"].endswith("it reads a value")
 
 
 def test_what_a_lease_was_too_small_for_may_fit_the_card():

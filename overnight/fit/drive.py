@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from overnight.loop.faster import FUSED
 from overnight.training import Batch, Recipe, rows
 
 STEPS = 3  # a warm-up that makes the optimiser's state, one step with it, one after an evaluation
@@ -44,7 +45,7 @@ def drive(recipe: Recipe[Any], micro: int, world: World) -> None:
         model = world.model(recipe).train()
         averaged = copy.deepcopy(model).requires_grad_(False).eval() if recipe.ema else None
         optimiser = recipe.optimiser(model)
-        as_on(world.target, optimiser)
+        as_on(world.target, optimiser, recipe)
         undo = [buffer.detach().clone() for buffer in model.buffers()]  # what a step that fails is undone by
     with world.during("data"):
         parts = _parts(recipe, micro, world)
@@ -77,11 +78,23 @@ def resident(recipe: Recipe[Any]) -> bool:
     return recipe.split is not rows
 
 
-def as_on(target: str, optimiser: torch.optim.Optimizer) -> None:
-    """On a card optimisers update all weights in one go unless they were told otherwise; on a CPU one after the other."""
+def as_on(target: str, optimiser: torch.optim.Optimizer, recipe: Recipe[Any]) -> None:
+    """Let it update weights as on the target: on a CPU one after the other, on a card by fused kernels, which hold nothing beside the state.
+
+    In a loop of somebody's own, and where an optimiser has no such kernel, a card updates all weights in one go, with temporaries.
+    """
+    fused = by_the_loop(recipe) and isinstance(optimiser, FUSED)
     for group in optimiser.param_groups:
-        if target == "cuda" and group.get("foreach", 0) is None and not group.get("fused"):
-            group["foreach"] = True
+        if target != "cuda" or group.get("foreach", 0) is not None or group.get("fused"):
+            continue
+        group["fused" if fused and all(p.is_floating_point() for p in group["params"]) else "foreach"] = True
+
+
+def by_the_loop(recipe: Recipe[Any]) -> bool:
+    """Whether overnight's own loop trains it."""
+    from overnight.fit.modules import ModuleParams
+
+    return not isinstance(recipe.params, ModuleParams)
 
 
 def _parts(recipe: Recipe[Any], micro: int, world: World) -> list[Batch]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from overnight.fit.drive import resident
+from overnight.fit.drive import by_the_loop, resident
 from overnight.fit.tracer import Spare, Tracer
 from overnight.training import Batch, Recipe
 
@@ -31,13 +31,14 @@ class FakeWorld:
 
     def model(self, recipe: Recipe[Any]) -> nn.Module:
         """Built on the meta device, then given fake weights."""
-        return self.take(recipe.build)
+        return self.take(recipe.build, self.target == "cuda" and by_the_loop(recipe))
 
-    def take(self, build: Any) -> nn.Module:
-        """The module that build() makes, with fake tensors in place of its own."""
+    def take(self, build: Any, laid_out: bool = False) -> nn.Module:
+        """The module that build() makes, with fake tensors in place of its own; laid_out: channels last, where it convolves, as on a card."""
         with _outside(self.tracer), _outside(self.mode), torch.device("meta"):
             model: nn.Module = build()
-        swap(model, self.mode)
+        convolves = any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in model.modules())
+        swap(model, self.mode, laid_out and convolves)
         self.tracer.call((*model.parameters(), *model.buffers()), "weights")
         return model
 
@@ -141,7 +142,7 @@ def _outside(mode: Any) -> Iterator[None]:
         mode.__enter__()
 
 
-def swap(model: nn.Module, mode: FakeTensorMode) -> None:
+def swap(model: nn.Module, mode: FakeTensorMode, channels_last: bool = False) -> None:
     """Replace every tensor of the module by an empty fake one, tied ones by the same."""
     done = dict[int, Tensor]()
     for module in model.modules():
@@ -149,12 +150,14 @@ def swap(model: nn.Module, mode: FakeTensorMode) -> None:
         for table in tables:
             for name, tensor in list(table.items()):
                 if isinstance(tensor, Tensor):
-                    table[name] = done.setdefault(id(tensor), _fake(tensor, mode))
+                    table[name] = done.setdefault(id(tensor), _fake(tensor, mode, channels_last))
 
 
-def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+def _fake(tensor: Tensor, mode: FakeTensorMode, channels_last: bool) -> Tensor:
     with mode:
         empty = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
+        if channels_last and tensor.ndim == 4:
+            empty = torch.empty(tensor.size(), dtype=tensor.dtype, device="cpu", memory_format=torch.channels_last)
         if isinstance(tensor, nn.Parameter):
             return nn.Parameter(empty, tensor.requires_grad)
         return empty.requires_grad_(tensor.requires_grad)

@@ -14,6 +14,10 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 INPUT = "input"
 
 
+class ModuleParams(TrainParams):
+    """Of a module that is trained by a loop of somebody's own: nothing of ours is laid over it."""
+
+
 def as_recipe(
     module: nn.Module,
     batch: Any,
@@ -30,7 +34,7 @@ def as_recipe(
     """
     inputs = _named(batch)
     trained = optimiser or torch.optim.AdamW
-    params = TrainParams(batch=accumulate, micro_batch=1, precision=precision)
+    params = ModuleParams(batch=accumulate, micro_batch=1, precision=precision)
     return Recipe(
         build=partial(_twin, module),
         example=lambda _n: {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in inputs.items()},

@@ -101,7 +101,7 @@ def _by_trace(step: Foreseen, card: Card) -> Judged:
     best = scaled.largest(card.budget_mib) if recipe.split.__name__ == "rows" else None
     if found.verdict(card.budget_mib) == "fits":
         return _row(step, found, "fits", best, card)
-    ways = {c.what: round(c.prediction.mib) for c in changes(step, spec, scaled, card.budget_mib, micro, best)}
+    ways = {c.what: round(c.prediction.needed_mib) for c in changes(step, spec, scaled, card.budget_mib, micro, best)}
     if best is not None and getattr(step.params, "micro_batch", 0) is None:  # the engine chooses it
         return replace(_row(step, best, "fits", best, card), changes=dict(ways))
     why = "" if ways else f"none of its own settings makes it fit {_short(scaled, card)}"
@@ -116,18 +116,20 @@ def _short(scaled: "Scaled", card: Card) -> str:
 
 def _row(step: Foreseen, found: "Prediction", verdict: str, best: "Prediction | None", card: Card) -> Judged:
     low, high, history = _edges(step, found, card)
+    sliced = verdict == "fits" and found.mib > card.budget_mib
     return Judged(
         step=step.label,
         verdict=verdict,
         mib=round(found.mib, 1),
         low_mib=round(low, 1),
         high_mib=round(high, 1),
-        lease_mib=min(_rounded(high), card.budget_mib),
+        lease_mib=_lease(high, verdict, card),
         micro_batch=found.micro_batch if best else None,
         largest_micro_batch=best.micro_batch if best else None,
         parts={kind: round(mib, 1) for kind, mib in found.parts.items()},
         peak=f"{found.phase}, {found.operator}",
         history=history,
+        why=f"its evaluation is cut into smaller slices; the training takes {found.needed_mib:,.0f} MiB at most" if sliced else "",
     )
 
 
@@ -142,8 +144,10 @@ def _edges(step: Foreseen, found: "Prediction", card: Card) -> tuple[float, floa
     return moved.low + context, moved.high + context, f"on the processor: {told}" if measured_on.virtual and seen else told
 
 
-def _rounded(mib: float) -> int:
-    return -int(-mib // ROUND_MIB) * ROUND_MIB
+def _lease(high_mib: float, verdict: str, card: Card) -> int:
+    """What it would ask for: all of the card at most, where it fits."""
+    rounded = -int(-high_mib // ROUND_MIB) * ROUND_MIB
+    return min(rounded, card.budget_mib) if verdict == "fits" else rounded
 
 
 def _by_formula(step: Foreseen, card: Card) -> Judged:
@@ -155,14 +159,15 @@ def _by_formula(step: Foreseen, card: Card) -> Judged:
         return Judged(step.label, "fits", host_mib=round(found.host_mib, 1), why=found.why or "runs on the processor: nothing of the card")
     context = _context(card)
     low, high = found.low + context, found.high + context
+    verdict = "fits" if high <= card.budget_mib else "does not fit"
     without = f"; without {found.needs} it runs on the processor and takes nothing" if found.needs else ""
     return Judged(
         step=step.label,
-        verdict="fits" if high <= card.budget_mib else "does not fit",
+        verdict=verdict,
         mib=round(high, 1),
         low_mib=round(low, 1),
         high_mib=round(high, 1),
-        lease_mib=min(_rounded(high), card.budget_mib),
+        lease_mib=_lease(high, verdict, card),
         parts={"context": context, **{kind: round(mib, 1) for kind, mib in found.parts.items()}},
         why=f"{found.why}{without}",
     )
