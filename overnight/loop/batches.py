@@ -71,6 +71,9 @@ def samples(batches: Iterable[Batch], index: int) -> list[int]:
 def rows(batch: Batch, size: int) -> Iterator[Batch]:
     """The batch in micro-batches of at most `size` samples."""
     total = count(batch)
+    if total <= size:  # views of the whole would cost more than the look
+        yield batch
+        return
     for start in range(0, total, size):
         yield {name: tensor[start : start + size] for name, tensor in batch.items()}
 

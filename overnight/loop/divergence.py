@@ -30,6 +30,7 @@ class Fault:
 
     place: Place
     loss: float
+    divisor: float = 1.0  # of the gradients, where they are sums
 
     def __str__(self) -> str:
         what = "is no number" if math.isnan(self.loss) else f"is {self.loss:g}: training has diverged"
@@ -56,9 +57,9 @@ class Watch:
     def look(self) -> Fault | None:
         """The first bad one among the pending losses."""
         pending, self.pending = self.pending, []
-        for (place, _), loss in zip(pending, _means([sums for _, sums in pending]), strict=True):
+        for (place, sums), loss in zip(pending, _means([sums for _, sums in pending]), strict=True):
             if not math.isfinite(loss) or (self.first is not None and abs(loss) > BEYOND * max(1.0, abs(self.first))):
-                return Fault(place, loss)
+                return Fault(place, loss, 1.0 if sums.averaged else float(sums.divisor))
             self.first = loss if self.first is None else self.first
             self.last.append(loss)
         return None
@@ -75,7 +76,7 @@ def _means(sums: list[Sums]) -> list[float]:
 
 def report(run: Run, fault: Fault, model: nn.Module, samples: list[int], watch: Watch, more: dict[str, Any]) -> None:
     """Publish divergence.json: where, which samples, the losses before, and the norm of each gradient."""
-    norms = {name: float(p.grad.norm()) for name, p in model.named_parameters() if p.grad is not None}
+    norms = {name: float(p.grad.norm() / fault.divisor) for name, p in model.named_parameters() if p.grad is not None}
     odd = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
     found = {
         "reason": str(fault),

@@ -52,10 +52,15 @@ class Memory:
 
 @dataclass
 class Sums:
-    """Of a loss over the samples of an effective batch: on the card as long as nobody reads them."""
+    """Of a loss over the samples of an effective batch: on the card as long as nobody reads them.
+
+    averaged: the gradients are those of the loss per sample already, as they can be where the whole batch is computed at once; else
+    they are sums, too, and the optimiser's step divides them.
+    """
 
     loss: float | Tensor = 0.0
     count: float | Tensor = 0.0
+    averaged: bool = False
 
     def add(self, loss: Tensor, counted: Tensor) -> None:
         """The sums of one more micro-batch."""
@@ -92,7 +97,7 @@ class Elastic:
         run.micro_batch = memory.size
 
     def gradients(self, batch: Batch) -> Sums:
-        """The gradients of the summed loss of the whole batch, in .grad; raises DoesNotFit."""
+        """The gradients of the loss of the whole batch, in .grad (see Sums); raises DoesNotFit."""
         self.undo.mark()
         sums = self.surviving(lambda: self._attempt(batch), batch, self.undo.back)
         if self.effects is None:
@@ -136,20 +141,24 @@ class Elastic:
     def _accumulate(self, batch: Batch) -> Sums:
         sums = Sums()
         self._no_gradients()
-        for part in self.recipe.split(batch, self.memory.size):
+        parts = self.recipe.split(batch, self.memory.size)
+        part, following = next(parts, None), next(parts, None)
+        sums.averaged = following is None and not self.precision.scales
+        while part is not None:
             if self.gflop is None:
                 with Flops() as flops:
                     self._add(sums, part)
                 self.gflop = flops.total / count(part) / 1e9
             else:
                 self._add(sums, part)
+            part, following = following, next(parts, None)
         return sums
 
     def _add(self, sums: Sums, part: Batch) -> None:
         """A micro-batch, forward and backward."""
         with self.precision.cast():
             loss, counted = self.recipe.loss(self.model, {n: t.to(self.device, non_blocking=True) for n, t in part.items()})
-        self.precision.backward(loss)
+        self.precision.backward(loss / counted.clamp(min=1) if sums.averaged else loss)
         sums.add(loss, counted)
 
     def _no_gradients(self) -> None:

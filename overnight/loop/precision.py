@@ -16,6 +16,11 @@ class Precision:
         self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.name]
         self.scaler = torch.amp.GradScaler(self.device, enabled=self.name == "fp16")
 
+    @property
+    def scales(self) -> bool:
+        """Whether losses are scaled: their size then depends on how gradients are summed, which must not change with the micro-batch."""
+        return self.name == "fp16"
+
     def cast(self) -> contextlib.AbstractContextManager[Any]:
         """The autocast region of a forward pass."""
         return torch.autocast(self.device, self.dtype) if self.dtype else contextlib.nullcontext()
@@ -24,11 +29,11 @@ class Precision:
         """Add the gradients of the (scaled) loss."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
-    def step(self, optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter], count: float | Tensor, clip: float) -> None:
-        """Divide the summed gradients by the count, clip, and step."""
+    def step(self, optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter], count: float | Tensor | None, clip: float) -> None:
+        """Divide summed gradients by the count (None: they are averages), clip, and step."""
         self.scaler.unscale_(optimiser)
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        torch._foreach_div_(gradients, count)
+        if count is not None:
+            torch._foreach_div_([p.grad for p in parameters if p.grad is not None], count)
         if clip:
             nn.utils.clip_grad_norm_(parameters, clip)
         self.scaler.step(optimiser)

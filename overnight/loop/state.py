@@ -93,7 +93,7 @@ class State(Generic[Data]):
     def step(self, sums: Sums) -> None:
         """The optimiser's step with the gradients that are there, and all that follows it."""
         self.ballast.clear()
-        self.precision.step(self.optimiser, self.parameters, sums.divisor, self.recipe.clip)
+        self.precision.step(self.optimiser, self.parameters, None if sums.averaged else sums.divisor, self.recipe.clip)
         self.schedule.step()
         if self.average is not None:
             _follow(self.average, self.model, self.recipe.ema, self.done)
