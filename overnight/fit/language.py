@@ -161,13 +161,14 @@ def _config(tuning: Tuning, values: dict[str, Any]) -> Any:
     """As transformers has it. Raises BadInput for a type or a value that it does not take."""
     try:
         import transformers
+        from huggingface_hub.errors import StrictDataclassError
 
         known = {name: value for name, value in values.items() if name not in ("model_type", *OTHERS)}
         config = transformers.AutoConfig.for_model(values["model_type"], **known)
     except ImportError as error:
         raise BadInput(f"{error}; {EXTRA}") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BadInput(f"model {tuning.model!r}: {str(error).strip()[:200]}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError) as error:
+        raise BadInput(f"model {tuning.model!r}: {' '.join(str(error).split())[:200]}") from None
     if tuning.layers:
         config.num_hidden_layers = tuning.layers
         if getattr(config, "layer_types", None):
