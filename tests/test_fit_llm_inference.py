@@ -75,7 +75,8 @@ def test_a_70b_is_refused_with_the_reason():
     serving = Serving.of(model="llama-2-70b", way="q4_0")
     assert "36.2 GiB of weights" in (said := refusal(serving, 11264))
     count, layers = layers_that_fit(serving, 11264)
-    assert (0 < count < layers == 80) and f"{count} of 80 layers" in said
+    assert 0 < count < layers == 80
+    assert f"{count} of 80 layers" in said
     assert refusal(serving, 48 * 1024) == ""
 
 
