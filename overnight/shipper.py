@@ -10,18 +10,19 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from overnight import locks, notes, spool
-from overnight.errors import Stopped
 from overnight.patience import patiently
 from overnight.published import publish_model
 from overnight.record import End, Record, Shipped
 from overnight.services import owed
 from overnight.spool import Portion
-from overnight.tracking import GONE, MAX_TEXT, REFUSED, Said, Tracker, allowed, mlflow_error
+from overnight.traces import forgiving
+from overnight.tracking import MAX_TEXT, REFUSED, Said, Tracker, allowed, mlflow_error
 
 Json = dict[str, Any]
+T = TypeVar("T")
 PATIENCE_S = 60.0  # at a step's end, without an answer of the server
 HURRIED_S = 5.0  # when the run is being stopped
 AGAIN_S, BUSY_S = 1.0, 0.1
@@ -33,6 +34,13 @@ HOPELESS = (*LOCAL, ValueError, KeyError, TypeError, OverflowError)  # sending i
 
 class Away(Exception):
     """The server does not take anything now, or somebody else is shipping."""
+
+
+def refusal(error: Exception) -> bool:
+    """Whether the same would be refused again; otherwise the server, or the way to it, has its troubles."""
+    if isinstance(error, mlflow_error()):
+        return getattr(error, "error_code", "") in REFUSED
+    return isinstance(error, HOPELESS) and (isinstance(error, LOCAL) or not isinstance(error, OSError))
 
 
 class Shipper:
@@ -107,7 +115,7 @@ class Shipper:
     def finish(self, status: str, stop: Callable[[], bool]) -> bool:
         """Send all that waits and end the run; False when the server took not all of it now. Then `go_on` tells it later, or the supervisor."""
         self.record = self.record.now(self.folder, end=End(status=status, at=time.time()))
-        with suppress(Stopped, OSError, mlflow_error()):
+        with forgiving():  # a training that came to its end has done so, whatever becomes of the telling
             patiently(lambda: self.conclude(HURRIED_S if stop() else PATIENCE_S), stop)
         return self.concluded
 
@@ -121,8 +129,8 @@ class Shipper:
         """Whether everything is told, the end too if it is known: then nothing is owed for these folders any more."""
         if not self.drain(patience_s):
             return False
-        if self.record.end is not None:
-            self.tracker.close(self.run_id, self.record.end.status, self.record.end.at)
+        if (end := self.record.end) is not None:
+            self._unless_gone(lambda: self.tracker.close(self.run_id, end.status, end.at))
         if not any(spool.written(folder / spool.CHILD) for folder in self._folders):
             for folder in self._folders:
                 owed.settle(folder)
@@ -142,7 +150,7 @@ class Shipper:
     def ready(self, stop: Callable[[], bool], patience_s: float) -> bool:
         """Wait a little for the server to open the run; whether it is open."""
         until = time.monotonic() + patience_s
-        with suppress(Stopped, Away):
+        with forgiving():
             patiently(self.ship, lambda: stop() or time.monotonic() > until, 0.0)
         return self._ready
 
@@ -154,7 +162,7 @@ class Shipper:
             self._locks.enter_context(owed.shipping(folder))
         if not self.run_id:
             self.record = self.record.now(self.folder, run_id=self._earlier() or self._new(), opening=False)
-        self.said = self.tracker.said(self.run_id)
+        self.said = self._unless_gone(lambda: self.tracker.said(self.run_id)) or self.said
         self._ready = True
 
     def _earlier(self) -> str:
@@ -171,8 +179,22 @@ class Shipper:
         found = self.tracker.find(FOLDER, str(self.folder)) if self.record.opening else None
         self.record = self.record.now(self.folder, opening=True)
         run_id = found or self.tracker.open(self.record.label, self.record.tags, self.record.parent or None)
-        self.tracker.params(run_id, self.record.params)
+        self._unless_gone(lambda: self.tracker.params(run_id, self.record.params))
         return run_id
+
+    def _unless_gone(self, call: Callable[[], T]) -> T | None:
+        """What it returns; None, and noted, where the server refuses it for good: a run that somebody deleted takes nothing any more."""
+        try:
+            return call()
+        except mlflow_error() as error:
+            if not refusal(error):
+                raise
+            self._refuse(str(error))
+            return None
+
+    def _refuse(self, why: str) -> None:
+        if len(self.refused) < MOST_REFUSED:
+            self.refused.append(why)
 
     # ------------------------------------------------------------------------------------------------ sending
 
@@ -219,15 +241,14 @@ class Shipper:
         try:
             self._one(events[0]) if len(events) == 1 else self.tracker.metrics(self.run_id, events)
         except (*HOPELESS, mlflow_error()) as error:
-            code = getattr(error, "error_code", "")
-            if (isinstance(error, OSError) and not isinstance(error, LOCAL)) or (isinstance(error, mlflow_error()) and code not in REFUSED):
+            if not refusal(error):
                 raise
-            if len(events) > 1 and code not in GONE:
+            if len(events) > 1 and self.tracker.active(self.run_id):
                 half = len(events) // 2
                 self._once(events[:half])
                 self._once(events[half:])
-            elif len(self.refused) < MOST_REFUSED:
-                self.refused.append(f"{events[0]['event']}: {error}")
+            else:
+                self._refuse(f"{events[0]['event']}: {error}")
 
     def _one(self, event: Json) -> None:
         tracker, run_id = self.tracker, self.run_id

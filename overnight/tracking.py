@@ -25,8 +25,7 @@ QUIET = {
 }
 MOST_STEP = 1 << 63
 MANY = 1000  # metrics in one request; MLflow takes no more
-GONE = ("INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED")  # of a run that takes nothing any more
-REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", *GONE)
+REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED")
 V = TypeVar("V")
 
 
@@ -85,17 +84,21 @@ class Tracker:
 
     def reopen(self, run_id: str, tags: Mapping[str, str], parent: str | None = None) -> bool:
         """Go on with the run of an earlier attempt; False when it is gone, or of another experiment."""
-        try:
-            found = self.client.get_run(run_id)
-        except mlflow_error() as error:
-            if getattr(error, "error_code", "") not in REFUSED:
-                raise
-            return False
-        if found.info.lifecycle_stage != "active" or found.info.experiment_id != self.experiment_id:
+        if not self.active(run_id):
             return False
         self.tags(run_id, {**tags, **({"mlflow.parentRunId": parent} if parent else {})})
         self.client.update_run(run_id, status="RUNNING")
         return True
+
+    def active(self, run_id: str) -> bool:
+        """Whether there is such a run in this experiment, and nobody has deleted it."""
+        try:
+            info = self.client.get_run(run_id).info
+        except mlflow_error() as error:
+            if getattr(error, "error_code", "") not in REFUSED:
+                raise
+            return False
+        return bool(info.lifecycle_stage == "active" and info.experiment_id == self.experiment_id)
 
     def find(self, tag: str, value: str) -> str | None:
         """The run of the experiment that has this tag."""

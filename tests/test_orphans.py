@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-from overnight.services import runs
+from overnight.record import Record
+from overnight.services import owed, runs
+from overnight.services.collector import AGAIN_S, Collector
 from overnight.services.orphans import Orphans, flow_run_of
 from overnight.services.processes import Process
 from overnight.services.settings import log_file
@@ -15,7 +17,9 @@ from tests.checkouts import until
 
 FLOW = """
 import signal, sys, threading
-from overnight.services import runs
+from overnight.record import Record
+from overnight.services import owed, runs
+from overnight.services.collector import AGAIN_S, Collector
 asked = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: asked.set())
 with runs.running("a-run"):
@@ -118,3 +122,37 @@ def test_a_run_goes_on_talking_when_its_worker_is_dead(tmp_path, monkeypatch):
     worker.stdin.write("\n")
     worker.stdin.close()
     until(lambda: not flow.alive())
+
+
+# ------------------------------------------------------------------------------------------------ what the dead have left to tell
+
+
+def test_one_process_at_a_time_tells_what_is_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("OVERNIGHT_ROOT", str(tmp_path))
+    step, collector = tmp_path / "step", Collector()
+    step.mkdir()
+    assert collector.look() == []
+    owed.owe(step)  # without a record nobody can know where it belongs: said, and settled
+    (line,) = collector.look()
+    assert "step has left" in line
+    assert not collector.busy() or collector.look() == []
+    until(lambda: not collector.busy())
+    assert collector.look() == []
+    assert (collector.failures, owed.debts()) == (0, [])
+    assert "no readable record" in log_file("ship").read_text()
+
+
+def test_a_server_that_stays_away_is_asked_ever_more_rarely(tmp_path, monkeypatch):
+    monkeypatch.setenv("OVERNIGHT_ROOT", str(tmp_path))
+    step, collector = tmp_path / "step", Collector()
+    step.mkdir()
+    owed.owe(step)
+    Record(uri=f"sqlite:///{step}/record.json/a-file-is-no-folder.db", experiment="x", label="step").write(step)
+    collector.look()
+    until(lambda: not collector.busy())
+    (line,) = collector.look()  # and no other one yet
+    assert "was not told" in line
+    assert owed.debts() == [step]
+    first, collector.failures = collector.next, 5
+    collector._ended(1)
+    assert collector.next - first > AGAIN_S

@@ -276,6 +276,24 @@ def test_a_run_that_was_deleted_meanwhile_is_told_anew_from_its_beginning(tracke
     assert [number for number, _ in points(second)] == [1, 2]
 
 
+@pytest.mark.parametrize("how", ["deleted", "destroyed"])
+def test_a_run_that_was_deleted_while_it_ran_holds_up_nobody(tracker, step, how):
+    shipper = Shipper(tracker, step(), record(tracker))
+    assert shipper.drain(5)
+    run = child(shipper.folder, *range(10))
+    tracker.client.delete_run(shipper.run_id)
+    if how == "destroyed":
+        tracker.client._tracking_client.store._hard_delete_run(shipper.run_id)
+    close(run)
+    died(shipper)
+    again = Shipper(tracker, shipper.folder, Record.read(shipper.folder))
+    again.take({"event": "note", "text": "done"})
+    assert again.finish("FINISHED", lambda: False)
+    assert again.refused
+    assert len(again.refused) < 10
+    assert not owed.owes(shipper.folder)
+
+
 def test_attempts_that_only_the_child_knew_of_are_told_too(tracker, step):
     one, two = step(), step()
     close(child(one, 1))
