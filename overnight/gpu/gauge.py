@@ -177,7 +177,7 @@ def holders(card: Card) -> list[Request]:
     except OSError:
         return []
     found = {name: Request.parse(folder, name) for name in names if name.startswith("h-")}
-    return [replace(request, who=content(f"{folder}/{name}")) for name, request in found.items() if request]
+    return [replace(r, who=content(f"{folder}/{name}")) for name, r in found.items() if r and os.path.isfile(f"{folder}/{name}")]  # noqa: PTH113
 
 
 def said_mib(request: Request) -> int:

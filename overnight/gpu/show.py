@@ -154,9 +154,12 @@ def show(card: Card, as_json: bool, watching: bool, pause: Callable[[float], Non
             _lines(card, as_json, pause)
         else:
             _live(card, pause)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         if not watching:
             raise
+    except BrokenPipeError:  # `| head -1` has seen enough; what is still to be written goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _once(now: Snapshot, as_json: bool) -> None:

@@ -1,0 +1,73 @@
+"""Odd words for a card, readers that leave early, and things in a card's folder that are no holders."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from overnight.chain import load
+from overnight.errors import ConfigError, ServiceError
+from overnight.gpu import gauge
+from overnight.gpu.device import find, virtual
+from overnight.gpu.ledger import Ledger
+
+COMMAND = "import sys; from overnight.cli import main; sys.exit(main())"
+
+
+@pytest.fixture
+def card(tmp_path, monkeypatch):
+    """A virtual card of 1000 MiB with a ledger of its own."""
+    monkeypatch.setenv("OVERNIGHT_CARD_DIR", str(tmp_path))
+    monkeypatch.setenv("OVERNIGHT_VIRTUAL_MIB", "1000")
+    monkeypatch.setenv("OVERNIGHT_CPU", "1")
+    return virtual()
+
+
+def config(folder, words):
+    path = folder / "odd.yaml"
+    path.write_text(f"flow: vision\ndata: digits\ncard: {words}\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "words", ["0.5", ".nan", "yes", "no", "[0]", "{use: yes}", "{use: []}", "{policy: maybe}", "{count: maybe}", "{typo: 1}"]
+)
+def test_what_names_no_card_is_a_mistake_of_the_config(tmp_path, words):
+    with pytest.raises(ConfigError, match="card"):
+        load(config(tmp_path, words))
+
+
+@pytest.mark.parametrize("words", ["-1", "99", '""', '" 1"', "GPU-nobody", "{use: 99}"])
+def test_a_card_that_is_not_there_is_named_and_no_other_is_taken(tmp_path, words):
+    chosen = load(config(tmp_path, words))[1].card
+    with pytest.raises(ServiceError, match=r"card .*(this machine shows no NVIDIA card|there is no such card)"):
+        find(chosen.use)
+
+
+def test_a_run_on_a_card_that_is_not_there_ends_before_anything_is_started(checkout, tmp_path):
+    shutil.copy(Path(__file__).parent.parent / "datasets" / "digits.yaml", checkout / "datasets")
+    command = [sys.executable, "-c", COMMAND, "run", str(config(tmp_path, "99"))]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=checkout, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "card 99" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (checkout / ".overnight" / "services").exists()
+
+
+@pytest.mark.parametrize("how", [["--watch"], ["--watch", "--json"]])
+def test_a_reader_that_has_seen_enough_ends_the_watch(card, how):
+    watching = subprocess.Popen([sys.executable, "-c", COMMAND, "gpu", *how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "1,000" in (first := watching.stdout.readline()) or '"budget_mib":1000' in first
+    watching.stdout.close()
+    with Ledger(card.folder, card.budget_mib).acquire(100):  # news, which nobody reads
+        assert watching.wait(60) == 0
+    assert watching.stderr.read() == ""
+
+
+def test_a_folder_that_is_called_like_a_holder_holds_nothing(card):
+    with Ledger(card.folder, card.budget_mib).acquire(300):
+        (card.folder / "h-1-500-1").mkdir()
+        assert [r.mib for r in gauge.holders(card)] == [300]
+        assert Ledger(card.folder, card.budget_mib).held_mib() == 300
