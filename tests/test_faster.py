@@ -338,3 +338,16 @@ def test_memory_that_is_short_runs_out_in_the_first_forward_pass(tmp_path, blobs
         train(chosen, run, blobs)
     assert card.refused() >= 1
     assert set(run.curve("train/micro_batch")) == {50}
+
+
+def test_a_formula_that_does_not_know_a_shape_stops_nothing():
+    flops = Flops()
+
+    def unknown(*_args, **_kwargs):
+        raise ValueError("not a matrix")
+
+    flops._formulas = {torch.ops.aten.mm: unknown}
+    with flops:
+        out = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert flops.total == 0
+    assert torch.equal(out, torch.full((2, 2), 2.0))

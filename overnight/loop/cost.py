@@ -1,10 +1,13 @@
 """What a training computes, and how fast: floating-point operations by torch's own formulas, of one micro-batch of one step."""
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from overnight.loop.faster import FAILURES
 
 
 class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -24,9 +27,10 @@ class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator, then add what its formula says of the shapes."""
         out = func(*args, **(kwargs or {}))
-        formula = self._formulas.get(func._overloadpacket)
+        formula = self._formulas.get(getattr(func, "_overloadpacket", None))
         if formula is not None:
-            self.total += int(formula(*args, **(kwargs or {}), out_val=out))
+            with suppress(*FAILURES):  # shapes that a formula does not know are no reason to stop
+                self.total += int(formula(*args, **(kwargs or {}), out_val=out))
         return out
 
 

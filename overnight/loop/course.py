@@ -149,6 +149,7 @@ class Course(Generic[Data]):
             reason = brief(error)
         else:
             return self.elastic.stepped()
+        self.feed.back()
         memory.last_try, size = memory.stuck == state.done, memory.size
         self.elastic.shrink(batch, reason)
         memory.stuck = state.done if memory.size == size else -1
