@@ -1,0 +1,137 @@
+"""What the engine costs beside a plain loop written by hand, what logging costs in it, and what MLflow's own logging would."""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+from _arms import by_hand, images, resnet, tensors
+from _rows import Row, bar, folder, interval, kept
+
+from overnight.run import RecordingRun, Run, SpoolRun
+from overnight.training import Recipe, train
+from tasks.cnn import CnnParams
+
+PARAMS = {  # as in configs/, one epoch of as many steps as are asked for
+    "digits": CnnParams(epochs=1, batch=64, width=24, blocks=2, lr=0.1),
+    "fashion_mnist": CnnParams(epochs=1, batch=128, width=32, blocks=1, stem=2, flip=True, crop=2, lr=0.2),
+}
+ARMS = ("plain", "control", "ours", "logged", "mlflow")
+Took = tuple[float, float]  # CPU-seconds of the process, all its threads; wall seconds
+
+
+def overhead(options: argparse.Namespace) -> bool:
+    """Rounds of all arms, in turns from the first and from the last; the plain loop beside itself shows what the machine adds."""
+    arms = Arms(options.data, options.steps)
+    equal, losses = arms.losses()
+    same = sum(a == b for a, b in zip(equal, losses, strict=True))
+    rows = kept(f"overhead-{options.data}", options.pairs, options.fresh, lambda n: arms.round(n))  # noqa: PLW0108 - a function of this file
+    each = statistics.median(row["plain"][0] for row in rows) / arms.steps * 1e3
+    print(f"\n{options.data}: {arms.steps} steps of {arms.params.batch}, {each:.1f} CPU-ms each, {len(rows)} rounds")
+    good = bar("losses equal, bit for bit", f"{same} of {len(losses)}", "all", equal == losses)
+    return timed(rows) and good
+
+
+class Arms:
+    """The same model, batches and seed, trained in several ways."""
+
+    def __init__(self, data: str, steps: int) -> None:
+        self.params = PARAMS[data]
+        artifact = images(data)
+        self.data = tensors(artifact, self.params.batch * steps)
+        self.recipe = resnet(artifact, self.params, judged=False)
+        self.steps = self.recipe.steps_per_epoch(self.data)
+
+    def losses(self) -> tuple[list[float], list[float]]:
+        """Of the engine and of the plain loop, each step's; also warms both up."""
+        run, losses = RecordingRun(folder()), list[float]()
+        train(self.recipe, run, self.data)
+        by_hand(self.recipe, self.params, self.data, 0, losses.append)
+        return run.curve("train/loss"), losses
+
+    def round(self, number: int) -> Row:
+        """Every arm once."""
+        names = ARMS[:: 1 if number % 2 == 0 else -1]
+        found = {name: getattr(self, "_by_hand" if name in ("plain", "control") else f"_{name}")() for name in names}
+        return {name: found[name] for name in ARMS}
+
+    def _by_hand(self) -> Took:
+        losses: list[float] = []
+        return clocked(lambda: by_hand(self.recipe, self.params, self.data, 0, losses.append))
+
+    def _ours(self) -> Took:
+        run = SpoolRun(folder())
+        return clocked(lambda: train(self.recipe, run, self.data))
+
+    def _logged(self) -> Took:
+        """With two metrics more at every step."""
+        run = SpoolRun(folder())
+        return clocked(lambda: train(logging(self.recipe, run), run, self.data))
+
+    def _mlflow(self) -> Took:
+        """The plain loop, and MLflow's own call for the same two metrics, to its database in a file."""
+        with server() as log:
+            return clocked(lambda: by_hand(self.recipe, self.params, self.data, 0, log))
+
+
+def clocked(work: Callable[[], object]) -> Took:
+    """What it took."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
+def logging(recipe: Recipe[Any], run: Run) -> Recipe[Any]:
+    """The recipe, with two metrics of its author's at every step."""
+    steps = iter(range(1 << 30))
+
+    def loss(model: Any, batch: Any) -> Any:
+        found = recipe.loss(model, batch)
+        run.metrics({"mine/one": 1.0, "mine/two": 2.0}, next(steps))
+        return found
+
+    return replace(recipe, loss=loss)
+
+
+class server(AbstractContextManager[Callable[[float], None]]):  # noqa: N801 - read as a function
+    """A run of MLflow in a database of its own; gives what logs two metrics."""
+
+    def __enter__(self) -> Callable[[float], None]:
+        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+        import mlflow
+
+        mlflow.set_tracking_uri(f"sqlite:///{folder() / 'mlflow.db'}")
+        self.mlflow, self.steps = mlflow, iter(range(1 << 30))
+        mlflow.start_run()
+        self.log(0.0)  # the tables are made at the first use
+        return self.log
+
+    def log(self, loss: float) -> None:
+        """As in any tutorial."""
+        step = next(self.steps)
+        self.mlflow.log_metric("loss", loss, step=step)
+        self.mlflow.log_metric("two", 2.0, step=step)
+
+    def __exit__(self, *_: object) -> None:
+        self.mlflow.end_run()
+
+
+def timed(rows: list[Row]) -> bool:
+    """The ratios; bars are on CPU-seconds, wall is shown."""
+    bars = {"control": None, "ours": 1.01, "logged": 1.015, "mlflow": None}
+    says = {"control": "plain against plain (A/A)", "ours": "ours against plain", "logged": "ours, 2 metrics a step logged, against plain",
+            "mlflow": "plain with MLflow's log_metric, 2 a step, against plain"}  # fmt: skip
+    good = True
+    for clock, name in enumerate(("CPU-s", "wall")):
+        for arm, wanted in bars.items():
+            ratio, low, high = interval(*([row[which][clock] for row in rows] for which in (arm, "plain")))
+            figure = f"{ratio:.4f} [{low:.4f}, {high:.4f}]"
+            if wanted is None or clock:
+                print(f"| {says[arm]}, {name} | {figure} | {f'<= {wanted}' if wanted else ''} | shown |")
+            else:
+                good &= bar(f"{says[arm]}, {name}", figure, f"<= {wanted}", ratio <= wanted)
+    return good
