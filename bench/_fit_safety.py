@@ -1,0 +1,48 @@
+"""What a verdict is worth: readings held against budgets, each cell "fits" or "does not fit", said before and true or not afterwards.
+
+The bars: no cell says "fits" where the reading exceeds the budget; of the cells where it does fit, at most 10 % are refused. The upper
+edge of the band decides, an evaluation that could be cut into smaller slices counted whole, as the reading has it.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from overnight.fit.prediction import Constants
+
+CARDS_GB = (8, 10, 12, 16, 24)
+REFUSALS = 0.10
+
+
+@dataclass(frozen=True)
+class Reading:
+    """MiB: the upper edge that was predicted, and what was measured."""
+
+    case: str
+    high_mib: float
+    measured_mib: float
+
+
+def upper(mib: float) -> float:
+    """The edge of a figure that has none yet."""
+    constants = Constants()
+    return mib * (1 + constants.margin) + constants.margin_mib
+
+
+def judge(readings: Sequence[Reading], budgets_mib: Iterable[float]) -> list[str]:
+    """Print the table of cells; the bars that are missed."""
+    budgets = list(budgets_mib)
+    cells = [(r, b) for r in readings for b in budgets]
+    unsafe = [f"{r.case} at {b:,.0f} MiB" for r, b in cells if r.high_mib <= b < r.measured_mib]
+    fitting = [(r, b) for r, b in cells if r.measured_mib <= b]
+    refused = [f"{r.case} at {b:,.0f} MiB" for r, b in fitting if r.high_mib > b]
+    share = len(refused) / max(1, len(fitting))
+    print(f"\nverdicts: {len(cells)} cells ({len(readings)} readings, budgets of {min(budgets):,.0f} to {max(budgets):,.0f} MiB), "
+          f"{len(unsafe)} said to fit that did not, {len(refused)} of {len(fitting)} that fit were refused ({share:.1%})")  # fmt: skip
+    for cell in [*unsafe, *refused][:12]:
+        print(f"  wrong: {cell}")
+    return [*(["unsafe verdicts"] if unsafe else []), *([f"{share:.0%} refused"] if share > REFUSALS else [])]
+
+
+def scaled(shares: Sequence[float] = (1 / 200, 1 / 100, 1 / 50)) -> list[float]:
+    """Budgets of small trainings: the cards' sizes, cut by the same factors for all of them."""
+    return sorted(gb * 1024 * share for gb in CARDS_GB for share in shares)
