@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from bench._fit_recipes import LmParams, NetParams, atari_recipe, boxes, graph, images, lm_recipe
+from overnight.errors import OvernightError
 from overnight.fit.measure import shortened, whole_batch
 from overnight.fit.prediction import Constants, predict
 from overnight.run import RecordingRun
@@ -73,7 +74,7 @@ def run(case: str, number: int) -> dict[str, Any]:
         error = ""
         try:
             train(shortened(recipe, micro, made), told, recipe.sample() if recipe.sample else None)
-        except Exception as problem:  # noqa: BLE001 - whatever ends it is what is measured
+        except (OvernightError, RuntimeError) as problem:  # what ends it is what is measured
             error = f"{type(problem).__name__}: {problem}"[:300]
     reserved, live = torch.cuda.max_memory_reserved() / MIB, torch.cuda.max_memory_allocated() / MIB
     return {"reserved_mib": reserved, "live_mib": live, "device_mib": _device_mib() - before, "context_mib": context,

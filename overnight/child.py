@@ -69,6 +69,7 @@ class Usage(Values):
     predicted_mib: float | None = Field(None, description="what its allocator was predicted to hold at most")
     predicted_low_mib: float | None = None
     predicted_high_mib: float | None = None
+    resident_mib: float = Field(0.0, description="of that peak, data that lay on the card because there was room")
     device_peak_mib: float | None = Field(None, description="the most the whole card held above what it held at the grant")
     foreign_peak_mib: float | None = Field(None, description="the most other programs held meanwhile")
     host_peak_mib: float = 0.0
@@ -154,7 +155,7 @@ def _keep_checkpoints(held: contextlib.ExitStack, step: Step[Any, Any], run: Spo
 
 def _story(run: SpoolRun, asked: int | None) -> dict[str, Any]:
     """What its training made of the memory it had, where it had one."""
-    used = {"micro_batch": run.micro_batch or asked}
+    used = {"micro_batch": run.micro_batch or asked, "resident_mib": run.resident_mib}
     return used | ({"out_of_memory": True, "met_cap": True} if run.out_of_memory else {})
 
 
@@ -180,7 +181,12 @@ def _take_lease(held: contextlib.ExitStack, run: SpoolRun, spec: Spec, facts: di
     facts |= {"asked_mib": spec.ask_mib, "exclusive": spec.exclusive}
     amounts = [mib for mib, _ in spec.smaller]
     granted = held.enter_context(lease(spec.ask_mib, spec.card, who, run.should_stop, waiting, spec.exclusive, amounts, spec.ticket))
-    facts |= {"ticket": granted.ticket, "lease_mib": granted.mib, "wait_s": granted.wait_s, "asked_micro_batch": spec.micro_batch_of(granted.mib)}
+    facts |= {
+        "ticket": granted.ticket,
+        "lease_mib": granted.mib,
+        "wait_s": granted.wait_s,
+        "asked_micro_batch": spec.micro_batch_of(granted.mib),
+    }
     return granted
 
 

@@ -37,6 +37,7 @@ class Run(ABC):
         self.trainings = 0
         self.micro_batch: int | None = None  # what the last training used at the end
         self.out_of_memory = 0  # times it was met and survived
+        self.resident_mib = 0.0  # of its data, that lay on the card because there was room
         self.told = dict[str, int]()  # up to which step each metric was logged by an earlier attempt
         self.logged = dict[str, int]()  # and by this one
         self.reports = 0  # of the monitor, in earlier attempts

@@ -17,7 +17,9 @@ def of_asking(asked: Ask) -> list[dict[str, Any]]:
     size = f"micro-batch {asked.micro_batch}, " if asked.micro_batch else ""
     line = f"asks for {asked.mib:,} MiB of the card{', alone' if asked.exclusive else ''} ({size}{asked.why})"
     events = [_event("log", text=line), _event("param", name="usage/why", value=asked.why)]
-    return [*events, _event("log", text=asked.note), _event("param", name="usage/not_predicted", value=asked.note)] if asked.note else events
+    return (
+        [*events, _event("log", text=asked.note), _event("param", name="usage/not_predicted", value=asked.note)] if asked.note else events
+    )
 
 
 def of_prediction(asked: Ask) -> dict[str, float]:
@@ -31,10 +33,17 @@ def of_ending(took: Usage) -> list[dict[str, Any]]:
     values = {name: value for name in Usage.model_fields if (value := getattr(took, name)) is not None}
     numbers = {f"usage/{name}": float(value) for name, value in values.items() if isinstance(value, int | float)}
     if took.peak_mib and took.predicted_mib and not took.met_cap and took.micro_batch == took.asked_micro_batch:
-        numbers["usage/prediction_error"] = took.peak_mib / took.predicted_mib - 1
+        numbers["usage/prediction_error"] = (took.peak_mib - took.resident_mib) / took.predicted_mib - 1
     if not took.lease_mib:
         return [_event("metrics", values=numbers, step=0)]
-    shown = {"peak_mib": NOT_MEASURED, "predicted_mib": "", "asked_micro_batch": "", "micro_batch": "", **values, "outside": ", ".join(took.outside)}
+    shown = {
+        "peak_mib": NOT_MEASURED,
+        "predicted_mib": "",
+        "asked_micro_batch": "",
+        "micro_batch": "",
+        **values,
+        "outside": ", ".join(took.outside),
+    }
     params = [_event("param", name=f"usage/{name}", value=str(shown[name])) for name in SEARCHED]
     return [_event("metrics", values=numbers, step=0), *params]
 

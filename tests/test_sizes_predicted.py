@@ -122,6 +122,22 @@ def test_what_is_no_figure_poisons_nothing(card, tmp_path, odd):
     assert sizes.ask(plain, [PlainParams()], card).mib >= 64
 
 
+def test_data_that_lay_on_the_card_for_speed_alone_are_asked_for_and_refuse_nothing(card):
+    """At 32 samples 340 MiB of a training, and 150 of data that went where there was room."""
+    predict, need = foreseen()
+    kept = bands.remembered(predict, sizes.folder_of(net, given(), card), bands.version())
+    assert kept(None, 32, card)
+    used = Usage(asked_micro_batch=32, micro_batch=32, cap_mib=1024, lease_mib=1024, peak_mib=need(32) + 150, resident_mib=150)
+    sizes.learn(net, given(), card, used, finished=True)
+    (told,) = families.errors(card, "net")
+    assert told.share == 0
+    fixed = given(NetParams(batch=64, micro_batch=32))
+    assert sizes.ask(net, fixed, card, kept).mib == 576  # 490, and room so that an equal run is not near its cap
+    assert sizes.ask(net, fixed, card.model_copy(update={"budget_mib": 400}), kept).mib == 400
+    asked = sizes.ask(net, given(), card.model_copy(update={"budget_mib": 750}), kept)
+    assert (asked.micro_batch, asked.why) == (64, "predicted: 660 to 660 MiB, corrected by what micro-batch 32 took")
+
+
 # ------------------------------------------------------------------------------------------------ families
 
 BAND = bands.Band(80, 130, 100, 120)

@@ -23,7 +23,8 @@ OOM = "oom"  # a cap that was not enough
 FITS = "fits"  # a cap in which it came through, after a larger micro-batch had failed in it; how much it needs is not known
 ALONE = "alone"  # the most the whole card held above its baseline while the step ran alone
 OUTSIDE = "outside"  # it took memory that no cap holds; MiB is 0
-KINDS = (CLEAN, NEAR, OOM, FITS, ALONE, OUTSIDE)
+RESIDENT = "resident"  # of the last clean peak: data that lay on the card because there was room, and would go where there is none
+KINDS = (CLEAN, NEAR, OOM, FITS, ALONE, OUTSIDE, RESIDENT)
 
 NEAR_SHARE = 0.95
 LAST = 5  # clean runs whose largest peak counts
@@ -106,7 +107,7 @@ def worthless(outcomes: Sequence[Outcome]) -> list[Outcome]:
         mine = [o for o in outcomes if o.size == size]
         for kind in (CLEAN, ALONE):
             kept |= set([o for o in mine if o.kind == kind][-LAST:])
-        for kind in (OUTSIDE, FITS):
+        for kind in (OUTSIDE, FITS, RESIDENT):
             kept |= set([o for o in mine if o.kind == kind][-1:])
         met = [o for o in mine if o.kind in (NEAR, OOM)]
         for one in [max(met, key=lambda o: (o.mib, o.kind == OOM, o.number))] if met else []:
@@ -123,7 +124,7 @@ def need(outcomes: Sequence[Outcome], size: int) -> Need | None:
     """
     clean = [o for o in outcomes if o.size == size and o.kind == CLEAN]
     recent = [o.mib for o in clean[-LAST:]]
-    needs = [Need(max(recent), with_margin(max(recent)), sure=True)] if recent else []
+    needs = [Need(max(0, max(recent) - resident(outcomes, size)), with_margin(max(recent)), sure=True)] if recent else []
     fits = [o.mib for o in outcomes if o.size == size and o.kind == FITS]
     needs += [Need(0, fits[-1], sure=True)] if fits and not recent else []
     needs += [_met(o, clean) for o in outcomes if o.size == size and o.kind in (NEAR, OOM)]
@@ -143,10 +144,19 @@ def _met(one: Outcome, clean: Sequence[Outcome]) -> Need:
 
 
 def peak(outcomes: Sequence[Outcome], size: int) -> int | None:
-    """The largest peak that the last clean runs of a micro-batch had, unless a cap was met since, which says that it needs more."""
+    """The largest peak that the last clean runs of a micro-batch had, without data that need not lie on the card.
+
+    None where a cap was met since, which says that it needs more.
+    """
     mine = [o for o in outcomes if o.size == size and o.kind in (CLEAN, NEAR, OOM)]
     met = max((o.number for o in mine if o.kind != CLEAN), default=0)
-    return max([o.mib for o in mine if o.kind == CLEAN and o.number > met][-LAST:], default=None)
+    most = max([o.mib for o in mine if o.kind == CLEAN and o.number > met][-LAST:], default=None)
+    return None if most is None else max(0, most - resident(outcomes, size))
+
+
+def resident(outcomes: Sequence[Outcome], size: int) -> int:
+    """What of a micro-batch's peak is data that need not lie on the card."""
+    return next((o.mib for o in reversed(outcomes) if o.size == size and o.kind == RESIDENT), 0)
 
 
 def device_mib(outcomes: Sequence[Outcome], size: int) -> int | None:

@@ -89,8 +89,10 @@ def learn(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, used: "U
     elif used.met_cap or filled:
         learned.add(folder, last, learned.NEAR, used.cap_mib)
     elif finished and used.peak_mib is not None:
+        if used.resident_mib or learned.resident(learned.read(folder), last):
+            learned.add(folder, last, learned.RESIDENT, used.resident_mib)
         learned.add(folder, last, learned.CLEAN, used.peak_mib)
-        _tell_family(step, arguments, card, last, used.peak_mib)
+        _tell_family(step, arguments, card, last, used.peak_mib - used.resident_mib)
     if step.outside or used.outside:
         learned.add(folder, first, learned.OUTSIDE, 0)
         if finished and used.exclusive and used.device_peak_mib:

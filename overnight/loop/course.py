@@ -12,7 +12,7 @@ from overnight.loop.batches import Batch, count, samples
 from overnight.loop.checkpoint import Keeper
 from overnight.loop.cost import Pace
 from overnight.loop.elastic import Elastic, Sums
-from overnight.loop.feed import Feed
+from overnight.loop.feed import MIB, Feed
 from overnight.loop.judging import judge
 from overnight.loop.memory import KINDS, brief, is_out_of_memory, room_bytes
 from overnight.loop.spill import Sentinel, at_ceiling, pages_silently
@@ -128,6 +128,7 @@ class Course(Generic[Data]):
         elastic.compiled.decide(gflop * 1e9 * size * (state.total - state.done))
         if state.device.type == "cuda":
             self.feed.settle(room_bytes(run.budget_mib, state.device))
+            run.resident_mib = self.feed.moved_bytes / MIB
         run.param("data_on", self.feed.where)
         run.param("compile.used", elastic.compiled.why)
         run.metric("train/gflop_per_sample", gflop)

@@ -25,7 +25,7 @@ class Feed(Generic[Data]):
 
     def __init__(self, make: Callable[[Data], Iterable[Batch]], data: Data, index: Callable[[], int], device: torch.device) -> None:
         self.make, self.host, self.index, self.device = make, data, index, device
-        self.data = data
+        self.data, self.moved_bytes = data, 0
         self.where = "host" if device.type == "cuda" else f"host: computes on {device.type}"
         self._inner: Iterator[Batch] | None = None
 
@@ -66,6 +66,7 @@ class Feed(Generic[Data]):
             return
         try:
             self._move({name: self.host[name].to(self.device, copy=True) for name in names})
+            self.moved_bytes = size
             self.where = f"card: {size / MIB:,.0f} MiB ({', '.join(sorted(names))})"
         except (MemoryError, *FAILURES) as error:  # code that mixes what lies on the card with what it makes on the host, or no memory
             self.data = self.host
