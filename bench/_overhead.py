@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from _arms import by_hand, images, resnet, tensors
@@ -97,6 +98,12 @@ def logging(recipe: Recipe[Any], run: Run) -> Recipe[Any]:
     return replace(recipe, loss=loss)
 
 
+@cache
+def _database() -> str:
+    """One for all rounds: making its tables takes seconds."""
+    return f"sqlite:///{folder() / 'mlflow.db'}"
+
+
 class server(AbstractContextManager[Callable[[float], None]]):  # noqa: N801 - read as a function
     """A run of MLflow in a database of its own; gives what logs two metrics."""
 
@@ -104,7 +111,7 @@ class server(AbstractContextManager[Callable[[float], None]]):  # noqa: N801 - r
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
         import mlflow
 
-        mlflow.set_tracking_uri(f"sqlite:///{folder() / 'mlflow.db'}")
+        mlflow.set_tracking_uri(_database())
         self.mlflow, self.steps = mlflow, iter(range(1 << 30))
         mlflow.start_run()
         self.log(0.0)  # the tables are made at the first use
