@@ -1,23 +1,39 @@
-"""A step in a real child, killed with signal 9 at a given moment of its training and started again under the same key."""
+"""Trainings whose child, or whose parent, is killed with signal 9 at a random moment, and started again by the same command.
 
+Afterwards MLflow is asked for every point of the run, and the spools for what was logged: each must be there once, none besides.
+"""
+
+import argparse
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+from _arms import images
+from _attempt import attempt
+from _overhead import PARAMS
+from _rows import OUT, Row, bar, kept
+from _server import serving
+
+from overnight import locks, spool
 from overnight.artifact import Artifact, digest
-from overnight.child import Spec
-from overnight.gpu.device import Card
+from overnight.loop.attempts import MONITOR, folder_of
+from overnight.paths import steps
+from overnight.tracking import Tracker, allowed
 from tasks.cnn import CnnParams
 
 ROOT = Path(__file__).resolve().parent.parent
-Row = dict[str, Any]
+Point = tuple[str, int, str]  # name, step, value: as text, since nan is not itself
 
 
 @dataclass
@@ -25,89 +41,169 @@ class Whole:
     """What a training gives that nobody disturbs."""
 
     weights: str
-    losses: list[tuple[int, float]]
+    points: set[tuple[str, int]]
+    losses: list[Point]
     trained_s: float
 
 
-def start(folder: Path, images: Artifact, params: CnnParams) -> "subprocess.Popen[bytes]":
-    folder.mkdir(parents=True)
-    card = Card(uuid="virtual", name="virtual", total_mib=1024, budget_mib=1024)
-    spec = Spec(
-        step="tasks.cnn:train_cnn",
-        label=folder.parent.name,
-        experiment="bench",
-        arguments=[params.model_dump(mode="json"), images.model_dump(mode="json")],
-        seed=7,
-        key=f"bench-{folder.parent.name}",
-        parent=os.getpid(),
-        card=card,
-        ask_mib=0,
-        mlflow_run=f"bench-{folder.parent.name}",
-    )
-    (folder / "spec.json").write_text(spec.model_dump_json())
-    state = folder.parent / "root"
-    state.mkdir(exist_ok=True)
-    environment = {**os.environ, "OVERNIGHT_ROOT": str(state), "OMP_NUM_THREADS": "1"}
-    with (folder / "log.txt").open("wb") as log:
-        command = [sys.executable, "-P", "-m", "overnight.child", str(folder)]
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+def case_of(name: str, images: Artifact, params: CnnParams, uri: str) -> Row:
+    return {"key": name, "uri": uri, "arguments": [params.model_dump(mode="json"), images.model_dump(mode="json")]}
 
 
 def events(folder: Path) -> list[Row]:
-    """The whole lines of a spool, but for those of the monitor."""
-    path = folder / "events.jsonl"
-    lines = path.read_text(errors="replace").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    """The whole lines of a child's spool."""
+    found, start = list[Row](), 0
+    while (portion := spool.read(folder / spool.CHILD, start)).end > start:
+        found, start = found + portion.events, portion.end
+    return found
 
 
-def losses(found: list[Row]) -> list[tuple[int, float]]:
-    return [(e["step"], e["values"]["train/loss"]) for e in found if e["event"] == "metrics" and "train/loss" in e["values"]]
+def logged(folders: list[Path]) -> list[Point]:
+    """Every point of the spools."""
+    every = [e for folder in folders for e in events(folder) if e["event"] == "metrics"]
+    return [(name, e["step"], repr(float(value))) for e in every for name, value in allowed(e["values"]).items()]
 
 
-def undisturbed(folder: Path, images: Artifact, params: CnnParams) -> Whole:
-    code = start(folder / "0", images, params).wait()
+def shipped(tracker: Tracker, run_id: str) -> list[Point]:
+    """Every point that MLflow has of a run."""
+    names = tracker.client.get_run(run_id).data.metrics
+    return [(name, m.step, repr(float(m.value))) for name in names for m in tracker.client.get_metric_history(run_id, name)]
+
+
+def science(points: list[Point]) -> list[Point]:
+    """But for what is measured, which no two runs have in common."""
+    return [p for p in points if not p[0].startswith(MONITOR)]
+
+
+def losses(points: list[Point]) -> list[Point]:
+    return sorted((p for p in points if p[0] == "train/loss"), key=lambda p: p[1])
+
+
+def folders_of(key: str) -> list[Path]:
+    return sorted((f for f in steps().glob(f"*-{key}-*") if (f / "spec.json").is_file()), key=lambda f: (f / "spec.json").stat().st_mtime)
+
+
+def undisturbed(case: Row, tracker: Tracker) -> Whole:
+    code, folder = attempt(case, tracker)
     if code:
-        raise SystemExit((folder / "0" / "log.txt").read_text())
-    found = events(folder / "0")
-    times = [e["at"] for e in found if e["event"] == "progress"]
-    return Whole(weights(folder / "0"), losses(found), times[-1] - times[0])
+        raise SystemExit((folder / "log.txt").read_text())
+    found, points = [e for e in events(folder) if e["event"] == "progress"], science(logged([folder]))
+    trained_s = found[-1]["at"] - found[0]["at"]
+    return Whole(digest(folder / "out" / "model"), {p[:2] for p in points}, losses(points), trained_s)
 
 
-def weights(folder: Path) -> str:
-    return digest(folder / "out" / "model")
-
-
-def killed(folder: Path, images: Artifact, params: CnnParams, after_s: float) -> bool:
-    """Whether the signal came before the end."""
-    child = start(folder, images, params)
-    while not losses(events(folder)) and child.poll() is None:
+def first_loss(key: str, over: Any) -> None:
+    """Wait until the training has begun to log."""
+    while not over() and not any(losses(logged([folder])) for folder in folders_of(key)):
         time.sleep(0.02)
-    until = time.monotonic() + after_s
-    while time.monotonic() < until and child.poll() is None:
-        time.sleep(0.005)
-    child.send_signal(signal.SIGKILL)
-    return child.wait() == -signal.SIGKILL
 
 
-def kill_and_resume(folder: Path, images: Artifact, params: CnnParams, whole: Whole, after_s: float) -> Row:
+def killed(case: Row, whole: str, after_s: float, tracker: Tracker, place: Path) -> bool:
+    """Whether the signal came before the end. whole: which process is meant."""
+    if whole == "child":
+        work = threading.Thread(target=attempt, args=(case, tracker))
+        work.start()
+        first_loss(case["key"], lambda: not work.is_alive())
+        time.sleep(after_s)
+        child = next((p for p in psutil.Process().children() if case["key"] in " ".join(p.cmdline())), None)
+        if child:
+            child.send_signal(signal.SIGKILL)
+        work.join()
+        return not (folders_of(case["key"])[-1] / "result.json").exists()
+    file = place / f"{case['key']}.json"
+    file.write_text(json.dumps(case))
+    parent = subprocess.Popen([sys.executable, ROOT / "bench" / "_attempt.py", file], cwd=ROOT, env={**os.environ})
+    first_loss(case["key"], lambda: parent.poll() is not None)
+    time.sleep(after_s)
+    parent.send_signal(signal.SIGKILL)
+    code = parent.wait()
+    while locks.holder(folder_of(case["key"]) / "lock"):  # its child dies with it
+        time.sleep(0.02)
+    return code == -signal.SIGKILL and not (folders_of(case["key"])[-1] / "result.json").exists()
+
+
+def kill_and_resume(case: Row, who: str, whole: Whole, after_s: float, tracker: Tracker, place: Path) -> Row:
     """One kill, `after_s` seconds of training after the first optimiser step; earlier when it had come to its end before."""
-    shutil.rmtree(folder, ignore_errors=True)
-    if not killed(folder / "0", images, params, after_s):
-        return kill_and_resume(folder, images, params, whole, after_s / 2)
-    code = start(folder / "1", images, params).wait()
-    before, again = events(folder / "0"), events(folder / "1")
+    name, tries = case["key"], 0
+    while not killed(case := {**case, "key": f"{name}-{tries}"}, who, after_s / 2**tries, tracker, place):
+        tries += 1
+    at_death = logged(folders_of(case["key"]))
+    run_id = tracker.find("overnight.key", case["key"])
+    told = Counter(shipped(tracker, run_id)) if run_id else Counter()
+    code, folder = attempt(case, tracker)
+    return {
+        "killed": who,
+        "after_s": round(after_s / 2**tries, 2),
+        "code": code,
+        "points_at_death": len(at_death),
+        "of_these_told": sum(told.values()),
+        **resumed(folders_of(case["key"])),
+        **compared(case, folder, whole, tracker),
+    }
+
+
+def resumed(folders: list[Path]) -> Row:
+    """Where it went on, and how much training had to be done again."""
+    before, again = events(folders[0]), events(folders[-1])
     notes = [e["text"] for e in again if e["event"] == "note" and e["text"].startswith("goes on after optimiser step")]
     step = int(notes[0].split()[5]) if notes else 0
-    done = losses(before)
-    began = next(e["at"] for e in before if e["event"] == "metrics" and "train/loss" in e["values"])
-    kept = [e["at"] for e in before if e["event"] == "metrics" and "train/loss" in e["values"] and e["step"] <= step]
-    last = max(e["at"] for e in before)
+    trained = [e for e in before if e["event"] == "metrics" and "train/loss" in e["values"]]
+    kept = [e["at"] for e in trained if e["step"] <= step]
+    lost_s = max(e["at"] for e in before) - (kept[-1] if kept else trained[0]["at"])
+    return {"at_step": trained[-1]["step"], "resumed_at": step, "lost_s": round(lost_s, 2)}
+
+
+def compared(case: Row, folder: Path, whole: Whole, tracker: Tracker) -> Row:
+    """What MLflow has of the run against what the spools hold and what an undisturbed training logs."""
+    runs = tracker.client.search_runs([tracker.experiment_id], f"tags.`overnight.key` = '{case['key']}'")
+    mlflow, spools = (Counter(points) for points in (shipped(tracker, runs[0].info.run_id), logged(folders_of(case["key"]))))
+    steps_of = Counter(p[:2] for p in mlflow.elements())
+    weights = folder / "out" / "model"
     return {
-        "killed_after_s": round(after_s, 2),
-        "code": code,
-        "at_step": done[-1][0] if done else 0,
-        "resumed_at": step,
-        "lost_s": round(last - (kept[-1] if kept else began), 2),
-        "weights_equal": code == 0 and weights(folder / "1") == whole.weights,
-        "losses_equal": done + losses(again) == whole.losses,
+        "runs": len(runs),
+        "status": runs[0].info.status,
+        "points": mlflow.total(),
+        "lost": (spools - mlflow).total(),
+        "added": (mlflow - spools).total(),
+        "doubled": sum(n - 1 for n in steps_of.values()),
+        "missing": sorted(whole.points - steps_of.keys()),
+        "weights_equal": weights.exists() and digest(weights) == whole.weights,
+        "losses_equal": losses(list(mlflow.elements())) == whole.losses,
     }
+
+
+def kills(options: argparse.Namespace) -> bool:
+    """Children and parents, in turn, killed with signal 9 at a random moment; the same command goes on; MLflow is asked what it has."""
+    place = OUT / "kills"
+    shutil.rmtree(place, ignore_errors=True)
+    os.environ["OVERNIGHT_ROOT"] = str(place)
+    params = PARAMS["digits"].model_copy(update={"width": 12, "blocks": 1, "epochs": 10, "checkpoint_s": options.checkpoint_s})
+    with serving(place) as (uri, _):
+        tracker = Tracker(uri, "bench")
+        whole = undisturbed(case_of("reference", images("digits"), params, uri), tracker)
+        print(f"undisturbed: {whole.trained_s:.1f} s of training, {len(whole.points)} points logged", flush=True)
+
+        def row(number: int) -> Row:
+            after = random.Random(number).uniform(0, whole.trained_s)
+            case = case_of(f"kill{number}", images("digits"), params, uri)
+            return kill_and_resume(case, ("child", "parent")[number % 2], whole, after, tracker, place)
+
+        return judged_kills(kept("kills", options.kills, options.fresh, row))
+
+
+def judged_kills(rows: list[Row]) -> bool:
+    """The table of the kills."""
+    by = {who: sum(row["killed"] == who for row in rows) for who in ("child", "parent")}
+    done = sum(row["code"] == 0 and row["status"] == "FINISHED" and row["runs"] == 1 for row in rows)
+    good = bar(f"finished in the same MLflow run, of {by}", f"{done} of {len(rows)}", "all", done == len(rows))
+    equal = sum(row["weights_equal"] and row["losses_equal"] for row in rows)
+    good &= bar("bit-equal weights and losses", f"{equal} of {len(rows)}", "all", equal == len(rows))
+    print(f"| went on from a checkpoint (the others: before the first) | {sum(row['resumed_at'] > 0 for row in rows)} of {len(rows)} | | |")
+    untold = sum(row["points_at_death"] - row["of_these_told"] for row in rows)
+    print(f"| points that MLflow did not have yet at the kills | {untold} of {sum(row['points_at_death'] for row in rows)} | | |")
+    faults = {name: sum(row[name] for row in rows) for name in ("lost", "added", "doubled")}
+    faults["missing"] = sum(len(row["missing"]) for row in rows)
+    what = f"points at fault, of {sum(row['points'] for row in rows)} read back from MLflow"
+    good &= bar(what, ", ".join(f"{count} {name}" for name, count in faults.items()), "0", not any(faults.values()))
+    lost = max(row["lost_s"] for row in rows)
+    return bar("training lost", f"{lost:.1f} s at most", "<= 60 s", lost <= 60) and good

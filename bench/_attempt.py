@@ -1,0 +1,61 @@
+"""One attempt at a training as a run makes it, but for Prefect: MLflow run, child, shipping, end. `python bench/_attempt.py CASE.json`."""
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from overnight import watching
+from overnight.child import Spec
+from overnight.gpu.device import Card
+from overnight.launch import Stop, new_folder, run_child
+from overnight.loop.attempts import earlier
+from overnight.record import Record
+from overnight.shipper import FOLDER, Shipper
+from overnight.traces import forgiving
+from overnight.tracking import Tracker
+
+CARD = Card(uuid="virtual", name="virtual", total_mib=1024, budget_mib=1024)
+
+
+def attempt(case: dict[str, Any], tracker: Tracker) -> tuple[int, Path]:
+    """The step's exit code, and its folder."""
+    folder, before = new_folder(case["key"]), earlier(case["key"])
+    tags = {FOLDER: str(folder), "overnight.key": case["key"], "overnight.attempts": str(len(before) + 1)}
+    record = Record(uri=tracker.uri, experiment="bench", label=case["key"], tags=tags, earlier=before)
+    shipper, done = Shipper(tracker, folder, record), threading.Event()
+    shipper.ready(lambda: False, 60)
+
+    def ship() -> None:
+        while not done.wait(watching.SHIP_S):
+            with forgiving():
+                shipper.go_on()
+
+    threading.Thread(target=ship, daemon=True).start()
+    result = run_child(folder, spec_of(case, shipper), 1, Stop(), lambda _event: None, lambda _line: None)
+    done.set()
+    told = shipper.finish("FAILED" if result.code else "FINISHED", lambda: False)
+    return (result.code if told else 99), folder
+
+
+def spec_of(case: dict[str, Any], shipper: Shipper) -> Spec:
+    return Spec(
+        step="tasks.cnn:train_cnn",
+        label=case["key"],
+        experiment="bench",
+        arguments=case["arguments"],
+        seed=7,
+        key=case["key"],
+        parent=os.getpid(),
+        card=CARD,
+        ask_mib=0,
+        earlier=shipper.record.earlier,
+        told=shipper.said.steps,
+    )
+
+
+if __name__ == "__main__":
+    given = json.loads(Path(sys.argv[1]).read_text())
+    sys.exit(min(255, abs(attempt(given, Tracker(given["uri"], "bench"))[0])))
