@@ -209,6 +209,7 @@ def graph_cases() -> Cases:
         "gcn dense": (partial(graph, 20000, 60000, 128), 5000),
         "gcn 3 layers": (partial(graph, 20000, 60000, 64, layers=3, hidden=128), 5000),
         "sage dense": (partial(graph, 10000, 40000, 64, conv="sage"), 2000),
+        "gat dense": (partial(graph, 10000, 40000, 64, conv="gat"), 2000),
         "sage bf16": (partial(graph, 10000, 40000, 64, conv="sage", precision="bf16"), 2000),
     }
 

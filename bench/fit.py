@@ -1,4 +1,4 @@
-"""Predicted memory against real runs: `python -m bench.fit [--only WORD] [--out FILE] [--peft | --bert]`.
+"""Predicted memory against real runs: `python -m bench.fit [--only WORD] [--out FILE] [--peft | --bert | --llm]`.
 
 Every case is trained for real on the CPU by the training loop itself, two short epochs of made-up batches, under torch's memory profiler
 (which shares no code with the prediction), and predicted before. Beside it stands the usual rule of thumb, 4 x the weights. Bars: every
@@ -37,7 +37,7 @@ from overnight.fit.measure import live_peak
 from overnight.fit.prediction import Constants, traced, weighed
 
 ERROR, SECONDS, RSS_MIB = 0.005, 3.0, 4096
-TIMED = ("cnn", "gcn", "sage", "ppo", "dqn")
+TIMED = ("cnn", "gcn", "sage", "gat", "ppo", "dqn")
 MIB = 2**20
 Row = dict[str, Any]
 
@@ -106,6 +106,9 @@ def main() -> int:
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--peft", action="store_true", help="the published readings; transformers and peft must be installed")
     parser.add_argument("--bert", action="store_true", help="readings of 2022; transformers must be installed")
+    parser.add_argument(
+        "--llm", action="store_true", help="layers foretold, caches, quantised weights (_fit_llm.py); the extra llm must be installed"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out" / "fit.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -114,6 +117,10 @@ def main() -> int:
         return published(arguments.only)
     if arguments.bert:
         return bert(arguments.only)
+    if arguments.llm:
+        from bench import _fit_llm
+
+        return _fit_llm.measure(arguments.only)
     print(f"{platform.processor() or platform.machine()}, torch {importlib.metadata.version('torch')}, one thread, n = 1 each")
     print(f"{'case':30} {'predicted':>10} {'measured':>10} {'error':>8} {'4 x weights':>12} {'a card':>8} {'s':>5}")
     rows, kernels = list[Row](), Kernels()

@@ -79,6 +79,20 @@ def test_the_network_equals_its_formula(tmp_path: Path, features: str) -> None:
     torch.testing.assert_close(model(data.batch(torch.arange(300))), want, atol=1e-5, rtol=1e-4)
 
 
+def test_every_node_attends_to_itself_once(tmp_path: Path) -> None:
+    from torch_geometric.nn import GATConv
+
+    graph = blocks(tmp_path / "g")
+    data = GraphData(graph.arrays(), graph.spec, "gat", "cpu")
+    ours = gnn_recipe(GnnParams(conv="gat", hidden=8), graph.spec).build().eval().rest[0]
+    theirs = GATConv(ours.in_channels, ours.out_channels)  # looks for the loops by itself
+    theirs.load_state_dict(ours.state_dict())
+    x, links = torch.rand(300, ours.in_channels), data.shared["links"]
+    assert links.shape == (2, 2 * graph.spec.edges + 300)
+    torch.testing.assert_close(ours(x, links), theirs(x, links[:, : 2 * graph.spec.edges]))
+    assert example(graph.spec, "gat", 9)["links"].shape == links.shape
+
+
 @pytest.mark.parametrize("features", ["dense", "sparse"])
 @pytest.mark.parametrize("conv", ["gcn", "sage", "gat"])
 def test_it_learns_what_only_the_edges_tell(tmp_path: Path, features: str, conv: str) -> None:

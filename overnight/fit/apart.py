@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from overnight.step import Step
 
 COMMAND = (sys.executable, "-P", "-m", "overnight.fit.apart")
-LIMIT_S = 120.0
+LIMIT_S = 240.0  # of a machine that does other things as well; a trace takes 1 to 15 s of one core
 POLL_S = 0.05
 PR_SET_PDEATHSIG = 1
 FIRST_TO_GO = 1000  # when the machine's memory runs out (oom_score_adj)
