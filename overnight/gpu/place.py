@@ -11,7 +11,7 @@ from typing import Any
 
 from overnight.errors import DiskFull, OvernightError, ServiceError
 from overnight.gpu import requests
-from overnight.gpu.bell import CLOSED, REMOVED, Bell
+from overnight.gpu.bell import CLOSED, Bell
 from overnight.gpu.knot import gives_way, knot, loose_end, sizes
 from overnight.gpu.policy import Size, startable
 from overnight.gpu.requests import Request, View
@@ -104,15 +104,14 @@ class Place:
         if not self.bell.rings:
             return not self.seen.unchanged()
         heard = self.bell.heard()
-        if heard is None:
-            return True
-        before = [name for name in heard if self._before(name)]
-        if not before:
-            return False
-        if closed := [name for name in before if heard[name] & CLOSED and not heard[name] & REMOVED]:
-            requests.settle(self.folder, closed)
-            return True
-        return self._could()
+        if heard is None or not any(map(self._before, heard)):
+            return heard is None
+        if behind := sum(not r.holds and r.order < self.request.order for r in self.seen.requests):
+            time.sleep(min(BEHIND_S + STEP_S * behind, MOST_S))
+            heard = _both(heard, self.bell.heard())
+        closed = [name for name, what in heard.items() if what == CLOSED and self._before(name)]
+        requests.settle(self.folder, closed)
+        return bool(closed) or self._could()
 
     def _before(self, name: str) -> bool:
         """Whether a file is of somebody whose end could be this request's beginning, or its own."""
@@ -120,10 +119,7 @@ class Place:
         return request is not None and (request.holds or request.ticket <= self.request.ticket)
 
     def _could(self) -> bool:
-        """Whether, by their names alone, this request could start, or one before it; looked at when those had time to do so."""
-        ahead = [r for r in self.seen.requests if not r.holds and r.order < self.request.order] if self.seen else []
-        if ahead:
-            time.sleep(min(BEHIND_S + STEP_S * len(ahead), MOST_S))
+        """Whether, by their names alone, this request could start, or one before it."""
         found = requests.named(self.folder)
         queue = sorted((r for r in found if not r.holds and r.order <= self.request.order), key=lambda r: r.order)
         held = sizes([r for r in found if r.holds])
@@ -244,6 +240,11 @@ class Place:
         for request in (self.request, replace(self.request, holds=True)):
             with suppress(OSError):
                 request.path.unlink()
+
+
+def _both(first: dict[str, int], then: dict[str, int] | None) -> dict[str, int]:
+    """All that was heard; what could be anything is told once more by the bell, which is silent from then on."""
+    return {name: first.get(name, 0) | (then or {}).get(name, 0) for name in (*first, *(then or ()))}
 
 
 def unusable(folder: Path, error: OSError) -> OvernightError:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from overnight.gpu import ledger, place
+from overnight.gpu import ledger
 from overnight.gpu.ledger import Ledger
 from overnight.gpu.policy import Size
 from tests.schedules import starts
@@ -69,11 +69,10 @@ class Crowd:
         self.alive.add(pid)
         return pid
 
-    def loop(self, amounts: Sequence[tuple[int, float]], pause_s: float = 0.0, poll_s: float = place.POLL_S) -> int:
-        """A process that holds each of (MiB, seconds) in turn, looking every poll_s while it waits."""
+    def loop(self, amounts: Sequence[tuple[int, float]], pause_s: float = 0.0) -> int:
+        """A process that holds each of (MiB, seconds) in turn."""
 
         def body(pen: Pen) -> None:
-            place.POLL_S = poll_s
             for mib, seconds in amounts:
                 pen.hold(mib, seconds)
                 time.sleep(pause_s)
