@@ -185,8 +185,9 @@ class _Question:
             by = f"corrected by what micro-batch {', '.join(map(str, sorted(peaks)))} took"
             why = f"predicted: {between[0]:,.0f} to {between[1]:,.0f} MiB, {by}"
             return self._sized(size, Need(int(min(band.low, between[0])), learned.with_margin(between[1]), likely=enough), why)
-        band = families.moved(band, families.errors(self.card, families.name(self.step, self.params)))
-        why = f"predicted: {band.low:,.0f} to {band.high:,.0f} MiB"
+        seen = families.errors(self.card, families.name(self.step, self.params))
+        band = families.moved(band, seen)
+        why = f"predicted: {band.low:,.0f} to {band.high:,.0f} MiB; {families.told(band.mid, seen)}"
         return self._sized(size, Need(int(band.low), int(band.high) + 1, likely=int(band.needed) + 1), why)
 
     @cached_property
