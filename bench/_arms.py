@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from overnight.artifact import Artifact
 from overnight.dataset import entry
-from overnight.loop.batches import Batches, seeded
+from overnight.loop.batches import seeded
 from overnight.run import RecordingRun
 from overnight.training import Batch, Recipe
 from tasks.cnn import CnnParams, cnn_recipe
@@ -86,12 +86,12 @@ class Injector:
     """Out of memory at chosen calls of a phase; counts those it raised."""
 
     def __init__(self) -> None:
-        self.calls, self.raised, self.at = dict[str, int](), dict[str, int](), dict[str, set[int]]()
+        self.calls, self.raised, self.at, self.last = dict[str, int](), dict[str, int](), dict[str, set[int]](), ""
 
     def __call__(self, phase: str) -> None:
         self.calls[phase] = self.calls.get(phase, 0) + 1
         if self.calls[phase] in self.at.get(phase, ()):
-            self.raised[phase] = self.raised.get(phase, 0) + 1
+            self.raised[phase], self.last = self.raised.get(phase, 0) + 1, phase
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB (injected)")
 
 
@@ -128,10 +128,3 @@ def faulty(recipe: Recipe[Data], inject: Injector) -> Recipe[Data]:
         return model
 
     return replace(recipe, build=build, loss=loss, optimiser=optimiser)
-
-
-def first_batches(recipe: Recipe[Data], data: Data, count: int) -> list[Batch]:
-    """Some batches of the first epoch."""
-    made = recipe.batches(data, seeded(0, 0))
-    assert isinstance(made, Batches)
-    return [batch for batch, _ in zip(made, range(count), strict=False)]
