@@ -25,7 +25,7 @@ from tests.lasting import LastingParams, lasting_recipe, points
 from tests.leased import events, notes
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE_S = 120
+PATIENCE_S = 300
 
 
 @pytest.fixture
