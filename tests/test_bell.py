@@ -115,12 +115,12 @@ print("held", grant.mib, flush=True)
 
 def test_no_ring_is_missed_among_many(tmp_path):
     """With no look but the told ones, a single missed one would leave somebody waiting for ever."""
-    crowd = [subprocess.Popen([sys.executable, "-c", CHURN, str(tmp_path), str(seed), "60"]) for seed in range(5)]
-    assert [process.wait(FOREVER_S) for process in crowd] == [0] * 5
+    crowd = [subprocess.Popen([sys.executable, "-c", CHURN, str(tmp_path), str(seed), "40"]) for seed in range(4)]
+    assert [process.wait(FOREVER_S) for process in crowd] == [0] * 4
 
 
 def test_no_ring_of_one_that_is_killed_is_missed(tmp_path):
-    for seed in range(4):
+    for seed in range(3):
         victim = subprocess.Popen([sys.executable, "-c", CHURN, str(tmp_path), str(seed), "1000000"], stdout=subprocess.PIPE, text=True)
         assert victim.stdout.readline() == "begun\n"
         waiter = subprocess.Popen([sys.executable, "-c", CHURN, str(tmp_path), str(seed + 100), "10"])
