@@ -205,7 +205,7 @@ def test_build_is_the_size_of_resnet_20() -> None:
     assert sum(p.numel() for p in build(spec, CnnParams()).parameters()) == pytest.approx(272_474, rel=0.01)  # He et al., table 6: 0.27 M
 
 
-@pytest.mark.parametrize("name", ["vision", "cifar10", "fashion"])
+@pytest.mark.parametrize("name", ["vision", "cifar10", "fashion", "fashion_speedrun", "cifar10_speedrun", "cifar10_resnet18"])
 def test_the_configs_load(name: str) -> None:
     from flows.vision import Vision
 

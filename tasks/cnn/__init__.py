@@ -74,7 +74,8 @@ def batches(params: CnnParams, data: Data, generator: torch.Generator) -> Batche
     def batch(chosen: Tensor, generator: torch.Generator) -> Batch:
         drawn = augment.draw(params, tuple(images.shape[1:]), len(chosen), generator)
         drawn |= {} if mirror is None else {"mirror": mirror[chosen]}
-        return {"images": images.index_select(0, chosen), "labels": labels[chosen], **drawn}
+        found = {"images": images.index_select(0, chosen.to(images.device)), "labels": labels.index_select(0, chosen.to(labels.device))}
+        return found | drawn
 
     return Batches([order[start : start + params.batch] for start in starts], batch, generator)
 

@@ -54,20 +54,20 @@ def apply(batch: Batch, params: CnnParams) -> Tensor:
 
 
 def _moved(images: Tensor, shift: Tensor | None, mirror: Tensor | None, most: int) -> Tensor:
-    """Each image a window of its padded copy, plain or mirrored: one gather of rows for the whole batch, no loop over samples."""
+    """Each image mirrored or not, then a window of its padded self: gathers for the whole batch, no loop over samples."""
     n, channels, height, width = images.shape
-    down, right = (min(most, side - 1) if shift is not None else 0 for side in (height, width))
-    padded = _reflected(_reflected(images, down, 2), right, 3)
-    both = torch.stack([padded, padded.flip(3)] if mirror is not None else [padded])
-    high, wide = padded.shape[2:]
-    at = torch.arange(n, device=images.device)
-    at = at if mirror is None else at + n * mirror
-    top, left = (down, right) if shift is None else (shift[:, 0, None] + down, shift[:, 1, None] + right)
-    plane = at[:, None] * channels + torch.arange(channels, device=images.device)  # (N, C)
-    first = (torch.arange(height, device=images.device) + top) * wide + left  # (N, H) or (H)
-    start = plane[:, :, None] * (high * wide) + first.view(-1, 1, height)
-    windows = both.as_strided((both.numel() - width + 1, width), (1, 1))  # the row of pixels from any place on
-    return windows[start]
+    each = torch.arange(n, device=images.device)
+    if mirror is not None:
+        images = torch.cat([images, images.flip(3)]).index_select(0, each + n * mirror)
+    if shift is None:
+        return images
+    down, right = (min(most, side - 1) for side in (height, width))
+    padded = _reflected(_reflected(images.permute(0, 2, 3, 1).contiguous(), down, 1), right, 2)  # a row of pixels is whole there
+    high, wide = padded.shape[1:3]
+    top = torch.arange(height, device=images.device) + shift[:, :1] + down
+    start = ((each[:, None] * high + top) * wide + shift[:, 1:] + right) * channels  # (N, H): where each row begins
+    rows = padded.as_strided((padded.numel() - width * channels + 1, width * channels), (1, 1))
+    return rows[start].view(n, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _reflected(images: Tensor, by: int, side: int) -> Tensor:

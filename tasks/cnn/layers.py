@@ -17,8 +17,11 @@ class Scaled(nn.Module):
 
     def scaled(self, images: Tensor) -> Tensor:
         """(N, C, H, W) float, the channels of a pixel side by side."""
-        pixels = images.contiguous(memory_format=torch.channels_last).to(self.std.dtype)
-        return torch.addcmul(-self.mean / self.std, pixels, 1 / (255 * self.std))
+        n, channels, height, width = images.shape
+        rows = images.permute(0, 2, 3, 1).reshape(n, height, width * channels).to(self.std.dtype)
+        times = (1 / (255 * self.std)).flatten().repeat(width)  # for a row of pixels: on a CPU several times faster than for one
+        plus = (-self.mean / self.std).flatten().repeat(width)
+        return torch.addcmul(plus, rows, times).view(n, height, width, channels).permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def measure(self, images: Tensor) -> None:
