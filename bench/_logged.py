@@ -63,10 +63,10 @@ def logged(options: argparse.Namespace) -> bool:
     with serving(place) as (uri, server):
         tracker, alone = Tracker(uri, "bench"), Tracker(f"sqlite:///{place}/alone.db", "bench")
         arms: dict[str, Callable[[], Row]] = {
-            "paced": lambda: spooled(place / "paced", tracker, server, 30 * PACED, PACED),
-            "full": lambda: spooled(place / "full", tracker, server, 5000, 1000),
-            "server": lambda: synchronous(tracker, server, 200),
-            "alone": lambda: synchronous(alone, None, 200),
+            "paced": lambda: spooled(place / "paced", tracker, server, 15 * PACED, PACED),
+            "full": lambda: spooled(place / "full", tracker, server, 3000, 1000),
+            "server": lambda: synchronous(tracker, server, 100),
+            "alone": lambda: synchronous(alone, None, 100),
         }
         for arm in arms.values():
             arm()  # imports, tables, connections

@@ -226,6 +226,14 @@ def test_what_is_of_another_training_is_refused_with_the_reason(tmp_path):
         assert curve(run)[0][0] == 1  # from its own start
 
 
+def test_points_of_an_attempt_whose_checkpoint_is_of_no_use_are_named_as_such(tmp_path):
+    run, chosen = attempt(tmp_path, 0, recipe(PARAMS))
+    run.told = {"train/loss": 12}
+    train(chosen, run, blobs())
+    assert "up to step 12 is of the attempt before" in run.of("note")[0]["text"]
+    assert curve(run)[0][0] == 13
+
+
 def test_a_changed_byte_is_found(tmp_path):
     said = []
     keeper = Keeper(tmp_path, 0, said.append)

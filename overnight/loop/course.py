@@ -58,6 +58,8 @@ class Course(Generic[Data]):
         if found is not None:
             state.read(found)
             run.note(f"goes on after optimiser step {state.done} of {state.total}, epoch {state.epoch + 1}, batch {state.index}")
+        elif (last := run.told.get("train/loss")) is not None:
+            run.note(f"begins again, without a checkpoint of use; what is shown up to step {last} is of the attempt before")
         state.reserve()
 
     def through(self) -> State[Data]:
