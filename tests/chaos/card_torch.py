@@ -13,7 +13,7 @@ import sys
 import time
 
 from tests.chaos._crowd import BUDGET, Crowd, Pen
-from tests.chaos.card_mixes import NEAR, Mix, bound_s, mix, play, summary
+from tests.chaos.card_mixes import NEAR, Mix, bound_s, mix, paper_s, play, summary
 from tests.chaos.case import ROOT, Case, Measured
 
 MIXES = 40
@@ -106,7 +106,7 @@ def _mixes(seed: int) -> list[Mix]:
     mixes = [mix(choose) for _ in range(MIXES)]
     for jobs in mixes[::4]:
         jobs[-1] = (GREEDY_MIB, 0.0)
-    return mixes
+    return sorted(mixes, key=paper_s)
 
 
 if __name__ == "__main__":
