@@ -45,4 +45,4 @@ def judge(readings: Sequence[Reading], budgets_mib: Iterable[float]) -> list[str
 
 def scaled(shares: Sequence[float] = (1 / 200, 1 / 100, 1 / 50)) -> list[float]:
     """Budgets of small trainings: the cards' sizes, cut by the same factors for all of them."""
-    return sorted(gb * 1024 * share for gb in CARDS_GB for share in shares)
+    return sorted({gb * 1024 * share for gb in CARDS_GB for share in shares})
