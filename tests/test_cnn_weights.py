@@ -104,6 +104,16 @@ def test_a_pickled_module_is_not_run(tmp_path):
         begun(saved(tmp_path / "list.pt", [1, 2]))
 
 
+def test_other_weights_make_another_key(tmp_path):
+    path, moved = saved(tmp_path / "a.pt", net()[1]), tmp_path / "b.pt"
+    keys = [train_cnn.key(0, [CnnParams(init=str(path))])]
+    path.rename(moved)
+    keys.append(train_cnn.key(0, [CnnParams(init=str(moved))]))
+    saved(moved, net(classes=3)[1])
+    keys.append(train_cnn.key(0, [CnnParams(init=str(moved))]))
+    assert keys[0] == keys[1] != keys[2]
+
+
 # ------------------------------------------------------------------------------------------------ published ones
 
 

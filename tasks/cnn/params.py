@@ -1,10 +1,12 @@
 """The values of a CNN's training."""
 
+import hashlib
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from overnight.paths import root
 from overnight.training import TrainParams
 
 WIDTH = {"resnet20": 16, "resnet18": 64, "speedrun": 64}
@@ -39,12 +41,24 @@ class CnnParams(TrainParams):
         """Of the first stage."""
         return self.width or WIDTH[self.arch]
 
+    @property
+    def weights(self) -> Path | None:
+        """The file that `init` names, from the checkout when it is no absolute path."""
+        return None if self.init in {"auto", "scratch"} else root() / Path(self.init).expanduser()
+
+    def science(self) -> dict[str, Any]:
+        """As of all values; for weights of a file their digest, wherever it lies."""
+        file = self.weights
+        if file is None or not file.is_file():
+            return super().science()
+        return super().science() | {"init": hashlib.sha256(file.read_bytes()).hexdigest()}
+
     @model_validator(mode="after")
     def _has_effect(self) -> Self:
         """A value that this architecture does not know is a mistake, not a wish."""
         for name in ("blocks", "stem"):
             if self.arch != "resnet20" and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} is a value of arch resnet20; {self.arch} has its own")
-        if self.init not in {"auto", "scratch"} and Path(self.init).suffix not in {".safetensors", ".pt", ".pth"}:
+        if self.weights is not None and self.weights.suffix not in {".safetensors", ".pt", ".pth"}:
             raise ValueError(f"init is auto, scratch or the path of a .safetensors or .pt file, not {self.init!r}")
         return self

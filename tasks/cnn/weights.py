@@ -26,9 +26,8 @@ def initial(params: CnnParams, net: Weights, note: Note) -> Weights | None:
     """What a net with the state `net` begins with, by `init`; None: from scratch. Raises DataError when a file's weights do not fit."""
     if params.init == "scratch" or (params.init == "auto" and params.arch != "resnet18"):
         return None
-    if params.init != "auto":
-        path = Path(params.init).expanduser()
-        return fitting(read(path), net, params.arch, shown(path), note)
+    if params.weights is not None:
+        return fitting(read(params.weights), net, params.arch, shown(params.weights), note)
     if net["conv1.weight"].shape[2] != 7 or net["conv1.weight"].shape[1] not in {1, 3} or params.channels != 64:
         note("from scratch: the published ResNet-18 has width 64 and is for grey or coloured images of at least 64 px")
         return None
