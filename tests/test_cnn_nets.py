@@ -88,6 +88,21 @@ def test_splitting_a_batch_leaves_the_gradients_as_they_are(name):
         assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(split, found[0], strict=True))
 
 
+@pytest.mark.parametrize("values", [{}, {"flip": True}, {"flip": "alternating", "crop": 3, "cutout": 4}])
+def test_the_example_has_the_form_of_a_batch(values):
+    recipe_, data = recipe("speedrun", **values), {"train_images": torch.zeros(20, 3, 12, 12, dtype=torch.uint8)}
+    data["train_labels"] = torch.arange(20) % 10
+    made_up, real = recipe_.example(8), next(iter(recipe_.batches(data, seeded(0, 3))))
+    assert {n: (t.dtype, t.shape) for n, t in made_up.items()} == {n: (t.dtype, t.shape) for n, t in real.items()}
+
+
+def test_a_batch_is_the_same_whatever_was_made_before():
+    data = {"train_images": torch.randint(0, 256, (30, 3, 12, 12), dtype=torch.uint8), "train_labels": torch.arange(30) % 10}
+    made_here = recipe("speedrun", flip="alternating", crop=3, cutout=4).batches(data, seeded(0, 3))
+    whole = list(made_here)
+    assert all(torch.equal(whole[2][name], tensor) for name, tensor in next(made_here.since(2)).items())
+
+
 @pytest.mark.parametrize("name", ["resnet18", "speedrun", "speedrun, muon"])
 def test_its_memory_is_predicted(name, tmp_path):
     def make():
