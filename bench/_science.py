@@ -21,17 +21,33 @@ SIZES = (64, 32, 7, 1)  # micro-batches; the first is the whole
 BATCHES = 30  # whose gradients are compared, each at the weights that training has then
 
 
+class Spread(Injector):
+    """Three faults a phase, anywhere in the training: a phase fails the first time it comes after one of its optimiser steps."""
+
+    def __init__(self, seed: int, steps: int) -> None:
+        super().__init__()
+        self.done, chosen = 0, random.Random(seed).sample(range(steps), 3 * len(PHASES) if steps else 0)
+        self.at = {phase: set(chosen[place :: len(PHASES)]) for place, phase in enumerate(PHASES)}
+
+    def __call__(self, phase: str) -> None:
+        due = sorted(step for step in self.at[phase] if step <= self.done)
+        self.done += phase == "optimiser"
+        if due:
+            self.at[phase].remove(due[0])
+            self.raised[phase] = self.raised.get(phase, 0) + 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB (injected)")
+
+
 def science(options: argparse.Namespace) -> bool:
     """Real images, no normalisation, no dropout."""
     artifact = images(options.data)
-    params = CnnParams(epochs=options.epochs, batch=64, lr=0.05, crop=2, label_smoothing=0.0)
+    params = CnnParams(epochs=options.epochs, batch=64, lr=0.05, crop=2, label_smoothing=0.0, checkpoint_s=1.0)
     data = tensors(artifact, 64 * 100)
 
     def trained(dtype: torch.dtype, seed: int, broken: bool) -> tuple[RecordingRun, int]:
-        inject, draws = Injector(), random.Random(seed)
-        if broken:
-            inject.at = {p: set(draws.sample(range(1, params.epochs if p == "evaluation" else 300), 3)) for p in PHASES}
-        run = RecordingRun(folder(), seed=seed)
+        inject, place = Spread(seed, 100 * params.epochs if broken else 0), folder()
+        run = RecordingRun(place, seed=seed)
+        run.checkpoints = place / "checkpoints"
         train(faulty(plain_net(artifact, params, dtype), inject), run, data)
         return run, sum(inject.raised.values())
 
