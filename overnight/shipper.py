@@ -19,7 +19,7 @@ from overnight.record import End, Record, Shipped
 from overnight.services import owed
 from overnight.spool import Portion
 from overnight.traces import forgiving
-from overnight.tracking import MAX_TEXT, REFUSED, Said, Tracker, allowed, mlflow_error
+from overnight.tracking import MAX_TEXT, Said, Tracker, allowed, mlflow_error
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -34,13 +34,6 @@ HOPELESS = (*LOCAL, ValueError, KeyError, TypeError, OverflowError)  # sending i
 
 class Away(Exception):
     """The server does not take anything now, or somebody else is shipping."""
-
-
-def refusal(error: Exception) -> bool:
-    """Whether the same would be refused again; otherwise the server, or the way to it, has its troubles."""
-    if isinstance(error, mlflow_error()):
-        return getattr(error, "error_code", "") in REFUSED
-    return isinstance(error, HOPELESS) and (isinstance(error, LOCAL) or not isinstance(error, OSError))
 
 
 class Shipper:
@@ -187,7 +180,7 @@ class Shipper:
         try:
             return call()
         except mlflow_error() as error:
-            if not refusal(error):
+            if not self.tracker.refuses(error):
                 raise
             self._refuse(str(error))
             return None
@@ -240,8 +233,9 @@ class Shipper:
             return
         try:
             self._one(events[0]) if len(events) == 1 else self.tracker.metrics(self.run_id, events)
-        except (*HOPELESS, mlflow_error()) as error:
-            if not refusal(error):
+        except (OSError, *HOPELESS, mlflow_error()) as error:
+            hopeless = isinstance(error, HOPELESS) and (isinstance(error, LOCAL) or not isinstance(error, OSError))
+            if not hopeless and not self.tracker.refuses(error):
                 raise
             if len(events) > 1 and self.tracker.active(self.run_id):
                 half = len(events) // 2

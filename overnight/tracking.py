@@ -26,6 +26,7 @@ QUIET = {
 MOST_STEP = 1 << 63
 MANY = 1000  # metrics in one request; MLflow takes no more
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED")
+UNFIT = (400, 413, 422)  # answers to an upload that would be the same again
 V = TypeVar("V")
 
 
@@ -90,12 +91,22 @@ class Tracker:
         self.client.update_run(run_id, status="RUNNING")
         return True
 
+    def refuses(self, error: Exception) -> bool:
+        """Whether it is MLflow's own word that it will never take this; another server on its port answers 404 as well."""
+        from mlflow.exceptions import MlflowException, RestException
+        from requests import HTTPError
+
+        if isinstance(error, HTTPError):  # as its uploads say it
+            return error.response is not None and error.response.status_code in UNFIT
+        own = RestException if self.uri.startswith("http") else MlflowException
+        return isinstance(error, own) and getattr(error, "error_code", "") in REFUSED
+
     def active(self, run_id: str) -> bool:
         """Whether there is such a run in this experiment, and nobody has deleted it."""
         try:
             info = self.client.get_run(run_id).info
         except mlflow_error() as error:
-            if getattr(error, "error_code", "") not in REFUSED:
+            if not self.refuses(error):
                 raise
             return False
         return bool(info.lifecycle_stage == "active" and info.experiment_id == self.experiment_id)

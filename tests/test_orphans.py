@@ -17,9 +17,7 @@ from tests.checkouts import until
 
 FLOW = """
 import signal, sys, threading
-from overnight.record import Record
-from overnight.services import owed, runs
-from overnight.services.collector import AGAIN_S, Collector
+from overnight.services import runs
 asked = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: asked.set())
 with runs.running("a-run"):

@@ -294,6 +294,22 @@ def test_a_run_that_was_deleted_while_it_ran_holds_up_nobody(tracker, step, how)
     assert not owed.owes(shipper.folder)
 
 
+def test_another_server_on_the_port_is_told_nothing_and_nothing_is_lost(tracker, step, server):
+    """It answers 404, and its pages are no JSON: that is not MLflow's word that there is no such run."""
+    from mlflow import MlflowClient
+
+    shipper, mlflow = Shipper(tracker, step(), record(tracker)), (tracker.client, tracker.uri)
+    assert shipper.drain(5)
+    close(child(shipper.folder, *range(10)))
+    tracker.client, tracker.uri = MlflowClient(server.url("")), server.url("")
+    with pytest.raises(Away):
+        shipper.ship()
+    assert (shipper.refused, shipper.left()) == ([], 10)
+    tracker.client, tracker.uri = mlflow
+    assert shipper.drain(5)
+    assert [number for number, _ in points(shipper)] == list(range(10))
+
+
 def test_attempts_that_only_the_child_knew_of_are_told_too(tracker, step):
     one, two = step(), step()
     close(child(one, 1))
