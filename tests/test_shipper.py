@@ -1,6 +1,5 @@
 """What a step logs reaches MLflow whole, in order and once, whatever the server refuses or misses, and whoever dies on the way."""
 
-import json
 import math
 import os
 import shutil
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from overnight import notes, ship, spool
-from overnight.record import End, Record, Shipped
+from overnight.record import End, Record
 from overnight.run import RecordingRun, SpoolRun
 from overnight.services import owed
 from overnight.shipper import Away, Shipper
@@ -386,21 +385,3 @@ def test_a_disk_that_takes_nothing_costs_no_event(tracker, step):
     assert shipper.left() == 1
     assert shipper.drain(5)
     assert data(shipper).tags[notes.TAG] == "the disk is full"
-
-
-def test_offsets_are_kept_for_each_run_and_junk_says_nothing(tmp_path):
-    Shipped(tmp_path, "a")["events.jsonl"] = 7
-    Shipped(tmp_path, "b")["events.jsonl"] = 3
-    assert [Shipped(tmp_path, run)["events.jsonl"] for run in "abc"] == [7, 3, 0]
-    (tmp_path / "shipped.json").write_text(json.dumps({"a": [1]})[:-2])
-    assert Shipped(tmp_path, "a")["events.jsonl"] == 0
-
-
-def test_a_description_grows_by_paragraphs_and_stays_within_what_mlflow_takes():
-    text = ""
-    for number in range(400):
-        text = notes.added(text, f"paragraph {number} of what happened")
-    assert text.startswith("paragraph 0")
-    assert text.endswith("paragraph 399 of what happened")
-    assert len(text) <= notes.MOST
-    assert notes.added("a\n\nb", "a") == "a\n\nb"

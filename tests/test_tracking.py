@@ -1,10 +1,13 @@
 """MLflow's client, the tail of a child's files, and what the terminal shows of both."""
 
+import json
+
 import pytest
 
 from overnight import notes
 from overnight.display import scores
 from overnight.launch import Tail
+from overnight.record import Shipped
 from overnight.tracking import Tracker
 
 
@@ -57,3 +60,21 @@ def test_a_run_is_gone_on_with_unless_it_is_gone(tracker):
     tracker.client.delete_run(run_id)
     assert not tracker.reopen(run_id, {})
     assert not tracker.reopen("0" * 32, {})
+
+
+def test_offsets_are_kept_for_each_run_and_junk_says_nothing(tmp_path):
+    Shipped(tmp_path, "a")["events.jsonl"] = 7
+    Shipped(tmp_path, "b")["events.jsonl"] = 3
+    assert [Shipped(tmp_path, run)["events.jsonl"] for run in "abc"] == [7, 3, 0]
+    (tmp_path / "shipped.json").write_text(json.dumps({"a": [1]})[:-2])
+    assert Shipped(tmp_path, "a")["events.jsonl"] == 0
+
+
+def test_a_description_grows_by_paragraphs_and_stays_within_what_mlflow_takes():
+    text = ""
+    for number in range(400):
+        text = notes.added(text, f"paragraph {number} of what happened")
+    assert text.startswith("paragraph 0")
+    assert text.endswith("paragraph 399 of what happened")
+    assert len(text) <= notes.MOST
+    assert notes.added("a\n\nb", "a") == "a\n\nb"
