@@ -93,6 +93,14 @@ def test_methods_stand_in_the_order_of_their_memory(tiny):
     assert lora.parts["optimiser"] < full.parts["optimiser"]
 
 
+def test_gpt_2_and_encoders_are_adapted_too():
+    for model in ("gpt2", "distilbert"):
+        lora, four = (predict_language(Tuning(model=model, method=method, sequence=16, layers=1)) for method in ("lora", "qlora"))
+        assert not lora.unknown
+        assert not four.unknown
+        assert four.parts["weights"] < lora.parts["weights"]
+
+
 # ------------------------------------------------------------------------------------------------ the real libraries
 
 
@@ -165,6 +173,7 @@ def test_the_command_judges_a_training_and_says_what_would_fit(capsys, tmp_path)
 
 WRONG = {
     "a model that would have to be fetched": (("--model", "some/model", "--method", "lora"), "nothing is downloaded"),
+    "more tokens than it has places for": (("--model", "gpt2", "--method", "full", "--sequence", "2000"), "1024"),
     "no sequence": (("--model", "gpt2", "--method", "full", "--batch", "0"), "batch"),
     "a precision that nobody has": (("--model", "gpt2", "--method", "full", "--precision", "int3"), "precision"),
     "layers that are not there": (("--model", "gpt2", "--method", "lora", "--targets", "nothing"), "nothing"),

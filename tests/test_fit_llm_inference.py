@@ -128,6 +128,7 @@ def test_a_gguf_tells_its_weights_and_its_sizes(tmp_path, kind):
     assert (found.bytes, found.tensors) == (total, 3)
     taken = predict_inference(Serving.of(model=str(path), context=64))
     assert taken.parts["weights"] * MIB == total
+    assert "as the file has them" in refusal(Serving.of(model=str(path), context=64), 600)
     assert taken.parts["cache"] * MIB == 2 * 2 * 2 * 64 * 2 * 64
 
 

@@ -6,6 +6,7 @@ The cache is exact: 2 x layers x heads of keys x width of a head x bytes x token
 was seen to take twice that; a static cache and llama.cpp take it once.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from pydantic import Field, ValidationError
 from overnight.config import Values
 from overnight.errors import BadInput
 from overnight.fit.shapes import Shape, shape_of
-from overnight.fit.weights import TRANSFORMERS, WAYS, Weights, read_header, tensor_bytes, weight_bytes
+from overnight.fit.weights import TRANSFORMERS, WAYS, Weights, read_header, weight_bytes
 
 if TYPE_CHECKING:
     from overnight.fit.prediction import Prediction
@@ -96,6 +97,11 @@ def _of_gguf(header: Weights, path: Path) -> Shape:
     return Shape(str(kind), kv_heads=kv, head_dim=width, vocab=words, tied=False, **found)  # type: ignore[arg-type]
 
 
+def form(serving: Serving) -> str:
+    """How the weights are kept, in a word."""
+    return "as the file has them" if (serving.weights or serving.model).endswith(SEVERAL) else serving.way
+
+
 def parts_of(serving: Serving) -> dict[str, float]:
     """MiB by kind; `scores` are there only where attention is computed without a fused kernel. Raises BadInput."""
     model = _model(serving)
@@ -148,9 +154,9 @@ def _most(fits: Callable[[int], bool], most: int) -> int:
 def layers_that_fit(serving: Serving, budget_mib: float) -> tuple[int, int]:
     """How many layers of how many fit, the others being left to the host as llama.cpp can."""
     model = _model(serving)
-    blocks = [(name, size) for name, size in model.shape.tensors() if name.startswith("blk.")]
-    each = sum(tensor_bytes(model.shape, name, size, serving.way) for name, size in blocks) / model.shape.layers / MIB
-    each += kv_bytes(model.shape, serving.context, serving.cache, serving.batch) / model.shape.layers / MIB
+    tensors = [(name.startswith("blk."), math.prod(size)) for name, size in model.shape.tensors()]
+    share = sum(count for inside, count in tensors if inside) / sum(count for _, count in tensors)
+    each = (model.weights * share + kv_bytes(model.shape, serving.context, serving.cache, serving.batch)) / model.shape.layers / MIB
     rest = predict_inference(serving).needed_mib - each * model.shape.layers * 1.01
     return max(0, min(model.shape.layers, int((budget_mib - rest) / (each * 1.01)))), model.shape.layers
 
@@ -162,7 +168,7 @@ def refusal(serving: Serving, budget_mib: float) -> str:
         return ""
     count, layers = layers_that_fit(serving, budget_mib)
     gib = found.parts["weights"] * MIB / GIB
-    return f"{gib:.1f} GiB of weights ({serving.way}) for {budget_mib / 1024:.1f} GiB of the card; {count} of {layers} layers would fit"
+    return f"{gib:.1f} GiB of weights ({form(serving)}) for {budget_mib / 1024:.1f} GiB of the card; {count} of {layers} layers would fit"
 
 
 def cheaper(serving: Serving, budget_mib: float) -> list[tuple[str, "Prediction"]]:
@@ -171,7 +177,7 @@ def cheaper(serving: Serving, budget_mib: float) -> list[tuple[str, "Prediction"
     smaller = TRANSFORMERS[3:] if serving.way in TRANSFORMERS else WAYS[WAYS.index(serving.way) + 1 :]
     ways: list[tuple[str, dict[str, Any]]] = [("cache=q8_0", {"cache": "q8_0"})] if serving.way not in TRANSFORMERS else []
     ways += [(f"context={shorter}", {"context": shorter})] if 512 <= shorter < serving.context else []
-    ways += [(f"quant={way}", {"way": way, "weights": None}) for way in smaller if serving.weights is None]
+    ways += [(f"quant={way}", {"way": way, "weights": None}) for way in smaller if form(serving) == serving.way]
     tried = [(what, predict_inference(serving.model_copy(update=values))) for what, values in ways]
     return [(what, found) for what, found in tried if found.verdict(budget_mib) == "fits"]
 

@@ -24,8 +24,21 @@ if TYPE_CHECKING:
     from overnight.training import Recipe
 
 EXTRA = "language models need the extra llm: make setup, or pip install 'overnight[llm]'"
+HEADS = ("classifier", "pre_classifier", "score")
 OTHERS = ("auto_map", "quantization_config", "architectures")  # of a config.json, that change no size
 ALL_LINEAR, MOST_LAYERS = "all-linear", 1000
+LEARNED = (
+    "gpt2",
+    "opt",
+    "bert",
+    "roberta",
+    "electra",
+    "distilbert",
+    "camembert",
+    "xlm-roberta",
+    "albert",
+    "mpnet",
+)  # places, not turned ones
 ALIKE = ("llama", "mistral", "qwen2", "cohere", "gemma", "phi", "opt", "gpt2", "gpt_neox", "bert", "roberta", "electra", "distilbert")
 
 
@@ -63,6 +76,7 @@ def language_recipe(tuning: Tuning) -> "Recipe[Any]":
     from overnight.training import Recipe, TrainParams, constant
 
     values = config_of(tuning.model)
+    _within(tuning, values)
     build = functools.partial(_model, tuning, values)
     _checked(tuning, values)
     lowered = {"amp": "bf16"}.get(tuning.precision, "fp32")
@@ -117,6 +131,15 @@ def _layers(tuning: Tuning) -> int:
     return int(config.num_hidden_layers) if values["model_type"] in ALIKE and not mixed else 0
 
 
+def _within(tuning: Tuning, values: dict[str, Any]) -> None:
+    """Raises BadInput for a sequence longer than the places that a model has learned."""
+    most = getattr(_config(tuning, values), "max_position_embeddings", None)
+    if values["model_type"] in LEARNED and most and tuning.sequence > most:
+        raise BadInput(
+            f"model {tuning.model!r} has places for {most} tokens, a sequence of {tuning.sequence} is longer; give --sequence {most} or less"
+        )
+
+
 def _checked(tuning: Tuning, values: dict[str, Any]) -> None:
     """Raises BadInput where the model, or peft, does not take the values; one layer tells."""
     import torch
@@ -142,7 +165,7 @@ def _model(tuning: Tuning, values: dict[str, Any]) -> "nn.Module":
     if tuning.method == "qlora":
         from overnight.fit.quantised import four_bit
 
-        four_bit(model, spared=("lm_head", "classifier", "score"))
+        four_bit(model, spared=("lm_head", *HEADS))
     if tuning.checkpointing:
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     found: nn.Module = _adapted(model, tuning, values) if tuning.method != "full" else model
@@ -185,7 +208,8 @@ def _adapted(model: Any, tuning: Tuning, values: dict[str, Any]) -> Any:
         model.enable_input_require_grads()  # else nothing below the first adapter asks for gradients, and no layer is computed again
     task = "SEQ_CLS" if values["model_type"] in ENCODERS else "CAUSAL_LM"
     targets = tuning.targets if tuning.targets == ALL_LINEAR else [name.strip() for name in tuning.targets.split(",")]
-    return peft.get_peft_model(model, peft.LoraConfig(task_type=task, r=tuning.rank, target_modules=targets))
+    heads = list(HEADS) if task == "SEQ_CLS" else None  # trained in full by themselves, so no adapters for them
+    return peft.get_peft_model(model, peft.LoraConfig(task_type=task, r=tuning.rank, target_modules=targets, exclude_modules=heads))
 
 
 def _example(tuning: Tuning, values: dict[str, Any], n: int) -> "dict[str, Tensor]":

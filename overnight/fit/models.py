@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from overnight.errors import BadInput
 from overnight.fit.diffusion import SIDES, Painting, predict_painting
-from overnight.fit.inference import Serving, at_once, cheaper, most_context, predict_inference, refusal
+from overnight.fit.inference import Serving, at_once, cheaper, form, most_context, predict_inference, refusal
 from overnight.fit.language import Tuning, language_recipe, predict_language, traced_language
 from overnight.fit.quiet import quiet
 from overnight.fit.search import Scaled
@@ -103,7 +103,7 @@ def _serving(serving: Serving, card: Card) -> "Judged":
     best = at_once(serving, budget)
     why = refusal(serving, budget) or f"up to {longest:,} tokens fit"
     return _row(
-        f"{serving.model} {serving.way}", found, card, best, cheaper(serving, budget) if found.verdict(budget) != "fits" else [], why
+        f"{serving.model} {form(serving)}", found, card, best, cheaper(serving, budget) if found.verdict(budget) != "fits" else [], why
     )
 
 

@@ -17,7 +17,7 @@ LEAST_8BIT = 4096  # elements below which an optimiser keeps its state in float3
 
 def four_bit(model: nn.Module, double: bool = True, spared: Iterable[str] = ("lm_head",)) -> nn.Module:
     """The model (on the meta device) with every linear layer but the spared ones in 4 bits, as loading it so does."""
-    named = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]
+    named = [(name, module) for name, module in model.named_modules() if type(module).__name__ in ("Linear", "Conv1D")]
     for name, linear in named:
         parent, _, own = name.rpartition(".")
         if own not in spared:
@@ -26,8 +26,8 @@ def four_bit(model: nn.Module, double: bool = True, spared: Iterable[str] = ("lm
     return model
 
 
-def _packed(linear: nn.Linear, double: bool) -> nn.Module:
-    """A layer that peft takes for the real one."""
+def _packed(linear: nn.Module, double: bool) -> nn.Module:
+    """A layer that peft takes for the real one. GPT-2's own kind has its weights the other way round."""
     from bitsandbytes.nn import Linear4bit
 
     class Packed(Linear4bit):  # type: ignore[misc]
@@ -38,10 +38,12 @@ def _packed(linear: nn.Linear, double: bool) -> nn.Module:
             out: Tensor = _Product.apply(x.to(self.made), self.weight, scales, self.out_features, self.in_features, self.made)
             return (out if self.bias is None else out + self.bias.to(out.dtype)).to(x.dtype)
 
-    count = linear.weight.numel()
+    real: Any = linear
+    rows, columns = real.weight.shape if isinstance(linear, nn.Linear) else real.weight.T.shape
+    count = rows * columns
     blocks = -(-count // BLOCK)
     with torch.device("meta"):
-        found: Any = Packed(linear.in_features, linear.out_features, linear.bias is not None, linear.weight.dtype)
+        found: Any = Packed(columns, rows, real.bias is not None, real.weight.dtype)
         held = {"weight": torch.empty(-(-count // 2), 1, dtype=torch.uint8), "code": torch.empty(16)}
         held["absmax"] = torch.empty(blocks, dtype=torch.uint8 if double else torch.float32)
         if double:
@@ -49,7 +51,7 @@ def _packed(linear: nn.Linear, double: bool) -> nn.Module:
     for name, tensor in held.items():
         setattr(found, name, nn.Parameter(tensor, requires_grad=False))
     found.weight.compress_statistics, found.weight.quant_type = double, "nf4"  # what peft asks for
-    found.made, found.bias = linear.weight.dtype, linear.bias
+    found.made, found.bias = real.weight.dtype, real.bias
     return found  # type: ignore[no-any-return]
 
 
