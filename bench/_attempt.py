@@ -36,7 +36,7 @@ def attempt(case: dict[str, Any], tracker: Tracker) -> tuple[int, Path]:
     threading.Thread(target=ship, daemon=True).start()
     result = run_child(folder, spec_of(case, shipper), 1, Stop(), lambda _event: None, lambda _line: None)
     done.set()
-    told = shipper.finish("FAILED" if result.code else "FINISHED", lambda: False)
+    told = shipper.finish("FAILED" if result.code else "FINISHED", lambda: False) or shipper.conclude(300)  # as the supervisor would, later
     return (result.code if told else 99), folder
 
 

@@ -25,10 +25,11 @@ from _overhead import PARAMS
 from _rows import OUT, Row, bar, kept
 from _server import serving
 
-from overnight import locks, spool
+from overnight import locks, ship, spool
 from overnight.artifact import Artifact, digest
 from overnight.loop.attempts import MONITOR, folder_of
 from overnight.paths import steps
+from overnight.services import owed
 from overnight.tracking import Tracker, allowed
 from tasks.cnn import CnnParams
 
@@ -188,7 +189,17 @@ def kills(options: argparse.Namespace) -> bool:
             case = case_of(f"kill{number}", images("digits"), params, uri)
             return kill_and_resume(case, ("child", "parent")[number % 2], whole, after, tracker, place)
 
-        return judged_kills(kept("kills", options.kills, options.fresh, row))
+        good = judged_kills(kept("kills", options.kills, options.fresh, row))
+        return the_rest() and good
+
+
+def the_rest() -> bool:
+    """Parents that were killed when their training had ended: nobody goes on with those, and the supervisor's part is to tell them."""
+    left = owed.debts()
+    code = ship.main() if left else 0
+    return bar(
+        "spools that nobody went on with, told by overnight.ship", f"{len(left) - len(owed.debts())} of {len(left)}", "all", code == 0
+    )
 
 
 def judged_kills(rows: list[Row]) -> bool:

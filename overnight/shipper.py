@@ -49,6 +49,7 @@ class Shipper:
         self._unwritten: list[Json] = []  # what a full disk did not take
         self._writer: spool.Writer | None = None
         self.concluded = False  # all is told, the end too
+        self._answers = 0  # of the server
         self._ready, self._sending, self._locks = False, threading.Lock(), ExitStack()
         with suppress(OSError):  # on a full disk nobody else could go on with it
             self._locks.enter_context(owed.shipping(folder))
@@ -99,8 +100,7 @@ class Shipper:
                 if self.ship():
                     return True
                 again_s = BUSY_S
-            done = sum(sum(shipped.offsets.values()) for shipped in self._shipped.values())
-            until, before = (time.monotonic() + patience_s, done) if done > before else (until, before)
+            until, before = (time.monotonic() + patience_s, self._answers) if self._answers > before else (until, before)
             if time.monotonic() > until:
                 return False
             time.sleep(min(again_s, patience_s))
@@ -233,6 +233,7 @@ class Shipper:
             return
         try:
             self._one(events[0]) if len(events) == 1 else self.tracker.metrics(self.run_id, events)
+            self._answers += 1
         except (OSError, *HOPELESS, mlflow_error()) as error:
             hopeless = isinstance(error, HOPELESS) and (isinstance(error, LOCAL) or not isinstance(error, OSError))
             if not hopeless and not self.tracker.refuses(error):
