@@ -148,7 +148,9 @@ def _fit(arguments: argparse.Namespace) -> int:
 
     if models.asked(arguments):
         return models.show(arguments, find() if arguments.card is None else of_size(arguments.card))
-    return show(_config(arguments.config), arguments.overrides, find() if arguments.card is None else of_size(arguments.card), arguments.json)
+    return show(
+        _config(arguments.config), arguments.overrides, find() if arguments.card is None else of_size(arguments.card), arguments.json
+    )
 
 
 def _up(_arguments: argparse.Namespace) -> None:
