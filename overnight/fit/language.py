@@ -92,7 +92,6 @@ def language_recipe(tuning: Tuning) -> "Recipe[Any]":
         optimiser=lambda model: _optimiser(tuning, [p for p in model.parameters() if p.requires_grad]),
         schedule=constant,
         evaluate=lambda _model, _data, _split: {},
-        sample=lambda: None,
         params=params,
         clip=1.0,
     )
@@ -106,7 +105,7 @@ def predict_language(tuning: Tuning, target: "Target" = "cuda", constants: "Cons
         trace = traced_language(tuning, target)
     except Unknown as error:
         return Prediction(target, tuning.batch, unknown=str(error))
-    return weighed(trace, tuning.batch, target, 0.0, constants or Constants(), sliced=True)
+    return weighed(trace, tuning.batch, target, 0.0, constants or Constants())
 
 
 def traced_language(tuning: Tuning, target: "Target" = "cuda") -> "Trace":

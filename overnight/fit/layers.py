@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from overnight.fit.events import Trace
 
 SEEN = (12, 4, 2)  # events that must agree after a block: many, else few
-FEW = 2  # layers of the smallest net
+FEW = (2, 3)  # layers of the smallest net; where the first and the last are unlike the others, two tell too little
 SMALL = 4096  # bytes
 
 
@@ -51,17 +51,18 @@ class _Part:
 
 
 def deep(trace_of: Callable[[int], Trace], layers: int) -> Trace:
-    """The trace with that many layers: out of those with 2 and 3 where they foretell the one with 4, else traced as it is.
+    """The trace with that many layers: out of those with 2 and 3 where they foretell the one with 4 (or 3, 4 and 5), else traced as it is.
 
     What is given back after the last allocation is left out.
     """
-    if layers <= FEW + 3:
-        return trace_of(layers)
-    one, other, check = (trace_of(FEW + i) for i in range(3))
-    found = _parts(_events(one), _events(other))
-    if found is None or not _same(_written(found, 2), check):
-        return trace_of(layers)
-    return _written(found, layers - FEW) or trace_of(layers)
+    traces = dict[int, Trace]()
+    for few in FEW if layers > FEW[-1] + 3 else ():
+        for depth in range(few, few + 3):
+            traces[depth] = traces[depth] if depth in traces else trace_of(depth)
+        found = _parts(_events(traces[few]), _events(traces[few + 1]))
+        if found is not None and _same(_written(found, 2), traces[few + 2]) and (whole := _written(found, layers - few)):
+            return whole
+    return trace_of(layers)
 
 
 def _same(foretold: Trace | None, real: Trace) -> bool:
