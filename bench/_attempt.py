@@ -12,10 +12,10 @@ from overnight.child import Spec
 from overnight.gpu.device import Card
 from overnight.launch import Stop, new_folder, run_child
 from overnight.loop.attempts import earlier
-from overnight.record import Record
-from overnight.shipper import FOLDER, Shipper
 from overnight.traces import forgiving
-from overnight.tracking import Tracker
+from overnight.tracking.client import Tracker
+from overnight.tracking.record import Record
+from overnight.tracking.shipper import FOLDER, Shipper
 
 CARD = Card(uuid="virtual", name="virtual", total_mib=1024, budget_mib=1024)
 

@@ -25,12 +25,13 @@ from _overhead import PARAMS
 from _rows import OUT, Row, bar, kept
 from _server import serving
 
-from overnight import locks, ship, spool
+from overnight import locks
 from overnight.artifact import Artifact, digest
 from overnight.loop.attempts import MONITOR, folder_of
 from overnight.paths import steps
 from overnight.services import owed
-from overnight.tracking import Tracker, allowed
+from overnight.tracking import ship, spool
+from overnight.tracking.client import Tracker, allowed
 from tasks.cnn import CnnParams
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -198,7 +199,10 @@ def the_rest() -> bool:
     left = owed.debts()
     code = ship.main() if left else 0
     return bar(
-        "spools that nobody went on with, told by overnight.ship", f"{len(left) - len(owed.debts())} of {len(left)}", "all", code == 0
+        "spools that nobody went on with, told by overnight.tracking.ship",
+        f"{len(left) - len(owed.debts())} of {len(left)}",
+        "all",
+        code == 0,
     )
 
 

@@ -13,10 +13,10 @@ import psutil
 from _rows import Row, bar, interval, kept
 from _server import serving
 
-from overnight.record import Record
 from overnight.run import SpoolRun
-from overnight.shipper import Shipper
-from overnight.tracking import Tracker
+from overnight.tracking.client import Tracker
+from overnight.tracking.record import Record
+from overnight.tracking.shipper import Shipper
 
 PACED = 140  # metrics between two shipments: 35 optimiser steps a second, two metrics each, shipped every 2 s
 

@@ -23,11 +23,11 @@ from overnight.errors import ConfigError, DoesNotFit
 from overnight.gpu.device import Card, find
 from overnight.gpu.ready import ready, ready_host
 from overnight.launch import Stop, new_folder
-from overnight.record import Record
 from overnight.services import runs
-from overnight.shipper import Shipper
 from overnight.step import Builder, Pipeline, Step
-from overnight.tracking import Tracker
+from overnight.tracking.client import Tracker
+from overnight.tracking.record import Record
+from overnight.tracking.shipper import Shipper
 from overnight.watching import watching
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from overnight.errors import DiskFull, Stopped
 from overnight.gpu.ledger import Ledger
 from overnight.paths import root, state, steps
 from overnight.provenance import stamp
-from overnight.spool import CHILD, readable
+from overnight.tracking.spool import CHILD, readable
 
 POLL_S = 0.2
 LOG_LINES = 200  # of a log that are shown for each look; all of it stays in the file

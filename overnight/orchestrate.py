@@ -14,9 +14,9 @@ from overnight.gpu import sizes
 from overnight.gpu.sizes import Ask
 from overnight.launch import new_folder, run_child, slot
 from overnight.loop.attempts import MONITOR, earlier
-from overnight.record import Record
-from overnight.shipper import FOLDER, Shipper
 from overnight.traces import Traces
+from overnight.tracking.record import Record
+from overnight.tracking.shipper import FOLDER, Shipper
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State

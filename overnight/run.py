@@ -9,10 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overnight import artifact, spool
+from overnight import artifact
 from overnight.artifact import Artifact, DataSpec, Writer
 from overnight.content import Handled
 from overnight.errors import Stopped
+from overnight.tracking import spool
 
 if TYPE_CHECKING:
     import numpy as np

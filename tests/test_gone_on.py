@@ -8,10 +8,11 @@ from collections import Counter
 
 import pytest
 
-from overnight import services, spool
+from overnight import services
 from overnight.loop.attempts import MONITOR
 from overnight.services import owed
-from overnight.tracking import Tracker
+from overnight.tracking import spool
+from overnight.tracking.client import Tracker
 from tests.checkouts import living_in, make_checkout, until
 from tests.test_end_to_end import ENTRY, children, stripes
 

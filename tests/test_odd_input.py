@@ -171,9 +171,9 @@ def test_images_of_no_pixels(load, folder) -> None:
 
 
 def test_names_that_mlflow_would_refuse(checkout, tmp_path) -> None:
-    from overnight.record import Record
-    from overnight.shipper import Shipper
-    from overnight.tracking import Tracker, allowed
+    from overnight.tracking.client import Tracker, allowed
+    from overnight.tracking.record import Record
+    from overnight.tracking.shipper import Shipper
 
     assert allowed({"data/of_I;16": 1, "a/../b": 2, "/c//d": 3, "猫'": 4, '猫"': 5, "Mr. O": 6}) == {
         "data/of_I_16": 1, "a/__/b": 2, "_/c/_/d": 3, "猫_": 4, "猫__": 5, "Mr. O": 6,

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from overnight.record import Record
 from overnight.services import owed, runs
 from overnight.services.collector import AGAIN_S, Collector
 from overnight.services.orphans import Orphans, flow_run_of
 from overnight.services.processes import Process
 from overnight.services.settings import log_file
+from overnight.tracking.record import Record
 from tests.checkouts import until
 
 FLOW = """

@@ -4,14 +4,14 @@ import threading
 
 import pytest
 
-from overnight import notes
 from overnight.errors import Stopped
 from overnight.launch import Stop
 from overnight.patience import Aside, patiently
-from overnight.record import Record
 from overnight.services import owed
-from overnight.shipper import Shipper
-from overnight.tracking import Said
+from overnight.tracking import notes
+from overnight.tracking.client import Said
+from overnight.tracking.record import Record
+from overnight.tracking.shipper import Shipper
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from overnight import spool
 from overnight.errors import Stopped
 from overnight.loop.attempts import claim, earlier, folder_of
 from overnight.loop.checkpoint import Keeper
 from overnight.run import RecordingRun, SpoolRun
+from overnight.tracking import spool
 from overnight.training import Batches, Recipe, TrainParams, cosine, train
 
 ROOT = Path(__file__).resolve().parent.parent

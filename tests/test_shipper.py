@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from overnight import notes, ship, spool
-from overnight.record import End, Record
 from overnight.run import RecordingRun, SpoolRun
 from overnight.services import owed
-from overnight.shipper import Away, Shipper
-from overnight.tracking import Tracker
+from overnight.tracking import notes, ship, spool
+from overnight.tracking.client import Tracker
+from overnight.tracking.record import End, Record
+from overnight.tracking.shipper import Away, Shipper
 
 PARAMS = {"precision": "auto", "epochs": "3"}
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from overnight import notes
 from overnight.display import scores
 from overnight.launch import Tail
-from overnight.record import Shipped
-from overnight.tracking import Tracker
+from overnight.tracking import notes
+from overnight.tracking.client import Tracker
+from overnight.tracking.record import Shipped
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ import pytest
 from overnight import services
 from overnight.gpu.device import virtual
 from overnight.gpu.ledger import Ledger
-from overnight.record import End, Record
 from overnight.run import SpoolRun
 from overnight.services import catalogue, owed, projection, runs
 from overnight.services.identity import Identity
 from overnight.services.processes import Process, boot
 from overnight.services.truth import Keeper
+from overnight.tracking.record import End, Record
 from tests.checkouts import living_in, make_checkout, until
 from tests.test_services import prefect
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from overnight import locks, spool
+from overnight import locks
 from overnight.errors import GoesOn
 from overnight.loop.checkpoint import remove
 from overnight.paths import state
 from overnight.run import Run
+from overnight.tracking import spool
 
 MONITOR = ("system/", "card/")  # measured by every attempt; their steps count its reports, and go on
 

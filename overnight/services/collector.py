@@ -1,4 +1,4 @@
-"""Starts `python -m overnight.ship` when a run that is gone has left something to tell MLflow; again and again, ever more rarely, while a server is away."""
+"""Starts `python -m overnight.tracking.ship` when a run that is gone has left something to tell MLflow; again and again, ever more rarely, while a server is away."""
 
 import os
 import subprocess
@@ -47,7 +47,7 @@ class Collector:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
-                [sys.executable, "-P", "-m", "overnight.ship"],
+                [sys.executable, "-P", "-m", "overnight.tracking.ship"],
                 cwd=paths.root(),
                 env={**os.environ, **environment()},
                 stdin=subprocess.DEVNULL,

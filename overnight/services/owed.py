@@ -1,7 +1,7 @@
 """What MLflow is owed: step folders whose spools it has not taken to the end, or whose end it was not told.
 
 Each is named by a file in .overnight/services/owed from its first moment until all is told, whoever lives. Whoever ships it holds the
-lock in its folder: the run's own process, one that goes on with the step, or the supervisor's `python -m overnight.ship`.
+lock in its folder: the run's own process, one that goes on with the step, or the supervisor's `python -m overnight.tracking.ship`.
 """
 
 from collections.abc import Iterator

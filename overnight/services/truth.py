@@ -14,13 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from overnight import locks, notes
+from overnight import locks
 from overnight.services import owed, runs
 from overnight.services.catalogue import ask, ask_prefect, get
 from overnight.services.collector import Collector
 from overnight.services.identity import Identity
 from overnight.services.orphans import flow_runs_of_processes
 from overnight.services.settings import POOL, Settings, users_folder
+from overnight.tracking import notes
 
 Json = dict[str, Any]
 OPEN = ("RUNNING", "PENDING", "CANCELLING")

@@ -2,7 +2,7 @@
 
 Nothing waits in memory but the portion that is being sent: the spool is the queue, and `shipped.json` beside it says how far it is
 told. A server that is away, hangs or answers nonsense costs the training nothing; what it does not take stays where it is, is sent
-when it is back, and, when this process is gone by then, is sent by the next attempt or by the supervisor (`overnight.ship`).
+when it is back, and, when this process is gone by then, is sent by the next attempt or by the supervisor (`overnight.tracking.ship`).
 """
 
 import threading
@@ -12,14 +12,15 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from overnight import locks, notes, spool
+from overnight import locks
 from overnight.patience import patiently
-from overnight.published import publish_model
-from overnight.record import End, Record, Shipped
 from overnight.services import owed
-from overnight.spool import Portion
 from overnight.traces import forgiving
-from overnight.tracking import MAX_TEXT, Said, Tracker, allowed, mlflow_error
+from overnight.tracking import notes, spool
+from overnight.tracking.client import MAX_TEXT, Said, Tracker, allowed, mlflow_error
+from overnight.tracking.published import publish_model
+from overnight.tracking.record import End, Record, Shipped
+from overnight.tracking.spool import Portion
 
 Json = dict[str, Any]
 T = TypeVar("T")

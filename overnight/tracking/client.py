@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from overnight import notes
+from overnight.tracking import notes
 
 Json = dict[str, Any]
 TRAINING = "workflowType=machine_learning"  # MLflow's pages open for language model traces otherwise

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from overnight.tracking import Tracker
+from overnight.tracking.client import Tracker
 
 DIGEST = "overnight.digest"
 
@@ -41,7 +41,7 @@ def _pack(folder: Path, packed: Path) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    code = Path(__file__).resolve().parent.parent
+    code = Path(__file__).resolve().parents[2]
     signature = None
     if (folder / "arrays.safetensors").is_file():
         from safetensors.numpy import load_file

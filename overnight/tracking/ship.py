@@ -1,4 +1,4 @@
-"""`python -m overnight.ship`: tells MLflow what killed runs have left in their spools. Started by the supervisor, in a process of its own.
+"""`python -m overnight.tracking.ship`: tells MLflow what killed runs have left in their spools. Started by the supervisor, in a process of its own.
 
 Exit code 0 when nothing is left to tell, 1 when a server was away: then it is started again later.
 """
@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from overnight import locks
-from overnight.record import Record
 from overnight.services import owed
-from overnight.shipper import Away, Shipper
-from overnight.tracking import Tracker, mlflow_error
+from overnight.tracking.client import Tracker, mlflow_error
+from overnight.tracking.record import Record
+from overnight.tracking.shipper import Away, Shipper
 
 PATIENCE_S = 10.0  # the next try comes soon enough
 
