@@ -29,8 +29,9 @@ test-gpu: setup  ## what needs a CUDA card
 chaos: setup  ## kills, stops and lost files, 30 minutes: a table, and 1 when a bar is missed (NAME=card_kill: one case)
 	$(BIN)/python -m tests.chaos $(NAME)
 
-bench: setup  ## the card's line beside a bare Prefect limit, 10 minutes: a table, and bench/out/card.json
+bench: setup  ## the card's line beside a bare Prefect limit, and predictions beside 33 trainings; 15 minutes, tables, bench/out/*.json
 	$(BIN)/python -m bench.card
+	$(BIN)/python -m bench.fit
 
 up: setup  ## start MLflow, Prefect and the worker, and say where they are
 	$(BIN)/overnight up

@@ -1,4 +1,4 @@
-"""One attempt at a training as a run makes it, but for Prefect: MLflow run, child, shipping, end. `python bench/_attempt.py CASE.json`."""
+"""One attempt at a training as a run makes it, but for Prefect: MLflow run, child, shipping, end. `python -m bench._attempt CASE.json`."""
 
 import json
 import os

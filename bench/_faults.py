@@ -6,9 +6,9 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from _arms import Injector, faulty, images, resnet, tensors
-from _rows import Row, bar, folder, kept
 
+from bench._arms import Injector, faulty, images, resnet, tensors
+from bench._rows import Row, bar, folder, kept
 from overnight.errors import DoesNotFit, Stopped
 from overnight.gpu.counter import Counter
 from overnight.run import RecordingRun

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from _arms import images
-from _attempt import attempt
-from _overhead import PARAMS
-from _rows import OUT, Row, bar, kept
-from _server import serving
 
+from bench._arms import images
+from bench._attempt import attempt
+from bench._overhead import PARAMS
+from bench._rows import OUT, Row, bar, kept
+from bench._server import serving
 from overnight import locks
 from overnight.artifact import Artifact, digest
 from overnight.loop.attempts import MONITOR, folder_of
@@ -114,7 +114,7 @@ def killed(case: Row, whole: str, after_s: float, tracker: Tracker, place: Path)
         return not (folders_of(case["key"])[-1] / "result.json").exists()
     file = place / f"{case['key']}.json"
     file.write_text(json.dumps(case))
-    parent = subprocess.Popen([sys.executable, ROOT / "bench" / "_attempt.py", file], cwd=ROOT, env={**os.environ})
+    parent = subprocess.Popen([sys.executable, "-m", "bench._attempt", str(file)], cwd=ROOT, env={**os.environ})
     first_loss(case["key"], lambda: parent.poll() is not None)
     time.sleep(after_s)
     parent.send_signal(signal.SIGKILL)

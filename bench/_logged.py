@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from _rows import Row, bar, interval, kept
-from _server import serving
 
+from bench._rows import Row, bar, interval, kept
+from bench._server import serving
 from overnight.run import SpoolRun
 from overnight.tracking.client import Tracker
 from overnight.tracking.record import Record

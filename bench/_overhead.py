@@ -10,9 +10,8 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from _arms import by_hand, images, resnet, tensors
-from _rows import Row, bar, folder, interval, kept
-
+from bench._arms import by_hand, images, resnet, tensors
+from bench._rows import Row, bar, folder, interval, kept
 from overnight.run import RecordingRun, Run, SpoolRun
 from overnight.training import Recipe, train
 from tasks.cnn import CnnParams

@@ -6,10 +6,10 @@ import statistics
 from typing import Any
 
 import torch
-from _arms import Injector, faulty, images, plain_net, tensors
-from _faults import PHASES
-from _rows import Row, bar, folder, kept
 
+from bench._arms import Injector, faulty, images, plain_net, tensors
+from bench._faults import PHASES
+from bench._rows import Row, bar, folder, kept
 from overnight.loop.batches import Batches, seeded
 from overnight.loop.elastic import Elastic, Memory
 from overnight.loop.precision import Precision

@@ -1,4 +1,4 @@
-"""`python bench/training.py overhead | faults | science | kills | logged | all`: what the elastic loop and its spool promise, measured.
+"""`python -m bench.training overhead | faults | science | kills | logged | all`: what the elastic loop and its spool promise, measured.
 
 Every command writes bench/out/training-<name>.json as it goes, and goes on from there when it is started again with the same code
 (`--fresh`: anew). Prints a table either way; exit code 1 when a bar is missed.
@@ -8,12 +8,13 @@ import argparse
 import sys
 
 import torch
-from _faults import faults
-from _kills import kills
-from _logged import logged
-from _overhead import PARAMS, overhead
-from _rows import machine
-from _science import science
+
+from bench._faults import faults
+from bench._kills import kills
+from bench._logged import logged
+from bench._overhead import PARAMS, overhead
+from bench._rows import machine
+from bench._science import science
 
 
 def main() -> int:
