@@ -247,7 +247,7 @@ def test_the_largest_micro_batch_that_fits_divides_the_batch_or_exceeds_it():
     best = scaled.largest(budget)
     assert best.verdict(budget) == "fits"
     assert 8192 % best.micro_batch == 0
-    more = scaled.largest(scaled.exact(8192).needed_mib + 100)
+    more = scaled.largest(scaled.exact(4 * 8192).needed_mib)
     assert more.micro_batch > 8192
     assert scaled.largest(100) is None
 

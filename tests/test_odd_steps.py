@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -18,6 +17,7 @@ from overnight.display import Display
 from overnight.launch import LOG_LINES, Tail, readable
 from overnight.orchestrate import _task
 from overnight.run import SpoolRun
+from overnight.tracking.client import Tracker
 
 ODD = "bad [/red] tag [bold] \udc80"
 
@@ -96,24 +96,6 @@ def test_what_a_killed_run_left_is_found_by_its_owner(checkout):
     kept.communicate()
 
 
-class Refuses:
-    """MLflow's client, with a server that takes no name with a bracket."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[str, int]] = []
-
-    def set_tag(self, *_words: str) -> None:
-        """Every text is taken."""
-
-    def log_batch(self, _run_id: str, metrics: Any) -> None:
-        from mlflow.exceptions import MlflowException
-        from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
-
-        if any("(" in m.key for m in metrics):
-            raise MlflowException("Invalid metric name", error_code=INVALID_PARAMETER_VALUE)
-        self.rows += [(m.key, m.step) for m in metrics]
-
-
 def test_a_step_whose_task_run_never_began_counts_as_failed():
     display = Display(Console(file=io.StringIO()))
     chain = Chain(None, None, None, "run", display)
@@ -144,15 +126,14 @@ def test_all_that_is_below_a_failed_step_is_not_run_and_does_not_count_as_failed
     assert fourth.reason == "not run: third was not run"
 
 
-def test_a_score_of_an_odd_name_does_not_leave_the_run_open():
-    display, client, told = Display(Console(file=io.StringIO())), Refuses(), []
-    tracker = SimpleNamespace(
-        client=client, tags=lambda *_: None, link=lambda _: "", overview=lambda: "", close=lambda *words: told.append(words)
-    )
-    chain = Chain(None, None, tracker, "run", display)
+def test_a_score_of_an_odd_name_does_not_leave_the_run_open(checkout):
+    tracker, display = Tracker(f"sqlite:///{checkout}/mlflow.db", "odd"), Display(Console(file=io.StringIO()))
+    run_id = tracker.open("scores", {})
+    chain = Chain(SimpleNamespace(name="odd"), None, tracker, run_id, display)
     row = display.add("step")
     row.state, row.scores = "done", {"test/a(b)": 1.0, "test/accuracy": 0.5}
     chain.pending.append(Pending("step", None, [], row))
     assert _close(chain).is_completed()
-    assert client.rows == [("step/a_b_", 0), ("step/accuracy", 0)]
-    assert told == [("run", "FINISHED")]
+    run = tracker.client.get_run(run_id)
+    assert run.data.metrics == {"step/a_b_": 1.0, "step/accuracy": 0.5}
+    assert run.info.status == "FINISHED"
