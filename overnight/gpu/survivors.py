@@ -8,12 +8,13 @@ from pathlib import Path
 from overnight.gpu.requests import Request
 
 DELETED = " (deleted)"
+READS = 6  # of the kernel's list, at most
 _strangers: dict[tuple[int, int], dict[str, str]] = {}  # locks (pid, inode) of files elsewhere: who has them open, and as what
 
 
 def removed(folder: Path, mine: int, known: set[int]) -> list[Request]:
     """Holders of *folder* that live and have no file left. mine: the inode of a lock that this process has there."""
-    locks = list(_locks())
+    locks = _locks()
     device = next((device for pid, device, inode in locks if inode == mine and pid == os.getpid()), None)
     found = dict[str, Request]()
     for pid, at, inode in locks:
@@ -64,8 +65,22 @@ def keepers(request: Request) -> list[int]:
     return [int(pid) for pid in _pids() if wanted & set(_links(pid))]
 
 
-def _locks() -> Iterator[tuple[int, str, int]]:
-    """(pid, device, inode) of every exclusive flock that is held (proc_locks(5))."""
+def _locks() -> set[tuple[int, str, int]]:
+    """(pid, device, inode) of every exclusive flock that is held (proc_locks(5)).
+
+    The kernel gives the list a page at a time, and what moves up between two pages is in neither: it is read until nothing more is found.
+    """
+    found, before = set[tuple[int, str, int]](), None
+    for _ in range(READS):
+        now = set(_listed())
+        found |= now
+        if now == before:
+            break
+        before = now
+    return found
+
+
+def _listed() -> Iterator[tuple[int, str, int]]:
     with suppress(OSError):
         for line in Path("/proc/locks").read_text().splitlines():
             fields = line.split()
