@@ -185,6 +185,29 @@ def test_a_module_stays_as_it_is_and_tied_weights_count_once():
     assert found.parts["optimiser"] == pytest.approx(2 * 1000 * 64 * 4 / MIB, rel=0.01)
 
 
+def test_a_loop_of_somebody_s_own_keeps_no_copies_of_the_weights():
+    net = nn.Sequential(nn.Linear(512, 512), nn.BatchNorm1d(512))
+    found = predict(net, torch.empty(2, 512), "cpu", optimiser=lambda weights: torch.optim.SGD(weights, 0.1))
+    assert found.parts.get("copies", 0) == 0
+    assert 2 <= found.mib / (512 * 515 * 4 / MIB) < 2.2  # weights, gradients, and two samples
+
+
+def test_a_mapping_is_handed_over_by_its_names():
+    class Named(nn.Linear):
+        def forward(self, input_ids=None, inputs_embeds=None):
+            assert input_ids is None
+            return super().forward(inputs_embeds)
+
+    assert not predict(Named(8, 8), {"inputs_embeds": torch.empty(4, 8)}).unknown
+
+
+def test_what_hides_its_memory_is_unknown():
+    for target in ("cpu", "cuda"):
+        found = predict(nn.LSTM(8, 16, batch_first=True), torch.empty(2, 4, 8), target)
+        assert "fused LSTM" in found.unknown
+        assert found.verdict(10**9) == "unknown"
+
+
 def steered(x):
     return x * 2 if x.sum() > 0 else x
 

@@ -157,6 +157,10 @@ BROKEN = {
     "cut.safetensors": struct.pack("<Q", 2) + b"{",
     "odd.safetensors": struct.pack("<Q", 8) + b'{"a": 1}',
     "odd.index.json": b"[]",
+    "negative.index.json": b'{"metadata": {"total_size": -5}}',
+    "without.safetensors": struct.pack("<Q", 2) + b"{}",
+    "negative.safetensors": struct.pack("<Q", 31) + b'{"a": {"data_offsets": [9, 0]}} '[:31],
+    "no-header.bin": bytes(range(256)),
 }
 
 
@@ -166,6 +170,46 @@ def test_a_broken_file_is_named(tmp_path, name):
     path.write_bytes(BROKEN[name])
     with pytest.raises(BadInput, match=name.replace(".", r"\.")):
         predict_inference(Serving.of(model="llama-2-7b", weights=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("attention.head_count_kv", -8),
+        ("attention.head_count_kv", 0),
+        ("attention.head_count_kv", "eight"),
+        ("attention.key_length", -64),
+        ("vocab_size", "many"),
+        ("block_count", 2**31 - 1),
+    ],
+)
+def test_a_gguf_with_nonsense_never_fits(tmp_path, name, value):
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(header({f"llama.{key}": size for key, size in {**SIZES, name: value}.items()}))
+    with pytest.raises(BadInput, match=r"usable of|positive whole numbers"):
+        predict_inference(Serving.of(model=str(path)))
+
+
+SIZES = {"embedding_length": 256, "feed_forward_length": 512, "block_count": 2, "attention.head_count": 4}
+
+
+def header(values):
+    """A GGUF of one tensor, with these numbers and texts."""
+
+    def text(value):
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    packed = [(k, struct.pack("<I", 8) + text(v) if isinstance(v, str) else struct.pack("<Ii", 5, v)) for k, v in values.items()]
+    packed.append(("general.architecture", struct.pack("<I", 8) + text("llama")))
+    tensor = text("token_embd.weight") + struct.pack("<IQIQ", 1, 256, 0, 0)
+    return b"GGUF" + struct.pack("<IQQ", 3, 1, len(packed)) + b"".join(text(k) + v for k, v in packed) + tensor
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_key_value_heads", -8), ("num_hidden_layers", 10**9), ("head_dim", "wide")])
+def test_a_config_with_nonsense_never_fits(tmp_path, name, value):
+    (tmp_path / "config.json").write_text(json.dumps({**MODELS["llama-3.2-1b"], name: value}))
+    with pytest.raises(BadInput, match="positive whole numbers"):
+        predict_inference(Serving.of(model=str(tmp_path)))
 
 
 # ------------------------------------------------------------------------------------------------ the command

@@ -46,7 +46,7 @@ def drive(recipe: Recipe[Any], micro: int, world: World) -> None:
         averaged = copy.deepcopy(model).requires_grad_(False).eval() if recipe.ema else None
         optimiser = recipe.optimiser(model)
         as_on(world.target, optimiser, recipe)
-        undo = [buffer.detach().clone() for buffer in model.buffers()]  # what a step that fails is undone by
+        undo = [buffer.detach().clone() for buffer in model.buffers()] if by_the_loop(recipe) else []  # what a step that fails is undone by
     with world.during("data"):
         parts = _parts(recipe, micro, world)
     judged, best = averaged or model, dict[str, Tensor]()
@@ -59,7 +59,7 @@ def drive(recipe: Recipe[Any], micro: int, world: World) -> None:
         if number:
             with world.during("evaluate"):
                 _evaluate(recipe, judged, parts[0], world)
-            if world.target == "cpu":  # the best weights wait on the host, which is where all is on a CPU
+            if world.target == "cpu" and by_the_loop(recipe):  # the best weights wait on the host, which is where all is on a CPU
                 with world.during("keep"):
                     best = {name: tensor.detach().clone() for name, tensor in judged.state_dict().items()}
                 world.settled(model, optimiser, [list(best.values())])

@@ -69,7 +69,7 @@ class _Model:
 
 def _model(serving: Serving) -> _Model:
     path = Path(serving.weights or serving.model)
-    header = read_header(path) if path.name.endswith(SEVERAL) else None
+    header = read_header(path) if serving.weights or path.name.endswith(SEVERAL) else None
     if header is not None and header.values:
         return _Model(_of_gguf(header, path), header.bytes, True)
     shape = shape_of(serving.model)
@@ -91,15 +91,16 @@ def _of_gguf(header: Weights, path: Path) -> Shape:
         raise BadInput(f"{path}: its header says nothing usable of {', '.join(missing)}, so the cache cannot be known")
     heads, hidden = found["heads"], found["hidden"]
     kv = header.values.get(f"{kind}.attention.head_count_kv", heads)
-    kv = max(kv) if isinstance(kv, list) else kv  # a number for each layer
-    words = header.values.get(f"{kind}.vocab_size") or len(header.values.get("tokenizer.ggml.tokens", ())) or 32000
+    kv = max(kv, default=0) if isinstance(kv, list) else kv  # a number for each layer
+    tokens = header.values.get("tokenizer.ggml.tokens")
+    words = header.values.get(f"{kind}.vocab_size") or (len(tokens) if isinstance(tokens, list) else 0) or 32000
     width = header.values.get(f"{kind}.attention.key_length") or hidden // heads  # type: ignore[operator]
     return Shape(str(kind), kv_heads=kv, head_dim=width, vocab=words, tied=False, **found)  # type: ignore[arg-type]
 
 
 def form(serving: Serving) -> str:
     """How the weights are kept, in a word."""
-    return "as the file has them" if (serving.weights or serving.model).endswith(SEVERAL) else serving.way
+    return "as the file has them" if serving.weights or serving.model.endswith(SEVERAL) else serving.way
 
 
 def parts_of(serving: Serving) -> dict[str, float]:

@@ -32,7 +32,7 @@ def as_recipe(
     loss(module, batch) -> scalar; left out: the output's `loss`, else the sum of its first tensor.
     optimiser(parameters) -> optimiser; left out: AdamW. accumulate: micro-batches in an effective batch.
     """
-    inputs = _named(batch)
+    inputs, by_name = _named(batch), isinstance(batch, Mapping)
     trained = optimiser or torch.optim.AdamW
     params = ModuleParams(batch=accumulate, micro_batch=1, precision=precision)
     return Recipe(
@@ -40,7 +40,7 @@ def as_recipe(
         example=lambda _n: {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in inputs.items()},
         batches=lambda data, _generator: data,
         steps_per_epoch=len,
-        loss=lambda model, found: (_loss(loss, model, found, inputs), torch.tensor(1)),
+        loss=lambda model, found: (_loss(loss, model, found, by_name=by_name), torch.tensor(1)),
         optimiser=lambda model: trained([p for p in model.parameters() if p.requires_grad]),
         schedule=constant,
         evaluate=lambda _model, _data, _split: {},
@@ -68,11 +68,10 @@ def _named(batch: Any) -> dict[str, Tensor]:
     return {f"{INPUT}{i}": tensor for i, tensor in enumerate(batch if isinstance(batch, tuple | list) else (batch,))}
 
 
-def _loss(loss: Loss | None, model: nn.Module, batch: Batch, inputs: Mapping[str, Tensor]) -> Tensor:
+def _loss(loss: Loss | None, model: nn.Module, batch: Batch, *, by_name: bool) -> Tensor:
     if loss is not None:
         return loss(model, batch)
-    positional = all(name.startswith(INPUT) for name in inputs)
-    out = model(*batch.values()) if positional else model(**batch)
+    out = model(**batch) if by_name else model(*batch.values())
     own = getattr(out, "loss", None)
     if isinstance(own, Tensor):
         return own

@@ -74,6 +74,9 @@ def config_of(model: str) -> dict[str, Any]:
     return dict(found)
 
 
+MOST, MOST_LAYERS = 2**24, 2**12  # sizes beyond them are mistakes
+
+
 @dataclass(frozen=True)
 class Shape:
     """The sizes of a decoder that its cache and its tensors follow from."""
@@ -87,6 +90,14 @@ class Shape:
     head_dim: int
     vocab: int
     tied: bool
+
+    def __post_init__(self) -> None:
+        """Raises BadInput where a size cannot be: a file says what it likes."""
+        names = ("hidden", "inner", "layers", "heads", "kv_heads", "head_dim", "vocab")
+        sizes = {name: (getattr(self, name), MOST_LAYERS if name == "layers" else MOST) for name in names}
+        wrong = [f"{name}={n!r}" for name, (n, most) in sizes.items() if type(n) is not int or not 1 <= n <= most]
+        if wrong:
+            raise BadInput(f"a model of the type {self.kind!r} of {', '.join(wrong)}: its sizes must be positive whole numbers that can be")
 
     def tensors(self) -> list[tuple[str, tuple[int, ...]]]:
         """Names (as GGUF files have them) and shapes of all weights of a net with gated feed-forward layers."""

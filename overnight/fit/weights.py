@@ -87,18 +87,21 @@ class Weights:
 def read_header(path: Path) -> Weights:
     """Of a .gguf, a .safetensors or its index (.json, for several files); reads no weights. Raises BadInput."""
     try:
-        if path.suffix == ".gguf":
-            return _gguf(path)
-        if path.suffix == ".safetensors":
-            return _safetensors(path)
-        total = json.loads(path.read_text(encoding="utf-8"))["metadata"]["total_size"]
-        return Weights(int(total), 0, {})
+        readers = {".gguf": _gguf, ".safetensors": _safetensors}
+        found = readers.get(path.suffix, _index)(path)
+        if found.bytes <= 0:
+            raise ValueError(f"{found.bytes} bytes of weights")
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror or error}; give a .gguf, a .safetensors or its index") from None
     except (ValueError, KeyError, TypeError, struct.error, RecursionError, OverflowError, MemoryError) as error:
         raise BadInput(
             f"{path}: no header of weights can be read ({type(error).__name__}: {str(error)[:80]}); is the file whole?"
         ) from None
+    return found
+
+
+def _index(path: Path) -> Weights:
+    return Weights(int(json.loads(path.read_text(encoding="utf-8"))["metadata"]["total_size"]), 0, {})
 
 
 def _safetensors(path: Path) -> Weights:
@@ -106,6 +109,8 @@ def _safetensors(path: Path) -> Weights:
         length = struct.unpack("<Q", _exactly(file, 8, path))[0]
         header = json.loads(_exactly(file, length, path))
     spans = [value["data_offsets"] for name, value in header.items() if name != "__metadata__"]
+    if any(not 0 <= begin <= end for begin, end in spans):
+        raise ValueError("a tensor that ends before it begins")
     return Weights(sum(end - begin for begin, end in spans), len(spans), {})
 
 
