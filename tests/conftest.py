@@ -23,6 +23,17 @@ def shared_data(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch computes on one thread, whatever OMP_NUM_THREADS says: the same sums in the same order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty checkout of one's own: entries, data and state are below it."""
     root = tmp_path / "checkout"

@@ -18,6 +18,8 @@ from tasks.cnn.augment import apply, draw, views
 from tasks.cnn.optimisers import orthogonal
 from tests.test_cnn import made
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).resolve().parent.parent
 TEN = tuple("0123456789")
 ARCHS = {
@@ -26,14 +28,6 @@ ARCHS = {
     "speedrun": {"arch": "speedrun", "width": 16, "lr": 0.1, "bias_scale": 16, "momentum": 0.85},
     "speedrun, muon": {"arch": "speedrun", "width": 16, "lr": 0.05, "optimiser": "muon", "momentum": 0.6},
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def recipe(name: str, shape: tuple[int, ...] = (3, 12, 12), **values):

@@ -16,6 +16,8 @@ from overnight.fit.prediction import Unknown, traced
 from overnight.fit.search import Scaled, largest
 from overnight.training import TrainParams
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MIB = 2**20
 
 
@@ -28,14 +30,6 @@ def load_recipes():
 
 
 made = load_recipes()
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def lm(**values):

@@ -14,6 +14,8 @@ from overnight.fit.language import Tuning, language_recipe, predict_language
 from overnight.fit.prediction import traced
 from overnight.fit.tracer import Tracer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 pytest.importorskip("transformers", reason="the extra llm is not installed")
 TINY = {
     "model_type": "llama",
@@ -24,14 +26,6 @@ TINY = {
     "num_key_value_heads": 2,
     "vocab_size": 512,
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

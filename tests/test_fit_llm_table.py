@@ -4,22 +4,15 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-import torch
 
 from bench import what_fits
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "what-fits.md").read_text(encoding="utf-8")
 CHEAP = dict(chain(what_fits.answering(), what_fits.answering_transformers()))
 TRACED = dict(chain(what_fits.images(), what_fits.others()))
 SLOW = dict(what_fits.tuning())
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", CHEAP)
