@@ -19,7 +19,7 @@ def printed(rows: "Sequence[Judged]", card: Card) -> None:
     console, table = Console(), Table(box=None, pad_edge=False, header_style="bold dim")
     console.print(f"{card.name}: {card.budget_mib:,} of {card.total_mib:,} MiB may be granted", highlight=False)
     for name in COLUMNS:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name != "step")  # figures stay whole in a narrow terminal
     for row in rows:
         numbers = (
             [f"{row.mib:,.0f} MiB", f"{row.low_mib:,.0f}-{row.high_mib:,.0f}", f"{row.lease_mib:,}"]
