@@ -245,6 +245,20 @@ def test_a_script_talks_as_long_as_it_holds(card):
     assert not any(thread.name == "lease" for thread in threading.enumerate())
 
 
+@pytest.mark.parametrize(
+    ("argument", "name"),
+    [
+        ("/home/me/train.py", "train.py"),
+        ("-c", "python -c"),
+        ("", "python"),
+        ("/home/me/mine/__main__.py", "mine"),
+        ("/home/me/site-packages/ipykernel_launcher.py", "a notebook"),
+    ],
+)
+def test_a_script_is_called_by_a_name_that_says_what_it_is(argument, name):
+    assert script.called(argument) == name
+
+
 def test_those_that_fit_beside_another_program_start_at_once(card):
     (card.folder / "foreign").write_text("700")
     with lease(300, card, on_wait=pytest.fail) as granted:

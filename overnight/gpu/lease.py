@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from overnight.errors import BadInput
@@ -18,7 +17,7 @@ from overnight.gpu.gauge import steady_taken_mib
 from overnight.gpu.ledger import Grant, Ledger
 from overnight.gpu.place import OnWait
 from overnight.gpu.ready import ready
-from overnight.gpu.script import talking
+from overnight.gpu.script import called, talking
 
 _mine = threading.local()  # what each thread holds already, in `held`
 
@@ -67,7 +66,7 @@ def lease(
     less = smaller if card.policy == "shrink" else ()
     taken = partial(steady_taken_mib, card)
     began = time.monotonic()
-    named = who or {"step": Path(sys.argv[0]).name}
+    named = who or {"step": called(sys.argv[0])}
     on_wait = on_wait or (lambda ahead, taken_mib: print(words.waiting(card, mib, ahead, taken_mib), file=sys.stderr))
     with (
         _holding(mib, exclusive, card) as (mine, outer),

@@ -4,6 +4,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overnight.gpu.device import Card
@@ -12,6 +13,16 @@ if TYPE_CHECKING:
     from overnight.gpu.lease import Lease
 
 EVERY_S = 1.0
+
+
+def called(argument: str) -> str:
+    """What a person would call the program that Python was started with as `argument` (sys.argv[0])."""
+    file = Path(argument)
+    if file.name == "ipykernel_launcher.py":
+        return "a notebook"
+    if argument in ("", "-c", "-"):
+        return f"python {argument}".strip()
+    return file.parent.name if file.name == "__main__.py" else file.name
 
 
 @contextmanager
