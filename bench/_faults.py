@@ -25,7 +25,7 @@ def faults(options: argparse.Namespace) -> bool:
     artifact = images("digits")
     data, kinds, rows = tensors(artifact, 512), (injected, resumed, capped), list[Row]()
     while sum(sum(row["raised"].values()) for row in rows) < options.faults and len(rows) < options.faults:
-        rows = kept("faults", len(rows) + 1, options.fresh and not rows, lambda n: kinds[n % 3](artifact, data, n))
+        rows = kept("training-faults", range(len(rows) + 1), options.fresh and not rows, lambda n: kinds[n % 3](artifact, data, n))
     raised, survived = (sum(sum(row[what].values()) for row in rows) for what in ("raised", "survived"))
     names = {name for row in rows for name in row["raised"]}
     by = {name: sum(row["raised"].get(name, 0) for row in rows) for name in sorted(names)}

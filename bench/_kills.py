@@ -190,7 +190,7 @@ def kills(options: argparse.Namespace) -> bool:
             case = case_of(f"kill{number}", images("digits"), params, uri)
             return kill_and_resume(case, ("child", "parent")[number % 2], whole, after, tracker, place)
 
-        good = judged_kills(kept("kills", options.kills, options.fresh, row))
+        good = judged_kills(kept("training-kills", range(options.kills), options.fresh, row, checkpoint_s=options.checkpoint_s))
         return the_rest() and good
 
 

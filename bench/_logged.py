@@ -70,7 +70,9 @@ def logged(options: argparse.Namespace) -> bool:
         }
         for arm in arms.values():
             arm()  # imports, tables, connections
-        rows = kept("logged", options.pairs, options.fresh, lambda n: {a: arms[a]() for a in sorted(arms, reverse=bool(n % 2))})
+        rows = kept(
+            "training-logged", range(options.pairs), options.fresh, lambda n: {a: arms[a]() for a in sorted(arms, reverse=bool(n % 2))}
+        )
     return judged_costs(rows)
 
 

@@ -29,7 +29,8 @@ def overhead(options: argparse.Namespace) -> bool:
     arms = Arms(options.data, options.steps)
     equal, losses = arms.losses()
     same = sum(a == b for a, b in zip(equal, losses, strict=True))
-    rows = kept(f"overhead-{options.data}", options.pairs, options.fresh, lambda n: arms.round(n))  # noqa: PLW0108 - a function of this file
+    make = lambda n: arms.round(n)  # noqa: E731, PLW0108 - a function of this file
+    rows = kept(f"training-overhead-{options.data}", range(options.pairs), options.fresh, make, steps=options.steps)
     each = statistics.median(row["plain"][0] for row in rows) / arms.steps * 1e3
     print(f"\n{options.data}: {arms.steps} steps of {arms.params.batch}, {each:.1f} CPU-ms each, {len(rows)} rounds")
     good = bar("losses equal, bit for bit", f"{same} of {len(losses)}", "all", equal == losses)

@@ -57,12 +57,12 @@ def science(options: argparse.Namespace) -> bool:
         single = [trained(torch.float32, number, faults)[0].curve("val/accuracy")[-1] for faults in (False, True)]
         return {"steps": len(pairs), "faults": raised, "apart": max(abs(a - b) for a, b in pairs), "fp32": single}
 
-    rows = kept(f"science-{options.data}", options.seeds, options.fresh, row)
+    rows = kept(f"training-science-{options.data}", range(options.seeds), options.fresh, row, epochs=options.epochs)
     apart, steps = max(r["apart"] for r in rows), min(r["steps"] for r in rows)
     what = f"fp64 losses, {steps} steps, {sum(r['faults'] for r in rows)} faults, {len(rows)} seeds"
     good = bar(what, f"{apart:.1e} apart", "<= 1e-12", apart <= 1e-12)
     good &= bar("optimiser steps", steps, ">= 300", steps >= 300)
-    found = kept(f"gradients-{options.data}", 1, options.fresh, lambda _n: gradients_apart(artifact, params, data))[0]
+    found = kept(f"training-gradients-{options.data}", range(1), options.fresh, lambda _n: gradients_apart(artifact, params, data))[0]
     what = f"fp32 gradients split by {SIZES[1:]} against whole, {BATCHES} batches, each at the weights of its step"
     shown = f"{found['parameter']:.1e} relative (of all parameters as one: {found['batch']:.1e})"
     good &= bar(what, shown, "<= 1e-5", found["parameter"] <= 1e-5)

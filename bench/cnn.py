@@ -10,33 +10,22 @@ Each writes bench/out/cnn-<name>.json row by row and goes on from there. One thr
 """
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
-import random
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
 
 from bench._cnn_arms import CONFIGS, by_batch, by_pil, experiment, images, jpegs, ours, plain, tensors
+from bench._rows import OUT, Row, bar, interval, kept, machine, told
 
-OUT = Path(__file__).resolve().parent / "out"
-Row = dict[str, Any]
+METHOD = Path(__file__).resolve().parent.parent / "tasks" / "cnn"
 RATES = (0.05, 0.1, 0.2)
 MINUTES = 15.0
-
-
-def machine(device: str) -> Row:
-    model = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    found = {"cpu": (model or ["?"])[0], "cores": os.cpu_count(), "amx_bf16": lowered() == "bf16", "load": round(os.getloadavg()[0], 1)}
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "pillow")}
-    card = {"card": torch.cuda.get_device_name()} if device == "cuda" else {}
-    return {**found, **card, **versions, "python": platform.python_version(), "threads": torch.get_num_threads()}
 
 
 def lowered() -> str:
@@ -44,39 +33,10 @@ def lowered() -> str:
     return "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "auto"
 
 
-def kept(name: str, keys: list[Any], make: Callable[[Any], Row], options: argparse.Namespace) -> list[Row]:
-    """A row for every key, those of earlier starts as they were; written as soon as it is made."""
-    path = OUT / f"cnn-{name}{'-cuda' if options.device == 'cuda' else ''}.json"
-    rows: list[Row] = json.loads(path.read_text())["rows"] if path.is_file() and not options.fresh else []
-    for key in keys:
-        if any(row["key"] == key for row in rows):
-            continue
-        rows.append({"key": key, **make(key), "load": round(os.getloadavg()[0], 1)})
-        OUT.mkdir(exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps({"machine": machine(options.device), "rows": rows}, indent=1))
-        part.replace(path)
-        print(f"  {name} {key}: {rows[-1]}", flush=True)
-    return [row for row in rows if row["key"] in keys]
-
-
-def bar(what: str, measured: object, wanted: object, good: bool) -> bool:
-    print(f"| {what} | {measured} | {wanted} | {'ok' if good else 'MISSED'} |")
-    return good
-
-
-def ratio(ours_: list[float], theirs: list[float]) -> tuple[float, float, float]:
-    """Of the medians, with 95 % of what resampled pairs give."""
-    draws, found = random.Random(0), []
-    for _ in range(4000):
-        chosen = draws.choices(range(len(ours_)), k=len(ours_))
-        found.append(statistics.median(ours_[i] for i in chosen) / statistics.median(theirs[i] for i in chosen))
-    found.sort()
-    return statistics.median(ours_) / statistics.median(theirs), found[100], found[-101]
-
-
-def told(values: tuple[float, float, float]) -> str:
-    return f"{values[0]:.2f} [{values[1]:.2f}, {values[2]:.2f}]"
+def rows_of(name: str, keys: Sequence[Any], make: FunctionType, options: argparse.Namespace) -> list[Row]:
+    """Rows by key: see bench/_rows.py."""
+    code = [Path(__file__).with_name("_cnn_arms.py"), *sorted(METHOD.glob("*.py")), *sorted(CONFIGS.glob("*_speedrun.yaml"))]
+    return kept(f"cnn-{name}{'-cuda' if options.device == 'cuda' else ''}", keys, options.fresh, make, code, minutes=options.minutes)
 
 
 # ------------------------------------------------------------------------------------------------ input
@@ -93,19 +53,19 @@ def input_(options: argparse.Namespace) -> bool:
         names = list(arms)[:: 1 if number % 2 == 0 else -1]
         return {name: (row := arms[name]())["images"] / row["cpu_s"] for name in names}
 
-    rows = kept("input", list(range(options.pairs)), pair, options)
+    rows = rows_of("input", list(range(options.pairs)), pair, options)
     speed = {name: [row[name] for row in rows] for name in arms}
     print(
         f"\nimages per CPU-second, medians: { {name: round(statistics.median(values)) for name, values in speed.items()} }, n {len(rows)}"
     )
-    print(f"| PIL against PIL (control) | {told(ratio(speed['control'], speed['pil']))} | 1 | |")
-    found = ratio(speed["ours"], speed["pil"])
+    print(f"| PIL against PIL (control) | {told(interval(speed['control'], speed['pil']))} | 1 | |")
+    found = interval(speed["ours"], speed["pil"])
     good = bar("crop + flip, against PIL from decoded pictures", told(found), ">= 5, with the whole interval", found[1] >= 5)
     decoded = sum(artifact.spec.counts.values()) / cost["cpu_s"]  # once, when the artifact is made, all checks of images included
     for epochs in (1, 15, 100):
         once = [1 / (1 / s + 1 / (decoded * epochs)) for s in speed["ours"]]
         print(
-            f"| with our decoding ({decoded:.0f} images/CPU-s), {epochs} epochs, against PIL from JPEGs | {told(ratio(once, speed['jpeg']))} | | |"
+            f"| with our decoding ({decoded:.0f} images/CPU-s), {epochs} epochs, against PIL from JPEGs | {told(interval(once, speed['jpeg']))} | | |"
         )
     return good
 
@@ -115,7 +75,7 @@ def input_(options: argparse.Namespace) -> bool:
 
 def fashion(options: argparse.Namespace) -> bool:
     config = experiment("fashion_speedrun", lowered())
-    rows = kept("fashion", list(range(options.seeds)), lambda seed: ours(config, seed, options.device), options)
+    rows = rows_of("fashion", list(range(options.seeds)), lambda seed: ours(config, seed, options.device), options)
     print(f"\nFashion-MNIST, {config.cnn.epochs} epochs, {config.cnn.precision}, seeds {[row['seed'] for row in rows]}")
     each(rows)
     scores = [row["accuracy"] for row in rows]
@@ -148,7 +108,7 @@ def tune(options: argparse.Namespace) -> bool:
         return ours(config.model_copy(update={"cnn": params}), 0)
 
     trials = {"resnet20": [f"resnet20 {rate}" for rate in RATES], "ours": [f"ours {config.cnn.lr * factor}" for factor in (0.5, 1, 2)]}
-    for row in kept("tune", [key for arm in options.trials for key in trials[arm]], trial, options):
+    for row in rows_of("tune", [key for arm in options.trials for key in trials[arm]], trial, options):
         print(f"| {row['key']} | val {row.get('val', row['accuracy']):.4f} | {row['cpu_s'] / 60:.1f} CPU-min | |")
     return True
 
@@ -170,7 +130,7 @@ def cifar(options: argparse.Namespace) -> bool:
         return ours(config, int(seed), options.device) if arm == "ours" else plain(data, int(seed), rate, MINUTES, arm.split("-")[1])
 
     arms = ["ours", *options.peers]
-    rows = kept("cifar", [f"{arm} {seed}" for seed in range(options.seeds) for arm in arms], run, options)
+    rows = rows_of("cifar", [f"{arm} {seed}" for seed in range(options.seeds) for arm in arms], run, options)
     print(f"\nCIFAR-10 (JPEG), ResNet-20 with rate {rate}")
     each(rows)
     found = {arm: [row for row in rows if row["key"].startswith(f"{arm} ")] for arm in arms}
@@ -201,7 +161,7 @@ def card(options: argparse.Namespace) -> bool:
     fast, stock = experiment("cifar10_speedrun"), experiment("cifar10_resnet18")
     artifact, _ = images(fast)
     data = tensors(artifact)
-    runs = kept("speedrun", list(range(options.seeds + 1)), lambda seed: timed(fast, artifact, data, seed), options)
+    runs = rows_of("speedrun", list(range(options.seeds + 1)), lambda seed: timed(fast, artifact, data, seed), options)
     print(f"| speedrun, cold | {runs[0]['wall_s']} s, {runs[0]['accuracy']:.4f} | | |")
     wall, score = (statistics.median(row[name] for row in runs[1:]) for name in ("wall_s", "accuracy"))
     good = bar(
@@ -214,8 +174,8 @@ def card(options: argparse.Namespace) -> bool:
         theirs = plain_speed(data, stock.cnn.batch)
         return {"ours": first or timed(short, artifact, data, number)["images_per_s"], "plain": theirs}
 
-    pairs = kept("resnet18", list(range(options.pairs)), pair, options)
-    found = ratio(*([row[arm] for row in pairs] for arm in ("ours", "plain")))
+    pairs = rows_of("resnet18", list(range(options.pairs)), pair, options)
+    found = interval(*([row[arm] for row in pairs] for arm in ("ours", "plain")))
     return bar(f"resnet18, images/s against the plain script, n {len(pairs)}", told(found), ">= 2.5", found[1] >= 2.5) and good
 
 
@@ -232,7 +192,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.device == "cpu":
         torch.set_num_threads(1)
-    print(machine(options.device), "configs:", CONFIGS.name)
+    print(machine(), "configs:", CONFIGS.name)
     return 0 if {"input": input_, "fashion": fashion, "cifar": cifar, "tune": tune, "card": card}[options.what](options) else 1
 
 
