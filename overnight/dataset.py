@@ -10,12 +10,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from overnight.artifact import DataSpec
 from overnight.config import Source, Values, read, validate
-from overnight.content import Content, Handled
+from overnight.data.content import Content, Handled
 from overnight.errors import ConfigError, DataError
 from overnight.paths import datasets, root, shown
 
 if TYPE_CHECKING:
-    from overnight.fetch import Progress
+    from overnight.data.fetch import Progress
 
 Kind = Literal["table", "images", "boxes", "graph", "text"]
 
@@ -98,7 +98,7 @@ class Entry(Values):
 
     def load(self, progress: "Progress | None" = None) -> Content:
         """Find the files (or download them), verify and read them; raises DataError that says what is missing, damaged or odd."""
-        from overnight.expected import check
+        from overnight.data.expected import check
         from overnight.readers import reader
         from overnight.splits import cut
 
@@ -130,7 +130,7 @@ class Entry(Values):
             problems = problems or wrong
         if problems:
             raise DataError(problems)
-        from overnight.obtain import obtain
+        from overnight.data.obtain import obtain
 
         return obtain(self, progress)
 
@@ -140,7 +140,7 @@ class Entry(Values):
 
     def problem(self, home: Path, file: DataFile) -> str:
         """What is wrong with one file; empty when nothing is."""
-        from overnight import verified
+        from overnight.data import verified
 
         path = home / file.path
         anew = f"`overnight data fetch {self.name}` gets it anew" if file.url or self.archives else "get it anew"
@@ -158,7 +158,7 @@ class Entry(Values):
 
     def identity(self) -> dict[str, Any]:
         """What decides the content: how it is read and cut, and the digests of its files (of those here, when the entry names none)."""
-        from overnight import verified
+        from overnight.data import verified
 
         how = self.model_dump(mode="json", include={"kind", "reader", "options", "splits"})
         if self.reader == "package":
@@ -247,7 +247,7 @@ def listing() -> list[dict[str, Any]]:
 
 
 def _row(name: str) -> dict[str, Any]:
-    from overnight import verified
+    from overnight.data import verified
 
     try:
         found = load_entry(name)
@@ -267,7 +267,7 @@ def _row(name: str) -> dict[str, Any]:
 
 def fetch(name: str, progress: "Progress | None" = None) -> str:
     """Download what is missing or damaged, verify everything; where it is. Raises DataError."""
-    from overnight.obtain import obtain
+    from overnight.data.obtain import obtain
 
     found = load_entry(name)
     for home in found.found():
@@ -278,7 +278,7 @@ def fetch(name: str, progress: "Progress | None" = None) -> str:
 
 def verify(name: str) -> list[str]:
     """Every file hashed anew against the entry, and the set read once; what is wrong, or nothing."""
-    from overnight import verified
+    from overnight.data import verified
 
     found = load_entry(name)
     try:

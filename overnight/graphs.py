@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from overnight.artifact import Artifact, DataSpec
-from overnight.content import Graph, Handled
+from overnight.data.content import Graph, Handled
 from overnight.errors import DataError
 from overnight.run import Run
 from overnight.splits import stratified

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from overnight.content import BoxItem, Handled, ImageItem
+from overnight.data.content import BoxItem, Handled, ImageItem
 from overnight.errors import DataError
 
 if TYPE_CHECKING:

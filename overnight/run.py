@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from overnight import artifact
 from overnight.artifact import Artifact, DataSpec, Writer
-from overnight.content import Handled
+from overnight.data.content import Handled
 from overnight.errors import Stopped
 from overnight.tracking import spool
 

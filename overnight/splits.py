@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from overnight.content import Boxes, Content, Images, Texts
+from overnight.data.content import Boxes, Content, Images, Texts
 
 T = TypeVar("T")
 

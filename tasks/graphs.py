@@ -9,7 +9,7 @@ from pydantic import Field
 from overnight import graphs
 from overnight.artifact import Artifact, DataSpec
 from overnight.config import Params
-from overnight.content import Graph, Handled
+from overnight.data.content import Graph, Handled
 from overnight.dataset import Dataset, Entry
 from overnight.errors import DataError
 from overnight.run import Run

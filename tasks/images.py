@@ -9,7 +9,7 @@ from pydantic import Field
 
 from overnight.artifact import Artifact, DataSpec
 from overnight.config import Params
-from overnight.content import Handled, ImageItem, Images
+from overnight.data.content import Handled, ImageItem, Images
 from overnight.dataset import Dataset, Entry
 from overnight.errors import DataError
 from overnight.imaging import opened, to_mode

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from overnight import Artifact, Dataset, DataSpec, Params, Run, step
-from overnight.content import Boxes, BoxItem, Handled
+from overnight.data.content import Boxes, BoxItem, Handled
 from overnight.dataset import Entry
 from overnight.errors import DataError
 from overnight.imaging import opened, to_rgb

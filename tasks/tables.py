@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from overnight import columns, profile, rapids
 from overnight.artifact import Artifact, DataSpec
 from overnight.config import Params, Values, knob
-from overnight.content import Tables
+from overnight.data.content import Tables
 from overnight.dataset import Dataset, Entry
 from overnight.errors import DataError
 from overnight.fit import analytic

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from overnight import dataset, verified
+from overnight import dataset
 from overnight.config import Values, read, validate
+from overnight.data import verified
 from overnight.dataset import Entry, listing, load_entry, verify
 from overnight.errors import ConfigError, DataError
 from overnight.paths import datasets

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from overnight.data.unpack import _explained, copy, unpack
 from overnight.dataset import Entry, fetch, load_entry
 from overnight.errors import DataError, DiskFull
-from overnight.unpack import _explained, copy, unpack
 
 
 def sha(data: bytes) -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from overnight.data.fetch import download
 from overnight.errors import DataError, DiskFull
-from overnight.fetch import download
 
 DATA = bytes(range(256)) * 4000  # about 1 MB
 

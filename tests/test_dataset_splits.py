@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from overnight.content import Boxes, BoxItem, Graph, ImageItem, Images
+from overnight.data.content import Boxes, BoxItem, Graph, ImageItem, Images
 from overnight.splits import cut, stratified
 
 

@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from overnight import Artifact, DataSpec, RecordingRun, artifact
-from overnight.content import Graph, Handled
+from overnight.data.content import Graph, Handled
 from overnight.dataset import entry
 from overnight.errors import Stopped
 from overnight.graphs import Shares, save

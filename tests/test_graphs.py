@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from overnight import Artifact, DataSpec, RecordingRun, artifact
-from overnight.content import Graph
+from overnight.data.content import Graph
 from overnight.dataset import Entry, entry
 from overnight.errors import DataError
 from overnight.graphs import adjacency

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from overnight.content import Handled, ImageItem
+from overnight.data.content import Handled, ImageItem
 from overnight.errors import DataError
 from overnight.imaging import DROPPED, decode, opened, to_mode, to_rgb
 

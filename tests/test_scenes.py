@@ -7,7 +7,7 @@ from PIL import Image
 from overnight import DataSpec, RecordingRun, dataset
 from overnight.artifact import save
 from overnight.config import ConfigError
-from overnight.content import Boxes, BoxItem, Handled, Images
+from overnight.data.content import Boxes, BoxItem, Handled, Images
 from overnight.dataset import Entry
 from overnight.errors import DataError
 from tasks.scenes import ComposeParams, SceneParams, compose_scenes, load_boxes

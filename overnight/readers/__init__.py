@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from overnight.config import Values
-from overnight.content import Content
+from overnight.data.content import Content
 
 if TYPE_CHECKING:
     from overnight.dataset import Entry

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from overnight.content import Handled
+from overnight.data.content import Handled
 from overnight.errors import DataError
 from overnight.paths import shown
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overnight.content import Handled
+from overnight.data.content import Handled
 from overnight.errors import DataError
 from overnight.paths import shown
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from overnight.content import Handled
+from overnight.data.content import Handled
 from overnight.errors import DataError
 
 if TYPE_CHECKING:

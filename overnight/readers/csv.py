@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, field_validator
 
 from overnight.config import Values
-from overnight.content import Handled, Tables
+from overnight.data.content import Handled, Tables
+from overnight.data.unpack import plain, recoded
 from overnight.errors import DataError
 from overnight.paths import shown
 from overnight.readers import _csv
 from overnight.readers._common import Delimiter, expect, present
-from overnight.unpack import plain, recoded
 
 if TYPE_CHECKING:
     import polars as pl

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field, model_validator
 
 from overnight.config import Values
-from overnight.content import Features, Graph, Handled
+from overnight.data.content import Features, Graph, Handled
+from overnight.data.unpack import plain
 from overnight.errors import DataError
 from overnight.paths import shown
 from overnight.readers._common import Classes, Delimiter, count_empty, expect, present, text
 from overnight.readers._graph import cleaned_edges
-from overnight.unpack import plain
 
 if TYPE_CHECKING:
     import numpy as np

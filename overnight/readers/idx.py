@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from overnight.config import Values
-from overnight.content import Handled, ImageItem, Images
+from overnight.data.content import Handled, ImageItem, Images
 from overnight.errors import DataError
 from overnight.imaging import of_array
 from overnight.paths import shown

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from overnight.config import Source, Values, validate
-from overnight.content import Content, Graph, Handled, ImageItem, Images, Tables
+from overnight.data.content import Content, Graph, Handled, ImageItem, Images, Tables
 from overnight.errors import ConfigError, DataError
 from overnight.imaging import of_array
 from overnight.readers import reader

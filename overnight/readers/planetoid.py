@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from overnight.config import Values
-from overnight.content import Features, Graph, Handled
+from overnight.data.content import Features, Graph, Handled
 from overnight.errors import DataError
 from overnight.paths import shown
 from overnight.readers._common import Classes, count_empty, numbered, present

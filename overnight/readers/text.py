@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, model_validator
 
 from overnight.config import Values
-from overnight.content import Texts
+from overnight.data.content import Texts
+from overnight.data.unpack import plain
 from overnight.readers._common import present, text
-from overnight.unpack import plain
 
 if TYPE_CHECKING:
     from overnight.dataset import Entry

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 from pydantic import Field, model_validator
 
 from overnight.config import Values
-from overnight.content import Handled, Texts
+from overnight.data.content import Handled, Texts
+from overnight.data.unpack import plain
 from overnight.errors import DataError
 from overnight.paths import shown
 from overnight.readers._common import count_empty, present, text
-from overnight.unpack import plain
 
 if TYPE_CHECKING:
     from overnight.dataset import Entry

@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 from pydantic import Field
 
 from overnight.config import Values
-from overnight.content import Boxes, BoxItem, Handled
+from overnight.data.content import Boxes, BoxItem, Handled
 from overnight.errors import DataError
 from overnight.imaging import opener
 from overnight.paths import shown

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from overnight.data.fetch import download
 from overnight.errors import DataError
-from overnight.fetch import download
 from overnight.paths import shown
 from tasks.cnn.params import CnnParams
 

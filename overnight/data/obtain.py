@@ -5,12 +5,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from overnight import verified
+from overnight.data import verified
+from overnight.data.fetch import Progress, download
+from overnight.data.unpack import unpack
 from overnight.errors import DataError
-from overnight.fetch import Progress, download
 from overnight.locks import hold
 from overnight.paths import shown
-from overnight.unpack import unpack
 
 if TYPE_CHECKING:
     from overnight.dataset import Archive, DataFile, Entry

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from overnight import verified
+from overnight.data import verified
 from overnight.errors import DataError, DiskFull
 from overnight.paths import shown
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from overnight.artifact import DataSpec
-from overnight.content import Content, Graph, Tables
+from overnight.data.content import Content, Graph, Tables
 from overnight.errors import DataError
 
 
