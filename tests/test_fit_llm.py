@@ -162,6 +162,9 @@ def test_the_command_judges_a_training_and_says_what_would_fit(capsys, tmp_path)
     budget = (row["high_mib"] + 1024) / 1024
     code, row = fit(capsys, *shape, str(budget), "--batch", "64")
     assert (code, row["verdict"]) == (3, "does not fit")
+    for change, mib in row["changes"].items():  # as options, of the same command
+        code, changed = fit(capsys, *shape, str(budget), "--batch", "64", *change.split())
+        assert (code, changed["verdict"], round(changed["mib"])) == (0, "fits", mib)
     assert row["changes"]
 
 

@@ -84,7 +84,7 @@ def test_what_makes_it_fit_does():
     serving, budget = Serving.of(model="llama-2-13b", way="q4_k_m"), 11264
     assert refusal(serving, budget)
     ways = cheaper(serving, budget)
-    assert ways[0][0] == "cache=q8_0"
+    assert ways[0][0] == "--cache q8_0"
     assert all(found.verdict(budget) == "fits" for _, found in ways)
     longest = most_context(serving, budget)
     fits = [predict_inference(serving.model_copy(update={"context": n})).verdict(budget) for n in (longest, longest + 1)]

@@ -176,9 +176,9 @@ def cheaper(serving: Serving, budget_mib: float) -> list[tuple[str, "Prediction"
     """What to change so that it fits, the least first: the cache, then the context, then the weights."""
     shorter = most_context(serving, budget_mib)
     smaller = TRANSFORMERS[3:] if serving.way in TRANSFORMERS else WAYS[WAYS.index(serving.way) + 1 :]
-    ways: list[tuple[str, dict[str, Any]]] = [("cache=q8_0", {"cache": "q8_0"})] if serving.way not in TRANSFORMERS else []
-    ways += [(f"context={shorter}", {"context": shorter})] if 512 <= shorter < serving.context else []
-    ways += [(f"quant={way}", {"way": way, "weights": None}) for way in smaller if form(serving) == serving.way]
+    ways: list[tuple[str, dict[str, Any]]] = [("--cache q8_0", {"cache": "q8_0"})] if serving.way not in TRANSFORMERS else []
+    ways += [(f"--sequence {shorter}", {"context": shorter})] if 512 <= shorter < serving.context else []
+    ways += [(f"--quant {way}", {"way": way, "weights": None}) for way in smaller if form(serving) == serving.way]
     tried = [(what, predict_inference(serving.model_copy(update=values))) for what, values in ways]
     return [(what, found) for what, found in tried if found.verdict(budget_mib) == "fits"]
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -130,7 +131,7 @@ def _tuning(tuning: Tuning, card: Card) -> "Judged":
     best = scaled.largest(budget) if tuning.batch > 1 or found.verdict(budget) == "fits" else None
     if found.verdict(budget) == "fits":
         return _row(label, found, card, best, [], "")
-    ways = [(f"batch={best.micro_batch}", best)] if best else _ways(tuning, card)
+    ways = [(words({"batch": best.micro_batch}), best)] if best else _ways(tuning, card)
     least = f"{found.parts.get('weights', 0) / 1024:.1f} GiB of weights for {budget / 1024:.1f} GiB of the card" if not ways else ""
     return _row(label, found, card, best, ways, least)
 
@@ -143,8 +144,13 @@ def _ways(tuning: Tuning, card: Card) -> Ways:
             continue
         found = predict_language(changed, constants=_constants(card))
         if found.verdict(card.budget_mib) == "fits":
-            return [(" ".join(f"{k}={getattr(changed, k)}".lower() for k in values if getattr(changed, k) != getattr(tuning, k)), found)]
+            return [(words({k: getattr(changed, k) for k in values if getattr(changed, k) != getattr(tuning, k)}), found)]
     return []
+
+
+def words(values: Mapping[str, Any]) -> str:
+    """Settings as options of the command."""
+    return " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in values.items())
 
 
 def _more(tuning: Tuning, name: str) -> bool:
@@ -159,7 +165,7 @@ def _painting(painting: Painting, card: Card) -> "Judged":
             [{"offload": "model"}, {"offload": "sequential"}] if painting.method == "infer" else [{"checkpointing": True}]
         )
         tried = [(v, predict_painting(painting.model_copy(update=v), _constants(card))) for v in changed]
-        ways = [(" ".join(f"{k}={x}".lower() for k, x in v.items()), p) for v, p in tried if p.verdict(card.budget_mib) == "fits"]
+        ways = [(words(v), p) for v, p in tried if p.verdict(card.budget_mib) == "fits"]
     return _row(f"{painting.model} {painting.method} {painting.side} px", found, card, None, ways[:1], "")
 
 
