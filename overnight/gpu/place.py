@@ -182,8 +182,8 @@ class Place:
         """The compare-and-swap. True: this request holds."""
         grant = self.folder / f"g-{view.grants + 1}"
         holds, self.seen = replace(self.request, holds=True), None
-        self.who["beside"] = view.beside  # whoever finds less than the youngest grant says knows that files were removed
-        requests.tell(self.descriptor, {"mib": self.request.mib, "exclusive": self.request.exclusive, **self.who})
+        # whoever finds less than the youngest grant says knows that files were removed; until the second look, the grant before it counts
+        self._tell(beside=(*view.beside, view.grants), after=view.mark)
         try:
             os.link(self.request.path, grant)
         except OSError as error:  # another came first, or somebody removed the file, or the disk is full: look again
@@ -198,17 +198,30 @@ class Place:
             self.request.path.rename(holds.path)
         except OSError:  # somebody removed the file; its number stays used, since others may have seen it
             return self._again()
-        if self._too_much():
+        if self._too_much(view):
             with suppress(OSError):
                 holds.path.unlink()
             return self._again()
         self.request = holds
         return True
 
-    def _too_much(self) -> bool:
-        """Whether, with this claim, more is held than there is."""
-        budget, view = self.budget_mib, self._look()
-        return not view.sure or sum(Size(r.mib, r.exclusive).weight(budget) for r in view.requests if r.holds) > budget
+    def _too_much(self, before: View) -> bool:
+        """Whether, with this claim, more is held than there is; tells who really is beside it.
+
+        Where the grant before it is gone, or is another of that number, files were removed after the claim's own look, which may have been
+        long ago: then only the kernel knows who has come since.
+        """
+        budget, removed = self.budget_mib, before.mark != requests.mark(self.folder, before.grants)
+        view = self._look() if removed or requests.LOST in before.beside or not before.grants else requests.look(self.folder, budget)
+        if not view.sure or sum(Size(r.mib, r.exclusive).weight(budget) for r in view.requests if r.holds) > budget:
+            return True
+        self._tell(beside=tuple(number for number in view.beside if number != before.grants + 1))
+        return False
+
+    def _tell(self, **facts: Any) -> None:
+        """What the file says from now on."""
+        self.who = {**{name: value for name, value in self.who.items() if name != "after"}, **facts}
+        requests.tell(self.descriptor, {"mib": self.request.mib, "exclusive": self.request.exclusive, **self.who})
 
     def _shrink(self) -> bool:
         """Ask for less while programs outside leave no room for what was asked; whether that was so."""

@@ -56,8 +56,8 @@ class Request:
 class View:
     """The ledger as it was at one moment; not `sure` when it changed faster than one can look.
 
-    beside: the numbers of the grants that are held, LOST for one that has no file of that kind; whole: everything that the youngest
-    grant said of those beside it is there, so that nobody has removed files.
+    beside: the numbers of the grants that are held, LOST for one that has no file of that kind; mark: whose the youngest grant is;
+    whole: everything that the youngest grant said of those beside it is there, so that nobody has removed files.
     """
 
     folder: Path
@@ -65,6 +65,7 @@ class View:
     requests: list[Request]  # holders first, then the queue in its order
     grants: int  # the number of the youngest grant
     beside: tuple[int, ...] = ()
+    mark: tuple[Any, ...] = ()
     whole: bool = True
     sure: bool = True
 
@@ -115,13 +116,14 @@ def _look(folder: Path) -> tuple[View, dict[int, Request], dict[int, int]]:
             names.discard(request.path.name)
     held, last = {number: inode for number, inode in grants.items() if inode in alive}, max(grants, default=0)
     lost, still = _lost(folder, {number: inode for number, inode in grants.items() if number not in held})
-    said = _said(folder, last) if last else None
+    facts = content(folder / f"g-{last}") if last else {}
+    said = _said(facts)
     dead = _dead(folder, names, grants.keys() - held.keys() - {*lost.values(), last, *(said or ())})
     bare = sum(r.holds for inode, r in alive.items() if inode not in held.values())
     beside = (*held, *lost.values(), *[LOST] * bare)
-    whole = said is not None and said <= grants.keys()
+    whole = said is not None and said <= grants.keys() and ("after" not in facts or facts["after"] == [*mark(folder, last - 1)])
     requests = sorted(alive.values(), key=lambda r: (not r.holds, r.order))
-    return View(folder, frozenset(names - dead), requests, last, beside, whole, sure and still), alive, lost
+    return View(folder, frozenset(names - dead), requests, last, beside, _mark(grants.get(last), facts), whole, sure and still), alive, lost
 
 
 def _lost(folder: Path, grants: dict[int, int]) -> tuple[dict[int, int], bool]:
@@ -135,10 +137,19 @@ def _lost(folder: Path, grants: dict[int, int]) -> tuple[dict[int, int], bool]:
     return found, sure
 
 
-def _said(folder: Path, number: int) -> set[int] | None:
+def _said(facts: dict[str, Any]) -> set[int] | None:
     """The grants that were held when this one was made, as its owner wrote before; None when that is torn."""
-    said = content(folder / f"g-{number}").get("beside")
+    said = facts.get("beside")
     return set(said) if isinstance(said, list) and all(isinstance(n, int) for n in said) else None
+
+
+def mark(folder: Path, number: int) -> tuple[Any, ...]:
+    """Whose a grant is: what tells it from another that got its number after files were removed; nothing where there is none."""
+    return _mark(_inode(path := folder / f"g-{number}"), content(path))
+
+
+def _mark(inode: int | None, facts: dict[str, Any]) -> tuple[Any, ...]:
+    return (inode, facts.get("pid"), facts.get("since")) if inode else ()
 
 
 def _dead(folder: Path, names: set[str], grants: set[int]) -> set[str]:

@@ -126,7 +126,8 @@ class Play:
     trail: list[str] = field(default_factory=list)
     worst: int = 0
 
-    def run(self, folder: Path) -> "Play":
+    def run(self, folder: Path) -> int:
+        """The most that was held at once."""
         choose = random.Random(self.seed)
         shutil.rmtree(folder, ignore_errors=True)
         # with looks that never come by themselves only the bell leads on, and one that misses it is stuck; of a holder whose folder was
@@ -144,7 +145,7 @@ class Play:
                 player.kill()
         left = ledger.Ledger(folder, BUDGET).requests()
         assert not left, f"left behind: {left}"
-        return self
+        return self.worst
 
     def _direct(self, choose: random.Random, folder: Path, players: list[Player]) -> None:
         switch, freeze = choose.choice([0.01, 0.03, 0.1, 0.4]), choose.choice([0.0, 0.02, 0.05])
@@ -180,23 +181,30 @@ class Play:
     def _remove(self, choose: random.Random, folder: Path) -> None:
         pattern = choose.choice(["h-*", "g-*", "[hg]-*", "q-*", "*", "", ".*"])
         self.trail.append(pattern or "folder")
-        if not pattern:
+        if pattern:
+            _remove(folder, pattern)
+        else:
             shutil.rmtree(folder, ignore_errors=True)
-        for path in folder.glob(pattern) if pattern else ():
-            with suppress(OSError):
-                path.unlink()
+
+
+def _remove(folder: Path, pattern: str) -> None:
+    for path in folder.glob(pattern):
+        with suppress(OSError):
+            path.unlink()
 
 
 @dataclass
 class Stops:
     """Two who each want more than half. One is stopped at its n-th pause, the other at its m-th; then each in turn goes on for long.
 
-    Every n and m there is can be played: all that a process can do to another that was stopped anywhere, or killed there.
+    Every n and m there is can be played: all that a process can do to another that was stopped anywhere, or killed there; removes: the
+    files that are removed while both stand still.
     """
 
     first: int
     second: int
     kill: bool = False
+    removes: str = ""
 
     def run(self, folder: Path) -> int:
         """The most that was held at once."""
@@ -209,6 +217,8 @@ class Stops:
                 worst = max(worst, *(self._on(players, who) for _ in range(pauses)), 0)
                 if self.kill and who == 0 and pauses == self.first:
                     players[who].kill()
+                if self.removes and who == 1 and pauses == self.second:
+                    _remove(folder, self.removes)
             Play(0, removing=False, killing=False)._finish(players)
         finally:
             for player in players:
