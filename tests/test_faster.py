@@ -1,5 +1,6 @@
 """What the engine does for speed changes nothing that is computed: compiling, where the data lie, who makes the batches, what is counted."""
 
+import math
 import threading
 
 import pytest
@@ -54,6 +55,7 @@ def scored(values):
     ([0.1, 0.5, 0.4, 0.3, 0.9], 4, 2),
     ([0.5, 0.5, 0.5, 0.5, 0.5], 3, 3),  # as good is not better, and the later of two equal ones is kept
     ([0.1, 0.2, 0.3, 0.4, 0.5], 5, 5),
+    ([math.nan, 0.2, 0.3, math.nan, 0.1], 5, 3),  # no number is worse than any, first or later
 ])  # fmt: skip
 def test_a_training_ends_after_so_many_epochs_without_a_better_score(tmp_path, blobs, scores, epochs, best):
     run = RecordingRun(tmp_path)

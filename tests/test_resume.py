@@ -246,8 +246,20 @@ def test_a_changed_byte_is_found(tmp_path):
     assert found is not None
     assert found.read_bytes() == b"first"
     assert "damaged" in said[0]
-    found.with_suffix(".json").write_text("{")
-    assert keeper.newest({"of": "this"}) is None
+    for torn in ("{", "[]", '{"identity": ["of", 1], "bytes": 5, "sha256": ""}'):
+        found.with_suffix(".json").write_text(torn)
+        assert keeper.newest({"of": "this"}) is None
+
+
+def test_what_else_lies_in_the_folder_is_in_nobody_s_way(tmp_path):
+    (tmp_path / "00000001 (copy).json").write_text("{}")
+    (tmp_path / "a folder").mkdir()
+    keeper = Keeper(tmp_path, 0, print)
+    keeper.save({"of": "this"}, lambda file: file.write(b"first"))
+    found = keeper.newest({"of": "this"})
+    assert found is not None
+    assert found.name == "00000001.pt"
+    assert (tmp_path / "a folder").is_dir()
 
 
 def test_a_write_that_is_cut_short_leaves_the_one_before(tmp_path):

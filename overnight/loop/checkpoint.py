@@ -47,7 +47,7 @@ class Keeper:
 
     def newest(self, identity: Identity) -> Path | None:
         """The newest state that is whole and of this very training; says why others are refused."""
-        for facts in sorted(self.folder.glob("*.json"), reverse=True) if self.folder else []:
+        for facts in reversed(_written(self.folder) if self.folder else []):
             reason = refused(facts, identity)
             if not reason:
                 return facts.with_suffix(".pt")
@@ -75,7 +75,7 @@ def refused(facts: Path, identity: Identity) -> str:
     """Why a checkpoint is of no use; empty when it is."""
     try:
         found = json.loads(facts.read_text())
-        theirs, size, digest = found["identity"], found["bytes"], found["sha256"]
+        theirs, size, digest = dict(found["identity"]), found["bytes"], found["sha256"]
         with facts.with_suffix(".pt").open("rb") as file:
             if os.fstat(file.fileno()).st_size != size:
                 return f"it is truncated: {os.fstat(file.fileno()).st_size} of {size} bytes"
@@ -104,7 +104,7 @@ class _Hashing:
 def _write(folder: Path, identity: Identity, write: Callable[[Any], None]) -> None:
     """The state first, then the facts that make it count, each by a rename after its bytes are on the disk."""
     folder.mkdir(parents=True, exist_ok=True)
-    number = 1 + max((int(path.stem) for path in folder.glob("*.json")), default=0)
+    number = 1 + max((int(facts.stem) for facts in _written(folder)), default=0)
     state, facts = folder / f"{number:08d}.pt", folder / f"{number:08d}.json"
     part = folder / "part"
     with part.open("wb") as file:
@@ -132,10 +132,15 @@ def _sync(file: IO[bytes]) -> None:
 
 def _forget(folder: Path) -> None:
     """Remove all but the last two, and states that a crash left without facts."""
-    kept = {path.stem for path in sorted(folder.glob("*.json"))[-KEPT:]}
+    kept = {facts.stem for facts in _written(folder)[-KEPT:]}
     for path in folder.iterdir():
-        if path.stem not in kept:
+        if path.stem not in kept and path.is_file():
             path.unlink(missing_ok=True)
+
+
+def _written(folder: Path) -> list[Path]:
+    """The facts of every state, the oldest first; what is called otherwise is none of ours."""
+    return sorted(path for path in folder.glob("*.json") if path.stem.isdecimal() and path.stem.isascii())
 
 
 def remove(folder: Path) -> None:

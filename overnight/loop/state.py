@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import math
 import random
 import sys
 from collections.abc import Iterable
@@ -103,7 +104,7 @@ class State(Generic[Data]):
         """Keep the weights when no epoch before was better, and go to the next one."""
         self.history.append(scores)
         name = self.recipe.best
-        if self.best is None or scores.get(name, 0.0) >= self.best.scores.get(name, 0.0):
+        if self.best is None or rank(scores, name) >= rank(self.best.scores, name):
             weights = {key: tensor.detach().to("cpu", copy=True) for key, tensor in self.judged.state_dict().items()}
             self.best = Best(weights, scores, self.epoch + 1)
         self.epoch, self.index = self.epoch + 1, 0
@@ -111,7 +112,7 @@ class State(Generic[Data]):
     def over(self) -> bool:
         """Whether all epochs are done, or so many without a better score that the recipe has it end there."""
         params, name = self.recipe.params, self.recipe.best
-        scores = [scores[name] for scores in self.history if name in scores]
+        scores = [rank(scores, name) for scores in self.history if name in scores]
         idle = len(scores) - 1 - scores.index(max(scores)) if params.patience and scores else 0
         return self.epoch >= params.epochs or (params.patience is not None and idle >= params.patience)
 
@@ -157,6 +158,12 @@ class State(Generic[Data]):
     def _parts(self) -> dict[str, Any]:
         parts = {"model": self.model, "optimiser": self.optimiser, "schedule": self.schedule, "scaler": self.precision.scaler}
         return parts | ({"average": self.average} if self.average is not None else {})
+
+
+def rank(scores: dict[str, float], name: str) -> float:
+    """What the epoch is picked by; a score that is no number is worse than every other."""
+    value = scores.get(name, 0.0)
+    return -math.inf if math.isnan(value) else value
 
 
 def merged(now: Plan, found: dict[str, Any]) -> Plan:
