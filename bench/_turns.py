@@ -1,0 +1,96 @@
+"""Several trainings that take turns, a few steps each: what slows the machine down for a second slows all of them.
+
+Each runs in a thread of its own that waits while it is another's turn, so that a process has at any moment one that computes, and what the
+process takes meanwhile is charged to that one.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+Wait = Callable[[], None]
+Work = Callable[[Wait], object]  # it calls what it is given wherever its turn may end
+
+
+@dataclass
+class Took:
+    """Of each turn."""
+
+    cpu_s: list[float] = field(default_factory=list)
+    wall_s: list[float] = field(default_factory=list)
+
+
+class Turns:
+    """One work, and the two bells between it and whoever gives it turns."""
+
+    def __init__(self, work: Work) -> None:
+        self.took, self.over, self.error = Took(), False, None
+        self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
+        self.thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+        self.thread.start()
+
+    error: BaseException | None
+
+    def _run(self, work: Work) -> None:
+        self._go.acquire()
+        try:
+            work(self._wait)
+        except BaseException as error:  # noqa: BLE001 - raised where the turns are given
+            self.error = error
+        self.over = True
+        self._back.release()
+
+    def _wait(self) -> None:
+        self._back.release()
+        self._go.acquire()
+
+    def turn(self) -> None:
+        """Until it waits again, or has ended."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        self._go.release()
+        self._back.acquire()
+        self.took.cpu_s.append(time.process_time() - cpu)
+        self.took.wall_s.append(time.perf_counter() - wall)
+        if self.error is not None:
+            raise self.error
+
+
+def played(works: Mapping[str, Work]) -> dict[str, Took]:
+    """All of them to their ends; who comes first changes from round to round."""
+    arms = {name: Turns(work) for name, work in works.items()}
+    forward = True
+    while any(not arm.over for arm in arms.values()):
+        for arm in list(arms.values())[:: 1 if forward else -1]:
+            if not arm.over:
+                arm.turn()
+        forward = not forward
+    return {name: arm.took for name, arm in arms.items()}
+
+
+def every(steps: int, wait: Wait, first: bool) -> Wait:
+    """To be called once a step, at its beginning (first) or its end: a turn ends after so many."""
+    called = 0
+
+    def step() -> None:
+        nonlocal called
+        called += 1
+        if (called - first) % steps == 0 and called > first:
+            wait()
+
+    return step
+
+
+def ratio(ours: "np.ndarray", theirs: "np.ndarray") -> tuple[float, float, float]:
+    """What ours takes of what theirs does, from start to end, with 95 % of what resampled rounds give; (rounds, turns) each.
+
+    The medians, over the rounds, of each turn's ratio, weighted by what theirs takes at that turn: neighbours in time are compared, and
+    the turns of the start and the end, where fixed costs lie, count as much as they are of the whole.
+    """
+    weights = np.median(theirs, 0) / np.median(theirs, 0).sum()
+    each = ours / theirs
+    drawn = np.random.default_rng(0).integers(len(each), size=(2000, len(each)))
+    found = np.sort(np.median(each[drawn], 1) @ weights)
+    return float(np.median(each, 0) @ weights), float(found[50]), float(found[-51])
