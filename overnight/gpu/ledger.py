@@ -11,7 +11,8 @@ names and locks, so it survives a full disk and torn content: the JSON inside on
 
 A grant is one atomic step, a compare-and-swap: whoever finds that it is its turn, on a view with n grants, links its file as g-<n+1>. If
 another came first, that name exists, and it looks again. Having claimed, it looks once more: when somebody removed files of the folder while
-it was stopped, its number may be an old one, and then a claim beyond the budget is given up. Nobody ever waits for somebody else's critical
+it was stopped, its number may be an old one, and then a claim beyond the budget is given up. That this was so shows at g-<n>, which until
+then is gone or another's (`after`); who holds now without a file is then asked of the kernel. Nobody ever waits for somebody else's critical
 section, so a process that is stopped (SIGSTOP, a debugger, a suspended machine) at any instruction holds up no one. The youngest g- is never
 removed: an old view cannot use its number again. Tickets are nanoseconds since boot, which no change of a clock touches; the next boot
 starts without locks.
