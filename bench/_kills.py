@@ -176,18 +176,18 @@ def compared(case: Row, folder: Path, whole: Whole, tracker: Tracker) -> Row:
 
 def kills(options: argparse.Namespace) -> bool:
     """Children and parents, in turn, killed with signal 9 at a random moment; the same command goes on; MLflow is asked what it has."""
-    place = OUT / "kills"
+    place, digits = OUT / "kills", images("digits")  # read before the root is another one, which has no data sets
     shutil.rmtree(place, ignore_errors=True)
     os.environ["OVERNIGHT_ROOT"] = str(place)
     params = PARAMS["digits"].model_copy(update={"width": 12, "blocks": 1, "epochs": 10, "checkpoint_s": options.checkpoint_s})
     with serving(place) as (uri, _):
         tracker = Tracker(uri, "bench")
-        whole = undisturbed(case_of("reference", images("digits"), params, uri), tracker)
+        whole = undisturbed(case_of("reference", digits, params, uri), tracker)
         print(f"undisturbed: {whole.trained_s:.1f} s of training, {len(whole.points)} points logged", flush=True)
 
         def row(number: int) -> Row:
             after = random.Random(number).uniform(0, whole.trained_s)
-            case = case_of(f"kill{number}", images("digits"), params, uri)
+            case = case_of(f"kill{number}", digits, params, uri)
             return kill_and_resume(case, ("child", "parent")[number % 2], whole, after, tracker, place)
 
         good = judged_kills(kept("training-kills", range(options.kills), options.fresh, row, checkpoint_s=options.checkpoint_s))

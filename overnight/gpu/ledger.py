@@ -10,22 +10,20 @@ killed process held is free at once, while a grandchild that was forked with the
 names and locks, so it survives a full disk and torn content: the JSON inside only tells people who it is.
 
 A grant is one atomic step, a compare-and-swap: whoever finds that it is its turn, on a view with n grants, links its file as g-<n+1>. If
-another came first, that name exists, and it looks again. Having claimed, it looks once more: when somebody removed files of the folder while
-it was stopped, its number may be an old one, and then a claim beyond the budget is given up. That this was so shows at g-<n>, which until
-then is gone or another's (`after`); who holds now without a file is then asked of the kernel. Nobody ever waits for somebody else's critical
-section, so a process that is stopped (SIGSTOP, a debugger, a suspended machine) at any instruction holds up no one. The youngest g- is never
-removed: an old view cannot use its number again. Tickets are nanoseconds since boot, which no change of a clock touches; the next boot
-starts without locks.
+another came first, that name exists, and it looks again. Nobody ever waits for somebody else's critical section, so a process that is stopped
+(SIGSTOP, a debugger, a suspended machine) at any instruction holds up no one. The youngest g- is never removed: an old view cannot use its
+number again. Tickets are nanoseconds since boot, which no change of a clock touches; the next boot starts without locks.
 
-Before its grant a request writes into its file which grants are held beside it (`beside`). The youngest grant thus tells what must be there:
-a grant that has ended leaves its g- until a younger one no longer names it. Whoever finds less (or a folder without any grant) knows that
-files were removed, and asks the kernel for all locks, which shows even holders without a file. Who waits is woken by the kernel (bell.py).
+Somebody may remove or rename files, or the whole folder. So a claim is shown to the kernel before it is made (witness.py), and looked at once
+more after it: of two that claim the same memory, the later one finds the other, and gives way. A holder without a file counts by its witness.
+Who waits is woken by the kernel (bell.py).
 """
 
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from socket import socket
 from typing import Any, Self
 
 from overnight.errors import DoesNotFit, Stopped
@@ -75,7 +73,7 @@ class Ledger:
                     raise Stopped(f"stopped while waiting for {mib} {self.what}")
                 place.say(on_wait)
                 place.wait()
-            return Grant(place.request, place.descriptor, place.who)
+            return Grant(place.request, place.descriptor, place.witness, place.who)
         except BaseException:
             place.leave()
             raise
@@ -94,9 +92,9 @@ class Ledger:
 class Grant:
     """Held memory; released by `release`, by leaving the `with` block, or by the kernel when the process ends."""
 
-    def __init__(self, request: Request, descriptor: int, who: dict[str, Any]) -> None:
+    def __init__(self, request: Request, descriptor: int, witness: socket | None, who: dict[str, Any]) -> None:
         self.request, self.mib, self.who = request, request.mib, who
-        self._descriptor, self._owner = descriptor, os.getpid()
+        self._descriptor, self._witness, self._owner = descriptor, witness, os.getpid()
 
     @property
     def ticket(self) -> int:
@@ -107,13 +105,15 @@ class Grant:
         """Say something of the holder that others may show: use_mib, peak_mib, step ..."""
         self.who = {**self.who, **facts}
         if self._descriptor >= 0:
-            requests.tell(self._descriptor, {"mib": self.mib, "exclusive": self.request.exclusive, **self.who})
+            requests.tell(self._descriptor, self.request, self.who)
 
     def release(self) -> None:
         """Give the memory back; twice is once. While forked copies of this process live, it stays theirs."""
         if self._descriptor < 0:
             return
         descriptor, self._descriptor = self._descriptor, -1
+        if self._witness is not None:  # before the file, which rings the bell
+            self._witness.close()
         os.close(descriptor)
         with suppress(OSError):
             if os.getpid() == self._owner and not requests.locked(self.request.path):

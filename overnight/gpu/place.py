@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 from overnight.errors import DiskFull, OvernightError, ServiceError
-from overnight.gpu import requests
+from overnight.gpu import requests, witness
 from overnight.gpu.bell import CLOSED, Bell
 from overnight.gpu.knot import gives_way, knot, loose_end, sizes
 from overnight.gpu.policy import Size, startable
@@ -48,6 +49,7 @@ class Place:
         self.looked = self.awake = 0.0
         self.bell = Bell(folder)
         self.tied: tuple[frozenset[str], float] = frozenset(), 0.0
+        self.witness: socket | None = None
         self.late: dict[str, float] = {}  # others that could start, and since when
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         ticket = now if ticket is None else min(ticket, now)  # one of before the last boot means nothing any more
@@ -93,9 +95,7 @@ class Place:
 
     def _expects(self, now: float) -> bool:
         """Whether others could start, and may yet be found to be stopped; or hold without a file, so that no bell tells of their end."""
-        return (self.seen is not None and requests.LOST in self.seen.beside) or any(
-            now - since <= PASSED_S + POLL_S for since in self.late.values()
-        )
+        return (self.seen is not None and self.seen.lost) or any(now - since <= PASSED_S + POLL_S for since in self.late.values())
 
     def _news(self, now: float) -> bool:
         """Whether it is worth to look at everything."""
@@ -129,19 +129,16 @@ class Place:
     def _claim(self, now: float) -> bool:
         """Hold what seems to be free; who is outrun by another looks again at once."""
         for _ in range(requests.TRIES):
-            if not self._my_turn(view := self._look(), now):
+            self.seen = requests.look(self.folder, self.budget_mib)
+            if not self._my_turn(self.seen, now):
                 return False
-            if self._link(view):
+            if self._link(self.seen):
                 return True
         return False
 
-    def _look(self) -> View:
-        """With holders whose files were removed, too; who is about to claim has to know of them."""
-        self.seen = requests.look(self.folder, self.budget_mib, os.fstat(self.descriptor).st_ino)
-        return self.seen
-
     def _again(self) -> bool:
         """Stand in line anew, with the old ticket: somebody removed the file, or a claim was given up."""
+        self._unbind()
         descriptor, self.descriptor = self.descriptor, -1
         os.close(descriptor)
         self.descriptor = self._stand()
@@ -179,49 +176,52 @@ class Place:
         return None
 
     def _link(self, view: View) -> bool:
-        """The compare-and-swap. True: this request holds."""
+        """The compare-and-swap. True: this request holds. The witness comes first, so that whoever claims later knows of it."""
         grant = self.folder / f"g-{view.grants + 1}"
+        if view.grants >= requests.MOST:
+            raise ServiceError(f"{self.folder}/g-{view.grants} is none of the ledger's files: remove it")
         holds, self.seen = replace(self.request, holds=True), None
-        # whoever finds less than the youngest grant says knows that files were removed; until the second look, the grant before it counts
-        self._tell(beside=(*view.beside, view.grants), after=view.mark)
+        requests.tell(self.descriptor, self.request, self.who)
         try:
+            self.witness = witness.bind(self.folder, holds.path.name)
             os.link(self.request.path, grant)
         except OSError as error:  # another came first, or somebody removed the file, or the disk is full: look again
-            if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise unusable(self.folder, error) from None
-            return False
+            return self._outrun(error)
         if requests.youngest(self.folder) != view.grants + 1:  # the view was an old one
             with suppress(OSError):
                 grant.unlink()
-            return False
+            return self._unbind()
         try:
             self.request.path.rename(holds.path)
         except OSError:  # somebody removed the file; its number stays used, since others may have seen it
             return self._again()
-        if self._too_much(view):
+        if self._too_much():
             with suppress(OSError):
                 holds.path.unlink()
             return self._again()
         self.request = holds
         return True
 
-    def _too_much(self, before: View) -> bool:
-        """Whether, with this claim, more is held than there is; tells who really is beside it.
-
-        Where the grant before it is gone, or is another of that number, files were removed after the claim's own look, which may have been
-        long ago: then only the kernel knows who has come since.
-        """
-        budget, removed = self.budget_mib, before.mark != requests.mark(self.folder, before.grants)
-        view = self._look() if removed or requests.LOST in before.beside or not before.grants else requests.look(self.folder, budget)
-        if not view.sure or sum(Size(r.mib, r.exclusive).weight(budget) for r in view.requests if r.holds) > budget:
-            return True
-        self._tell(beside=tuple(number for number in view.beside if number != before.grants + 1))
+    def _outrun(self, error: OSError) -> bool:
+        """After a claim that the kernel refused; raises what no second look would help against."""
+        self._unbind()
+        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMFILE, errno.ENFILE):
+            raise unusable(self.folder, error) from None
+        if error.errno == errno.EADDRINUSE:  # what this process forked still holds under this name, though its files are gone
+            self.request = replace(self.request, ticket=self.request.ticket + 1)
+            return self._again()
         return False
 
-    def _tell(self, **facts: Any) -> None:
-        """What the file says from now on."""
-        self.who = {**{name: value for name, value in self.who.items() if name != "after"}, **facts}
-        requests.tell(self.descriptor, {"mib": self.request.mib, "exclusive": self.request.exclusive, **self.who})
+    def _unbind(self) -> bool:
+        if self.witness is not None:
+            self.witness.close()
+        self.witness = None
+        return False
+
+    def _too_much(self) -> bool:
+        """Whether, with this claim, more is held than there is: files were removed, and others came, since it was seen to be free."""
+        budget, view = self.budget_mib, requests.look(self.folder, self.budget_mib)
+        return not view.sure or sum(Size(r.mib, r.exclusive).weight(budget) for r in view.requests if r.holds) > budget
 
     def _shrink(self) -> bool:
         """Ask for less while programs outside leave no room for what was asked; whether that was so."""
@@ -248,6 +248,7 @@ class Place:
 
     def leave(self) -> None:
         """Out of the line."""
+        self._unbind()
         if self.descriptor >= 0:
             os.close(self.descriptor)
         for request in (self.request, replace(self.request, holds=True)):
@@ -264,6 +265,8 @@ def unusable(folder: Path, error: OSError) -> OvernightError:
     """Why no ledger can be kept in a folder, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(f"{folder}: the disk is full, so the ledger of the card cannot take another request; free some room")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return ServiceError(f"{folder}: no more leases, this process has too many open files; hold fewer at once, or raise `ulimit -n`")
     return ServiceError(
         f"{folder}: the ledger of the card cannot be kept there ({error.strerror}); set OVERNIGHT_CARD_DIR to another folder"
     )

@@ -4,15 +4,17 @@ import errno
 import fcntl
 import json
 import os
+import stat
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from overnight.gpu import witness
+
 TRIES = 8
-MOST_DIGITS = 20
-LOST = -1
+MOST = 10**12  # grants; what has a higher number is none of ours, and could not be counted up
 SETTLE_S = (0.0005, 0.001, 0.002, 0.004, 0.008)
 
 
@@ -45,28 +47,23 @@ class Request:
         if state not in ("q", "h") or len(numbers) != 3 or not all(n.isdecimal() and n.isascii() for n in numbers):
             return None
         ticket, mib, pid = map(int, numbers)
-        return cls(folder, state == "h", ticket, mib, pid, name.endswith("-x"))
+        found = cls(folder, state == "h", ticket, mib, pid, name.endswith("-x"))
+        return found if found.path.name == name else None  # a number may be written in more than one way
 
     def read(self) -> Self:
         """The same with what its owner says; nothing when that is torn or gone."""
-        return replace(self, who=content(self.path))
+        return self if self.who else replace(self, who=content(self.path))
 
 
 @dataclass(frozen=True)
 class View:
-    """The ledger as it was at one moment; not `sure` when it changed faster than one can look.
-
-    beside: the numbers of the grants that are held, LOST for one that has no file of that kind; mark: whose the youngest grant is;
-    whole: everything that the youngest grant said of those beside it is there, so that nobody has removed files.
-    """
+    """The ledger as it was at one moment; not `sure` when it changed faster than one can look. lost: somebody holds without a file."""
 
     folder: Path
     names: frozenset[str]
     requests: list[Request]  # holders first, then the queue in its order
     grants: int  # the number of the youngest grant
-    beside: tuple[int, ...] = ()
-    mark: tuple[Any, ...] = ()
-    whole: bool = True
+    lost: bool = False
     sure: bool = True
 
     def unchanged(self) -> bool:
@@ -77,31 +74,29 @@ class View:
             return False
 
 
-def look(folder: Path, budget_mib: int, mine: int = 0) -> View:
+def look(folder: Path, budget_mib: int) -> View:
     """Every request whose owner lives; the files of the others are removed.
 
-    A live grant whose request has no file: that was renamed just now, so look again. When it stays away, somebody removed it; then its
-    content says how much it holds, and when that is torn, it counts as the whole budget. mine: the inode of a file of this ledger that
-    the caller has locked; with it, where files are missing, the kernel's list of locks (which costs 10 ms) shows even holders whose every
-    file was removed.
+    A live grant whose request has no file, or a witness that has none: that one was renamed, or is ending, just now, so look again. When it
+    stays so, somebody removed files. Then the witness says how much is held, or else the content of the grant, and when that is torn, it
+    counts as the whole budget.
     """
     for _ in range(TRIES):
-        view, alive, lost = _look(folder)
-        if view.sure and not lost:
-            break
-    found = [_orphan(folder, number, budget_mib) for number in lost.values()]
-    if mine and not view.whole:
-        from overnight.gpu.survivors import removed
-
-        gone = removed(folder, mine, {*alive, *lost})
-        view, found = replace(view, beside=view.beside + (LOST,) * len(gone)), found + gone
-    return replace(view, requests=found + view.requests) if found else view
+        names = witness.bound(folder)  # read first: who comes meanwhile has files, or will see who is looking
+        view, lost = _look(folder)
+        known = {r.order for r in view.requests}
+        gone = [r for name in names if (r := Request.parse(folder, name)) and r.order not in known]
+        if view.sure and not lost and not gone:
+            return view
+    gone += [r for number in lost if (r := _orphan(folder, number, budget_mib)).order not in {g.order for g in gone}]
+    return replace(view, requests=[replace(r, who=r.who or _said(r)) for r in gone] + view.requests, lost=bool(gone))
 
 
-def _look(folder: Path) -> tuple[View, dict[int, Request], dict[int, int]]:
-    """One look: the view, its requests by inode, and the live grants without a request (inode: number)."""
+def _look(folder: Path) -> tuple[View, list[int]]:
+    """One look at the files: the view, and the live grants without a request."""
     names = _names(folder)
-    grants = {number: inode for n in names if (number := _number(n)) and (inode := _inode(folder / n))}
+    numbers = {number for n in names if (number := _number(n))}
+    grants = {number: inode for number in numbers if (inode := _inode(folder / f"g-{number}"))}
     alive, sure = dict[int, Request](), True
     for request in [r for name in names if (r := Request.parse(folder, name))]:
         try:
@@ -114,46 +109,26 @@ def _look(folder: Path) -> tuple[View, dict[int, Request], dict[int, int]]:
         else:
             _remove(request.path)
             names.discard(request.path.name)
-    held, last = {number: inode for number, inode in grants.items() if inode in alive}, max(grants, default=0)
-    lost, still = _lost(folder, {number: inode for number, inode in grants.items() if number not in held})
-    facts = content(folder / f"g-{last}") if last else {}
-    said = _said(facts)
-    dead = _dead(folder, names, grants.keys() - held.keys() - {*lost.values(), last, *(said or ())})
-    bare = sum(r.holds for inode, r in alive.items() if inode not in held.values())
-    beside = (*held, *lost.values(), *[LOST] * bare)
-    whole = said is not None and said <= grants.keys() and ("after" not in facts or facts["after"] == [*mark(folder, last - 1)])
+    last = max(numbers, default=0)
+    lost, still = _lost(folder, [number for number in grants if grants[number] not in alive])
+    dead = _dead(folder, names, numbers - {number for number, inode in grants.items() if inode in alive} - {*lost, last})
     requests = sorted(alive.values(), key=lambda r: (not r.holds, r.order))
-    return View(folder, frozenset(names - dead), requests, last, beside, _mark(grants.get(last), facts), whole, sure and still), alive, lost
+    return View(folder, frozenset(names - dead), requests, last, sure=sure and still), lost
 
 
-def _lost(folder: Path, grants: dict[int, int]) -> tuple[dict[int, int], bool]:
-    """Those of these grants (number: inode) that live, by inode; and whether none of them has gone meanwhile."""
-    found, sure = dict[int, int](), True
-    for number, inode in grants.items():
+def _lost(folder: Path, grants: list[int]) -> tuple[list[int], bool]:
+    """Those of these grants that live; and whether none of them has gone meanwhile."""
+    found, sure = list[int](), True
+    for number in grants:
         try:
-            found |= {inode: number} if locked(folder / f"g-{number}") else {}
+            found += [number] if locked(folder / f"g-{number}") else []
         except FileNotFoundError:
             sure = False
     return found, sure
 
 
-def _said(facts: dict[str, Any]) -> set[int] | None:
-    """The grants that were held when this one was made, as its owner wrote before; None when that is torn."""
-    said = facts.get("beside")
-    return set(said) if isinstance(said, list) and all(isinstance(n, int) for n in said) else None
-
-
-def mark(folder: Path, number: int) -> tuple[Any, ...]:
-    """Whose a grant is: what tells it from another that got its number after files were removed; nothing where there is none."""
-    return _mark(_inode(path := folder / f"g-{number}"), content(path))
-
-
-def _mark(inode: int | None, facts: dict[str, Any]) -> tuple[Any, ...]:
-    return (inode, facts.get("pid"), facts.get("since")) if inode else ()
-
-
 def _dead(folder: Path, names: set[str], grants: set[int]) -> set[str]:
-    """Files that nobody needs, now removed: ended grants that the youngest says nothing of, and requests that never will be shown."""
+    """Files that nobody needs, now removed: ended grants, and requests that never will be shown."""
     dead = {f"g-{number}" for number in grants} | {n for n in names if n.startswith(".") and _abandoned(folder, n[1:])}
     for name in dead:
         _remove(folder / name)
@@ -166,9 +141,10 @@ def named(folder: Path) -> list[Request]:
 
 
 def settle(folder: Path, closed: list[str]) -> None:
-    """Wait for the locks of files that their owners have just closed: the kernel tells of it a moment before it drops them."""
+    """Wait for the locks and witnesses of those who have just closed their files: the kernel tells of it a moment before it drops them."""
     for pause in SETTLE_S:
-        if not any(_is_locked(folder / name) for name in closed):
+        held = witness.bound(folder) if closed else []
+        if not any(name in held or _is_locked(folder / name) for name in closed):
             return
         time.sleep(pause)
 
@@ -197,7 +173,7 @@ def create(request: Request, who: dict[str, Any]) -> int:
     descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        tell(descriptor, {"mib": request.mib, "pid": request.pid, "exclusive": request.exclusive, **who})
+        tell(descriptor, request, who)
         if in_use(request):
             raise FileExistsError(errno.EEXIST, "another request of this process", str(request.path))
         hidden.rename(request.path)
@@ -213,9 +189,10 @@ def in_use(request: Request) -> bool:
     return request.path.exists() or replace(request, holds=True).path.exists()
 
 
-def tell(descriptor: int, who: dict[str, Any]) -> None:
+def tell(descriptor: int, request: Request, who: dict[str, Any]) -> None:
     """Replace what a request says of itself: for people, so a full disk is no reason to stop."""
-    text = json.dumps(who, default=str).encode()
+    facts = {"ticket": request.ticket, "mib": request.mib, "pid": request.pid, "exclusive": request.exclusive}
+    text = json.dumps(facts | who, default=str).encode()
     with suppress(OSError):
         os.pwrite(descriptor, text.ljust(os.fstat(descriptor).st_size), 0)
 
@@ -223,23 +200,34 @@ def tell(descriptor: int, who: dict[str, Any]) -> None:
 def content(path: Path | str) -> dict[str, Any]:
     """What a request, or another file of a card's folder, says of itself; nothing when that is torn or gone."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return {}
     try:
         values = json.loads(os.read(descriptor, 1 << 16))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     finally:
         os.close(descriptor)
     return values if isinstance(values, dict) else {}
 
 
+def _said(request: Request) -> dict[str, Any]:
+    """What somebody without a file says of itself: its owner still has it open."""
+    at = Path(f"/proc/{request.pid}/fd")
+    with suppress(OSError):
+        for descriptor in at.iterdir():
+            with suppress(OSError):
+                if descriptor.readlink().name.removesuffix(" (deleted)") in (request.path.name, f"q{request.path.name[1:]}"):
+                    return content(descriptor)
+    return {}
+
+
 def _orphan(folder: Path, number: int, budget_mib: int) -> Request:
     """A holder whose request was removed, from what its grant still says."""
     said = content(folder / f"g-{number}")
-    mib, pid = (said[key] if isinstance(said.get(key), int) else None for key in ("mib", "pid"))
-    return Request(folder, True, 0, budget_mib if mib is None else mib, pid or 0, said.get("exclusive") is True, said)
+    ticket, mib, pid = (said[key] if isinstance(said.get(key), int) else None for key in ("ticket", "mib", "pid"))
+    return Request(folder, True, ticket or 0, budget_mib if mib is None else mib, pid or 0, said.get("exclusive") is True, said)
 
 
 def _names(folder: Path) -> set[str]:
@@ -250,15 +238,18 @@ def _names(folder: Path) -> set[str]:
 
 
 def _number(name: str) -> int:
-    """Of a grant's file, else 0; what has more digits than there will ever be grants is none of ours, and could not be counted up."""
-    return int(name[2:]) if name.startswith("g-") and name[2:].isdecimal() and name.isascii() and len(name) <= MOST_DIGITS else 0
+    """Of a grant's file, else 0."""
+    digits = name[2:] if name.startswith("g-") and name.isascii() and name[2:].isdecimal() else "0"
+    return int(digits) if digits[0] != "0" and len(digits) <= len(str(MOST)) and int(digits) <= MOST else 0
 
 
 def _inode(path: Path) -> int:
+    """Of a file; what else has such a name takes its number, and holds nothing."""
     try:
-        return path.stat().st_ino
-    except FileNotFoundError:
+        found = path.lstat()
+    except OSError:
         return 0
+    return found.st_ino if stat.S_ISREG(found.st_mode) else 0
 
 
 def _abandoned(folder: Path, name: str) -> bool:

@@ -1,8 +1,7 @@
 """Processes that go on by one system call at a time, when they are told: every interleaving of them can be played, again and again.
 
 A process pauses before every line of the ledger that may call the kernel; what lies between is its own business. A process that is not
-told to go on is one that was stopped (SIGSTOP); one that is killed there was killed at that very instruction. Looking through all processes
-is one step: how many there are is the machine's business.
+told to go on is one that was stopped (SIGSTOP); one that is killed there was killed at that very instruction.
 """
 
 import itertools
@@ -20,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from overnight.gpu import bell, ledger, place, requests, survivors
+from overnight.gpu import bell, ledger, place, requests, witness
 
-CALLS = re.compile(r"\bos\.|fcntl|\.unlink\(|\.rename\(|\.stat\(|mkdir|exists\(|read_text|_remove\(|time\.sleep")
-FILES = {module.__file__: Path(str(module.__file__)).read_text().splitlines() for module in (bell, ledger, place, requests, survivors)}
+CALLS = re.compile(r"\bos\.|fcntl|\.unlink\(|\.rename\(|\.stat\(|mkdir|exists\(|lstat\(|_remove\(|time\.sleep|\.bind\(|_witness\.close|witness\.close")
+FILES = {module.__file__: Path(str(module.__file__)).read_text().splitlines() for module in (bell, ledger, place, requests, witness)}
 PAUSES = {(name, number) for name, lines in FILES.items() for number, line in enumerate(lines, 1) if CALLS.search(line)}
-PAUSES = {(name, number) for name, number in PAUSES if name != survivors.__file__ or "/proc/locks" in FILES[name][number - 1]}
+PAUSES -= {(name, number) for name, number in PAUSES if name == witness.__file__ and "os.read(" in FILES[name][number - 1]}
 BUDGET = 12
 QUICK = {"POLL_S": 0.0, "WAKE_S": 0.0, "MOST_S": 0.0}
 LONG = 400  # pauses: enough to look a few times, claim and hold
