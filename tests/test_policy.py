@@ -45,6 +45,8 @@ def test_an_exclusive_request_runs_alone_and_is_passed_by_nobody():
     assert startable(10, 0, [alone], sizes(1)) == []
     assert startable(10, 9, [], [alone]) == []
     assert startable(10, 3, [], [alone]) == [0]  # what programs hold that we cannot stop is no reason to wait for ever
+    assert startable(10, 1, sizes(4), [alone, Size(4)]) == []  # ... nor to let others pass
+    assert startable(10, 9, [], [alone, Size(1)]) == [1]
 
 
 @pytest.mark.parametrize("seed", range(300))
@@ -52,11 +54,16 @@ def test_nobody_starts_later_than_without_backfill(seed):
     choose = random.Random(seed)
     budget = choose.choice([6, 10, 20, 12288])
     arrive = choose.choice([0.0, 10.0])  # all at once, or one after the other
+    taken, alone = choose.choice([0, 0, 1, budget // 2]), choose.choice([0.05, 0.3])
     jobs = [
-        (arrive * choose.random(), choose.choice([0.1, 1, 20]) * choose.random(), Size(choose.randint(1, budget), choose.random() < 0.05))
+        (
+            arrive * choose.random(),
+            choose.choice([0.1, 1, 20]) * choose.random(),
+            Size(choose.randint(1, budget - taken), choose.random() < alone),
+        )
         for _ in range(choose.randint(2, 14))
     ]
-    plain, ours = dict(starts(budget, jobs, backfill=False)), dict(starts(budget, jobs))
+    plain, ours = (dict(starts(budget, jobs, backfill, taken_mib=taken)) for backfill in (False, True))
     assert ours.keys() == plain.keys() == set(range(len(jobs)))
     assert all(ours[j] <= plain[j] + 1e-9 for j in plain)
 

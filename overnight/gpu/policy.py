@@ -41,7 +41,7 @@ def startable(budget_mib: int, taken_mib: int, held: Sequence[Size], queue: Sequ
             room, free = room - weight, free - request.mib
             line.start(weight)
         else:
-            line.wait(weight)
+            line.wait(request)
     return starts
 
 
@@ -54,23 +54,30 @@ class _Line:
         self.sums = 1
         for weight in held:
             self.sums = self._with(self.sums, weight)
-        self.ahead: list[tuple[int, int]] = []
+        self.ahead: list[tuple[int, int]] = []  # the most that may be held beside each, and the sums
 
     def _with(self, sums: int, weight: int) -> int:
         return (sums | sums << weight) & self.mask
 
     def start(self, weight: int) -> None:
-        self.ahead = [(w, self._with(sums, weight)) for w, sums in self.ahead]
+        self.ahead = [(most, self._with(sums, weight)) for most, sums in self.ahead]
         self.sums = self._with(self.sums, weight)
 
-    def wait(self, weight: int) -> None:
-        self.ahead.append((weight, self.sums))
-        self.sums = self._with(self.sums, weight)
+    def wait(self, request: Size) -> None:
+        self.ahead.append((self._beside(request), self.sums))
+        self.sums = self._with(self.sums, request.weight(self.all))
+
+    def _beside(self, request: Size) -> int:
+        """The most that others may hold when it starts; negative while only programs outside could make room for it.
+
+        Who asks for more than all there is knows of a larger budget, and is waited for.
+        """
+        most = self.budget - request.mib
+        return most if most < 0 <= self.all - request.mib else 0 if request.exclusive else max(0, most)
 
     def harmless(self, weight: int) -> bool:
-        """Whether nobody ahead could start later because of it. Who asks for more than all there is knows of a larger budget."""
-        room = [(self.budget - w if w <= self.all else 0, sums) for w, sums in self.ahead]
-        return not any(_any_bit(sums, left - weight, left) for left, sums in room)
+        """Whether nobody ahead could start later because of it."""
+        return not any(_any_bit(sums, most - weight, most) for most, sums in self.ahead)
 
 
 def _any_bit(bits: int, above: int, up_to: int) -> bool:
