@@ -7,6 +7,7 @@ process takes meanwhile is charged to that one.
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,25 +28,23 @@ class Turns:
     """One work, and the two bells between it and whoever gives it turns."""
 
     def __init__(self, work: Work) -> None:
-        self.took, self.over, self.error = Took(), False, None
+        self.took = Took()
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
-        self.thread = threading.Thread(target=self._run, args=(work,), daemon=True)
-        self.thread.start()
-
-    error: BaseException | None
+        self.ended = ThreadPoolExecutor(1).submit(self._run, work)
+        self.ended.add_done_callback(lambda _ended: self._back.release())
 
     def _run(self, work: Work) -> None:
         self._go.acquire()
-        try:
-            work(self._wait)
-        except BaseException as error:  # noqa: BLE001 - raised where the turns are given
-            self.error = error
-        self.over = True
-        self._back.release()
+        work(self._wait)
 
     def _wait(self) -> None:
         self._back.release()
         self._go.acquire()
+
+    @property
+    def over(self) -> bool:
+        """Whether it has come to its end; raises what it raised."""
+        return self.ended.done() and self.ended.result() is None
 
     def turn(self) -> None:
         """Until it waits again, or has ended."""
@@ -54,8 +53,6 @@ class Turns:
         self._back.acquire()
         self.took.cpu_s.append(time.process_time() - cpu)
         self.took.wall_s.append(time.perf_counter() - wall)
-        if self.error is not None:
-            raise self.error
 
 
 def played(works: Mapping[str, Work]) -> dict[str, Took]:

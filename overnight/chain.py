@@ -221,9 +221,11 @@ def _close(chain: Chain) -> "State[Any]":
 
 def _one_line(chain: Chain, failed: list[Pending]) -> str:
     done = [p for p in chain.pending if p.row.state == "done"]
-    rest = len(chain.pending) - len(done) - len(failed)
+    stopped = [p for p in chain.pending if p.row.state == "stopped"]
+    rest = len(chain.pending) - len(done) - len(failed) - len(stopped)
     parts = [f"{len(done)} of {len(chain.pending)} steps done"]
     parts += [f"{p.label} failed: {p.reason.splitlines()[0]}" for p in failed]
+    parts += [f"{p.label} stopped" for p in stopped]
     parts += [f"{rest} not run"] if rest else []
     parts += [chain.stop.reason] if chain.stop() else []
     return "; ".join(parts)

@@ -87,30 +87,46 @@ def test_a_folder_that_another_has_taken_the_place_of_is_watched_anew(bell, tmp_
 
 def test_without_a_watch_to_be_had_a_waiter_still_gets_its_turn(tmp_path):
     code = """
-import os, resource, sys
+import sys
 from pathlib import Path
 from overnight.gpu import bell
 from overnight.gpu.ledger import Ledger
-ledger = Ledger(Path(sys.argv[1]), 1000)
-if sys.argv[2] == "EMFILE":
-    resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
-    used = []
-    try:
-        while True:
-            used.append(os.open("/dev/null", os.O_RDONLY))
-    except OSError:
-        [os.close(used.pop()) for _ in range(3)]  # for the request and the looks alone
-else:
-    bell.ONLY_FOLDERS = 0xFFFFFFFF  # no kernel knows such a mask
-said = []
-grant = ledger.acquire(900, on_wait=lambda ahead, taken: print("waits", flush=True))
+bell.ONLY_FOLDERS = 0xFFFFFFFF  # no kernel knows such a mask
+grant = Ledger(Path(sys.argv[1]), 1000).acquire(900, on_wait=lambda ahead, taken: print("waits", flush=True))
 print("held", grant.mib, flush=True)
 """
-    for how in ("EMFILE", "EINVAL"):
-        with Ledger(tmp_path, 1000).acquire(500):
-            waiter = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), how], stdout=subprocess.PIPE, text=True)
-            assert waiter.stdout.readline() == "waits\n", how
-        assert waiter.communicate(timeout=FOREVER_S)[0] == "held 900\n", how
+    with Ledger(tmp_path, 1000).acquire(500):
+        waiter = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        assert waiter.stdout.readline() == "waits\n"
+    assert waiter.stdout.readline() == "held 900\n"
+    assert waiter.wait() == 0
+
+
+@pytest.mark.parametrize("left", [0, 1, 2, 3])
+def test_too_many_open_files_are_named_as_such(tmp_path, left):
+    code = """
+import os, resource, sys
+from pathlib import Path
+from overnight.errors import ServiceError
+from overnight.gpu.ledger import Ledger
+ledger = Ledger(Path(sys.argv[1]), 1000)
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+used = []
+try:
+    while True:
+        used.append(os.open("/dev/null", os.O_RDONLY))
+except OSError:
+    [os.close(used.pop()) for _ in range(int(sys.argv[2]))]
+try:
+    ledger.acquire(900).release()
+except ServiceError as error:
+    print(error)
+[os.close(one) for one in used]
+ledger.acquire(1000).release()
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), str(left)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ("too many open files" in done.stdout) == (left < 3)
 
 
 def test_no_ring_is_missed_among_many(tmp_path):

@@ -46,6 +46,36 @@ def test_a_card_that_is_not_there_is_named_and_no_other_is_taken(tmp_path, words
         find(chosen.use)
 
 
+def test_the_virtual_card_is_found_by_its_name(tmp_path):
+    assert find(load(config(tmp_path, "virtual"))[1].card.use).virtual
+
+
+@pytest.mark.parametrize(("text", "counts"), [("1", True), ("Yes", True), ("0", False), ("false", False), ("off", False), (" ", False)])
+def test_counting_is_switched_by_words_that_say_so(monkeypatch, text, counts):
+    monkeypatch.setenv("OVERNIGHT_COUNT", text)
+    assert virtual().count == counts
+
+
+def test_an_empty_variable_is_none_and_an_odd_one_is_named(monkeypatch):
+    for name in ("OVERNIGHT_VIRTUAL_MIB", "OVERNIGHT_BUDGET_MIB", "OVERNIGHT_COUNT"):
+        monkeypatch.setenv(name, "")
+    assert virtual().budget_mib == 12288
+    monkeypatch.setenv("OVERNIGHT_COUNT", "perhaps")
+    with pytest.raises(ServiceError, match=r"OVERNIGHT_COUNT='perhaps': expected 1 or 0"):
+        virtual()
+
+
+def test_a_small_card_says_its_size_in_mib(monkeypatch):
+    monkeypatch.setenv("OVERNIGHT_VIRTUAL_MIB", "8")
+    assert str(virtual()).startswith("virtual card, 8 MiB:")
+
+
+def test_names_of_others_command_no_terminal(card):
+    card.folder.mkdir(exist_ok=True)
+    (card.folder / "foreign").write_text("510 a\033[31mred\n")
+    assert [p.name for p in gauge.gauge(card).programs(card)] == ["a[31mred"]
+
+
 def test_a_run_on_a_card_that_is_not_there_ends_before_anything_is_started(checkout, tmp_path):
     shutil.copy(Path(__file__).parent.parent / "datasets" / "digits.yaml", checkout / "datasets")
     command = [sys.executable, "-c", COMMAND, "run", str(config(tmp_path, "99"))]

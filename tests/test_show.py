@@ -109,9 +109,36 @@ def test_who_keeps_the_lease_of_an_ended_owner_is_named_and_may_be_killed(card):
         (row,) = until(lambda: snapshot(card).holders)
         assert [(s.pid, "-c" in s.command) for s in row.survivors] == [(survivor, True)]
         assert row.pid == owner.pid
-        assert f"`kill {survivor}` frees them" in drawn(snapshot(card), 200)
+        assert row.ended
+        assert f"etl has ended, and processes that it left behind keep its 300 MiB; `kill {survivor}` frees them" in drawn(
+            snapshot(card), 200
+        )
         os.kill(survivor, signal.SIGTERM)
         until(lambda: not snapshot(card).holders)
+
+
+def test_who_lives_and_has_given_its_lease_back_is_not_said_to_have_ended(card):
+    go, gone = os.pipe()
+    with lease(300, card, {"step": "etl"}):
+        forked = os.fork()
+        if forked == 0:
+            os.read(go, 1)
+            os._exit(0)
+    (row,) = snapshot(card).holders
+    assert ([s.pid for s in row.survivors], row.ended) == ([forked], False)
+    assert "etl is done with its lease, and processes that it forked keep the 300 MiB" in drawn(snapshot(card), 200)
+    os.write(gone, b"x")
+    os.waitpid(forked, 0)
+    assert snapshot(card).holders == ()
+
+
+@pytest.mark.parametrize("width", [20, 40, 60])
+def test_a_narrow_terminal_has_room_for_names_and_amounts(card, width):
+    with lease(400, card, {"step": "train"}), process("700", "wait", "stay"):
+        until(lambda: len(Ledger(card.folder, 1000).requests()) == 2)
+        text = drawn(snapshot(card), width)
+    for part in ("train", "400", "wait", "700"):
+        assert part in text
 
 
 def test_a_stopped_holder_is_shown_as_that(card):

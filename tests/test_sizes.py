@@ -167,6 +167,19 @@ def test_a_training_that_went_on_with_less_says_what_failed_and_what_fits(card):
     assert (sizes.ask(net, given(), tight).micro_batch, sizes.ask(net, given(), tight).mib) == (16, 1152)
 
 
+def test_a_training_that_came_through_as_it_began_is_not_refused_the_next_time(card):
+    """Memory ran out in an evaluation, which was done again in slices."""
+    tight = card.model_copy(update={"budget_mib": 8})
+    used = Usage(asked_micro_batch=1, micro_batch=1, cap_mib=8, lease_mib=8, peak_mib=8, out_of_memory=True, met_cap=True)
+    arguments = given(NetParams(batch=64, micro_batch=1))
+    sizes.learn(net, arguments, tight, used, finished=True)
+    assert (sizes.ask(net, arguments, tight).micro_batch, sizes.ask(net, arguments, tight).mib) == (1, 8)
+    assert sizes.ask(net, arguments, card).mib > 8
+    sizes.learn(net, arguments, tight, used, finished=False)
+    with pytest.raises(DoesNotFit):
+        sizes.ask(net, arguments, tight)
+
+
 def test_a_training_that_resumed_with_less_measures_what_it_ran_with(card):
     used = Usage(asked_micro_batch=64, micro_batch=16, cap_mib=2048, lease_mib=2048, peak_mib=500)
     sizes.learn(net, given(), card, used, finished=True)

@@ -14,6 +14,7 @@ from overnight.paths import state
 VIRTUAL_MIB = 12288
 MOST_DIGITS = 8  # of an amount: some 100 TB, which the sums of policy.py can still be made of
 RESERVE_MIB = 1024  # for the desktop, its browser and the CUDA contexts
+YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 Policy = Literal["wait", "shrink", "yield"]
 DRIVERS = {13: 580, 12: 525}  # the oldest driver of a CUDA major version (CUDA compatibility guide)
 
@@ -55,16 +56,19 @@ class Card(Values):
 
     def __str__(self) -> str:
         if self.virtual:
-            return f"virtual card, {self.budget_mib / 1024:.3g} GiB: no GPU is used, steps run on the CPU under the same rules"
+            size = f"{self.budget_mib / 1024:.3g} GiB" if self.budget_mib >= 1024 else f"{self.budget_mib} MiB"
+            return f"virtual card, {size}: no GPU is used, steps run on the CPU under the same rules"
         return f"{self.name} (card {self.index}, driver {self.driver}): {self.budget_mib} of {self.total_mib} MiB may be granted"
 
 
 def find(wanted: str | int | None = None, cpu: bool = False, count: bool = False, policy: Policy = "wait") -> Card:
-    """The card to use: by index or UUID, else the first of `$CUDA_VISIBLE_DEVICES`, the virtual one without a GPU or with `cpu`.
+    """The card to use: by index, UUID or "virtual", else the first of `$CUDA_VISIBLE_DEVICES`, the virtual one without a GPU or with `cpu`.
 
     count: count bytes on the virtual card (`$OVERNIGHT_COUNT=1` does, too). Raises ServiceError when there is no such card, when torch
     cannot use what NVML sees, or when the budget that was set is not one that the card has.
     """
+    if wanted == "virtual":
+        cpu, wanted = True, None
     cards = [] if cpu else real()
     cards = visible(cards, os.environ.get("CUDA_VISIBLE_DEVICES")) if wanted is None else cards
     if not cards:
@@ -96,7 +100,7 @@ def virtual(count: bool = False, policy: Policy = "wait") -> Card:
     """A card of `$OVERNIGHT_VIRTUAL_MIB` (12 GiB) that is not there."""
     size = _mib("OVERNIGHT_VIRTUAL_MIB", VIRTUAL_MIB)
     check_budget("the virtual card", size, 0)
-    count = count or os.environ.get("OVERNIGHT_COUNT", "") not in ("", "0")
+    count = count or _flag("OVERNIGHT_COUNT")
     return Card(uuid="virtual", name="virtual", total_mib=size, budget_mib=_budget(size, 0), count=count, policy=policy)
 
 
@@ -142,7 +146,7 @@ def memory(nvml: Any, handle: Any) -> tuple[int, int, int]:
 
 def _budget(total_mib: int, reserve_mib: int) -> int:
     """What may be granted: `$OVERNIGHT_BUDGET_MIB`, else all but `$OVERNIGHT_RESERVE_MIB`; `check_budget` refuses what cannot be."""
-    if "OVERNIGHT_BUDGET_MIB" in os.environ:
+    if os.environ.get("OVERNIGHT_BUDGET_MIB"):
         return min(total_mib, _mib("OVERNIGHT_BUDGET_MIB", total_mib))
     return max(1, total_mib - (_mib("OVERNIGHT_RESERVE_MIB", reserve_mib, least=0) if reserve_mib else 0))
 
@@ -153,7 +157,7 @@ def check_budget(name: str, total_mib: int, reserve_mib: int) -> None:
     if wanted > total_mib:
         raise ServiceError(f"OVERNIGHT_BUDGET_MIB={wanted}: {name} has {total_mib} MiB in all; ask for that or less, or unset it")
     reserve = _mib("OVERNIGHT_RESERVE_MIB", reserve_mib, least=0) if reserve_mib else 0
-    if "OVERNIGHT_BUDGET_MIB" not in os.environ and reserve >= total_mib:
+    if not os.environ.get("OVERNIGHT_BUDGET_MIB") and reserve >= total_mib:
         raise ServiceError(f"OVERNIGHT_RESERVE_MIB={reserve}: {name} has {total_mib} MiB in all, so nothing is left to grant; reserve less")
 
 
@@ -183,7 +187,14 @@ def _home(named: str) -> Path:
 
 
 def _mib(variable: str, default: int, least: int = 1) -> int:
-    text = os.environ.get(variable, str(default))
+    text = os.environ.get(variable) or str(default)
     if not (text.isascii() and text.isdecimal()) or len(text.lstrip("0")) > MOST_DIGITS or int(text) < least:
         raise ServiceError(f"{variable}={text[:40]!r}: expected a whole number of MiB, {least} to {'9' * MOST_DIGITS}")
     return int(text)
+
+
+def _flag(variable: str) -> bool:
+    text = os.environ.get(variable, "").strip().lower()
+    if text not in (*YES, *NO):
+        raise ServiceError(f"{variable}={text[:40]!r}: expected 1 or 0")
+    return text in YES

@@ -128,9 +128,14 @@ def _name(pid: int) -> str:
     import psutil
 
     try:
-        return str(psutil.Process(pid).name())
+        return printable(psutil.Process(pid).name())
     except psutil.Error:  # it ended meanwhile, or lives in another container
         return f"pid {pid}"
+
+
+def printable(text: str) -> str:
+    """A name that somebody else chose, without what would command the terminal."""
+    return "".join(c for c in text if c.isprintable())
 
 
 class Played:
@@ -156,7 +161,7 @@ class Played:
         finally:
             os.close(descriptor)
         parts = [line.split(maxsplit=1) for line in lines if line.strip()]
-        return [Program(name[0].strip() if name else "other programs", mib=int(mib)) for mib, *name in parts if _whole(mib)]
+        return [Program(printable(name[0].strip()) if name else "other programs", mib=int(mib)) for mib, *name in parts if _whole(mib)]
 
     def load_percent(self, card: Card) -> float | None:  # noqa: ARG002
         return None

@@ -61,7 +61,11 @@ def lease(
     policy is to shrink. What these programs use counts as held. A lease inside another stands in line where that one stood. ticket: that of an own lease which was given back for a while.
     """
     card = card or find()
-    mib = _whole(mib)
+    mib = _whole("", mib)
+    if ticket is not None:
+        _whole(f"{mib}, ticket=", ticket)
+    if not isinstance(exclusive, bool):
+        raise BadInput(f"lease({mib}, exclusive={exclusive!r}): expected True or False")
     ready(card)
     less = smaller if card.policy == "shrink" else ()
     taken = partial(steady_taken_mib, card)
@@ -81,15 +85,16 @@ def lease(
             yield held
 
 
-def _whole(mib: Any) -> int:
-    """An amount as the ledger writes it into names: half a MiB would be a request that nobody can read."""
+def _whole(before: str, number: Any) -> int:
+    """A number as the ledger writes it into names: half a MiB would be a request that nobody can read."""
     try:
-        amount = operator.index(mib)
+        found = 0 if isinstance(number, bool) else operator.index(number)
     except TypeError:
-        amount = 0
-    if amount < 1:
-        raise BadInput(f"lease({mib!r}): expected a whole number of MiB, 1 or more")
-    return amount
+        found = 0
+    if found < 1:
+        what = "the ticket of an earlier lease" if before else "a whole number of MiB, 1 or more"
+        raise BadInput(f"lease({before}{number!r}): expected {what}")
+    return found
 
 
 @dataclass

@@ -74,6 +74,9 @@ class Ledger:
                 place.say(on_wait)
                 place.wait()
             return Grant(place.request, place.descriptor, place.witness, place.who)
+        except OSError as error:
+            place.leave()
+            raise unusable(self.folder, error) from None
         except BaseException:
             place.leave()
             raise

@@ -13,15 +13,16 @@ from overnight.gpu.words import strangers
 
 COLOURS = ("cyan", "green", "blue", "yellow", "bright_cyan", "bright_green", "bright_blue", "bright_yellow")
 FOREIGN = "magenta"
+NARROW = 72  # columns, below which names and amounts are all there is room for
 
 
 def panel(now: Snapshot, width: int, clock: bool = False) -> Group:
-    """The card's bar, its sums, who holds, who waits, who else is there, and what is wrong."""
+    """The card's bar, its sums, who holds, who waits, who else is there, and what is wrong; in a narrow terminal the least of it."""
     parts: list[RenderableType] = [_title(now, width, clock), _bar(now, width), _sums(now), Text()]
     if now.holders:
-        parts += [_holders(now), Text()]
+        parts += [_holders(now, width >= NARROW), Text()]
     if now.queue:
-        parts += [_queue(now), Text()]
+        parts += [_queue(now, width >= NARROW), Text()]
     if not (now.holders or now.queue):
         parts += [Text("nobody holds anything, nobody waits", style="dim"), Text()]
     for note in _notes(now):
@@ -73,22 +74,26 @@ def _sums(now: Snapshot) -> Text:
     return text
 
 
-def _holders(now: Snapshot) -> Table:
-    table = _table(("", "holds", "experiment"), ("pid", "MiB", "in use", "peak", "for"))
+def _holders(now: Snapshot, wide: bool) -> Table:
+    table = _table(
+        ("", "holds", "experiment") if wide else ("", "holds"), ("pid", "MiB", "in use", "peak", "for") if wide else ("MiB", "for")
+    )
     for row, colour in zip(now.holders, _colours(now), strict=True):
         cells = (str(row.pid), f"{row.mib:,}", _mib(row.use_mib), _mib(row.peak_mib), _time(row.seconds))
-        table.add_row(Text("■", colour), _step(row), Text(row.experiment), *map(Text, cells))
+        left = (_step(row), Text(row.experiment)) if wide else (_step(row),)
+        table.add_row(Text("■", colour), *left, *map(Text, cells if wide else cells[1::3]))
     return table
 
 
-def _queue(now: Snapshot) -> Table:
-    table = _table(("", "waits", "experiment"), ("pid", "MiB", "for"))
+def _queue(now: Snapshot, wide: bool) -> Table:
+    table = _table(("", "waits", "experiment") if wide else ("", "waits"), ("pid", "MiB", "for") if wide else ("MiB", "for"))
     table.add_column("", overflow="ellipsis", no_wrap=True)
     for place, row in enumerate(now.queue, 1):
         short = row.mib + now.held_mib + now.taken_mib - now.budget_mib
         why = "until it is alone" if row.exclusive and now.holders else f"{short:,} MiB short" if short > 0 else "behind those ahead"
         cells = (str(row.pid), f"{row.mib:,}", _time(row.seconds))
-        table.add_row(Text(str(place), "dim"), _step(row), Text(row.experiment), *map(Text, cells), Text(why, "dim"))
+        left = (_step(row), Text(row.experiment)) if wide else (_step(row),)
+        table.add_row(Text(str(place), "dim"), *left, *map(Text, cells if wide else cells[1:]), Text(why, "dim"))
     return table
 
 
@@ -125,12 +130,22 @@ def _notes(now: Snapshot) -> Iterator[Text]:
         if row.stopped:
             yield Text(f"! {name} is stopped; `kill -CONT {row.pid}` lets it go on", "yellow")
         if row.survivors:
-            pids = " ".join(str(p.pid) for p in row.survivors)
-            yield Text(f"! {name} has ended, and processes that it left behind keep its {row.mib:,} MiB; `kill {pids}` frees them:", "red")
-            for process in row.survivors:
-                yield Text(f"    {process.pid}  {process.command}", "dim", no_wrap=True, overflow="ellipsis")
+            yield from _left_behind(row, name)
     if now.problem:
         yield Text(f"! the card does not say what it uses ({now.problem}); what is shown of other programs is the last known", "yellow")
+
+
+def _left_behind(row: Row, name: str) -> Iterator[Text]:
+    """Who keeps a lease that its owner does not have any more."""
+    pids = " ".join(str(p.pid) for p in row.survivors)
+    what = (
+        "has ended, and processes that it left behind keep its"
+        if row.ended
+        else "is done with its lease, and processes that it forked keep the"
+    )
+    yield Text(f"! {name} {what} {row.mib:,} MiB; `kill {pids}` frees them:", "red")
+    for process in row.survivors:
+        yield Text(f"    {process.pid}  {process.command}", "dim", no_wrap=True, overflow="ellipsis")
 
 
 def line(now: Snapshot) -> str:

@@ -88,7 +88,7 @@ def look(folder: Path, budget_mib: int) -> View:
         gone = [r for name in names if (r := Request.parse(folder, name)) and r.order not in known]
         if view.sure and not lost and not gone:
             return view
-    gone += [r for number in lost if (r := _orphan(folder, number, budget_mib)).order not in {g.order for g in gone}]
+    gone += _orphans(folder, lost, budget_mib, gone)
     return replace(view, requests=[replace(r, who=r.who or _said(r)) for r in gone] + view.requests, lost=bool(gone))
 
 
@@ -223,8 +223,16 @@ def _said(request: Request) -> dict[str, Any]:
     return {}
 
 
+def _orphans(folder: Path, grants: list[int], budget_mib: int, gone: list[Request]) -> list[Request]:
+    """Holders whose request was removed, from what their grants still say, but for those that witnesses tell of."""
+    found, known = [_orphan(folder, number, budget_mib) for number in grants], {r.order for r in gone}
+    torn, whole = [r for r in found if not r.pid], [r for r in found if r.pid]
+    spare = len(known - {r.order for r in whole})  # witnesses that may be of those who can say nothing
+    return [r for r in whole if r.order not in known] + torn[spare:]
+
+
 def _orphan(folder: Path, number: int, budget_mib: int) -> Request:
-    """A holder whose request was removed, from what its grant still says."""
+    """From a grant; all of the budget where that says nothing."""
     said = content(folder / f"g-{number}")
     ticket, mib, pid = (said[key] if isinstance(said.get(key), int) else None for key in ("ticket", "mib", "pid"))
     return Request(folder, True, ticket or 0, budget_mib if mib is None else mib, pid or 0, said.get("exclusive") is True, said)

@@ -14,11 +14,12 @@ from pydantic import Field
 from overnight.config import Values
 from overnight.gpu import survivors
 from overnight.gpu.device import Card
-from overnight.gpu.gauge import Gauge, foreign_mib, gauge, of_budget, outsiders
+from overnight.gpu.gauge import Gauge, foreign_mib, gauge, of_budget, outsiders, printable
 from overnight.gpu.ledger import Ledger
 from overnight.gpu.requests import Request
 
 EVERY_S = 1.0
+CLOCKS_S = 2.0  # what two ways to tell the same moment may differ by
 WIDTH = 110
 
 
@@ -42,7 +43,10 @@ class Row(Values):
     cap_mib: float | None = Field(None, description="what its allocator is held to")
     exclusive: bool = Field(False, description="nobody may run beside it")
     stopped: bool = Field(False, description="its process is stopped (SIGSTOP, a debugger)")
-    survivors: tuple[Process, ...] = Field((), description="its owner has ended; these still hold its memory until they end")
+    survivors: tuple[Process, ...] = Field(
+        (), description="its owner has given it back or ended; these still hold its memory until they end"
+    )
+    ended: bool = Field(False, description="its owner has ended")
 
 
 class Outsider(Values):
@@ -98,14 +102,15 @@ def _row(request: Request) -> Row:
     keepers = [] if owner else [pid for pid in survivors.keepers(request) if pid != request.pid]
     since_ns = who.get("granted_ns") if request.holds else None
     return Row(
-        experiment=str(who.get("experiment", "")),
-        step=str(who.get("step", "")),
+        experiment=printable(str(who.get("experiment", ""))),
+        step=printable(str(who.get("step", ""))),
         pid=request.pid,
         mib=request.mib,
         seconds=_since(since_ns if isinstance(since_ns, int) else request.ticket),
         **{name: value for name in ("use_mib", "peak_mib", "cap_mib") if isinstance(value := who.get(name), int | float)},
         exclusive=request.exclusive,
         stopped=owner and _state(request.pid) in ("T", "t"),
+        ended=not owner and not _lives(request),
         survivors=tuple(Process(pid=pid, command=_command(pid)) for pid in sorted(keepers)),
     )
 
@@ -113,6 +118,17 @@ def _row(request: Request) -> Row:
 def _since(boot_ns: int) -> float:
     """Seconds since a moment on the clock that counts from boot and that nobody sets."""
     return round(max(0, time.clock_gettime_ns(time.CLOCK_BOOTTIME) - boot_ns) / 1e9, 1) if boot_ns else 0.0
+
+
+def _lives(request: Request) -> bool:
+    """Whether the process that made a request is still there, and no other with its number."""
+    import psutil
+
+    try:
+        began = psutil.Process(request.pid).create_time() - psutil.boot_time()
+    except psutil.Error:
+        return False
+    return bool(began <= request.ticket / 1e9 + CLOCKS_S)
 
 
 def _has_open(pid: int, path: Path) -> bool:

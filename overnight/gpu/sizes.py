@@ -81,14 +81,15 @@ def learn(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, used: "U
     folder, first = folder_of(step, arguments, card), used.asked_micro_batch or 0
     last = (used.micro_batch or first) if first else 0
     filled = used.peak_mib is not None and used.peak_mib >= learned.NEAR_SHARE * used.cap_mib
-    if used.out_of_memory:
+    survived = finished and last == first  # what ran out had no part in the micro-batch: an evaluation, say, that was done in slices
+    if used.out_of_memory and not survived:
         for size in _failed(first, last) if filled or not _crowded(card, used) else []:
             learned.add(folder, size, learned.OOM, used.cap_mib)
         if finished and last < first:
             learned.add(folder, last, learned.FITS, used.cap_mib)
-    elif used.met_cap or filled:
+    elif filled or (used.met_cap and not (used.out_of_memory and _crowded(card, used))):
         learned.add(folder, last, learned.NEAR, used.cap_mib)
-    elif finished and used.peak_mib is not None:
+    elif finished and used.peak_mib is not None and not used.out_of_memory:
         if used.resident_mib or learned.resident(learned.read(folder), last):
             learned.add(folder, last, learned.RESIDENT, used.resident_mib)
         learned.add(folder, last, learned.CLEAN, used.peak_mib)
@@ -252,7 +253,7 @@ class _Question:
 
 def _more(card: Card) -> str:
     """The setting that grants more of a card."""
-    if "OVERNIGHT_BUDGET_MIB" in os.environ:
+    if os.environ.get("OVERNIGHT_BUDGET_MIB"):
         return "set OVERNIGHT_BUDGET_MIB higher"
     return "set OVERNIGHT_VIRTUAL_MIB higher" if card.virtual else "set OVERNIGHT_RESERVE_MIB lower if the desktop needs less"
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from overnight.gpu.device import Card
-from overnight.gpu.gauge import Gauge, Program, foreign_mib, holders, outsiders
+from overnight.gpu.gauge import Gauge, Program, foreign_mib, holders, outsiders, printable
 from overnight.gpu.requests import Request
 
 NAMED = 3  # programs of others that are named
@@ -21,7 +21,7 @@ def waiting(card: Card, asked_mib: int, ahead: Sequence[Request], taken_mib: int
 
 def title(request: Request) -> str:
     """A request's step, else its process."""
-    return str(request.who.get("step") or f"pid {request.pid}")
+    return printable(str(request.who.get("step") or f"pid {request.pid}"))
 
 
 def strangers(programs: Sequence[Program], foreign_mib: int) -> list[str]:

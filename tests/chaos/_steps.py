@@ -21,7 +21,9 @@ from typing import Any
 
 from overnight.gpu import bell, ledger, place, requests, witness
 
-CALLS = re.compile(r"\bos\.|fcntl|\.unlink\(|\.rename\(|\.stat\(|mkdir|exists\(|lstat\(|_remove\(|time\.sleep|\.bind\(|_witness\.close|witness\.close")
+CALLS = re.compile(
+    r"\bos\.|fcntl|\.unlink\(|\.rename\(|\.stat\(|mkdir|exists\(|lstat\(|_remove\(|time\.sleep|\.bind\(|_witness\.close|witness\.close"
+)
 FILES = {module.__file__: Path(str(module.__file__)).read_text().splitlines() for module in (bell, ledger, place, requests, witness)}
 PAUSES = {(name, number) for name, lines in FILES.items() for number, line in enumerate(lines, 1) if CALLS.search(line)}
 PAUSES -= {(name, number) for name, number in PAUSES if name == witness.__file__ and "os.read(" in FILES[name][number - 1]}
