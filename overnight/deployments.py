@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from httpx import HTTPError
-from prefect import flow
+from prefect import Flow, flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort
@@ -60,10 +60,20 @@ BROKE = "Flow run encountered an exception:"  # how Prefect begins the message o
 flows = {"etl": etl, "vision": vision, "detect": detect, "graph": graph, "agent": agent, "nightly": nightly}
 
 
+def flow_of(name: str) -> Flow[..., Any]:
+    """The flow of a file of flows/: one of the deployments above, or one of somebody's own, which `overnight run` starts as well."""
+
+    def own(config: str, overrides: list[str]) -> Any:
+        return _enter(name, config, overrides)
+
+    found: Flow[..., Any] | None = flows.get(name)
+    return found or flow(name=name, flow_run_name="{config}")(own)
+
+
 def run_here(name: str, path: Path, overrides: Sequence[str] = ()) -> "State[Any]":
     """Run a config in this process; raises Held when it is a night that runs already."""
     with _alone(name, path):
-        state = cast("State[Any]", flows[name](paths.shown(path), list(overrides), return_state=True))
+        state = cast("State[Any]", flow_of(name)(paths.shown(path), list(overrides), return_state=True))
     _raise_what_broke(state)
     return state
 

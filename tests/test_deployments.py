@@ -30,6 +30,13 @@ def test_every_flow_has_its_deployment():
         assert deployments.flows[name].fn.__doc__
 
 
+def test_a_flow_of_one_s_own_is_run_without_being_named_there():
+    own = deployments.flow_of("my_own")
+    assert own.name == "my_own"
+    assert list(own.parameters.properties) == ["config", "overrides"]
+    assert deployments.flow_of("vision") is deployments.vision
+
+
 def test_the_parameters_are_a_config_and_overrides():
     for name, flow in deployments.flows.items():
         assert {k: p.get("default") for k, p in flow.parameters.properties.items()} == {"config": f"configs/{name}.yaml", "overrides": []}
