@@ -134,6 +134,7 @@ class _Attempt:
         """What of the card the step asks for. Raises DoesNotFit."""
         if not self.pending.step.gpu:
             return Ask(0)
+        self.chain.display.change(self.pending.row, "queued", "works out how much of the card it needs")
         asked = apart.ask(self.pending.step, self.arguments, self.chain.card, self.chain.stop)
         for event in usage.of_asking(asked):
             self._own(event)

@@ -180,9 +180,16 @@ class Play:
         self.worst = max(self.worst, sum(p.holds for p in players))
 
     def _remove(self, choose: random.Random, folder: Path) -> None:
-        pattern = choose.choice(["h-*", "g-*", "[hg]-*", "q-*", "*", "", ".*"])
+        pattern = choose.choice(["h-*", "g-*", "[hg]-*", "q-*", "*", "", ".*", "one", "the youngest's", "renamed"])
         self.trail.append(pattern or "folder")
-        if pattern:
+        if pattern == "one":
+            _remove(folder, choose.choice([*sorted(path.name for path in folder.glob("*")), "none"]))
+        elif pattern == "the youngest's":
+            _remove(folder, youngest := f"g-{requests.youngest(folder)}")
+            _remove(folder, next((path.name for path in folder.glob("h-*") if path.stat().st_nlink == 1), youngest))
+        elif pattern == "renamed":
+            _rename(folder)
+        elif pattern:
             _remove(folder, pattern)
         else:
             shutil.rmtree(folder, ignore_errors=True)
@@ -192,6 +199,14 @@ def _remove(folder: Path, pattern: str) -> None:
     for path in folder.glob(pattern):
         with suppress(OSError):
             path.unlink()
+
+
+def _rename(folder: Path) -> None:
+    """Out of the way, and gone a moment later."""
+    away = folder.with_name("away")
+    with suppress(OSError):
+        folder.rename(away)
+    shutil.rmtree(away, ignore_errors=True)
 
 
 @dataclass

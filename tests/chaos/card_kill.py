@@ -66,10 +66,14 @@ def _stop_and_go(choose: random.Random, people: Crowd, stopped: dict[int, float]
 
 
 def _remove(choose: random.Random, card: Path) -> None:
-    pattern = choose.choice(["h-*", "g-*", "q-*", "[hg]-*", "*", ""])
-    if not pattern:
+    pattern = choose.choice(["h-*", "g-*", "q-*", "[hg]-*", "*", "", "one", "renamed"])
+    if pattern == "renamed":
+        with suppress(OSError):
+            card.rename(card.with_name(f"away-{choose.random()}"))
+    elif not pattern:
         shutil.rmtree(card, ignore_errors=True)
-    for path in card.glob(pattern) if pattern else ():
+    files = sorted(card.glob("*" if pattern == "one" else pattern)) if pattern else []
+    for path in choose.sample(files, min(1, len(files))) if pattern == "one" else files:
         with suppress(OSError):
             path.unlink()
 
