@@ -237,8 +237,8 @@ def test_points_of_an_attempt_whose_checkpoint_is_of_no_use_are_named_as_such(tm
 def test_a_changed_byte_is_found(tmp_path):
     said = []
     keeper = Keeper(tmp_path, 0, said.append)
-    keeper.save({"of": "this"}, lambda file: file.write(b"first"))
-    keeper.save({"of": "this"}, lambda file: file.write(b"second"))
+    keeper.save({"of": "this"}, lambda file: file.write(b"first"), 1)
+    keeper.save({"of": "this"}, lambda file: file.write(b"second"), 2)
     newest = keeper.newest({"of": "this"})
     assert newest is not None
     newest.write_bytes(b"sec0nd")
@@ -255,7 +255,7 @@ def test_what_else_lies_in_the_folder_is_in_nobody_s_way(tmp_path):
     (tmp_path / "00000001 (copy).json").write_text("{}")
     (tmp_path / "a folder").mkdir()
     keeper = Keeper(tmp_path, 0, print)
-    keeper.save({"of": "this"}, lambda file: file.write(b"first"))
+    keeper.save({"of": "this"}, lambda file: file.write(b"first"), 1)
     found = keeper.newest({"of": "this"})
     assert found is not None
     assert found.name == "00000001.pt"
@@ -264,14 +264,14 @@ def test_what_else_lies_in_the_folder_is_in_nobody_s_way(tmp_path):
 
 def test_a_write_that_is_cut_short_leaves_the_one_before(tmp_path):
     keeper = Keeper(tmp_path, 0, lambda _text: None)
-    keeper.save({}, lambda file: file.write(b"whole"))
+    keeper.save({}, lambda file: file.write(b"whole"), 1)
 
     def half(file):
         file.write(b"ha")
         raise Killed
 
     with pytest.raises(Killed):
-        keeper.save({}, half)
+        keeper.save({}, half, 2)
     newest = keeper.newest({})
     assert newest is not None
     assert newest.read_bytes() == b"whole"

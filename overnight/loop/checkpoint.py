@@ -1,9 +1,9 @@
-"""Checkpoints on disk: each written whole or not at all, told apart by a digest, the last two kept.
+"""Checkpoints on disk: each written whole or not at all, told apart by a digest, those of the last two steps kept.
 
 .overnight/checkpoints/<key of the step>/lock       held by the one run that trains it
                                          run.json   its MLflow run, and the spools of every attempt
                                          0/         of the step's first training (a step may have several)
-                                            00000007.pt, 00000007.json   a state, numbered as written; its digest and what it is of
+                                            00000007.pt, 00000007.json   a state, numbered as written; its digest, step, and what it is of
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,13 +35,13 @@ class Keeper:
         """Whether it is time for the next one: every `every_s`, later where writing is slow."""
         return self.folder is not None and time.monotonic() >= self.next
 
-    def save(self, identity: Identity, write: Callable[[Any], None]) -> None:
-        """Keep what `write` writes; a disk that does not take it is told, and training goes on."""
+    def save(self, identity: Identity, write: Callable[[Any], None], step: int) -> None:
+        """Keep what `write` writes, the state after so many optimiser steps; a disk that does not take it is told, and training goes on."""
         if self.folder is None:
             return
         began = time.monotonic()
         try:
-            _write(self.folder, identity, write)
+            _write(self.folder, identity, write, step)
         except OSError as error:
             self.log(f"no checkpoint: {shown(self.folder)} cannot be written ({error.strerror})")
         self.next = time.monotonic() + max(self.every_s, (time.monotonic() - began) / SHARE if self.every_s else 0)
@@ -53,6 +54,14 @@ class Keeper:
                 return facts.with_suffix(".pt")
             self.log(f"checkpoint {shown(facts.with_suffix('.pt'))} is not used: {reason}")
         return None
+
+    def drop(self, step: int) -> None:
+        """Weights that gave a loss beyond all bounds, and what came of them: no state of that optimiser step or a later one is of use."""
+        for facts in _written(self.folder) if self.folder else []:
+            if _step(facts) >= step:
+                with suppress(OSError):
+                    facts.unlink()
+                    facts.with_suffix(".pt").unlink(missing_ok=True)
 
     def leave(self, plan: dict[str, Any]) -> None:
         """A plan for the process that goes on from the newest state; forgotten with the next one, which holds it."""
@@ -101,7 +110,7 @@ class _Hashing:
         self.file.flush()
 
 
-def _write(folder: Path, identity: Identity, write: Callable[[Any], None]) -> None:
+def _write(folder: Path, identity: Identity, write: Callable[[Any], None], step: int) -> None:
     """The state first, then the facts that make it count, each by a rename after its bytes are on the disk."""
     folder.mkdir(parents=True, exist_ok=True)
     number = 1 + max((int(facts.stem) for facts in _written(folder)), default=0)
@@ -114,7 +123,7 @@ def _write(folder: Path, identity: Identity, write: Callable[[Any], None]) -> No
         _sync(file)
     part.replace(state)
     with part.open("wb") as file:
-        file.write(json.dumps({"identity": identity, "bytes": size, "sha256": hashing.sha256.hexdigest()}).encode())
+        file.write(json.dumps({"identity": identity, "step": step, "bytes": size, "sha256": hashing.sha256.hexdigest()}).encode())
         _sync(file)
     part.replace(facts)
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
@@ -131,8 +140,12 @@ def _sync(file: IO[bytes]) -> None:
 
 
 def _forget(folder: Path) -> None:
-    """Remove all but the last two, and states that a crash left without facts."""
-    kept = {facts.stem for facts in _written(folder)[-KEPT:]}
+    """Remove all but the newest of each of the last two steps, and states that a crash left without facts.
+
+    Two of the same step would be of the same weights: when the next loss shows that those are useless, there must be others.
+    """
+    newest = {_step(facts): facts.stem for facts in _written(folder)}
+    kept = sorted(newest.values())[-KEPT:]
     for path in folder.iterdir():
         if path.stem not in kept and path.is_file():
             path.unlink(missing_ok=True)
@@ -141,6 +154,14 @@ def _forget(folder: Path) -> None:
 def _written(folder: Path) -> list[Path]:
     """The facts of every state, the oldest first; what is called otherwise is none of ours."""
     return sorted(path for path in folder.glob("*.json") if path.stem.isdecimal() and path.stem.isascii())
+
+
+def _step(facts: Path) -> int:
+    """After how many optimiser steps it was written; -1 where that cannot be read."""
+    try:
+        return int(json.loads(facts.read_text())["step"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return -1
 
 
 def remove(folder: Path) -> None:

@@ -45,7 +45,7 @@ class Course(Generic[Data]):
         self.elastic = Elastic(recipe, run, state.model, state.precision, state.plan.memory)
         self.feed = Feed(state.epoch_batches, data, lambda: state.index, state.device)
         self.elastic.spare = self.feed.back
-        self.watch, self.every, self.first = divergence.Watch(), max(1, state.total // READS), state.done
+        self.every, self.first = max(1, state.total // READS), state.done
         pages = state.device.type == "cuda" and pages_silently()
         self.sentinel = Sentinel(partial(at_ceiling, run.budget_mib, state.device)) if pages else None
 
@@ -103,9 +103,9 @@ class Course(Generic[Data]):
         """One optimiser step, and what is due after it."""
         run, state, elastic = self.run, self.state, self.elastic
         sums = elastic.gradients(batch)
-        self.watch.add(divergence.Place(state.done, state.epoch, state.index), sums)
+        state.watch.add(divergence.Place(state.done, state.epoch, state.index), sums)
         due, read = self.keeper.due(), state.done % self.every == self.every - 1 or state.done + 1 == state.total
-        if read or due or self.watch.free:
+        if read or due or state.watch.free:
             self._check()
         self._step(sums, batch)
         if read or elastic.changed():
@@ -136,8 +136,10 @@ class Course(Generic[Data]):
         run.metric("train/gflop_per_sample", gflop)
 
     def _save(self) -> None:
+        """What the last step made; whether its weights are of use, the next loss says. Every step before it is known to be fine."""
+        self._check()
         self.run.sync()
-        self.keeper.save(self.state.identity(), self.state.write)
+        self.keeper.save(self.state.identity(), self.state.write, self.state.done)
         if self.sentinel:
             self.sentinel.pause()
 
@@ -160,12 +162,14 @@ class Course(Generic[Data]):
 
     def _check(self) -> None:
         """Raises Diverged, with a report, when a loss since the last look was no number; or starts over where the recipe allows it."""
-        fault, state, recipe = self.watch.look(), self.state, self.recipe
+        state, recipe = self.state, self.recipe
+        fault = state.watch.look()
         if fault is None:
             return
+        self.keeper.drop(fault.place.step)
         indices = samples(state.epoch_batches(self.data), fault.place.index) if fault.place.epoch == state.epoch else []
         more = {"rate": state.rate, "micro_batch": state.plan.memory.size, "read_at_step": state.done + 1}
-        divergence.report(self.run, fault, state.model, indices, self.watch, more)
+        divergence.report(self.run, fault, state.model, indices, state.watch, more)
         if recipe.rollback and state.plan.rate == 1.0:
             raise StartOver(f"{fault}; the learning rate is now times {recipe.rollback:g}", replace(state.plan, rate=recipe.rollback))
         raise Diverged(f"{fault}; see divergence.json. Try a smaller learning rate, clipping (clip), or precision fp32 or bf16")

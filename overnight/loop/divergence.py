@@ -38,7 +38,7 @@ class Fault:
 
 
 class Watch:
-    """The losses since the last look; on a card they stay there until somebody looks."""
+    """The losses since the last look; on a card they stay there until somebody looks. What the next are measured by is in the checkpoint."""
 
     def __init__(self) -> None:
         self.pending = list[tuple[Place, Sums]]()
@@ -48,6 +48,15 @@ class Watch:
     def add(self, place: Place, sums: Sums) -> None:
         """One optimiser step's loss."""
         self.pending.append((place, sums))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen."""
+        return {"first": self.first, "last": list(self.last)}
+
+    def load_state_dict(self, found: dict[str, Any]) -> None:
+        """What state_dict gave."""
+        self.first = found["first"]
+        self.last.extend(found["last"])
 
     @property
     def free(self) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from overnight.loop.ballast import ballast, is_counted
 from overnight.loop.batches import Batch, seeded
 from overnight.loop.checkpoint import Identity
+from overnight.loop.divergence import Watch
 from overnight.loop.elastic import Memory, Sums
 from overnight.loop.faster import fuse, laid_out
 from overnight.loop.memory import Slices, random_state, set_random_state
@@ -48,7 +49,7 @@ class Best:
 
 
 class State(Generic[Data]):
-    """Model, average, optimiser, schedule, loss scale, position, best epoch. `done` counts optimiser steps, `index` those of the epoch."""
+    """Model, average, optimiser, schedule, loss scale, losses, position, best epoch. `done` counts optimiser steps, `index` those of the epoch."""
 
     def __init__(self, recipe: "Recipe[Data]", run: "Run", data: Data, plan: Plan) -> None:
         self.recipe, self.plan, self.seed = recipe, plan, run.seed
@@ -60,6 +61,7 @@ class State(Generic[Data]):
         self.optimiser = self._optimiser()
         self.precision = Precision(recipe.params.precision, self.device)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda done: self.plan.rate * recipe.schedule(done, self.total))
+        self.watch = Watch()
         self.epoch = self.index = self.done = 0
         self.best: Best | None = None
         self.history = list[dict[str, float]]()
@@ -156,7 +158,8 @@ class State(Generic[Data]):
         restore_randomness(found["random"], self.device)
 
     def _parts(self) -> dict[str, Any]:
-        parts = {"model": self.model, "optimiser": self.optimiser, "schedule": self.schedule, "scaler": self.precision.scaler}
+        parts: dict[str, Any] = {"model": self.model, "optimiser": self.optimiser, "schedule": self.schedule}
+        parts |= {"scaler": self.precision.scaler, "watch": self.watch}
         return parts | ({"average": self.average} if self.average is not None else {})
 
 
