@@ -9,6 +9,7 @@
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import time
 from collections.abc import Callable
@@ -16,11 +17,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from overnight.loop.memory import brief
 from overnight.paths import shown
 
 KEPT = 2
 PLAN = "plan"
 SHARE = 0.02  # of the time that writing may cost
+REFUSALS = (OSError, RuntimeError, pickle.PickleError, AttributeError, TypeError, ValueError, MemoryError)  # of torch.save, and pickle below it
 Identity = dict[str, str]  # what a checkpoint is of: what differs here makes it useless
 
 
@@ -30,6 +33,7 @@ class Keeper:
     def __init__(self, folder: Path | None, every_s: float, log: Callable[[str], None]) -> None:
         self.folder, self.every_s, self.log = folder, every_s, log
         self.next = time.monotonic() + every_s
+        self.said = ""
 
     def due(self) -> bool:
         """Whether it is time for the next one: every `every_s`, later where writing is slow."""
@@ -42,9 +46,18 @@ class Keeper:
         began = time.monotonic()
         try:
             _write(self.folder, identity, write, step)
-        except OSError as error:
-            self.log(f"no checkpoint: {shown(self.folder)} cannot be written ({error.strerror})")
+            self.said = ""
+        except REFUSALS as error:
+            with suppress(OSError):  # a disk that is full has no room to lose
+                (self.folder / "part").unlink(missing_ok=True)
+            self._say(f"no checkpoint: {_why(self.folder, error)}")
         self.next = time.monotonic() + max(self.every_s, (time.monotonic() - began) / SHARE if self.every_s else 0)
+
+    def _say(self, text: str) -> None:
+        """Once, until there is something else to say."""
+        if text != self.said:
+            self.log(text)
+        self.said = text
 
     def newest(self, identity: Identity) -> Path | None:
         """The newest state that is whole and of this very training; says why others are refused."""
@@ -101,13 +114,27 @@ class _Hashing:
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.sha256 = file, hashlib.sha256()
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.sha256.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()
+
+    def fill(self, write: Callable[[Any], None]) -> None:
+        """Let it be written; torch has an error of its own for a file that takes no more, and hides the file's."""
+        try:
+            write(self)
+        except RuntimeError:
+            if self.error is not None:
+                raise self.error from None
+            raise
 
 
 def _write(folder: Path, identity: Identity, write: Callable[[Any], None], step: int) -> None:
@@ -118,7 +145,7 @@ def _write(folder: Path, identity: Identity, write: Callable[[Any], None], step:
     part = folder / "part"
     with part.open("wb") as file:
         hashing = _Hashing(file)
-        write(hashing)
+        hashing.fill(write)
         size = file.tell()
         _sync(file)
     part.replace(state)
@@ -132,6 +159,13 @@ def _write(folder: Path, identity: Identity, write: Callable[[Any], None], step:
     finally:
         os.close(descriptor)
     _forget(folder)
+
+
+def _why(folder: Path, error: BaseException) -> str:
+    """Why nothing was written."""
+    if isinstance(error, OSError):
+        return f"{shown(folder)} cannot be written ({error.strerror})"
+    return f"this training cannot be written ({type(error).__name__}: {brief(error)})"
 
 
 def _sync(file: IO[bytes]) -> None:
