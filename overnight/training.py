@@ -16,7 +16,7 @@ from overnight.loop.course import Course, StartOver
 from overnight.loop.elastic import Memory
 from overnight.loop.judging import evaluate
 from overnight.loop.memory import free, in_slices
-from overnight.loop.state import Plan, State, merged
+from overnight.loop.state import Plan, State, planned
 from overnight.run import Run
 
 __all__ = [
@@ -104,9 +104,8 @@ def train(recipe: Recipe[Data], run: Run, data: Data) -> Fitted:
     """
     params = recipe.params
     size = params.micro_batch or params.batch
-    plan, keeper = Plan(Memory(size, size)), Keeper(run.checkpoint_folder(), params.checkpoint_s, run.log)
-    if (left := keeper.left()) is not None:
-        plan = merged(plan, left)
+    keeper = Keeper(run.checkpoint_folder(), params.checkpoint_s, run.log)
+    plan = planned(Plan(Memory(size, size)), keeper.left())
     while True:
         try:
             return _fitted(run, Course(recipe, run, data, plan, keeper).through())

@@ -1,13 +1,22 @@
 """Checkpoints that cannot be written or read cost their training nothing but themselves."""
 
+import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from overnight.errors import BadInput, Stopped
+from overnight.gpu.counter import Counter
+from overnight.loop.attempts import earlier, folder_of
 from overnight.loop.checkpoint import Keeper
+from overnight.loop.course import Course
+from overnight.loop.elastic import Memory
+from overnight.loop.state import Plan
 from overnight.run import RecordingRun
 from overnight.training import TrainParams, train
 from tests import small
@@ -30,6 +39,13 @@ def attempt(folder):
 
 def logged(run):
     return [event["text"] for event in run.of("log")]
+
+
+def test_a_disk_that_takes_nothing_is_told_and_training_goes_on(tmp_path, blobs):
+    (tmp_path / "checkpoints").write_text("a file where a folder should be")
+    run = attempt(tmp_path)
+    assert train(recipe(PARAMS), run, blobs).epoch >= 1
+    assert "cannot be written" in logged(run)[0]
 
 
 FILES = """
@@ -83,3 +99,93 @@ def test_a_reason_is_told_again_when_it_came_back(tmp_path):
     for write in (refuse, refuse, lambda file: file.write(b"whole"), refuse):
         keeper.save({}, write, 1)
     assert len(said) == 2
+
+
+# ------------------------------------------------------------------------------------------------ what cannot be read
+
+
+def stopped(folder, chosen, data, steps=10):
+    """An attempt that was stopped after so many optimiser steps."""
+    run = attempt(folder)
+    run.should_stop = lambda: len(run.curve("train/loss")) >= steps
+    with pytest.raises(Stopped):
+        train(chosen, run, data)
+    return run
+
+
+def spoilt(folder, how):
+    """Make the newest checkpoint one that is whole, and holds something else."""
+    newest = max((folder / "checkpoints/0").glob("*.pt"))
+    found = torch.load(newest, weights_only=True)
+    how(found)
+    facts = json.loads(newest.with_suffix(".json").read_text())
+    torch.save(found, newest)
+    facts |= {"bytes": newest.stat().st_size, "sha256": hashlib.sha256(newest.read_bytes()).hexdigest()}
+    newest.with_suffix(".json").write_text(json.dumps(facts))
+
+
+@pytest.mark.parametrize("how", [
+    lambda found: found.update(history=[{"accuracy": np.float64(0.5)}]),  # cannot be read without running code
+    lambda found: found.pop("random"),  # is missed when all else is loaded
+    lambda found: found["optimiser"].update(param_groups=[]),
+])  # fmt: skip
+def test_the_one_before_a_checkpoint_that_cannot_be_loaded_is_used(tmp_path, blobs, how):
+    stopped(tmp_path, recipe(PARAMS), blobs)
+    spoilt(tmp_path, how)
+    run = attempt(tmp_path)
+    fitted = train(recipe(PARAMS), run, blobs)
+    assert "it cannot be loaded" in logged(run)[0]
+    assert "after optimiser step 9 of 14" in run.of("note")[0]["text"]
+    whole = train(recipe(PARAMS), RecordingRun(tmp_path / "whole"), blobs)
+    assert all(torch.equal(a, b) for a, b in zip(fitted.model.parameters(), whole.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("score", [np.float64(0.5), np.float32(0.5), np.array(0.5), torch.tensor(0.5), True, 1])
+def test_scores_become_plain_numbers(tmp_path, blobs, score):
+    chosen = recipe(PARAMS, evaluate=lambda *_: {"accuracy": score})
+    stopped(tmp_path, chosen, blobs)
+    run = attempt(tmp_path)
+    fitted = train(chosen, run, blobs)
+    assert logged(run) == []
+    assert {type(scores["accuracy"]) for scores in fitted.history} == {float}
+
+
+@pytest.mark.parametrize(("scores", "told"), [
+    (None, "returned NoneType: expected"),
+    (0.5, "returned float: expected"),
+    ({"accuracy": "good"}, "returned str as accuracy: expected"),
+    ({"accuracy": torch.ones(3)}, r"returned Tensor of shape \(3,\) as accuracy: expected"),
+    ({1: 0.5}, "calls a score 1: expected"),
+])  # fmt: skip
+def test_scores_that_are_none_end_with_what_was_expected(tmp_path, blobs, scores, told):
+    with pytest.raises(BadInput, match=told):
+        train(recipe(PARAMS, evaluate=lambda *_: scores), RecordingRun(tmp_path), blobs)
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "plan", ["{}", "[]", "{", '{"memory": {"size": "8", "largest": 32}}', '{"memory": {"size": 0, "largest": 32}}', DEEP]
+)
+def test_a_plan_that_is_none_is_no_plan(tmp_path, blobs, plan):
+    stopped(tmp_path, recipe(PARAMS), blobs)
+    (tmp_path / "checkpoints/0/plan").write_text(plan)
+    run = attempt(tmp_path)
+    train(recipe(PARAMS), run, blobs)
+    assert run.micro_batch == 32
+
+
+def test_facts_that_are_nested_without_end_are_refused(tmp_path, blobs):
+    stopped(tmp_path, recipe(PARAMS), blobs)
+    max((tmp_path / "checkpoints/0").glob("*.json")).write_text(DEEP)
+    run = attempt(tmp_path)
+    train(recipe(PARAMS), run, blobs)
+    assert "it cannot be read (RecursionError)" in logged(run)[0]
+    assert "after optimiser step 9" in run.of("note")[0]["text"]
+
+
+def test_attempts_that_are_nested_without_end_are_none(checkout):
+    folder_of("key").mkdir(parents=True)
+    (folder_of("key") / "run.json").write_text(DEEP)
+    assert earlier("key") == ()

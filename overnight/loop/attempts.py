@@ -14,7 +14,7 @@ from typing import Any
 
 from overnight import locks
 from overnight.errors import GoesOn
-from overnight.loop.checkpoint import remove
+from overnight.loop.checkpoint import put, remove
 from overnight.paths import state
 from overnight.run import Run
 from overnight.tracking import spool
@@ -64,9 +64,7 @@ def _enter(run: Run, folder: Path, known: Sequence[str], told: Mapping[str, int]
     last = latest(dict(told), *(spool.last_steps(Path(one) / spool.CHILD) for one in [*before, mine]))
     run.told = {name: step for name, step in last.items() if not name.startswith(MONITOR)}
     run.reports = 1 + max((step for name, step in last.items() if name.startswith(MONITOR)), default=-1)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps({"folders": [*before, mine]}))
-    part.replace(file)
+    put(file, json.dumps({"folders": [*before, mine]}))
 
 
 def latest(*found: Mapping[str, int]) -> dict[str, int]:
@@ -90,6 +88,6 @@ def _read(file: Path) -> dict[str, Any]:
 def _parsed(text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -12,7 +12,7 @@ import os
 import pickle
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -23,7 +23,15 @@ from overnight.paths import shown
 KEPT = 2
 PLAN = "plan"
 SHARE = 0.02  # of the time that writing may cost
-REFUSALS = (OSError, RuntimeError, pickle.PickleError, AttributeError, TypeError, ValueError, MemoryError)  # of torch.save, and pickle below it
+REFUSALS = (
+    OSError,
+    RuntimeError,
+    pickle.PickleError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    MemoryError,
+)  # of torch.save, and pickle below it
 Identity = dict[str, str]  # what a checkpoint is of: what differs here makes it useless
 
 
@@ -60,13 +68,21 @@ class Keeper:
         self.said = text
 
     def newest(self, identity: Identity) -> Path | None:
-        """The newest state that is whole and of this very training; says why others are refused."""
+        """The newest state that is of use."""
+        return next(self.usable(identity), None)
+
+    def usable(self, identity: Identity) -> Iterator[Path]:
+        """The states that are whole and of this very training, the newest first; says why others are refused."""
         for facts in reversed(_written(self.folder) if self.folder else []):
             reason = refused(facts, identity)
-            if not reason:
-                return facts.with_suffix(".pt")
-            self.log(f"checkpoint {shown(facts.with_suffix('.pt'))} is not used: {reason}")
-        return None
+            if reason:
+                self.refuse(facts.with_suffix(".pt"), reason)
+            else:
+                yield facts.with_suffix(".pt")
+
+    def refuse(self, state: Path, reason: str) -> None:
+        """Say why a state is of no use."""
+        self.log(f"checkpoint {shown(state)} is not used: {reason}")
 
     def drop(self, step: int) -> None:
         """Weights that gave a loss beyond all bounds, and what came of them: no state of that optimiser step or a later one is of use."""
@@ -80,17 +96,14 @@ class Keeper:
         """A plan for the process that goes on from the newest state; forgotten with the next one, which holds it."""
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            part = self.folder / "part"
-            part.write_text(json.dumps(plan))
-            part.replace(self.folder / PLAN)
+            put(self.folder / PLAN, json.dumps(plan))
 
-    def left(self) -> dict[str, Any] | None:
-        """The plan that the process before left."""
+    def left(self) -> bytes:
+        """The plan that the process before left, as JSON."""
         try:
-            found = json.loads((self.folder / PLAN).read_text()) if self.folder else None
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, dict) else None
+            return (self.folder / PLAN).read_bytes() if self.folder else b""
+        except OSError:
+            return b""
 
 
 def refused(facts: Path, identity: Identity) -> str:
@@ -103,7 +116,7 @@ def refused(facts: Path, identity: Identity) -> str:
                 return f"it is truncated: {os.fstat(file.fileno()).st_size} of {size} bytes"
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                 return "its digest is wrong: the file is damaged"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"it cannot be read ({type(error).__name__})"
     other = [name for name in identity if theirs.get(name) != identity[name]]
     return ", ".join(f"{name} was {theirs.get(name)!r}, is {identity[name]!r}" for name in other)
@@ -149,16 +162,22 @@ def _write(folder: Path, identity: Identity, write: Callable[[Any], None], step:
         size = file.tell()
         _sync(file)
     part.replace(state)
+    put(facts, json.dumps({"identity": identity, "step": step, "bytes": size, "sha256": hashing.sha256.hexdigest()}))
+    _forget(folder)
+
+
+def put(path: Path, text: str) -> None:
+    """A file with this text, whole or not at all; on the disk, with all that was renamed in its folder before, when this returns."""
+    part = path.with_name("part")
     with part.open("wb") as file:
-        file.write(json.dumps({"identity": identity, "step": step, "bytes": size, "sha256": hashing.sha256.hexdigest()}).encode())
+        file.write(text.encode())
         _sync(file)
-    part.replace(facts)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    part.replace(path)
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    _forget(folder)
 
 
 def _why(folder: Path, error: BaseException) -> str:

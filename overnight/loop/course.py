@@ -1,5 +1,6 @@
 """The loop itself: one training, from its last checkpoint to its end, in one process."""
 
+import pickle
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from overnight.training import Recipe
 
 Data = TypeVar("Data")
+UNREADABLE = (OSError, RuntimeError, pickle.PickleError, EOFError, LookupError, AttributeError, TypeError, ValueError, MemoryError)
 READS = 400  # times in a training that losses are fetched from the card and logged
 
 
@@ -39,9 +41,7 @@ class Course(Generic[Data]):
 
     def __init__(self, recipe: "Recipe[Data]", run: Run, data: Data, plan: Plan, keeper: Keeper) -> None:
         self.recipe, self.run, self.data, self.keeper = recipe, run, data, keeper
-        torch.manual_seed(run.seed)
-        self.state = state = State(recipe, run, data, plan)
-        self._begin()
+        self.state = state = self._begun(plan)
         self.elastic = Elastic(recipe, run, state.model, state.precision, state.plan.memory)
         self.feed = Feed(state.epoch_batches, data, lambda: state.index, state.device)
         self.elastic.spare = self.feed.back
@@ -49,18 +49,37 @@ class Course(Generic[Data]):
         pages = state.device.type == "cuda" and pages_silently()
         self.sentinel = Sentinel(partial(at_ceiling, run.budget_mib, state.device)) if pages else None
 
-    def _begin(self) -> None:
+    def _begun(self, plan: Plan) -> State[Data]:
         """At the start, or where the last attempt's checkpoint was written."""
-        run, state = self.run, self.state
+        run, state = self.run, self._restored(plan)
         run.param("parameters", sum(p.numel() for p in state.parameters))
         run.param("precision", state.precision.name)
-        found = self.keeper.newest(state.identity())
-        if found is not None:
-            state.read(found)
+        if state.restored:
             run.note(f"goes on after optimiser step {state.done} of {state.total}, epoch {state.epoch + 1}, batch {state.index}")
         elif (last := run.told.get("train/loss")) is not None:
             run.note(f"begins again, without a checkpoint of use; what is shown up to step {last} is of the attempt before")
         state.reserve()
+        return state
+
+    def _restored(self, plan: Plan) -> State[Data]:
+        """The newest state that can be loaded, else a new one; of one that cannot, nothing is left."""
+        state = self._new(plan)
+        for path in self.keeper.usable(state.identity()):
+            try:
+                state.read(path)
+            except UNREADABLE as error:
+                if is_out_of_memory(error):
+                    raise
+                self.keeper.refuse(path, f"it cannot be loaded ({type(error).__name__}: {brief(error)})")
+            else:
+                return state
+            del state
+            state = self._new(plan)
+        return state
+
+    def _new(self, plan: Plan) -> State[Data]:
+        torch.manual_seed(self.run.seed)
+        return State(self.recipe, self.run, self.data, plan)
 
     def through(self) -> State[Data]:
         """To the end; what there is then."""

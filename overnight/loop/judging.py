@@ -1,11 +1,12 @@
 """The evaluation of a model: in eval mode, without gradients, in slices as small as the memory asks for."""
 
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar
 
 import torch
 from torch import nn
 
-from overnight.errors import DoesNotFit
+from overnight.errors import BadInput, DoesNotFit
 from overnight.loop.elastic import too_large
 from overnight.loop.memory import KINDS, Slices, brief, evaluated, is_out_of_memory
 from overnight.loop.precision import Precision
@@ -19,11 +20,11 @@ Data = TypeVar("Data")
 
 
 def judge(recipe: "Recipe[Data]", state: State[Data], data: Data, run: Run) -> "Scores":
-    """The scores on "val"; what out of memory changed is told. Raises DoesNotFit."""
+    """The scores on "val"; what out of memory changed is told. Raises DoesNotFit, BadInput."""
     slices = state.plan.slices
     before = slices.faults
     try:
-        return evaluate(recipe, state.judged, data, "val", state.precision, slices)
+        return numbers(evaluate(recipe, state.judged, data, "val", state.precision, slices))
     except KINDS as error:
         if not is_out_of_memory(error):
             raise
@@ -33,6 +34,20 @@ def judge(recipe: "Recipe[Data]", state: State[Data], data: Data, run: Run) -> "
         if slices.faults > before:
             run.note(f"out of memory in the evaluation, {slices.faults - before} times: done again in slices of {slices.limit or 'all'}")
     raise DoesNotFit("evaluation: " + too_large(slices.limit, slices.used, run.budget_mib, reason))
+
+
+def numbers(scores: Any) -> "Scores":
+    """Scores as plain floats, which a checkpoint can hold; raises BadInput."""
+    expected = 'expected is a dict of numbers by name, such as {"accuracy": 0.9}'
+    if not isinstance(scores, Mapping):
+        raise BadInput(f"evaluate of the recipe returned {type(scores).__name__}: {expected}")
+    for name, value in scores.items():
+        if not isinstance(name, str):
+            raise BadInput(f"evaluate of the recipe calls a score {name!r}: {expected}")
+        if not isinstance(value, SupportsFloat) or getattr(value, "shape", ()) != ():
+            shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+            raise BadInput(f"evaluate of the recipe returned {type(value).__name__}{shape} as {name}: {expected}")
+    return {name: float(value) for name, value in scores.items()}
 
 
 def evaluate(

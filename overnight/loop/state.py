@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from overnight.loop.ballast import ballast, is_counted
@@ -66,6 +67,7 @@ class State(Generic[Data]):
         self.best: Best | None = None
         self.history = list[dict[str, float]]()
         self.ballast = list[Tensor]()
+        self.restored = False  # from a checkpoint
 
     def _optimiser(self) -> torch.optim.Optimizer:
         made = self.recipe.optimiser(self.model)
@@ -156,6 +158,7 @@ class State(Generic[Data]):
         for group, base in zip(self.optimiser.param_groups, self.schedule.base_lrs, strict=True):  # the plan's rate may be another
             group["lr"] = base * self.schedule.lr_lambdas[0](self.schedule.last_epoch)
         restore_randomness(found["random"], self.device)
+        self.restored = True
 
     def _parts(self) -> dict[str, Any]:
         parts: dict[str, Any] = {"model": self.model, "optimiser": self.optimiser, "schedule": self.schedule}
@@ -174,6 +177,15 @@ def merged(now: Plan, found: dict[str, Any]) -> Plan:
     memory = now.memory if now.memory.size < found["memory"]["size"] else Memory(**found["memory"] | {"largest": now.memory.largest})
     limits = [limit for limit in (now.slices.limit, found["slices"]["limit"]) if limit]
     return Plan(memory, min(now.rate, found["rate"]), Slices(min(limits, default=0)))
+
+
+def planned(now: Plan, left: bytes) -> Plan:
+    """As merged, of a plan in JSON; what is none changes nothing."""
+    try:
+        found = TypeAdapter(Plan).validate_json(left, strict=True)
+    except ValidationError:
+        return now
+    return merged(now, asdict(found)) if found.memory.size > 0 else now
 
 
 def randomness(device: torch.device) -> dict[str, Any]:
