@@ -55,13 +55,18 @@ class Run(ABC):
         """Several numbers at the same step; those that an earlier attempt has logged already are left out."""
         fresh = {k: float(v) for k, v in values.items() if k not in self.told or step > self.told[k]}
         if fresh:
-            self.logged.update(dict.fromkeys(fresh, int(step)))
+            self.logged |= {name: max(int(step), self.logged.get(name, int(step))) for name in fresh}
             self._emit({"event": "metrics", "values": fresh, "step": int(step)})
 
     def checkpoint_folder(self) -> Path | None:
         """A place for the checkpoints of the next training, the same in every attempt; None: nowhere."""
         self.trainings += 1
         return self.checkpoints and self.checkpoints / str(self.trainings - 1)
+
+    def named(self, name: str) -> str:
+        """What the newest training calls its train/loss: train-2/loss in the second one of a step, whose steps begin again at 1."""
+        kind, _, rest = name.partition("/")
+        return f"{kind}-{self.trainings}/{rest}" if self.trainings > 1 else name
 
     def sync(self) -> None:  # noqa: B027 - most runs keep nothing on a disk
         """What was logged is on the disk when this returns."""

@@ -99,7 +99,7 @@ def train(recipe: Recipe[Data], run: Run, data: Data) -> Fitted:
     Goes on from the run's checkpoint, if there is one. Out of memory costs a smaller micro-batch, never the training. Where it computes on
     a CUDA card, the engine chooses layout, fused optimiser, compiling, and where the data lie (a dict of tensors moves to the card when it
     fits). Logs train/loss, train/lr (thinned), val/*, train/samples_per_s and train/tflops per epoch, train/micro_batch,
-    train/gflop_per_sample. Raises DoesNotFit, Diverged, Stopped, OutOfMemory where memory is paged silently, and GoesOn where a fresh
+    train/gflop_per_sample; the second training of a step logs train-2/loss, val-2/*, and so on. Raises BadInput, DoesNotFit, Diverged, Stopped, OutOfMemory where memory is paged silently, and GoesOn where a fresh
     process is to go on: see errors.py.
     """
     params = recipe.params

@@ -56,7 +56,7 @@ class Course(Generic[Data]):
         run.param("precision", state.precision.name)
         if state.restored:
             run.note(f"goes on after optimiser step {state.done} of {state.total}, epoch {state.epoch + 1}, batch {state.index}")
-        elif (last := run.told.get("train/loss")) is not None:
+        elif (last := run.told.get(run.named("train/loss"))) is not None:
             run.note(f"begins again, without a checkpoint of use; what is shown up to step {last} is of the attempt before")
         state.reserve()
         return state
@@ -107,12 +107,12 @@ class Course(Generic[Data]):
         for batch in self.feed.batches():
             self._batch(batch, text)
             pace.add(count(batch))
-        run.metrics(pace.metrics(self.elastic.gflop or 0.0), state.done)
+        self._log(pace.metrics(self.elastic.gflop or 0.0))
         faults = state.plan.slices.faults
         scores = judge(self.recipe, state, self.data, run)
         if state.plan.slices.faults > faults:
             self.feed.back()
-        run.metrics({f"val/{name}": value for name, value in scores.items()}, state.done)
+        self._log({f"val/{name}": value for name, value in scores.items()})
         state.close_epoch(scores)
         if self.sentinel:
             self.sentinel.pause()
@@ -128,7 +128,7 @@ class Course(Generic[Data]):
             self._check()
         self._step(sums, batch)
         if read or elastic.changed():
-            run.metrics({"train/loss": sums.mean(), "train/lr": state.rate, "train/micro_batch": elastic.memory.size}, state.done)
+            self._log({"train/loss": sums.mean(), "train/lr": state.rate, "train/micro_batch": elastic.memory.size})
         if state.done == self.first + 1:
             self._settle(count(batch))
         if due:
@@ -142,6 +142,9 @@ class Course(Generic[Data]):
             run.note(why)
             raise GoesOn(why)
 
+    def _log(self, values: dict[str, float]) -> None:
+        self.run.metrics({self.run.named(name): value for name, value in values.items()}, self.state.done)
+
     def _settle(self, size: int) -> None:
         """After the first step it is known what a step takes and computes: where the data go, and whether to compile."""
         run, state, elastic = self.run, self.state, self.elastic
@@ -152,7 +155,7 @@ class Course(Generic[Data]):
             run.resident_mib = self.feed.moved_bytes / MIB
         run.param("data_on", self.feed.where)
         run.param("compile.used", elastic.compiled.why)
-        run.metric("train/gflop_per_sample", gflop)
+        run.metric(run.named("train/gflop_per_sample"), gflop)
 
     def _save(self) -> None:
         """What the last step made; whether its weights are of use, the next loss says. Every step before it is known to be fine."""
