@@ -60,8 +60,10 @@ class Recipe(Generic[Data]):
     build() -> model. example(n) -> a batch of n made-up samples with the real shapes and dtypes, from the spec alone.
     batches(data, generator) -> one epoch of effective batches, in an order and augmentation drawn from the generator alone, best
     as Batches, which can begin in the middle.
-    loss(model, batch) -> (sum over samples, count). optimiser(model). schedule(done, total) -> factor of the learning rate.
-    evaluate(model, data, split) -> scores, in eval mode without gradients; `best` names the one that picks the epoch.
+    loss(model, batch) -> (sum over samples, count). optimiser(model). schedule(done, total) -> factor of the learning rate,
+    for done from 0 to total - 1.
+    evaluate(model, data, split) -> scores, in eval mode without gradients; `best` names the one that picks the epoch:
+    the higher, the better.
     """
 
     build: Callable[[], nn.Module]

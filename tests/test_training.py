@@ -130,3 +130,17 @@ def _broken():
     model = nn.Sequential(nn.Linear(4, 3))
     nn.init.constant_(model[0].bias, float("nan"))
     return model
+
+
+def test_a_schedule_is_asked_for_the_steps_that_there_are(tmp_path, blobs):
+    rates = [0.3, 0.2, 0.1, 0.05]
+    run = RecordingRun(tmp_path)
+    train(recipe(TrainParams(epochs=2, batch=100), schedule=lambda done, _total: rates[done]), run, blobs)
+    assert len(run.curve("train/loss")) == 4
+
+
+@pytest.mark.parametrize(("best", "notes"), [("accuracy", 0), ("acuracy", 1)])
+def test_a_score_to_pick_by_that_is_not_there_is_told_once(tmp_path, blobs, best, notes):
+    run = RecordingRun(tmp_path)
+    assert len(train(recipe(TrainParams(epochs=3), best=best), run, blobs).history) == 3
+    assert sum("picked by acuracy, which is none of its scores (accuracy)" in event["text"] for event in run.of("note")) == notes

@@ -113,6 +113,10 @@ class Course(Generic[Data]):
         if state.plan.slices.faults > faults:
             self.feed.back()
         self._log({f"val/{name}": value for name, value in scores.items()})
+        if scores and self.recipe.best not in scores and not any(state.history):
+            run.note(
+                f"the epoch to keep is picked by {self.recipe.best}, which is none of its scores ({', '.join(scores)}): the last one is kept"
+            )
         state.close_epoch(scores)
         if self.sentinel:
             self.sentinel.pause()

@@ -61,13 +61,17 @@ class State(Generic[Data]):
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval() if recipe.ema else None
         self.optimiser = self._optimiser()
         self.precision = Precision(recipe.params.precision, self.device)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda done: self.plan.rate * recipe.schedule(done, self.total))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, self._factor)
         self.watch = Watch()
         self.epoch = self.index = self.done = 0
         self.best: Best | None = None
         self.history = list[dict[str, float]]()
         self.ballast = list[Tensor]()
         self.restored = False  # from a checkpoint
+
+    def _factor(self, done: int) -> float:
+        """Of the learning rate, in the step after so many; torch asks for the one after the last, too."""
+        return self.plan.rate * self.recipe.schedule(min(done, self.total - 1), self.total)
 
     def _optimiser(self) -> torch.optim.Optimizer:
         made = self.recipe.optimiser(self.model)
