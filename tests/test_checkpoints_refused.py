@@ -189,3 +189,36 @@ def test_attempts_that_are_nested_without_end_are_none(checkout):
     folder_of("key").mkdir(parents=True)
     (folder_of("key") / "run.json").write_text(DEEP)
     assert earlier("key") == ()
+
+
+class Hiding(torch.nn.Linear):
+    """Computes with buffers that no state_dict holds; one of them grows."""
+
+    def __init__(self):
+        super().__init__(4, 3)
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+        self.register_buffer("each", torch.zeros(0), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.seen += 1
+            self.each = torch.cat([self.each, x.detach().mean()[None]])
+        return super().forward(x) * (1 + 0.01 * self.seen + self.each.sum())
+
+
+@pytest.mark.parametrize("steps", [7, 10])
+def test_buffers_that_a_state_dict_leaves_out_are_kept(tmp_path, blobs, steps):
+    stopped(tmp_path, recipe(PARAMS, build=Hiding), blobs, steps)
+    fitted = train(recipe(PARAMS, build=Hiding), attempt(tmp_path), blobs)
+    whole = train(recipe(PARAMS, build=Hiding), RecordingRun(tmp_path / "whole"), blobs)
+    assert torch.equal(fitted.model.weight, whole.model.weight)
+    assert torch.equal(fitted.model.each, whole.model.each)
+
+
+def test_what_waits_on_the_host_is_none_of_the_virtual_card_s(tmp_path, blobs):
+    with Counter() as counter:
+        run = RecordingRun(tmp_path)
+        course = Course(recipe(PARAMS), run, blobs, Plan(Memory(32, 32)), Keeper(None, 1, run.log))
+        before = counter.use()
+        course.state.close_epoch({"accuracy": 0.5})
+        assert counter.use() == before

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_map_only
 
 from overnight.loop.ballast import ballast, is_counted
 from overnight.loop.batches import Batch, seeded
@@ -113,7 +115,8 @@ class State(Generic[Data]):
         self.history.append(scores)
         name = self.recipe.best
         if self.best is None or rank(scores, name) >= rank(self.best.scores, name):
-            weights = {key: tensor.detach().to("cpu", copy=True) for key, tensor in self.judged.state_dict().items()}
+            with _disable_current_modes():  # on the host, which no counter is to take for the card
+                weights = {key: tensor.detach().to("cpu", copy=True) for key, tensor in self.judged.state_dict().items()}
             self.best = Best(weights, scores, self.epoch + 1)
         self.epoch, self.index = self.epoch + 1, 0
 
@@ -143,6 +146,7 @@ class State(Generic[Data]):
         """Everything, as tensors and plain values that can be read back without running code."""
         state = {
             **{name: part.state_dict() for name, part in self._parts().items()},
+            "hidden": [hidden(model) for model in self._models()],
             **{name: getattr(self, name) for name in ("epoch", "index", "done", "history")},
             "best": None if self.best is None else {**vars(self.best)},
             "plan": asdict(self.plan),
@@ -152,9 +156,13 @@ class State(Generic[Data]):
 
     def read(self, path: Path) -> None:
         """Go on where the checkpoint was written. The micro-batch is the smaller of its own and the one now asked for."""
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with _disable_current_modes():
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        found["optimiser"] = tree_map_only(Tensor, Tensor.clone, found["optimiser"])  # it is kept as it is where the card is a virtual one
         for name, part in self._parts().items():
             part.load_state_dict(found[name])
+        for model, buffers in zip(self._models(), found["hidden"], strict=True):
+            restore_hidden(model, buffers, self.device)
         for name in ("epoch", "index", "done", "history"):
             setattr(self, name, found[name])
         self.best = Best(**found["best"]) if found["best"] else None
@@ -164,10 +172,31 @@ class State(Generic[Data]):
         restore_randomness(found["random"], self.device)
         self.restored = True
 
+    def _models(self) -> list[nn.Module]:
+        return [self.model] if self.average is None else [self.model, self.average]
+
     def _parts(self) -> dict[str, Any]:
         parts: dict[str, Any] = {"model": self.model, "optimiser": self.optimiser, "schedule": self.schedule}
         parts |= {"scaler": self.precision.scaler, "watch": self.watch}
         return parts | ({"average": self.average} if self.average is not None else {})
+
+
+def hidden(model: nn.Module) -> Weights:
+    """The buffers that its state_dict leaves out."""
+    shown = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name not in shown}
+
+
+@torch.no_grad()
+def restore_hidden(model: nn.Module, found: Weights, device: torch.device) -> None:
+    """What `hidden` gave; some grow with the samples, so that a new model's have another shape."""
+    now = dict(model.named_buffers())
+    for name, value in found.items():
+        owner, _, leaf = name.rpartition(".")
+        if name in now and now[name].shape == value.shape:
+            now[name].copy_(value)
+        else:
+            setattr(model.get_submodule(owner), leaf, value.to(device))
 
 
 def rank(scores: dict[str, float], name: str) -> float:
