@@ -258,7 +258,7 @@ def test_few_traces_tell_all_micro_batches():
         assert scaled.near(n).mib == pytest.approx(scaled.exact(n).mib, rel=0.001)
 
 
-def test_the_largest_micro_batch_that_fits_divides_the_batch_or_exceeds_it():
+def test_the_largest_micro_batch_that_fits_cuts_the_batch_evenly_or_exceeds_it():
     scaled = Scaled(made.critic_recipe(made.NetParams(batch=8192, precision="fp32", optimiser="sgd")), "cuda", 0.0, Constants())
     budget = (scaled.exact(8192).needed_mib + scaled.exact(1).needed_mib) / 2
     best = scaled.largest(budget)
@@ -267,6 +267,8 @@ def test_the_largest_micro_batch_that_fits_divides_the_batch_or_exceeds_it():
     more = scaled.largest(scaled.exact(4 * 8192).needed_mib)
     assert more.micro_batch > 8192
     assert scaled.largest(100) is None
+    odd = Scaled(made.critic_recipe(made.NetParams(batch=8191, precision="fp32", optimiser="sgd")), "cuda", 0.0, Constants())  # a prime
+    assert odd.largest(budget).micro_batch == best.micro_batch
 
 
 def test_a_recipe_says_its_own_micro_batch():

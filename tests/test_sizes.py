@@ -52,6 +52,24 @@ def test_a_measurement_decides_before_a_prediction(card):
     assert learned.NEAR_SHARE * asked.mib > 1000  # an equal run does not come near its cap
 
 
+@pytest.mark.parametrize(("batch", "sizes_"), [
+    (64, [64, 32, 16, 8, 4, 2, 1]),
+    (96, [96, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1]),
+    (101, [101, 51, 26, 13, 7, 4, 2, 1]),
+])  # fmt: skip
+def test_also_a_batch_that_nothing_divides_has_micro_batches_to_choose_from(card, batch, sizes_):
+    assert sizes.even(batch) == sizes_
+    asked = sizes.ask(net, given(NetParams(batch=batch)), card, lambda _recipe, size, _card: (100.0 * size, 200.0 * size))
+    assert asked.micro_batch == max(n for n in sizes_ if 200 * n < BUDGET)
+
+
+def test_a_training_that_went_on_with_the_larger_halves_says_which_failed(card):
+    used = Usage(asked_micro_batch=101, micro_batch=26, cap_mib=2048, lease_mib=2048, peak_mib=2048, out_of_memory=True, met_cap=True)
+    sizes.learn(net, given(NetParams(batch=101)), card, used, finished=True)
+    tight = card.model_copy(update={"budget_mib": 2048})
+    assert sizes.ask(net, given(NetParams(batch=101)), tight).micro_batch == 26
+
+
 def test_a_micro_batch_that_a_user_set_is_never_changed(card):
     fixed = given(NetParams(batch=64, micro_batch=24))
     asked = sizes.ask(net, fixed, card.model_copy(update={"budget_mib": 1000}))

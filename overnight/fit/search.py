@@ -5,6 +5,7 @@ from typing import Any
 
 from overnight.fit.events import Trace
 from overnight.fit.prediction import Constants, Prediction, Target, Unknown, traced, weighed
+from overnight.gpu.sizes import even, half
 
 MOST = 2**20  # samples at once
 TRIES = 12  # looks after the first two
@@ -32,7 +33,7 @@ class Scaled:
     def near(self, n: int) -> Prediction:
         """Out of the two traces next to it."""
         batch = self.recipe.params.batch
-        one, other = (batch, 2 * batch) if n >= batch else (max(1, batch // 2), max(1, batch // 4))
+        one, other = (batch, 2 * batch) if n >= batch else (half(batch), half(half(batch)))
         try:
             found = self._traced(one).between(self._traced(other), (n - one) / (other - one)) if one != other else None
         except Unknown as error:
@@ -48,14 +49,13 @@ class Scaled:
         return weighed(trace, n, self.target, self.data_mib, self.constants, self.recipe.sample is not None)
 
     def largest(self, budget_mib: float) -> Prediction | None:
-        """Of the largest micro-batch that fits: any number above the effective batch, a divisor of it below. None: not one sample."""
+        """Of the largest micro-batch that fits: any number above the effective batch, one that cuts it evenly below. None: not one sample."""
         batch = self.recipe.params.batch
         if self.exact(batch).verdict(budget_mib) == "fits":
             found = largest(self.near, budget_mib, MOST, batch)
             n = found.micro_batch if found else batch
             return next((p for p in map(self.exact, (n, n * 63 // 64)) if p.verdict(budget_mib) == "fits"), self.exact(batch))
-        smaller = [n for n in range(batch - 1, 0, -1) if batch % n == 0]
-        near = [n for n in smaller if self.near(n).verdict(budget_mib) == "fits"]
+        near = [n for n in even(batch)[1:] if self.near(n).verdict(budget_mib) == "fits"]
         return next((p for p in map(self.exact, near[:2]) if p.verdict(budget_mib) == "fits"), None)
 
 

@@ -3,8 +3,8 @@
 The amount of a micro-batch is what it was measured to need (learned.py) and the CUDA context; without a measurement the prediction and the
 context: as other micro-batches that ran have corrected it (bands.py), else its upper edge, as its family has moved it (families.py);
 without one the step's own `vram_mib`, of which a quarter is taken to be the same for every micro-batch and the rest to be in proportion to
-it, as with other micro-batches where those have run. The largest divisor of the effective batch whose amount is within the budget is
-chosen. Where none is, and micro-batch 1 is not known to be too large, the smallest gets the whole budget.
+it, as with other micro-batches where those have run. Of the divisors and the halves of the effective batch, the largest whose amount is
+within the budget is chosen. Where none is, and micro-batch 1 is not known to be too large, the smallest gets the whole budget.
 """
 
 import os
@@ -103,8 +103,8 @@ def learn(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, used: "U
 def _failed(first: int, last: int) -> list[int]:
     """The micro-batches that were too large: from the one it began with, by halves, to the one before the last."""
     found = [first]
-    while found[-1] // 2 > last:
-        found.append(found[-1] // 2)
+    while half(found[-1]) > last:
+        found.append(half(found[-1]))
     return found
 
 
@@ -143,12 +143,12 @@ class _Question:
 
     @cached_property
     def sizes(self) -> list[int]:
-        """The micro-batches to choose from, the largest first: the one that a user set, or the divisors of the batch, or [0]."""
+        """The micro-batches to choose from, the largest first: the one that a user set, or those that cut the batch evenly, or [0]."""
         if given := getattr(self.params, "micro_batch", None):
             return [int(given)]
         if self.step.recipe is None or not self.batch or not _cuts(self.recipe):
             return [0]
-        return [n for n in range(self.batch, 0, -1) if self.batch % n == 0]
+        return even(self.batch)
 
     def exclusive(self, size: int) -> bool:
         """Whether nobody may run beside it: asked for, or memory outside the cap that nobody has measured yet."""
@@ -267,6 +267,20 @@ def _cuts(recipe: Any) -> bool:
     with suppress(KeyError):  # it splits by more than the number of samples
         return len(list(recipe.split({"samples": torch.empty(2, 1)}, 1))) > 1
     return True
+
+
+def half(size: int) -> int:
+    """The micro-batch that running out of memory leads to: the larger half."""
+    return -(-size // 2)
+
+
+def even(batch: int) -> list[int]:
+    """Micro-batches to choose from, the largest first: the divisors of the batch and its halves, few and close even where it is prime."""
+    found = {n for n in range(1, batch + 1) if batch % n == 0}
+    while batch > 1:
+        batch = half(batch)
+        found.add(batch)
+    return sorted(found, reverse=True)
 
 
 def _descending(mib: int, amounts: Sequence[Amount]) -> tuple[tuple[int, int], ...]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 
 import torch
 from torch import Tensor
@@ -69,13 +69,17 @@ def samples(batches: Iterable[Batch], index: int) -> list[int]:
 
 
 def rows(batch: Batch, size: int) -> Iterator[Batch]:
-    """The batch in micro-batches of at most `size` samples."""
+    """The batch in micro-batches of at most `size` samples, as even as can be: the smallest has one less than the largest, the first.
+
+    So no sample is left alone while others fit, which batch normalisation would not take.
+    """
     total = count(batch)
     if total <= size:  # views of the whole would cost more than the look
         yield batch
         return
-    for start in range(0, total, size):
-        yield {name: tensor[start : start + size] for name, tensor in batch.items()}
+    number = -(-total // size)
+    for start, end in pairwise(-(-total * i // number) for i in range(number + 1)):
+        yield {name: tensor[start:end] for name, tensor in batch.items()}
 
 
 def count(batch: Batch) -> int:

@@ -33,6 +33,7 @@ class Memory:
     patience: int = GROW_AFTER
     grown: bool = False
     stuck: int = -1  # the optimiser step inside which memory ran out with the smallest size
+    least: int = 1  # samples that the model takes at once
 
     def done(self, grow: bool) -> None:
         """An optimiser step went well."""
@@ -114,13 +115,14 @@ class Elastic:
         while True:
             try:
                 return attempt()
-            except KINDS as error:
-                if not is_out_of_memory(error):
+            except (*KINDS, ValueError) as error:
+                alone = isinstance(error, ValueError) and self._leaves_one(batch)
+                if not alone and not is_out_of_memory(error):
                     raise
                 reason = brief(error)
             self._no_gradients()  # out here, where the error and the frames that it kept alive are gone
             undo()
-            self.shrink(batch, reason)
+            self.pair(reason) if alone else self.shrink(batch, reason)
 
     def _attempt(self, batch: Batch) -> Sums:
         """By the compiled model where there is one; where that fails for another reason than memory, by the plain one from now on."""
@@ -141,7 +143,7 @@ class Elastic:
     def _accumulate(self, batch: Batch) -> Sums:
         sums = Sums()
         self._no_gradients()
-        parts = self.recipe.split(batch, self.memory.size)
+        parts = self._cut(batch, self.memory.size)
         part, following = next(parts, None), next(parts, None)
         sums.averaged = following is None and not self.precision.scales
         while part is not None:
@@ -161,6 +163,22 @@ class Elastic:
         self.precision.backward(loss / counted.clamp(min=1) if sums.averaged else loss)
         sums.add(loss, counted)
 
+    def _cut(self, batch: Batch, size: int) -> Iterator[Batch]:
+        """The micro-batches, of at most `size` samples unless the model refuses one alone: an odd one makes it three."""
+        if self.memory.least > 1 and size <= 2:
+            size = 2 + count(batch) % 2
+        return self.recipe.split(batch, size)
+
+    def _leaves_one(self, batch: Batch) -> bool:
+        """Whether a sample is alone in its micro-batch that need not be."""
+        return self.memory.least == 1 < count(batch) and 1 in map(count, self._cut(batch, self.memory.size))
+
+    def pair(self, reason: str) -> None:
+        """From now on no sample alone: the model refused it, as batch normalisation does."""
+        self.memory.least, self.memory.size = 2, max(2, self.memory.size)
+        self.run.micro_batch = self.memory.size
+        self.run.note(f"the model refuses one sample alone: at least 2 at once from now on ({reason})")
+
     def _no_gradients(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None
@@ -172,11 +190,12 @@ class Elastic:
             free()
             self.run.note(f"out of memory: the data leave the card, micro-batch {self.memory.size} as before ({reason})")
             return
-        used = min(self.memory.size, count(batch))
-        smaller = max(1, used // 2)
-        cut = parts(self.recipe.split, batch, smaller) > parts(self.recipe.split, batch, used)
+        sizes = [count(part) for part in self._cut(batch, self.memory.size)]
+        used = max(sizes)
+        smaller = max(self.memory.least, -(-used // 2))
+        cut = sum(1 for _ in self._cut(batch, smaller)) > len(sizes)
         if not self.memory.failed(smaller if cut else None):
-            raise DoesNotFit(too_large(used, cut or used == 1, self.run.budget_mib, reason))
+            raise DoesNotFit(too_large(used, cut or used == 1, self.run.budget_mib, reason, self.memory.least))
         free()
         self.run.micro_batch = self.memory.size
         how = f"goes on with {self.memory.size} at once" if cut else "tried once more, as there is nothing to split"
@@ -189,14 +208,14 @@ class Elastic:
         return before != self.told
 
 
-def parts(split: Callable[[Batch, int], Iterator[Batch]], batch: Batch, size: int) -> int:
-    """How many micro-batches the batch is cut into."""
-    return sum(1 for _ in split(batch, size))
-
-
-def too_large(used: int, splits: bool, budget_mib: int | None, reason: str) -> str:
-    """Why nothing helps, and what would."""
+def too_large(used: int, splits: bool, budget_mib: int | None, reason: str, least: int = 1) -> str:
+    """Why nothing helps, and what would. least: samples that the model takes at once."""
     room = f"{budget_mib} MiB of the card" if budget_mib else "the memory there is"
+    if least > 1 and used <= 3:
+        return (
+            f"{used} samples at a time do not fit {room}, and the model refuses one alone, as batch normalisation does: use a larger card, "
+            f"a model without batch normalisation, a smaller one or smaller inputs, or precision bf16 ({reason})"
+        )
     if splits:
         return f"one sample at a time does not fit {room}: use a smaller model or smaller inputs, or precision bf16, or ask for more ({reason})"
     what = "what this step computes at once" if used != 1 else "one sample"
