@@ -12,6 +12,7 @@ from overnight.dataset import DataFile, Entry
 from overnight.errors import DoesNotFit
 from overnight.gpu import bands, learned, sizes
 from overnight.gpu.device import Card
+from overnight.gpu.halves import even
 from tests.sized import BUDGET, IMAGES, NetParams, PlainParams, card, cupy, ended, given, graph, net, plain, silent
 
 __all__ = ["card"]
@@ -58,7 +59,7 @@ def test_a_measurement_decides_before_a_prediction(card):
     (101, [101, 51, 26, 13, 7, 4, 2, 1]),
 ])  # fmt: skip
 def test_also_a_batch_that_nothing_divides_has_micro_batches_to_choose_from(card, batch, sizes_):
-    assert sizes.even(batch) == sizes_
+    assert even(batch) == sizes_
     asked = sizes.ask(net, given(NetParams(batch=batch)), card, lambda _recipe, size, _card: (100.0 * size, 200.0 * size))
     assert asked.micro_batch == max(n for n in sizes_ if 200 * n < BUDGET)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from overnight.fit.events import Trace
 from overnight.fit.prediction import Constants, Prediction, Target, Unknown, traced, weighed
-from overnight.gpu.sizes import even, half
+from overnight.gpu.halves import even, half
 
 MOST = 2**20  # samples at once
 TRIES = 12  # looks after the first two

@@ -22,6 +22,7 @@ from overnight.gpu import bands, families, learned
 from overnight.gpu.bands import Band, Predict
 from overnight.gpu.context import overhead
 from overnight.gpu.device import Card
+from overnight.gpu.halves import even, half
 from overnight.gpu.learned import Need
 
 if TYPE_CHECKING:
@@ -227,8 +228,15 @@ class _Question:
         near = min((n for n in needs if n > size), default=0)
         guesses = [needs[near].wanted / share(near) if near else whole - self.overhead_mib]
         guesses += [need.wanted / share(n) for n, need in needs.items() if n < size and need.sure]
-        why = f"scaled from micro-batches {sorted(needs)} that ran" if needs else f"declared: {whole:,} MiB for {batch}"
-        return self._sized(size, Need(0, int(min(guesses) * share(size))), why)
+        why = (
+            f"scaled from micro-batches {sorted(needs)} that ran"
+            if needs
+            else f"declared: {whole:,} MiB{'' if size == batch else f' for all {batch} samples at once'}"
+        )
+        wanted = int(min(guesses) * share(size))
+        if wanted + self.overhead_mib > self.card.budget_mib:
+            why += f", so about {wanted + self.overhead_mib:,} for {size}; there is no more than {self.card.budget_mib:,}, which may do"
+        return self._sized(size, Need(0, wanted), why)
 
     def _sized(self, size: int, need: Need, why: str) -> Amount:
         """In MiB of the card. What smaller micro-batches are known to need, this one needs as well."""
@@ -267,20 +275,6 @@ def _cuts(recipe: Any) -> bool:
     with suppress(KeyError):  # it splits by more than the number of samples
         return len(list(recipe.split({"samples": torch.empty(2, 1)}, 1))) > 1
     return True
-
-
-def half(size: int) -> int:
-    """The micro-batch that running out of memory leads to: the larger half."""
-    return -(-size // 2)
-
-
-def even(batch: int) -> list[int]:
-    """Micro-batches to choose from, the largest first: the divisors of the batch and its halves, few and close even where it is prime."""
-    found = {n for n in range(1, batch + 1) if batch % n == 0}
-    while batch > 1:
-        batch = half(batch)
-        found.add(batch)
-    return sorted(found, reverse=True)
 
 
 def _descending(mib: int, amounts: Sequence[Amount]) -> tuple[tuple[int, int], ...]:
