@@ -36,6 +36,8 @@ class Precision:
             torch._foreach_div_([p.grad for p in parameters if p.grad is not None], count)
         if clip:
             nn.utils.clip_grad_norm_(parameters, clip)
+        if self.scales:  # torch warns of schedules that go on before the optimiser's first step, which fp16 may leave out on purpose
+            setattr(optimiser, "_opt_called", True)  # noqa: B010 - torch declares it nowhere
         self.scaler.step(optimiser)
         self.scaler.update()
 
