@@ -1,10 +1,15 @@
 """How a batch is cut, what a failed try leaves behind, and what a loss has to give."""
 
+import random
+import warnings
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from overnight.errors import DoesNotFit
+from overnight.errors import BadInput, DoesNotFit
+from overnight.loop.memory import is_out_of_memory
 from overnight.run import RecordingRun
 from overnight.training import TrainParams, rows, train
 from tests.small import blobs, recipe
@@ -96,3 +101,149 @@ def test_a_batch_that_is_cut_twice_by_halves_reaches_one_sample(tmp_path):
     loss = Loss(room=1)
     trained(tmp_path, loss, batch=4, micro_batch=3)
     assert loss.sizes[:2] == [2, 1]
+
+
+# ------------------------------------------------------------------------------------------------ what a failed try leaves behind
+
+
+class Seen(nn.Module):
+    """Counts its samples in a buffer that is assigned anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(4, 3)
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("last", None)
+
+    def forward(self, x):
+        if self.training:
+            self.seen, self.last = self.seen + len(x), x.mean().detach()
+        return self.line(x) * (1 + 0.001 * self.seen)
+
+
+def test_a_buffer_that_is_assigned_anew_is_undone_as_well(tmp_path):
+    model, run = trained(tmp_path, Loss(at=(1, 4)), build=Seen)
+    assert run.out_of_memory == 2
+    assert model.seen == 200
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand])
+def test_draws_of_python_and_numpy_are_told_and_done_again_as_they_were(tmp_path, draw):
+    """With the parts as large as before, a step done again is bit for bit the step that did not fail."""
+    models = []
+    for at in ((), (1, 3)):
+        random.seed(0)
+        np.random.seed(0)
+        model, run = trained(tmp_path, Loss(at, change=lambda x: x * draw()), split=lambda batch, _size: iter([batch]))
+        models.append(model)
+        (told,) = [event["value"] for event in run.of("param") if event["name"] == "elastic"]
+        assert "random draws" in told
+    assert all(torch.equal(a, b) for a, b in zip(*(model.parameters() for model in models), strict=True))
+
+
+def test_a_loss_that_works_in_place_on_its_batch_does_so_once(tmp_path):
+    whole = {"split": lambda batch, _size: iter([batch])}
+    plain, _ = trained(tmp_path, Loss(), **whole, build=Seen)
+    models = [trained(tmp_path, Loss(at, change=lambda x: x.mul_(0.5)), **whole)[0] for at in ((), (3,))]
+    assert all(torch.equal(a, b) for a, b in zip(*(model.parameters() for model in models), strict=True))
+    assert not torch.equal(plain.line.weight, models[0][2].weight)
+    with pytest.raises(BadInput, match=r"changed its batch in place \(x\)"):
+        trained(tmp_path, Loss(at=(1,), change=lambda x: x.mul_(0.5)))
+
+
+def test_what_is_no_sample_is_not_cut(tmp_path):
+    def batches(data, _generator):
+        yield {"x": data["x"], "y": data["y"], "weights": torch.ones(3), "rate": torch.tensor(1.0)}
+
+    with pytest.raises(BadInput, match=r"200 samples.*'x'.*'weights': \(3,\), 'rate': \(\).*`split` of its own"):
+        trained(tmp_path, Loss(room=100), batch=200, batches=batches)
+
+
+# ------------------------------------------------------------------------------------------------ what a loss has to give
+
+
+def entropy(model, batch, reduction="sum"):
+    return nn.functional.cross_entropy(model(batch["x"]), batch["y"], reduction=reduction)
+
+
+@pytest.mark.parametrize(("loss", "said"), [
+    (lambda m, b: entropy(m, b, "mean"), r"returned a tensor of shape \(\)"),
+    (lambda m, b: (entropy(m, b, "none"), len(b["y"])), r"first that the loss returned is a tensor of shape \(50,\)"),
+    (lambda m, b: (entropy(m, b).item(), len(b["y"])), "is a float"),
+    (lambda m, b: (entropy(m, b).detach(), len(b["y"])), "depends on no weight"),
+    (lambda m, b: (entropy(m, b), None), "second that the loss returned is a NoneType"),
+])  # fmt: skip
+def test_a_loss_that_gives_something_else_is_told_what_it_has_to_give(tmp_path, loss, said):
+    with pytest.raises(BadInput, match=f"{said}.*sum of the losses of all samples, their number"):
+        trained(tmp_path, loss)
+
+
+def test_a_count_may_be_a_plain_number(tmp_path):
+    plain, counted = (trained(tmp_path, loss)[0] for loss in (Loss(), lambda m, b: (entropy(m, b), len(b["y"]))))
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), counted.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("micro_batch", [None, 20])
+def test_weights_that_add_up_to_less_than_one_are_divided_by(tmp_path, micro_batch):
+    def weighted(model, batch):
+        weights = torch.full((len(batch["y"]),), 1e-3)
+        return (entropy(model, batch, "none") * weights).sum(), weights.sum()
+
+    one, other = (trained(tmp_path, loss, micro_batch=micro_batch) for loss in (Loss(), weighted))
+    assert one[1].curve("train/loss") == pytest.approx(other[1].curve("train/loss"), rel=1e-4)
+
+
+def test_nothing_to_learn_from_is_no_error(tmp_path):
+    def batches(data, _generator):
+        for size in (0, 32, 0):
+            yield {"x": data["x"][:size], "y": data["y"][:size]}
+
+    _, run = trained(tmp_path, Loss(), batches=batches, steps_per_epoch=lambda _data: 3)
+    assert run.curve("train/loss")[0] == 0.0
+
+
+def test_a_mean_that_is_split_is_told(tmp_path):
+    _, run = trained(tmp_path, lambda m, b: (entropy(m, b, "mean"), torch.tensor(1)), micro_batch=20)
+    assert sum("counts each micro-batch as 1" in text for text in noted(run)) == 1
+
+
+def test_a_split_or_a_batch_that_holds_nothing_of_use_is_told(tmp_path):
+    with pytest.raises(BadInput, match="split gave nothing for a batch of 50"):
+        trained(tmp_path, Loss(), split=lambda _batch, _size: iter(()))
+    with pytest.raises(BadInput, match="'names' is a list"):
+        trained(tmp_path, Loss(), batches=lambda data, _generator: [{"x": data["x"], "names": ["a"]}])
+
+
+def test_fp16_that_leaves_its_first_step_out_warns_of_nothing(tmp_path):
+    params = TrainParams(epochs=1, batch=50, precision="fp16")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(recipe(params, loss=Loss(change=lambda x: x * 1e4)), RecordingRun(tmp_path), blobs())
+
+
+# ------------------------------------------------------------------------------------------------ what is out of memory
+
+
+@pytest.mark.parametrize("text", [
+    FULL,
+    "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+    "CUDA driver error: out of memory",
+    "CUDA error (/src/launch.h:123): out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "MPS backend out of memory (MPS allocated: 1 GB)",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "NCCL error: unhandled cuda error, Last error:\nCuda failure 2 'out of memory'",
+    "std::bad_alloc: out_of_memory: CUDA error at: cuda_memory_resource.hpp:62: cudaErrorMemoryAllocation out of memory",
+    "CUDA_ERROR_OUT_OF_MEMORY",
+    "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.",
+    "unable to mmap 1024 bytes from file </model>: Cannot allocate memory (12)",
+])  # fmt: skip
+def test_what_libraries_say_when_memory_ran_out(text):
+    assert is_out_of_memory(RuntimeError(text))
+
+
+@pytest.mark.parametrize("text", ['table "out of memory jobs" not found', "the queue ran out of memory cards", "shapes do not match"])
+def test_what_only_mentions_it_is_another_error(text):
+    assert not is_out_of_memory(RuntimeError(text))

@@ -7,6 +7,8 @@ from itertools import islice, pairwise
 import torch
 from torch import Tensor
 
+from overnight.errors import BadInput
+
 Batch = dict[str, Tensor]  # every tensor has the samples in its first dimension
 
 
@@ -77,6 +79,11 @@ def rows(batch: Batch, size: int) -> Iterator[Batch]:
     if total <= size:  # views of the whole would cost more than the look
         yield batch
         return
+    if odd := {name: tuple(tensor.shape) for name, tensor in batch.items() if not tensor.dim() or len(tensor) != total}:
+        raise BadInput(
+            f"a batch of {total} samples (the length of {next(iter(batch))!r}) cannot be cut by samples: it also holds {odd}. Keep what is no "
+            "sample out of the batch (in the model, say), or give the recipe a `split` of its own"
+        )
     number = -(-total // size)
     for start, end in pairwise(-(-total * i // number) for i in range(number + 1)):
         yield {name: tensor[start:end] for name, tensor in batch.items()}
@@ -85,3 +92,8 @@ def rows(batch: Batch, size: int) -> Iterator[Batch]:
 def count(batch: Batch) -> int:
     """How many samples the batch holds."""
     return len(next(iter(batch.values())))
+
+
+def versions(batch: Batch) -> list[int]:
+    """A number for each entry that every change in place makes larger."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in batch.values()]

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
 
-from overnight.errors import DoesNotFit
-from overnight.loop.batches import Batch, count
+from overnight.errors import BadInput, DoesNotFit
+from overnight.loop.batches import Batch, count, versions
+from overnight.loop.contract import check_batch, check_loss, seems_mean
 from overnight.loop.cost import Flops
 from overnight.loop.faster import FAILURES, Compiled
 from overnight.loop.memory import KINDS, Undo, brief, free, is_out_of_memory
@@ -62,23 +63,37 @@ class Sums:
     loss: float | Tensor = 0.0
     count: float | Tensor = 0.0
     averaged: bool = False
+    parts: int = 0
 
-    def add(self, loss: Tensor, counted: Tensor) -> None:
+    def add(self, loss: Tensor, counted: float | Tensor) -> None:
         """The sums of one more micro-batch."""
-        self.loss, self.count = self.loss + _value(loss), self.count + _value(counted)
+        self.loss, self.count, self.parts = self.loss + _value(loss), self.count + counted, self.parts + 1
 
     @property
     def divisor(self) -> float | Tensor:
-        """The count, at least 1."""
-        return self.count.clamp(min=1.0) if isinstance(self.count, Tensor) else max(self.count, 1.0)
+        """The count; 1 where nothing was counted."""
+        return divisor(self.count)
 
     def mean(self) -> float:
         """Loss per sample; waits for the card."""
-        return float(self.loss) / max(float(self.count), 1.0)
+        return float(self.loss) / divisor(float(self.count))
 
 
-def _value(tensor: Tensor) -> float | Tensor:
+@overload
+def divisor(count: float) -> float: ...
+@overload
+def divisor(count: float | Tensor) -> float | Tensor: ...
+def divisor(count: float | Tensor) -> float | Tensor:
+    """What the sum over so many is divided by: counts may be weights, so that few of them are less than 1; where there is nothing, 1."""
+    if isinstance(count, Tensor):
+        return torch.where(count <= 0, 1, count)
+    return 1.0 if count <= 0 else count
+
+
+def _value(tensor: Tensor | float) -> float | Tensor:
     """As a number where that costs nothing, else left on the card."""
+    if not isinstance(tensor, Tensor):
+        return float(tensor)
     return float(tensor.detach()) if tensor.device.type == "cpu" else tensor.detach().double()
 
 
@@ -95,16 +110,35 @@ class Elastic:
         self.gflop: float | None = None  # of one sample, forward and backward; known after the first micro-batch
         self.spare: Callable[[], bool] = lambda: False  # gives back what of the card is held for speed alone
         self.told = 0  # the size that was logged last
+        self.before = list[int]()  # versions of the batch's tensors before the step
+        self.alters = self.split_once = False  # whether the loss works in place on its batch; whether a batch was ever split
         run.micro_batch = memory.size
 
     def gradients(self, batch: Batch) -> Sums:
         """The gradients of the loss of the whole batch, in .grad (see Sums); raises DoesNotFit."""
-        self.undo.mark()
-        sums = self.surviving(lambda: self._attempt(batch), batch, self.undo.back)
         if self.effects is None:
+            check_batch(batch)
+        self.undo.mark()
+        self.before = versions(batch)
+        sums = self.surviving(lambda: self._attempt(batch), batch, lambda: self._back(batch))
+        if self.effects is None:
+            self.alters = versions(batch) != self.before
             self.effects = effects(self.model, self.recipe.couples, self.undo.drew())
             self.run.param("elastic", f"splitting a batch changes {', '.join(self.effects)}" if self.effects else "exact")
+        if sums.parts > 1 and not self.split_once:
+            self.split_once = True
+            if said := seems_mean(sums.count, sums.parts, count(batch)):
+                self.run.note(said)
         return sums
+
+    def _back(self, batch: Batch) -> None:
+        """Undo a failed try. Raises BadInput where it changed the batch, of which there is no copy."""
+        self.undo.back()
+        if changed := [name for name, old, now in zip(batch, self.before, versions(batch), strict=True) if old != now]:
+            raise BadInput(
+                f"memory ran out, and the step cannot be done again: the loss has changed its batch in place ({', '.join(changed)}). "
+                "Let it work on a copy: x = batch['x'] * 0.5 instead of batch['x'].mul_(0.5)"
+            )
 
     def stepped(self) -> None:
         """The optimiser's step went well, too."""
@@ -137,7 +171,7 @@ class Elastic:
             reason = brief(error)
         self.compiled.give_up(reason)
         self.run.note(f"goes on without compiling: {reason}")
-        self.undo.back()
+        self._back(batch)
         return self._accumulate(batch)
 
     def _accumulate(self, batch: Batch) -> Sums:
@@ -145,9 +179,13 @@ class Elastic:
         self._no_gradients()
         parts = self._cut(batch, self.memory.size)
         part, following = next(parts, None), next(parts, None)
+        if part is None:
+            raise BadInput(
+                f"split gave nothing for a batch of {count(batch)} samples and micro-batches of {self.memory.size}: it yields parts"
+            )
         sums.averaged = following is None and not self.precision.scales
         while part is not None:
-            if self.gflop is None:
+            if self.gflop is None and count(part):
                 with Flops() as flops:
                     self._add(sums, part)
                 self.gflop = flops.total / count(part) / 1e9
@@ -159,9 +197,17 @@ class Elastic:
     def _add(self, sums: Sums, part: Batch) -> None:
         """A micro-batch, forward and backward."""
         with self.precision.cast():
-            loss, counted = self.recipe.loss(self.model, {n: t.to(self.device, non_blocking=True) for n, t in part.items()})
-        self.precision.backward(loss / counted.clamp(min=1) if sums.averaged else loss)
+            found = self.recipe.loss(self.model, self._moved(part))
+        if self.effects is None:
+            check_loss(found)
+        loss, counted = found[0], _value(found[1])
+        self.precision.backward(loss / divisor(counted) if sums.averaged else loss)
         sums.add(loss, counted)
+
+    def _moved(self, part: Batch) -> Batch:
+        """The micro-batch on the device; for a loss that works in place on it, a copy."""
+        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in part.items()}
+        return {name: t.clone() if t is part[name] else t for name, t in moved.items()} if self.alters else moved
 
     def _cut(self, batch: Batch, size: int) -> Iterator[Batch]:
         """The micro-batches, of at most `size` samples unless the model refuses one alone: an odd one makes it three."""
@@ -228,5 +274,5 @@ def effects(model: nn.Module, couples: str, drew: bool) -> list[str]:
     """What of a training depends on how a batch is split: what the model computes across its samples, and what it draws."""
     norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules())
     found = ["batch normalisation (its statistics are those of a micro-batch)"] if norms else []
-    found += ["random draws in the model (dropout)"] if drew else []
+    found += ["random draws in the model or the loss (dropout, mixup)"] if drew else []
     return found + ([couples] if couples else [])

@@ -1,11 +1,16 @@
 """Running out of memory: how it is recognised, what is undone, and slices of an evaluation that get smaller by themselves."""
 
 import gc
+import pickle
+import random
+import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TypeVar
+from operator import is_
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +19,19 @@ Result = TypeVar("Result")
 SLICE = 512  # samples of an evaluation, unless its author says otherwise
 KINDS = (torch.OutOfMemoryError, MemoryError, RuntimeError)  # what may be out of memory: libraries below torch raise the last
 FILL = 0.9  # of the lease that may be filled on purpose: at 95 % it would count as too small
-SIGNS = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "cannot allocate memory", "NOT_ENOUGH_MEMORY", "std::bad_alloc")
+SIGNS = re.compile(  # of torch, Triton, cuBLAS, cuDNN, NCCL, CuPy, RMM and the C++ library; not whatever mentions that memory ran out
+    r"\b(cuda|hip|mps|xpu|nvrtc|nccl|c10|gpu)\b.{0,120}out of memory|out of memory on the virtual card|^out of memory\b|OUT_OF_MEMORY"
+    r"|ALLOC_FAILED|ALLOCATION_FAILED|MemoryAllocation|NOT_ENOUGH_MEMORY|bad_alloc|Cannot allocate memory \(12\)"
+    r"|DefaultCPUAllocator: (can't allocate|not enough) memory",
+    re.IGNORECASE,
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of one of the KINDS says that memory ran out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign.lower() in str(error).lower() for sign in SIGNS)
+    return isinstance(error, RuntimeError) and SIGNS.search(" ".join(str(error).split())) is not None
 
 
 def brief(error: BaseException) -> str:
@@ -55,33 +65,62 @@ def set_random_state(states: list[Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(states[1], device)
 
 
+def _host_generators() -> list[tuple[Callable[[], Any], Callable[[Any], None]]]:
+    """How to get and set the global random states of the host beside torch's."""
+    numpy: Any = sys.modules.get("numpy.random")
+    return [(random.getstate, random.setstate)] + ([(numpy.get_state, numpy.set_state)] if numpy else [])
+
+
 class Undo:
-    """What a forward pass changes beside gradients: the model's buffers (running statistics) and the random state."""
+    """What a forward pass changes beside gradients: the model's buffers (running statistics) and the random state.
+
+    Buffers are known by module and name, as some are updated by assignment. Python's and numpy's generators are slow to read: after the
+    first step only those are remembered that it drew from.
+    """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
-        live = list(model.buffers())
+        self.places = [(module._buffers, name) for module in model.modules() for name in module._buffers]
+        self._hold()
+        self.device, self.random = device, random_state(device)
+        self.generators = _host_generators()
+        self.drawn = [get() for get, _ in self.generators]
+
+    def _hold(self) -> None:
+        """Make room for a copy of every buffer there is now."""
+        self.held = [buffers[name] for buffers, name in self.places]
+        live = list({id(buffer): buffer for buffer in self.held if buffer is not None}.values())
         kinds = {buffer.dtype for buffer in live}
         self.groups = [[b for b in live if b.dtype == kind] for kind in kinds]  # a group of one dtype is one kernel on a card
         self.saved = [[b.detach().clone() for b in group] for group in self.groups]
-        self.device, self.random = device, random_state(device)
 
     @torch.no_grad()
     def mark(self) -> None:
         """Remember how things are now."""
-        for saved, live in zip(self.saved, self.groups, strict=True):
-            torch._foreach_copy_(saved, live)
+        if all(map(is_, self.held, [buffers[name] for buffers, name in self.places])):
+            for saved, live in zip(self.saved, self.groups, strict=True):
+                torch._foreach_copy_(saved, live)
+        else:
+            self._hold()
         self.random = random_state(self.device)
+        self.drawn = [get() for get, _ in self.generators]
 
     @torch.no_grad()
     def back(self) -> None:
         """Make it so again."""
+        for (buffers, name), buffer in zip(self.places, self.held, strict=True):
+            buffers[name] = buffer
         for saved, live in zip(self.saved, self.groups, strict=True):
             torch._foreach_copy_(live, saved)
         set_random_state(self.random, self.device)
+        for (_, put), state in zip(self.generators, self.drawn, strict=True):
+            put(state)
 
     def drew(self) -> bool:
-        """Whether something random was drawn since the mark."""
-        return not all(torch.equal(a, b) for a, b in zip(self.random, random_state(self.device), strict=True))
+        """Whether something random was drawn since the mark; the host's generators that were not drawn from are forgotten."""
+        now = [pickle.dumps(get()) != pickle.dumps(state) for (get, _), state in zip(self.generators, self.drawn, strict=True)]
+        self.generators = [generator for generator, drew in zip(self.generators, now, strict=True) if drew]
+        self.drawn = [state for state, drew in zip(self.drawn, now, strict=True) if drew]
+        return bool(self.drawn) or not all(torch.equal(a, b) for a, b in zip(self.random, random_state(self.device), strict=True))
 
 
 @dataclass
