@@ -32,8 +32,16 @@ def judge(recipe: "Recipe[Data]", state: State[Data], data: Data, run: Run) -> "
     finally:
         run.out_of_memory += slices.faults - before
         if slices.faults > before:
-            run.note(f"out of memory in the evaluation, {slices.faults - before} times: done again in slices of {slices.limit or 'all'}")
+            run.note(f"out of memory in the evaluation, {_times(slices.faults - before)}: done again{_in_slices(slices.limit)}")
     raise DoesNotFit("evaluation: " + too_large(slices.limit, slices.used, run.budget_mib, reason))
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
+
+
+def _in_slices(limit: int) -> str:
+    return f" in slices of {limit}" if limit else ", with all samples at once as before"
 
 
 def numbers(scores: Any) -> "Scores":

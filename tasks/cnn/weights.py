@@ -75,8 +75,19 @@ def read(path: Path) -> Weights:
     except FileNotFoundError:
         raise DataError(f"init: there is no file {shown(path)}; give the path of a .safetensors or .pt, or auto, or scratch") from None
     except (SafetensorError, OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        raise DataError(f"init: {shown(path)} holds no weights that can be read ({' '.join(str(error).split())[:160]})") from None
+        raise DataError(f"init: {shown(path)} holds no weights that can be read: {_why(path, error)}") from None
     return _tensors(found, path)
+
+
+def _why(path: Path, error: BaseException) -> str:
+    """In a person's words: torch's own are of archives and pickles."""
+    if isinstance(error, OSError):
+        return str(error.strerror or error)
+    if path.is_file() and not path.stat().st_size:
+        return "the file is empty"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is damaged, or holds more than tensors, and code of a file is not run; save model.state_dict() alone, or as .safetensors"
+    return "it is damaged, or was not written by torch.save or safetensors"
 
 
 def _tensors(found: Any, path: Path) -> Weights:
