@@ -144,7 +144,7 @@ def test_a_budget_may_be_set(monkeypatch):
     assert device.find(cpu=True).total_mib == device.VIRTUAL_MIB
 
 
-@pytest.mark.parametrize("given", ["0", "-5", "1.5", "lots", "", "²"])
+@pytest.mark.parametrize("given", ["0", "-5", "1.5", "lots", " ", "²"])
 def test_a_budget_that_is_no_amount_is_refused(monkeypatch, given):
     monkeypatch.setenv("OVERNIGHT_BUDGET_MIB", given)
     with pytest.raises(ServiceError, match=r"OVERNIGHT_BUDGET_MIB.*whole number"):
