@@ -1,5 +1,6 @@
 """Where Prefect enters: one flow for each file of flows/, for `overnight run` and for deployments (prefect.yaml) alike."""
 
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
@@ -17,7 +18,9 @@ from overnight import locks, paths, services
 from overnight.config import read
 from overnight.errors import ConfigError, OvernightError, StepFailed
 from overnight.services import orphans, runs
+from overnight.services.catalogue import answers
 from overnight.services.identity import Identity
+from overnight.services.settings import settings
 
 
 @flow(flow_run_name="{config}")
@@ -56,6 +59,7 @@ def nightly(config: str = "configs/nightly.yaml", overrides: list[str] = []) -> 
     return _enter("nightly", config, overrides)
 
 
+AWAY_S, HURRIED_S, AGAIN_S = 180.0, 5.0, 0.5  # the first: a server that is started again on a busy machine
 BROKE = "Flow run encountered an exception:"  # how Prefect begins the message of such an end
 flows = {"etl": etl, "vision": vision, "detect": detect, "graph": graph, "agent": agent, "nightly": nightly}
 
@@ -95,10 +99,19 @@ def _enter(name: str, config: str, overrides: list[str]) -> Any:
         orphans.keep_talking()
         _name()
         state = _by_deployment(name, config, overrides) if deployment.id else _by_hand(config, overrides)
+        until_it_answers(HURRIED_S if state.is_cancelled() else AWAY_S)
         life.ends(runs.End(state.type.value, str(state.name), state.message or ""))
     if deployment.id and not state.is_completed():  # told already: to return it to a worker would log a traceback of Prefect's own
         raise Abort(state.message)
     return state
+
+
+def until_it_answers(patience_s: float) -> bool:
+    """Wait for Prefect's server where it is away when a run ends: its client would give up at once, and the end would not be told."""
+    until = time.monotonic() + patience_s
+    while not (there := answers(f"{settings().prefect}/health")) and time.monotonic() < until:
+        time.sleep(AGAIN_S)
+    return there
 
 
 def _name() -> None:

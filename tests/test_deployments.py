@@ -1,5 +1,7 @@
 """The flows that Prefect knows, and what a deployment may be asked to run."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,24 @@ def test_a_night_by_hand_does_not_overlap_another(checkout):
     lock = checkout / ".overnight" / "locks" / "configs-nightly.yaml.lock"
     with locks.hold(lock, "the first night"), pytest.raises(locks.Held, match="the first night"):
         deployments.run_here("nightly", path)
+
+
+def test_a_server_that_is_away_when_a_run_ends_is_waited_for(monkeypatch):
+    asked = []
+
+    class Starting(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(200 if len(asked) > 2 else 503)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Starting) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{server.server_port}/api")
+        assert not deployments.until_it_answers(0)
+        assert deployments.until_it_answers(60)
+        server.shutdown()
+    assert asked == ["/api/health"] * 3
