@@ -4,6 +4,7 @@
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -147,6 +148,13 @@ def test_one_who_waits_says_for_whom(card):
     (card.folder / "foreign").write_text("510 ollama\n")
     said = words.waiting(card, 2048, [holder(4096, step="train_cnn")], 510)
     assert said == "waiting for 2,048 MiB of the card, behind train_cnn (4,096 MiB) and ollama (510 MiB, not ours)"
+
+
+def test_one_who_waits_for_what_started_it_is_told_what_to_do(card):
+    mine, other = replace(holder(4096, step="search.py"), pid=os.getppid()), replace(holder(512, step="other"), pid=os.getpid())
+    said = words.waiting(card, 9000, [mine, other], 0)
+    assert said.startswith("waiting for 9,000 MiB of the card, behind search.py (4,096 MiB; it started this process: ")
+    assert said.endswith("ask for all of it at once there) and other (512 MiB)")
 
 
 @pytest.mark.parametrize(

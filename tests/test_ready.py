@@ -1,6 +1,9 @@
 """Where a card's ledger cannot be kept is said before anything is started."""
 
 import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from overnight.cli import main
 from overnight.errors import DiskFull, ServiceError
 from overnight.gpu import device
 from overnight.gpu.lease import lease
+from overnight.gpu.ledger import Ledger
 from overnight.gpu.ready import file_system, ready, ready_host, remote
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,6 +72,17 @@ def test_local_file_systems_are_not_remote():
 def test_a_local_folder_is_made_tried_and_left_clean(card):
     ready(card)
     assert list(card.folder.iterdir()) == []
+
+
+def test_what_a_killed_process_tried_there_is_swept(card):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    kept = {f".ready-{os.getpid()}-0a1b", ".ready-x-0a1b", ".notes"}
+    card.folder.mkdir(parents=True, exist_ok=True)
+    for name in {f".ready-{ended.pid}-0a1b", f".ready-{ended.pid}-0a1b-link"} | kept:
+        (card.folder / name).touch()
+    assert Ledger(card.folder, card.budget_mib).requests() == []
+    assert {p.name for p in card.folder.iterdir()} == kept
 
 
 def test_a_file_system_without_hard_links_is_found_by_trying(card):

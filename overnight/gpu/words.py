@@ -1,5 +1,6 @@
 """Who is in the way, for people."""
 
+import os
 from collections.abc import Iterable, Sequence
 
 from overnight.gpu.device import Card
@@ -8,15 +9,30 @@ from overnight.gpu.requests import Request
 
 NAMED = 3  # programs of others that are named
 REST_MIB = 256  # what the others among them must come to for a word
+STARTED_BY = "; it started this process: should it wait for its end, ask for all of it at once there"
 
 
 def waiting(card: Card, asked_mib: int, ahead: Sequence[Request], taken_mib: int, by: Gauge | None = None) -> str:
-    """`waiting for 2,048 MiB of the card, behind train_cnn (4,096 MiB) and ollama (5,100 MiB, not ours)`."""
-    behind = [f"{title(r)} ({r.mib:,} MiB)" for r in ahead]
+    """`waiting for 2,048 MiB of the card, behind train_cnn (4,096 MiB) and ollama (5,100 MiB, not ours)`.
+
+    Of a holder that has started this process it is said what to do should it wait for it: nobody can see that from outside.
+    """
+    above = ancestors() if any(r.holds for r in ahead) else set()
+    behind = [f"{title(r)} ({r.mib:,} MiB{STARTED_BY if r.holds and r.pid in above else ''})" for r in ahead]
     if taken_mib:
         held = holders(card)
         behind += strangers(outsiders(card, held, by), foreign_mib(card, held, by) or taken_mib)
     return f"waiting for {asked_mib:,} MiB of the card" + (f", behind {listed(behind)}" if behind else "")
+
+
+def ancestors() -> set[int]:
+    """The processes above this one."""
+    import psutil
+
+    try:
+        return {p.pid for p in psutil.Process(os.getpid()).parents()}
+    except psutil.Error:  # one of them ended meanwhile
+        return set()
 
 
 def title(request: Request) -> str:
