@@ -46,7 +46,8 @@ class Service:
 
     def __init__(self, spec: Spec, base: dict[str, str]) -> None:
         self.spec, self.environment = spec, {**base, **spec.environment}
-        self.state, self.note, self.deaths = "waiting", "", 0
+        self.state, self.note = "waiting", ""
+        self.deaths = self.vain = 0  # vain: those since it was last well
         self.popen: subprocess.Popen[bytes] | None = None
         self.hung: Callable[[Process], None] = lambda _process: None  # called before it is stopped for that
         self.process: Process | None = None
@@ -87,7 +88,7 @@ class Service:
     def _ended(self, code: int) -> None:
         self.popen = self.process = None
         if self.spec.once and code == 0:
-            self.state, self.since, self.note = "ready", time.time(), ""
+            self.vain, self.state, self.since, self.note = 0, "ready", time.time(), ""
         else:
             log = log_file(self.spec.name)
             told = self.spec.once and code == BadInput.exit_code  # in its last line
@@ -102,17 +103,17 @@ class Service:
         if self.spec.healthy(self.since):
             self.well = time.monotonic()
             self.deaths = 0 if self.well - self.begun > CALM_S else self.deaths
-            self.state, self.note = "ready", ""
+            self.vain, self.state, self.note = 0, "ready", ""
         elif now - self.well > PATIENCE_S and self.process:
             self.hung(self.process)
             self.stop()
             self._fail(f"gave no answer for {PATIENCE_S:.0f} s")
 
     def _fail(self, note: str, final: bool = False) -> None:
-        """Try again later: after 1, 2, 4 ... 30 s. From the third time on it counts as failed for those that wait for it."""
+        """Try again later: after 1, 2, 4 ... 30 s. The third time in vain counts as failed for those that wait for it."""
         self.again = time.monotonic() + min(30, 2**self.deaths)
-        self.deaths += 1
-        self.state, self.note, self.since = "failed" if final or self.deaths > 2 else "retrying", note, time.time()
+        self.deaths, self.vain = self.deaths + 1, self.vain + 1
+        self.state, self.note, self.since = "failed" if final or self.vain > 2 else "retrying", note, time.time()
         print(f"{self.spec.name}: {note}", flush=True)
 
     def stop(self) -> None:
