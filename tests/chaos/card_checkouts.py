@@ -19,7 +19,7 @@ from overnight.gpu.device import find
 clock = lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 card, holds = find(cpu=True), []
 for mib, seconds in json.loads(sys.argv[1]):
-    with overnight.lease(mib, card=card) as held:
+    with overnight.lease(mib, card=card, on_wait=lambda *_: None) as held:  # 150 lines of who waits for whom tell nobody anything
         began = clock()
         time.sleep(seconds)
         holds.append([held.grant.request.ticket, began, clock(), mib])
