@@ -12,17 +12,17 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any, Protocol, TypeVar
 
 from overnight.gpu.device import Card, memory
-from overnight.gpu.requests import Request, content
+from overnight.gpu.requests import Request, said
 
 T = TypeVar("T")
 RETRY_S = 5.0  # after the driver did not answer
-SECOND_LOOK_S = 0.25  # what a holder says of itself is up to a tenth of a second old
+SECOND_LOOK_S = 0.4  # what a holder says of itself is up to two tenths of a second old
 
 
 @dataclass(frozen=True)
@@ -145,11 +145,22 @@ class Played:
 
     def __init__(self, card: Card) -> None:
         self._path = str(card.folder / "foreign")
+        self._read: tuple[tuple[int, int, int], list[Program]] = (0, 0, 0), []
 
     def used_mib(self, card: Card, held: Iterable[Request]) -> int:
         return sum(map(said_mib, held)) + sum(p.mib or 0 for p in self.programs(card))
 
     def programs(self, card: Card) -> list[Program]:  # noqa: ARG002
+        try:
+            found = os.stat(self._path)  # read again only when it has changed: this is asked ten times a second
+        except OSError:
+            return []
+        version = found.st_ino, found.st_mtime_ns, found.st_size
+        if version != self._read[0]:
+            self._read = version, self._programs()
+        return self._read[1]
+
+    def _programs(self) -> list[Program]:
         try:
             descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
@@ -181,8 +192,14 @@ def holders(card: Card) -> list[Request]:
         names = os.listdir(folder)  # noqa: PTH208 - paths as objects cost more than the looking
     except OSError:
         return []
-    found = {name: Request.parse(folder, name) for name in names if name.startswith("h-")}
-    return [replace(r, who=content(f"{folder}/{name}")) for name, r in found.items() if r and os.path.isfile(f"{folder}/{name}")]  # noqa: PTH113
+    found = list[Request]()
+    for name in names:
+        if name.startswith("h-") and (r := _parsed(folder, name)) and (who := said(f"{folder}/{name}")) is not None:
+            found.append(Request(folder, True, r.ticket, r.mib, r.pid, r.exclusive, who))
+    return found
+
+
+_parsed = lru_cache(maxsize=256)(Request.parse)
 
 
 def said_mib(request: Request) -> int:

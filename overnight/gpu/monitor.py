@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from overnight.errors import DiskFull
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 EVERY_S = 5.0
 LOOK_S = 0.1
-WORDS = 5  # looks, after which it is read again what the other holders say
+WORDS = 6  # looks, after which it is read again what the other holders say
 END_S = 5.0
 CHANGE_MIB = 1.0  # of a holder's use that is worth telling the others
 FOREIGN_MIB = 64  # of programs outside that is worth asking for their names
@@ -46,7 +45,7 @@ def watch(
     try:
         yield monitor
     finally:
-        monitor.done.set()
+        monitor.end()
         thread.join(end_s)
         if not thread.is_alive():
             monitor.close()
@@ -63,30 +62,39 @@ class Monitor:
         self, run: Run, card: Card, lease: "Lease | None", own: "Cap | None", by: Gauge | None = None, words_every: int = WORDS
     ) -> None:
         self.run, self.card, self.lease, self.own, self.by = run, card, lease, own, by or gauge(card)
-        self.done = threading.Event()
+        self.done, self._alarm = False, threading.Lock()  # which costs less to wait for than an event, ten times a second
+        self._alarm.acquire()
         self.device_peak_mib: float | None = None
         self.foreign_peak_mib: float | None = None
         self.cpu_s = 0.0
         self.most = dict[str, float]()  # since the last report
         self._told: tuple[float, float] | None = None
+        self._spoke, self._pace = -words_every, max(1, words_every // 2)  # the look at which it was told, and looks from then to the next
         self._peak = 0.0
         self._first: int | None = None
         self.crowd = Crowd(card, lease.ticket) if lease and card.policy == "yield" else None
-        self._every, self._looks, self._held = words_every, 0, list[Request]()
+        self._every, self._looks = words_every, 0
+        self._held, self._mine = list[Request](), list[Request]()  # all who hold, and of these who runs here
+        self._leased = self._others = 0  # MiB: of all leases, and what the others say they use
         # a neighbour's new memory is foreign until it has said so and that was read: only what stays for longer counts
-        self._foreign = deque[int](maxlen=words_every + 2)
+        self._foreign = deque[int](maxlen=words_every + self._pace + 1)
         self._steps, self._problem, self._pid = run.reports, "", os.getpid()
 
     def loop(self) -> None:
-        """Until `done`; at its end what was not yet reported is."""
+        """Until `end`; what was not yet reported then is reported by `close`."""
         machine = _Machine()
         due = time.monotonic() + 0.5
-        while not self.done.wait(LOOK_S if self.lease else max(0.0, due - time.monotonic())):
+        while not self._alarm.acquire(timeout=LOOK_S if self.lease else max(0.0, due - time.monotonic())):
             self.look()
             if time.monotonic() >= due:
                 self.report(machine.values())
                 due = time.monotonic() + EVERY_S
         self.cpu_s = time.thread_time()
+
+    def end(self) -> None:
+        """Let the loop end, now."""
+        self.done = True
+        self._alarm.release()
 
     def close(self) -> None:
         """The last of it, and all of a step that took less than a tenth of a second."""
@@ -103,17 +111,25 @@ class Monitor:
         if self.lease is None:
             return
         if self._looks % self._every == 0:
-            self._held = holders(self.card)
+            self._listen()
         self._looks += 1
         own = self._tell(self.lease)
         used = self.by.used_mib(self.card, self._held)
         foreign = self._outside(used)
         if self.crowd:
             self.crowd.see(self._held, foreign)
-        seen = {"used": used, "leased": sum(r.mib for r in self._held), "own": own}
-        seen |= {} if foreign is None else {"foreign": foreign}
-        self.most = {name: max(value, self.most.get(name, 0.0)) for name, value in seen.items()}
-        self._complain()
+        for name, value in (("used", used), ("leased", self._leased), ("own", own), ("foreign", foreign)):
+            if value is not None and value >= self.most.get(name, 0.0):
+                self.most[name] = value
+        if self.by.problem:
+            self._complain(self.by.problem)
+
+    def _listen(self) -> None:
+        """Who holds, and what they say."""
+        self._held = holders(self.card)
+        self._mine = [r for r in self._held if r.pid == self._pid]
+        self._leased = sum(r.mib for r in self._held)
+        self._others = sum(said_mib(r) for r in self._held if r.pid != self._pid)
 
     def _tell(self, lease: "Lease") -> float:
         """What this step has of the card, the context included; the most of it since the last look."""
@@ -122,30 +138,32 @@ class Monitor:
         use, peak = self.own.use_mib(), self.own.peak_mib() + self.own.overhead_mib
         rose, self._peak = peak > self._peak, max(peak, self._peak)
         if peak > 0:  # one who counts nothing says nothing
-            self._held = [replace(r, who={**r.who, "use_mib": use}) if r.pid == self._pid else r for r in self._held]
-            if self._told is None or max(abs(use - self._told[0]), abs(peak - self._told[1])) > CHANGE_MIB:
-                self._told = (use, peak)
+            for mine in self._mine:
+                mine.who["use_mib"] = use  # read from its file, so nobody else's
+            if self._looks - self._spoke >= self._pace and self._news(use, peak):
+                self._told, self._spoke = (use, peak), self._looks
                 lease.tell(use_mib=round(use, 1), peak_mib=round(peak, 1))
         return peak if rose else use
 
+    def _news(self, use: float, peak: float) -> bool:
+        """Whether the others should hear of it."""
+        return self._told is None or max(abs(use - self._told[0]), abs(peak - self._told[1])) > CHANGE_MIB
+
     def _outside(self, used: int) -> int | None:
         """What programs without a lease use, of *used* on the whole card; None until that is known."""
-        others = sum(said_mib(r) for r in self._held if r.pid != self._pid)
-        own = sum(said_mib(r) for r in self._held if r.pid == self._pid)
-        now = max(0, used - others - own)
+        now = max(0, used - self._others - sum(map(said_mib, self._mine)))
         self._foreign.append(now)
         foreign = min(self._foreign) if len(self._foreign) == self._foreign.maxlen else None
         self._first = now if self._first is None else min(self._first, now)
         if self._told is not None:
-            self.device_peak_mib = max(self.device_peak_mib or 0, used - others - self._first)
+            self.device_peak_mib = max(self.device_peak_mib or 0, used - self._others - self._first)
         if foreign is not None:
             self.foreign_peak_mib = max(self.foreign_peak_mib or 0, foreign)
         return foreign
 
-    def _complain(self) -> None:
+    def _complain(self, problem: str) -> None:
         """A card that does not answer is said once; its last known values stand."""
-        problem = self.by.problem
-        if problem and not self._problem:
+        if not self._problem:
             with suppress(OSError, DiskFull):
                 self.run.note(f"the card does not say what it uses ({problem}); the last known values stand")
         self._problem = self._problem or problem

@@ -149,8 +149,8 @@ class Place:
         if not view.sure:
             return False
         held = sizes([r for r in view.requests if r.holds])
-        queue = {r.path.name: Size(r.mib, r.exclusive) for r in view.requests if not r.holds}
-        mine = self.request.path.name
+        queue = {r.name: Size(r.mib, r.exclusive) for r in view.requests if not r.holds}
+        mine = self.request.name
 
         def start(names: list[str]) -> set[str]:
             places = startable(self.budget_mib, self.taken_mib, held, [queue[name] for name in names])
@@ -159,7 +159,7 @@ class Place:
         passed = {name for name, since in self.late.items() if now - since > PASSED_S and name in queue and start([name])}
         first = start([name for name in queue if name not in passed])
         if not first and not self.taken_mib and (loose := self._tied(view, now)):
-            first = {loose.path.name}
+            first = {loose.name}
         self.late = {name: self.late.get(name, now) for name in first | passed if name != mine}
         return mine in first
 
@@ -168,7 +168,7 @@ class Place:
         tied = knot(self.budget_mib, view.requests)
         if tied and (loose := loose_end(self.budget_mib, view.requests, tied)):
             return loose
-        names = frozenset(r.path.name for r in tied)
+        names = frozenset(r.name for r in tied)
         if not tied or names != self.tied[0]:
             self.tied = names, now
         elif tied[-1] == self.request and now - self.tied[1] > PASSED_S:  # it was so for a while, and not for a moment of somebody's end
@@ -183,7 +183,7 @@ class Place:
         holds, self.seen = replace(self.request, holds=True), None
         requests.tell(self.descriptor, self.request, self.who)
         try:
-            self.witness = witness.bind(self.folder, holds.path.name)
+            self.witness = witness.bind(self.folder, holds.name)
             os.link(self.request.path, grant)
         except OSError as error:  # another came first, or somebody removed the file, or the disk is full: look again
             return self._outrun(error)

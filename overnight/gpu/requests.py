@@ -15,6 +15,8 @@ from overnight.gpu import witness
 
 TRIES = 8
 MOST = 10**12  # grants; what has a higher number is none of ours, and could not be counted up
+ROOM = 1 << 10  # bytes of what a request says of itself, filled up: a shorter text covers a longer one before it
+_TEXT = json.JSONEncoder(default=str).encode  # made once: a holder speaks up to ten times a second
 SETTLE_S = (0.0005, 0.001, 0.002, 0.004, 0.008)
 
 
@@ -31,9 +33,14 @@ class Request:
     who: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{'h' if self.holds else 'q'}-{self.ticket}-{self.mib}-{self.pid}{'-x' if self.exclusive else ''}"
+
+    @property
     def path(self) -> Path:
         """Its file."""
-        return self.folder / f"{'h' if self.holds else 'q'}-{self.ticket}-{self.mib}-{self.pid}{'-x' if self.exclusive else ''}"
+        return self.folder / self.name
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -48,7 +55,7 @@ class Request:
             return None
         ticket, mib, pid = map(int, numbers)
         found = cls(folder, state == "h", ticket, mib, pid, name.endswith("-x"))
-        return found if found.path.name == name else None  # a number may be written in more than one way
+        return found if found.name == name else None  # a number may be written in more than one way
 
     def read(self) -> Self:
         """The same with what its owner says; nothing when that is torn or gone."""
@@ -108,7 +115,7 @@ def _look(folder: Path) -> tuple[View, list[int]]:
             alive[inode] = replace(request, holds=request.holds or inode in grants.values())
         else:
             _remove(request.path)
-            names.discard(request.path.name)
+            names.discard(request.name)
     last = max(numbers, default=0)
     lost, still = _lost(folder, [number for number in grants if grants[number] not in alive])
     dead = _dead(folder, names, numbers - {number for number, inode in grants.items() if inode in alive} - {*lost, last})
@@ -169,7 +176,7 @@ def locked(path: Path) -> int:
 
 def create(request: Request, who: dict[str, Any]) -> int:
     """The file of a new request, locked before anybody can see it; its descriptor. Raises FileExistsError, OSError."""
-    hidden = request.folder / f".{request.path.name}"  # while it is there, no other thread makes one of this name
+    hidden = request.folder / f".{request.name}"  # while it is there, no other thread makes one of this name
     descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -192,19 +199,29 @@ def in_use(request: Request) -> bool:
 def tell(descriptor: int, request: Request, who: dict[str, Any]) -> None:
     """Replace what a request says of itself: for people, so a full disk is no reason to stop."""
     facts = {"ticket": request.ticket, "mib": request.mib, "pid": request.pid, "exclusive": request.exclusive}
-    text = json.dumps(facts | who, default=str).encode()
+    text = _TEXT(facts | who).encode()
     with suppress(OSError):
-        os.pwrite(descriptor, text.ljust(os.fstat(descriptor).st_size), 0)
+        os.pwrite(descriptor, text.ljust(ROOM if len(text) <= ROOM // 2 else os.fstat(descriptor).st_size), 0)
 
 
 def content(path: Path | str) -> dict[str, Any]:
     """What a request, or another file of a card's folder, says of itself; nothing when that is torn or gone."""
+    return said(path) or {}
+
+
+def said(path: Path | str) -> dict[str, Any] | None:
+    """The same; None where there is no such file, or something else of that name: a folder, a pipe."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
-        return {}
+        return None
     try:
-        values = json.loads(os.read(descriptor, 1 << 16))
+        text = os.read(descriptor, 1 << 16)
+        if not text and not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        values = json.loads(text)
+    except IsADirectoryError:
+        return None
     except (OSError, ValueError, RecursionError):
         return {}
     finally:
@@ -218,7 +235,7 @@ def _said(request: Request) -> dict[str, Any]:
     with suppress(OSError):
         for descriptor in at.iterdir():
             with suppress(OSError):
-                if descriptor.readlink().name.removesuffix(" (deleted)") in (request.path.name, f"q{request.path.name[1:]}"):
+                if descriptor.readlink().name.removesuffix(" (deleted)") in (request.name, f"q{request.name[1:]}"):
                     return content(descriptor)
     return {}
 
