@@ -11,6 +11,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What waits for servers comes first, so that it does so beside what computes, and no process has it left over at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("services") is None)
+
+
 @pytest.fixture
 def shared_data(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of real data, with $OVERNIGHT_DATA set to it; skips where there is none."""

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from overnight.gpu import facts
 from overnight.gpu.device import Card
-from overnight.gpu.requests import content
 
 MIB = 1 << 20
 UNMEASURED_MIB = 600
@@ -63,7 +63,7 @@ def warm_up() -> int:
 
 def _measured(card: Card) -> list[int]:
     """What was measured on this card with this driver and this torch."""
-    values = content(_path(card)).get(_key(card))
+    values = facts.read(_path(card)).get(_key(card))
     return [v for v in values if isinstance(v, int)] if isinstance(values, list) else []
 
 
@@ -72,7 +72,7 @@ def _keep(card: Card, values: list[int]) -> None:
     path = _path(card)
     part = path.with_suffix(f".{os.getpid()}.part")
     with suppress(OSError):
-        part.write_text(json.dumps({**content(path), _key(card): values}, indent=1))
+        part.write_text(json.dumps({**facts.read(path), _key(card): values}, indent=1))
         part.replace(path)
 
 

@@ -18,7 +18,8 @@ from types import ModuleType
 from typing import Any, Protocol, TypeVar
 
 from overnight.gpu.device import Card, memory
-from overnight.gpu.requests import Request, said
+from overnight.gpu.facts import read_if_any
+from overnight.gpu.requests import Request
 
 T = TypeVar("T")
 RETRY_S = 5.0  # after the driver did not answer
@@ -194,7 +195,7 @@ def holders(card: Card) -> list[Request]:
         return []
     found = list[Request]()
     for name in names:
-        if name.startswith("h-") and (r := _parsed(folder, name)) and (who := said(f"{folder}/{name}")) is not None:
+        if name.startswith("h-") and (r := _parsed(folder, name)) and (who := read_if_any(f"{folder}/{name}")) is not None:
             found.append(Request(folder, True, r.ticket, r.mib, r.pid, r.exclusive, who))
     return found
 

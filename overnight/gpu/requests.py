@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import json
 import os
 import stat
 import time
@@ -11,12 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from overnight.gpu import witness
+from overnight.gpu import facts, witness
 
 TRIES = 8
 MOST = 10**12  # grants; what has a higher number is none of ours, and could not be counted up
-ROOM = 1 << 10  # bytes of what a request says of itself, filled up: a shorter text covers a longer one before it
-_TEXT = json.JSONEncoder(default=str).encode  # made once: a holder speaks up to ten times a second
 SETTLE_S = (0.0005, 0.001, 0.002, 0.004, 0.008)
 
 
@@ -59,7 +56,7 @@ class Request:
 
     def read(self) -> Self:
         """The same with what its owner says; nothing when that is torn or gone."""
-        return self if self.who else replace(self, who=content(self.path))
+        return self if self.who else replace(self, who=facts.read(self.path))
 
 
 @dataclass(frozen=True)
@@ -197,36 +194,8 @@ def in_use(request: Request) -> bool:
 
 
 def tell(descriptor: int, request: Request, who: dict[str, Any]) -> None:
-    """Replace what a request says of itself: for people, so a full disk is no reason to stop."""
-    facts = {"ticket": request.ticket, "mib": request.mib, "pid": request.pid, "exclusive": request.exclusive}
-    text = _TEXT(facts | who).encode()
-    with suppress(OSError):
-        os.pwrite(descriptor, text.ljust(ROOM if len(text) <= ROOM // 2 else os.fstat(descriptor).st_size), 0)
-
-
-def content(path: Path | str) -> dict[str, Any]:
-    """What a request, or another file of a card's folder, says of itself; nothing when that is torn or gone."""
-    return said(path) or {}
-
-
-def said(path: Path | str) -> dict[str, Any] | None:
-    """The same; None where there is no such file, or something else of that name: a folder, a pipe."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        text = os.read(descriptor, 1 << 16)
-        if not text and not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return None
-        values = json.loads(text)
-    except IsADirectoryError:
-        return None
-    except (OSError, ValueError, RecursionError):
-        return {}
-    finally:
-        os.close(descriptor)
-    return values if isinstance(values, dict) else {}
+    """Replace what a request says of itself."""
+    facts.write(descriptor, {"ticket": request.ticket, "mib": request.mib, "pid": request.pid, "exclusive": request.exclusive} | who)
 
 
 def _said(request: Request) -> dict[str, Any]:
@@ -236,7 +205,7 @@ def _said(request: Request) -> dict[str, Any]:
         for descriptor in at.iterdir():
             with suppress(OSError):
                 if descriptor.readlink().name.removesuffix(" (deleted)") in (request.name, f"q{request.name[1:]}"):
-                    return content(descriptor)
+                    return facts.read(descriptor)
     return {}
 
 
@@ -250,7 +219,7 @@ def _orphans(folder: Path, grants: list[int], budget_mib: int, gone: list[Reques
 
 def _orphan(folder: Path, number: int, budget_mib: int) -> Request:
     """From a grant; all of the budget where that says nothing."""
-    said = content(folder / f"g-{number}")
+    said = facts.read(folder / f"g-{number}")
     ticket, mib, pid = (said[key] if isinstance(said.get(key), int) else None for key in ("ticket", "mib", "pid"))
     return Request(folder, True, ticket or 0, budget_mib if mib is None else mib, pid or 0, said.get("exclusive") is True, said)
 
