@@ -39,3 +39,15 @@ def test_what_is_no_file_is_not_there(tmp_path):
     found = [facts.read_if_any(tmp_path / name) for name in ("folder", "link", "pipe", "missing")]
     os.close(writer)
     assert (found, facts.read_if_any(tmp_path / "pipe"), facts.read(tmp_path / "pipe")) == ([None] * 4, None, {})
+
+
+def test_what_is_too_long_is_left_out(file):
+    path, descriptor = file
+    facts.write(descriptor, {"step": "train", "use_mib": 5, "notes": "y" * 70_000})
+    assert facts.read(path) == {"step": "train", "use_mib": 5}
+
+
+@pytest.mark.parametrize("odd", [float("inf"), float("nan"), -1, 10**400, "5", True, None, []])
+def test_what_is_no_amount(odd):
+    assert facts.amount(odd) is None
+    assert (facts.amount(0), facts.amount(1.5)) == (0, 1.5)

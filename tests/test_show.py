@@ -257,3 +257,13 @@ def test_a_card_that_does_not_answer_is_said():
 
 def test_names_with_brackets_are_text():
     assert "[bold]odd[/x]" in drawn(pictured(holders=(TRAINS.model_copy(update={"step": "[bold]odd[/x]"}),)))
+
+
+@pytest.mark.parametrize("odd", [float("inf"), 10**400, "much"])
+def test_odd_figures_of_a_holder_are_none(card, odd):
+    with lease(600, card) as held:
+        held.tell(use_mib=odd, peak_mib=odd, cap_mib=odd, granted_ns=odd)
+        (row,) = snapshot(card).holders
+        assert (row.mib, row.use_mib, row.peak_mib, row.cap_mib) == (600, None, None, None)
+        with lease(100, card):
+            assert snapshot(card).held_mib == 700

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any, Protocol, TypeVar
 
 from overnight.gpu.device import Card, memory
-from overnight.gpu.facts import read_if_any
+from overnight.gpu.facts import amount, read_if_any
 from overnight.gpu.requests import Request
 
 T = TypeVar("T")
@@ -205,8 +205,8 @@ _parsed = lru_cache(maxsize=256)(Request.parse)
 
 def said_mib(request: Request) -> int:
     """What a holder has of the card: what it says, all of its lease while it says nothing."""
-    said = request.who.get("use_mib")
-    return round(said) if isinstance(said, int | float) and said >= 0 else request.mib
+    said = amount(request.who.get("use_mib"))
+    return request.mib if said is None else round(said)
 
 
 def foreign_mib(card: Card, held: Iterable[Request], by: Gauge | None = None) -> int:

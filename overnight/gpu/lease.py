@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -71,7 +71,7 @@ def lease(
     taken = partial(steady_taken_mib, card)
     began = time.monotonic()
     named = who or {"step": called(sys.argv[0])}
-    on_wait = on_wait or (lambda ahead, taken_mib: print(words.waiting(card, mib, ahead, taken_mib), file=sys.stderr))
+    on_wait = on_wait or (lambda ahead, taken_mib: _say(words.waiting(card, mib, ahead, taken_mib)))
     with (
         _holding(mib, exclusive, card) as (mine, outer),
         Ledger(card.folder, card.budget_mib).acquire(
@@ -83,6 +83,13 @@ def lease(
         held = Lease(card, grant.mib, time.monotonic() - began, grant)
         with nullcontext() if who or card.virtual else talking(held, card):
             yield held
+
+
+def _say(line: str) -> None:
+    """On stderr, where there is one: a pipe that nobody reads, or a full disk, is no reason not to wait."""
+    if sys.stderr:
+        with suppress(OSError, ValueError):
+            print(line, file=sys.stderr)
 
 
 def _whole(before: str, number: Any) -> int:

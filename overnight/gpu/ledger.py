@@ -20,17 +20,20 @@ Who waits is woken by the kernel (bell.py).
 """
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from socket import socket
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from overnight.errors import DoesNotFit, Stopped
 from overnight.gpu import requests
 from overnight.gpu.place import OnWait, Place, unusable
 from overnight.gpu.policy import Size
 from overnight.gpu.requests import Request
+
+T = TypeVar("T")
 
 
 class Ledger:
@@ -68,20 +71,24 @@ class Ledger:
             raise DoesNotFit(f"asked for {mib} {self.what}, and the whole budget is {self.budget_mib}")
         place = Place(self.folder, self.budget_mib, Size(mib, exclusive), who or {}, taken, smaller, ticket, self.what)
         try:
-            while not place.take():
+            while not self._done(place.take):
                 if should_stop():
                     raise Stopped(f"stopped while waiting for {mib} {self.what}")
                 place.say(on_wait)
-                place.wait()
+                self._done(place.wait)
             return Grant(place.request, place.descriptor, place.witness, place.who)
-        except OSError as error:
-            place.leave()
-            raise unusable(self.folder, error) from None
         except BaseException:
             place.leave()
             raise
         finally:
             place.bell.close()
+
+    def _done(self, act: Callable[[], T]) -> T:
+        """Do it; what the file system refuses is said in words."""
+        try:
+            return act()
+        except OSError as error:
+            raise unusable(self.folder, error) from None
 
     def requests(self) -> list[Request]:
         """Every live request, with what it says of itself: holders first, then the queue in its order."""
@@ -98,6 +105,7 @@ class Grant:
     def __init__(self, request: Request, descriptor: int, witness: socket | None, who: dict[str, Any]) -> None:
         self.request, self.mib, self.who = request, request.mib, who
         self._descriptor, self._witness, self._owner = descriptor, witness, os.getpid()
+        self._mutex = os.getpid(), threading.RLock()
 
     @property
     def ticket(self) -> int:
@@ -105,22 +113,30 @@ class Grant:
         return self.request.ticket
 
     def tell(self, **facts: Any) -> None:
-        """Say something of the holder that others may show: use_mib, peak_mib, step ..."""
-        self.who = {**self.who, **facts}
-        if self._descriptor >= 0:
-            requests.tell(self._descriptor, self.request, self.who)
+        """Say something of the holder that others may show: use_mib, peak_mib, step ... Nothing after the release."""
+        with self._alone():
+            self.who = {**self.who, **facts}
+            if self._descriptor >= 0:
+                requests.tell(self._descriptor, self.request, self.who)
 
     def release(self) -> None:
         """Give the memory back; twice is once. While forked copies of this process live, it stays theirs."""
-        if self._descriptor < 0:
-            return
-        descriptor, self._descriptor = self._descriptor, -1
-        if self._witness is not None:  # before the file, which rings the bell
-            self._witness.close()
-        os.close(descriptor)
+        with self._alone():  # a number that is closed may be that of another file the moment after
+            descriptor, self._descriptor = self._descriptor, -1
+            if descriptor < 0:
+                return
+            if self._witness is not None:  # before the file, which rings the bell
+                self._witness.close()
+            os.close(descriptor)
         with suppress(OSError):
             if os.getpid() == self._owner and not requests.locked(self.request.path):
                 self.request.path.unlink()
+
+    def _alone(self) -> threading.RLock:
+        """Of all threads, only this one. A forked process has a lock of its own: nobody there would give this one back."""
+        if self._mutex[0] != os.getpid():
+            self._mutex = os.getpid(), threading.RLock()
+        return self._mutex[1]
 
     def __enter__(self) -> Self:
         return self

@@ -218,10 +218,12 @@ def _orphans(folder: Path, grants: list[int], budget_mib: int, gone: list[Reques
 
 
 def _orphan(folder: Path, number: int, budget_mib: int) -> Request:
-    """From a grant; all of the budget where that says nothing."""
+    """From a grant; all of the budget, and of nobody, where that says nothing that could be."""
     said = facts.read(folder / f"g-{number}")
-    ticket, mib, pid = (said[key] if isinstance(said.get(key), int) else None for key in ("ticket", "mib", "pid"))
-    return Request(folder, True, ticket or 0, budget_mib if mib is None else mib, pid or 0, said.get("exclusive") is True, said)
+    mib, ticket, pid = (facts.amount(said.get(key), most=1 << 63) for key in ("mib", "ticket", "pid"))
+    if not mib or not ticket or not pid or mib > budget_mib:
+        return Request(folder, True, 0, budget_mib, 0, who=said)
+    return Request(folder, True, int(ticket), int(mib), int(pid), said.get("exclusive") is True, said)
 
 
 def _names(folder: Path) -> set[str]:

@@ -14,6 +14,7 @@ from pydantic import Field
 from overnight.config import Values
 from overnight.gpu import survivors
 from overnight.gpu.device import Card
+from overnight.gpu.facts import amount
 from overnight.gpu.gauge import Gauge, foreign_mib, gauge, of_budget, outsiders, printable
 from overnight.gpu.ledger import Ledger
 from overnight.gpu.requests import Request
@@ -100,14 +101,14 @@ def snapshot(card: Card, by: Gauge | None = None) -> Snapshot:
 def _row(request: Request) -> Row:
     who, owner = request.who, _has_open(request.pid, request.path)
     keepers = [] if owner else [pid for pid in survivors.keepers(request) if pid != request.pid]
-    since_ns = who.get("granted_ns") if request.holds else None
+    since_ns = amount(who.get("granted_ns"), most=1 << 63) if request.holds else None
     return Row(
         experiment=printable(str(who.get("experiment", ""))),
         step=printable(str(who.get("step", ""))),
         pid=request.pid,
         mib=request.mib,
-        seconds=_since(since_ns if isinstance(since_ns, int) else request.ticket),
-        **{name: value for name in ("use_mib", "peak_mib", "cap_mib") if isinstance(value := who.get(name), int | float)},
+        seconds=_since(request.ticket if since_ns is None else since_ns),
+        **{name: value for name in ("use_mib", "peak_mib", "cap_mib") if (value := amount(who.get(name))) is not None},
         exclusive=request.exclusive,
         stopped=owner and _state(request.pid) in ("T", "t"),
         ended=not owner and not _lives(request),
@@ -115,7 +116,7 @@ def _row(request: Request) -> Row:
     )
 
 
-def _since(boot_ns: int) -> float:
+def _since(boot_ns: float) -> float:
     """Seconds since a moment on the clock that counts from boot and that nobody sets."""
     return round(max(0, time.clock_gettime_ns(time.CLOCK_BOOTTIME) - boot_ns) / 1e9, 1) if boot_ns else 0.0
 
