@@ -23,7 +23,7 @@ from overnight.gpu.requests import Request
 
 T = TypeVar("T")
 RETRY_S = 5.0  # after the driver did not answer
-SECOND_LOOK_S = 0.4  # what a holder says of itself is up to two tenths of a second old
+SECOND_LOOK_S = 0.4  # what a holder says of itself is up to three tenths of a second old
 
 
 @dataclass(frozen=True)
