@@ -220,3 +220,10 @@ def test_a_card_that_is_not_there_is_an_error_not_a_silent_virtual_one(checkout,
 def test_cards_are_those_that_cuda_may_see(variable, left):
     cards = [device.Card(uuid=f"GPU-{name}", name="x", total_mib=100, budget_mib=90, index=i) for i, name in enumerate("ab")]
     assert [c.index for c in device.visible(cards, variable)] == left
+
+
+def test_a_folder_of_links_that_lead_to_themselves_is_refused(monkeypatch, tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    monkeypatch.setenv("OVERNIGHT_CARD_DIR", str(tmp_path / "loop"))
+    with pytest.raises(ServiceError, match="cannot be kept there"), lease(10, device.find(cpu=True)):
+        pass

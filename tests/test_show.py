@@ -267,3 +267,24 @@ def test_odd_figures_of_a_holder_are_none(card, odd):
         assert (row.mib, row.use_mib, row.peak_mib, row.cap_mib) == (600, None, None, None)
         with lease(100, card):
             assert snapshot(card).held_mib == 700
+
+
+def test_a_ledger_behind_a_link_is_shown_like_any_other(card, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    monkeypatch.setenv("OVERNIGHT_CARD_DIR", str(tmp_path / "link"))
+    with process("600", "train", "leave") as owner:
+        owner.wait()
+        row = until(lambda: next((r for r in snapshot(virtual()).holders if r.survivors), None))
+        assert (row.pid, row.ended) == (owner.pid, True)
+        for survivor in row.survivors:
+            os.kill(survivor.pid, signal.SIGKILL)
+        until(lambda: not snapshot(virtual()).holders)
+
+
+def test_a_stopped_holder_behind_a_link_is_shown_as_stopped(card, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    monkeypatch.setenv("OVERNIGHT_CARD_DIR", str(tmp_path / "link"))
+    with process("600", "train", "stay") as holder:
+        until(lambda: snapshot(virtual()).holders)
+        holder.send_signal(signal.SIGSTOP)
+        assert until(lambda: snapshot(virtual()).holders[0].stopped)

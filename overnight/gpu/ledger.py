@@ -40,7 +40,7 @@ class Ledger:
     """The requests on one card's budget; `what` names its unit in messages."""
 
     def __init__(self, folder: Path, budget_mib: int, what: str = "MiB of the card") -> None:
-        self.folder, self.budget_mib, self.what = folder.absolute(), budget_mib, what
+        self.folder, self.budget_mib, self.what = Path(os.path.realpath(folder)), budget_mib, what  # as /proc names its files
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -71,7 +71,8 @@ def file_system(path: Path, mounts: str | None = None) -> str:
     """The type of the file system that holds *path*, which need not exist yet; proc_pid_mountinfo(5). Empty when that is unknown."""
     with suppress(OSError):
         mounts = Path("/proc/self/mountinfo").read_text() if mounts is None else mounts
-    above = {path.resolve(), *path.resolve().parents}
+    real = Path(os.path.realpath(path))  # which stops at links that lead to themselves
+    above = {real, *real.parents}
     best, kind = -1, ""
     for line in (mounts or "").splitlines():
         left, _, right = line.partition(" - ")

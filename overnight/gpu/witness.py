@@ -48,4 +48,4 @@ def _listed() -> bytes:
 @cache
 def _prefix(folder: Path) -> str:
     """The folder by its path, whatever becomes of the folder itself."""
-    return f"overnight-{hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:16]}-"
+    return f"overnight-{hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]}-"

@@ -29,6 +29,7 @@ from overnight.services.supervisor import RUN_GRACE_S, sweep, tail, taken
 
 PATIENCE_S = 240.0
 LINGER_S = 60.0
+STARTS = 3  # of a supervisor that is killed while it is waited for
 GUARD_S = 3.0  # a run looks so often whether its services have a supervisor
 
 
@@ -154,7 +155,7 @@ def _wait(names: set[str]) -> None:
     now = settings()
     _check_theirs(now)
     wanted = names & {s.name for s in services(now)}
-    until = time.monotonic() + PATIENCE_S
+    until, starts = time.monotonic() + PATIENCE_S, 0
     while wanted:
         rows: list[dict[str, Any]] = [r for r in read_state().get("rows", []) if r["service"] in wanted]
         failed = [r for r in rows if r["state"] == "failed"]
@@ -163,7 +164,10 @@ def _wait(names: set[str]) -> None:
         if rows and all(r["state"] == "ready" for r in rows):
             return
         if locks.holder(supervisor_lock()) is None:
-            raise ServiceError(f"the supervisor has ended: {tail(log_file('supervisor'))}")
+            starts += 1
+            if starts > STARTS or not (keep_file().exists() or locks.users(users_folder())):
+                raise ServiceError(f"the supervisor has ended while it was waited for; its log ends with: {tail(log_file('supervisor'))}")
+            _start(keep=keep_file().exists())
         if time.monotonic() > until:
             waiting = [r["service"] for r in rows if r["state"] != "ready"]
             raise ServiceError(f"{', '.join(waiting)}: not ready after {PATIENCE_S:.0f} s; see {paths.shown(log_file(waiting[0]))}")
