@@ -16,7 +16,7 @@ demo: setup  ## the whole chain on data that is embedded: ETL, CNN, YOLO, graph,
 	@echo "Look around: MLflow (the address above) and Prefect keep running; 'make down' stops them."
 
 test: check  ## everything that can be checked without a card
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not gpu"
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu"
 
 check: setup  ## style and types
 	$(BIN)/ruff check
