@@ -77,9 +77,9 @@ def test_a_local_folder_is_made_tried_and_left_clean(card):
 def test_what_a_killed_process_tried_there_is_swept(card):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    kept = {f".ready-{os.getpid()}-0a1b", ".ready-x-0a1b", ".notes"}
+    kept = {f".q-7-0-{os.getpid()}", ".q-x-0-1", ".notes"}
     card.folder.mkdir(parents=True, exist_ok=True)
-    for name in {f".ready-{ended.pid}-0a1b", f".ready-{ended.pid}-0a1b-link"} | kept:
+    for name in {f".q-7-0-{ended.pid}", f".q-7-1-{ended.pid}"} | kept:
         (card.folder / name).touch()
     assert Ledger(card.folder, card.budget_mib).requests() == []
     assert {p.name for p in card.folder.iterdir()} == kept

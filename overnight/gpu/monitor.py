@@ -62,7 +62,7 @@ class Monitor:
         self, run: Run, card: Card, lease: "Lease | None", own: "Cap | None", by: Gauge | None = None, words_every: int = WORDS
     ) -> None:
         self.run, self.card, self.lease, self.own, self.by = run, card, lease, own, by or gauge(card)
-        self.done, self._alarm = False, threading.Lock()  # which costs less to wait for than an event, ten times a second
+        self._alarm = threading.Lock()  # which costs less to wait for than an event, ten times a second
         self._alarm.acquire()
         self.device_peak_mib: float | None = None
         self.foreign_peak_mib: float | None = None
@@ -93,7 +93,6 @@ class Monitor:
 
     def end(self) -> None:
         """Let the loop end, now."""
-        self.done = True
         self._alarm.release()
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from overnight.errors import ServiceError
 from overnight.gpu.device import Card
 from overnight.gpu.place import unusable
-from overnight.gpu.requests import locked
+from overnight.gpu.requests import Request, locked
 from overnight.paths import state
 
 # their locks are of one machine only, or are asked from a server that may be away, or come and go with the mount
@@ -92,8 +92,8 @@ def _unescaped(text: str) -> str:
 
 def _try(folder: Path, link: Link) -> str:
     """What of a grant cannot be done in *folder*: the first thing that fails, empty when all works. Raises OSError."""
-    path = folder / f".ready-{os.getpid()}-{secrets.token_hex(4)}"
-    second = path.with_name(f"{path.name}-link")
+    ticket = secrets.randbits(60)  # requests that are never shown: whoever looks there sweeps what a killed process leaves
+    path, second = (folder / f".{Request(folder, False, ticket, mib, os.getpid()).name}" for mib in (0, 1))
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         try:

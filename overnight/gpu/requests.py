@@ -249,11 +249,9 @@ def _inode(path: Path) -> int:
 
 
 def _abandoned(folder: Path, name: str) -> bool:
-    """Whether a request that was not yet shown will never be, or a trial of the file system (ready.py) was broken off."""
+    """Whether a request that was not yet shown will never be."""
     request = Request.parse(folder, name)
-    trial = name.removeprefix("ready-").partition("-")[0] if name.startswith("ready-") else ""
-    pid = request.pid if request else int(trial) if trial.isdecimal() and trial.isascii() else None
-    return pid is not None and not Path(f"/proc/{pid}").exists()
+    return request is not None and not Path(f"/proc/{request.pid}").exists() and not _is_locked(folder / f".{name}")
 
 
 def _is_locked(path: Path) -> bool:
