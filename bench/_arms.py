@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from overnight.artifact import Artifact
-from overnight.dataset import entry
-from overnight.loop.batches import seeded
+from overnight.data.dataset import entry
 from overnight.run import RecordingRun
-from overnight.training import Batch, Recipe
-from tasks.cnn import CnnParams, cnn_recipe
-from tasks.cnn.augment import apply
-from tasks.images import ImageParams, load_images
+from overnight.training.batches import seeded
+from overnight.training.recipe import Batch, Recipe
+from tasks.vision.augment import apply
+from tasks.vision.cnn import CnnParams, cnn_recipe
+from tasks.vision.load import ImageParams, load_images
 
 Data = dict[str, Tensor]
 
@@ -51,19 +51,32 @@ def plain_net(artifact: Artifact, params: CnnParams, dtype: torch.dtype) -> Reci
 
     def build() -> nn.Module:
         layers = [nn.Conv2d(channels, 16, 3, 2, 1), nn.Tanh(), nn.Conv2d(16, 32, 3, 2, 1), nn.Tanh()]
-        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, classes)).to(dtype)
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, classes)).to(
+            dtype
+        )
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = model(apply(batch, params).to(dtype) / 128 - 1)
-        return functional.cross_entropy(logits, batch["labels"], reduction="sum"), torch.tensor(len(batch["labels"]))
+        return functional.cross_entropy(logits, batch["labels"], reduction="sum"), torch.tensor(
+            len(batch["labels"])
+        )
 
     chosen = cnn_recipe(params, artifact.spec)
     judge = chosen.evaluate
-    as_numbers = lambda data: {k: (t.to(dtype) / 128 - 1 if k.endswith("images") else t) for k, t in data.items() if k[:3] == "val"}  # noqa: E731
-    return replace(chosen, build=build, loss=loss, evaluate=lambda model, data, split: judge(model, as_numbers(data), split))
+    as_numbers = lambda data: {
+        k: (t.to(dtype) / 128 - 1 if k.endswith("images") else t) for k, t in data.items() if k[:3] == "val"
+    }
+    return replace(
+        chosen,
+        build=build,
+        loss=loss,
+        evaluate=lambda model, data, split: judge(model, as_numbers(data), split),
+    )
 
 
-def by_hand(recipe: Recipe[Data], params: CnnParams, data: Data, seed: int, log: Callable[[float], None]) -> nn.Module:
+def by_hand(
+    recipe: Recipe[Data], params: CnnParams, data: Data, seed: int, log: Callable[[float], None]
+) -> nn.Module:
     """The loop that one writes without overnight: the same model, batches, seed, optimiser and schedule."""
     torch.manual_seed(seed)
     model = recipe.build()
@@ -74,7 +87,9 @@ def by_hand(recipe: Recipe[Data], params: CnnParams, data: Data, seed: int, log:
     for epoch in range(params.epochs):
         for batch in recipe.batches(data, seeded(seed, epoch)):
             optimiser.zero_grad(set_to_none=True)
-            loss = functional.cross_entropy(model(apply(batch, params)), batch["labels"], label_smoothing=params.label_smoothing)
+            loss = functional.cross_entropy(
+                model(apply(batch, params)), batch["labels"], label_smoothing=params.label_smoothing
+            )
             loss.backward()
             optimiser.step()
             schedule.step()
@@ -86,7 +101,12 @@ class Injector:
     """Out of memory at chosen calls of a phase; counts those it raised."""
 
     def __init__(self) -> None:
-        self.calls, self.raised, self.at, self.last = dict[str, int](), dict[str, int](), dict[str, set[int]](), ""
+        self.calls, self.raised, self.at, self.last = (
+            dict[str, int](),
+            dict[str, int](),
+            dict[str, set[int]](),
+            "",
+        )
 
     def __call__(self, phase: str) -> None:
         self.calls[phase] = self.calls.get(phase, 0) + 1
@@ -124,7 +144,9 @@ def faulty(recipe: Recipe[Data], inject: Injector) -> Recipe[Data]:
 
     def build() -> nn.Module:
         model = recipe.build()
-        model.register_forward_pre_hook(lambda module, _inputs: None if module.training else inject("evaluation"))
+        model.register_forward_pre_hook(
+            lambda module, _inputs: None if module.training else inject("evaluation")
+        )
         return model
 
     return replace(recipe, build=build, loss=loss, optimiser=optimiser)

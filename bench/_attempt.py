@@ -7,15 +7,15 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from overnight import watching
-from overnight.child import Spec
-from overnight.gpu.device import Card
-from overnight.launch import Stop, new_folder, run_child
-from overnight.loop.attempts import earlier
-from overnight.traces import forgiving
+from overnight.gpu.card import Card
+from overnight.orchestration import background
+from overnight.orchestration.child import Spec
+from overnight.orchestration.launcher import Stop, new_folder, run_child
+from overnight.orchestration.prefect_artifacts import forgiving
 from overnight.tracking.client import Tracker
 from overnight.tracking.record import Record
-from overnight.tracking.shipper import FOLDER, Shipper
+from overnight.tracking.uploader import FOLDER, Shipper
+from overnight.training.resume import earlier
 
 CARD = Card(uuid="virtual", name="virtual", total_mib=1024, budget_mib=1024)
 
@@ -29,20 +29,22 @@ def attempt(case: dict[str, Any], tracker: Tracker) -> tuple[int, Path]:
     shipper.ready(lambda: False, 60)
 
     def ship() -> None:
-        while not done.wait(watching.SHIP_S):
+        while not done.wait(background.SHIP_S):
             with forgiving():
                 shipper.go_on()
 
     threading.Thread(target=ship, daemon=True).start()
     result = run_child(folder, spec_of(case, shipper), 1, Stop(), lambda _event: None, lambda _line: None)
     done.set()
-    told = shipper.finish("FAILED" if result.code else "FINISHED", lambda: False) or shipper.conclude(300)  # as the supervisor would, later
+    told = shipper.finish("FAILED" if result.code else "FINISHED", lambda: False) or shipper.conclude(
+        300
+    )  # as the supervisor would, later
     return (result.code if told else 99), folder
 
 
 def spec_of(case: dict[str, Any], shipper: Shipper) -> Spec:
     return Spec(
-        step="tasks.cnn:train_cnn",
+        step="tasks.vision.cnn:train_cnn",
         label=case["key"],
         experiment="bench",
         arguments=case["arguments"],

@@ -16,14 +16,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from flows.vision import Vision
 from overnight.artifact import Artifact
-from overnight.dataset import entry
-from overnight.loop.batches import seeded
+from overnight.data.dataset import entry
 from overnight.run import RecordingRun
-from tasks.cnn import CnnParams, batches, train_cnn
-from tasks.cnn.augment import apply
-from tasks.cnn.layers import Scaled
-from tasks.cnn.resnet20 import Net
-from tasks.images import load_images
+from overnight.training.batches import seeded
+from tasks.vision.augment import apply
+from tasks.vision.cnn import CnnParams, batches, train_cnn
+from tasks.vision.load import load_images
+from tasks.vision.nets.layers import Scaled
+from tasks.vision.nets.resnet20 import Net
 
 Data = dict[str, Tensor]
 Row = dict[str, Any]
@@ -37,13 +37,20 @@ class Clock:
         self.cpu, self.wall = time.process_time(), time.perf_counter()
 
     def read(self) -> Row:
-        return {"cpu_s": round(time.process_time() - self.cpu, 3), "wall_s": round(time.perf_counter() - self.wall, 3)}
+        return {
+            "cpu_s": round(time.process_time() - self.cpu, 3),
+            "wall_s": round(time.perf_counter() - self.wall, 3),
+        }
 
 
 def experiment(name: str, precision: str = "") -> Vision:
     """A shipped config; precision: in place of its own."""
     found = Vision.load(CONFIGS / f"{name}.yaml")
-    return found.model_copy(update={"cnn": found.cnn.model_copy(update={"precision": precision})}) if precision else found
+    return (
+        found.model_copy(update={"cnn": found.cnn.model_copy(update={"precision": precision})})
+        if precision
+        else found
+    )
 
 
 def images(config: Vision) -> tuple[Artifact, Row]:
@@ -73,7 +80,11 @@ def ours(config: Vision, seed: int, device: str = "cpu") -> Row:
         run, clock = RecordingRun(Path(folder), seed=seed, device=device), Clock()
         train_cnn.body(run, config.cnn, artifact)
         found = clock.read()
-        scores = {name: run.last(f"test/{name}") for name in ("accuracy", "accuracy_tta") if run.curve(f"test/{name}")}
+        scores = {
+            name: run.last(f"test/{name}")
+            for name in ("accuracy", "accuracy_tta")
+            if run.curve(f"test/{name}")
+        }
         curve = run.curve("val/accuracy")
     gc.collect()
     return {"seed": seed, **scores, "val": max(curve), "curve": curve, **found}
@@ -85,14 +96,26 @@ def ours(config: Vision, seed: int, device: str = "cpu") -> Row:
 class Pictures(Dataset[Any]):
     """Decoded images with their labels, each one transformed by torchvision as a PIL image when it is asked for."""
 
-    def __init__(self, images_NCHW: Tensor, labels: Tensor, crop: int, encoded: list[bytes] | None = None) -> None:
+    def __init__(
+        self, images_NCHW: Tensor, labels: Tensor, crop: int, encoded: list[bytes] | None = None
+    ) -> None:
         from torchvision import transforms
 
-        self.pixels, self.labels, self.encoded = images_NCHW.permute(0, 2, 3, 1).contiguous().numpy(), labels.tolist(), encoded
+        self.pixels, self.labels, self.encoded = (
+            images_NCHW.permute(0, 2, 3, 1).contiguous().numpy(),
+            labels.tolist(),
+            encoded,
+        )
         channels = self.pixels.shape[3]
         mean, std = ((self.pixels[:5000] / 255).mean((0, 1, 2)), (self.pixels[:5000] / 255).std((0, 1, 2)))
-        steps = [transforms.RandomCrop(self.pixels.shape[1:3], padding=crop), transforms.RandomHorizontalFlip()] if crop else []
-        self.change = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean.tolist(), std.tolist())])
+        steps = (
+            [transforms.RandomCrop(self.pixels.shape[1:3], padding=crop), transforms.RandomHorizontalFlip()]
+            if crop
+            else []
+        )
+        self.change = transforms.Compose(
+            [*steps, transforms.ToTensor(), transforms.Normalize(mean.tolist(), std.tolist())]
+        )
         self.grey = channels == 1
 
     def __len__(self) -> int:
@@ -115,11 +138,15 @@ class Plain(Net):
         return images
 
 
-def plain(data: Data, seed: int, rate: float, minutes: float, precision: str, judged: str = "test", batch: int = 128) -> Row:
+def plain(
+    data: Data, seed: int, rate: float, minutes: float, precision: str, judged: str = "test", batch: int = 128
+) -> Row:
     """ResNet-20 by the usual recipe: SGD, momentum 0.9, rate / 10 after 1/2 and 3/4, PIL loader with crop and flip; CPU-minutes in all."""
     torch.manual_seed(seed)
     clock, classes = Clock(), int(data["train_labels"].max()) + 1
-    loader = DataLoader(Pictures(data["train_images"], data["train_labels"], 4), batch, shuffle=True, drop_last=True)
+    loader = DataLoader(
+        Pictures(data["train_images"], data["train_labels"], 4), batch, shuffle=True, drop_last=True
+    )
     model = Plain(tuple(data["train_images"].shape[1:]), classes, 16, 3, 1)
     optimiser = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4)
     total, done, losses = 0, 0, list[float]()
@@ -127,7 +154,9 @@ def plain(data: Data, seed: int, rate: float, minutes: float, precision: str, ju
         if done == 30:
             total = int(30 + (minutes * 60 * 0.97 - clock.read()["cpu_s"]) / (clock.read()["cpu_s"] / 30))
         for group in optimiser.param_groups:
-            group["lr"] = rate * (0.1 ** sum(done >= share * total for share in (0.5, 0.75)) if total else 1.0)
+            group["lr"] = rate * (
+                0.1 ** sum(done >= share * total for share in (0.5, 0.75)) if total else 1.0
+            )
         optimiser.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss = functional.cross_entropy(model(x).float(), y)
@@ -138,7 +167,14 @@ def plain(data: Data, seed: int, rate: float, minutes: float, precision: str, ju
         if total and done >= total:
             break
     score = judge(model, data, judged, precision)
-    return {"seed": seed, "rate": rate, "accuracy": score, "steps": done, "epochs": round(done / len(loader), 2), **clock.read()}
+    return {
+        "seed": seed,
+        "rate": rate,
+        "accuracy": score,
+        "steps": done,
+        "epochs": round(done / len(loader), 2),
+        **clock.read(),
+    }
 
 
 def _endless(loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor]]:

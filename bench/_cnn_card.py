@@ -16,8 +16,8 @@ from bench._cnn_arms import Data, Pictures
 from flows.vision import Vision
 from overnight.artifact import Artifact
 from overnight.run import RecordingRun
-from overnight.training import scores_on, train
-from tasks.cnn import cnn_recipe, prepared
+from overnight.training.recipe import scores_on, train
+from tasks.vision.cnn import cnn_recipe, prepared
 
 Row = dict[str, Any]
 
@@ -28,15 +28,25 @@ def timed(config: Vision, artifact: Artifact, data: Data, seed: int) -> Row:
     with tempfile.TemporaryDirectory(prefix="overnight-bench-") as folder:
         torch.cuda.synchronize()
         run, began = RecordingRun(Path(folder), seed=seed, device="cuda"), time.perf_counter()
-        fitted = train(replace(recipe, build=lambda: prepared(recipe.build(), data["train_images"])), run, data)
+        fitted = train(
+            replace(recipe, build=lambda: prepared(recipe.build(), data["train_images"])), run, data
+        )
         torch.cuda.synchronize()
         wall = time.perf_counter() - began
         speed = run.curve("train/samples_per_s")[-1]
     with torch.inference_mode():
-        right = scores_on(fitted.model, data["test_images"], torch.device("cuda")).argmax(1) == data["test_labels"]
+        right = (
+            scores_on(fitted.model, data["test_images"], torch.device("cuda")).argmax(1)
+            == data["test_labels"]
+        )
     del fitted
     gc.collect()
-    return {"seed": seed, "wall_s": round(wall, 3), "accuracy": float(right.double().mean()), "images_per_s": speed}
+    return {
+        "seed": seed,
+        "wall_s": round(wall, 3),
+        "accuracy": float(right.double().mean()),
+        "images_per_s": speed,
+    }
 
 
 def plain_speed(data: Data, batch: int, workers: int = 4) -> float:
@@ -44,11 +54,22 @@ def plain_speed(data: Data, batch: int, workers: int = 4) -> float:
     from torchvision.models import resnet18
 
     model = resnet18(num_classes=int(data["train_labels"].max()) + 1)
-    model.conv1, model.maxpool = nn.Conv2d(data["train_images"].shape[1], 64, 3, 1, 1, bias=False), nn.Identity()
+    model.conv1, model.maxpool = (
+        nn.Conv2d(data["train_images"].shape[1], 64, 3, 1, 1, bias=False),
+        nn.Identity(),
+    )
     model = model.cuda().train()
     optimiser = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
     source = Pictures(data["train_images"], data["train_labels"], 4)
-    loader = DataLoader(source, batch, shuffle=True, drop_last=True, num_workers=workers, pin_memory=True, persistent_workers=True)
+    loader = DataLoader(
+        source,
+        batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        pin_memory=True,
+        persistent_workers=True,
+    )
     for _ in range(2):
         began, seen = time.perf_counter(), 0
         for x, y in loader:

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
-from overnight.fit.allocator import replay
-from overnight.fit.modules import as_recipe
-from overnight.fit.prediction import traced
+from overnight.memory.allocator import replay
+from overnight.memory.modules import as_recipe
+from overnight.memory.prediction import traced
 
 CONTEXT_MIB, MIB = 1343, 2**20
-ROWS: dict[str, tuple[int, int, bool, str, Any]] = {  # name -> MiB published, batch, checkpointing, precision, optimiser
+ROWS: dict[
+    str, tuple[int, int, bool, str, Any]
+] = {  # name -> MiB published, batch, checkpointing, precision, optimiser
     "batch 1, accumulated 4": (8681, 1, False, "fp32", torch.optim.AdamW),
     "the same, checkpointing": (6775, 1, True, "fp32", torch.optim.AdamW),
     "the same, fp16": (7275, 1, True, "fp16", torch.optim.AdamW),
@@ -35,7 +37,11 @@ def rows(only: str = "") -> Iterator[dict[str, Any]]:
     import transformers
 
     config = transformers.BertConfig(
-        hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, attn_implementation="eager"
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        intermediate_size=4096,
+        attn_implementation="eager",
     )
     for name, (published, batch, checkpointing, precision, optimiser) in ROWS.items():
         if only not in name:
@@ -44,8 +50,20 @@ def rows(only: str = "") -> Iterator[dict[str, Any]]:
             model = transformers.BertForSequenceClassification(config)
         if checkpointing:
             model.gradient_checkpointing_enable()
-        inputs = {k: torch.empty(batch, 512, dtype=torch.long, device="meta") for k in ("input_ids", "attention_mask")}
+        inputs = {
+            k: torch.empty(batch, 512, dtype=torch.long, device="meta")
+            for k in ("input_ids", "attention_mask")
+        }
         inputs["labels"] = torch.empty(batch, dtype=torch.long, device="meta")
-        recipe = as_recipe(model, inputs, optimiser=partial(optimiser, lr=1e-5, foreach=False), precision=precision, accumulate=2)
-        reserved = replay(traced(replace(recipe, clip=1.0), 1, "cuda"), expandable=False).reserved / MIB + CONTEXT_MIB
+        recipe = as_recipe(
+            model,
+            inputs,
+            optimiser=partial(optimiser, lr=1e-5, foreach=False),
+            precision=precision,
+            accumulate=2,
+        )
+        reserved = (
+            replay(traced(replace(recipe, clip=1.0), 1, "cuda"), expandable=False).reserved / MIB
+            + CONTEXT_MIB
+        )
         yield {"case": name, "published_mib": published, "predicted_mib": reserved, "bar": BARS[batch]}

@@ -1,7 +1,7 @@
 """Six trainings on a card of 12 GB: `python -m bench._fit_gpu predict` writes down what they will take, `... run CASE MICRO` measures it.
 
 The predictions lie in tests/gpu/fit_predicted.json, made before any of these ran. The allocator's cap is 12 GiB less a context, whatever
-the size of the card that plays it. Needs torch and what overnight.training needs; neither Prefect nor MLflow nor Polars.
+the size of the card that plays it. Needs torch and what overnight.training.recipe needs; neither Prefect nor MLflow nor Polars.
 """
 
 import json
@@ -14,22 +14,27 @@ from typing import Any
 import torch
 
 from bench._fit_recipes import LmParams, NetParams, atari_recipe, boxes, graph, images, lm_recipe
+from bench._measure import shortened, whole_batch
 from overnight.errors import OvernightError
-from overnight.fit.measure import shortened, whole_batch
-from overnight.fit.prediction import Constants, predict
+from overnight.memory.prediction import Constants, predict
 from overnight.run import RecordingRun
-from overnight.training import Batch, Recipe, train
+from overnight.training.recipe import Batch, Recipe, train
 
 MIB, CONTEXT_MIB = 2**20, 600
 CAP_MIB = 12 * 1024 - CONTEXT_MIB
-PREDICTED = Path(__file__).resolve().parent.parent / "tests" / "gpu" / "fit_predicted.json"
+PREDICTED = Path(__file__).resolve().parent.parent / "tests" / "on_card" / "fit_predicted.json"
 LM = {"vocabulary": 32_768, "context": 1024, "width": 768, "heads": 12, "layers": 12}
 Make = Callable[[int], Recipe[Any]]
-CASES: dict[str, tuple[Make, tuple[int, int]]] = {  # name -> recipe of a batch, and two micro-batches: one that fits, one that does not
+CASES: dict[
+    str, tuple[Make, tuple[int, int]]
+] = {  # name -> recipe of a batch, and two micro-batches: one that fits, one that does not
     "resnet18 224 px": (lambda n: images((3, 224, 224), arch="resnet18", batch=n), (512, 1536)),
     "resnet20 w64 32 px": (lambda n: images((3, 32, 32), width=64, blocks=2, batch=n), (4096, 12288)),
     "yolo 640 px": (lambda n: boxes(640, width=1.0, batch=n), (64, 160)),
-    "gcn 1 M edges": (lambda h: graph(200_000, 1_000_000, 128, hidden=h), (2048, 8192)),  # of hidden values: a graph is not cut
+    "gcn 1 M edges": (
+        lambda h: graph(200_000, 1_000_000, 128, hidden=h),
+        (2048, 8192),
+    ),  # of hidden values: a graph is not cut
     "transformer 12x768": (lambda n: lm_recipe(LmParams(batch=n, **LM)), (10, 40)),
     "dqn nets": (lambda n: atari_recipe(NetParams(batch=n)), (24_576, 65_536)),
 }

@@ -9,18 +9,21 @@ import resource
 import time
 from typing import Any
 
-from overnight.fit.allocator import replay
-from overnight.fit.inference import Serving, kv_bytes, refusal
-from overnight.fit.language import Tuning, language_recipe, traced_language
-from overnight.fit.layers import _same
-from overnight.fit.prediction import traced
-from overnight.fit.quiet import quiet
-from overnight.fit.shapes import config_of, shape_of
-from overnight.fit.weights import weight_bytes
+from overnight.memory.allocator import replay
+from overnight.memory.architectures.inference import Serving, kv_bytes, refusal
+from overnight.memory.architectures.language import Tuning, language_recipe, traced_language
+from overnight.memory.architectures.layers import _same
+from overnight.memory.architectures.shapes import config_of, shape_of
+from overnight.memory.architectures.weights import weight_bytes
+from overnight.memory.prediction import traced
+from overnight.memory.silence import quiet
 
 MIB, GB, RSS_MIB = 2**20, 10**9, 4096
 TRAININGS: dict[str, tuple[Tuning, float]] = {  # name -> what, CPU-seconds of the whole trace at most
-    "3B LoRA, 4 x 768": (Tuning(model="llama-3.2-3b", method="lora", batch=4, sequence=768, targets="q_proj,v_proj", rank=32), 30),
+    "3B LoRA, 4 x 768": (
+        Tuning(model="llama-3.2-3b", method="lora", batch=4, sequence=768, targets="q_proj,v_proj", rank=32),
+        30,
+    ),
     "3B in full, 4 x 768": (Tuning(model="llama-3.2-3b", batch=4, sequence=768), 30),
     "7B QLoRA, checkpointing, 1 x 512": (Tuning(model="llama-2-7b", method="qlora", checkpointing=True), 45),
 }

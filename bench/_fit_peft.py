@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from overnight.fit.allocator import replay
-from overnight.fit.modules import as_recipe
-from overnight.fit.prediction import traced
+from overnight.memory.allocator import replay
+from overnight.memory.modules import as_recipe
+from overnight.memory.prediction import traced
 
 GIB = 2**30
 BATCH, LENGTH = 4, 768
@@ -43,11 +43,20 @@ def rows(only: str = "") -> Iterator[dict[str, Any]]:
         if only not in name:
             continue
         module = _module(kind, values)
-        inputs = {k: torch.empty(BATCH, LENGTH, dtype=torch.long, device="meta") for k in ("input_ids", "attention_mask", "labels")}
+        inputs = {
+            k: torch.empty(BATCH, LENGTH, dtype=torch.long, device="meta")
+            for k in ("input_ids", "attention_mask", "labels")
+        }
         trace = traced(replace(as_recipe(module, inputs), clip=1.0), 1, "cuda")
         weights = sum(p.numel() * p.element_size() for p in module.parameters())
-        found = {"live": trace.peak(512).bytes, "expandable": replay(trace).reserved, "default": replay(trace, expandable=False).reserved}
-        yield {"case": name, "published_gib": published, "four_weights_gib": 4 * weights / GIB} | {k: v / GIB for k, v in found.items()}
+        found = {
+            "live": trace.peak(512).bytes,
+            "expandable": replay(trace).reserved,
+            "default": replay(trace, expandable=False).reserved,
+        }
+        yield {"case": name, "published_gib": published, "four_weights_gib": 4 * weights / GIB} | {
+            k: v / GIB for k, v in found.items()
+        }
 
 
 def _module(kind: str, values: dict[str, Any]) -> torch.nn.Module:
@@ -70,4 +79,8 @@ def _module(kind: str, values: dict[str, Any]) -> torch.nn.Module:
     )
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
-        return peft.get_peft_model(model, getattr(peft, kind)(task_type="CAUSAL_LM", **values)) if kind else model
+        return (
+            peft.get_peft_model(model, getattr(peft, kind)(task_type="CAUSAL_LM", **values))
+            if kind
+            else model
+        )

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from overnight.artifact import DataSpec
-from overnight.training import Recipe, TrainParams, constant
-from tasks.cnn import CnnParams, cnn_recipe
-from tasks.gnn import GnnParams, gnn_recipe
-from tasks.yolo import YoloParams, yolo_recipe
+from overnight.training.recipe import Recipe, TrainParams, constant
+from tasks.detection.yolo import YoloParams, yolo_recipe
+from tasks.graphs.nodes import GnnParams, gnn_recipe
+from tasks.vision.cnn import CnnParams, cnn_recipe
 
 TEN = tuple("0123456789")
 
@@ -38,16 +38,25 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         parts = [t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.into(x).chunk(3, -1)]
-        mixed = functional.scaled_dot_product_attention(*parts, dropout_p=self.dropout if self.training else 0.0, is_causal=True)
+        mixed = functional.scaled_dot_product_attention(
+            *parts, dropout_p=self.dropout if self.training else 0.0, is_causal=True
+        )
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
 class Layer(nn.Module):
     def __init__(self, params: LmParams) -> None:
         super().__init__()
-        self.first, self.second, self.attention = nn.LayerNorm(params.width), nn.LayerNorm(params.width), Attention(params)
+        self.first, self.second, self.attention = (
+            nn.LayerNorm(params.width),
+            nn.LayerNorm(params.width),
+            Attention(params),
+        )
         self.mlp = nn.Sequential(
-            nn.Linear(params.width, 4 * params.width), nn.GELU(), nn.Linear(4 * params.width, params.width), nn.Dropout(params.dropout)
+            nn.Linear(params.width, 4 * params.width),
+            nn.GELU(),
+            nn.Linear(4 * params.width, params.width),
+            nn.Dropout(params.dropout),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,9 +67,15 @@ class Layer(nn.Module):
 class Transformer(nn.Module):
     def __init__(self, params: LmParams) -> None:
         super().__init__()
-        self.tokens, self.places = nn.Embedding(params.vocabulary, params.width), nn.Embedding(params.context, params.width)
+        self.tokens, self.places = (
+            nn.Embedding(params.vocabulary, params.width),
+            nn.Embedding(params.context, params.width),
+        )
         self.layers = nn.ModuleList(Layer(params) for _ in range(params.layers))
-        self.norm, self.head = nn.LayerNorm(params.width), nn.Linear(params.width, params.vocabulary, bias=False)
+        self.norm, self.head = (
+            nn.LayerNorm(params.width),
+            nn.Linear(params.width, params.vocabulary, bias=False),
+        )
         if params.tied:
             self.head.weight = self.tokens.weight
 
@@ -74,9 +89,11 @@ class Transformer(nn.Module):
 def lm_recipe(params: LmParams) -> Recipe[Any]:
     def loss(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         logits, tokens = model(batch["tokens"]), batch["tokens"]
-        return functional.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="sum"), torch.tensor(tokens.numel())
+        return functional.cross_entropy(
+            logits.flatten(0, 1), tokens.flatten(), reduction="sum"
+        ), torch.tensor(tokens.numel())
 
-    example = lambda n: {"tokens": torch.zeros(n, params.context, dtype=torch.int64)}  # noqa: E731
+    example = lambda n: {"tokens": torch.zeros(n, params.context, dtype=torch.int64)}
     return _recipe(params, lambda: Transformer(params), example, loss, OPTIMISERS[params.optimiser])
 
 
@@ -98,13 +115,18 @@ def critic_recipe(params: NetParams, inputs: int = 64, hidden: int = 512) -> Rec
         return policy + functional.mse_loss(value, batch["gain"], reduction="sum"), torch.tensor(len(value))
 
     def build() -> nn.Module:
-        tower = lambda out: nn.Sequential(  # noqa: E731
+        tower = lambda out: nn.Sequential(
             nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, out)
         )
         return nn.ModuleDict({"actor": tower(8), "critic": tower(1)})
 
     def example(n: int) -> dict[str, Tensor]:
-        return {"seen": torch.zeros(n, inputs), "acts": torch.zeros(n, dtype=torch.int64), "old": torch.zeros(n), "gain": torch.zeros(n)}
+        return {
+            "seen": torch.zeros(n, inputs),
+            "acts": torch.zeros(n, dtype=torch.int64),
+            "old": torch.zeros(n),
+            "gain": torch.zeros(n),
+        }
 
     return _recipe(params, build, example, loss, OPTIMISERS[params.optimiser], clip=0.5)
 
@@ -113,8 +135,16 @@ def atari_recipe(params: NetParams) -> Recipe[Any]:
     """The convolutional Q-net of Mnih et al. 2015 and its target, on stacks of four screens."""
 
     def build() -> nn.Module:
-        net = lambda: nn.Sequential(  # noqa: E731
-            *(nn.Conv2d(4, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Flatten()),
+        net = lambda: nn.Sequential(
+            *(
+                nn.Conv2d(4, 32, 8, 4),
+                nn.ReLU(),
+                nn.Conv2d(32, 64, 4, 2),
+                nn.ReLU(),
+                nn.Conv2d(64, 64, 3),
+                nn.ReLU(),
+                nn.Flatten(),
+            ),
             *(nn.Linear(3136, 512), nn.ReLU(), nn.Linear(512, 6)),
         )
         return nn.ModuleDict({"now": net(), "target": net().requires_grad_(False)})
@@ -134,12 +164,18 @@ def atari_recipe(params: NetParams) -> Recipe[Any]:
 
 OPTIMISERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "adamw": lambda model: torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3),
-    "sgd": lambda model: torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1e-3, momentum=0.9),
-    "adafactor": lambda model: torch.optim.Adafactor([p for p in model.parameters() if p.requires_grad], 1e-3),
+    "sgd": lambda model: torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad], 1e-3, momentum=0.9
+    ),
+    "adafactor": lambda model: torch.optim.Adafactor(
+        [p for p in model.parameters() if p.requires_grad], 1e-3
+    ),
 }
 
 
-def _recipe(params: TrainParams, build: Any, example: Any, loss: Any, optimiser: Any, clip: float = 0.0) -> Recipe[Any]:
+def _recipe(
+    params: TrainParams, build: Any, example: Any, loss: Any, optimiser: Any, clip: float = 0.0
+) -> Recipe[Any]:
     return Recipe(
         build=build,
         example=example,
@@ -155,15 +191,24 @@ def _recipe(params: TrainParams, build: Any, example: Any, loss: Any, optimiser:
 
 
 def images(shape: tuple[int, ...], **values: Any) -> Recipe[Any]:
-    return cnn_recipe(CnnParams(**values), DataSpec(shape=shape, classes=TEN, counts={"train": 5000, "val": 512, "test": 512}))
+    return cnn_recipe(
+        CnnParams(**values),
+        DataSpec(shape=shape, classes=TEN, counts={"train": 5000, "val": 512, "test": 512}),
+    )
 
 
 def boxes(size: int, **values: Any) -> Recipe[Any]:
-    return yolo_recipe(YoloParams(**values), DataSpec(shape=(3, size, size), classes=TEN[:3], boxes=12, counts={"train": 400, "val": 60}))
+    return yolo_recipe(
+        YoloParams(**values),
+        DataSpec(shape=(3, size, size), classes=TEN[:3], boxes=12, counts={"train": 400, "val": 60}),
+    )
 
 
 def graph(nodes: int, edges: int, width: int, nonzeros: int = 0, **values: Any) -> Recipe[Any]:
-    return gnn_recipe(GnnParams(**values), DataSpec(shape=(width,), classes=TEN[:7], nodes=nodes, edges=edges, nonzeros=nonzeros))
+    return gnn_recipe(
+        GnnParams(**values),
+        DataSpec(shape=(width,), classes=TEN[:7], nodes=nodes, edges=edges, nonzeros=nonzeros),
+    )
 
 
 Cases = dict[str, tuple[Callable[[], Recipe[Any]], int]]  # name -> recipe and micro-batch
@@ -186,7 +231,10 @@ def cnn_cases() -> Cases:
         "cnn 32 b128/32 sgd": (partial(images, SMALL, width=32, blocks=1, batch=128), 32),
         "cnn 32 b64 adamw": (partial(images, SMALL, width=32, blocks=2, batch=64, optimiser="adamw"), 64),
         "cnn 32 b64 bf16": (partial(images, SMALL, width=32, blocks=2, batch=64, precision="bf16"), 64),
-        "cnn 32 b128 bf16 adamw": (partial(images, SMALL, width=32, blocks=1, batch=128, precision="bf16", optimiser="adamw"), 128),
+        "cnn 32 b128 bf16 adamw": (
+            partial(images, SMALL, width=32, blocks=1, batch=128, precision="bf16", optimiser="adamw"),
+            128,
+        ),
         "cnn 64 b32 sgd": (partial(images, SMALL, width=64, blocks=1, batch=32), 32),
         "cnn 24 b64 grey 28 px": (partial(images, (1, 28, 28), width=24, blocks=2, batch=64), 64),
         "cnn 16 b16 128 px": (partial(images, (3, 128, 128), width=16, blocks=1, batch=16, stem=2), 16),
@@ -220,7 +268,10 @@ def lm_cases() -> Cases:
         "lm 4x128 b16/4 adamw": (lm(batch=16), 4),
         "lm 4x128 b16 bf16": (lm(batch=16, precision="bf16"), 16),
         "lm 4x128 b16 no dropout": (lm(batch=16, dropout=0.0), 16),
-        "lm 2x256 b8 untied sgd": (lm(batch=8, width=256, layers=2, tied=False, optimiser="sgd", dropout=0.0), 8),
+        "lm 2x256 b8 untied sgd": (
+            lm(batch=8, width=256, layers=2, tied=False, optimiser="sgd", dropout=0.0),
+            8,
+        ),
         "lm 2x128 b2 adafactor": (lm(batch=2, layers=2, optimiser="adafactor", dropout=0.0), 2),
         "lm 1x128 b4 vocabulary 8192": (lm(batch=4, layers=1, vocabulary=8192, dropout=0.0), 4),
         "lm 4x256 b8 bf16 no dropout": (lm(batch=8, width=256, precision="bf16", dropout=0.0), 8),

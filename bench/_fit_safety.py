@@ -7,7 +7,7 @@ edge of the band decides, an evaluation that could be cut into smaller slices co
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from overnight.fit.prediction import Constants
+from overnight.memory.prediction import Constants
 
 CARDS_GB = (8, 10, 12, 16, 24)
 REFUSALS = 0.10

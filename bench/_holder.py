@@ -17,7 +17,7 @@ MIB_PER_SLOT = 1024
 def hold(asked: dict[str, Any]) -> AbstractContextManager[object]:
     """A grant of so many slots of 1 GiB, from whoever keeps them."""
     if asked["arm"] == "ours":
-        from overnight.gpu.ledger import Ledger
+        from overnight.gpu.ledger.ledger import Ledger
 
         return Ledger(Path(asked["folder"]), 12 * MIB_PER_SLOT).acquire(asked["slots"] * MIB_PER_SLOT)
     from prefect.concurrency.sync import concurrency
@@ -27,7 +27,9 @@ def hold(asked: dict[str, Any]) -> AbstractContextManager[object]:
 
 
 def main(log: Path, asked: dict[str, Any]) -> None:
-    importlib.import_module("overnight.gpu.ledger" if asked["arm"] == "ours" else "prefect.concurrency.sync")  # before the clock starts
+    importlib.import_module(
+        "overnight.gpu.ledger.ledger" if asked["arm"] == "ours" else "prefect.concurrency.sync"
+    )  # before the clock starts
 
     def write(word: str, more: str = "") -> None:
         with log.open("a") as file:

@@ -25,14 +25,14 @@ from bench._attempt import attempt
 from bench._overhead import PARAMS
 from bench._rows import OUT, Row, bar, kept
 from bench._server import serving
+from overnight import events as event_log
 from overnight import locks
 from overnight.artifact import Artifact, digest
-from overnight.loop.attempts import MONITOR, folder_of
 from overnight.paths import steps
-from overnight.services import owed
-from overnight.tracking import ship, spool
+from overnight.tracking import backlog, upload
 from overnight.tracking.client import Tracker, allowed
-from tasks.cnn import CnnParams
+from overnight.training.resume import MONITOR, folder_of
+from tasks.vision.cnn import CnnParams
 
 ROOT = Path(__file__).resolve().parent.parent
 Point = tuple[str, int, str]  # name, step, value: as text, since nan is not itself
@@ -49,13 +49,17 @@ class Whole:
 
 
 def case_of(name: str, images: Artifact, params: CnnParams, uri: str) -> Row:
-    return {"key": name, "uri": uri, "arguments": [params.model_dump(mode="json"), images.model_dump(mode="json")]}
+    return {
+        "key": name,
+        "uri": uri,
+        "arguments": [params.model_dump(mode="json"), images.model_dump(mode="json")],
+    }
 
 
 def events(folder: Path) -> list[Row]:
     """The whole lines of a child's spool."""
     found, start = list[Row](), 0
-    while (portion := spool.read(folder / spool.CHILD, start)).end > start:
+    while (portion := event_log.read(folder / event_log.CHILD, start)).end > start:
         found, start = found + portion.events, portion.end
     return found
 
@@ -63,13 +67,19 @@ def events(folder: Path) -> list[Row]:
 def logged(folders: list[Path]) -> list[Point]:
     """Every point of the spools."""
     every = [e for folder in folders for e in events(folder) if e["event"] == "metrics"]
-    return [(name, e["step"], repr(float(value))) for e in every for name, value in allowed(e["values"]).items()]
+    return [
+        (name, e["step"], repr(float(value))) for e in every for name, value in allowed(e["values"]).items()
+    ]
 
 
 def shipped(tracker: Tracker, run_id: str) -> list[Point]:
     """Every point that MLflow has of a run."""
     names = tracker.client.get_run(run_id).data.metrics
-    return [(name, m.step, repr(float(m.value))) for name in names for m in tracker.client.get_metric_history(run_id, name)]
+    return [
+        (name, m.step, repr(float(m.value)))
+        for name in names
+        for m in tracker.client.get_metric_history(run_id, name)
+    ]
 
 
 def science(points: list[Point]) -> list[Point]:
@@ -82,7 +92,10 @@ def losses(points: list[Point]) -> list[Point]:
 
 
 def folders_of(key: str) -> list[Path]:
-    return sorted((f for f in steps().glob(f"*-{key}-*") if (f / "spec.json").is_file()), key=lambda f: (f / "spec.json").stat().st_mtime)
+    return sorted(
+        (f for f in steps().glob(f"*-{key}-*") if (f / "spec.json").is_file()),
+        key=lambda f: (f / "spec.json").stat().st_mtime,
+    )
 
 
 def undisturbed(case: Row, tracker: Tracker) -> Whole:
@@ -114,7 +127,9 @@ def killed(case: Row, whole: str, after_s: float, tracker: Tracker, place: Path)
         return not (folders_of(case["key"])[-1] / "result.json").exists()
     file = place / f"{case['key']}.json"
     file.write_text(json.dumps(case))
-    parent = subprocess.Popen([sys.executable, "-m", "bench._attempt", str(file)], cwd=ROOT, env={**os.environ})
+    parent = subprocess.Popen(
+        [sys.executable, "-m", "bench._attempt", str(file)], cwd=ROOT, env={**os.environ}
+    )
     first_loss(case["key"], lambda: parent.poll() is not None)
     time.sleep(after_s)
     parent.send_signal(signal.SIGKILL)
@@ -147,7 +162,11 @@ def kill_and_resume(case: Row, who: str, whole: Whole, after_s: float, tracker: 
 def resumed(folders: list[Path]) -> Row:
     """Where it went on, and how much training had to be done again."""
     before, again = events(folders[0]), events(folders[-1])
-    notes = [e["text"] for e in again if e["event"] == "note" and e["text"].startswith("goes on after optimiser step")]
+    notes = [
+        e["text"]
+        for e in again
+        if e["event"] == "note" and e["text"].startswith("goes on after optimiser step")
+    ]
     step = int(notes[0].split()[5]) if notes else 0
     trained = [e for e in before if e["event"] == "metrics" and "train/loss" in e["values"]]
     kept = [e["at"] for e in trained if e["step"] <= step]
@@ -158,7 +177,9 @@ def resumed(folders: list[Path]) -> Row:
 def compared(case: Row, folder: Path, whole: Whole, tracker: Tracker) -> Row:
     """What MLflow has of the run against what the spools hold and what an undisturbed training logs."""
     runs = tracker.client.search_runs([tracker.experiment_id], f"tags.`overnight.key` = '{case['key']}'")
-    mlflow, spools = (Counter(points) for points in (shipped(tracker, runs[0].info.run_id), logged(folders_of(case["key"]))))
+    mlflow, spools = (
+        Counter(points) for points in (shipped(tracker, runs[0].info.run_id), logged(folders_of(case["key"])))
+    )
     steps_of = Counter(p[:2] for p in mlflow.elements())
     weights = folder / "out" / "model"
     return {
@@ -176,31 +197,42 @@ def compared(case: Row, folder: Path, whole: Whole, tracker: Tracker) -> Row:
 
 def kills(options: argparse.Namespace) -> bool:
     """Children and parents, in turn, killed with signal 9 at a random moment; the same command goes on; MLflow is asked what it has."""
-    place, digits = OUT / "kills", images("digits")  # read before the root is another one, which has no data sets
+    place, digits = (
+        OUT / "kills",
+        images("digits"),
+    )  # read before the root is another one, which has no data sets
     shutil.rmtree(place, ignore_errors=True)
     os.environ["OVERNIGHT_ROOT"] = str(place)
-    params = PARAMS["digits"].model_copy(update={"width": 12, "blocks": 1, "epochs": 10, "checkpoint_s": options.checkpoint_s})
+    params = PARAMS["digits"].model_copy(
+        update={"width": 12, "blocks": 1, "epochs": 10, "checkpoint_s": options.checkpoint_s}
+    )
     with serving(place) as (uri, _):
         tracker = Tracker(uri, "bench")
         whole = undisturbed(case_of("reference", digits, params, uri), tracker)
-        print(f"undisturbed: {whole.trained_s:.1f} s of training, {len(whole.points)} points logged", flush=True)
+        print(
+            f"undisturbed: {whole.trained_s:.1f} s of training, {len(whole.points)} points logged", flush=True
+        )
 
         def row(number: int) -> Row:
             after = random.Random(number).uniform(0, whole.trained_s)
             case = case_of(f"kill{number}", digits, params, uri)
             return kill_and_resume(case, ("child", "parent")[number % 2], whole, after, tracker, place)
 
-        good = judged_kills(kept("training-kills", range(options.kills), options.fresh, row, checkpoint_s=options.checkpoint_s))
+        good = judged_kills(
+            kept(
+                "training-kills", range(options.kills), options.fresh, row, checkpoint_s=options.checkpoint_s
+            )
+        )
         return the_rest() and good
 
 
 def the_rest() -> bool:
     """Parents that were killed when their training had ended: nobody goes on with those, and the supervisor's part is to tell them."""
-    left = owed.debts()
-    code = ship.main() if left else 0
+    left = backlog.debts()
+    code = upload.main() if left else 0
     return bar(
-        "spools that nobody went on with, told by overnight.tracking.ship",
-        f"{len(left) - len(owed.debts())} of {len(left)}",
+        "spools that nobody went on with, told by overnight.tracking.upload",
+        f"{len(left) - len(backlog.debts())} of {len(left)}",
         "all",
         code == 0,
     )
@@ -210,15 +242,23 @@ def judged_kills(rows: list[Row]) -> bool:
     """The table of the kills."""
     by = {who: sum(row["killed"] == who for row in rows) for who in ("child", "parent")}
     done = sum(row["code"] == 0 and row["status"] == "FINISHED" and row["runs"] == 1 for row in rows)
-    good = bar(f"finished in the same MLflow run, of {by}", f"{done} of {len(rows)}", "all", done == len(rows))
+    good = bar(
+        f"finished in the same MLflow run, of {by}", f"{done} of {len(rows)}", "all", done == len(rows)
+    )
     equal = sum(row["weights_equal"] and row["losses_equal"] for row in rows)
     good &= bar("bit-equal weights and losses", f"{equal} of {len(rows)}", "all", equal == len(rows))
-    print(f"| went on from a checkpoint (the others: before the first) | {sum(row['resumed_at'] > 0 for row in rows)} of {len(rows)} | | |")
+    print(
+        f"| went on from a checkpoint (the others: before the first) | {sum(row['resumed_at'] > 0 for row in rows)} of {len(rows)} | | |"
+    )
     untold = sum(row["points_at_death"] - row["of_these_told"] for row in rows)
-    print(f"| points that MLflow did not have yet at the kills | {untold} of {sum(row['points_at_death'] for row in rows)} | | |")
+    print(
+        f"| points that MLflow did not have yet at the kills | {untold} of {sum(row['points_at_death'] for row in rows)} | | |"
+    )
     faults = {name: sum(row[name] for row in rows) for name in ("lost", "added", "doubled")}
     faults["missing"] = sum(len(row["missing"]) for row in rows)
     what = f"points at fault, of {sum(row['points'] for row in rows)} read back from MLflow"
-    good &= bar(what, ", ".join(f"{count} {name}" for name, count in faults.items()), "0", not any(faults.values()))
+    good &= bar(
+        what, ", ".join(f"{count} {name}" for name, count in faults.items()), "0", not any(faults.values())
+    )
     lost = max(row["lost_s"] for row in rows)
     return bar("training lost", f"{lost:.1f} s at most", "<= 60 s", lost <= 60) and good

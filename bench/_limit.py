@@ -58,17 +58,26 @@ class Arm:
 
     def held(self, limit: str) -> int:
         """Slots that count as taken now."""
-        from overnight.gpu.ledger import Ledger
+        from overnight.gpu.ledger.ledger import Ledger
 
         return Ledger(self.folder / limit, SLOTS * 1024).held_mib() // 1024
 
     def start(self, limit: str, **asked: Any) -> Holder:
         """A process that asks for slots of a limit."""
         log = self.folder / f"{limit}-{len(self.holders)}.log"
-        words = {"arm": "ours", "folder": str(self.folder / limit), "limit": limit, "slots": SLOTS, **self.more(), **asked}
+        words = {
+            "arm": "ours",
+            "folder": str(self.folder / limit),
+            "limit": limit,
+            "slots": SLOTS,
+            **self.more(),
+            **asked,
+        }
         command = [sys.executable, str(HERE / "_holder.py"), str(log), json.dumps(words)]
         with log.with_suffix(".err").open("wb") as errors:
-            process = subprocess.Popen(command, env=self.environment(), cwd=self.folder, stdout=errors, stderr=errors)
+            process = subprocess.Popen(
+                command, env=self.environment(), cwd=self.folder, stdout=errors, stderr=errors
+            )
         self.holders.append(Holder(process, log))
         return self.holders[-1]
 
@@ -96,9 +105,27 @@ class Prefect(Arm):
     def prepare(self) -> None:
         """Start the server, or start it again."""
         self.port = self.port or _free_port()
-        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port), "--no-ui"]
+        command = [
+            sys.executable,
+            "-m",
+            "prefect",
+            "server",
+            "start",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--no-ui",
+        ]
         with (self.folder / "server.log").open("ab") as log:
-            self.server = subprocess.Popen(command, env=self.environment(), cwd=self.folder, stdout=log, stderr=log, start_new_session=True)
+            self.server = subprocess.Popen(
+                command,
+                env=self.environment(),
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         until = time.monotonic() + 180
         while not self._answers():
             if time.monotonic() > until or self.server.poll() is not None:
@@ -142,7 +169,9 @@ class Prefect(Arm):
 
     def _api(self, path: str, body: dict[str, Any] | None = None) -> Any:
         data = json.dumps(body).encode() if body else None
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/api/{path}", data, {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/api/{path}", data, {"Content-Type": "application/json"}
+        )
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
 

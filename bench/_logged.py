@@ -16,7 +16,7 @@ from bench._server import serving
 from overnight.run import SpoolRun
 from overnight.tracking.client import Tracker
 from overnight.tracking.record import Record
-from overnight.tracking.shipper import Shipper
+from overnight.tracking.uploader import Shipper
 
 PACED = 140  # metrics between two shipments: 35 optimiser steps a second, two metrics each, shipped every 2 s
 
@@ -41,7 +41,9 @@ def spooled(place: Path, tracker: Tracker, server: psutil.Process, metrics: int,
         shipper.ship()
         child, parent = child + wrote - began, parent + time.process_time() - wrote
     took = server_s(server) - before
-    found = sum(len(tracker.client.get_metric_history(shipper.run_id, name)) for name in ("train/loss", "train/lr"))
+    found = sum(
+        len(tracker.client.get_metric_history(shipper.run_id, name)) for name in ("train/loss", "train/lr")
+    )
     return {"child": child, "parent": parent, "server": took, "sent": metrics, "found": found}
 
 
@@ -71,7 +73,10 @@ def logged(options: argparse.Namespace) -> bool:
         for arm in arms.values():
             arm()  # imports, tables, connections
         rows = kept(
-            "training-logged", range(options.pairs), options.fresh, lambda n: {a: arms[a]() for a in sorted(arms, reverse=bool(n % 2))}
+            "training-logged",
+            range(options.pairs),
+            options.fresh,
+            lambda n: {a: arms[a]() for a in sorted(arms, reverse=bool(n % 2))},
         )
     return judged_costs(rows)
 
@@ -80,17 +85,41 @@ def judged_costs(rows: list[Row]) -> bool:
     """The table of the costs; the bar is for the same server on sqlite, whose own CPU counts on both sides."""
 
     def each(arm: str, *parts: str) -> list[float]:
-        return [1e3 * sum(row[arm][part] for part in parts or row[arm].keys() - {"sent", "found"}) / row[arm]["sent"] for row in rows]
+        return [
+            1e3
+            * sum(row[arm][part] for part in parts or row[arm].keys() - {"sent", "found"})
+            / row[arm]["sent"]
+            for row in rows
+        ]
 
     for arm in rows[0]:
-        parts = ", ".join(f"{part} {statistics.median(each(arm, part)):.4f}" for part in rows[0][arm] if part not in ("sent", "found"))
+        parts = ", ".join(
+            f"{part} {statistics.median(each(arm, part)):.4f}"
+            for part in rows[0][arm]
+            if part not in ("sent", "found")
+        )
         print(f"| CPU-ms per metric, {arm} | {statistics.median(each(arm)):.4f} ({parts}) | | |")
-    good = bar("points read back", "all", "all", all(row[arm]["found"] == row[arm]["sent"] for row in rows for arm in ("paced", "full")))
+    good = bar(
+        "points read back",
+        "all",
+        "all",
+        all(row[arm]["found"] == row[arm]["sent"] for row in rows for arm in ("paced", "full")),
+    )
     for peer, ours in (("server", "paced"), ("server", "full")):
         ratio, low, high = interval(each(peer), each(ours))
-        good &= bar(f"log_metric by the {peer}, over ours {ours}", f"{ratio:.1f} [{low:.1f}, {high:.1f}]", ">= 40", ratio >= 40)
+        good &= bar(
+            f"log_metric by the {peer}, over ours {ours}",
+            f"{ratio:.1f} [{low:.1f}, {high:.1f}]",
+            ">= 40",
+            ratio >= 40,
+        )
     for ours in ("paced", "full"):
-        for parts, what in (((), "the server's CPU in ours alone"), (("child", "parent"), "no server in either")):
+        for parts, what in (
+            ((), "the server's CPU in ours alone"),
+            (("child", "parent"), "no server in either"),
+        ):
             ratio, low, high = interval(each("alone"), each(ours, *parts))
-            print(f"| log_metric on sqlite without a server, over ours {ours}, {what} | {ratio:.1f} [{low:.1f}, {high:.1f}] | | |")
+            print(
+                f"| log_metric on sqlite without a server, over ours {ours}, {what} | {ratio:.1f} [{low:.1f}, {high:.1f}] | | |"
+            )
     return good

@@ -16,8 +16,8 @@ from bench._arms import by_hand, images, resnet, tensors
 from bench._rows import Row, bar, folder, kept
 from bench._turns import Wait, Work, every, played, ratio
 from overnight.run import RecordingRun, Run, SpoolRun
-from overnight.training import Recipe, train
-from tasks.cnn import CnnParams
+from overnight.training.recipe import Recipe, train
+from tasks.vision.cnn import CnnParams
 
 PARAMS = {  # as in configs/, one epoch of as many steps as are asked for
     "digits": CnnParams(epochs=1, batch=64, width=24, blocks=2, lr=0.1),
@@ -33,10 +33,19 @@ def overhead(options: argparse.Namespace) -> bool:
     arms = Arms(options.data, options.steps)
     equal, losses = arms.losses()
     same = sum(a == b for a, b in zip(equal, losses, strict=True))
-    make = lambda _n: {name: vars(took) for name, took in played(arms.works()).items()}  # noqa: E731 - a function of this file
-    rows = kept(f"training-overhead-{options.data}", range(options.pairs), options.fresh, make, [TURNS], steps=options.steps)
+    make = lambda _n: {name: vars(took) for name, took in played(arms.works()).items()}
+    rows = kept(
+        f"training-overhead-{options.data}",
+        range(options.pairs),
+        options.fresh,
+        make,
+        [TURNS],
+        steps=options.steps,
+    )
     each = statistics.median(sum(row["plain"]["cpu_s"]) for row in rows) / arms.steps * 1e3
-    print(f"\n{options.data}: {arms.steps} steps of {arms.params.batch}, {each:.1f} CPU-ms each, {len(rows)} rounds, turns of {TURN} steps")
+    print(
+        f"\n{options.data}: {arms.steps} steps of {arms.params.batch}, {each:.1f} CPU-ms each, {len(rows)} rounds, turns of {TURN} steps"
+    )
     good = bar("losses equal, bit for bit", f"{same} of {len(losses)}", "all", equal == losses)
     return timed(rows) and good
 
@@ -60,7 +69,13 @@ class Arms:
 
     def works(self) -> dict[str, Work]:
         """Every arm, from its start."""
-        works = {"plain": self._by_hand, "control": self._by_hand, "ours": self._ours, "logged": self._logged, "mlflow": self._mlflow}
+        works = {
+            "plain": self._by_hand,
+            "control": self._by_hand,
+            "ours": self._ours,
+            "logged": self._logged,
+            "mlflow": self._mlflow,
+        }
         return {name: works[name] for name in ARMS}
 
     def _by_hand(self, wait: Wait, log: Callable[[float], None] | None = None) -> None:
@@ -69,7 +84,9 @@ class Arms:
 
         def logged(loss: float) -> None:
             take(loss)
-            if next(left, None) is not None:  # after the last one comes the end, which is a part of the last turn
+            if (
+                next(left, None) is not None
+            ):  # after the last one comes the end, which is a part of the last turn
                 step()
 
         by_hand(self.recipe, self.params, self.data, 0, logged)
@@ -150,7 +167,9 @@ def timed(rows: list[Row]) -> bool:
     for clock in ("cpu_s", "wall_s"):
         for arm, wanted in bars.items():
             turns = len(rows[0]["plain"][clock])
-            found = ratio(*(np.array([row[which][clock][-turns:] for row in rows]) for which in (arm, "plain")))
+            found = ratio(
+                *(np.array([row[which][clock][-turns:] for row in rows]) for which in (arm, "plain"))
+            )
             figure = f"{found[0]:.4f} [{found[1]:.4f}, {found[2]:.4f}]"
             if wanted is None or clock == "wall_s":
                 print(f"| {says[arm]}, {clock} | {figure} | {f'<= {wanted}' if wanted else ''} | shown |")

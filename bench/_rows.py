@@ -20,14 +20,26 @@ ENGINE = Path(__file__).resolve().parent.parent / "overnight"
 Row = dict[str, Any]
 
 
-def kept(name: str, keys: Sequence[Any], fresh: bool, make: FunctionType, code: Sequence[Path] = (), **settings: Any) -> list[Row]:
+def kept(
+    name: str,
+    keys: Sequence[Any],
+    fresh: bool,
+    make: FunctionType,
+    code: Sequence[Path] = (),
+    **settings: Any,
+) -> list[Row]:
     """A row for each key, those of an earlier start with the same code and settings as they were; each is written as soon as it is made.
 
     code: files besides the loop's, and besides the one that `make` is written in, whose change makes rows anew.
     """
-    path, same = OUT / f"{name}.json", " ".join([digest(Path(make.__code__.co_filename), *code), *map(str, settings.values())])
+    path, same = (
+        OUT / f"{name}.json",
+        " ".join([digest(Path(make.__code__.co_filename), *code), *map(str, settings.values())]),
+    )
     found = json.loads(path.read_text()) if path.is_file() and not fresh else {}
-    rows: dict[str, Row] = {str(row["key"]): row for row in found["rows"]} if found.get("code") == same else {}
+    rows: dict[str, Row] = (
+        {str(row["key"]): row for row in found["rows"]} if found.get("code") == same else {}
+    )
     for key in keys:
         if str(key) not in rows:
             rows[str(key)] = {"key": key, **make(key), "load": round(os.getloadavg()[0], 1)}
@@ -47,17 +59,31 @@ def write(path: Path, value: Row) -> None:
 def digest(*measures: Path) -> str:
     """Of the loop's source, and of the files that measure it: rows of another code are made anew."""
     arms = Path(__file__).with_name("_arms.py")
-    files = [ENGINE / "training.py", *sorted((ENGINE / "loop").glob("*.py")), arms, *measures]
+    files = [*sorted((ENGINE / "training").glob("*.py")), arms, *measures]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def machine() -> Row:
     """What it ran on."""
-    model = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    model = [
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     card = {"card": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
-    cpu = {"cpu": (model or ["?"])[0], "cores": os.cpu_count(), "amx_bf16": torch.cpu.get_capabilities().get("amx_bf16", False)}
+    cpu = {
+        "cpu": (model or ["?"])[0],
+        "cores": os.cpu_count(),
+        "amx_bf16": torch.cpu.get_capabilities().get("amx_bf16", False),
+    }
     versions = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "pillow")}
-    return {**cpu, **card, **versions, "python": platform.python_version(), "threads": torch.get_num_threads()}
+    return {
+        **cpu,
+        **card,
+        **versions,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def folder() -> Path:
@@ -77,7 +103,9 @@ def interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, flo
     found = []
     for _ in range(4000):
         chosen = draws.choices(range(len(ours)), k=len(ours))
-        found.append(statistics.median(ours[i] for i in chosen) / statistics.median(theirs[i] for i in chosen))
+        found.append(
+            statistics.median(ours[i] for i in chosen) / statistics.median(theirs[i] for i in chosen)
+        )
     found.sort()
     return statistics.median(ours) / statistics.median(theirs), found[100], found[-101]
 

@@ -10,12 +10,12 @@ import torch
 from bench._arms import Injector, faulty, images, plain_net, tensors
 from bench._faults import PHASES
 from bench._rows import Row, bar, folder, kept
-from overnight.loop.batches import Batches, seeded
-from overnight.loop.elastic import Elastic, Memory
-from overnight.loop.precision import Precision
 from overnight.run import RecordingRun
-from overnight.training import train
-from tasks.cnn import CnnParams
+from overnight.training.accumulate import Elastic, Memory
+from overnight.training.batches import Batches, seeded
+from overnight.training.precision import Precision
+from overnight.training.recipe import train
+from tasks.vision.cnn import CnnParams
 
 SIZES = (64, 32, 7, 1)  # micro-batches; the first is the whole
 BATCHES = 30  # whose gradients are compared, each at the weights that training has then
@@ -41,7 +41,9 @@ class Spread(Injector):
 def science(options: argparse.Namespace) -> bool:
     """Real images, no normalisation, no dropout."""
     artifact = images(options.data)
-    params = CnnParams(epochs=options.epochs, batch=64, lr=0.05, crop=2, label_smoothing=0.0, checkpoint_s=1.0)
+    params = CnnParams(
+        epochs=options.epochs, batch=64, lr=0.05, crop=2, label_smoothing=0.0, checkpoint_s=1.0
+    )
     data = tensors(artifact, 64 * 100)
 
     def trained(dtype: torch.dtype, seed: int, broken: bool) -> tuple[RecordingRun, int]:
@@ -52,17 +54,34 @@ def science(options: argparse.Namespace) -> bool:
         return run, sum(inject.raised.values())
 
     def row(number: int) -> Row:
-        (whole, _), (broken, raised) = trained(torch.float64, number, False), trained(torch.float64, number, True)
+        (whole, _), (broken, raised) = (
+            trained(torch.float64, number, False),
+            trained(torch.float64, number, True),
+        )
         pairs = list(zip(whole.curve("train/loss"), broken.curve("train/loss"), strict=True))
-        single = [trained(torch.float32, number, faults)[0].curve("val/accuracy")[-1] for faults in (False, True)]
-        return {"steps": len(pairs), "faults": raised, "apart": max(abs(a - b) for a, b in pairs), "fp32": single}
+        single = [
+            trained(torch.float32, number, faults)[0].curve("val/accuracy")[-1] for faults in (False, True)
+        ]
+        return {
+            "steps": len(pairs),
+            "faults": raised,
+            "apart": max(abs(a - b) for a, b in pairs),
+            "fp32": single,
+        }
 
-    rows = kept(f"training-science-{options.data}", range(options.seeds), options.fresh, row, epochs=options.epochs)
+    rows = kept(
+        f"training-science-{options.data}", range(options.seeds), options.fresh, row, epochs=options.epochs
+    )
     apart, steps = max(r["apart"] for r in rows), min(r["steps"] for r in rows)
     what = f"fp64 losses, {steps} steps, {sum(r['faults'] for r in rows)} faults, {len(rows)} seeds"
     good = bar(what, f"{apart:.1e} apart", "<= 1e-12", apart <= 1e-12)
     good &= bar("optimiser steps", steps, ">= 300", steps >= 300)
-    found = kept(f"training-gradients-{options.data}", range(1), options.fresh, lambda _n: gradients_apart(artifact, params, data))[0]
+    found = kept(
+        f"training-gradients-{options.data}",
+        range(1),
+        options.fresh,
+        lambda _n: gradients_apart(artifact, params, data),
+    )[0]
     what = f"fp32 gradients split by {SIZES[1:]} against whole, {BATCHES} batches, each at the weights of its step"
     shown = f"{found['parameter']:.1e} relative (of all parameters as one: {found['batch']:.1e})"
     good &= bar(what, shown, "<= 1e-5", found["parameter"] <= 1e-5)
@@ -73,7 +92,12 @@ def accurate(rows: list[Row]) -> bool:
     """Whether faults leave the final accuracy inside the seeds' interval."""
     plain, broken = ([row["fp32"][i] for row in rows] for i in (0, 1))
     low, mean, high = min(plain), statistics.mean(broken), max(plain)
-    return bar("fp32 final accuracy with faults, mean", f"{mean:.4f}", f"inside the seeds' {low:.4f} to {high:.4f}", low <= mean <= high)
+    return bar(
+        "fp32 final accuracy with faults, mean",
+        f"{mean:.4f}",
+        f"inside the seeds' {low:.4f} to {high:.4f}",
+        low <= mean <= high,
+    )
 
 
 def gradients_apart(artifact: Any, params: CnnParams, data: dict[str, torch.Tensor]) -> Row:
@@ -86,12 +110,16 @@ def gradients_apart(artifact: Any, params: CnnParams, data: dict[str, torch.Tens
     for batch in (batches.at(number) for number in range(BATCHES)):
         found = []
         for size in reversed(SIZES):  # the whole comes last: its gradient makes the step
-            sums = Elastic(recipe, run, model, Precision("fp32", torch.device("cpu")), Memory(size, size)).gradients(batch)
+            sums = Elastic(
+                recipe, run, model, Precision("fp32", torch.device("cpu")), Memory(size, size)
+            ).gradients(batch)
             count = 1.0 if sums.averaged else sums.divisor
             found.append([p.grad.double() / count for p in model.parameters() if p.grad is not None])
         whole, split = found[-1], found[:-1]
         for other in split:
-            single = max(single, *(float((a - b).norm() / b.norm()) for a, b in zip(other, whole, strict=True)))
+            single = max(
+                single, *(float((a - b).norm() / b.norm()) for a, b in zip(other, whole, strict=True))
+            )
             apart = torch.cat([(a - b).flatten() for a, b in zip(other, whole, strict=True)]).norm()
             worst = max(worst, float(apart / torch.cat([b.flatten() for b in whole]).norm()))
         optimiser.step()  # by the whole batch's, which are averages already

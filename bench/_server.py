@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from overnight.services.catalogue import answers
+from overnight.services.definitions import answers
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,7 +26,9 @@ def serving(place: Path) -> Iterator[tuple[str, psutil.Process]]:
     command = [sys.executable, "-m", "overnight.services.mlflow_server", "--port", str(port)]
     command += ["--database", str(place / "mlflow.db"), "--artifacts", str(place / "artifacts")]
     with (place / "mlflow.log").open("ab") as log:
-        server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"})
+        server = subprocess.Popen(
+            command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        )
     try:
         while not answers(f"http://127.0.0.1:{port}/health"):
             if server.poll() is not None:

@@ -27,7 +27,9 @@ from typing import Any
 from bench._limit import SLOTS, Arm, Prefect
 
 START_S = 150.0  # for processes to import what they need, on a busy machine
-KILLS = {"ours": 20}  # and 3 in the others, each of which takes more than a minute; all 3 at once, on limits of their own
+KILLS = {
+    "ours": 20
+}  # and 3 in the others, each of which takes more than a minute; all 3 at once, on limits of their own
 KILL_BOUND_S = 110.0
 BIG_BOUND_S = 60.0
 ORDER_BOUND_S = 60.0
@@ -52,7 +54,8 @@ def cost(arm: Arm, _choose: random.Random) -> Values:
     holder = arm.start("cost", slots=1, rounds=rounds)
     holder.process.wait(START_S + 60)
     took = [
-        (gave - asks) * 1e3 - held for asks, gave, held in zip(holder.times("asks"), holder.times("gave"), _held_ms(holder), strict=True)
+        (gave - asks) * 1e3 - held
+        for asks, gave, held in zip(holder.times("asks"), holder.times("gave"), _held_ms(holder), strict=True)
     ]
     return {
         "cost_median_ms": statistics.median(took[1:]),
@@ -68,7 +71,9 @@ def _held_ms(holder: Any) -> list[float]:
 def big(arm: Arm, choose: random.Random) -> Values:
     """Three processes take a third of the card for a second, again and again; one comes that needs all of it."""
     arm.create("big")
-    small = [arm.start("big", slots=SLOTS // 3, hold_s=choose.uniform(0.8, 1.2), rounds=1000) for _ in range(3)]
+    small = [
+        arm.start("big", slots=SLOTS // 3, hold_s=choose.uniform(0.8, 1.2), rounds=1000) for _ in range(3)
+    ]
     _all(small, "has")
     job = arm.start("big", hold_s=0.1)
     asked = job.wait_for("asks", time.monotonic() + START_S)
@@ -148,13 +153,18 @@ def restart(arm: Arm, _choose: random.Random) -> Values:
     over = holder.wait_for("gave", time.monotonic() + HELD_S + 30)
     time.sleep(3)
     broke = len(holder.times("broke"))
-    return {"restart_holder_ended": broke or int(math.isinf(over)), "restart_stuck_slots": arm.held("restart")}
+    return {
+        "restart_holder_ended": broke or int(math.isinf(over)),
+        "restart_stuck_slots": arm.held("restart"),
+    }
 
 
 def _all(holders: Sequence[Any], word: str) -> None:
     for holder in holders:
         if math.isinf(holder.wait_for(word, time.monotonic() + START_S)):
-            raise RuntimeError(f"{holder.log.name}: never wrote {word!r}: {holder.log.with_suffix('.err').read_text()[-500:]}")
+            raise RuntimeError(
+                f"{holder.log.name}: never wrote {word!r}: {holder.log.with_suffix('.err').read_text()[-500:]}"
+            )
 
 
 ALONE = (cost,)  # timed in turn; what is only waited for goes on in all arms at once
@@ -169,7 +179,11 @@ def play(arms: Sequence[Arm], seed: int, only: Sequence[str]) -> dict[str, Value
         print(f"{time.strftime('%H:%M:%S')} {case.__name__}: {arm.name}", file=sys.stderr, flush=True)
         try:
             found[arm.name] |= case(arm, random.Random(seed))
-        except (RuntimeError, OSError, subprocess.SubprocessError) as error:  # what our arm has not measured, it has missed
+        except (
+            RuntimeError,
+            OSError,
+            subprocess.SubprocessError,
+        ) as error:  # what our arm has not measured, it has missed
             print(f"{case.__name__}: {arm.name}: {error}", file=sys.stderr, flush=True)
             found[arm.name][f"{case.__name__}_broke"] = 1
 
@@ -192,7 +206,9 @@ def table(found: Mapping[str, Values]) -> tuple[str, list[str]]:
         mark = "" if name not in BARS else "MISSED" if name in missed else "met"
         rows.append((name, *(_shown(name, values.get(name)) for values in found.values()), mark))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows), missed
+    return "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
+    ), missed
 
 
 def _shown(name: str, value: float | None) -> str:
@@ -204,7 +220,14 @@ def _shown(name: str, value: float | None) -> str:
 def facts(seed: int) -> dict[str, Any]:
     """What a figure is worth nothing without."""
     versions = {name: importlib.metadata.version(name) for name in ("overnight", "prefect")}
-    processor = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    processor = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        "",
+    )
     return {"machine": platform.platform(), "processor": processor, "cores": os.cpu_count(), "python": platform.python_version(),
             "versions": versions, "seed": seed, "load": os.getloadavg(), "at": time.strftime("%Y-%m-%d %H:%M:%S")}  # fmt: skip
 
@@ -217,7 +240,9 @@ def main() -> int:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-card-") as place:
         arms: list[Arm] = [Arm("ours", Path(place) / "ours")]
-        arms += [Prefect(f"prefect, {s} leases", Path(place) / s, storage=s) for s in ("memory", "filesystem")]
+        arms += [
+            Prefect(f"prefect, {s} leases", Path(place) / s, storage=s) for s in ("memory", "filesystem")
+        ]
         try:
             for arm in arms:
                 arm.folder.mkdir()
@@ -228,7 +253,10 @@ def main() -> int:
                 arm.close()
     text, missed = table(found)
     print(json.dumps(facts(asked.seed)), text, sep="\n")
-    plain = {arm: {n: _shown(n, v) if math.isinf(v) else v for n, v in values.items()} for arm, values in found.items()}
+    plain = {
+        arm: {n: _shown(n, v) if math.isinf(v) else v for n, v in values.items()}
+        for arm, values in found.items()
+    }
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(json.dumps({"facts": facts(asked.seed), "arms": plain, "missed": missed}, indent=1))
     return int(bool(missed))

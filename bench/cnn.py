@@ -23,7 +23,7 @@ import torch
 from bench._cnn_arms import CONFIGS, by_batch, by_pil, experiment, images, jpegs, ours, plain, tensors
 from bench._rows import OUT, Row, bar, interval, kept, machine, told
 
-METHOD = Path(__file__).resolve().parent.parent / "tasks" / "cnn"
+METHOD = Path(__file__).resolve().parent.parent / "tasks" / "vision"
 RATES = (0.05, 0.1, 0.2)
 MINUTES = 15.0
 
@@ -35,8 +35,19 @@ def lowered() -> str:
 
 def rows_of(name: str, keys: Sequence[Any], make: FunctionType, options: argparse.Namespace) -> list[Row]:
     """Rows by key: see bench/_rows.py."""
-    code = [Path(__file__).with_name("_cnn_arms.py"), *sorted(METHOD.glob("*.py")), *sorted(CONFIGS.glob("*_speedrun.yaml"))]
-    return kept(f"cnn-{name}{'-cuda' if options.device == 'cuda' else ''}", keys, options.fresh, make, code, minutes=options.minutes)
+    code = [
+        Path(__file__).with_name("_cnn_arms.py"),
+        *sorted(METHOD.glob("*.py")),
+        *sorted(CONFIGS.glob("*_speedrun.yaml")),
+    ]
+    return kept(
+        f"cnn-{name}{'-cuda' if options.device == 'cuda' else ''}",
+        keys,
+        options.fresh,
+        make,
+        code,
+        minutes=options.minutes,
+    )
 
 
 # ------------------------------------------------------------------------------------------------ input
@@ -60,8 +71,15 @@ def input_(options: argparse.Namespace) -> bool:
     )
     print(f"| PIL against PIL (control) | {told(interval(speed['control'], speed['pil']))} | 1 | |")
     found = interval(speed["ours"], speed["pil"])
-    good = bar("crop + flip, against PIL from decoded pictures", told(found), ">= 5, with the whole interval", found[1] >= 5)
-    decoded = sum(artifact.spec.counts.values()) / cost["cpu_s"]  # once, when the artifact is made, all checks of images included
+    good = bar(
+        "crop + flip, against PIL from decoded pictures",
+        told(found),
+        ">= 5, with the whole interval",
+        found[1] >= 5,
+    )
+    decoded = (
+        sum(artifact.spec.counts.values()) / cost["cpu_s"]
+    )  # once, when the artifact is made, all checks of images included
     for epochs in (1, 15, 100):
         once = [1 / (1 / s + 1 / (decoded * epochs)) for s in speed["ours"]]
         print(
@@ -75,8 +93,12 @@ def input_(options: argparse.Namespace) -> bool:
 
 def fashion(options: argparse.Namespace) -> bool:
     config = experiment("fashion_speedrun", lowered())
-    rows = rows_of("fashion", list(range(options.seeds)), lambda seed: ours(config, seed, options.device), options)
-    print(f"\nFashion-MNIST, {config.cnn.epochs} epochs, {config.cnn.precision}, seeds {[row['seed'] for row in rows]}")
+    rows = rows_of(
+        "fashion", list(range(options.seeds)), lambda seed: ours(config, seed, options.device), options
+    )
+    print(
+        f"\nFashion-MNIST, {config.cnn.epochs} epochs, {config.cnn.precision}, seeds {[row['seed'] for row in rows]}"
+    )
     each(rows)
     scores = [row["accuracy"] for row in rows]
     good = bar(
@@ -92,7 +114,9 @@ def fashion(options: argparse.Namespace) -> bool:
 def each(rows: list[Row]) -> None:
     for row in rows:
         views = f", with test-time augmentation {row['accuracy_tta']:.4f}" if "accuracy_tta" in row else ""
-        print(f"| {row['key']} | test {row['accuracy']:.4f}{views} | {row['cpu_s'] / 60:.1f} CPU-min, {row['wall_s'] / 60:.1f} wall | |")
+        print(
+            f"| {row['key']} | test {row['accuracy']:.4f}{views} | {row['cpu_s'] / 60:.1f} CPU-min, {row['wall_s'] / 60:.1f} wall | |"
+        )
 
 
 def tune(options: argparse.Namespace) -> bool:
@@ -107,9 +131,14 @@ def tune(options: argparse.Namespace) -> bool:
         params = config.cnn.model_copy(update={"epochs": 2, "lr": float(factor)})
         return ours(config.model_copy(update={"cnn": params}), 0)
 
-    trials = {"resnet20": [f"resnet20 {rate}" for rate in RATES], "ours": [f"ours {config.cnn.lr * factor}" for factor in (0.5, 1, 2)]}
+    trials = {
+        "resnet20": [f"resnet20 {rate}" for rate in RATES],
+        "ours": [f"ours {config.cnn.lr * factor}" for factor in (0.5, 1, 2)],
+    }
     for row in rows_of("tune", [key for arm in options.trials for key in trials[arm]], trial, options):
-        print(f"| {row['key']} | val {row.get('val', row['accuracy']):.4f} | {row['cpu_s'] / 60:.1f} CPU-min | |")
+        print(
+            f"| {row['key']} | val {row.get('val', row['accuracy']):.4f} | {row['cpu_s'] / 60:.1f} CPU-min | |"
+        )
     return True
 
 
@@ -127,7 +156,11 @@ def cifar(options: argparse.Namespace) -> bool:
 
     def run(key: str) -> Row:
         arm, seed = key.split(" ")
-        return ours(config, int(seed), options.device) if arm == "ours" else plain(data, int(seed), rate, MINUTES, arm.split("-")[1])
+        return (
+            ours(config, int(seed), options.device)
+            if arm == "ours"
+            else plain(data, int(seed), rate, MINUTES, arm.split("-")[1])
+        )
 
     arms = ["ours", *options.peers]
     rows = rows_of("cifar", [f"{arm} {seed}" for seed in range(options.seeds) for arm in arms], run, options)
@@ -161,11 +194,16 @@ def card(options: argparse.Namespace) -> bool:
     fast, stock = experiment("cifar10_speedrun"), experiment("cifar10_resnet18")
     artifact, _ = images(fast)
     data = tensors(artifact)
-    runs = rows_of("speedrun", list(range(options.seeds + 1)), lambda seed: timed(fast, artifact, data, seed), options)
+    runs = rows_of(
+        "speedrun", list(range(options.seeds + 1)), lambda seed: timed(fast, artifact, data, seed), options
+    )
     print(f"| speedrun, cold | {runs[0]['wall_s']} s, {runs[0]['accuracy']:.4f} | | |")
     wall, score = (statistics.median(row[name] for row in runs[1:]) for name in ("wall_s", "accuracy"))
     good = bar(
-        f"speedrun, warm, n {len(runs) - 1}", f"{wall:.2f} s, {score:.4f}", ">= 0.94 in <= 2.5 s (H100)", wall <= 2.5 and score >= 0.94
+        f"speedrun, warm, n {len(runs) - 1}",
+        f"{wall:.2f} s, {score:.4f}",
+        ">= 0.94 in <= 2.5 s (H100)",
+        wall <= 2.5 and score >= 0.94,
     )
     short = stock.model_copy(update={"cnn": stock.cnn.model_copy(update={"epochs": 2})})
 
@@ -176,16 +214,28 @@ def card(options: argparse.Namespace) -> bool:
 
     pairs = rows_of("resnet18", list(range(options.pairs)), pair, options)
     found = interval(*([row[arm] for row in pairs] for arm in ("ours", "plain")))
-    return bar(f"resnet18, images/s against the plain script, n {len(pairs)}", told(found), ">= 2.5", found[1] >= 2.5) and good
+    return (
+        bar(
+            f"resnet18, images/s against the plain script, n {len(pairs)}",
+            told(found),
+            ">= 2.5",
+            found[1] >= 2.5,
+        )
+        and good
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["input", "fashion", "cifar", "tune", "card"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("--minutes", type=float, default=2.0, help="CPU-minutes of a trial of tune")
-    parser.add_argument("--trials", nargs="+", choices=["resnet20", "ours"], default=["resnet20", "ours"], help="of tune")
+    parser.add_argument(
+        "--trials", nargs="+", choices=["resnet20", "ours"], default=["resnet20", "ours"], help="of tune"
+    )
     parser.add_argument("--peers", nargs="+", default=["resnet20-fp32", "resnet20-bf16"])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--fresh", action="store_true")
@@ -193,7 +243,13 @@ def main() -> int:
     if options.device == "cpu":
         torch.set_num_threads(1)
     print(machine(), "configs:", CONFIGS.name)
-    return 0 if {"input": input_, "fashion": fashion, "cifar": cifar, "tune": tune, "card": card}[options.what](options) else 1
+    return (
+        0
+        if {"input": input_, "fashion": fashion, "cifar": cifar, "tune": tune, "card": card}[options.what](
+            options
+        )
+        else 1
+    )
 
 
 if __name__ == "__main__":

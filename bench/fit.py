@@ -31,10 +31,10 @@ import torch
 
 from bench._fit_recipes import matrix
 from bench._fit_safety import CARDS_GB, Reading, judge, scaled, upper
-from overnight.fit.events import Trace, alive
-from overnight.fit.kernels import Kernels
-from overnight.fit.measure import live_peak
-from overnight.fit.prediction import Constants, traced, weighed
+from bench._kernels import Kernels
+from bench._measure import live_peak
+from overnight.memory.prediction import Constants, traced, weighed
+from overnight.memory.trace import Trace, alive
 
 ERROR, SECONDS, RSS_MIB = 0.005, 3.0, 4096
 TIMED = ("cnn", "gcn", "sage", "gat", "ppo", "dqn")
@@ -102,12 +102,20 @@ def missed(row: Row) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="", help="cases whose name holds this")
-    parser.add_argument("--peft", action="store_true", help="the published readings; transformers and peft must be installed")
-    parser.add_argument("--bert", action="store_true", help="readings of 2022; transformers must be installed")
     parser.add_argument(
-        "--llm", action="store_true", help="layers foretold, caches, quantised weights (_fit_llm.py); the extra llm must be installed"
+        "--peft", action="store_true", help="the published readings; transformers and peft must be installed"
+    )
+    parser.add_argument(
+        "--bert", action="store_true", help="readings of 2022; transformers must be installed"
+    )
+    parser.add_argument(
+        "--llm",
+        action="store_true",
+        help="layers foretold, caches, quantised weights (_fit_llm.py); the extra llm must be installed",
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out" / "fit.json")
     arguments = parser.parse_args()
@@ -116,8 +124,12 @@ def main() -> int:
     for chosen, arm in ((arguments.peft, published), (arguments.bert, bert), (arguments.llm, llm)):
         if chosen:
             return int(arm(arguments.only))
-    print(f"{platform.processor() or platform.machine()}, torch {importlib.metadata.version('torch')}, one thread, n = 1 each")
-    print(f"{'case':30} {'predicted':>10} {'measured':>10} {'error':>8} {'4 x weights':>12} {'a card':>8} {'s':>5}")
+    print(
+        f"{platform.processor() or platform.machine()}, torch {importlib.metadata.version('torch')}, one thread, n = 1 each"
+    )
+    print(
+        f"{'case':30} {'predicted':>10} {'measured':>10} {'error':>8} {'4 x weights':>12} {'a card':>8} {'s':>5}"
+    )
     rows, kernels = list[Row](), Kernels()
     for name in (name for name in matrix() if arguments.only in name):
         rows.append(measured(name, kernels))
@@ -129,7 +141,9 @@ def main() -> int:
 def _judge(rows: list[Row], out: Path) -> int:
     """The last line, and what programs read; 1 when a bar is missed."""
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    late = {row["case"]: missed(row) for row in rows if missed(row)} | ({"memory": [f"{rss:.0f} MiB"]} if rss > RSS_MIB else {})
+    late = {row["case"]: missed(row) for row in rows if missed(row)} | (
+        {"memory": [f"{rss:.0f} MiB"]} if rss > RSS_MIB else {}
+    )
     if wrong := judge([Reading(row["case"], row["high_mib"], row["measured_mib"]) for row in rows], scaled()):
         late["verdicts"] = wrong
     errors = sorted(abs(row["error"]) for row in rows)
@@ -137,7 +151,9 @@ def _judge(rows: list[Row], out: Path) -> int:
         f"\n{len(rows)} cases; median error {errors[len(rows) // 2]:.3%}, worst {errors[-1]:.3%}; {rss:.0f} MiB at most; missed: {late or 'none'}"
     )
     out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps({"torch": torch.__version__, "rows": rows, "rss_mib": rss, "missed": late}, indent=1))
+    out.write_text(
+        json.dumps({"torch": torch.__version__, "rows": rows, "rss_mib": rss, "missed": late}, indent=1)
+    )
     return 1 if late else 0
 
 
@@ -145,7 +161,9 @@ def published(only: str) -> int:
     """The table of published readings; the headline is what is reserved with expandable segments."""
     from bench._fit_peft import rows
 
-    print(f"{'case':24} {'published':>9} {'predicted':>9} {'error':>7} {'live':>7} {'default':>8} {'4 x weights':>12} {'s':>5}   (GiB)")
+    print(
+        f"{'case':24} {'published':>9} {'predicted':>9} {'error':>7} {'live':>7} {'default':>8} {'4 x weights':>12} {'s':>5}   (GiB)"
+    )
     errors, late, readings, began = list[float](), list[str](), list[Reading](), time.process_time()
     for row in rows(only):
         seconds, began = time.process_time() - began, time.process_time()
@@ -159,7 +177,9 @@ def published(only: str) -> int:
         )
     late += judge(readings, [gb * 1024 for gb in (*CARDS_GB, 32, 48)])
     median = statistics.median(abs(e) for e in errors)
-    print(f"\n{len(errors)} rows; median {median:.1%}, worst {max(errors, key=abs):+.1%}; missed: {late or 'none'}")
+    print(
+        f"\n{len(errors)} rows; median {median:.1%}, worst {max(errors, key=abs):+.1%}; missed: {late or 'none'}"
+    )
     return 1 if late or median > 0.04 else 0
 
 
@@ -179,7 +199,10 @@ def bert(only: str) -> int:
         error = row["predicted_mib"] / row["published_mib"] - 1
         late += [row["case"]] if abs(error) > row["bar"] else []
         readings.append(Reading(row["case"], upper(row["predicted_mib"]), row["published_mib"]))
-        print(f"{row['case']:24} {row['published_mib']:6} MiB published, {row['predicted_mib']:6.0f} predicted, {error:+.1%}", flush=True)
+        print(
+            f"{row['case']:24} {row['published_mib']:6} MiB published, {row['predicted_mib']:6.0f} predicted, {error:+.1%}",
+            flush=True,
+        )
     late += judge(readings, [gb * 1024 for gb in CARDS_GB])
     print(f"missed: {late or 'none'}")
     return 1 if late else 0
@@ -193,7 +216,11 @@ def _line(row: Row) -> str:
 def _differences(rows: list[Row]) -> None:
     print("\nalive at the peak on a card, less on the CPU, MiB by operator")
     for row in rows:
-        parts = ", ".join(f"{name.removeprefix('aten.')} {mib:+.1f}" for name, mib in row["card_differs"].items() if abs(mib) >= 0.1)
+        parts = ", ".join(
+            f"{name.removeprefix('aten.')} {mib:+.1f}"
+            for name, mib in row["card_differs"].items()
+            if abs(mib) >= 0.1
+        )
         print(f"{row['case']:30} {parts}")
 
 

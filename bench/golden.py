@@ -18,21 +18,33 @@ import torch
 from bench._arms import Injector, faulty, images, plain_net, tensors
 from bench._rows import folder
 from overnight.artifact import Artifact
-from overnight.chain import load
-from overnight.dataset import entry
+from overnight.data.dataset import entry
+from overnight.orchestration.pipeline import load
 from overnight.paths import root
 from overnight.run import RecordingRun
-from overnight.training import Recipe, train
-from tasks.cnn import CnnParams, cnn_recipe
-from tasks.gnn import GnnParams, gnn_recipe
-from tasks.gnn.data import GraphData
-from tasks.graphs import GraphParams, load_graph
-from tasks.images import ImageParams, load_images
-from tasks.scenes import compose_scenes
-from tasks.yolo import yolo_recipe
+from overnight.training.recipe import Recipe, train
+from tasks.detection.scenes import compose_scenes
+from tasks.detection.yolo import yolo_recipe
+from tasks.graphs.data import GraphData
+from tasks.graphs.load import GraphParams, load_graph
+from tasks.graphs.nodes import GnnParams, gnn_recipe
+from tasks.vision.cnn import CnnParams, cnn_recipe
+from tasks.vision.load import ImageParams, load_images
 
 GOLDEN = Path(__file__).with_name("golden.json")
-CONFIGS = ("vision", "detect", "graph", "etl", "agent", "cifar10", "bccd", "facebook", "cora", "fashion_speedrun", "cifar10_resnet18")
+CONFIGS = (
+    "vision",
+    "detect",
+    "graph",
+    "etl",
+    "agent",
+    "cifar10",
+    "bccd",
+    "facebook",
+    "cora",
+    "fashion_speedrun",
+    "cifar10_resnet18",
+)
 MODELS = (
     ("llama-2-7b", "--method", "infer", "--quant", "nf4"),
     ("llama-2-7b", "--method", "infer", "--quant", "fp16"),
@@ -41,7 +53,18 @@ MODELS = (
     ("sd-1.5",),
     ("sdxl",),
 )
-FIGURES = ("step", "verdict", "mib", "low_mib", "high_mib", "lease_mib", "micro_batch", "largest_micro_batch", "parts", "peak")
+FIGURES = (
+    "step",
+    "verdict",
+    "mib",
+    "low_mib",
+    "high_mib",
+    "lease_mib",
+    "micro_batch",
+    "largest_micro_batch",
+    "parts",
+    "peak",
+)
 FAULTS = {"forward": {2, 30}, "backward": {5}, "optimiser": {8}, "evaluation": {2}}
 TIMED = ("samples_per_s", "tflops", "usage/", "card/", "system/", "steps_per_s", "frames_per_s", "_s", "fps")
 
@@ -62,8 +85,14 @@ def curves(make: Callable[[], Recipe[Any]], data: Any, faults: bool) -> dict[str
 def losses() -> dict[str, Any]:
     """Every recipe on embedded data."""
     digits, place = images("digits"), folder()
-    small, plain = CnnParams(epochs=2, batch=64, width=8, blocks=1, lr=0.05), CnnParams(epochs=2, batch=64, lr=0.05, label_smoothing=0.0)
-    detect: Any = load(root() / "configs/detect.yaml", ["compose.train=64", "compose.val=16", "compose.test=16", "yolo.epochs=2"])[1]
+    small, plain = (
+        CnnParams(epochs=2, batch=64, width=8, blocks=1, lr=0.05),
+        CnnParams(epochs=2, batch=64, lr=0.05, label_smoothing=0.0),
+    )
+    detect: Any = load(
+        root() / "configs/detect.yaml",
+        ["compose.train=64", "compose.val=16", "compose.test=16", "yolo.epochs=2"],
+    )[1]
     pictures = load_images.body(RecordingRun(place / "a", seed=3), ImageParams(), entry("digits"))
     boxes: Artifact = compose_scenes.body(RecordingRun(place / "b", seed=3), detect.compose, pictures)
     karate = load_graph.body(RecordingRun(place / "c", seed=3), GraphParams(), entry("karate"))
@@ -72,10 +101,17 @@ def losses() -> dict[str, Any]:
         "plain fp64": (lambda: plain_net(digits, plain, torch.float64), tensors(digits, 640)),
         "cnn": (lambda: cnn_recipe(small, digits.spec), tensors(digits, 640)),
         "yolo": (lambda: yolo_recipe(detect.yolo, boxes.spec), boxes.arrays()),
-        "gnn": (lambda: gnn_recipe(nodes, karate.spec), GraphData(karate.arrays(), karate.spec, nodes.conv, "cpu")),
+        "gnn": (
+            lambda: gnn_recipe(nodes, karate.spec),
+            GraphData(karate.arrays(), karate.spec, nodes.conv, "cpu"),
+        ),
     }
     found = {f"{name}": curves(make, data, False) for name, (make, data) in cases.items()}
-    split = {f"{name} with faults": curves(make, data, True) for name, (make, data) in cases.items() if name != "gnn"}
+    split = {
+        f"{name} with faults": curves(make, data, True)
+        for name, (make, data) in cases.items()
+        if name != "gnn"
+    }
     return found | split
 
 
@@ -96,7 +132,9 @@ def predictions() -> dict[str, Any]:
         steps = json.loads(overnight("fit", config, "--card", "12", "--json", state=state))["steps"]
         found[config] = [{name: step[name] for name in FIGURES} for step in steps]
     for words in MODELS:
-        found[" ".join(words)] = json.loads(overnight("fit", "--model", *words, "--card", "12", "--json", state=state))
+        found[" ".join(words)] = json.loads(
+            overnight("fit", "--model", *words, "--card", "12", "--json", state=state)
+        )
     return found
 
 
@@ -108,7 +146,11 @@ def demo() -> dict[str, Any]:
     client = MlflowClient(f"sqlite:///{root() / 'mlruns' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("demo")
     assert experiment is not None
-    runs = list(client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"], max_results=50))
+    runs = list(
+        client.search_runs(
+            [experiment.experiment_id], order_by=["attributes.start_time DESC"], max_results=50
+        )
+    )
     whole = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     found = dict[str, Any]()
     for run in runs:
@@ -125,14 +167,22 @@ def differences(was: Any, now: Any, at: str = "") -> list[str]:
         names = [*was, *(name for name in now if name not in was)]
         return [line for name in names for line in differences(was.get(name), now.get(name), f"{at}/{name}")]
     if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
-        return [line for i, (a, b) in enumerate(zip(was, now, strict=True)) for line in differences(a, b, f"{at}[{i}]")]
+        return [
+            line
+            for i, (a, b) in enumerate(zip(was, now, strict=True))
+            for line in differences(a, b, f"{at}[{i}]")
+        ]
     return [] if was == now else [f"{at}: {was!r} -> {now!r}"]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--write", action="store_true", help="keep what is found as the new golden values")
-    parser.add_argument("--part", choices=["losses", "predictions", "demo"], action="append", help="only this part")
+    parser.add_argument(
+        "--part", choices=["losses", "predictions", "demo"], action="append", help="only this part"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     parts = {"losses": losses, "predictions": predictions, "demo": demo}

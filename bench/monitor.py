@@ -15,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-from overnight.gpu import device
+from overnight.gpu.card import Card, find
 from overnight.gpu.lease import lease
 from overnight.gpu.monitor import LOOK_S, watch
 from overnight.run import SpoolRun
@@ -37,10 +37,15 @@ class Restless:
         return 800.0 + self.looks
 
 
-def watched(card: device.Card, seconds: float) -> tuple[float, int]:
+def watched(card: Card, seconds: float) -> tuple[float, int]:
     """CPU seconds of the monitor, and how many looks it took."""
     own = Restless()
-    with tempfile.TemporaryDirectory() as folder, lease(1024, card, {"step": "bench"}) as held, lease(512, card) as one, lease(512, card):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        lease(1024, card, {"step": "bench"}) as held,
+        lease(512, card) as one,
+        lease(512, card),
+    ):
         one.tell(use_mib=100, peak_mib=300)
         if card.virtual:
             (card.folder / "foreign").write_text("300 game\n")
@@ -70,15 +75,32 @@ def main(seconds: float) -> int:
     """Measure, print, compare with the bar."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["OVERNIGHT_CARD_DIR"] = folder
-        card = device.find()
+        card = find()
         cpu_s, looks = watched(card, seconds)
         waking_s = idle(seconds)
     percent = 100 * cpu_s / seconds
     print(
         f"{card}\nmonitor {percent:.3f} % of a core ({1e6 * cpu_s / looks:.0f} us per look), waking alone {100 * waking_s / seconds:.3f} %"
     )
-    found = {"card": card.name, "machine": platform.platform(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "seconds": seconds}
-    print(json.dumps({**found, "looks": looks, "cpu_s": cpu_s, "waking_cpu_s": waking_s, "percent": percent, "bar_percent": BAR_PERCENT}))
+    found = {
+        "card": card.name,
+        "machine": platform.platform(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "seconds": seconds,
+    }
+    print(
+        json.dumps(
+            {
+                **found,
+                "looks": looks,
+                "cpu_s": cpu_s,
+                "waking_cpu_s": waking_s,
+                "percent": percent,
+                "bar_percent": BAR_PERCENT,
+            }
+        )
+    )
     return int(percent >= BAR_PERCENT)
 
 

@@ -18,7 +18,9 @@ from bench._science import science
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["overhead", "faults", "science", "kills", "logged", "all"])
     parser.add_argument("--data", choices=sorted(PARAMS), default="fashion_mnist")
     parser.add_argument("--pairs", type=int, default=10, help="rounds of all arms, for overhead")
@@ -32,7 +34,9 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(machine())
-    chosen = [overhead, faults, science, kills, logged] if options.what == "all" else [globals()[options.what]]
+    chosen = (
+        [overhead, faults, science, kills, logged] if options.what == "all" else [globals()[options.what]]
+    )
     passed = [measure(options) for measure in chosen]
     return 0 if all(passed) else 1
 

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from bench._fit_recipes import NetParams, atari_recipe, boxes, graph
-from overnight.fit.diffusion import Painting, predict_painting
-from overnight.fit.inference import Serving, layers_that_fit, predict_inference
-from overnight.fit.language import Tuning, predict_language
-from overnight.fit.prediction import Constants, Prediction, predict
-from overnight.fit.quiet import quiet
-from overnight.gpu.device import RESERVE_MIB
+from overnight.gpu.card import RESERVE_MIB
+from overnight.memory.architectures.diffusion import Painting, predict_painting
+from overnight.memory.architectures.inference import Serving, layers_that_fit, predict_inference
+from overnight.memory.architectures.language import Tuning, predict_language
+from overnight.memory.prediction import Constants, Prediction, predict
+from overnight.memory.silence import quiet
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "what-fits.md"
 CARDS, GIB = (8, 10, 12, 16, 24), 1024
@@ -41,13 +41,44 @@ TRAINED: dict[str, dict[str, Any]] = {
         "sequence": 2048,
         "checkpointing": True,
     },
-    "Llama 3.2 1B in full, bf16, 8-bit AdamW, 512 tokens": {"model": "llama-3.2-1b", "optimiser": "adamw8bit"},
-    "BERT-base in full, mixed precision, 32 x 128 tokens": {"model": "bert-base", "precision": "amp", "batch": 32, "sequence": 128},
-    "BERT-base in full, mixed precision, 16 x 512 tokens": {"model": "bert-base", "precision": "amp", "batch": 16},
-    "DistilBERT in full, mixed precision, 32 x 128 tokens": {"model": "distilbert", "precision": "amp", "batch": 32, "sequence": 128},
-    "DistilBERT in full, mixed precision, 16 x 512 tokens": {"model": "distilbert", "precision": "amp", "batch": 16},
-    "GPT-2 in full, mixed precision, 4 x 1024 tokens": {"model": "gpt2", "precision": "amp", "batch": 4, "sequence": 1024},
-    "GPT-2 in full, mixed precision, 8 x 1024 tokens": {"model": "gpt2", "precision": "amp", "batch": 8, "sequence": 1024},
+    "Llama 3.2 1B in full, bf16, 8-bit AdamW, 512 tokens": {
+        "model": "llama-3.2-1b",
+        "optimiser": "adamw8bit",
+    },
+    "BERT-base in full, mixed precision, 32 x 128 tokens": {
+        "model": "bert-base",
+        "precision": "amp",
+        "batch": 32,
+        "sequence": 128,
+    },
+    "BERT-base in full, mixed precision, 16 x 512 tokens": {
+        "model": "bert-base",
+        "precision": "amp",
+        "batch": 16,
+    },
+    "DistilBERT in full, mixed precision, 32 x 128 tokens": {
+        "model": "distilbert",
+        "precision": "amp",
+        "batch": 32,
+        "sequence": 128,
+    },
+    "DistilBERT in full, mixed precision, 16 x 512 tokens": {
+        "model": "distilbert",
+        "precision": "amp",
+        "batch": 16,
+    },
+    "GPT-2 in full, mixed precision, 4 x 1024 tokens": {
+        "model": "gpt2",
+        "precision": "amp",
+        "batch": 4,
+        "sequence": 1024,
+    },
+    "GPT-2 in full, mixed precision, 8 x 1024 tokens": {
+        "model": "gpt2",
+        "precision": "amp",
+        "batch": 8,
+        "sequence": 1024,
+    },
 }
 
 
@@ -102,7 +133,13 @@ def _resnet(net: str, side: int, batch: int, precision: str) -> Prediction:
         (pictures,) = found.values()
         return torch.nn.functional.cross_entropy(model(pictures), pictures.new_zeros(batch, dtype=torch.long))
 
-    return predict(model, inputs, loss=loss, optimiser=partial(torch.optim.SGD, lr=0.1, momentum=0.9), precision=precision)
+    return predict(
+        model,
+        inputs,
+        loss=loss,
+        optimiser=partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+        precision=precision,
+    )
 
 
 def others() -> Iterator[tuple[str, Callable[[], Prediction]]]:
@@ -166,7 +203,11 @@ llama-2-7b --method qlora --sequence 1024`, and `overnight fit CONFIG` for an ex
 
 
 def tail() -> str:
-    said = [f"{n} of {of} layers on {card} GB" for card in CARDS for n, of in [layers_that_fit(_large(), card * GIB - RESERVE_MIB)]]
+    said = [
+        f"{n} of {of} layers on {card} GB"
+        for card in CARDS
+        for n, of in [layers_that_fit(_large(), card * GIB - RESERVE_MIB)]
+    ]
     return f"""
 Of Llama 2 70B in q4_k_m with 4096 tokens there would fit {", ".join(said)}; the rest has to stay with the processor.
 """
@@ -195,14 +236,18 @@ def page() -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--write", action="store_true", help="write the page")
     parser.add_argument("--check", action="store_true", help="compare it with what is committed")
     parser.add_argument("--only", default="", help="rows whose name holds this, to the terminal")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.only:
-        for name, make in ((n, m) for rows in sections().values() for n, m in rows.items() if arguments.only in n):
+        for name, make in (
+            (n, m) for rows in sections().values() for n, m in rows.items() if arguments.only in n
+        ):
             with quiet():
                 print(line(name, make()), flush=True)
         return 0
@@ -211,8 +256,14 @@ def main() -> int:
         PAGE.write_text(text, encoding="utf-8")
     if not arguments.check:
         return 0
-    ours, theirs = ([row for row in t.splitlines() if row.startswith("|")] for t in (text, PAGE.read_text(encoding="utf-8")))
-    print("\n".join(f"differs: {row}" for row in ours if row not in theirs) or "the page is what is predicted now")
+    ours, theirs = (
+        [row for row in t.splitlines() if row.startswith("|")]
+        for t in (text, PAGE.read_text(encoding="utf-8"))
+    )
+    print(
+        "\n".join(f"differs: {row}" for row in ours if row not in theirs)
+        or "the page is what is predicted now"
+    )
     return 0 if ours == theirs else 1
 
 

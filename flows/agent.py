@@ -1,7 +1,7 @@
 """Train an agent in an environment."""
 
 from overnight import Artifact, Experiment, pipeline
-from tasks.agent import AgentParams, train_agent
+from tasks.rl.train import AgentParams, train_agent
 
 
 class Agent(Experiment):

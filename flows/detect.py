@@ -5,9 +5,9 @@ from typing import Self
 from pydantic import model_validator
 
 from overnight import Artifact, Dataset, Experiment, pipeline
-from tasks.images import ImageParams, load_images
-from tasks.scenes import ComposeParams, SceneParams, compose_scenes, load_boxes
-from tasks.yolo import YoloParams, train_yolo
+from tasks.detection.scenes import ComposeParams, SceneParams, compose_scenes, load_boxes
+from tasks.detection.yolo import YoloParams, train_yolo
+from tasks.vision.load import ImageParams, load_images
 
 
 class Detect(Experiment):
@@ -28,11 +28,15 @@ class Detect(Experiment):
                 if self.compose
                 else "without a compose section a detector takes boxes as they are"
             )
-            raise ValueError(f"data: {self.data.name!r} is of kind {self.data.kind!r}, expected {wanted!r}: {why}")
+            raise ValueError(
+                f"data: {self.data.name!r} is of kind {self.data.kind!r}, expected {wanted!r}: {why}"
+            )
         if self.images and not self.compose:
             raise ValueError("images: is for composed scenes alone; leave it out, or add a compose section")
         if self.compose and "scenes" in self.model_fields_set:
-            raise ValueError("scenes: letterboxes a set of kind boxes; with a compose section set compose.size instead")
+            raise ValueError(
+                "scenes: letterboxes a set of kind boxes; with a compose section set compose.size instead"
+            )
         return self
 
 

@@ -5,8 +5,8 @@ from typing import Self
 from pydantic import model_validator
 
 from overnight import Artifact, Dataset, Experiment, pipeline
-from tasks.classifier import ClassifierParams, fit_classifier
-from tasks.tables import TableParams, join_tables
+from tasks.tabular.join import TableParams, join_tables
+from tasks.tabular.linear import ClassifierParams, fit_classifier
 
 
 class Etl(Experiment):
@@ -19,7 +19,9 @@ class Etl(Experiment):
     @model_validator(mode="after")
     def _kind_fits(self) -> Self:
         if self.data.kind != "table":
-            raise ValueError(f"data: {self.data.name!r} is of kind {self.data.kind!r}; an ETL takes one of kind 'table'")
+            raise ValueError(
+                f"data: {self.data.name!r} is of kind {self.data.kind!r}; an ETL takes one of kind 'table'"
+            )
         return self
 
 

@@ -7,8 +7,8 @@ from pydantic import model_validator
 from flows.etl import Etl, etl
 from overnight import Artifact, Dataset, Experiment, pipeline
 from overnight.errors import ConfigError
-from tasks.gnn import GnnParams, train_gnn
-from tasks.graphs import GraphParams, LinkParams, link_rows, load_graph
+from tasks.graphs.load import GraphParams, LinkParams, link_rows, load_graph
+from tasks.graphs.nodes import GnnParams, train_gnn
 
 
 class Graph(Experiment):
@@ -25,11 +25,15 @@ class Graph(Experiment):
         if (self.data is None) == (self.link is None):
             raise ValueError("give either data (a graph) or link (makes a graph of a table)")
         if self.data and self.data.kind != "graph":
-            raise ValueError(f"data: {self.data.name!r} is of kind {self.data.kind!r}; expected 'graph', or a link section for a table")
+            raise ValueError(
+                f"data: {self.data.name!r} is of kind {self.data.kind!r}; expected 'graph', or a link section for a table"
+            )
         if self.etl and not self.link:
             raise ValueError("etl: makes a table, but there is no link section that takes it")
         if self.link and "graph" in self.model_fields_set:
-            raise ValueError("graph: is for a data set alone; with a link section set its val, test and scale there")
+            raise ValueError(
+                "graph: is for a data set alone; with a link section set its val, test and scale there"
+            )
         return self
 
 
@@ -41,6 +45,8 @@ def graph(cfg: Graph, table: Artifact | None = None) -> Artifact:
     elif cfg.link:
         rows = etl(cfg.etl) if cfg.etl else table
         if rows is None:
-            raise ConfigError("link: there is no table to link; add an etl section, here or at the top of the nightly config")
+            raise ConfigError(
+                "link: there is no table to link; add an etl section, here or at the top of the nightly config"
+            )
         nodes = link_rows(cfg.link, rows)
     return train_gnn(cfg.gnn, nodes)

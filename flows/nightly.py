@@ -26,9 +26,13 @@ class Nightly(Experiment):
     def _parts_and_their_tables(self) -> Self:
         if not (self.etl or self.vision or self.detect or self.graph or self.agent):
             raise ValueError("there is nothing to run; add a section: etl, vision, detect, graph or agent")
-        without = [name for name, part in self.graph.items() if part.link and not part.etl] if not self.etl else []
+        without = (
+            [name for name, part in self.graph.items() if part.link and not part.etl] if not self.etl else []
+        )
         if without:
-            raise ValueError(f"graph: {', '.join(without)}: links a table, and there is none; add an etl section here or in it")
+            raise ValueError(
+                f"graph: {', '.join(without)}: links a table, and there is none; add an etl section here or in it"
+            )
         return self
 
 

@@ -6,15 +6,17 @@ from pydantic import AfterValidator
 
 from overnight.artifact import Artifact
 from overnight.config import Experiment
-from overnight.dataset import Dataset, Entry
+from overnight.data.dataset import Dataset, Entry
 from overnight.step import pipeline
-from tasks.cnn import CnnParams, train_cnn
-from tasks.images import ImageParams, load_images
+from tasks.vision.cnn import CnnParams, train_cnn
+from tasks.vision.load import ImageParams, load_images
 
 
 def _of_images(data: Entry) -> Entry:
     if data.kind != "images":
-        raise ValueError(f"data set {data.name!r} is of kind {data.kind!r}; a vision experiment takes one of kind 'images'")
+        raise ValueError(
+            f"data set {data.name!r} is of kind {data.kind!r}; a vision experiment takes one of kind 'images'"
+        )
     return data
 
 

@@ -2,7 +2,7 @@
 
 from overnight.artifact import Artifact, DataSpec
 from overnight.config import Experiment, Params, Values, knob
-from overnight.dataset import Dataset
+from overnight.data.dataset import Dataset
 from overnight.gpu.lease import lease
 from overnight.run import RecordingRun, Run
 from overnight.step import Pipeline, Step, pipeline, step

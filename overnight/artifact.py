@@ -58,7 +58,9 @@ class Artifact(Values):
     def expect(self, kind: str) -> "Artifact":
         """This artifact, or DataError when it is of another kind."""
         if self.kind != kind:
-            raise DataError(f"{shown(self.path)}: expected an artifact of kind {kind!r}, this is {self.kind!r}; check the flow")
+            raise DataError(
+                f"{shown(self.path)}: expected an artifact of kind {kind!r}, this is {self.kind!r}; check the flow"
+            )
         return self
 
 
@@ -90,14 +92,21 @@ def save(
 
 
 def _fill(
-    part: Path, arrays: Mapping[str, "np.ndarray"] | None, meta: Mapping[str, Any] | None, files: Mapping[str, Writer] | None
+    part: Path,
+    arrays: Mapping[str, "np.ndarray"] | None,
+    meta: Mapping[str, Any] | None,
+    files: Mapping[str, Writer] | None,
 ) -> None:
     if arrays is not None:
         import numpy as np
         from safetensors.numpy import save_file
 
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, part / "arrays.safetensors")
-    (part / "meta.json").write_text(json.dumps(dict(meta or {}), ensure_ascii=False, indent=1), encoding="utf-8")
+        save_file(
+            {name: np.ascontiguousarray(array) for name, array in arrays.items()}, part / "arrays.safetensors"
+        )
+    (part / "meta.json").write_text(
+        json.dumps(dict(meta or {}), ensure_ascii=False, indent=1), encoding="utf-8"
+    )
     for name, write in (files or {}).items():
         (part / name).parent.mkdir(parents=True, exist_ok=True)
         write(part / name)
@@ -108,5 +117,7 @@ def digest(path: Path) -> str:
     whole = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         with file.open("rb") as stream:
-            whole.update(f"{file.relative_to(path)}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+            whole.update(
+                f"{file.relative_to(path)}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode()
+            )
     return whole.hexdigest()

@@ -13,7 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from overnight.errors import ConfigError
 from overnight.paths import shown
 
-MALFORMED = (yaml.YAMLError, ValueError, AttributeError, RecursionError)  # the last three: what yaml lets through of its own parts
+MALFORMED = (
+    yaml.YAMLError,
+    ValueError,
+    AttributeError,
+    RecursionError,
+)  # the last three: what yaml lets through of its own parts
 TOP = ("flow", "name", "seed", "card")  # keys of a whole experiment, which its sections do not have
 
 
@@ -25,11 +30,17 @@ def knob(default: Any, description: str, **rules: Any) -> Any:
 class Values(BaseModel):
     """Frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
     def science(self) -> dict[str, Any]:
         """The values that decide a result, as JSON types: all but the knobs."""
-        return {name: _science(getattr(self, name)) for name, field in type(self).model_fields.items() if not _is_knob(field)}
+        return {
+            name: _science(getattr(self, name))
+            for name, field in type(self).model_fields.items()
+            if not _is_knob(field)
+        }
 
 
 class Params(Values):
@@ -43,16 +54,21 @@ class CardChoice(Values):
 
     use: str | int | None = Field(None, description="index or UUID; the first card when left out")
     policy: Literal["wait", "shrink", "yield"] = Field(
-        "wait", description="while other programs use the card: wait; shrink the micro-batch; or also yield what they want, and go on later"
+        "wait",
+        description="while other programs use the card: wait; shrink the micro-batch; or also yield what they want, and go on later",
     )
-    count: bool = Field(False, description="the virtual card counts the bytes of tensors and enforces its leases; slower")
+    count: bool = Field(
+        False, description="the virtual card counts the bytes of tensors and enforces its leases; slower"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _short(cls, given: Any) -> Any:
         if given is None or (isinstance(given, str | int) and not isinstance(given, bool)):
             return {"use": given}
-        if isinstance(given, CardChoice) or (isinstance(given, dict) and not isinstance(given.get("use"), bool)):
+        if isinstance(given, CardChoice) or (
+            isinstance(given, dict) and not isinstance(given.get("use"), bool)
+        ):
             return given
         raise ValueError("expected an index, a UUID, or {use: ..., policy: ..., count: ...}")
 
@@ -61,9 +77,16 @@ class Experiment(Values):
     """One config file: values for every step of one flow. Sections of a larger experiment are Experiments too."""
 
     flow: str | None = Field(None, description="which file of flows/ runs it; at the top of the file only")
-    name: str | None = Field(None, max_length=200, pattern=r"\S", description="the MLflow experiment; the file's name when left out")
+    name: str | None = Field(
+        None,
+        max_length=200,
+        pattern=r"\S",
+        description="the MLflow experiment; the file's name when left out",
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="of every random choice; at the top of the file only")
-    card: CardChoice = knob(CardChoice(), "index or UUID of the card, or {use, policy, count}; at the top of the file only")
+    card: CardChoice = knob(
+        CardChoice(), "index or UUID of the card, or {use, policy, count}; at the top of the file only"
+    )
 
     @classmethod
     def load(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
@@ -92,7 +115,12 @@ class Source:
     """Where each value of a config came from, so that a message can point at it."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.places, self.overrides, self.problems = path, dict[str, str](), dict[str, str](), list[str]()
+        self.path, self.places, self.overrides, self.problems = (
+            path,
+            dict[str, str](),
+            dict[str, str](),
+            list[str](),
+        )
 
     def at(self, loc: Sequence[str | int]) -> str:
         """`file:line` of a value, or the override that set it (or something below it)."""
@@ -138,13 +166,18 @@ def _whole(path: Path, source: Source, prefix: str, inside: tuple[Path, ...]) ->
     except OSError as error:
         raise ConfigError(f"{shown(path)}: cannot be read: {error.strerror}") from None
     except RecursionError:
-        raise ConfigError(f"{shown(path)}: not readable as yaml: nested too deeply, or an alias that holds itself") from None
+        raise ConfigError(
+            f"{shown(path)}: not readable as yaml: nested too deeply, or an alias that holds itself"
+        ) from None
     except MALFORMED as error:
         raise ConfigError(f"{shown(path)}: not readable as yaml: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{shown(path)}: expected 'key: value' lines, found {type(values).__name__}")
     source.places.update({f"{prefix}{key}": f"{shown(path)}:{line}" for key, line in lines})
-    return {key: _section(value, path, source, f"{prefix}{key}.", (*inside, path)) for key, value in values.items()}
+    return {
+        key: _section(value, path, source, f"{prefix}{key}.", (*inside, path))
+        for key, value in values.items()
+    }
 
 
 def _section(value: Any, path: Path, source: Source, prefix: str, inside: tuple[Path, ...]) -> Any:
@@ -153,7 +186,9 @@ def _section(value: Any, path: Path, source: Source, prefix: str, inside: tuple[
         value = {"config": value}
     if not isinstance(value, dict):
         return value
-    changes = {k: _section(v, path, source, f"{prefix}{k}.", inside) for k, v in value.items() if k != "config"}
+    changes = {
+        k: _section(v, path, source, f"{prefix}{k}.", inside) for k, v in value.items() if k != "config"
+    }
     if not isinstance(value.get("config"), str):
         return value if "config" in value else changes
     base = _whole(path.parent / value["config"], source, prefix, inside)
@@ -162,7 +197,11 @@ def _section(value: Any, path: Path, source: Source, prefix: str, inside: tuple[
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """`changes` laid over `base`, mapping by mapping."""
-    both = {k: _merged(base[k], v) for k, v in changes.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    both = {
+        k: _merged(base[k], v)
+        for k, v in changes.items()
+        if isinstance(v, dict) and isinstance(base.get(k), dict)
+    }
     return {**base, **changes, **both}
 
 
@@ -170,7 +209,9 @@ class _Loader(yaml.SafeLoader):
     """Yaml 1.1 takes `1e-3` for text; people mean the number."""
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def _lines(node: Any, path: Path, source: Source, prefix: str = "") -> Iterator[tuple[str, int]]:
@@ -185,7 +226,9 @@ def _lines(node: Any, path: Path, source: Source, prefix: str = "") -> Iterator[
     for key, child in node.value:
         name = f"{prefix}{key.value}"
         if name in seen:
-            source.problems.append(f"{shown(path)}:{key.start_mark.line + 1}: {name}: written twice; keep one")
+            source.problems.append(
+                f"{shown(path)}:{key.start_mark.line + 1}: {name}: written twice; keep one"
+            )
         seen.add(name)
         yield name, key.start_mark.line + 1
         yield from _lines(child, path, source, f"{name}.")
@@ -238,7 +281,8 @@ def validate(model: type[V], values: dict[str, Any], source: Source) -> V:
         problems += [_explain(model, e, source) for e in error.errors()]
     else:
         problems += [
-            f"{source.at((*loc, key))}: {'.'.join((*loc, key))}: belongs at the top of the file" for loc, key in _misplaced(checked)
+            f"{source.at((*loc, key))}: {'.'.join((*loc, key))}: belongs at the top of the file"
+            for loc, key in _misplaced(checked)
         ]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
@@ -257,7 +301,11 @@ def _explain(model: type[Values], error: Any, source: Source) -> str:
     if error["type"] == "missing":
         return f"{where}: {key}: is required and missing"
     message = error["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(error["input"], dict | list) or error["type"] == "value_error" else f" (got {error['input']!r})"
+    given = (
+        ""
+        if isinstance(error["input"], dict | list) or error["type"] == "value_error"
+        else f" (got {error['input']!r})"
+    )
     return f"{where}: {key}: {message[:1].lower() + message[1:]}{given}" if key else f"{where}: {message}"
 
 
@@ -286,7 +334,13 @@ def _misplaced(values: Values, loc: tuple[str, ...] = ()) -> Iterator[tuple[tupl
         yield from ((loc, key) for key in TOP if key != "name" and key in values.model_fields_set)
     for name in type(values).model_fields:
         value = getattr(values, name)
-        children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else [(None, value)]
+        children = (
+            value.items()
+            if isinstance(value, dict)
+            else enumerate(value)
+            if isinstance(value, list | tuple)
+            else [(None, value)]
+        )
         for key, child in children:
             if isinstance(child, Values):
                 yield from _misplaced(child, (*loc, name) if key is None else (*loc, name, str(key)))

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from overnight.paths import steps
-from overnight.services.processes import Process
+from overnight.processes import Process
 
 MARK = "OVERNIGHT_STEP"
 
@@ -39,7 +39,12 @@ def end(whose: Callable[[Owner], bool]) -> list[int]:
     killed = []
     for process in psutil.process_iter():
         owner = _owner(process.pid)
-        if owner and process.pid != os.getpid() and Path(owner.folder).is_relative_to(steps()) and whose(owner):
+        if (
+            owner
+            and process.pid != os.getpid()
+            and Path(owner.folder).is_relative_to(steps())
+            and whose(owner)
+        ):
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(process.pid, signal.SIGKILL)
                 killed.append(process.pid)
@@ -52,6 +57,8 @@ def _owner(pid: int) -> Owner | None:
         variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
         return None
-    value = next((v.decode(errors="replace") for v in variables if v.startswith(f"{MARK}=".encode())), "").partition("=")[2]
+    value = next(
+        (v.decode(errors="replace") for v in variables if v.startswith(f"{MARK}=".encode())), ""
+    ).partition("=")[2]
     number, started, folder = (*value.split("|", 2), "", "")[:3]
     return Owner(int(number), started, folder) if number.isdigit() and folder else None

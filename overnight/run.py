@@ -9,11 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overnight import artifact
+from overnight import artifact, events
 from overnight.artifact import Artifact, DataSpec, Writer
 from overnight.data.content import Handled
 from overnight.errors import Stopped
-from overnight.tracking import spool
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +28,9 @@ class Run(ABC):
     seed: of every random choice; folder: to write in; device: "cpu" or "cuda"; budget_mib: the lease's cap, None without one.
     """
 
-    def __init__(self, folder: Path, seed: int = 0, device: str = "cpu", budget_mib: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, seed: int = 0, device: str = "cpu", budget_mib: int | None = None
+    ) -> None:
         self.folder, self.seed, self.device, self.budget_mib = folder, seed, device, budget_mib
         self.should_stop: Callable[[], bool] = lambda: False
         self.should_yield: Callable[[], str] = lambda: ""  # why to give the card back for a while
@@ -102,7 +103,13 @@ class Run(ABC):
     def data(self, name: str, digest: str, source: str = "", spec: DataSpec | None = None) -> None:
         """A data set that went in, with its digest."""
         self._emit(
-            {"event": "data", "name": name, "digest": digest, "source": source, "spec": (spec or DataSpec()).model_dump(mode="json")}
+            {
+                "event": "data",
+                "name": name,
+                "digest": digest,
+                "source": source,
+                "spec": (spec or DataSpec()).model_dump(mode="json"),
+            }
         )
 
     def picture(self, name: str, figure: "Figure") -> None:
@@ -144,7 +151,9 @@ class Run(ABC):
         def write(path: Path) -> None:
             from safetensors.torch import save_file
 
-            save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}, path)
+            save_file(
+                {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}, path
+            )
 
         arrays = None if example is None else {"example": example}
         meta = {"predictor": predictor, "config": config}
@@ -156,9 +165,11 @@ class Run(ABC):
 class SpoolRun(Run):
     """The real one: events go to a file that outlives both ends."""
 
-    def __init__(self, folder: Path, seed: int = 0, device: str = "cpu", budget_mib: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, seed: int = 0, device: str = "cpu", budget_mib: int | None = None
+    ) -> None:
         super().__init__(folder, seed, device, budget_mib)
-        self._spool = spool.Writer(folder / spool.CHILD)
+        self._spool = events.Writer(folder / events.CHILD)
 
     def _emit(self, event: Json) -> None:
         self._spool.write({"at": round(time.time(), 3), **_finite(event)})
@@ -172,7 +183,9 @@ class SpoolRun(Run):
 class RecordingRun(Run):
     """The fake: keeps everything that was logged, for tests that call a step's body without any server."""
 
-    def __init__(self, folder: Path, seed: int = 0, device: str = "cpu", budget_mib: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, seed: int = 0, device: str = "cpu", budget_mib: int | None = None
+    ) -> None:
         super().__init__(folder, seed, device, budget_mib)
         self.events: list[Json] = []
 

@@ -8,16 +8,26 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, cast, get_type_hints, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    TypeVar,
+    cast,
+    get_type_hints,
+    overload,
+)
 
 from overnight.artifact import Artifact, DataSpec
 from overnight.config import Experiment, Params
-from overnight.dataset import Entry
+from overnight.data.dataset import Entry
 from overnight.run import Run
 
 if TYPE_CHECKING:
-    from overnight.fit.analytic import Formula
-    from overnight.training import Recipe
+    from overnight.memory.formulas import Formula
+    from overnight.training.recipe import Recipe
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,7 +60,7 @@ class Step(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Submit to the pipeline that is being built. What comes back is a Pending, typed as what it will be."""
-        from overnight.chain import current
+        from overnight.orchestration.pipeline import current
 
         return cast("R", current().submit(self, *args, **kwargs))
 
@@ -67,18 +77,32 @@ class Step(Generic[P, R]):
 
     def key(self, seed: int, arguments: Sequence[Any]) -> str:
         """What identifies a result: values without knobs, digests of data and upstream artifacts, seed, source of the task."""
-        parts = {"step": self.address, "seed": seed, "source": self._source(), "arguments": [_identity(a) for a in arguments]}
+        parts = {
+            "step": self.address,
+            "seed": seed,
+            "source": self._source(),
+            "arguments": [_identity(a) for a in arguments],
+        }
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
     def memory_key(self, arguments: Sequence[Any]) -> str:
         """What decides how much memory it needs at a given micro-batch: neither the seed nor the content of the data does."""
-        parts = {"step": self.address, "source": self._source(), "torch": _torch(), "arguments": [_shape(a) for a in arguments]}
+        parts = {
+            "step": self.address,
+            "source": self._source(),
+            "torch": _torch(),
+            "arguments": [_shape(a) for a in arguments],
+        }
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
     def _source(self) -> str:
         """Digest of the task's file, or of every file of its package."""
         file = Path(inspect.getfile(self.body))
-        files = sorted(file.parent.rglob("*.py")) if file.parent.name != "tasks" and (file.parent / "__init__.py").is_file() else [file]
+        files = (
+            sorted(file.parent.rglob("*.py"))
+            if file.parent.name != "tasks" and (file.parent / "__init__.py").is_file()
+            else [file]
+        )
         return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()
 
 
@@ -159,15 +183,15 @@ class Pipeline(Generic[P, T]):
         self.body, self.name, self.__doc__ = body, body.__name__, body.__doc__
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run as a part of the pipeline that is being built; a whole run enters by `overnight.chain.execute`."""
-        from overnight.chain import current
+        """Run as a part of the pipeline that is being built; a whole run enters by `overnight.orchestration.pipeline.execute`."""
+        from overnight.orchestration.pipeline import current
 
         with current().named(self.name):
             return self.body(*args, **kwargs)
 
     def part(self, name: str, *args: P.args, **kwargs: P.kwargs) -> T:
         """The same, its steps carrying `name`: for a pipeline that runs another one more than once."""
-        from overnight.chain import current
+        from overnight.orchestration.pipeline import current
 
         with current().named(name):
             return self.body(*args, **kwargs)

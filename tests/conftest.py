@@ -19,7 +19,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def shared_data(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of real data, with $OVERNIGHT_DATA set to it; skips where there is none."""
-    places = [Path(given) for given in (os.environ.get("OVERNIGHT_DATA"), ROOT.parent / "shared" / "data") if given]
+    places = [
+        Path(given) for given in (os.environ.get("OVERNIGHT_DATA"), ROOT.parent / "shared" / "data") if given
+    ]
     found = next((place for place in places if place.is_dir()), None)
     if found is None:
         pytest.skip("the real data are not here (neither $OVERNIGHT_DATA nor ../shared/data is a folder)")
@@ -59,12 +61,25 @@ def folder(checkout: Path) -> Path:
 @pytest.fixture
 def load(folder: Path) -> Callable[..., object]:
     """Load the data set "made" as `load(reader, options, kind=..., ...)` after its files were written to `folder`."""
-    from overnight.dataset import Entry
+    from overnight.data.dataset import Entry
 
-    kinds = {"csv": "table", "voc": "boxes", "edge_list": "graph", "planetoid": "graph", "text": "text", "text_lines": "text"}
+    kinds = {
+        "csv": "table",
+        "voc": "boxes",
+        "edge_list": "graph",
+        "planetoid": "graph",
+        "text": "text",
+        "text_lines": "text",
+    }
 
     def load_made(reader: str, options: dict[str, object], **more: object) -> object:
-        values = {"name": "made", "kind": kinds.get(reader, "images"), "reader": reader, "options": options, **more}
+        values = {
+            "name": "made",
+            "kind": kinds.get(reader, "images"),
+            "reader": reader,
+            "options": options,
+            **more,
+        }
         return Entry.model_validate(values).load()
 
     return load_made
@@ -89,7 +104,9 @@ class Server:
                 """Silence."""
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self.thread = threading.Thread(
+            target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        )
         self.thread.start()
 
     def url(self, name: str) -> str:
@@ -106,7 +123,11 @@ class Server:
             request.send_header("Content-Length", "0")
             request.end_headers()
             return
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.ranges and self._same(request) else 0
+        start = (
+            int(wanted.removeprefix("bytes=").rstrip("-"))
+            if wanted and self.ranges and self._same(request)
+            else 0
+        )
         if start >= len(data) and start:
             request.send_error(416)
             return

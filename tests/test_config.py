@@ -36,8 +36,12 @@ def problems(path, *overrides):
 
 
 def test_values_and_overrides(tmp_path):
-    path = write(tmp_path, "net: {epochs: 5, rate: 1e-3}\nparts:\n  a: {net: {epochs: 7}}\nmany: [{epochs: 1}]\n")
-    whole = Whole.load(path, ["net.epochs=9", "parts.b.net.rate=0.5", "many.0.rate=2e-2", "maybe.net.epochs=4", "seed=3"])
+    path = write(
+        tmp_path, "net: {epochs: 5, rate: 1e-3}\nparts:\n  a: {net: {epochs: 7}}\nmany: [{epochs: 1}]\n"
+    )
+    whole = Whole.load(
+        path, ["net.epochs=9", "parts.b.net.rate=0.5", "many.0.rate=2e-2", "maybe.net.epochs=4", "seed=3"]
+    )
     assert (whole.net.epochs, whole.net.rate, whole.seed) == (9, 0.001, 3)
     assert (whole.parts["a"].net.epochs, whole.parts["b"].net.rate, whole.many[0].rate) == (7, 0.5, 0.02)
     assert whole.maybe is not None
@@ -75,7 +79,9 @@ def test_a_file_that_is_wrong_says_so(tmp_path, text, said):
     assert said in "\n".join(problems(write(tmp_path, text)))
 
 
-@pytest.mark.parametrize("override", ["=3", "net..epochs=3", "net", "many.5.epochs=1", "net.epochs.deep=1", "net.epochs={"])
+@pytest.mark.parametrize(
+    "override", ["=3", "net..epochs=3", "net", "many.5.epochs=1", "net.epochs.deep=1", "net.epochs={"]
+)
 def test_an_override_that_is_wrong_says_so(tmp_path, override):
     assert override in "\n".join(problems(write(tmp_path, "net: {}\nmany: [{}]"), override))
 
@@ -95,7 +101,11 @@ def test_not_utf8_is_said(tmp_path):
 
 
 def test_knobs_stay_out_of_the_science():
-    assert NetParams(micro_batch=4, exclusive=True).science() == NetParams().science() == {"epochs": 3, "rate": 0.1}
+    assert (
+        NetParams(micro_batch=4, exclusive=True).science()
+        == NetParams().science()
+        == {"epochs": 3, "rate": 0.1}
+    )
 
     class Nested(Values):
         inner: list[NetParams] = [NetParams(micro_batch=2)]
@@ -142,10 +152,17 @@ def test_the_card_is_an_index_a_uuid_or_a_mapping(tmp_path):
 def test_every_mistake_of_a_card_is_told(tmp_path):
     found = problems(write(tmp_path, "net: {}\ncard:\n  polcy: shrink\n  policy: sleep\n  count: maybe\n"))
     assert len(found) == 3
-    assert "whole.yaml:3: card.polcy: unknown key; did you mean 'policy'? allowed: count, policy, use" in "".join(found)
-    assert "whole.yaml:4: card.policy: input should be 'wait', 'shrink' or 'yield' (got 'sleep')" in "".join(found)
+    assert (
+        "whole.yaml:3: card.polcy: unknown key; did you mean 'policy'? allowed: count, policy, use"
+        in "".join(found)
+    )
+    assert "whole.yaml:4: card.policy: input should be 'wait', 'shrink' or 'yield' (got 'sleep')" in "".join(
+        found
+    )
     for wrong in ("true", "[1]", "1.5", "{use: true}"):
         assert problems(write(tmp_path, f"net: {{}}\ncard: {wrong}\n")) == [
             f"{tmp_path}/whole.yaml:2: card: expected an index, a UUID, or {{use: ..., policy: ..., count: ...}}"
         ]
-    assert "belongs at the top" in "".join(problems(write(tmp_path, "net: {}\nparts: {a: {card: {policy: shrink}}}\n")))
+    assert "belongs at the top" in "".join(
+        problems(write(tmp_path, "net: {}\nparts: {a: {card: {policy: shrink}}}\n"))
+    )

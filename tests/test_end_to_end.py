@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from overnight import services
-from overnight.gpu.ledger import Ledger
-from tests.checkouts import living_in, make_checkout, until
+from overnight.gpu.ledger.ledger import Ledger
+from tests.support.checkouts import living_in, make_checkout, until
 
 pytestmark = pytest.mark.services
 ENTRY = "kind: images\nreader: image_folder\n"
@@ -59,14 +59,16 @@ def home(tmp_path_factory):
         picture.write_bytes(b"not a picture")
     (root / "configs" / "night.yaml").write_text(CONFIG)
     (root / "configs" / "pair.yaml").write_text(PAIR)
-    (root / "configs" / "long.yaml").write_text("flow: vision\ndata: made\ncnn: {epochs: 5000, batch: 16, width: 8, blocks: 1}\n")
+    (root / "configs" / "long.yaml").write_text(
+        "flow: vision\ndata: made\ncnn: {epochs: 5000, batch: 16, width: 8, blocks: 1}\n"
+    )
     with living_in(root):
         yield root
 
 
 def start(*words, **more):
     return subprocess.Popen(
-        [sys.executable, "-m", "overnight.cli", *words],
+        [sys.executable, "-m", "overnight.cli.main", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -84,7 +86,9 @@ def mlflow_runs(root, experiment):
 
     client = MlflowClient(services.environment()["MLFLOW_TRACKING_URI"])
     found = client.get_experiment_by_name(experiment)
-    return client, {r.info.run_name: r for r in client.search_runs([found.experiment_id], max_results=50)} if found else {}
+    return client, {
+        r.info.run_name: r for r in client.search_runs([found.experiment_id], max_results=50)
+    } if found else {}
 
 
 def flow_runs():
@@ -102,7 +106,9 @@ def ledger(root):
 
 def children(root):
     return [
-        p for p in psutil.process_iter(["cmdline"]) if "overnight.child" in (p.info["cmdline"] or []) and str(root) in p.info["cmdline"][-1]
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if "overnight.orchestration.child" in (p.info["cmdline"] or []) and str(root) in p.info["cmdline"][-1]
     ]
 
 
@@ -130,7 +136,11 @@ def test_mlflow_holds_the_runs_their_curves_pictures_inputs_and_links(night, hom
     assert trained.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert trained.data.metrics["test/accuracy"] > 0.9
     assert parent.data.metrics["made/train_cnn/accuracy"] == trained.data.metrics["test/accuracy"]
-    assert (trained.data.params["epochs"], trained.data.params["precision"], trained.data.params["precision.used"]) == ("4", "auto", "fp32")
+    assert (
+        trained.data.params["epochs"],
+        trained.data.params["precision"],
+        trained.data.params["precision.used"],
+    ) == ("4", "auto", "fp32")
     curve = client.get_metric_history(trained.info.run_id, "val/accuracy")
     assert len({m.step for m in curve}) == len(curve) == 4
     assert {"confusion.png", "log.txt"} <= {a.path for a in client.list_artifacts(trained.info.run_id)}
@@ -147,7 +157,12 @@ def test_the_model_is_used_through_pyfunc(night, home):
     _, runs = mlflow_runs(home, "night")
     mlflow.set_tracking_uri(services.environment()["MLFLOW_TRACKING_URI"])
     model = mlflow.pyfunc.load_model(f"runs:/{runs['made/train_cnn'].info.run_id}/made-train_cnn")
-    images = np.stack([np.asarray(Image.open(p))[None] for p in sorted((home / "datasets" / "made" / "test" / "standing").glob("*.png"))])
+    images = np.stack(
+        [
+            np.asarray(Image.open(p))[None]
+            for p in sorted((home / "datasets" / "made" / "test" / "standing").glob("*.png"))
+        ]
+    )
     assert (model.predict(images).argmax(1) == 1).mean() > 0.9
 
 
@@ -168,7 +183,10 @@ def test_bad_input_is_two_and_a_message(home, words, code, said):
 def test_what_the_card_cannot_hold_is_three(home):
     output, code = run("run", "long", "cnn.width=128", OVERNIGHT_VIRTUAL_MIB="8")
     assert code == 3, output
-    assert re.search(r"train_cnn with micro_batch 1 does not fit the card: predicted: \d\d .*; the whole budget is 8 MiB", output), output
+    assert re.search(
+        r"train_cnn with micro_batch 1 does not fit the card: predicted: \d\d .*; the whole budget is 8 MiB",
+        output,
+    ), output
     assert "set OVERNIGHT_VIRTUAL_MIB higher" in output
     assert flow_runs()[0]["state_name"] == "DoesNotFit"
     _, runs = mlflow_runs(home, "long")
@@ -196,7 +214,11 @@ def pair(root, *words):
     """Both trainings in line; the first that holds is stopped at that moment, so that nothing can end too early. Both, in the end."""
     with ledger(root).acquire(12288):
         process = start("run", "pair", *words)
-        until(lambda: len(ledger(root).requests()) == 3 or process.poll() is not None, "both to stand in line", 300)
+        until(
+            lambda: len(ledger(root).requests()) == 3 or process.poll() is not None,
+            "both to stand in line",
+            300,
+        )
     first = until(lambda: holders(root), "the first grant")[0]
     os.kill(first.pid, signal.SIGSTOP)
     return process, first
@@ -211,7 +233,11 @@ def test_steps_that_fit_run_together_and_their_sizes_are_in_mlflow(home):
     assert f"not measured, of {first.mib:,} MiB" in output
     _, runs = mlflow_runs(home, "pair")
     params, metrics = runs["one/train_cnn"].data.params, runs["one/train_cnn"].data.metrics
-    assert (params["usage/asked_mib"], params["usage/lease_mib"], params["usage/micro_batch"]) == (str(first.mib), str(first.mib), "16")
+    assert (params["usage/asked_mib"], params["usage/lease_mib"], params["usage/micro_batch"]) == (
+        str(first.mib),
+        str(first.mib),
+        "16",
+    )
     assert (params["usage/peak_mib"], params["usage/exclusive"]) == ("not measured", "False")
     assert "usage/peak_mib" not in metrics
     assert metrics["usage/wait_s"] > 0

@@ -33,7 +33,7 @@ def test_the_make_targets_exist() -> None:
 
 
 def test_the_commands_exist() -> None:
-    from overnight.cli import _parser
+    from overnight.cli.main import _parser
 
     lines = commands("overnight")
     assert len(lines) >= 8
@@ -42,8 +42,8 @@ def test_the_commands_exist() -> None:
 
 
 def test_the_experiments_exist() -> None:
-    from overnight.chain import load
-    from overnight.cli import _config
+    from overnight.cli.main import _config
+    from overnight.orchestration.pipeline import load
 
     for line in commands("overnight"):
         if line[1] == "run":
@@ -73,12 +73,14 @@ def test_two_yaml_files_make_an_experiment(tmp_path: Path) -> None:
         for n in range(6):
             Image.fromarray(np.full((40 + n, 50, 3), 20 * n, np.uint8)).save(folder / f"{n}.png")
     script = (
-        "from overnight.paths import configs\nfrom overnight.chain import load\n"
+        "from overnight.paths import configs\nfrom overnight.orchestration.pipeline import load\n"
         "pipeline, experiment = load(configs() / 'leaves.yaml')\n"
         "print(pipeline.name, experiment.cnn.epochs, experiment.data.load().classes)"
     )
     environment = {"OVERNIGHT_ROOT": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
     assert (done.stdout, done.returncode) == ("vision 20 ('elm', 'oak')\n", 0), done.stderr
 
 
@@ -87,7 +89,11 @@ def images(tmp_path: Path) -> Artifact:
     """Dark images are of class 0, bright ones of class 1."""
     labels = np.arange(20) % 2
     pixels = np.repeat(200 * labels, 64).reshape(20, 1, 8, 8).astype(np.uint8)
-    arrays = {f"{split}_{name}": array for split in ("train", "val", "test") for name, array in (("images", pixels), ("labels", labels))}
+    arrays = {
+        f"{split}_{name}": array
+        for split in ("train", "val", "test")
+        for name, array in (("images", pixels), ("labels", labels))
+    }
     return save(tmp_path / "images", "images", DataSpec(shape=(1, 8, 8), classes=("dark", "bright")), arrays)
 
 

@@ -21,7 +21,10 @@ def test_the_spool_and_the_fake_see_the_same_events(tmp_path):
         run.note("ünïcode 数字")
         run.progress(1, 4, "epoch 1")
         run.data("digits", "abc", "package", DataSpec(classes=("a", "b")))
-    lines = [json.loads(line) for line in (tmp_path / "spool" / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "spool" / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [{k: v for k, v in line.items() if k != "at"} for line in lines] == fake.events
     assert fake.last("loss") == 0.5
     assert math.isnan(fake.last("bad"))
@@ -38,7 +41,11 @@ def test_an_artifact_comes_back_as_it_was_saved(tmp_path):
     run = RecordingRun(tmp_path)
     images = np.arange(24, dtype=np.uint8).reshape(2, 3, 2, 2)
     saved = run.save(
-        "images", DataSpec(shape=(3, 2, 2)), {"train_images": images}, {"classes": ["数", "b"]}, {"a/b.txt": lambda p: p.write_text("x")}
+        "images",
+        DataSpec(shape=(3, 2, 2)),
+        {"train_images": images},
+        {"classes": ["数", "b"]},
+        {"a/b.txt": lambda p: p.write_text("x")},
     )
     again = Artifact.model_validate_json(saved.model_dump_json())
     assert again == saved

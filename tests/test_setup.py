@@ -17,7 +17,9 @@ def bash(script: str, path: str | None = None, **env: str) -> subprocess.Complet
     """Run a few lines with the functions of bin/setup at hand."""
     environment = {"PATH": path or os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **env}
     command = ["/bin/bash", "-c", f"source '{ROOT}/bin/setup'; {script}"]
-    return subprocess.run(command, env=environment, cwd=ROOT, text=True, capture_output=True, timeout=60, check=False)
+    return subprocess.run(
+        command, env=environment, cwd=ROOT, text=True, capture_output=True, timeout=60, check=False
+    )
 
 
 def program(path: Path, text: str) -> Path:
@@ -67,7 +69,9 @@ def test_every_line_is_pinned_and_hashed_and_names_no_address(lock: Path) -> Non
     text = lock.read_text()
     assert "://" not in text
     entries = text.replace("\\\n", " ").splitlines()
-    bad = [e for e in entries if not re.fullmatch(r"[\w.\[\],-]+==\S+ ; .+?( +--hash=sha256:[0-9a-f]{64})+", e)]
+    bad = [
+        e for e in entries if not re.fullmatch(r"[\w.\[\],-]+==\S+ ; .+?( +--hash=sha256:[0-9a-f]{64})+", e)
+    ]
     assert not bad
     assert len(entries) == len(pins(lock)) > 100
 
@@ -82,7 +86,9 @@ def test_both_locks_hold_the_same_versions() -> None:
 
 def test_versions_that_work_together() -> None:
     found = {
-        name: tuple(map(int, version.split(".")[:3])) for (name, _), version in pins(LOCKS[0]).items() if name in {"prefect", "fastapi"}
+        name: tuple(map(int, version.split(".")[:3]))
+        for (name, _), version in pins(LOCKS[0]).items()
+        if name in {"prefect", "fastapi"}
     }
     assert found["prefect"] >= (3, 8, 8)
     assert found["fastapi"] < (0, 151)
@@ -106,7 +112,11 @@ def test_the_locks_cover_what_the_project_asks_for() -> None:
         ("", "requirements.lock", "no NVIDIA driver: without RAPIDS"),
         ("580.65.06", "requirements-rapids.lock", "NVIDIA driver 580.65.06 found: with RAPIDS"),
         ("615.10", "requirements-rapids.lock", "NVIDIA driver 615.10 found: with RAPIDS"),
-        ("550.120", "requirements.lock", "NVIDIA driver 550.120 found, but torch's CUDA 13 build and RAPIDS need 580 or newer"),
+        (
+            "550.120",
+            "requirements.lock",
+            "NVIDIA driver 550.120 found, but torch's CUDA 13 build and RAPIDS need 580 or newer",
+        ),
     ],
 )
 def test_the_driver_chooses_the_lock(driver: str, lock: str, says: str) -> None:
@@ -121,12 +131,16 @@ def test_the_driver_is_read_from_nvidia_smi(tmp_path: Path) -> None:
     assert bash("driver_of /nowhere nvidia-smi", str(path)).stdout == ""
     program(path / "nvidia-smi", "#!/bin/sh\necho 581.29\necho 581.29\n")
     assert bash("driver_of /nowhere nvidia-smi", str(path)).stdout == "581.29\n"
-    program(path / "nvidia-smi", "#!/bin/sh\necho NVIDIA-SMI has failed because it could not talk to the driver.\nexit 9\n")
+    program(
+        path / "nvidia-smi",
+        "#!/bin/sh\necho NVIDIA-SMI has failed because it could not talk to the driver.\nexit 9\n",
+    )
     assert bash("driver_of /nowhere nvidia-smi", str(path)).stdout == ""
 
 
 @pytest.mark.parametrize(
-    ("system", "fits"), [("Linux x86_64", True), ("Linux aarch64", False), ("Darwin arm64", False), ("Darwin x86_64", False)]
+    ("system", "fits"),
+    [("Linux x86_64", True), ("Linux aarch64", False), ("Darwin arm64", False), ("Darwin x86_64", False)],
 )
 def test_only_linux_on_x86_64(system: str, fits: bool) -> None:
     said = bash(f"machine_problem {system}").stdout
@@ -155,7 +169,9 @@ def test_a_checkout_on_a_windows_drive_is_refused(file_system: str, kernel: str,
 
 def test_room() -> None:
     assert bash("room_problem /home/me 15 15").stdout == ""
-    assert bash("room_problem /home/me 14 15").stdout.startswith("needs 15 GB free in /home/me, there are 14 GB")
+    assert bash("room_problem /home/me 14 15").stdout.startswith(
+        "needs 15 GB free in /home/me, there are 14 GB"
+    )
     free = int(bash(f"free_gb '{ROOT}/not/yet/there'").stdout)
     assert abs(free - shutil.disk_usage(ROOT).free / 2**30) < 5
 
@@ -179,7 +195,10 @@ def test_a_machine_without_a_python_that_fits_is_told_what_was_found(tmp_path: P
     program(path / "python3.12", '#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; esac\necho 3.12\n')
     found = bash("find_python python3 python3.12", str(path))
     assert found.returncode == 1
-    assert "found: python3 is 3.14;python3.12 is 3.12 without venv (Debian, Ubuntu: sudo apt install python3.12-venv)" in found.stdout
+    assert (
+        "found: python3 is 3.14;python3.12 is 3.12 without venv (Debian, Ubuntu: sudo apt install python3.12-venv)"
+        in found.stdout
+    )
 
 
 # ------------------------------------------------------------------------------------------------ the whole script, in a small checkout
@@ -198,7 +217,9 @@ def checkout(tmp_path: Path) -> Path:
 def setup(checkout: Path, path: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": str(path), "HOME": str(checkout), **env}
     command = ["/bin/bash", str(checkout / "bin/setup"), *arguments]
-    return subprocess.run(command, env=environment, cwd="/", text=True, capture_output=True, timeout=60, check=False)
+    return subprocess.run(
+        command, env=environment, cwd="/", text=True, capture_output=True, timeout=60, check=False
+    )
 
 
 def test_problems_are_said_before_anything_is_made(checkout: Path, tmp_path: Path) -> None:
@@ -232,7 +253,10 @@ def test_an_interrupted_setup_is_not_taken_for_a_whole_one(checkout: Path, tmp_p
 def test_nothing_is_done_twice(checkout: Path, tmp_path: Path) -> None:
     path = tools(tmp_path / "tools")
     program(checkout / ".venv/bin/python", "#!/bin/sh\nexit 1\n")
-    stamp = bash(f"""cd '{checkout}'; read -r lock _ <<<"$(choose_lock "$(driver)")"; fingerprint "$lock" """, str(path)).stdout
+    stamp = bash(
+        f"""cd '{checkout}'; read -r lock _ <<<"$(choose_lock "$(driver)")"; fingerprint "$lock" """,
+        str(path),
+    ).stdout
     (checkout / ".venv/setup.stamp").write_text(stamp)
     assert "up to date" in setup(checkout, path).stdout
     program(path / "python3.13", "#!/bin/sh\necho 3.13\n")
@@ -251,7 +275,9 @@ def test_two_at_a_time_take_turns(checkout: Path, tmp_path: Path) -> None:
     with (checkout / "bin/setup").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         command = ["/bin/bash", str(checkout / "bin/setup"), "--check"]
-        with subprocess.Popen(command, env={"PATH": str(path), "HOME": "/"}, stdout=subprocess.PIPE, text=True) as second:
+        with subprocess.Popen(
+            command, env={"PATH": str(path), "HOME": "/"}, stdout=subprocess.PIPE, text=True
+        ) as second:
             assert second.stdout
             assert "another setup is at work here" in second.stdout.readline()
             assert second.poll() is None

@@ -3,9 +3,9 @@
 import pytest
 
 from overnight import Artifact, DataSpec, Params, Run, knob, step
-from overnight.child import find
-from overnight.dataset import DataFile, Entry
+from overnight.data.dataset import DataFile, Entry
 from overnight.errors import BadInput
+from overnight.orchestration.child import find
 from overnight.run import RecordingRun
 
 
@@ -42,13 +42,19 @@ def test_the_key_follows_values_data_seed_and_nothing_else(tmp_path):
     other = Artifact(kind="images", path=tmp_path, digest="d2")
     key = count.key(0, [CountParams(), one])
     assert key == count.key(0, [CountParams(micro_batch=8, exclusive=True), moved])
-    different = {count.key(0, [CountParams(upto=4), one]), count.key(1, [CountParams(), one]), count.key(0, [CountParams(), other])}
+    different = {
+        count.key(0, [CountParams(upto=4), one]),
+        count.key(1, [CountParams(), one]),
+        count.key(0, [CountParams(), other]),
+    }
     assert len(different | {key}) == 4
 
 
 def test_a_data_set_enters_the_key_by_its_digests():
     def entry(sha, about=""):
-        return Entry(name="x", kind="table", reader="csv", files=[DataFile(path="a.csv", sha256=sha * 64)], about=about)
+        return Entry(
+            name="x", kind="table", reader="csv", files=[DataFile(path="a.csv", sha256=sha * 64)], about=about
+        )
 
     assert count.key(0, [entry("a")]) == count.key(0, [entry("a", "other words")])
     assert count.key(0, [entry("a")]) != count.key(0, [entry("b")])
@@ -56,4 +62,4 @@ def test_a_data_set_enters_the_key_by_its_digests():
 
 def test_what_is_no_step_is_refused():
     with pytest.raises(BadInput, match="is no step"):
-        find("overnight.child:main")
+        find("overnight.orchestration.child:main")

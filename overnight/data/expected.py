@@ -10,14 +10,20 @@ from overnight.errors import DataError
 def check(name: str, expected: DataSpec, content: Content) -> None:
     """Raise DataError when counts, sizes or names of classes are not those that the entry gives."""
     counts = _counts(content, expected.counts)
-    wrong = [f"{s}: {counts.get(s, 0)} (expected {n})" for s, n in expected.counts.items() if counts and counts.get(s, 0) != n]
+    wrong = [
+        f"{s}: {counts.get(s, 0)} (expected {n})"
+        for s, n in expected.counts.items()
+        if counts and counts.get(s, 0) != n
+    ]
     sizes = {"nodes": content.nodes, "edges": content.edges.shape[1]} if isinstance(content, Graph) else {}
     wrong += [f"{s}: {n} (expected {e})" for s, n in sizes.items() if (e := getattr(expected, s)) and n != e]
     classes = () if isinstance(content, Tables) else tuple(content.classes)
     if expected.classes and classes and classes != expected.classes:
         wrong.append(f"classes: {', '.join(classes)} (expected {', '.join(expected.classes)})")
     if wrong:
-        raise DataError(f"data set {name!r} is not what its entry expects: {'; '.join(wrong)}; get the whole set, or correct the entry")
+        raise DataError(
+            f"data set {name!r} is not what its entry expects: {'; '.join(wrong)}; get the whole set, or correct the entry"
+        )
 
 
 def _counts(content: Content, wanted: Mapping[str, int]) -> dict[str, int]:

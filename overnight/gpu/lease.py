@@ -11,13 +11,13 @@ from functools import partial
 from typing import Any
 
 from overnight.errors import BadInput
-from overnight.gpu import words
-from overnight.gpu.device import Card, find
-from overnight.gpu.gauge import steady_taken_mib
-from overnight.gpu.ledger import Grant, Ledger
-from overnight.gpu.place import OnWait
-from overnight.gpu.ready import ready
-from overnight.gpu.script import called, talking
+from overnight.gpu import messages
+from overnight.gpu.card import Card, find
+from overnight.gpu.device_usage import steady_taken_mib
+from overnight.gpu.ledger.ledger import Grant, Ledger
+from overnight.gpu.ledger.waiter import OnWait
+from overnight.gpu.preflight import ready
+from overnight.gpu.usage_reporter import called, talking
 
 _mine = threading.local()  # what each thread holds already, in `held`
 
@@ -71,11 +71,18 @@ def lease(
     taken = partial(steady_taken_mib, card)
     began = time.monotonic()
     named = who or {"step": called(sys.argv[0])}
-    on_wait = on_wait or (lambda ahead, taken_mib: _say(words.waiting(card, mib, ahead, taken_mib)))
+    on_wait = on_wait or (lambda ahead, taken_mib: _say(messages.waiting(card, mib, ahead, taken_mib)))
     with (
         _holding(mib, exclusive, card) as (mine, outer),
         Ledger(card.folder, card.budget_mib).acquire(
-            mib, named | outer, should_stop, on_wait, exclusive, taken, less, ticket or min(outer.get("holding", [0])) or None
+            mib,
+            named | outer,
+            should_stop,
+            on_wait,
+            exclusive,
+            taken,
+            less,
+            ticket or min(outer.get("holding", [0])) or None,
         ) as grant,
     ):
         mine.ticket = grant.ticket

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from overnight.errors import DiskFull
 from overnight.gpu import timeline
-from overnight.gpu.crowd import Crowd
-from overnight.gpu.device import Card
-from overnight.gpu.gauge import Gauge, gauge, holders, outsiders, said_mib
-from overnight.gpu.requests import Request
+from overnight.gpu.card import Card
+from overnight.gpu.device_usage import Gauge, gauge, holders, outsiders, said_mib
+from overnight.gpu.ledger.entries import Request
+from overnight.gpu.preemption import Crowd
 from overnight.run import Run
 
 if TYPE_CHECKING:
-    from overnight.gpu.caps import Cap
     from overnight.gpu.lease import Lease
+    from overnight.gpu.memory_limit import Cap
 
 EVERY_S = 5.0
 LOOK_S = 0.1
@@ -30,7 +30,12 @@ FOREIGN_MIB = 64  # of programs outside that is worth asking for their names
 
 @contextmanager
 def watch(
-    run: Run, card: Card, lease: "Lease | None" = None, own: "Cap | None" = None, by: Gauge | None = None, end_s: float = END_S
+    run: Run,
+    card: Card,
+    lease: "Lease | None" = None,
+    own: "Cap | None" = None,
+    by: Gauge | None = None,
+    end_s: float = END_S,
 ) -> Iterator["Monitor"]:
     """Watch the machine, and with a lease the card, while the block runs.
 
@@ -59,7 +64,13 @@ class Monitor:
     """
 
     def __init__(
-        self, run: Run, card: Card, lease: "Lease | None", own: "Cap | None", by: Gauge | None = None, words_every: int = WORDS
+        self,
+        run: Run,
+        card: Card,
+        lease: "Lease | None",
+        own: "Cap | None",
+        by: Gauge | None = None,
+        words_every: int = WORDS,
     ) -> None:
         self.run, self.card, self.lease, self.own, self.by = run, card, lease, own, by or gauge(card)
         self._alarm = threading.Lock()  # which costs less to wait for than an event, ten times a second
@@ -69,7 +80,10 @@ class Monitor:
         self.cpu_s = 0.0
         self.most = dict[str, float]()  # since the last report
         self._told: tuple[float, float] | None = None
-        self._spoke, self._pace = -words_every, max(1, words_every // 2)  # the look at which it was told, and looks from then to the next
+        self._spoke, self._pace = (
+            -words_every,
+            max(1, words_every // 2),
+        )  # the look at which it was told, and looks from then to the next
         self._peak = 0.0
         self._first: int | None = None
         self.crowd = Crowd(card, lease.ticket) if lease and card.policy == "yield" else None
@@ -183,13 +197,20 @@ class Monitor:
             return {}
         used, load = self.most.get("used") or self.by.used_mib(self.card, []), self.by.load_percent(self.card)
         prefix = f"system/gpu_{self.card.index}"
-        found = {f"{prefix}_memory_usage_megabytes": used * 1.048576, f"{prefix}_memory_usage_percentage": 100 * used / self.card.total_mib}
+        found = {
+            f"{prefix}_memory_usage_megabytes": used * 1.048576,
+            f"{prefix}_memory_usage_percentage": 100 * used / self.card.total_mib,
+        }
         return found if load is None else {**found, f"{prefix}_utilization_percentage": load}
 
     def _point(self, lease: "Lease") -> timeline.Point:
         held = holders(self.card)
         who: dict[str, Any] = next((r.who for r in held if r.pid == self._pid), {})
-        names = [p.name for p in outsiders(self.card, held, self.by)] if self.most.get("foreign", 0) >= FOREIGN_MIB else []
+        names = (
+            [p.name for p in outsiders(self.card, held, self.by)]
+            if self.most.get("foreign", 0) >= FOREIGN_MIB
+            else []
+        )
         return timeline.Point(
             at=round(time.time(), 1),
             experiment=str(who.get("experiment", "")),

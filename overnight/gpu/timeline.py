@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from overnight.gpu.device import Card
+from overnight.gpu.card import Card
 from overnight.locks import same_file
 
 LIMIT_BYTES = 4 << 20  # two of these: a few weeks of nights
@@ -63,7 +63,9 @@ def _rotate(descriptor: int, path: Path) -> None:
 
 def read(card: Card, since: float = 0.0) -> list[Point]:
     """Every point from *since* (seconds since 1970) on, in order."""
-    points = [point for name in ("timeline.1.jsonl", "timeline.jsonl") for point in _points(card.folder / name)]
+    points = [
+        point for name in ("timeline.1.jsonl", "timeline.jsonl") for point in _points(card.folder / name)
+    ]
     return sorted((p for p in points if p.at >= since), key=lambda p: p.at)
 
 

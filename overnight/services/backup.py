@@ -23,7 +23,9 @@ def copy(program: str, database: Path) -> Path:
     """The copy in .overnight/backups; the newest three stay. Raises ServiceError when there is no room."""
     backups = paths.state() / "backups"
     backups.mkdir(exist_ok=True)
-    to = backups / f"{database.stem}-{_versions().get(program, 'unknown')}-{time.strftime('%Y%m%d-%H%M%S')}.db"
+    to = (
+        backups / f"{database.stem}-{_versions().get(program, 'unknown')}-{time.strftime('%Y%m%d-%H%M%S')}.db"
+    )
     try:
         with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(to)) as target:
             source.backup(target)

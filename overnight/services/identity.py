@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from overnight import paths
-from overnight.services.processes import Process, boot
+from overnight.processes import Process, boot
 
 FIELDS = ("host", "state", "boot", "pid", "started")
 
@@ -51,7 +51,11 @@ class Identity:
         if self.boot != boot():
             return False
         there = Process.of(self.pid)
-        return there is not None and there.alive() and (there.started == f"{self.boot} {self.started}" or not self.started.isdecimal())
+        return (
+            there is not None
+            and there.alive()
+            and (there.started == f"{self.boot} {self.started}" or not self.started.isdecimal())
+        )
 
     def obituary(self, last: float = 0.0) -> str:
         """What became of it, as far as it can be known; last: when it gave its last sign of life, 0 if nobody saw it."""

@@ -42,7 +42,13 @@ def _serve(database: str, artifacts: Path, port: int, upgrade: bool) -> None:
     _prepare(database, upgrade)
     warnings.filterwarnings("ignore", message="starlette.middleware.wsgi")
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    uvicorn.run("mlflow.server.fastapi_app:app", host=HOST, port=port, log_level="warning", timeout_graceful_shutdown=3)
+    uvicorn.run(
+        "mlflow.server.fastapi_app:app",
+        host=HOST,
+        port=port,
+        log_level="warning",
+        timeout_graceful_shutdown=3,
+    )
 
 
 def _prepare(database: str, upgrade: bool) -> None:

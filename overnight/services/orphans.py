@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 
 from overnight import descendants
-from overnight.services import runs
-from overnight.services.processes import Process
+from overnight.processes import Process
+from overnight.services import flow_processes
 from overnight.services.settings import log_file
 
 VARIABLE = b"PREFECT__FLOW_RUN_ID="  # the worker tells the process that it starts which run it is
@@ -26,15 +26,17 @@ class Orphans:
 
     def end(self) -> list[str]:
         """One look; what was done, a line for each."""
-        killed = descendants.end(lambda owner: not owner.alive())  # a killed run takes its steps along; nobody took what those had started
+        killed = descendants.end(
+            lambda owner: not owner.alive()
+        )  # a killed run takes its steps along; nobody took what those had started
         lines = [f"ended what a killed run has left: pids {', '.join(map(str, killed))}"] if killed else []
         for flow_run_id, process in _started_by_a_worker().items():
-            worker = runs.parent(flow_run_id)
+            worker = flow_processes.parent(flow_run_id)
             if worker is None or worker.alive() or process in self.let_go:
                 continue
             if process not in self.asked:
                 why = f"its worker (pid {worker.pid}) is gone: killed, or broken down; its own process (pid {process.pid}) was then asked to end"
-                runs.orphan(flow_run_id, why)
+                flow_processes.orphan(flow_run_id, why)
                 lines.append(f"flow run {flow_run_id}: {why}")
                 self.asked[process] = time.monotonic()
                 process.signal(signal.SIGTERM)
@@ -45,7 +47,11 @@ class Orphans:
 
     def spare(self, worker: Process) -> None:
         """The runs of a worker that is stopped because it hangs go on."""
-        self.let_go |= {p for flow_run_id, p in _started_by_a_worker().items() if runs.parent(flow_run_id) == worker}
+        self.let_go |= {
+            p
+            for flow_run_id, p in _started_by_a_worker().items()
+            if flow_processes.parent(flow_run_id) == worker
+        }
 
 
 def keep_talking() -> None:
@@ -65,7 +71,7 @@ def keep_talking() -> None:
 def _started_by_a_worker() -> dict[str, Process]:
     """Flow runs of this checkout that a worker has started, and their processes."""
     found = {}
-    for flow_run_id, holder in runs.held().items():
+    for flow_run_id, holder in flow_processes.held().items():
         process = Process.of(holder.pid)
         if process and flow_run_of(holder.pid) == flow_run_id:
             found[flow_run_id] = process
@@ -78,7 +84,9 @@ def flow_run_of(pid: int) -> str:
         variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
         return ""
-    return next((v.partition(b"=")[2].decode(errors="replace") for v in variables if v.startswith(VARIABLE)), "")
+    return next(
+        (v.partition(b"=")[2].decode(errors="replace") for v in variables if v.startswith(VARIABLE)), ""
+    )
 
 
 def flow_runs_of_processes() -> set[str]:

@@ -124,7 +124,9 @@ def read_state() -> dict[str, Any]:
 
 def same(one: str, other: str) -> bool:
     """Whether two addresses are the same place: localhost is 127.0.0.1."""
-    return one.rstrip("/").replace("//localhost", f"//{HOST}") == other.rstrip("/").replace("//localhost", f"//{HOST}")
+    return one.rstrip("/").replace("//localhost", f"//{HOST}") == other.rstrip("/").replace(
+        "//localhost", f"//{HOST}"
+    )
 
 
 def _running() -> Settings | None:

@@ -11,11 +11,11 @@ from typing import Any
 
 from overnight import locks, paths
 from overnight.errors import BadInput
+from overnight.processes import Process, die_with, free, listener, stop
 from overnight.services import backup
-from overnight.services.catalogue import Spec, databases, services
+from overnight.services.definitions import Spec, databases, services
 from overnight.services.orphans import Orphans
-from overnight.services.processes import Process, die_with, free, listener, stop
-from overnight.services.projection import Projection
+from overnight.services.reconcile import Keeper
 from overnight.services.settings import (
     Settings,
     environment,
@@ -29,11 +29,13 @@ from overnight.services.settings import (
     supervisor_lock,
     users_folder,
 )
-from overnight.services.truth import Keeper
+from overnight.services.vram_limit import Projection
 
 TICK_S = 0.2
 HEALTH_S = 5.0  # between two looks at a service that is well
-PATIENCE_S = 120.0  # without a good answer until a service counts as hung; a machine that trains is slow to answer
+PATIENCE_S = (
+    120.0  # without a good answer until a service counts as hung; a machine that trains is slow to answer
+)
 CALM_S = 60.0  # well for so long: its earlier deaths are forgotten
 LOG_BYTES = 10 << 20
 TRUTH_S = 10.0
@@ -51,13 +53,19 @@ class Service:
         self.popen: subprocess.Popen[bytes] | None = None
         self.hung: Callable[[Process], None] = lambda _process: None  # called before it is stopped for that
         self.process: Process | None = None
-        self.since = time.time()  # for people; what is compared is monotonic, since a machine that slept has a jump in the other
+        self.since = (
+            time.time()
+        )  # for people; what is compared is monotonic, since a machine that slept has a jump in the other
         self.looked = self.well = self.begun = time.monotonic()
         self.again = 0.0
 
     def tick(self, ready: set[str]) -> None:
         """One look; `ready`: the services that are well."""
-        if self.state in ("waiting", "retrying", "failed") and time.monotonic() >= self.again and set(self.spec.needs) <= ready:
+        if (
+            self.state in ("waiting", "retrying", "failed")
+            and time.monotonic() >= self.again
+            and set(self.spec.needs) <= ready
+        ):
             self._start()
         elif self.popen is not None and self.popen.poll() is not None:
             self._ended(self.popen.returncode)
@@ -92,7 +100,9 @@ class Service:
         else:
             log = log_file(self.spec.name)
             told = self.spec.once and code == BadInput.exit_code  # in its last line
-            why = f"killed by signal {-code} ({paths.shown(log)})" if code < 0 else tail(log, 1 if told else 2)
+            why = (
+                f"killed by signal {-code} ({paths.shown(log)})" if code < 0 else tail(log, 1 if told else 2)
+            )
             self._fail(why, final=told)
 
     def _look(self) -> None:
@@ -113,7 +123,11 @@ class Service:
         """Try again later: after 1, 2, 4 ... 30 s. The third time in vain counts as failed for those that wait for it."""
         self.again = time.monotonic() + min(30, 2**self.deaths)
         self.deaths, self.vain = self.deaths + 1, self.vain + 1
-        self.state, self.note, self.since = "failed" if final or self.vain > 2 else "retrying", note, time.time()
+        self.state, self.note, self.since = (
+            "failed" if final or self.vain > 2 else "retrying",
+            note,
+            time.time(),
+        )
         print(f"{self.spec.name}: {note}", flush=True)
 
     def stop(self) -> None:
@@ -125,7 +139,11 @@ class Service:
 
     def row(self) -> dict[str, Any]:
         """What others may know."""
-        process = {"pid": self.process.pid, "started": self.process.started} if self.process else {"pid": None, "started": None}
+        process = (
+            {"pid": self.process.pid, "started": self.process.started}
+            if self.process
+            else {"pid": None, "started": None}
+        )
         return {
             "service": self.spec.name,
             "state": self.state,
@@ -141,7 +159,9 @@ class Supervisor:
 
     def __init__(self, now: Settings) -> None:
         self.settings = now
-        base = {k: v for k, v in os.environ.items() if k != "PREFECT_PROFILE" and not k.startswith("PREFECT__")} | environment()
+        base = {
+            k: v for k, v in os.environ.items() if k != "PREFECT_PROFILE" and not k.startswith("PREFECT__")
+        } | environment()
         self.services = [Service(spec, base) for spec in services(now)]
         self.stopping = False
         self.unopened = set[str]()
@@ -171,7 +191,11 @@ class Supervisor:
 
     def say(self) -> None:
         """Write the state when it has changed, whole or not at all."""
-        said = {"settings": self.settings.dump(), "supervisor": os.getpid(), "rows": [s.row() for s in self.services]}
+        said = {
+            "settings": self.settings.dump(),
+            "supervisor": os.getpid(),
+            "rows": [s.row() for s in self.services],
+        }
         if said != self._said:
             self._said = said
             part = state_file().with_suffix(".part")
@@ -182,7 +206,10 @@ class Supervisor:
         """Copy what another version is about to migrate."""
         for program, database in databases(self.settings):
             if backup.due(program, database):
-                print(f"{program}: another version than last time; copied the database to {backup.copy(program, database)}", flush=True)
+                print(
+                    f"{program}: another version than last time; copied the database to {backup.copy(program, database)}",
+                    flush=True,
+                )
             self.unopened.add(program)
 
     def _opened(self, ready: set[str]) -> None:
@@ -234,7 +261,9 @@ class Supervisor:
                 service.stop()
                 stop(started, RUN_GRACE_S)
         rest = [s for s in self.services if s.process is not None]
-        stop([s.process for s in rest if s.process], STOP_S, lambda: [s.popen.poll() for s in rest if s.popen])
+        stop(
+            [s.process for s in rest if s.process], STOP_S, lambda: [s.popen.poll() for s in rest if s.popen]
+        )
         for service in self.services:
             service.popen, service.process, service.state = None, None, "down"
         self.say()
@@ -249,7 +278,9 @@ def sweep() -> None:
 
 def taken(spec: Spec) -> str:
     """The message for a port that somebody else has."""
-    other = f"set {spec.variable} to another port" + (", or change api.url in prefect.toml for good" if spec.name == "prefect" else "")
+    other = f"set {spec.variable} to another port" + (
+        ", or change api.url in prefect.toml for good" if spec.name == "prefect" else ""
+    )
     return f"{spec.name}: port {spec.port} is taken by {listener(spec.port or 0)}; stop that, or {other}"
 
 
@@ -258,7 +289,9 @@ def tail(path: Path, lines: int = 2) -> str:
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 4000))
-            last = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()][-lines:]
+            last = [
+                line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()
+            ][-lines:]
     except FileNotFoundError:
         last = []
     return f"{' | '.join(last)} ({paths.shown(path)})"

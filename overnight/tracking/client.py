@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from overnight.tracking import notes
+from overnight.tracking import description
 
 Json = dict[str, Any]
 TRAINING = "workflowType=machine_learning"  # MLflow's pages open for language model traces otherwise
@@ -25,7 +25,13 @@ QUIET = {
 }
 MOST_STEP = 1 << 63
 MANY = 1000  # metrics in one request; MLflow takes no more
-REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED")
+REFUSED = (
+    "INVALID_PARAMETER_VALUE",
+    "BAD_REQUEST",
+    "INVALID_STATE",
+    "RESOURCE_DOES_NOT_EXIST",
+    "PERMISSION_DENIED",
+)
 UNFIT = (400, 413, 422)  # answers to an upload that would be the same again
 V = TypeVar("V")
 
@@ -72,7 +78,11 @@ class Tracker:
     def _experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            return str(self.client.create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"}))
+            return str(
+                self.client.create_experiment(
+                    name, tags={"mlflow.experimentKind": "custom_model_development"}
+                )
+            )
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
@@ -81,7 +91,11 @@ class Tracker:
         """Start a run, below `parent` when given; its id."""
         nested = {"mlflow.parentRunId": parent} if parent else {}
         source = {"mlflow.user": _user(), "mlflow.source.name": "overnight", "mlflow.source.type": "LOCAL"}
-        return str(self.client.create_run(self.experiment_id, tags={**source, **tags, **nested}, run_name=name).info.run_id)
+        return str(
+            self.client.create_run(
+                self.experiment_id, tags={**source, **tags, **nested}, run_name=name
+            ).info.run_id
+        )
 
     def reopen(self, run_id: str, tags: Mapping[str, str], parent: str | None = None) -> bool:
         """Go on with the run of an earlier attempt; False when it is gone, or of another experiment."""
@@ -120,7 +134,11 @@ class Tracker:
     def said(self, run_id: str) -> Said:
         """All that was told of a run so far, in one request."""
         data: Any = self.client.get_run(run_id).data
-        return Said(dict(data.params), data.tags.get(notes.TAG, ""), {m.key: int(m.step) for m in data._metric_objs})
+        return Said(
+            dict(data.params),
+            data.tags.get(description.TAG, ""),
+            {m.key: int(m.step) for m in data._metric_objs},
+        )
 
     def link(self, run_id: str) -> str:
         """Where a browser finds the run; the tracking address when that is no server."""
@@ -156,7 +174,11 @@ class Tracker:
         events = list(events)
         if odd := [e["step"] for e in events if not -MOST_STEP <= e["step"] < MOST_STEP]:
             raise OverflowError(f"step {odd[0]} has more than 64 bits")
-        every = [Metric(k, float(v), round(e["at"] * 1000), e["step"]) for e in events for k, v in allowed(e["values"]).items()]
+        every = [
+            Metric(k, float(v), round(e["at"] * 1000), e["step"])
+            for e in events
+            for k, v in allowed(e["values"]).items()
+        ]
         for start in range(0, len(every), MANY):
             self.client.log_batch(run_id, metrics=every[start : start + MANY], synchronous=True)
 

@@ -16,7 +16,9 @@ class Saved(PythonModel):
     def load_context(self, context: Any) -> None:
         """Build the predictor from the model's folder."""
         folder = Path(context.artifacts["model"])
-        module, _, name = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["predictor"].partition(":")
+        module, _, name = json.loads((folder / "meta.json").read_text(encoding="utf-8"))[
+            "predictor"
+        ].partition(":")
         self.predictor = getattr(importlib.import_module(module), name)(folder)
 
     def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> np.ndarray:  # noqa: ARG002 - MLflow's signature

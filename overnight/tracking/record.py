@@ -30,8 +30,12 @@ class Record(Values):
     parent: str = Field("", description="MLflow run of the experiment")
     tags: dict[str, str] = {}
     params: dict[str, str] = {}
-    earlier: tuple[str, ...] = Field((), description="folders of earlier attempts, whose run this one goes on with")
-    opening: bool = Field(False, description="a run was asked for; whether it was opened is not known while there is no run_id")
+    earlier: tuple[str, ...] = Field(
+        (), description="folders of earlier attempts, whose run this one goes on with"
+    )
+    opening: bool = Field(
+        False, description="a run was asked for; whether it was opened is not known while there is no run_id"
+    )
     run_id: str = ""
     end: End | None = None
 

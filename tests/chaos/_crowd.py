@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from overnight.gpu import ledger
-from overnight.gpu.ledger import Ledger
-from overnight.gpu.policy import Size
-from tests.schedules import starts
+from overnight.gpu.ledger import ledger
+from overnight.gpu.ledger.ledger import Ledger
+from overnight.gpu.ledger.scheduler import Size
+from tests.support.schedules import starts
 
 BUDGET = 12288
 NS = 1e9
@@ -44,7 +44,10 @@ class Crowd:
     """Processes forked from this one, with a folder for the ledger and one for what they write down. None of them outlives it."""
 
     def __init__(self, folder: Path) -> None:
-        self.card, self.notes = folder / "virtual", folder / "notes"  # $OVERNIGHT_CARD_DIR is the folder above
+        self.card, self.notes = (
+            folder / "virtual",
+            folder / "notes",
+        )  # $OVERNIGHT_CARD_DIR is the folder above
         self.notes.mkdir(parents=True, exist_ok=True)
         self.ledger = Ledger(self.card, BUDGET)
         self.killed: dict[int, int] = {}
@@ -101,7 +104,12 @@ class Crowd:
 
     def held(self) -> list[Hold]:
         """Everything that was ever held."""
-        return [hold for path in self.notes.iterdir() if not path.suffix for hold in _read(path, self.killed.get(int(path.name), now()))]
+        return [
+            hold
+            for path in self.notes.iterdir()
+            if not path.suffix
+            for hold in _read(path, self.killed.get(int(path.name), now()))
+        ]
 
     def stuck_mib(self) -> int:
         """What is still held when nobody lives, by the ledger's own view and by whether all of it can be taken."""

@@ -15,14 +15,14 @@ from typing import Any
 import psutil
 
 from overnight import locks, services
-from overnight.gpu.ledger import Ledger
-from overnight.gpu.requests import Request
-from overnight.services import catalogue
+from overnight.gpu.ledger.entries import Request
+from overnight.gpu.ledger.ledger import Ledger
+from overnight.services import definitions
 from overnight.services.identity import Identity
 from overnight.services.orphans import flow_run_of
 from overnight.services.settings import read_state, supervisor_lock
 from tests.chaos.case import ROOT
-from tests.checkouts import OURS, free_port, make_checkout
+from tests.support.checkouts import OURS, free_port, make_checkout
 from tests.test_end_to_end import ENTRY, stripes
 
 BUDGET_MIB = 100  # a step of these flows asks for 64: a second one has to wait
@@ -55,7 +55,7 @@ class House:
     def run(self, config: str, *overrides: str) -> "subprocess.Popen[str]":
         """`overnight run` from a shell of its own."""
         log = (self.root / "runs.log").open("a")
-        command = [sys.executable, "-m", "overnight.cli", "run", config, *overrides]
+        command = [sys.executable, "-m", "overnight.cli.main", "run", config, *overrides]
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, text=True)
         log.close()
         self.started.append(process)
@@ -65,7 +65,9 @@ class House:
         """The same by the worker; the id of the flow run."""
         (found,) = self.prefect("/deployments/filter", {"deployments": {"name": {"any_": ["vision"]}}})
         parameters = {"config": f"configs/{config}.yaml", "overrides": list(overrides)}
-        made: str = self.prefect(f"/deployments/{found['id']}/create_flow_run", {"parameters": parameters})["id"]
+        made: str = self.prefect(f"/deployments/{found['id']}/create_flow_run", {"parameters": parameters})[
+            "id"
+        ]
         return made
 
     # ---------------------------------------------------------------------------------------- what is the case
@@ -85,7 +87,10 @@ class House:
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                ours = process.environ().get("OVERNIGHT_ROOT") == str(self.root) and process.status() != psutil.STATUS_ZOMBIE
+                ours = (
+                    process.environ().get("OVERNIGHT_ROOT") == str(self.root)
+                    and process.status() != psutil.STATUS_ZOMBIE
+                )
                 if (
                     ours
                     and process.pid != os.getpid()
@@ -100,24 +105,39 @@ class House:
         return next((p.pid for p in self.processes("prefect.engine") if flow_run_of(p.pid) == flow_run_id), 0)
 
     def prefect(self, path: str, body: Any = None) -> Any:
-        return again(lambda: catalogue.ask_prefect(services.settings(), path, body or {}))
+        return again(lambda: definitions.ask_prefect(services.settings(), path, body or {}))
 
     def mlflow(self, path: str, body: Any) -> Any:
-        return again(lambda: catalogue.ask(f"{services.settings().mlflow}/api/2.0/mlflow{path}", body))
+        return again(lambda: definitions.ask(f"{services.settings().mlflow}/api/2.0/mlflow{path}", body))
 
     def flow_runs(self) -> list[dict[str, Any]]:
         """Those that have begun; the others are nights to come."""
-        return [r for r in self.prefect("/flow_runs/filter", {"sort": "START_TIME_DESC"}) if r["state_type"] != "SCHEDULED"]
+        return [
+            r
+            for r in self.prefect("/flow_runs/filter", {"sort": "START_TIME_DESC"})
+            if r["state_type"] != "SCHEDULED"
+        ]
 
     def mlflow_runs(self) -> list[dict[str, Any]]:
-        experiments = [e["experiment_id"] for e in self.mlflow("/experiments/search", {"max_results": 100}).get("experiments", [])]
-        found = self.mlflow("/runs/search", {"experiment_ids": experiments, "max_results": 1000}).get("runs", [])
-        return [{**r["info"], "tags": {t["key"]: t["value"] for t in r["data"].get("tags", [])}} for r in found]
+        experiments = [
+            e["experiment_id"]
+            for e in self.mlflow("/experiments/search", {"max_results": 100}).get("experiments", [])
+        ]
+        found = self.mlflow("/runs/search", {"experiment_ids": experiments, "max_results": 1000}).get(
+            "runs", []
+        )
+        return [
+            {**r["info"], "tags": {t["key"]: t["value"] for t in r["data"].get("tags", [])}} for r in found
+        ]
 
     def open_runs(self) -> list[str]:
         """What is said to run and has no process."""
         wanted = {"flow_runs": {"state": {"type": {"any_": OPEN}}}}
-        dead = [r for r in self.prefect("/flow_runs/filter", wanted) if not alive(r.get("labels") or {}) and not self.flow_process(r["id"])]
+        dead = [
+            r
+            for r in self.prefect("/flow_runs/filter", wanted)
+            if not alive(r.get("labels") or {}) and not self.flow_process(r["id"])
+        ]
         tasks = self.prefect("/task_runs/filter", {"task_runs": {"state": {"type": {"any_": OPEN}}}})
         ended = {r["id"] for r in self.flow_runs() if r["state_type"] not in OPEN} | {r["id"] for r in dead}
         logged = [r for r in self.mlflow_runs() if r["status"] == "RUNNING" and not alive(r["tags"])]
@@ -136,7 +156,10 @@ class House:
         for process in self.processes("prefect.engine"):
             with suppress(psutil.Error):
                 process.terminate()
-        wait(lambda: not self.processes("prefect.engine") and all(p.poll() is not None for p in self.started), "the runs to end")
+        wait(
+            lambda: not self.processes("prefect.engine") and all(p.poll() is not None for p in self.started),
+            "the runs to end",
+        )
         self.started.clear()
 
     def close(self) -> None:

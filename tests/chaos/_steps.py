@@ -19,14 +19,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from overnight.gpu import bell, ledger, place, requests, witness
+from overnight.gpu.ledger import entries, ledger, liveness, notify, waiter
 
 CALLS = re.compile(
     r"\bos\.|fcntl|\.unlink\(|\.rename\(|\.stat\(|mkdir|exists\(|lstat\(|_remove\(|time\.sleep|\.bind\(|_witness\.close|witness\.close"
 )
-FILES = {module.__file__: Path(str(module.__file__)).read_text().splitlines() for module in (bell, ledger, place, requests, witness)}
-PAUSES = {(name, number) for name, lines in FILES.items() for number, line in enumerate(lines, 1) if CALLS.search(line)}
-PAUSES -= {(name, number) for name, number in PAUSES if name == witness.__file__ and "os.read(" in FILES[name][number - 1]}
+FILES = {
+    module.__file__: Path(str(module.__file__)).read_text().splitlines()
+    for module in (notify, ledger, waiter, entries, liveness)
+}
+PAUSES = {
+    (name, number)
+    for name, lines in FILES.items()
+    for number, line in enumerate(lines, 1)
+    if CALLS.search(line)
+}
+PAUSES -= {
+    (name, number)
+    for name, number in PAUSES
+    if name == liveness.__file__ and "os.read(" in FILES[name][number - 1]
+}
 BUDGET = 12
 QUICK = {"POLL_S": 0.0, "WAKE_S": 0.0, "MOST_S": 0.0}
 LONG = 400  # pauses: enough to look a few times, claim and hold
@@ -44,7 +56,9 @@ class Player:
     done: bool = False
 
     @classmethod
-    def start(cls, folder: Path, amounts: Sequence[int], settings: dict[str, float], again: bool = False) -> "Player":
+    def start(
+        cls, folder: Path, amounts: Sequence[int], settings: dict[str, float], again: bool = False
+    ) -> "Player":
         go_read, go_write = os.pipe()
         say_read, say_write = os.pipe()
         pid = os.fork()
@@ -89,10 +103,12 @@ class Player:
             raise AssertionError(f"a player ended with status {status}")
 
 
-def _perform(folder: Path, amounts: Sequence[int], settings: dict[str, float], again: bool, told: int, tells: int) -> None:
+def _perform(
+    folder: Path, amounts: Sequence[int], settings: dict[str, float], again: bool, told: int, tells: int
+) -> None:
     """again: ask for each amount but the first with the ticket of the one before."""
     for name, value in settings.items():
-        setattr(place, name, value)
+        setattr(waiter, name, value)
 
     def trace(frame: Any, event: str, _value: Any) -> Any:
         if event == "call" and frame.f_code.co_filename not in FILES:
@@ -136,7 +152,10 @@ class Play:
         looks = [0.0, 0.02] if self.removing else [0.0, 0.02, 1e9]
         settings = QUICK | {"LOOK_S": choose.choice(looks), "PASSED_S": choose.choice([0.0, 0.0, 0.02])}
         least = choose.choice([2, BUDGET // 2 + 1])
-        amounts = [[choose.randint(least, BUDGET) for _ in range(choose.randint(1, 3))] for _ in range(choose.choice([2, 2, 3, 4]))]
+        amounts = [
+            [choose.randint(least, BUDGET) for _ in range(choose.randint(1, 3))]
+            for _ in range(choose.choice([2, 2, 3, 4]))
+        ]
         players = [Player.start(folder, wanted, settings, self.seed % 2 == 1) for wanted in amounts]
         try:
             self._direct(choose, folder, players)
@@ -180,13 +199,18 @@ class Play:
         self.worst = max(self.worst, sum(p.holds for p in players))
 
     def _remove(self, choose: random.Random, folder: Path) -> None:
-        pattern = choose.choice(["h-*", "g-*", "[hg]-*", "q-*", "*", "", ".*", "one", "the youngest's", "renamed"])
+        pattern = choose.choice(
+            ["h-*", "g-*", "[hg]-*", "q-*", "*", "", ".*", "one", "the youngest's", "renamed"]
+        )
         self.trail.append(pattern or "folder")
         if pattern == "one":
             _remove(folder, choose.choice([*sorted(path.name for path in folder.glob("*")), "none"]))
         elif pattern == "the youngest's":
-            _remove(folder, youngest := f"g-{requests.youngest(folder)}")
-            _remove(folder, next((path.name for path in folder.glob("h-*") if path.stat().st_nlink == 1), youngest))
+            _remove(folder, youngest := f"g-{entries.youngest(folder)}")
+            _remove(
+                folder,
+                next((path.name for path in folder.glob("h-*") if path.stat().st_nlink == 1), youngest),
+            )
         elif pattern == "renamed":
             _rename(folder)
         elif pattern:

@@ -15,7 +15,7 @@ HOLDS = 25
 SCRIPT = """
 import json, sys, time
 import overnight
-from overnight.gpu.device import find
+from overnight.gpu.card import find
 clock = lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 card, holds = find(cpu=True), []
 for mib, seconds in json.loads(sys.argv[1]):

@@ -20,9 +20,27 @@ def cases() -> list[Case]:
     safe = {"kills": f"== {KILLS}", "double_grants": "== 0", "stuck_mib": "== 0"}
     return [
         Case("card_kill", "1,000 kill -9 of light holders and waiters", _kills, safe, 300),
-        Case("card_kill_stop", "... with SIGSTOP and SIGCONT at random", lambda seed: _kills(seed, stops=True), safe, 300),
-        Case("card_kill_remove", "... and files or the folder removed", lambda seed: _kills(seed, stops=True, removes=True), safe, 300),
-        Case("card_hand_over", "the holder is killed: until the waiter holds the grant", _hand_over, {"p99_s": "<= 2"}, 300),
+        Case(
+            "card_kill_stop",
+            "... with SIGSTOP and SIGCONT at random",
+            lambda seed: _kills(seed, stops=True),
+            safe,
+            300,
+        ),
+        Case(
+            "card_kill_remove",
+            "... and files or the folder removed",
+            lambda seed: _kills(seed, stops=True, removes=True),
+            safe,
+            300,
+        ),
+        Case(
+            "card_hand_over",
+            "the holder is killed: until the waiter holds the grant",
+            _hand_over,
+            {"p99_s": "<= 2"},
+            300,
+        ),
     ]
 
 
@@ -34,7 +52,9 @@ def _kills(seed: int, stops: bool = False, removes: bool = False) -> Measured:
     with crowd() as people:
         for _ in range(KILLS):
             while len(people.alive) < PEOPLE:
-                people.loop([(choose.choice([500, 3000, 6000, BUDGET]), choose.random() * 0.05) for _ in range(1000)])
+                people.loop(
+                    [(choose.choice([500, 3000, 6000, BUDGET]), choose.random() * 0.05) for _ in range(1000)]
+                )
             time.sleep(choose.random() * 0.08)
             if stops:
                 _stop_and_go(choose, people, stopped)
@@ -92,7 +112,12 @@ def _hand_over(seed: int) -> Measured:
             until_held(people, waiter)
             waits.append((_first(people, waiter) - killed) / NS)
             holder = waiter
-    return {"p99_s": quantile(waits, 0.99), "median_s": median(waits), "most_s": max(waits), "kills": len(waits)}
+    return {
+        "p99_s": quantile(waits, 0.99),
+        "median_s": median(waits),
+        "most_s": max(waits),
+        "kills": len(waits),
+    }
 
 
 def until_held(people: Crowd, pid: int) -> None:

@@ -2,7 +2,7 @@
 
 The kernel wakes those who wait, and each end of a job is noticed some milliseconds later; a job starts late by what the ends before it were
 noticed late. The schedule on paper that a start is compared with therefore has every job end one such hand-over later; what remains is the
-machine's own delay. The proof without clocks, on thousands of schedules, is tests/test_policy.py.
+machine's own delay. The proof without clocks, on thousands of schedules, is tests/gpu/ledger/test_scheduler.py.
 """
 
 import random
@@ -36,7 +36,15 @@ def cases() -> list[Case]:
 
 def _sizes(choose: random.Random) -> int:
     """Adversarial for whoever packs: dust, halves and a bit, nearly all, all."""
-    return choose.choice([choose.randint(1, 200), choose.randint(200, BUDGET // 3), choose.randint(1, BUDGET), BUDGET // 2 + 1, BUDGET])
+    return choose.choice(
+        [
+            choose.randint(1, 200),
+            choose.randint(200, BUDGET // 3),
+            choose.randint(1, BUDGET),
+            BUDGET // 2 + 1,
+            BUDGET,
+        ]
+    )
 
 
 def _crowded(seed: int) -> Measured:
@@ -44,12 +52,17 @@ def _crowded(seed: int) -> Measured:
     choose = random.Random(seed)
     with crowd() as people:
         observer = Observer(people.card)
-        jobs = [[(_sizes(choose), choose.random() * 0.02) for _ in range(GRANTS // PROCESSES)] for _ in range(PROCESSES)]
+        jobs = [
+            [(_sizes(choose), choose.random() * 0.02) for _ in range(GRANTS // PROCESSES)]
+            for _ in range(PROCESSES)
+        ]
         for pid in [people.loop(amounts, choose.random() * 0.01) for amounts in jobs]:
             people.wait(pid)
         looks, seen = observer.end()
         holds = people.held()
-        late = later_s(holds, 0.0)  # a hand-over on paper longer than the real one would let the line there grow without end
+        late = later_s(
+            holds, 0.0
+        )  # a hand-over on paper longer than the real one would let the line there grow without end
         return {
             "grants": len(holds),
             "above_budget_mib": max(0, most(holds) - BUDGET),
@@ -67,7 +80,10 @@ def _fair(seed: int) -> Measured:
     """Jobs of 0.2 to 2 s, so that a hand-over is little beside them."""
     choose = random.Random(seed)
     with crowd() as people:
-        jobs = [[(_sizes(choose) // 2 or 1, choose.uniform(0.2, 2)) for _ in range(SLOW_JOBS // PROCESSES)] for _ in range(PROCESSES)]
+        jobs = [
+            [(_sizes(choose) // 2 or 1, choose.uniform(0.2, 2)) for _ in range(SLOW_JOBS // PROCESSES)]
+            for _ in range(PROCESSES)
+        ]
         for pid in [people.loop(amounts, pause_s=choose.random()) for amounts in jobs]:
             people.wait(pid)
         holds = people.held()
@@ -86,7 +102,10 @@ def _big(seed: int) -> Measured:
     """Six processes hold small parts all the time; 20 times somebody asks for everything."""
     choose, after, waits = random.Random(seed), [], []
     with crowd() as people:
-        small = [people.loop([(choose.randint(1000, 4000), choose.uniform(0.1, 0.5)) for _ in range(10_000)]) for _ in range(6)]
+        small = [
+            people.loop([(choose.randint(1000, 4000), choose.uniform(0.1, 0.5)) for _ in range(10_000)])
+            for _ in range(6)
+        ]
         for _ in range(20):
             time.sleep(choose.uniform(0.2, 1))
             pid = people.loop([(BUDGET, 0.05)])
@@ -112,7 +131,12 @@ def _cost(_seed: int) -> Measured:
             people.ledger.acquire(100).release()
             took.append((time.perf_counter() - began) * 1e3)
         cpu_ms = (time.process_time() - began_cpu) / len(took) * 1e3  # what a busy machine cannot lengthen
-    return {"median_ms": median(took[50:]), "p99_ms": quantile(took[50:], 0.99), "most_ms": max(took[50:]), "cpu_mean_ms": cpu_ms}
+    return {
+        "median_ms": median(took[50:]),
+        "p99_ms": quantile(took[50:], 0.99),
+        "most_ms": max(took[50:]),
+        "cpu_mean_ms": cpu_ms,
+    }
 
 
 def _waiting(_seed: int) -> Measured:

@@ -11,11 +11,11 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from overnight.gpu.ledger import Grant
-from overnight.gpu.policy import Size
+from overnight.gpu.ledger.ledger import Grant
+from overnight.gpu.ledger.scheduler import Size
 from tests.chaos._crowd import BUDGET, NS, Crowd, Pen, crowd, median, most, now, quantile
 from tests.chaos.case import Case, Measured
-from tests.schedules import starts
+from tests.support.schedules import starts
 
 MIXES = 500
 AT_ONCE = 16  # mixes that are played side by side, each with a ledger of its own; a user may have 128 watches of the kernel
@@ -68,7 +68,9 @@ def best_s(jobs: Mix, orders: int = 100) -> float:
 
 def _mixes(seed: int) -> Measured:
     choose = random.Random(seed)
-    mixes = sorted((mix(choose) for _ in range(MIXES)), key=paper_s)  # so that those side by side end together
+    mixes = sorted(
+        (mix(choose) for _ in range(MIXES)), key=paper_s
+    )  # so that those side by side end together
     ratios, above = list[float](), 0
     for first in range(0, MIXES, AT_ONCE):
         for took, top in play(mixes[first : first + AT_ONCE], Pen.hold):
@@ -79,7 +81,9 @@ def _mixes(seed: int) -> Measured:
 
 def summary(mixes: Sequence[Mix], ratios: Sequence[float]) -> dict[str, float]:
     """Ratios to the bound: of the mixes that can reach it, of all, of the paper, and of one job at a time."""
-    reached = [ratio for jobs, ratio in zip(mixes, ratios, strict=True) if paper_s(jobs) <= NEAR * bound_s(jobs)]
+    reached = [
+        ratio for jobs, ratio in zip(mixes, ratios, strict=True) if paper_s(jobs) <= NEAR * bound_s(jobs)
+    ]
     single = [sum(s for _, s in jobs) / bound_s(jobs) for jobs in mixes]
     paper = [paper_s(jobs, 0.0) / bound_s(jobs) for jobs in mixes]
     return {
@@ -98,7 +102,9 @@ def summary(mixes: Sequence[Mix], ratios: Sequence[float]) -> dict[str, float]:
 
 
 def play(
-    mixes: Sequence[Mix], work: Callable[[Pen, int, float], None], then: Callable[[Crowd], None] = lambda _people: None
+    mixes: Sequence[Mix],
+    work: Callable[[Pen, int, float], None],
+    then: Callable[[Crowd], None] = lambda _people: None,
 ) -> list[tuple[float, int]]:
     """(seconds from the moment when the card is free to the last end, most MiB held) of each.
 
@@ -108,17 +114,25 @@ def play(
     with ExitStack() as stack:
         crowds = [stack.enter_context(crowd()) for _ in mixes]
         grants = [people.ledger.acquire(BUDGET) for people in crowds]
-        pids = [[_job(people, job, work, grants) for job in jobs] for people, jobs in zip(crowds, mixes, strict=True)]
+        pids = [
+            [_job(people, job, work, grants) for job in jobs]
+            for people, jobs in zip(crowds, mixes, strict=True)
+        ]
         began = [_free(grant) for grant in grants]
         for people, waited in zip(crowds, pids, strict=True):
             for pid in waited:
                 people.wait(pid)
             then(people)
         held = [people.held() for people in crowds]
-        return [((max(h.end for h in holds) - start) / NS, most(holds)) for holds, start in zip(held, began, strict=True)]
+        return [
+            ((max(h.end for h in holds) - start) / NS, most(holds))
+            for holds, start in zip(held, began, strict=True)
+        ]
 
 
-def _job(people: Crowd, job: tuple[int, float], work: Callable[[Pen, int, float], None], grants: Sequence[Grant]) -> int:
+def _job(
+    people: Crowd, job: tuple[int, float], work: Callable[[Pen, int, float], None], grants: Sequence[Grant]
+) -> int:
     """A process that stands in line; what it was forked with of the grants keeps nobody waiting."""
 
     def body(pen: Pen) -> None:

@@ -15,8 +15,20 @@ SECOND = (*range(0, PAUSES, 20), LONG)
 def cases() -> list[Case]:
     safe = {"above_budget": "== 0", "stuck_or_left": "== 0"}
     return [
-        Case("card_steps", f"4 x {PLAYS} interleavings of 2 to 4 processes, one system call at a time", _plays, safe, 300),
-        Case("card_stops", "one of two stopped or killed at each of its system calls, the other at each 20th", _stops, safe, 300),
+        Case(
+            "card_steps",
+            f"4 x {PLAYS} interleavings of 2 to 4 processes, one system call at a time",
+            _plays,
+            safe,
+            300,
+        ),
+        Case(
+            "card_stops",
+            "one of two stopped or killed at each of its system calls, the other at each 20th",
+            _stops,
+            safe,
+            300,
+        ),
     ]
 
 
@@ -28,7 +40,9 @@ def _plays(seed: int) -> Measured:
 
 def _stops(_seed: int) -> Measured:
     robbed = [Stops(n, LONG, removes=pattern) for n in range(PAUSES) for pattern in ("g-*", "[hg]-*", "*")]
-    return _count([*robbed, *(Stops(n, m, kill) for n in range(PAUSES) for m in SECOND for kill in (False, True))])
+    return _count(
+        [*robbed, *(Stops(n, m, kill) for n in range(PAUSES) for m in SECOND for kill in (False, True))]
+    )
 
 
 def _count(plays: Sequence[Play | Stops]) -> Measured:

@@ -1,6 +1,6 @@
 """Mixes of jobs that train with torch under counted caps: side by side on one card, each inside its lease, none out of memory.
 
-Every job takes its lease as a step's process does, caps itself by it (overnight.gpu.caps, the virtual card's counter), fills four fifths
+Every job takes its lease as a step's process does, caps itself by it (overnight.gpu.memory_limit, the virtual card's counter), fills four fifths
 of it and trains a net beside that until its time is over. In every fourth mix one job tries to take 1.5 times its lease: it must fail,
 in its own process. They are forked from a process of their own that has loaded torch, so that the other cases stay light.
 """
@@ -32,22 +32,29 @@ def cases() -> list[Case]:
 
 def _run(seed: int) -> Measured:
     command = [sys.executable, "-m", "tests.chaos.card_torch", str(seed)]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     return {name: float(value) for name, value in json.loads(done.stdout).items()}
 
 
 def work(pen: Pen, mib: int, seconds: float) -> None:
     """One job; what became of it is written beside its notes."""
     from overnight.errors import OutOfMemory
-    from overnight.gpu import caps
-    from overnight.gpu.device import Card
+    from overnight.gpu import memory_limit
+    from overnight.gpu.card import Card
     from overnight.gpu.lease import lease
 
     os.environ["OVERNIGHT_CARD_DIR"] = str(pen.ledger.folder.parent)
     card = Card(uuid="virtual", name="virtual", total_mib=BUDGET, budget_mib=BUDGET, count=True)
     said = {"greedy": mib == GREEDY_MIB, "out_of_memory": False}
     with lease(mib, card, on_wait=lambda _ahead, _taken: None) as held, pen.noted(held.grant):
-        cap = caps.apply(held, card)
+        cap = memory_limit.apply(held, card)
         try:
             with cap.body():
                 train(mib, seconds, 1.5 if mib == GREEDY_MIB else 0.8)
@@ -75,11 +82,13 @@ def train(mib: int, seconds: float, share: float) -> None:
 def main(seed: int) -> None:
     import torch
 
-    from overnight.gpu import caps, counter, lease  # noqa: F401 - those that the jobs use
+    from overnight.gpu import memory_counter
 
     torch.set_num_threads(1)
-    with counter.Counter(MIB):
-        train(0, 0.1, 0.0)  # what torch loads and makes at the first step is loaded before the jobs are forked, too
+    with memory_counter.Counter(MIB):
+        train(
+            0, 0.1, 0.0
+        )  # what torch loads and makes at the first step is loaded before the jobs are forked, too
     mixes, said, took, above = _mixes(seed), list[dict[str, float]](), list[float](), 0
 
     def read(people: Crowd) -> None:

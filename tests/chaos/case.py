@@ -69,7 +69,9 @@ def judge(case: Case, outcome: Outcome) -> list[Line]:
     if outcome.broke:
         return [Line(case.name, "broke off", outcome.broke, "finishes", met=False)]
     lines = [_line(case.name, name, outcome.measured.get(name), bar) for name, bar in case.bars.items()]
-    return lines + [_line(case.name, name, value, "") for name, value in outcome.measured.items() if name not in case.bars]
+    return lines + [
+        _line(case.name, name, value, "") for name, value in outcome.measured.items() if name not in case.bars
+    ]
 
 
 def _line(case: str, name: str, value: float | None, bar: str) -> Line:
@@ -141,7 +143,9 @@ def append(path: Path, outcome: Outcome) -> None:
 
 def modules() -> list[Any]:
     """The modules of this folder that have cases, by name."""
-    names = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_") and p.stem != "case")
+    names = sorted(
+        p.stem for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_") and p.stem != "case"
+    )
     found = [importlib.import_module(f"tests.chaos.{name}") for name in names]
     return [m for m in found if hasattr(m, "cases")]
 
@@ -152,7 +156,9 @@ def table(lines: Sequence[Line]) -> str:
     marks = {None: "", True: "yes", False: "NO"}
     rows = [head, *((line.case, line.measure, line.value, line.bar, marks[line.met]) for line in lines)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def play_all(
@@ -166,7 +172,9 @@ def play_all(
             for case in [c for c in module.cases() if not wanted or any(w in c.name for w in wanted)]:
                 outcome = done.get((case.name, seed))
                 if outcome is None:
-                    print(f"{time.strftime('%H:%M:%S')} {case.name}: {case.what}", file=sys.stderr, flush=True)
+                    print(
+                        f"{time.strftime('%H:%M:%S')} {case.name}: {case.what}", file=sys.stderr, flush=True
+                    )
                     outcome = play(case, seed)
                     append(path, outcome)
                 lines += judge(case, outcome)

@@ -71,9 +71,17 @@ class Tally:
         """Compare how a run ended, in Prefect and in MLflow, with how it should have; it may have been killed before it was known."""
         flows = [r for r in home.flow_runs() if f"seed={seed}" in r["parameters"].get("overrides", [])]
         ids = {r["id"] for r in flows}
-        runs = [r for r in home.mlflow_runs() if r["tags"].get("prefect.flow_run_id") in ids and "mlflow.parentRunId" not in r["tags"]]
-        found = [(r["state_type"], expected[0], "Prefect") for r in flows] + [(r["status"], expected[1], "MLflow") for r in runs]
-        self.wrong += [f"seed={seed} is {is_} in {where}, not {should}" for is_, should, where in found if is_ != should]
+        runs = [
+            r
+            for r in home.mlflow_runs()
+            if r["tags"].get("prefect.flow_run_id") in ids and "mlflow.parentRunId" not in r["tags"]
+        ]
+        found = [(r["state_type"], expected[0], "Prefect") for r in flows] + [
+            (r["status"], expected[1], "MLflow") for r in runs
+        ]
+        self.wrong += [
+            f"seed={seed} is {is_} in {where}, not {should}" for is_, should, where in found if is_ != should
+        ]
 
 
 def kill(*pids: int) -> float:
@@ -89,7 +97,9 @@ def granted(home: House, seed: int, process: "subprocess.Popen[str] | None" = No
 
     def found() -> int:
         if process is not None and process.poll() is not None:
-            raise RuntimeError(f"the run ended with {process.returncode} before it was killed; see {home.root}/runs.log")
+            raise RuntimeError(
+                f"the run ended with {process.returncode} before it was killed; see {home.root}/runs.log"
+            )
         return next((r.pid for r in home.holders() if _seed_of(r.pid) == str(seed)), 0)
 
     pid: int = wait(found, f"the grant of seed={seed}")
@@ -210,7 +220,9 @@ def _done(tally: Tally, run: "subprocess.Popen[str]", expected: int) -> None:
     tally.wrong += [f"exit code {code}, not {expected}"] if code != expected else []
 
 
-def _case(name: str, what: str, once: Callable[[House, Tally, random.Random, int], None], number: int) -> Case:
+def _case(
+    name: str, what: str, once: Callable[[House, Tally, random.Random, int], None], number: int
+) -> Case:
     def run(seed: int) -> Measured:
         home, rng, tally = house(), random.Random(f"{name} {seed}"), Tally()
         with observed(home.ledger) as seen:
@@ -218,7 +230,7 @@ def _case(name: str, what: str, once: Callable[[House, Tally, random.Random, int
                 once(home, tally, rng, 1000 * seed + 100 * number + 2 * i)
                 tally.kills += 1
             home.quiet()
-            wait(lambda: not home.processes("overnight.child"), "the steps to end")
+            wait(lambda: not home.processes("overnight.orchestration.child"), "the steps to end")
             stuck = home.ledger.held_mib()
         for line in tally.wrong + tally.open:
             print(f"{name}: {line}", flush=True)

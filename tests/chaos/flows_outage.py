@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 
 from overnight import services
-from overnight.services import catalogue
-from overnight.services.processes import Process
+from overnight.processes import Process
+from overnight.services import definitions
 from tests.chaos import flows_kill
 from tests.chaos._house import House, observed, wait
 from tests.chaos.case import Case, Measured
@@ -62,7 +62,7 @@ def locked(program: str) -> Outage:
     """Somebody else has its database for himself."""
 
     def outage(home: House) -> None:
-        database = dict(catalogue.databases(services.settings()))[program]
+        database = dict(definitions.databases(services.settings()))[program]
         with closing(sqlite3.connect(database, timeout=60, isolation_level=None)) as connection:
             connection.execute("BEGIN EXCLUSIVE")
             time.sleep(OUTAGE_S)
@@ -109,7 +109,9 @@ def _limit(home: House) -> tuple[int, int]:
 def _trained(home: House, seed: int) -> tuple[float, int]:
     """The longest time between two epochs, and how many of the values that the step wrote MLflow does not have."""
     (folder,) = [
-        p.parent for p in (home.root / ".overnight" / "steps").glob("*train_cnn*/spec.json") if f'"seed": {seed},' in p.read_text()
+        p.parent
+        for p in (home.root / ".overnight" / "steps").glob("*train_cnn*/spec.json")
+        if f'"seed": {seed},' in p.read_text()
     ]
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     epochs = [e for e in events if e["event"] == "metrics" and "val/accuracy" in e["values"]]
@@ -125,7 +127,7 @@ def _history(home: House, run_id: str, key: str) -> Iterator[dict[str, float]]:
     while True:
         more = f"&page_token={token}" if token else ""
         address = f"{services.settings().mlflow}/api/2.0/mlflow/metrics/get-history?run_id={run_id}&metric_key={key}{more}"
-        said = catalogue.get(address)
+        said = definitions.get(address)
         yield from said.get("metrics", [])
         token = said.get("next_page_token", "")
         if not token:
@@ -156,7 +158,10 @@ def stop_while_hung(service: str, number: int) -> Case:
         run.send_signal(signal.SIGINT)
         wait(lambda: not home.holders(), "the card")
         free_s = time.monotonic() - since
-        ended = wait(lambda: run.poll() is not None or time.monotonic() - since > STOP_S, "the run to end") and run.poll() is not None
+        ended = (
+            wait(lambda: run.poll() is not None or time.monotonic() - since > STOP_S, "the run to end")
+            and run.poll() is not None
+        )
         stop_s = time.monotonic() - since
         process.signal(signal.SIGCONT)
         code = run.wait()
@@ -166,14 +171,38 @@ def stop_while_hung(service: str, number: int) -> Case:
         tally.ended(home, mark, ("CANCELLED", "KILLED"))
         for line in tally.wrong + tally.open:
             print(f"stop while {service} hangs: {line}", flush=True)
-        measured = {"free_s": free_s, "stop_s": stop_s, "ended_while_hung": int(ended), "exit_code": code, "close_s": tally.close_s}
-        return {**measured, "wrong_ends": len(tally.wrong), "open_runs": len(tally.open), "stuck_mib": home.ledger.held_mib()}
+        measured = {
+            "free_s": free_s,
+            "stop_s": stop_s,
+            "ended_while_hung": int(ended),
+            "exit_code": code,
+            "close_s": tally.close_s,
+        }
+        return {
+            **measured,
+            "wrong_ends": len(tally.wrong),
+            "open_runs": len(tally.open),
+            "stuck_mib": home.ledger.held_mib(),
+        }
 
-    bars = {"free_s": "<= 25", "exit_code": "== 1", "wrong_ends": "== 0", "open_runs": "== 0", "stuck_mib": "== 0", "close_s": "<= 60"}
+    bars = {
+        "free_s": "<= 25",
+        "exit_code": "== 1",
+        "wrong_ends": "== 0",
+        "open_runs": "== 0",
+        "stuck_mib": "== 0",
+        "close_s": "<= 60",
+    }
     if service == "mlflow":  # Prefect's own client waits for its server before it lets a flow end
         bars["stop_s"] = f"<= {STOP_S:.0f}"
         bars["ended_while_hung"] = "== 1"
-    return Case(f"flows: stop while {service} hangs", "Ctrl-C: the step ends, the card is free", run, bars, limit_s=600)
+    return Case(
+        f"flows: stop while {service} hangs",
+        "Ctrl-C: the step ends, the card is free",
+        run,
+        bars,
+        limit_s=600,
+    )
 
 
 def close() -> None:
@@ -190,4 +219,7 @@ def cases() -> list[Case]:
         ("mlflow locked", f"its database is locked for {OUTAGE_S:.0f} s", locked("mlflow")),
     ]
     outages = [_case(name, what, outage, number) for number, (name, what, outage) in enumerate(kinds)]
-    return [*outages, *(stop_while_hung(service, number) for number, service in enumerate(("mlflow", "prefect")))]
+    return [
+        *outages,
+        *(stop_while_hung(service, number) for number, service in enumerate(("mlflow", "prefect"))),
+    ]

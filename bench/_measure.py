@@ -1,0 +1,65 @@
+"""The training loop itself, for real, on the CPU, under torch's own memory profiler: what a prediction is held against."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from overnight.memory.program import resident
+from overnight.run import RecordingRun
+from overnight.training.recipe import Batch, Recipe, train
+
+EPOCHS, STEPS = 2, 2
+
+
+def live_peak(recipe: Recipe[Any], micro: int, folder: Path) -> int:
+    """The most bytes that torch's allocator had given out at once in two short epochs of made-up batches."""
+    from torch.profiler import ProfilerActivity, profile
+
+    made = list[Batch]()
+    short = shortened(recipe, micro, made)
+    data = recipe.sample() if recipe.sample else None
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        made.append(whole_batch(recipe, micro))
+        train(short, RecordingRun(folder), data)
+    return peak_of(profiler)
+
+
+def shortened(recipe: Recipe[Any], micro: int, made: list[Batch]) -> Recipe[Any]:
+    """The recipe with two epochs of two steps, on the one batch that `made` will hold."""
+    params = recipe.params.model_copy(update={"epochs": EPOCHS, "micro_batch": micro})
+    short = replace(
+        recipe,
+        params=params,
+        batches=lambda *_: made * STEPS,
+        closing=None,
+        steps_per_epoch=lambda _data: STEPS,
+    )
+    if recipe.sample is not None:
+        return short
+    return replace(short, evaluate=lambda model, _data, _split: _scored(short, model, made[0], micro))
+
+
+def whole_batch(recipe: Recipe[Any], micro: int) -> Batch:
+    """Made-up samples of an optimiser's step."""
+    return recipe.example(micro if resident(recipe) else max(micro, recipe.params.batch))
+
+
+def _scored(recipe: Recipe[Any], model: torch.nn.Module, batch: Batch, micro: int) -> dict[str, float]:
+    """An evaluation of a recipe that has no made-up data: a forward pass on one micro-batch."""
+    device = next(model.parameters()).device
+    recipe.loss(
+        model, {name: tensor.to(device) for name, tensor in next(iter(recipe.split(batch, micro))).items()}
+    )
+    return {}
+
+
+def peak_of(profiler: Any) -> int:
+    """Adds up the allocations and releases that a profile holds."""
+    found = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(found, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most

@@ -1,0 +1,1 @@
+"""The command `overnight`; one file for each command that prints."""

@@ -1,0 +1,118 @@
+"""`overnight doctor`: what this machine has, and what stands in the way."""
+
+import shutil
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from overnight.errors import OvernightError, ServiceError
+from overnight.gpu import cuda_context
+from overnight.gpu.card import VIRTUAL_MIB, Card, find, torch_cuda
+from overnight.gpu.device_usage import foreign_mib, gauge, holders, of_budget, outsiders
+from overnight.gpu.ledger.ledger import Ledger
+from overnight.gpu.messages import strangers
+from overnight.gpu.preflight import file_system, ready, ready_host
+from overnight.paths import root
+
+FREE_GIB = 5
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at: how it is, and what to do when it is not well."""
+
+    what: str
+    ok: bool
+    found: str
+
+    def shown(self) -> dict[str, Any]:
+        """As a row of a table."""
+        return {"check": self.what, "": "ok" if self.ok else "PROBLEM", "found": self.found}
+
+
+def checks() -> list[Check]:
+    """All of them; none changes anything."""
+    return [_python(), _card(), _ledger(), _others(), _overhead(), _disk(), *_services()]
+
+
+def _python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Check("python", (3, 11) <= sys.version_info < (3, 14), f"{version} in {sys.prefix}")
+
+
+def _card() -> Check:
+    try:
+        card = find()
+    except ServiceError as error:
+        return Check("card", False, str(error))
+    return Check("card", True, f"{card}; torch is built for CUDA {torch_cuda()}")
+
+
+def _ledger() -> Check:
+    card = _found()
+    kind = file_system(card.folder) or "unknown"
+    try:
+        ready(card)
+        ready_host()
+        held = Ledger(card.folder, card.budget_mib).held_mib()
+    except OvernightError as error:
+        return Check("ledger", False, str(error))
+    return Check("ledger", True, f"{card.folder} ({kind}): {held} of {card.budget_mib} MiB held")
+
+
+def _others() -> Check:
+    """What programs without a lease use: not wrong, but what steps may have to wait for."""
+    card = _found()
+    held, by = holders(card), gauge(card)
+    foreign = foreign_mib(card, held, by)
+    if by.problem:
+        return Check("other programs", False, f"the card does not say what it uses: {by.problem}")
+    beyond = (
+        f"; {of_budget(card, foreign):,} MiB of it of the budget"
+        if of_budget(card, foreign) and not card.virtual
+        else ""
+    )
+    named = ", ".join(strangers(outsiders(card, held, by), foreign)) + beyond
+    return Check("other programs", True, named if foreign else "use nothing of the card")
+
+
+def _overhead() -> Check:
+    """A guess until the first step has run."""
+    card = _found()
+    if card.virtual:
+        return Check("CUDA context", True, "none on the virtual card")
+    measured = cuda_context.is_measured(card)
+    known = f"takes {cuda_context.overhead(card)} MiB of every lease"
+    return Check(
+        "CUDA context",
+        True,
+        f"{known}, measured on this machine"
+        if measured
+        else f"{known} until the first steps have measured it",
+    )
+
+
+def _found() -> Card:
+    """The card, the virtual one where there is a problem with it (which `_card` tells)."""
+    try:
+        return find()
+    except ServiceError:
+        return Card(uuid="virtual", name="virtual", total_mib=VIRTUAL_MIB, budget_mib=VIRTUAL_MIB)
+
+
+def _disk() -> Check:
+    free = shutil.disk_usage(root()).free / 2**30
+    return Check(
+        "disk",
+        free > FREE_GIB,
+        f"{free:.0f} GiB free" + ("" if free > FREE_GIB else f"; fewer than {FREE_GIB}: runs may not fit"),
+    )
+
+
+def _services() -> list[Check]:
+    from overnight.services import status
+
+    return [
+        Check(str(row["service"]), True, f"{row['state']} {row.get('address') or ''}".strip())
+        for row in status()
+    ]

@@ -1,0 +1,278 @@
+"""The command `overnight`. Exit 0 done, 1 the run failed, 2 bad input, 3 does not fit the card."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from overnight.errors import OvernightError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; prints errors as messages, a traceback only with --debug."""
+    arguments = _parser().parse_args(argv)
+    try:
+        if arguments.command in (_run, _fit, _up, _data_ls, _data_fetch, _data_verify):
+            _settle_data()
+        return int(arguments.command(arguments) or 0)
+    except OvernightError as error:
+        if arguments.debug:
+            raise
+        print(f"overnight: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:  # a checkout that may not be written to, a disk that is full
+        if arguments.debug:
+            raise
+        print(
+            f"overnight: {error.filename or 'the machine'}: {error.strerror or error}; mend that and try again",
+            file=sys.stderr,
+        )
+        return 2
+
+
+def _settle_data() -> None:
+    """An absolute $OVERNIGHT_DATA, since children and services run in other folders; DataError when there is no such folder."""
+    from overnight.data.dataset import shared
+
+    for place in shared():
+        os.environ["OVERNIGHT_DATA"] = str(place.resolve())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="overnight", description="An experiment pipeline for a person who owns one GPU."
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Any, about: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(command=command)
+        sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+        return sub
+
+    run = add("run", _run, "run one experiment; starts the services when they are not up")
+    run.add_argument("config", help="a file of configs/, e.g. configs/vision.yaml or just vision")
+    run.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="values laid over the file, e.g. cnn.epochs=3"
+    )
+    run.add_argument("--cpu", action="store_true", help="leave the GPU alone: run on the virtual card")
+    _fit_parser(add("fit", _fit, "what each step would take of a card, and whether it fits; nothing runs"))
+    add("up", _up, "start Prefect, its worker and MLflow, and keep them running")
+    add("down", _down, "stop them").add_argument(
+        "--force", action="store_true", help="also end the runs that use them"
+    )
+    for sub in (
+        add("status", _status, "what runs, where, since when"),
+        _gpu_parser(
+            add("gpu", _gpu, "the card: its budget, who holds what, who waits, what other programs use")
+        ),
+        add("ls", _ls, "the experiments in configs/"),
+        add("doctor", _doctor, "what this machine has, and what is in the way"),
+    ):
+        sub.add_argument("--json", action="store_true", help="for programs")
+    _data_parser(add("data", _data_ls, "the data sets: list, fetch, verify"))
+    return parser
+
+
+def _gpu_parser(gpu: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    gpu.add_argument(
+        "--watch",
+        action="store_true",
+        help="draw it anew each second, until Ctrl-C; with --json a line for each change",
+    )
+    gpu.add_argument("--card", metavar="CARD", help="index or UUID; the first when left out")
+    gpu.add_argument("--cpu", action="store_true", help="the virtual card")
+    return gpu
+
+
+def _fit_parser(fit: argparse.ArgumentParser) -> None:
+    from overnight.cli import fit_model
+
+    fit_model.options(fit)
+    fit.add_argument("config", nargs="?", help="a file of configs/, e.g. configs/vision.yaml or just vision")
+    fit.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="values laid over the file, e.g. cnn.batch=512"
+    )
+    fit.add_argument(
+        "--card",
+        type=float,
+        metavar="GB",
+        help="judge a card of 8, 10, 12, 16, 24 ... GB instead of the one here",
+    )
+    fit.add_argument("--json", action="store_true", help="for programs")
+
+
+def _data_parser(data: argparse.ArgumentParser) -> None:
+    verbs = data.add_subparsers(metavar="ls|fetch|verify")
+    ls = verbs.add_parser("ls", help="every data set, and where its files are")
+    ls.add_argument("--json", action="store_true", help="for programs")
+    ls.set_defaults(command=_data_ls)
+    fetch = verbs.add_parser("fetch", help="download what is missing, and verify it")
+    fetch.set_defaults(command=_data_fetch)
+    verify = verbs.add_parser("verify", help="compare every file with its digest")
+    verify.set_defaults(command=_data_verify)
+    for verb in (fetch, verify):
+        verb.add_argument("names", nargs="+", metavar="NAME")
+    data.set_defaults(json=False)
+
+
+def _config(text: str) -> Path:
+    """A path, or the name of a file in configs/; a bare word that is neither is meant as a name."""
+    from overnight.paths import configs
+
+    path = Path(text)
+    named = configs() / (text if text.endswith(".yaml") else f"{text}.yaml")
+    try:
+        return path if path.exists() or ("/" in text and not named.exists()) else named
+    except OSError:  # a name that no file can have: reading it says so
+        return path
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from overnight.gpu.card import find
+    from overnight.gpu.preflight import ready, ready_host
+    from overnight.orchestration.pipeline import load
+
+    path = _config(arguments.config)
+    pipeline, experiment = load(path, arguments.overrides)
+    if arguments.cpu:
+        os.environ["OVERNIGHT_CPU"] = "1"
+    card = find(experiment.card.use, arguments.cpu, experiment.card.count, experiment.card.policy)
+    ready(card)
+    ready_host()
+    print(card, flush=True)
+    from overnight import services
+
+    with services.ensure(f"overnight run {arguments.config}"):
+        os.environ.update(services.environment())
+        os.environ.setdefault(
+            "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL"
+        )  # the terminal shows our table; Prefect's UI keeps all
+        from overnight.orchestration.deployments import run_here
+
+        state = run_here(pipeline.name, path.resolve(), arguments.overrides)
+    if state.is_completed():
+        return 0
+    return 3 if state.name == "DoesNotFit" else 1
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    from overnight.cli import fit_model
+    from overnight.cli.fit import of_size, show
+    from overnight.gpu.card import find
+
+    if fit_model.asked(arguments):
+        return fit_model.show(arguments, find() if arguments.card is None else of_size(arguments.card))
+    return show(
+        _config(arguments.config),
+        arguments.overrides,
+        find() if arguments.card is None else of_size(arguments.card),
+        arguments.json,
+    )
+
+
+def _up(_arguments: argparse.Namespace) -> None:
+    from overnight import services
+
+    services.up()
+    _rows(services.status(), False)
+
+
+def _down(arguments: argparse.Namespace) -> None:
+    from overnight import services
+
+    services.down(arguments.force)
+    print("all services are down")
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    from overnight import services
+
+    _rows(services.status(), arguments.json)
+
+
+def _gpu(arguments: argparse.Namespace) -> None:
+    from overnight.cli.gpu import show
+    from overnight.gpu.card import find
+    from overnight.gpu.preflight import placed
+
+    card = find(arguments.card, cpu=arguments.cpu)
+    placed(card)
+    show(card, arguments.json, arguments.watch)
+
+
+def _ls(arguments: argparse.Namespace) -> None:
+    import yaml
+
+    from overnight.config import MALFORMED
+    from overnight.paths import configs, shown
+
+    rows = []
+    for path in sorted(configs().glob("*.yaml")):
+        try:
+            text = path.read_text(encoding="utf-8")
+            values = yaml.safe_load(text)
+        except (*MALFORMED, OSError):
+            values, text = {"flow": "not readable as yaml"}, ""
+        values = values if isinstance(values, dict) else {}
+        first = text.partition("\n")[0]
+        about = first.lstrip("# ") if first.startswith("#") else ""
+        rows.append({"config": shown(path), "flow": values.get("flow", ""), "about": about})
+    _rows(rows, arguments.json)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from overnight.cli.doctor import checks
+
+    rows = checks()
+    _rows([r.shown() for r in rows], arguments.json)
+    return 0 if all(r.ok for r in rows) else 1
+
+
+def _data_ls(arguments: argparse.Namespace) -> None:
+    from overnight.data.dataset import listing
+
+    _rows(listing(), arguments.json)
+
+
+def _data_fetch(arguments: argparse.Namespace) -> None:
+    from overnight.data.dataset import fetch
+
+    for name in arguments.names:
+        print(f"{name}: {fetch(name)}")
+
+
+def _data_verify(arguments: argparse.Namespace) -> int:
+    from overnight.data.dataset import verify
+
+    problems = [f"{name}: {problem}" for name in arguments.names for problem in verify(name)]
+    print("\n".join(problems) or "every file is as its entry says")
+    return 2 if problems else 0
+
+
+def _rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows, indent=1, default=str, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold dim")
+    for name in rows[0] if rows else ():
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*("" if v is None else str(v) for v in row.values()))
+    Console().print(table, highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

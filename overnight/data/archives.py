@@ -1,0 +1,188 @@
+"""Archives from strangers: regular files alone, below one folder, up to a size, whole or not at all."""
+
+import codecs
+import errno
+import gzip
+import hashlib
+import lzma
+import os
+import shutil
+import tarfile
+import uuid
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import IO, cast
+
+from overnight.errors import DataError, DiskFull
+from overnight.paths import shown, state
+
+LIMIT_BYTES = 200 * 10**9
+DAMAGED = (
+    OSError,
+    EOFError,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    NotImplementedError,
+    RuntimeError,
+)
+Member = tuple[str, Callable[[], IO[bytes]]]
+
+
+def plain(path: Path, limit: int = LIMIT_BYTES) -> Path:
+    """The file itself, or the one file inside a .gz or .zip, unpacked once below .overnight/unpacked."""
+    if path.suffix.lower() not in (".gz", ".zip"):
+        return path
+
+    def write(sink: IO[bytes]) -> None:
+        with _single(path) as source:
+            copy(source, sink, limit, path)
+
+    return _made_once(path, path.stem, write)
+
+
+def recoded(path: Path, encoding: str) -> Path:
+    """The text file in utf-8, made once below .overnight/unpacked when it is in another encoding."""
+    if codecs.lookup(encoding).name in ("utf-8", "utf-8-sig"):
+        return path
+
+    def write(sink: IO[bytes]) -> None:
+        try:
+            with path.open(encoding=encoding, newline="") as source:
+                while piece := source.read(1 << 20):
+                    sink.write(piece.encode())
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{shown(path)}: expected text in {encoding}: {error.reason} at byte {error.start}; correct the encoding"
+            ) from None
+
+    return _made_once(path, f"{path.name}-{codecs.lookup(encoding).name}", write)
+
+
+def _made_once(path: Path, name: str, write: Callable[[IO[bytes]], None]) -> Path:
+    """What `write` makes of the file, kept until that changes; whole or not at all."""
+    stat = path.stat()
+    key = hashlib.sha256(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:20]
+    target = state() / "unpacked" / key / name
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{uuid.uuid4().hex}.part")
+        with _explained(path, part), part.open("wb") as sink:
+            write(sink)
+        os.replace(part, target)
+    return target
+
+
+@contextmanager
+def _single(path: Path) -> Iterator[IO[bytes]]:
+    """What a gz holds, or the only file of a zip."""
+    if path.suffix.lower() == ".gz":
+        with gzip.open(path) as stream:
+            yield cast("IO[bytes]", stream)
+        return
+    with zipfile.ZipFile(path) as archive:
+        inside = [i for i in archive.infolist() if not i.is_dir() and not i.filename.startswith("__MACOSX/")]
+        if len(inside) != 1:
+            raise DataError(
+                f"{shown(path)}: expected one file in the zip, found {len(inside)}; unpack it and name the file"
+            )
+        with archive.open(inside[0]) as member:
+            yield member
+
+
+def unpack(archive: Path, folder: Path, inside: str = "", limit: int = LIMIT_BYTES) -> int:
+    """Unpack what lies below *inside* (a pattern such as `*/VOC` passes over one level) into the new *folder*; the number of files.
+
+    Links and devices are left out. A name that leaves the folder, or more than *limit* bytes: DataError, and nothing stays.
+    """
+    count, left = 0, limit
+    with _explained(archive, folder), _members(archive) as members:
+        folder.mkdir(parents=True)
+        for name, source in members:
+            relative = _below(name, inside, archive)
+            if relative is None:
+                continue
+            target = folder / relative
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with source() as stream, target.open("xb") as sink:
+                left -= copy(stream, sink, left, archive)
+            count += 1
+        if not count:
+            raise DataError(
+                f"{shown(archive)}: holds no file below {inside!r}; correct `inside` in the entry"
+            )
+    return count
+
+
+@contextmanager
+def _explained(archive: Path, unfinished: Path) -> Iterator[None]:
+    """A damaged archive becomes a DataError, a full disk a DiskFull; whatever goes wrong, nothing unfinished stays."""
+    whole = False
+    try:
+        yield
+        whole = True
+    except DAMAGED as error:
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                f"{shown(unfinished)}: the disk is full while unpacking {archive.name}; make room"
+            ) from None
+        if number not in (None, errno.EINVAL):  # EINVAL: a damaged directory of a zip points before its start
+            raise DataError(
+                f"{shown(archive)}: cannot be unpacked to {shown(unfinished)}: {os.strerror(number)}"
+            ) from None
+        raise DataError(
+            f"{shown(archive)}: the archive is damaged or of another format: {error}; get it anew"
+        ) from None
+    finally:
+        if not whole:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def _members(path: Path) -> Iterator[Iterator[Member]]:
+    """(name, opener) of every regular file of a zip or tar, whatever its ending says."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            yield ((i.filename, lambda i=i: archive.open(i)) for i in archive.infolist() if _is_regular(i))  # type: ignore[misc]
+        return
+    with tarfile.open(path) as tar:
+        yield ((m.name, lambda m=m: tar.extractfile(m)) for m in tar if m.isreg())  # type: ignore[misc]
+
+
+def _is_regular(info: zipfile.ZipInfo) -> bool:
+    """A zip written on Unix keeps the kind of file in the upper half of its attributes; 0: not said."""
+    return not info.is_dir() and (info.external_attr >> 28) in (0, 0o10)
+
+
+def _below(name: str, inside: str, archive: Path) -> PurePosixPath | None:
+    """The path below *inside*, None when it lies elsewhere; raises DataError when it leads out of the archive."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or (path.parts and ":" in path.parts[0]):
+        raise DataError(
+            f"{shown(archive)}: holds a file that would be written elsewhere ({name!r}); do not trust this archive"
+        )
+    prefix = PurePosixPath(inside).parts
+    matches = len(path.parts) > len(prefix) and all(
+        PurePosixPath(a).match(b) for a, b in zip(path.parts, prefix, strict=False)
+    )
+    return PurePosixPath(*path.parts[len(prefix) :]) if matches else None
+
+
+def copy(source: IO[bytes], sink: IO[bytes], limit: int, archive: Path) -> int:
+    """Copy and count; more than *limit* bytes is a DataError."""
+    done = 0
+    while chunk := source.read(1 << 20):
+        done += len(chunk)
+        if done > limit:
+            raise DataError(
+                f"{shown(archive)}: unpacks to more than {limit / 1e9:g} GB; raise `limit` in the entry if that is right"
+            )
+        sink.write(chunk)
+    return done

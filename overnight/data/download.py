@@ -1,0 +1,210 @@
+"""Downloads that resume where they broke off, and end whole, verified and renamed, or not at all."""
+
+import errno
+import http.client
+import os
+import shutil
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from overnight.data import digests
+from overnight.errors import DataError, DiskFull
+from overnight.paths import shown
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with what is being fetched, the bytes that are here, and the bytes there are in all (None: the server does not say)."""
+
+TRIES, TRIES_TO_CONNECT, CHUNK = 5, 2, 1 << 20
+
+
+class Announce:
+    """The default progress: a printed line at the start, then every few seconds."""
+
+    def __init__(self, every_s: float = 5) -> None:
+        self.every_s, self.last = every_s, -1e9
+
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        """Print when it is time, and at the end."""
+        now = time.monotonic()
+        if now - self.last >= self.every_s or done == total:
+            self.last = now
+            print(
+                f"{what}: {done / 1e6:.1f} of {total / 1e6:.1f} MB"
+                if total
+                else f"{what}: {done / 1e6:.1f} MB",
+                flush=True,
+            )
+
+
+class _BrokenOff(Exception):
+    """The connection ended too early, or the server has a passing trouble; what is here stays."""
+
+    def __init__(self, reason: str, tries: int = TRIES) -> None:
+        self.tries = tries
+        super().__init__(reason)
+
+
+def download(
+    url: str,
+    target: Path,
+    sha256: Sequence[str] = (),
+    size: int | None = None,
+    progress: Progress | None = None,
+    pause_s: float = 1,
+) -> None:
+    """Fetch *url* to *target*, verified. `<target>.part` holds what is here so far and is taken up again by the next call.
+
+    Raises DataError (refused, gone, wrong digest or size, connection lost TRIES times without a new byte) and DiskFull.
+    """
+    part, progress = target.with_name(f"{target.name}.part"), progress or Announce()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    failures = 0
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            _receive(url, part, sha256, size, progress)
+            break
+        except _BrokenOff as error:
+            grown = (part.stat().st_size if part.exists() else 0) > before
+            failures = 0 if grown else failures + 1
+            if failures >= error.tries:
+                raise DataError(_advice(url, target, str(error))) from None
+            time.sleep(pause_s * 2**failures)
+        except OSError as error:
+            _give_up(error, target)
+    _accept(url, part, target, sha256, size)
+
+
+def _receive(url: str, part: Path, sha256: Sequence[str], size: int | None, progress: Progress) -> None:
+    """One request: append what is missing to the part, or start it anew when the server cannot go on."""
+    tag = part.with_name(f"{part.name}.tag")
+    have = part.stat().st_size if part.exists() else 0
+    known = tag.read_text() if tag.exists() else ""
+    if have and not (known or sha256):  # nothing would tell that the file changed meanwhile
+        have = 0
+    if have and have == size:
+        return
+    headers = {"User-Agent": "overnight", "Accept-Encoding": "identity"}
+    if have:
+        headers |= {"Range": f"bytes={have}-"} | ({"If-Range": known} if not sha256 else {})
+    with _open(url, headers, part) as answer:
+        have = have if answer.status == 206 and _starts_at(answer, have) else 0
+        tag.write_text(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
+        length = answer.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        _room(part, (total or size or 0) - have)
+        with part.open("r+b" if have else "wb") as sink:
+            sink.truncate(have)
+            sink.seek(have)
+            done = _copy(answer, sink, have, total, size, lambda n: progress(part.stem, n, total or size))
+    if total is not None and done < total:
+        raise _BrokenOff(f"the connection ended after {done} of {total} bytes")
+
+
+def _open(url: str, headers: dict[str, str], part: Path) -> Any:
+    """The answer (200 or 206); a refusal is a DataError, a passing trouble a _BrokenOff."""
+    try:
+        return _OPENER.open(urllib.request.Request(url, headers=headers), timeout=60)  # noqa: S310 - the entry admits https alone
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # what is here is longer than what is there
+            part.unlink(missing_ok=True)
+            raise _BrokenOff("the server has fewer bytes than are here; starting anew") from None
+        if error.code in (408, 425, 429) or error.code >= 500:
+            raise _BrokenOff(f"the server answers {error.code} {error.reason}") from None
+        raise DataError(
+            _advice(url, part.with_suffix(""), f"the server answers {error.code} {error.reason}")
+        ) from None
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        raise _BrokenOff(
+            str(getattr(error, "reason", error)) or type(error).__name__, TRIES_TO_CONNECT
+        ) from None
+
+
+def _copy(
+    answer: Any,
+    sink: IO[bytes],
+    done: int,
+    total: int | None,
+    size: int | None,
+    report: Callable[[int], None],
+) -> int:
+    """Bytes to the disk; more than the entry says is an error, fewer are the caller's to judge."""
+    if size is not None and (total or 0) > size:
+        raise DataError(
+            f"the server offers {total} bytes, the entry says {size}; correct the entry or its url"
+        )
+    try:
+        while chunk := answer.read(CHUNK):
+            sink.write(chunk)
+            done += len(chunk)
+            report(done)
+            if size is not None and done > size:
+                raise DataError(
+                    f"the server sends more than the {size} bytes of the entry; correct the entry or its url"
+                )
+    except (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
+        raise _BrokenOff(str(error) or type(error).__name__) from None
+    finally:
+        sink.flush()
+        os.fsync(sink.fileno())
+    return done
+
+
+def _starts_at(answer: Any, have: int) -> bool:
+    return str(answer.headers.get("Content-Range", "")).startswith(f"bytes {have}-")
+
+
+def _accept(url: str, part: Path, target: Path, sha256: Sequence[str], size: int | None) -> None:
+    """Rename what is whole; throw away what is not what the entry says."""
+    found = part.stat().st_size
+    wrong = f"{found} bytes, expected {size}" if size is not None and found != size else ""
+    if not wrong and sha256:
+        digest = digests.sha256(part)
+        wrong = "" if digest in sha256 else f"sha256 {digest}, expected {' or '.join(sha256)}"
+    part.with_name(f"{part.name}.tag").unlink(missing_ok=True)
+    if wrong:
+        part.unlink()
+        raise DataError(
+            f"{url}: what came is not what the entry says: {wrong}; try again, or correct the entry"
+        )
+    os.replace(part, target)
+
+
+def _room(part: Path, needed: int) -> None:
+    free = shutil.disk_usage(part.parent).free
+    if needed > free:
+        raise DiskFull(
+            f"{shown(part.parent)}: the download needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; make room"
+        )
+
+
+def _give_up(error: OSError, target: Path) -> None:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise DiskFull(
+            f"{shown(target)}: the disk is full; what is here is kept and taken up again"
+        ) from None
+    raise DataError(f"{shown(target)}: cannot be written: {error.strerror or error}") from None
+
+
+def _advice(url: str, target: Path, reason: str) -> str:
+    place = shown(target.with_name(target.name.removeprefix(".")))
+    return f"{url}: {reason}; try again later, or get it by other means and put it at {place}"
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follow https to https only; a loopback server (tests, a mirror of one's own) may stay on http."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if not newurl.startswith(("https://", "http://127.0.0.1")):
+            raise DataError(
+                f"{req.full_url}: redirects to {newurl}, which is not https; correct the url of the entry"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_OPENER = urllib.request.build_opener(_SafeRedirects)

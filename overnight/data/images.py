@@ -1,0 +1,120 @@
+"""Images as they come: any size, any mode. One place decides how they become arrays."""
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from overnight.data.content import BoxItem, Handled, ImageItem
+from overnight.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+Item = TypeVar("Item", ImageItem, BoxItem)
+DROPPED = "image that does not decode dropped"
+
+
+def decode(name: str, data: bytes) -> "Image":
+    """The first frame of an encoded image, whole; raises DataError when it does not decode."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except UnidentifiedImageError:
+        raise DataError(
+            f"{name}: expected an image, but it does not decode: its bytes are of no format that Pillow knows"
+        ) from None
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{name}: expected an image, but it does not decode: {' '.join(str(error).split())}"
+        ) from None
+    return image
+
+
+def opener(path: Path) -> "Callable[[], Image]":
+    """What decodes the image in a file when it is called."""
+    return lambda: decode(str(path), path.read_bytes())
+
+
+def of_array(pixels: "np.ndarray") -> "Callable[[], Image]":
+    """What makes an image of bytes (H, W) or (H, W, 3) when it is called."""
+
+    def make() -> "Image":
+        from PIL import Image
+
+        return Image.fromarray(pixels)
+
+    return make
+
+
+def opened(items: Iterable[Item], handled: Handled) -> "Iterator[tuple[Item, Image]]":
+    """Each item with its image; those that do not decode are counted and left out. None at all decodes: DataError."""
+    good, first = 0, None
+    for item in items:
+        try:
+            image = item.open()
+        except DataError as error:
+            handled[DROPPED] += 1
+            first = first or error
+            continue
+        good += 1
+        yield item, image
+    if first is not None and not good:
+        raise first
+
+
+def to_rgb(image: "Image") -> "Image":
+    """Three channels of 8 bits."""
+    return to_mode(image, "RGB")
+
+
+def to_mode(image: "Image", mode: str) -> "Image":
+    """8 bits a channel, mode "RGB" or "L": 16-bit values are scaled (not clipped), transparency is laid on white."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _scaled(image)
+    if image.mode == "LAB":
+        image = _from_lab(image)
+    if image.mode in ("PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode in ("LA", "RGBA"):
+        image = _on_white(image)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _scaled(image: "Image") -> "Image":
+    """16 bits to 8 by the range of the type; a float or 32-bit image by its own range when it leaves 0..65535."""
+    import numpy as np
+    from PIL import Image
+
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    low, high = float(values.min(initial=0)), float(values.max(initial=0))
+    top = (
+        255.0
+        if 1 < high <= 255 and image.mode in ("I", "F")
+        else 1.0
+        if high <= 1 and image.mode == "F"
+        else 65535.0
+    )
+    if low < 0 or high > 65535:
+        values, top = values - low, max(high - low, 1.0)
+    return Image.fromarray(np.rint(values * (255 / top)).clip(0, 255).astype(np.uint8))
+
+
+def _from_lab(image: "Image") -> "Image":
+    from PIL import ImageCms
+
+    found = ImageCms.profileToProfile(
+        image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+    )
+    assert found is not None
+    return found
+
+
+def _on_white(image: "Image") -> "Image":
+    from PIL import Image
+
+    back = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(back, image.convert("RGBA")).convert("RGB")

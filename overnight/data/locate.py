@@ -1,0 +1,109 @@
+"""Bringing a data set here: each file by its url, the rest out of the entry's archives."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from overnight.data import digests
+from overnight.data.archives import unpack
+from overnight.data.download import Progress, download
+from overnight.errors import DataError
+from overnight.locks import hold
+from overnight.paths import shown
+
+if TYPE_CHECKING:
+    from overnight.data.dataset import Archive, DataFile, Entry
+
+
+def obtain(entry: "Entry", progress: Progress | None = None) -> Path:
+    """Download what is missing or damaged in the last of the entry's folders; raises DataError when it cannot be had.
+
+    One process fetches a set at a time; others wait and find it done.
+    """
+    home = entry.homes()[-1]
+    _check_obtainable(entry, home)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{shown(home)}: cannot be made for data set {entry.name!r}: {error.strerror}; mend it, or set OVERNIGHT_DATA"
+        ) from None
+    with hold(home / ".lock", f"fetching {entry.name}", wait=True):
+        _fetch_files(entry, home, progress)
+        _fetch_archives(entry, home, progress)
+    problems = entry.problems(home)
+    if problems:
+        raise DataError(problems)
+    return home
+
+
+def _wanted(entry: "Entry", home: Path) -> "list[DataFile]":
+    """The files that are not there as the entry says."""
+    return [f for f in entry.files if entry.problem(home, f)]
+
+
+def _check_obtainable(entry: "Entry", home: Path) -> None:
+    """Say it before anything is downloaded when some file has no address."""
+    looked = " or ".join(shown(h) for h in entry.homes())
+    if entry.reader == "package":
+        raise DataError(
+            f"data set {entry.name!r}: {looked} lacks a file of the set; install the package anew"
+        )
+    if not entry.files:
+        raise DataError(
+            f"data set {entry.name!r}: there is no folder {looked}, and its entry has no address; put the files there"
+        )
+    lost = [] if entry.archives else [f for f in _wanted(entry, home) if not f.url]
+    damaged = [entry.problem(home, f) for f in lost if (home / f.path).exists()]
+    if damaged:
+        raise DataError(damaged)
+    if lost:
+        names = ", ".join(f.path for f in lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+        hint = f" (see {entry.homepage})" if entry.homepage else ""
+        raise DataError(
+            f"data set {entry.name!r}: {names} not in {looked}; the entry has no address, so `overnight data fetch {entry.name}` "
+            f"cannot get it: put it there yourself{hint}"
+        )
+
+
+def _fetch_files(entry: "Entry", home: Path, progress: Progress | None) -> None:
+    for file in _wanted(entry, home):
+        if file.url:
+            download(file.url, home / file.path, file.digests, file.bytes, progress)
+
+
+def _fetch_archives(entry: "Entry", home: Path, progress: Progress | None) -> None:
+    """Unpack beside, then move name by name: a crash leaves nothing half, and the next call goes on."""
+    for archive in entry.archives:
+        if not _wanted(entry, home):
+            return
+        fresh, given = home / ".unpacked", _given(entry, archive)
+        packed = given or home / f".{archive.name}"
+        if not packed.exists():
+            download(archive.url, packed, archive.digests, archive.bytes, progress)
+        shutil.rmtree(fresh, ignore_errors=True)
+        try:
+            unpack(packed, fresh, archive.inside, archive.limit)
+            _move(fresh, home, entry)
+        finally:  # wrong once is wrong again: a damaged archive is not kept either
+            shutil.rmtree(fresh, ignore_errors=True)
+            if not given:
+                packed.unlink()
+
+
+def _given(entry: "Entry", archive: "Archive") -> Path | None:
+    """The archive that somebody put into one of the set's folders, if it is the right one."""
+    there = [h / archive.name for h in entry.homes() if (h / archive.name).is_file()]
+    return next((p for p in there if not archive.digests or digests.sha256(p) in archive.digests), None)
+
+
+def _move(fresh: Path, home: Path, entry: "Entry") -> None:
+    for file in _wanted(entry, home):
+        source, target = fresh / file.path, home / file.path
+        if not source.exists():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(source, target)

@@ -1,0 +1,118 @@
+"""What several readers need."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from overnight.data.content import Handled
+from overnight.errors import DataError
+from overnight.paths import shown
+
+IMAGE_ENDINGS = frozenset(
+    {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".pnm"}
+)
+MOST_CLASSES = 100_000
+SIGNATURES = {
+    b"PK\x03\x04": "zip", b"\x1f\x8b": "gzip", b"PAR1": "parquet", b"\x93NUMPY": "npy", b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg",
+    b"%PDF": "pdf", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"version https://git-lfs": "git-lfs pointer (the data itself was not fetched)",
+}  # fmt: skip
+
+
+def _one_byte(delimiter: str) -> str:
+    if len(delimiter.encode()) != 1 or delimiter in '"\r\n':
+        raise ValueError(
+            f"must be one ASCII character that is neither a quote nor a line's end, not {delimiter!r}"
+        )
+    return delimiter
+
+
+def _once(classes: list[str]) -> list[str]:
+    twice = sorted({name for name in classes if classes.count(name) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(map(repr, twice))}: named twice; keep one")
+    return classes
+
+
+Delimiter = Annotated[str, AfterValidator(_one_byte)]
+Classes = Annotated[list[str], AfterValidator(_once)]
+
+
+def present(folder: Path, name: str) -> Path:
+    """A file of the set; raises DataError when it is missing or empty."""
+    path = folder / name
+    if not _is_file(path):
+        raise DataError(
+            f"{shown(path)}: there is no such file; check the entry's options against the files of the set"
+        )
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{shown(path)}: may not be read by this user; change its permissions")
+    if path.stat().st_size == 0:
+        raise DataError(f"{shown(path)}: the file is empty; get the whole file")
+    return path
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for any file
+        return False
+
+
+def matching(folder: Path, name: str) -> list[Path]:
+    """The file of that name, or, when the name holds a *, every file it fits, sorted; raises DataError when there is none."""
+    if "*" not in name:
+        return [present(folder, name)]
+    found = sorted(folder.glob(name))
+    if not found:
+        raise DataError(
+            f"{shown(folder / name)}: no file fits; check the entry's options against the files of the set"
+        )
+    return [present(folder, path.relative_to(folder).as_posix()) for path in found]
+
+
+def expect(path: Path, form: str, named: Path | None = None) -> Path:
+    """The path; raises DataError when its first bytes are those of another format."""
+    with path.open("rb") as stream:
+        head = stream.read(512)
+    found = next((name for start, name in SIGNATURES.items() if head.startswith(start)), None)
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html")):
+        found = "web page"
+    if found and found != form:
+        raise DataError(
+            f"{shown(named or path)}: expected {form}, found a {found} file; get the right file, or correct the entry"
+        )
+    return path
+
+
+def text(path: Path) -> str:
+    """A text file in utf-8, with or without a byte order mark; line ends of any system become one."""
+    try:
+        return expect(path, "text").read_text(encoding="utf-8-sig")  # reads universal line ends
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{shown(path)}: expected text in utf-8; byte {error.start} is not; convert the file"
+        ) from None
+
+
+def lines(path: Path) -> list[str]:
+    """The lines that are not blank, without their ends."""
+    return [line.strip() for line in text(path).split("\n") if line.strip()]
+
+
+def numbered(top: int, where: Path) -> tuple[str, ...]:
+    """Class names for labels that are numbers from 0; raises DataError when they are so large that they cannot be."""
+    if top >= MOST_CLASSES:
+        raise DataError(
+            f"{shown(where)}: a label is {top}, so labels are no numbers of classes; name the classes in the entry"
+        )
+    return tuple(map(str, range(top + 1)))
+
+
+def count_empty(classes: Sequence[str], labels: Iterable[int], handled: Handled) -> None:
+    """Count the classes that no sample has: they are kept, so that indices stay what the entry says."""
+    seen = Counter(labels)
+    handled["empty class kept"] += sum(seen[i] == 0 for i in range(len(classes)))

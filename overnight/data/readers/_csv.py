@@ -1,0 +1,227 @@
+"""The columns of a csv: which type each has, and whether every value has it."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from overnight.data.content import Handled
+from overnight.errors import DataError
+from overnight.paths import shown
+
+if TYPE_CHECKING:
+    import polars as pl
+
+TYPE = r"^(int|float|text|bool|(date|datetime|time)( \S.*)?)$"
+SAMPLE = 10_000
+TRUE, FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
+TIMES = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M")
+FORMATS = {
+    "date": ("%Y-%m-%d", "%Y/%m/%d", "%Y%m%d", "%d.%m.%Y"),
+    "datetime": (*(f"{t}%#z" for t in TIMES), *TIMES, "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%Y-%m-%d"),
+    "time": ("%H:%M:%S%.f", "%H:%M"),
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """How the text of one column becomes values. `given`: the entry states the type, so it is not negotiable."""
+
+    name: str
+    type: str
+    form: str
+    given: bool
+    file: Path
+    trim: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, text: "pl.LazyFrame", name: str, given: str | None, file: Path) -> "Column":
+        """The type the entry gives, or that of the first rows; the form of times is the first that fits them."""
+        kind, _, form = (given or "").partition(" ")
+        if given and (form or kind not in FORMATS):
+            return cls(name, kind, form, given=True, file=file)
+        sample = _sample(text, name)
+        for candidate in _candidates(name, kind, sample, file):
+            if sample.is_empty() or sample.to_frame().select(candidate.wrong()).item() == 0:
+                return replace(candidate, given=bool(given))
+        if not given:
+            return cls(name, "text", "", given=False, file=file)
+        raise DataError(
+            f"{shown(file)}: column {name!r} should be a {kind}, but {sample[0]!r} has no form that is known; "
+            f"state it in the entry: `{name}: {kind} %d.%m.%Y`"
+        )
+
+    @property
+    def dtype(self) -> Any:
+        """The Polars type."""
+        import polars as pl
+
+        zone = "UTC" if "%#z" in self.form or "%z" in self.form else None
+        return {
+            "int": pl.Int64, "float": pl.Float64, "text": pl.String, "bool": pl.Boolean,
+            "date": pl.Date, "datetime": pl.Datetime("us", zone), "time": pl.Time,
+        }[self.type]  # fmt: skip
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the scan itself can give the type (and the GPU engine read it)."""
+        return self.type in ("int", "float", "text") and self.trim is None
+
+    def value(self) -> "pl.Expr":
+        """The typed value; null where the text is not of the type."""
+        import polars as pl
+
+        text = pl.col(self.name)
+        if self.trim is not None:
+            text = text.str.strip_chars()
+            text = pl.when(~text.is_in(["", *self.trim])).then(text)
+        if self.type == "bool":
+            known = dict.fromkeys(TRUE, True) | dict.fromkeys(FALSE, False)
+            return (
+                text.str.to_lowercase()
+                .replace_strict(known, default=None, return_dtype=pl.Boolean)
+                .alias(self.name)
+            )
+        if self.type in FORMATS:
+            return text.str.strptime(self.dtype, self.form, strict=False).alias(self.name)
+        return text.cast(self.dtype, strict=False).alias(self.name)
+
+    def wrong(self) -> "pl.Expr":
+        """How many values are there but not of the type."""
+        return self._is_wrong().sum().alias(self.name)
+
+    def _is_wrong(self) -> "pl.Expr":
+        import polars as pl
+
+        there = pl.col(self.name).is_not_null()
+        if self.trim is not None:
+            there &= ~pl.col(self.name).str.strip_chars().is_in(["", *self.trim])
+        return there & self.value().is_null()
+
+    def mended(self, text: "pl.LazyFrame", nulls: Sequence[str], handled: Handled) -> "Column":
+        """Blanks around values trimmed, an inferred whole number read as a decimal; else DataError with the first wrong value."""
+        trimmed = replace(self, trim=tuple(nulls))
+        rules = [("column with blanks around values trimmed", trimmed)]
+        if self.type == "int" and not self.given:
+            rules += [
+                (f"column {self.name!r} read as decimals", replace(c, type="float")) for c in (self, trimmed)
+            ]
+        for rule, column in rules:
+            if text.select(column.wrong()).collect(engine="streaming").item() == 0:
+                handled[rule] += 1
+                return column
+        raise self._error(text)
+
+    def _error(self, text: "pl.LazyFrame") -> DataError:
+        import polars as pl
+
+        first = (
+            text.select(pl.col(self.name))
+            .with_row_index("row")
+            .filter(self._is_wrong())
+            .head(1)
+            .collect()
+            .row(0)
+        )
+        known = "its entry says" if self.given else f"it is in the first {SAMPLE} rows"
+        hint = (
+            "correct the file or the type"
+            if self.given
+            else f"state a type in the entry, such as `{self.name}: text`"
+        )
+        article = "an" if self.type == "int" else "a"
+        what = f"{article} {self.type}" + (f" of the form {self.form}" if self.form else "")
+        return DataError(
+            f"{shown(self.file)}: column {self.name!r}, row {first[0] + 1} (after the header): "
+            f"{first[1]!r} is not {what}, as {known}; {hint}"
+        )
+
+
+def _candidates(name: str, kind: str, sample: "pl.Series", file: Path) -> Iterator[Column]:
+    """What a column may be, the narrowest first; a number that starts with 0 is a code, so text."""
+    codes = not sample.is_empty() and bool(sample.str.contains(r"^[+-]?0\d").any())
+    if not kind and not sample.is_empty() and not codes:
+        yield Column(name, "int", "", given=False, file=file)
+        yield Column(name, "float", "", given=False, file=file)
+    if not kind and not sample.is_empty() and sample.str.to_lowercase().is_in(["true", "false"]).all():
+        yield Column(name, "bool", "", given=False, file=file)
+    for wide in [kind] if kind else ["date", "datetime"]:
+        for form in FORMATS[wide]:
+            if kind or (not sample.is_empty() and form != "%Y%m%d"):
+                yield Column(name, wide, form, given=False, file=file)
+
+
+def _sample(text: "pl.LazyFrame", name: str) -> "pl.Series":
+    """Values of the first rows; of the whole column when those are all missing."""
+    import polars as pl
+
+    column = text.select(pl.col(name))
+    found = column.head(SAMPLE).collect().to_series().drop_nulls()
+    return found if len(found) else column.drop_nulls().head(SAMPLE).collect().to_series()
+
+
+def without_blank_rows(
+    frame: "pl.LazyFrame", text: "pl.LazyFrame", columns: Sequence[Column], handled: Handled
+) -> "pl.LazyFrame":
+    """The frame without rows that hold nothing, such as empty lines; the filter is added only where there are any."""
+    import polars as pl
+
+    blank = pl.all_horizontal(pl.col(c.name).is_null() for c in columns)
+    count = int(text.select(blank.sum()).collect(engine="streaming").item())
+    handled["blank row dropped"] += count
+    return frame.filter(~blank) if count else frame
+
+
+def check_end(path: Path, file: Path, separator: str) -> None:
+    """Raise DataError when the file breaks off in its last line."""
+    with path.open("rb") as stream:
+        header = re.sub(rb'"[^"]*"', b"", stream.readline())
+        stream.seek(max(path.stat().st_size - 65536, 0))
+        tail = stream.read()
+    last = tail.rpartition(b"\n")[2]
+    fields, expected = last.count(separator.encode()), header.count(separator.encode())
+    if last.strip() and b'"' not in tail and b"\n" in tail and fields < expected:
+        raise DataError(
+            f"{shown(file)}: breaks off in its last line ({fields + 1} of {expected + 1} fields); get the whole file"
+        )
+
+
+def short_rows(path: Path, separator: str, expected: int) -> int:
+    """How many rows have fewer fields than the header; blank lines are not rows."""
+    import polars as pl
+
+    lines = pl.scan_csv(
+        path,
+        has_header=False,
+        separator="\x01",
+        quote_char=None,
+        infer_schema=False,
+        schema={"line": pl.String},
+    )
+    line = pl.col("line")
+    torn = (
+        line.str.count_matches('"', literal=True).mod(2).any()
+    )  # a quoted value that goes on in the next line
+    bare = line.str.replace_all(r'"[^"]*"', "").str.strip_chars("\r")
+    short = (bare.str.count_matches(separator, literal=True) + 1 < expected) & (
+        line.str.strip_chars().str.len_chars() > 0
+    )
+    found = (
+        lines.select(torn.alias("torn"), short.sum().alias("short"))
+        .collect(engine="streaming")
+        .row(0, named=True)
+    )
+    return _short_by_hand(path, separator, expected) if found["torn"] else int(found["short"])
+
+
+def _short_by_hand(path: Path, separator: str, expected: int) -> int:
+    import csv
+
+    with path.open(encoding="utf-8", errors="replace", newline="") as stream:
+        return sum(0 < len(row) < expected and any(row) for row in csv.reader(stream, delimiter=separator))
+
+
+def brief(error: Exception) -> str:
+    """The first lines of a long message as one."""
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,63 @@
+"""CIFAR's binary version: records of one or two label bytes and 3 x 32 x 32 bytes, one colour plane after the other."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from overnight.config import Values
+from overnight.data.content import Handled, ImageItem, Images
+from overnight.data.images import of_array
+from overnight.data.readers._common import count_empty, expect, lines, numbered, present
+from overnight.errors import DataError
+from overnight.paths import shown
+
+if TYPE_CHECKING:
+    from overnight.data.dataset import Entry
+
+
+class Options(Values):
+    """Files by split, and what the label bytes are."""
+
+    splits: dict[str, list[str]] = Field(min_length=1)
+    labels: int = Field(
+        1, ge=1, le=2, description="label bytes of a record: 1 in CIFAR-10, 2 (coarse, fine) in CIFAR-100"
+    )
+    label: int = Field(-1, ge=-1, le=1, description="which of them is the class; -1: the last")
+    size: int = Field(32, ge=1, description="pixels of a side")
+    classes: str | list[str] = Field(
+        [], description="their names, or the file that has one on each line; numbers when left out"
+    )
+
+
+def read(folder: Path, options: Options, _entry: "Entry") -> Images:
+    """Records as images in colour."""
+    handled = Handled()
+    given = lines(present(folder, options.classes)) if isinstance(options.classes, str) else options.classes
+    splits = {
+        split: [item for file in files for item in _items(present(folder, file), options)]
+        for split, files in options.splits.items()
+    }
+    labels = [item.label for items in splits.values() for item in items]
+    classes = tuple(given) or numbered(max(labels, default=-1), folder)
+    if max(labels, default=-1) >= len(classes):
+        raise DataError(
+            f"{shown(folder)}: a label is {max(labels)}, but there are {len(classes)} class names; name them all"
+        )
+    count_empty(classes, labels, handled)
+    return Images(classes, splits, handled)
+
+
+def _items(path: Path, options: Options) -> list[ImageItem]:
+    import numpy as np
+
+    record = options.labels + 3 * options.size**2
+    data = np.frombuffer(expect(path, "cifar binary").read_bytes(), dtype=np.uint8)
+    if len(data) % record:
+        raise DataError(
+            f"{shown(path)}: {len(data)} bytes, expected a multiple of {record}; it is cut short or of another format"
+        )
+    records = data.reshape(-1, record)
+    images = records[:, options.labels :].reshape(-1, 3, options.size, options.size).transpose(0, 2, 3, 1)
+    labels = records[:, range(options.labels)[options.label]]
+    return [ImageItem(f"{path.stem}/{i}", of_array(images[i]), int(label)) for i, label in enumerate(labels)]

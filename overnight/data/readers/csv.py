@@ -1,0 +1,121 @@
+"""Tables as csv files, plain or inside a zip or gz: scanned lazily, after every value was checked against its type once."""
+
+import codecs
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, field_validator
+
+from overnight.config import Values
+from overnight.data.archives import plain, recoded
+from overnight.data.content import Handled, Tables
+from overnight.data.readers import _csv
+from overnight.data.readers._common import Delimiter, expect, present
+from overnight.errors import DataError
+from overnight.paths import shown
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from overnight.data.dataset import Entry
+
+ROWS = "\0 rows"  # no column of a file is called so
+Type = Annotated[str, Field(pattern=_csv.TYPE)]
+
+
+class Table(Values):
+    """One file; what is left out is taken from the options of the set."""
+
+    file: str
+    types: dict[str, Type] = Field(
+        {}, description="int, float, text, bool, date, datetime, or `datetime %d.%m.%Y %H:%M`; by column"
+    )
+    nulls: list[str] | None = None
+    delimiter: Delimiter | None = None
+
+
+class Options(Values):
+    """Files by the name of their table, and how to read them."""
+
+    tables: dict[str, str | Table] = Field(min_length=1)
+    nulls: list[str] = Field(["", "NA", "null"], description="what stands for a missing value")
+    delimiter: Delimiter = ","
+    encoding: str = "utf-8"
+    types: dict[str, Type] = Field(
+        {}, description="by column, for every table that has it; the others' are inferred"
+    )
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            "".encode(name)  # refuses codecs that are not of text, such as base64
+            return codecs.lookup(name).name
+        except LookupError:
+            raise ValueError(
+                "is no encoding that Python knows; utf-8, latin-1, cp1252 and utf-16 are common"
+            ) from None
+
+
+def read(folder: Path, options: Options, _entry: "Entry") -> Tables:
+    """Lazy frames. Times with a zone are in UTC. A column without a type gets that of its first 10,000 rows, and must keep it."""
+    handled = Handled()
+    frames: dict[str, pl.LazyFrame] = {}
+    for name, given in options.tables.items():
+        table = Table(file=given) if isinstance(given, str) else given
+        frames[name] = _scan(present(folder, table.file), table, options, handled)
+    return Tables(frames, handled)
+
+
+def _scan(file: Path, table: Table, options: Options, handled: Handled) -> "pl.LazyFrame":
+    import polars as pl
+
+    path = recoded(expect(plain(file), "csv", file), options.encoding)
+    nulls = options.nulls if table.nulls is None else table.nulls
+    how: dict[str, Any] = {"separator": table.delimiter or options.delimiter, "null_values": nulls}
+    _csv.check_end(path, file, how["separator"])
+    try:
+        text = pl.scan_csv(path, infer_schema=False, **how)
+        columns = _columns(text, file, _types(text, file, table, options), nulls, handled)
+        if expected := len(columns) - 1:
+            handled["row with too few fields: the rest counts as missing"] += _csv.short_rows(
+                path, how["separator"], expected + 1
+            )
+        native = {c.name: c.dtype for c in columns if c.is_native}
+        typed = pl.scan_csv(path, infer_schema=False, schema_overrides=native, **how)
+        frame = typed.with_columns(c.value() for c in columns if not c.is_native)
+        return _csv.without_blank_rows(frame, text, columns, handled)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(
+            f"{shown(file)}: expected a csv file: {_csv.brief(error)}; mend it, or the entry's delimiter or encoding"
+        ) from None
+
+
+def _columns(
+    text: "pl.LazyFrame", file: Path, types: Mapping[str, str], nulls: Sequence[str], handled: Handled
+) -> list[_csv.Column]:
+    """One pass over every value; only columns in which something is wrong are looked at again."""
+    import polars as pl
+
+    names = text.collect_schema().names()
+    columns = [_csv.Column.of(text, name, types.get(name), file) for name in names]
+    found = (
+        text.select(pl.len().alias(ROWS), *(c.wrong() for c in columns))
+        .collect(engine="streaming")
+        .row(0, named=True)
+    )
+    handled["column of a name that is taken renamed"] += sum("_duplicated_" in name for name in names)
+    handled["table without rows kept"] += not found[ROWS]
+    return [c.mended(text, nulls, handled) if found[c.name] else c for c in columns]
+
+
+def _types(text: "pl.LazyFrame", file: Path, table: Table, options: Options) -> Mapping[str, str]:
+    """The types the entry gives; every column of the table's own must be there."""
+    there = text.collect_schema().names()
+    missing = [c for c in table.types if c not in there]
+    if missing:
+        raise DataError(
+            f"{shown(file)}: no column {', '.join(map(repr, missing))}; the file has: {', '.join(there)}"
+        )
+    return {**{c: t for c, t in options.types.items() if c in there}, **table.types}

@@ -1,0 +1,223 @@
+"""A graph as a csv of edges, with optional features (json: id -> feature ids or values) and optional targets (csv: id -> class)."""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import Field, model_validator
+
+from overnight.config import Values
+from overnight.data.archives import plain
+from overnight.data.content import Features, Graph, Handled
+from overnight.data.readers._common import Classes, Delimiter, count_empty, expect, present, text
+from overnight.data.readers._graph import cleaned_edges
+from overnight.errors import DataError
+from overnight.paths import shown
+
+if TYPE_CHECKING:
+    import numpy as np
+    import polars as pl
+
+    from overnight.data.dataset import Entry
+
+
+LONGEST = 100  # digits of an id that is read as a number
+
+
+class Edges(Values):
+    """The csv of edges."""
+
+    file: str
+    source: str
+    target: str
+    delimiter: Delimiter = ","
+
+    @model_validator(mode="after")
+    def _two_columns(self) -> Self:
+        if self.source == self.target:
+            raise ValueError("source and target must be two columns")
+        return self
+
+
+class Targets(Values):
+    """The csv of classes."""
+
+    file: str
+    id: str
+    label: str
+    delimiter: Delimiter = ","
+
+    @model_validator(mode="after")
+    def _two_columns(self) -> Self:
+        if self.id == self.label:
+            raise ValueError("id and label must be two columns")
+        return self
+
+
+class Options(Values):
+    """The files and their columns. Ids are text: any unique name will do."""
+
+    edges: Edges
+    features: str | None = Field(
+        None, description='json: {"id": [feature ids]} or {"id": {"feature id": value}}'
+    )
+    vectors: bool = Field(
+        default=False,
+        description="the lists of the features are values, one for each feature, instead of ids",
+    )
+    targets: Targets | None = None
+    classes: Classes = Field(
+        [], description="in the order of their indices; the sorted names that occur when left out"
+    )
+
+
+def read(folder: Path, options: Options, _entry: "Entry") -> Graph:
+    """Nodes are all ids of all files: numbers in their order, then names in theirs."""
+    handled = Handled()
+    ends = _edges(folder, options.edges, handled)
+    bags = _bags(present(folder, options.features)) if options.features else {}
+    names = _names(folder, options.targets, handled) if options.targets else {}
+    index = _index(*(end.unique().to_list() for end in ends), bags, names)
+    edges = cleaned_edges(_codes(ends, index), len(index), handled, shown(folder / options.edges.file))
+    features = _features(bags, index, handled, folder, options) if options.features else None
+    labels, classes = _labels(names, options, index, handled, folder)
+    count_empty(classes, labels.tolist(), handled)
+    return Graph(edges, len(index), features, labels, classes, {}, handled)
+
+
+def _table(path: Path, columns: Iterable[str], delimiter: str) -> "pl.DataFrame":
+    """The named columns of a csv as text without blanks around; an empty field is null."""
+    import polars as pl
+
+    try:
+        frame = pl.read_csv(
+            expect(plain(path), "csv", path), infer_schema=False, separator=delimiter, encoding="utf8"
+        )
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"{shown(path)}: expected a csv file: {' '.join(str(error).split())[:200]}") from None
+    missing = [c for c in columns if c not in frame.columns]
+    if missing:
+        raise DataError(
+            f"{shown(path)}: no column {', '.join(map(repr, missing))}; the file has: {', '.join(frame.columns)}"
+        )
+    stripped = frame.select(pl.col(c).str.strip_chars() for c in columns)
+    return stripped.with_columns(pl.when(pl.all() != "").then(pl.all()))
+
+
+def _edges(folder: Path, options: Edges, handled: Handled) -> "list[pl.Series]":
+    """Ids of both ends of each edge."""
+    frame = _table(present(folder, options.file), (options.source, options.target), options.delimiter)
+    whole = frame.drop_nulls()
+    handled["edge without both ends dropped"] += frame.height - whole.height
+    return [whole[options.source], whole[options.target]]
+
+
+def _bags(path: Path) -> dict[str, Any]:
+    try:
+        bags = json.loads(text(plain(path)))
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not only what is no json: a number of thousands of digits, thousands of brackets
+        raise DataError(f"{shown(path)}: expected json: {error}; get it anew, or correct the entry") from None
+    if not isinstance(bags, dict):
+        raise DataError(
+            f"{shown(path)}: expected json of the form {{id: [feature ids]}}, found a {type(bags).__name__}"
+        )
+    return {key.strip(): bag for key, bag in bags.items()}
+
+
+def _names(folder: Path, options: Targets, handled: Handled) -> dict[str, str | None]:
+    """The class name by id; None where the field is empty."""
+    frame = _table(present(folder, options.file), (options.id, options.label), options.delimiter)
+    rows = [row for row in frame.rows() if row[0] is not None]
+    handled["target without an id dropped"] += frame.height - len(rows)
+    names: dict[str, str | None] = {}
+    for node, name in rows:
+        if names.setdefault(node, name) != name:
+            raise DataError(
+                f"{shown(folder / options.file)}: node {node!r} has two classes, {names[node]!r} and {name!r}; keep one"
+            )
+    handled["repeated target dropped"] += len(rows) - len(names)
+    return names
+
+
+def _index(*ids: Iterable[str]) -> dict[str, int]:
+    """A number for each id: numeric ids in their order, then the others as text."""
+    every = sorted(
+        {i for some in ids for i in some},
+        key=lambda i: (0, int(i), i) if i.isdecimal() and len(i) < LONGEST else (1, 0, i),
+    )
+    return {name: at for at, name in enumerate(every)}
+
+
+def _codes(ends: "list[pl.Series]", index: dict[str, int]) -> "np.ndarray":
+    """int64 (2, E)."""
+    import numpy as np
+    import polars as pl
+
+    names, codes = list(index), list(index.values())
+    return np.stack([end.replace_strict(names, codes, return_dtype=pl.Int64).to_numpy() for end in ends])
+
+
+def _features(
+    bags: dict[str, Any], index: dict[str, int], handled: Handled, folder: Path, options: Options
+) -> Features:
+    """CSR over the nodes; a node without features has a row of zeros. Ids that are numbers without large gaps are the columns."""
+    import numpy as np
+
+    pairs = {node: _pairs(bag, node, folder, options) for node, bag in bags.items()}
+    wide = {str(f) for bag in pairs.values() for f in bag}
+    close = all(f.isdecimal() and len(f) < LONGEST and int(f) < 10 * len(wide) + 1000 for f in wide)
+    column = {f: int(f) if close else i for i, f in enumerate(sorted(wide))}
+    rows = [sorted((column[f], v) for f, v in pairs.get(node, {}).items()) for node in index]
+    handled["node without features given zeros"] += sum(not row for row in rows)
+    indptr = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+    flat = [pair for row in rows for pair in row]
+    with np.errstate(
+        over="ignore"
+    ):  # too large for a float is infinite, which whoever uses the features handles and counts
+        data = np.array([v for _, v in flat], dtype=np.float32)
+    indices = np.array([i for i, _ in flat], dtype=np.int64)
+    return data, indices, indptr, (len(index), max(column.values(), default=-1) + 1)
+
+
+def _pairs(bag: Any, node: str, folder: Path, options: Options) -> dict[str, float]:
+    """Value by feature id; a list of ids means 1 for each (a repeated one still 1)."""
+    if options.vectors and isinstance(bag, list) and all(isinstance(v, int | float) for v in bag):
+        return {str(f): _number(v) for f, v in enumerate(bag)}
+    if not options.vectors and isinstance(bag, list) and all(isinstance(f, int | str) for f in bag):
+        return {str(f): 1.0 for f in bag}
+    if isinstance(bag, dict) and all(isinstance(v, int | float) for v in bag.values()):
+        return {str(f): _number(v) for f, v in bag.items()}
+    where = shown(folder / (options.features or ""))
+    raise DataError(
+        f"{where}: node {node!r} has features of an unknown form; expected [feature ids] or {{feature id: value}}, or set vectors"
+    )
+
+
+def _number(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _labels(
+    names: dict[str, str | None], options: Options, index: dict[str, int], handled: Handled, folder: Path
+) -> "tuple[np.ndarray, tuple[str, ...]]":
+    import numpy as np
+
+    classes = tuple(options.classes) or tuple(sorted({n for n in names.values() if n is not None}))
+    at = {name: i for i, name in enumerate(classes)}
+    unknown = sorted({n for n in names.values() if n is not None} - set(classes))
+    if unknown:
+        file = folder / (options.targets.file if options.targets else "")
+        raise DataError(
+            f"{shown(file)}: class {unknown[0]!r} is not among the entry's classes: {', '.join(classes)}"
+        )
+    labels = np.array([at.get(names.get(node) or "", -1) for node in index], dtype=np.int64)
+    handled["unlabelled node kept"] += int((labels < 0).sum()) if options.targets else 0
+    return labels, classes

@@ -1,0 +1,176 @@
+"""Parquet files with one encoded image a row: a column of bytes (or of {bytes, path}) and a column with the class."""
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from overnight.config import Values
+from overnight.data.content import Handled, ImageItem, Images
+from overnight.data.images import decode
+from overnight.data.readers._common import count_empty, matching, numbered
+from overnight.errors import DataError
+from overnight.paths import shown
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from overnight.data.dataset import Entry
+
+
+class Options(Values):
+    """Which file is which split, and what its columns are called."""
+
+    splits: dict[str, str | list[str]] = Field(
+        min_length=1, description="file, files or a pattern such as train-*.parquet by split"
+    )
+    image: str = "image"
+    label: str | None = "label"
+    name: str | None = Field(None, description="column with a name for each image")
+    classes: list[str] = Field(
+        [], description="in the order of their indices; else from the schema's metadata, else from the labels"
+    )
+
+
+def read(folder: Path, options: Options, _entry: "Entry") -> Images:
+    """Labels now, images a row group at a time as they are opened."""
+    handled = Handled()
+    files = {
+        split: [
+            _File(path, options)
+            for name in ([given] if isinstance(given, str) else given)
+            for path in matching(folder, name)
+        ]
+        for split, given in options.splits.items()
+    }
+    classes = tuple(options.classes) or _classes([file for some in files.values() for file in some])
+    splits = {
+        split: [item for file in some for item in file.items(classes, handled)]
+        for split, some in files.items()
+    }
+    if classes:
+        count_empty(classes, (item.label for items in splits.values() for item in items), handled)
+    return Images(classes, splits, handled)
+
+
+def _classes(files: "list[_File]") -> tuple[str, ...]:
+    """From the schema's metadata; else text labels sorted, or numbers up to the largest."""
+    for file in files:
+        if file.classes:
+            return file.classes
+    values = {label for file in files for label in file.labels if label is not None}
+    if all(isinstance(v, int) for v in values):
+        return numbered(max(values, default=-1), files[0].path)
+    return tuple(sorted(map(str, values)))
+
+
+def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
+    """What the schema says: a comma-separated list under "classes", or the names that Hugging Face's datasets write."""
+    if metadata.get(b"classes"):
+        return tuple(metadata[b"classes"].decode().split(","))
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        return tuple(map(str, features[label]["names"]))
+    except (ValueError, KeyError, TypeError):
+        return ()
+
+
+class _File:
+    """One parquet file; the row groups read last are kept, since neighbours are opened together."""
+
+    def __init__(self, path: Path, options: Options) -> None:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        self.path, self.options = path, options
+        self.lock, self.cache = threading.Lock(), OrderedDict[int, Any]()
+        try:
+            self.file = parquet.ParquetFile(path, memory_map=True)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"{shown(path)}: expected a parquet file: {' '.join(str(error).split())[:200]}; get it anew"
+            ) from None
+        self._check_columns()
+        self.labels = self._column(options.label) if options.label else [None] * self.file.metadata.num_rows
+        self.names = (
+            self._column(options.name)
+            if options.name
+            else [f"{path.stem}/{i}" for i in range(len(self.labels))]
+        )
+        self.classes = _class_names(self.file.schema_arrow.metadata or {}, options.label or "")
+
+    def _check_columns(self) -> None:
+        there = self.file.schema_arrow.names
+        missing = [
+            c for c in (self.options.image, self.options.label, self.options.name) if c and c not in there
+        ]
+        if missing:
+            raise DataError(
+                f"{shown(self.path)}: no column {', '.join(map(repr, missing))}; the file has: {', '.join(there)}"
+            )
+
+    def _column(self, name: str) -> list[Any]:
+        import pyarrow as pa
+
+        try:
+            values = list(self.file.read(columns=[name]).column(0).to_pylist())
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"{shown(self.path)}: column {name!r} is damaged: {error}; get the file anew"
+            ) from None
+        groups = sum(self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups))
+        if len(values) != groups:
+            raise DataError(
+                f"{shown(self.path)}: column {name!r} has {len(values)} values for {groups} rows; get the file anew"
+            )
+        return values
+
+    def items(self, classes: tuple[str, ...], handled: Handled) -> list[ImageItem]:
+        index = {name: i for i, name in enumerate(classes)}
+        ends, items, row = 0, [], 0
+        for group in range(self.file.num_row_groups):
+            start, ends = ends, ends + self.file.metadata.row_group(group).num_rows
+            for row in range(start, ends):
+                label = self._label(row, index, handled)
+                items.append(ImageItem(str(self.names[row]), self._opener(group, row - start, row), label))
+        return items
+
+    def _label(self, row: int, index: dict[str, int], handled: Handled) -> int:
+        given = self.labels[row]
+        if given is None or given == -1:
+            handled["unlabelled image kept"] += 1
+            return -1
+        if isinstance(given, int) and 0 <= given < len(index):
+            return given
+        if str(given) in index:
+            return index[str(given)]
+        raise DataError(
+            f"{shown(self.path)}: row {row + 1} has the label {given!r}; the classes are {', '.join(index)}"
+        )
+
+    def _opener(self, group: int, at: int, row: int) -> "Callable[[], Image]":
+        name = f"{shown(self.path)}: row {row + 1}"
+        return lambda: decode(name, self._bytes(group, at, name))
+
+    def _bytes(self, group: int, at: int, name: str) -> bytes:
+        import pyarrow as pa
+
+        with self.lock:
+            if group not in self.cache:
+                try:
+                    self.cache[group] = self.file.read_row_group(group, columns=[self.options.image]).column(
+                        0
+                    )
+                except (pa.ArrowException, OSError) as error:
+                    raise DataError(
+                        f"{name}: its part of the file is damaged: {error}; get the file anew"
+                    ) from None
+                while len(self.cache) > 2:
+                    self.cache.popitem(last=False)
+            value = self.cache[group][at].as_py()
+        found = value.get("bytes") if isinstance(value, dict) else value
+        return found if isinstance(found, bytes) else b""

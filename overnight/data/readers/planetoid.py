@@ -1,0 +1,149 @@
+"""A citation graph in one npz of plain arrays: edge_index, x (CSR or dense), y, and the public split's masks."""
+
+import struct
+import tokenize
+import zipfile
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from overnight.config import Values
+from overnight.data.content import Features, Graph, Handled
+from overnight.data.readers._common import Classes, count_empty, numbered, present
+from overnight.data.readers._graph import cleaned_edges
+from overnight.errors import DataError
+from overnight.paths import shown
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from overnight.data.dataset import Entry
+
+# what numpy lets through of zipfile, zlib and its own header's parser
+DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, struct.error, SyntaxError, AttributeError, TypeError, KeyError,
+           OverflowError, MemoryError, NotImplementedError, RuntimeError, tokenize.TokenError)  # fmt: skip
+
+
+DIMENSIONS = {"edge_index": 2, "y": 1, "x": 2, "x_data": 1, "x_indices": 1, "x_indptr": 1, "x_shape": 1}
+DIMENSIONS |= {"train_mask": 1, "val_mask": 1, "test_mask": 1}
+
+
+class Options(Values):
+    """Which file, and what the classes are called."""
+
+    file: str
+    classes: Classes = Field([], description="in the order of their indices; numbers when left out")
+
+
+def read(folder: Path, options: Options, _entry: "Entry") -> Graph:
+    """Arrays as they stand, checked against one another; no pickles."""
+    import numpy as np
+
+    path, handled = present(folder, options.file), Handled()
+    arrays = _load(path)
+    labels = arrays["y"].astype(np.int64)
+    nodes = len(labels)
+    edges = cleaned_edges(arrays["edge_index"].astype(np.int64), nodes, handled, shown(path))
+    classes = tuple(options.classes) or numbered(int(labels.max(initial=-1)), path)
+    if labels.max(initial=-1) >= len(classes):
+        raise DataError(
+            f"{shown(path)}: y has the class {labels.max()}, the entry names {len(classes)} classes; name them all"
+        )
+    handled["unlabelled node kept"] += int((labels < 0).sum())
+    count_empty(classes, labels.tolist(), handled)
+    masks = {
+        split: arrays[f"{split}_mask"].astype(bool)
+        for split in ("train", "val", "test")
+        if f"{split}_mask" in arrays
+    }
+    return Graph(
+        edges, nodes, _features(arrays, nodes, path), np.maximum(labels, -1), classes, masks, handled
+    )
+
+
+def _load(path: Path) -> "dict[str, np.ndarray]":
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file.items())
+    except DAMAGED as error:
+        raise DataError(
+            f"{shown(path)}: expected an npz file of plain arrays: {error}; get it anew"
+        ) from None
+    missing = {"edge_index", "y"} - set(arrays)
+    if missing:
+        raise DataError(
+            f"{shown(path)}: no array {', '.join(sorted(missing))}; the file has: {', '.join(sorted(arrays))}"
+        )
+    odd = [
+        f"{n} is {arrays[n].dtype} {arrays[n].shape}"
+        for n in DIMENSIONS
+        if n in arrays and not _is_plain(n, arrays[n])
+    ]
+    if odd:
+        raise DataError(
+            f"{shown(path)}: {'; '.join(odd)}; expected finite numbers: edge_index (2, E), y (N,), x (N, F) or CSR, masks (N,)"
+        )
+    wrong = [
+        n
+        for n in ("train_mask", "val_mask", "test_mask")
+        if n in arrays and arrays[n].shape != arrays["y"].shape
+    ]
+    wrong += [n for n in ("x_data", "x_indices", "x_shape") if "x_indptr" in arrays and n not in arrays]
+    if wrong or arrays["edge_index"].shape[:1] != (2,):
+        raise DataError(
+            f"{shown(path)}: {wrong[0] if wrong else 'edge_index'} has the wrong shape or is missing; expected masks (N,), edges (2, E) and CSR"
+        )
+    return arrays
+
+
+def _is_plain(name: str, array: "np.ndarray") -> bool:
+    """Numbers of the right dimensions; features alone may hold what is not finite, as their user counts it."""
+    import numpy as np
+
+    plain = array.ndim == DIMENSIONS[name] and array.dtype.kind in "biuf"
+    return plain and (name in ("x", "x_data") or bool(np.isfinite(array).all()))
+
+
+def _features(arrays: "dict[str, np.ndarray]", nodes: int, path: Path) -> Features:
+    import numpy as np
+
+    found: Features = None
+    if "x_indptr" in arrays:
+        found = _sparse(arrays, path)
+    elif "x" in arrays:
+        found = arrays["x"].astype(np.float32)
+    rows = nodes if found is None else found[3][0] if isinstance(found, tuple) else len(found)
+    if rows != nodes:
+        raise DataError(f"{shown(path)}: x has {rows} rows and y {nodes}; expected one row for each node")
+    return found
+
+
+def _sparse(arrays: "dict[str, np.ndarray]", path: Path) -> Features:
+    """CSR whose indices point inside."""
+    import numpy as np
+
+    if len(arrays["x_shape"]) != 2 or not len(arrays["x_indptr"]):
+        raise DataError(
+            f"{shown(path)}: x_shape or x_indptr is too short for a sparse matrix; get the file anew"
+        )
+    rows, width = map(int, arrays["x_shape"])
+    data, indices, indptr = (
+        arrays["x_data"].astype(np.float32),
+        arrays["x_indices"].astype(np.int64),
+        arrays["x_indptr"].astype(np.int64),
+    )
+    whole = (
+        len(indptr) == rows + 1
+        and indptr[0] == 0
+        and indptr[-1] == len(data) == len(indices)
+        and not (np.diff(indptr) < 0).any()
+    )
+    if not whole or (len(indices) and (indices.min() < 0 or indices.max() >= width)):
+        raise DataError(
+            f"{shown(path)}: x is no sparse matrix of {rows} rows and {width} columns; get the file anew"
+        )
+    return data, indices, indptr, (rows, width)

@@ -1,0 +1,78 @@
+"""Labelled sentences, one a line: the label first, or in a column of its own."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field, model_validator
+
+from overnight.config import Values
+from overnight.data.archives import plain
+from overnight.data.content import Handled, Texts
+from overnight.data.readers._common import count_empty, present, text
+from overnight.errors import DataError
+from overnight.paths import shown
+
+if TYPE_CHECKING:
+    from overnight.data.dataset import Entry
+
+Row = tuple[str, str]
+
+
+class Options(Values):
+    """Files by split, and how a line is laid out."""
+
+    splits: dict[str, str] = Field(min_length=1)
+    separator: str = Field(
+        " ", min_length=1, description='between the columns; with " " the rest of the line is the sentence'
+    )
+    label: int = Field(0, ge=0, description="column of the label, counted from 0")
+    text: int = Field(1, ge=0, description="column of the sentence")
+    header: bool = Field(default=False, description="the first line names the columns")
+    classes: dict[str, str] = Field(
+        {},
+        description="name of the class by label, in the order of their indices; the sorted labels when left out",
+    )
+
+    @model_validator(mode="after")
+    def _two_columns(self) -> "Options":
+        if self.label == self.text:
+            raise ValueError("label and text are the same column")
+        return self
+
+
+def read(folder: Path, options: Options, _entry: "Entry") -> Texts:
+    """Sentences with a class each. Blank lines are passed over and counted."""
+    handled = Handled()
+    rows = {split: _rows(present(folder, file), options, handled) for split, file in options.splits.items()}
+    labels = tuple(options.classes) or tuple(sorted({label for some in rows.values() for label, _ in some}))
+    index = {label: i for i, label in enumerate(labels)}
+    for split, some in rows.items():
+        unknown = next((label for label, _ in some if label not in index), None)
+        if unknown is not None:
+            raise DataError(
+                f"{shown(folder / options.splits[split])}: label {unknown!r} is not among {', '.join(map(repr, labels))}"
+            )
+    splits = {split: [(sentence, index[label]) for label, sentence in some] for split, some in rows.items()}
+    classes = tuple(options.classes.values()) or labels
+    count_empty(classes, (i for some in splits.values() for _, i in some), handled)
+    return Texts(splits, classes, handled)
+
+
+def _rows(path: Path, options: Options, handled: Handled) -> list[Row]:
+    rows, last = list[Row](), max(options.label, options.text)
+    for number, line in enumerate(text(plain(path)).split("\n"), 1):
+        if not line.strip():
+            handled["blank line dropped"] += 1
+            continue
+        if options.header and number == 1:
+            continue
+        fields = line.rstrip("\r").split(options.separator, last if options.separator == " " else -1)
+        if len(fields) <= last or not fields[options.label].strip():
+            raise DataError(
+                f"{shown(path)}: line {number}: expected a label and a sentence, found {line[:60]!r}; mend the line or the options"
+            )
+        rows.append((fields[options.label].strip(), fields[options.text].strip()))
+    handled["blank line dropped"] -= text(plain(path)).endswith(
+        "\n"
+    )  # the end of the last line is no blank line
+    return rows

@@ -1,0 +1,239 @@
+"""Which card a run uses: a real one seen by NVML, or the virtual one of a machine without a GPU."""
+
+import importlib.util
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from overnight.config import Values
+from overnight.errors import ServiceError
+from overnight.paths import state
+
+VIRTUAL_MIB = 12288
+MOST_DIGITS = 8  # of an amount: some 100 TB, which the sums of policy.py can still be made of
+RESERVE_MIB = 1024  # for the desktop, its browser and the CUDA contexts
+YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
+Policy = Literal["wait", "shrink", "yield"]
+DRIVERS = {13: 580, 12: 525}  # the oldest driver of a CUDA major version (CUDA compatibility guide)
+
+
+class Card(Values):
+    """One card and what of it may be granted.
+
+    reserved_mib: what the driver keeps for itself, granted to nobody; count: the virtual card counts the bytes of tensors and caps them;
+    policy: what a step does while other programs use the card: wait for what it asked, shrink to what is left, or wait, and yield when they
+    take what it holds: it then goes on from its checkpoint once they are gone.
+    """
+
+    uuid: str
+    name: str
+    total_mib: int
+    budget_mib: int
+    index: int = 0
+    driver: str = ""
+    reserved_mib: int = 0
+    count: bool = False
+    policy: Policy = "wait"
+
+    @property
+    def virtual(self) -> bool:
+        """No GPU stands behind it: the same budget and rules, on the CPU."""
+        return self.uuid == "virtual"
+
+    @property
+    def folder(self) -> Path:
+        """Where its ledger lies: one for each user and card, outside every checkout; the virtual card's lies inside."""
+        named = os.environ.get("OVERNIGHT_CARD_DIR")
+        if named:
+            return _home(named) / self.uuid
+        if self.virtual:
+            return state() / "cards" / "virtual"
+        home = Path(os.environ.get("XDG_STATE_HOME", ""))
+        home = (
+            home if home.is_absolute() else Path.home() / ".local" / "state"
+        )  # a relative one counts as none (XDG base directories)
+        return home / "overnight" / "cards" / self.uuid
+
+    def __str__(self) -> str:
+        if self.virtual:
+            size = (
+                f"{self.budget_mib / 1024:.3g} GiB" if self.budget_mib >= 1024 else f"{self.budget_mib} MiB"
+            )
+            return f"virtual card, {size}: no GPU is used, steps run on the CPU under the same rules"
+        return f"{self.name} (card {self.index}, driver {self.driver}): {self.budget_mib} of {self.total_mib} MiB may be granted"
+
+
+def find(
+    wanted: str | int | None = None, cpu: bool = False, count: bool = False, policy: Policy = "wait"
+) -> Card:
+    """The card to use: by index, UUID or "virtual", else the first of `$CUDA_VISIBLE_DEVICES`, the virtual one without a GPU or with `cpu`.
+
+    count: count bytes on the virtual card (`$OVERNIGHT_COUNT=1` does, too). Raises ServiceError when there is no such card, when torch
+    cannot use what NVML sees, or when the budget that was set is not one that the card has.
+    """
+    if wanted == "virtual":
+        cpu, wanted = True, None
+    cards = [] if cpu else real()
+    cards = visible(cards, os.environ.get("CUDA_VISIBLE_DEVICES")) if wanted is None else cards
+    if not cards:
+        if wanted is not None and not cpu:
+            raise ServiceError(
+                f"card {wanted!r}: this machine shows no NVIDIA card; leave `card` out, or use --cpu"
+            )
+        return virtual(count, policy)
+    chosen = (
+        cards[0]
+        if wanted is None
+        else next((c for c in cards if wanted in (c.index, str(c.index), c.uuid)), None)
+    )
+    if chosen is None:
+        raise ServiceError(
+            f"card {wanted!r}: there is no such card; there are {', '.join(f'{c.index} ({c.uuid})' for c in cards)}"
+        )
+    check_budget(chosen.name, chosen.total_mib, RESERVE_MIB)
+    check_driver(chosen.driver, torch_cuda())
+    return chosen.model_copy(update={"policy": policy})
+
+
+def visible(cards: list[Card], variable: str | None) -> list[Card]:
+    """Those that `$CUDA_VISIBLE_DEVICES` leaves, in its order, up to the first name that is no card's, as CUDA itself reads it."""
+    if variable is None:
+        return cards
+    found = []
+    for name in (part.strip() for part in variable.split(",")):
+        card = next((c for c in cards if name and (name == str(c.index) or c.uuid.startswith(name))), None)
+        if card is None:
+            break
+        found.append(card)
+    return found
+
+
+def virtual(count: bool = False, policy: Policy = "wait") -> Card:
+    """A card of `$OVERNIGHT_VIRTUAL_MIB` (12 GiB) that is not there."""
+    size = _mib("OVERNIGHT_VIRTUAL_MIB", VIRTUAL_MIB)
+    check_budget("the virtual card", size, 0)
+    count = count or _flag("OVERNIGHT_COUNT")
+    return Card(
+        uuid="virtual",
+        name="virtual",
+        total_mib=size,
+        budget_mib=_budget(size, 0),
+        count=count,
+        policy=policy,
+    )
+
+
+def real() -> list[Card]:
+    """Every card that NVML sees; none when there is no driver. Raises ServiceError when there is one, and it does not answer."""
+    import pynvml as nvml
+
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return []
+    try:
+        return [_card(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
+    except (
+        nvml.NVMLError
+    ) as error:  # a card that fell off the bus, a driver that was updated under the running system
+        raise ServiceError(
+            f"the NVIDIA driver does not say what the card is ({error}): see `nvidia-smi`, or use --cpu"
+        ) from None
+    finally:
+        with suppress(nvml.NVMLError):
+            nvml.nvmlShutdown()
+
+
+def _card(nvml: Any, index: int) -> Card:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    total, _, reserved = memory(nvml, handle)
+    return Card(
+        uuid=str(nvml.nvmlDeviceGetUUID(handle)),
+        name=str(nvml.nvmlDeviceGetName(handle)),
+        total_mib=total,
+        budget_mib=_budget(total, RESERVE_MIB),
+        index=index,
+        driver=str(nvml.nvmlSystemGetDriverVersion()),
+        reserved_mib=reserved,
+    )
+
+
+def memory(nvml: Any, handle: Any) -> tuple[int, int, int]:
+    """MiB of a card in all, used by programs, and kept by the driver for itself; old drivers count the last as used."""
+    try:
+        found = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+    except nvml.NVMLError:
+        found = nvml.nvmlDeviceGetMemoryInfo(handle)
+    return int(found.total) >> 20, int(found.used) >> 20, int(getattr(found, "reserved", 0)) >> 20
+
+
+def _budget(total_mib: int, reserve_mib: int) -> int:
+    """What may be granted: `$OVERNIGHT_BUDGET_MIB`, else all but `$OVERNIGHT_RESERVE_MIB`; `check_budget` refuses what cannot be."""
+    if os.environ.get("OVERNIGHT_BUDGET_MIB"):
+        return min(total_mib, _mib("OVERNIGHT_BUDGET_MIB", total_mib))
+    return max(1, total_mib - (_mib("OVERNIGHT_RESERVE_MIB", reserve_mib, least=0) if reserve_mib else 0))
+
+
+def check_budget(name: str, total_mib: int, reserve_mib: int) -> None:
+    """ServiceError when more is to be granted than the card has, or when nothing is left to grant."""
+    wanted = _mib("OVERNIGHT_BUDGET_MIB", total_mib)
+    if wanted > total_mib:
+        raise ServiceError(
+            f"OVERNIGHT_BUDGET_MIB={wanted}: {name} has {total_mib} MiB in all; ask for that or less, or unset it"
+        )
+    reserve = _mib("OVERNIGHT_RESERVE_MIB", reserve_mib, least=0) if reserve_mib else 0
+    if not os.environ.get("OVERNIGHT_BUDGET_MIB") and reserve >= total_mib:
+        raise ServiceError(
+            f"OVERNIGHT_RESERVE_MIB={reserve}: {name} has {total_mib} MiB in all, so nothing is left to grant; reserve less"
+        )
+
+
+def torch_cuda() -> str | None:
+    """The CUDA version torch was built for, read from its files: importing it takes seconds."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    found = re.search(
+        r"^cuda\b.*=\s*['\"]([\d.]+)['\"]",
+        (Path(spec.origin).parent / "version.py").read_text(),
+        re.MULTILINE,
+    )
+    return found.group(1) if found else None
+
+
+def check_driver(driver: str, cuda: str | None) -> None:
+    """ServiceError when torch cannot use the card: never a silent fall-back to the CPU."""
+    if cuda is None:
+        raise ServiceError(
+            "the installed torch has no CUDA in it, so it cannot use the card: run `make setup`, or use --cpu"
+        )
+    needed = DRIVERS.get(int(cuda.partition(".")[0]), 0)
+    if int(driver.partition(".")[0] or 0) < needed:
+        raise ServiceError(
+            f"the NVIDIA driver is {driver}, and torch's CUDA {cuda} needs {needed} or newer: update it, or use --cpu"
+        )
+
+
+def _home(named: str) -> Path:
+    """The folder that `$OVERNIGHT_CARD_DIR` names; with a user who is not there it stays relative, and is refused as such."""
+    with suppress(RuntimeError):
+        return Path(named).expanduser()
+    return Path(named)
+
+
+def _mib(variable: str, default: int, least: int = 1) -> int:
+    text = os.environ.get(variable) or str(default)
+    if not (text.isascii() and text.isdecimal()) or len(text.lstrip("0")) > MOST_DIGITS or int(text) < least:
+        raise ServiceError(
+            f"{variable}={text[:40]!r}: expected a whole number of MiB, {least} to {'9' * MOST_DIGITS}"
+        )
+    return int(text)
+
+
+def _flag(variable: str) -> bool:
+    text = os.environ.get(variable, "").strip().lower()
+    if text not in (*YES, *NO):
+        raise ServiceError(f"{variable}={text[:40]!r}: expected 1 or 0")
+    return text in YES

@@ -1,0 +1,90 @@
+"""What a CUDA context costs on this machine: memory of the card that every process takes before its first tensor.
+
+The driver's part, the libraries' handles and the kernels' code cannot be capped, so they come off the lease. Which process holds how
+much is unknown on WSL2, so the figure is the difference of the whole card's use around the making of a context. Neighbours may take
+or give back memory in that moment: what is not plausible is dropped, and the middle of several processes' figures counts.
+"""
+
+import importlib.metadata
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from overnight.gpu.card import Card
+from overnight.gpu.ledger import metadata
+
+MIB = 1 << 20
+UNMEASURED_MIB = 600
+PLAUSIBLE_MIB = (
+    100,
+    1600,
+)  # 1343 MiB is the most that was ever reported for a context without a leak (V100, 2022)
+TIMES = 3
+
+
+def overhead(card: Card) -> int:
+    """MiB of a lease that go to the CUDA context; 600 until it has been measured."""
+    if card.virtual:
+        return 0
+    found = sorted(_measured(card))
+    return found[len(found) // 2] if found else UNMEASURED_MIB
+
+
+def is_measured(card: Card) -> bool:
+    """Whether `overhead` is of this machine, with this driver and this torch."""
+    return bool(_measured(card))
+
+
+def measure(card: Card, used_mib: Callable[[], int], warm: Callable[[], int]) -> None:
+    """Measure it once more, unless that was done often enough for this driver and this torch.
+
+    used_mib: what the whole card uses; warm: makes the context and the handles, returns what torch's allocator took meanwhile (bytes).
+    """
+    found = _measured(card)
+    if len(found) >= TIMES:
+        return
+    before = used_mib()
+    taken = warm()
+    cost = used_mib() - before - -(-taken // MIB)
+    if PLAUSIBLE_MIB[0] <= cost <= PLAUSIBLE_MIB[1]:
+        _keep(card, [*found, cost])
+
+
+def warm_up() -> int:
+    """Make the context, and what a training will want of it: a kernel's code, the handles of cuBLAS and cuDNN; bytes torch now holds."""
+    import torch
+
+    device = torch.device("cuda")
+    weights = torch.ones(8, 8, 3, 3, device=device, requires_grad=True)
+    images = torch.ones(2, 8, 16, 16, device=device)
+    torch.nn.functional.conv2d(images, weights).flatten(1).square().mm(
+        torch.ones(8 * 14 * 14, 4, device=device)
+    ).sum().backward()  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize(device)
+    return torch.cuda.memory_reserved(device)
+
+
+def _measured(card: Card) -> list[int]:
+    """What was measured on this card with this driver and this torch."""
+    values = metadata.read(_path(card)).get(_key(card))
+    return [v for v in values if isinstance(v, int)] if isinstance(values, list) else []
+
+
+def _keep(card: Card, values: list[int]) -> None:
+    """For the processes to come; a full disk is no reason to stop."""
+    path = _path(card)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    with suppress(OSError):
+        part.write_text(json.dumps({**metadata.read(path), _key(card): values}, indent=1))
+        part.replace(path)
+
+
+def _path(card: Card) -> Path:
+    return card.folder / "overhead.json"
+
+
+def _key(card: Card) -> str:
+    """The folder is the card's own; the driver and torch are what may change."""
+    return f"driver {card.driver}, torch {importlib.metadata.version('torch')}"

@@ -1,0 +1,1 @@
+"""The queue for the card: files and kernel locks, weighted in MiB."""

@@ -1,0 +1,242 @@
+"""The virtual card's memory: every byte that torch's operators take on the CPU, counted by storage and held below a cap.
+
+A storage counts from the operator that makes it until its memory is given back, whoever holds it until then: a variable, autograd
+for the backward pass, an optimiser's state, autocast's cache. Views and operators that work in place add nothing; an operator that
+grows what it is given (resize_, set_, out=) adds what is new. Not counted is what no operator made while the counter was on: tensors
+from before it, arrays borrowed from NumPy or a file, what other threads make, the resizing of a bare storage. Not seen either is what
+an operator takes and gives back while it runs (the workspace of a convolution, the parts of a fused kernel): peaks are lower bounds.
+On the virtual card the host's work is the card's: batches that are made or augmented by torch count as well.
+
+A storage that is watched looks shared to autograd, which then adds up gradients in new memory rather than in place. That costs time;
+the peaks were the same.
+"""
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, UntypedStorage
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+
+ALIASES, MAKES, LIFTS, RESIZES, DECOMPOSES = range(5)  # what an operator does to storages
+PLAIN = frozenset({Tensor, torch.nn.Parameter})
+STRIDED = torch.strided
+SEVERAL = frozenset({list, tuple})
+NUMBERS = frozenset({int, float, bool, type(None)})  # among arguments: what is surely no tensor
+MIB = 1 << 20
+
+
+class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts live bytes while it is entered; raises torch.OutOfMemoryError where an operator would exceed `cap` (bytes; None: no cap).
+
+    The memory of the refused operator is given back before the error is raised: the count is what it was, and work may go on.
+    """
+
+    def __init__(self, cap: int | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.cap = cap
+        self._bytes = self._peak = self._refused = 0
+        self._marks = dict[int, _Mark]()
+        self._freed = deque[
+            _Mark
+        ]()  # filled by whichever thread lets a storage go, emptied by the one that counts
+        self._gone: Callable[[_Mark], None] = self._freed.append
+        self._kinds = dict[int, int]()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch's wrapper against compilation inside the handler costs more than the handler, and loads a compiler."""
+        return False
+
+    def use(self) -> int:
+        """Bytes alive now; from any thread."""
+        return self._bytes - sum(mark.bytes for mark in tuple(self._freed))
+
+    def peak(self) -> int:
+        """The most bytes that were alive at once."""
+        return self._peak
+
+    def refused(self) -> int:
+        """How many times the cap was met."""
+        return self._refused
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operator, then count what it made."""
+        kind = self._kinds.get(id(func))
+        if kind is None:
+            kind = self._kinds[id(func)] = _kind(func)
+        if kind == ALIASES:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        if kind == DECOMPOSES:
+            with self:
+                return func.decompose(*args, **(kwargs or {}))
+        before = self._before([args, kwargs]) if kind == RESIZES else []
+        out = func(*args, **kwargs) if kwargs else func(*args)
+        if self._freed:
+            self._settle()
+        had = self._bytes
+        if kind == MAKES:
+            self._take(out, args)
+        else:
+            self._take([old.tensor for old in before if old.changed()] if kind == RESIZES else out, ())
+        if self._bytes > self._peak:
+            if self.cap is None or self._bytes <= self.cap:
+                self._peak = self._bytes
+            else:
+                asked, out, args, kwargs = (
+                    self._bytes - had,
+                    None,
+                    (),
+                    None,
+                )  # this frame lives as long as the error
+                self._refuse(asked, had, before)
+        return out
+
+    def _before(self, given: Any) -> "list[_Before]":
+        """The tensors that an operator is given, as they are."""
+        storages = [(tensor, tensor.untyped_storage()) for tensor in _tensors(given)]
+        marks = [self._marks.get(storage._cdata) for _, storage in storages]
+        return [
+            _Before(t, s, s.nbytes(), mark.bytes if mark else 0, _view(t))
+            for (t, s), mark in zip(storages, marks, strict=True)
+        ]
+
+    def _take(self, made: Any, given: Any) -> None:
+        """Count the storages of what an operator made, but for those it was given and that were never counted."""
+        for item in made if type(made) in SEVERAL else (made,):
+            for tensor in (item,) if type(item) is Tensor and item.layout is STRIDED else _tensors(item):
+                storage = tensor.untyped_storage()
+                key, size = storage._cdata, storage.nbytes()
+                mark = self._marks.get(key)
+                if mark is None:
+                    if not storage.resizable() or not tensor.is_cpu or _has(given, key):
+                        continue
+                    mark = self._marks[key] = _Mark(storage, self._gone)
+                    mark.key, mark.bytes = key, size
+                    self._bytes += size
+                elif size != mark.bytes:
+                    self._bytes += size - mark.bytes
+                    mark.bytes = size
+
+    def _settle(self) -> None:
+        while self._freed:
+            mark = self._freed.popleft()
+            self._bytes -= mark.bytes
+            if self._marks.get(mark.key) is mark:
+                del self._marks[mark.key]
+
+    def _refuse(self, asked: int, had: int, before: "list[_Before]") -> None:
+        """Put back what the operator resized, and say how it stands."""
+        for old in before:
+            if old.changed():
+                self._marks[old.tensor.untyped_storage()._cdata].bytes = 0
+                old.restore()
+                if mark := self._marks.get(old.storage._cdata):
+                    mark.bytes = old.counted
+                self._bytes = had
+        before.clear()
+        self._settle()
+        self._refused += 1
+        cap = self.cap or 0
+        raise torch.OutOfMemoryError(
+            f"out of memory on the virtual card: {asked / MIB:.1f} MiB were asked for, {self._bytes / MIB:.1f} of {cap / MIB:.1f} MiB are in use"
+        )
+
+
+class _Mark(weakref.ref):  # type: ignore[type-arg]
+    """A storage that is counted, for as long as it lives. Made as `_Mark(storage, called at its end)`."""
+
+    __slots__ = ("bytes", "key")
+
+    bytes: int
+    key: int
+
+
+class _Before(NamedTuple):
+    """A tensor as it was before an operator that may grow it."""
+
+    tensor: Tensor
+    storage: UntypedStorage
+    bytes: int
+    counted: int
+    view: tuple[Any, ...]
+
+    def changed(self) -> bool:
+        storage = self.tensor.untyped_storage()
+        return storage._cdata != self.storage._cdata or storage.nbytes() != self.bytes
+
+    def restore(self) -> None:
+        if self.storage.nbytes() != self.bytes:
+            self.storage.resize_(self.bytes)
+        self.tensor.set_(self.storage, *self.view)
+
+
+def _view(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.storage_offset(), tensor.shape, tensor.stride()
+
+
+def _kind(func: Any) -> int:
+    """What an operator does to storages, from its schema."""
+    schema = getattr(func, "_schema", None)
+    if schema is None:
+        return MAKES
+    if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+        return DECOMPOSES  # seen under inference_mode alone, where nothing above has taken it apart
+    name = schema.name.rpartition("::")[2]
+    if name.startswith("lift"):
+        return LIFTS
+    if (
+        name == "set_"
+        or "resize" in name
+        or any(a.kwarg_only and a.alias_info and a.alias_info.is_write for a in schema.arguments)
+    ):
+        return RESIZES
+    return ALIASES if all(value.alias_info for value in schema.returns) else MAKES
+
+
+def _has(given: Any, key: int) -> bool:
+    """Whether a storage is one of those that an operator was given."""
+    for item in given:
+        kind = type(item)
+        if kind in PLAIN and item.layout is STRIDED:
+            if item.untyped_storage()._cdata == key:
+                return True
+        elif kind in NUMBERS or (kind in SEVERAL and (not item or type(item[0]) in NUMBERS)):
+            continue
+        elif any(tensor.untyped_storage()._cdata == key for tensor in _tensors(item)):
+            return True
+    return False
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in there that have a storage; in place of sparse and wrapped ones what they are made of."""
+    if isinstance(value, Tensor):
+        if value.layout is STRIDED and (type(value) in PLAIN or _is_plain(value)):
+            yield value
+        else:
+            yield from _tensors(_parts(value))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors([*value.values()])
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    wrapped: bool = is_traceable_wrapper_subclass(tensor)
+    return not wrapped and tensor.untyped_storage().device.type == "cpu"
+
+
+def _parts(tensor: Any) -> list[Tensor]:
+    """What a tensor without a storage of its own is made of; nothing for those of which that is not known (mkldnn, fake)."""
+    if is_traceable_wrapper_subclass(tensor):
+        return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+    if tensor.layout is torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    if tensor.layout in {torch.sparse_csr, torch.sparse_bsr}:
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    if tensor.layout in {torch.sparse_csc, torch.sparse_bsc}:
+        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    return []

@@ -1,1 +1,0 @@
-"""The parts of the training loop (overnight/training.py): batches, precision, memory, checkpoints, divergence."""

@@ -1,0 +1,21 @@
+"""Whether a step fits the card, known before it runs and without a card.
+
+predict(recipe or module, batch, target) -> Prediction, with its parts and a band; predict_peak(recipe, micro_batch, target)
+-> (low, high) MiB or None.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from overnight.memory.prediction import Constants, Prediction, Unknown, predict, predict_peak
+
+__all__ = ["Constants", "Prediction", "Unknown", "predict", "predict_peak"]
+
+
+def __getattr__(name: str) -> Any:
+    """Torch is imported when something is predicted, not before."""
+    if name not in __all__:
+        raise AttributeError(name)
+    from importlib import import_module
+
+    return getattr(import_module("overnight.memory.prediction"), name)

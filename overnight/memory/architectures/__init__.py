@@ -1,0 +1,1 @@
+"""Formulas of memory for language models and diffusion, from sizes alone."""

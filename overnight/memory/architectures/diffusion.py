@@ -1,0 +1,285 @@
+"""Stable Diffusion from its sizes alone: painting a picture, and LoRA training of its U-Net. Needs the extra `diffusion`.
+
+    predict_painting(Painting(model="sdxl", offload="model")) -> Prediction
+
+Painting is text encoder(s), U-Net (twice the batch: with and without the prompt), decoder, one after the other; whichever takes most is
+the peak. offload "model": one of them on the card at a time; "sequential": one layer's weights at a time.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+
+from overnight.config import Values
+from overnight.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from overnight.memory.prediction import Constants, Prediction
+    from overnight.training.recipe import Recipe
+
+MIB, TOKENS, SHRINK, CHANNELS = (
+    2**20,
+    77,
+    8,
+    4,
+)  # of a prompt; latents are eight times smaller and have four channels
+SIDES = {"sd-1.5": 512, "sdxl": 1024}
+UNETS: dict[str, dict[str, Any]] = {
+    "sd-1.5": {"sample_size": 64, "cross_attention_dim": 768},
+    "sdxl": {
+        "sample_size": 128,
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": 2048,
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+TEXTS = {  # width, feed-forward width, layers, heads
+    "sd-1.5": ((768, 3072, 12, 12),),
+    "sdxl": ((768, 3072, 12, 12), (1280, 5120, 32, 20)),
+}
+ADAPTED = ["to_q", "to_k", "to_v", "to_out.0"]
+
+
+class Painting(Values):
+    """Which model, how large a picture, how it is kept."""
+
+    model: Literal["sd-1.5", "sdxl"] = "sd-1.5"
+    method: Literal["infer", "lora"] = "infer"
+    batch: int = Field(1, ge=1, le=1024, description="pictures at once")
+    size: int | None = Field(
+        None, ge=64, le=8192, description="side in pixels; the model's own when left out"
+    )
+    precision: Literal["fp16", "bf16", "fp32"] = "fp16"
+    offload: Literal["none", "model", "sequential"] = "none"
+    checkpointing: bool = False
+    rank: int = Field(16, ge=1, le=1024)
+
+    @field_validator("size")
+    @classmethod
+    def _whole(cls, size: int | None) -> int | None:
+        if size is not None and size % 64:
+            raise ValueError("must be a multiple of 64")
+        return size
+
+    @classmethod
+    def of(cls, **values: Any) -> "Painting":
+        """The same with every mistake in one BadInput."""
+        try:
+            found = cls(**values)
+        except ValidationError as error:
+            raise BadInput(
+                [
+                    f"{'.'.join(map(str, e['loc']))}: {e['msg']}, there is {e['input']!r}"
+                    for e in error.errors()
+                ]
+            ) from None
+        if found.method == "lora" and (found.offload != "none" or found.model != "sd-1.5"):
+            raise BadInput(
+                f"LoRA training is known of sd-1.5 without offload, not of {found.model} with offload {found.offload!r}"
+            )
+        return found
+
+    @property
+    def side(self) -> int:
+        return self.size or SIDES[self.model]
+
+
+def predict_painting(painting: Painting, constants: "Constants | None" = None) -> "Prediction":
+    """The peak; `phase` says of what. Raises BadInput without the extra `diffusion`."""
+    from overnight.memory.prediction import Constants, Prediction, Unknown, predict
+    from overnight.memory.silence import quiet
+
+    try:
+        with quiet():
+            if painting.method == "lora":
+                return predict(painting_recipe(painting), painting.batch, constants=constants)
+            return _painted(painting, constants or Constants())
+    except Unknown as error:
+        return Prediction("cuda", painting.batch, unknown=str(error))
+    except ImportError as error:
+        raise BadInput(
+            f"{error}; diffusion needs the extras llm and diffusion: make setup, or pip install 'overnight[llm,diffusion]'"
+        ) from None
+
+
+def _painted(painting: Painting, constants: "Constants") -> "Prediction":
+    """Of the net that takes most."""
+    from overnight.memory.call_traces import traced_calls
+    from overnight.memory.prediction import weighed
+
+    parts, n = _parts(painting), painting.batch
+    if painting.offload == "none":
+        return weighed(traced_calls(parts), n, "cuda", 0.0, constants)
+    each = [traced_calls({name: part}) for name, part in parts.items()]
+    if painting.offload == "model":
+        return max((weighed(trace, n, "cuda", 0.0, constants) for trace in each), key=lambda p: p.mib)
+    leaves = [_largest_leaf(build) for build, _ in parts.values()]
+    found = [weighed(trace.without("build"), n, "cuda", 0.0, constants) for trace in each]
+    return max((_with(p, leaf) for p, leaf in zip(found, leaves, strict=True)), key=lambda p: p.mib)
+
+
+def _with(found: "Prediction", mib: float) -> "Prediction":
+    """And that much of weights beside."""
+    mibs = {
+        name: getattr(found, name) + mib for name in ("mib", "low_mib", "high_mib", "needed_mib", "live_mib")
+    }
+    parts = {**found.parts, "weights": found.parts.get("weights", 0.0) + mib} if mib else found.parts
+    return replace(found, **mibs, parts=parts)
+
+
+def _largest_leaf(build: "Callable[[], nn.Module]") -> float:
+    import torch
+
+    with torch.device("meta"):
+        model = build()
+    return (
+        max(sum(p.numel() * p.element_size() for p in m.parameters(recurse=False)) for m in model.modules())
+        / MIB
+    )
+
+
+# ------------------------------------------------------------------------------------------------ the nets
+
+
+def _parts(painting: Painting) -> "dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Any]]]":
+    """Each net with how painting calls it."""
+    import torch
+
+    dtype = _dtype(painting)
+    n, small = 2 * painting.batch, painting.side // SHRINK
+
+    def unet(model: Any) -> Any:
+        width = UNETS[painting.model]["cross_attention_dim"]
+        added = {"text_embeds": torch.zeros(n, 1280, dtype=dtype), "time_ids": torch.zeros(n, 6, dtype=dtype)}
+        return model(
+            torch.zeros(n, CHANNELS, small, small, dtype=dtype),
+            torch.zeros(n, dtype=torch.long),
+            torch.zeros(n, TOKENS, width, dtype=dtype),
+            added_cond_kwargs=added if painting.model == "sdxl" else None,
+        )
+
+    upcast = (
+        torch.float32 if painting.model == "sdxl" else dtype
+    )  # its decoder overflows in half precision, and is run in float32
+    found: dict[str, Any] = {
+        f"text encoder {i}": (
+            functools.partial(_text, sizes, dtype),
+            lambda m: m(torch.zeros(n, TOKENS, dtype=torch.long)),
+        )
+        for i, sizes in enumerate(TEXTS[painting.model], 1)
+    }
+    found["U-Net"] = (functools.partial(_unet, painting), unet)
+    latents = functools.partial(torch.zeros, painting.batch, CHANNELS, small, small, dtype=upcast)
+    found["decoder"] = (functools.partial(_vae, upcast), lambda m: m.decode(latents()))
+    return found
+
+
+def _dtype(painting: Painting) -> Any:
+    import torch
+
+    return {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[painting.precision]
+
+
+def _unet(painting: Painting) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(**UNETS[painting.model]).to(_dtype(painting))
+
+
+def _vae(dtype: Any) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        latent_channels=CHANNELS,
+        sample_size=512,
+    ).to(dtype)
+
+
+def _text(sizes: tuple[int, int, int, int], dtype: Any) -> Any:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import transformers
+
+    hidden, inner, layers, heads = sizes
+    config = transformers.CLIPTextConfig(
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        projection_dim=hidden,
+    )
+    config.vocab_size = 49408
+    return transformers.CLIPTextModelWithProjection(config).to(dtype)
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+def painting_recipe(painting: Painting) -> "Recipe[Any]":
+    """LoRA of the U-Net as a Recipe: pictures are encoded and prompts read within the step, by frozen nets in half precision."""
+    import torch
+
+    from overnight.training.recipe import Recipe, TrainParams, constant
+
+    return Recipe(
+        build=functools.partial(_trained, painting),
+        example=lambda n: {
+            "pixels": torch.zeros(n, 3, painting.side, painting.side, dtype=_dtype(painting)),
+            "tokens": torch.zeros(n, TOKENS, dtype=torch.long),
+        },
+        batches=lambda data, _generator: data,
+        steps_per_epoch=len,
+        loss=lambda model, batch: (_denoised(model, batch), torch.tensor(1)),
+        optimiser=lambda model: torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]),
+        schedule=constant,
+        evaluate=lambda _model, _data, _split: {},
+        sample=lambda: None,
+        params=TrainParams(batch=painting.batch, micro_batch=painting.batch, precision=painting.precision),
+        clip=1.0,
+    )
+
+
+def _trained(painting: Painting) -> "nn.Module":
+    import peft
+    from torch import nn
+
+    unet = _unet(painting).requires_grad_(False)
+    unet.add_adapter(peft.LoraConfig(r=painting.rank, target_modules=ADAPTED))
+    for weight in unet.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()  # adapters are trained in float32
+    if painting.checkpointing:
+        unet.enable_gradient_checkpointing()
+    vae, text = (
+        net.requires_grad_(False)
+        for net in (_vae(_dtype(painting)), _text(TEXTS[painting.model][0], _dtype(painting)))
+    )
+    return nn.ModuleDict({"unet": unet, "vae": vae, "text": text})
+
+
+def _denoised(model: Any, batch: dict[str, "Tensor"]) -> "Tensor":
+    import torch
+
+    with torch.no_grad():
+        latents = model["vae"].encode(batch["pixels"]).latent_dist.sample()
+        states = model["text"](batch["tokens"]).last_hidden_state
+    noise = torch.randn_like(latents)
+    steps = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
+    guess = model["unet"](latents + noise, steps, states).sample
+    return torch.nn.functional.mse_loss(guess.float(), noise.float())

@@ -1,0 +1,276 @@
+"""Fine-tuning of language models as Recipes, from a config alone: no weights, no download.
+
+    predict_language(Tuning(model="llama-2-7b", method="qlora", sequence=512)) -> Prediction
+
+Needs the extra `llm`. Adapters go through peft as a user would write them; the layers of 4 bits and the 8-bit optimiser are tensors of
+the bytes that bitsandbytes holds (quantised.py). Encoders (BERT ...) are trained as classifiers, all else on the next token.
+"""
+
+import functools
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from overnight.config import Values
+from overnight.errors import BadInput
+from overnight.memory.architectures.shapes import ENCODERS, config_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from overnight.memory.prediction import Constants, Prediction, Target
+    from overnight.memory.trace import Trace
+    from overnight.training.recipe import Recipe
+
+EXTRA = "language models need the extra llm: make setup, or pip install 'overnight[llm]'"
+HEADS = ("classifier", "pre_classifier", "score")
+OTHERS = ("auto_map", "quantization_config", "architectures")  # of a config.json, that change no size
+ALL_LINEAR, MOST_LAYERS = "all-linear", 1000
+LEARNED = (
+    "gpt2",
+    "opt",
+    "bert",
+    "roberta",
+    "electra",
+    "distilbert",
+    "camembert",
+    "xlm-roberta",
+    "albert",
+    "mpnet",
+)  # places, not turned ones
+ALIKE = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "cohere",
+    "gemma",
+    "phi",
+    "opt",
+    "gpt2",
+    "gpt_neox",
+    "bert",
+    "roberta",
+    "electra",
+    "distilbert",
+)
+
+
+class Tuning(Values):
+    """What is trained, and how. Sizes are those of one micro-batch."""
+
+    model: str = Field(description="a name of shapes.MODELS, or a config.json")
+    method: Literal["full", "lora", "qlora"] = "full"
+    batch: int = Field(1, ge=1, le=2**16, description="sequences on the card at once")
+    sequence: int = Field(512, ge=1, le=2**20, description="tokens of each")
+    precision: Literal["bf16", "fp16", "fp32", "amp"] = Field(
+        "bf16", description="of the weights; amp: weights fp32, arithmetic bf16"
+    )
+    checkpointing: bool = Field(
+        False, description="keep a layer's input alone and compute the rest again in the backward pass"
+    )
+    optimiser: Literal["adamw", "adamw8bit", "adafactor", "sgd"] = "adamw"
+    accumulate: int = Field(1, ge=1, description="micro-batches in an optimiser step")
+    rank: int = Field(16, ge=1, le=4096)
+    targets: str = Field(
+        ALL_LINEAR, description="layers that adapters go to: all-linear, or names with commas between"
+    )
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    layers: int | None = Field(None, ge=1, le=MOST_LAYERS, description="fewer layers than the model has")
+    classes: int = Field(2, ge=1, description="of an encoder's classifier")
+
+    @classmethod
+    def of(cls, **values: Any) -> "Tuning":
+        """The same with every mistake in one BadInput."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            said = [
+                f"{'.'.join(map(str, e['loc']))}: {e['msg']}, there is {e['input']!r}" for e in error.errors()
+            ]
+            raise BadInput(said) from None
+
+
+def language_recipe(tuning: Tuning) -> "Recipe[Any]":
+    """The training as a Recipe; its batches are made up, of the longest sequence. Raises BadInput for a model that nobody here knows."""
+    import torch
+
+    from overnight.training.recipe import Recipe, TrainParams, constant
+
+    values = config_of(tuning.model)
+    _within(tuning, values)
+    build = functools.partial(_model, tuning, values)
+    _checked(tuning, values)
+    lowered = {"amp": "bf16"}.get(tuning.precision, "fp32")
+    params = TrainParams(
+        batch=tuning.batch * min(2, tuning.accumulate), micro_batch=tuning.batch, precision=lowered
+    )  # two tell as much as many
+    return Recipe(
+        build=build,
+        example=functools.partial(_example, tuning, values),
+        batches=lambda data, _generator: data,
+        steps_per_epoch=len,
+        loss=lambda model, batch: (model(**batch).loss, torch.tensor(1)),
+        optimiser=lambda model: _optimiser(tuning, [p for p in model.parameters() if p.requires_grad]),
+        schedule=constant,
+        evaluate=lambda _model, _data, _split: {},
+        params=params,
+        clip=1.0,
+    )
+
+
+def predict_language(
+    tuning: Tuning, target: "Target" = "cuda", constants: "Constants | None" = None
+) -> "Prediction":
+    """The peak of a training step. A model that cannot be traced ends with `unknown` set; raises BadInput for nonsense."""
+    from overnight.memory.prediction import Constants, Prediction, Unknown, weighed
+
+    try:
+        trace = traced_language(tuning, target)
+    except Unknown as error:
+        return Prediction(target, tuning.batch, unknown=str(error))
+    return weighed(trace, tuning.batch, target, 0.0, constants or Constants())
+
+
+def traced_language(tuning: Tuning, target: "Target" = "cuda") -> "Trace":
+    """Every allocation of a step; of layers that are alike few are traced. Raises Unknown and BadInput."""
+    from overnight.memory.architectures.layers import deep
+    from overnight.memory.prediction import traced
+    from overnight.memory.silence import quiet
+
+    def at(layers: int | None) -> "Trace":
+        return traced(language_recipe(tuning.model_copy(update={"layers": layers})), tuning.batch, target)
+
+    with quiet():
+        count = _layers(tuning)
+        return deep(at, count) if count else at(tuning.layers)
+
+
+def _layers(tuning: Tuning) -> int:
+    """How many, where they are all alike; else 0."""
+    values = config_of(tuning.model)
+    config = _config(tuning, values)
+    mixed = len(set(getattr(config, "layer_types", None) or [1])) > 1
+    return int(config.num_hidden_layers) if values["model_type"] in ALIKE and not mixed else 0
+
+
+def _within(tuning: Tuning, values: dict[str, Any]) -> None:
+    """Raises BadInput for a sequence longer than the places that a model has learned."""
+    most = getattr(_config(tuning, values), "max_position_embeddings", None)
+    if values["model_type"] in LEARNED and most and tuning.sequence > most:
+        raise BadInput(
+            f"model {tuning.model!r} has places for {most} tokens, a sequence of {tuning.sequence} is longer; give --sequence {most} or less"
+        )
+
+
+def _checked(tuning: Tuning, values: dict[str, Any]) -> None:
+    """Raises BadInput where the model, or peft, does not take the values; one layer tells."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            _model(tuning.model_copy(update={"layers": 1}), values)
+    except ImportError as error:
+        raise BadInput(f"{error}; {EXTRA}") from None
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        OSError,
+        ZeroDivisionError,
+    ) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BadInput(
+            f"model {tuning.model!r} with method {tuning.method!r} cannot be built: {first[:200]}"
+        ) from None
+
+
+def _model(tuning: Tuning, values: dict[str, Any]) -> "nn.Module":
+    """Built on the device that is current: meta."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(tuning.precision, torch.float32)
+    model = _base(tuning, values).to(dtype)
+    model.config.use_cache = False
+    if tuning.method == "qlora":
+        from overnight.memory.architectures.quantised import four_bit
+
+        four_bit(model, spared=("lm_head", *HEADS))
+    if tuning.checkpointing:
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    found: nn.Module = _adapted(model, tuning, values) if tuning.method != "full" else model
+    return found
+
+
+def _base(tuning: Tuning, values: dict[str, Any]) -> Any:
+    import transformers
+
+    encoder = values["model_type"] in ENCODERS
+    kind = transformers.AutoModelForSequenceClassification if encoder else transformers.AutoModelForCausalLM
+    return kind.from_config(_config(tuning, values), attn_implementation=tuning.attention)
+
+
+def _config(tuning: Tuning, values: dict[str, Any]) -> Any:
+    """As transformers has it. Raises BadInput for a type or a value that it does not take."""
+    try:
+        import transformers
+        from huggingface_hub.errors import StrictDataclassError
+
+        known = {name: value for name, value in values.items() if name not in ("model_type", *OTHERS)}
+        config = transformers.AutoConfig.for_model(values["model_type"], **known)
+    except ImportError as error:
+        raise BadInput(f"{error}; {EXTRA}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError) as error:
+        raise BadInput(f"model {tuning.model!r}: {' '.join(str(error).split())[:200]}") from None
+    if tuning.layers:
+        config.num_hidden_layers = tuning.layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[: tuning.layers]
+    if values["model_type"] in ENCODERS:
+        config.num_labels = tuning.classes
+    return config
+
+
+def _adapted(model: Any, tuning: Tuning, values: dict[str, Any]) -> Any:
+    import peft
+
+    if tuning.checkpointing:
+        model.enable_input_require_grads()  # else nothing below the first adapter asks for gradients, and no layer is computed again
+    task = "SEQ_CLS" if values["model_type"] in ENCODERS else "CAUSAL_LM"
+    targets = (
+        tuning.targets
+        if tuning.targets == ALL_LINEAR
+        else [name.strip() for name in tuning.targets.split(",")]
+    )
+    heads = (
+        list(HEADS) if task == "SEQ_CLS" else None
+    )  # trained in full by themselves, so no adapters for them
+    return peft.get_peft_model(
+        model, peft.LoraConfig(task_type=task, r=tuning.rank, target_modules=targets, exclude_modules=heads)
+    )
+
+
+def _example(tuning: Tuning, values: dict[str, Any], n: int) -> "dict[str, Tensor]":
+    import torch
+
+    batch = {
+        name: torch.zeros(n, tuning.sequence, dtype=torch.long) for name in ("input_ids", "attention_mask")
+    }
+    shape = (n,) if values["model_type"] in ENCODERS else (n, tuning.sequence)
+    return batch | {"labels": torch.zeros(shape, dtype=torch.long)}
+
+
+def _optimiser(tuning: Tuning, weights: "list[Tensor]") -> Any:
+    import torch
+
+    if tuning.optimiser == "adamw8bit":
+        from overnight.memory.architectures.quantised import AdamW8bit
+
+        return AdamW8bit(weights)
+    kind = {"adamw": torch.optim.AdamW, "adafactor": torch.optim.Adafactor, "sgd": torch.optim.SGD}[
+        tuning.optimiser
+    ]
+    return kind(weights, lr=1e-4)

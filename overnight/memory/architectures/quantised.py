@@ -1,0 +1,120 @@
+"""What 4-bit weights and 8-bit optimisers hold, in tensors that a trace can see.
+
+Written from the published formats of bitsandbytes: two weights of 4 bits to a byte, a scale for each 64 weights, itself in 8 bits with a
+scale for each 256 scales (double quantisation); for a product the weights are made whole again for the while it takes, forward and
+backward alike. An 8-bit optimiser keeps its two states in a byte each with a scale for each 256.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+BLOCK, SCALES, STATES = (
+    64,
+    256,
+    256,
+)  # weights to a scale, scales to a scale of scales, optimiser states to a scale
+LEAST_8BIT = 4096  # elements below which an optimiser keeps its state in float32
+
+
+def four_bit(model: nn.Module, double: bool = True, spared: Iterable[str] = ("lm_head",)) -> nn.Module:
+    """The model (on the meta device) with every linear layer but the spared ones in 4 bits, as loading it so does."""
+    named = [
+        (name, module)
+        for name, module in model.named_modules()
+        if type(module).__name__ in ("Linear", "Conv1D")
+    ]
+    for name, linear in named:
+        parent, _, own = name.rpartition(".")
+        if own not in spared:
+            setattr(model.get_submodule(parent), own, _packed(linear, double))
+    model.is_loaded_in_4bit = True  # type: ignore[assignment]  # what peft looks at
+    return model
+
+
+def _packed(linear: nn.Module, double: bool) -> nn.Module:
+    """A layer that peft takes for the real one. GPT-2's own kind has its weights the other way round."""
+    from bitsandbytes.nn import Linear4bit
+
+    class Packed(Linear4bit):  # type: ignore[misc]
+        """Holds the bytes of a 4-bit layer, and makes the temporaries of its products."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            scales = [getattr(self, name) for name in ("absmax", "scales", "offset") if hasattr(self, name)]
+            out: Tensor = _Product.apply(
+                x.to(self.made), self.weight, scales, self.out_features, self.in_features, self.made
+            )
+            return (out if self.bias is None else out + self.bias.to(out.dtype)).to(x.dtype)
+
+    real: Any = linear
+    rows, columns = real.weight.shape if isinstance(linear, nn.Linear) else real.weight.T.shape
+    count = rows * columns
+    blocks = -(-count // BLOCK)
+    with torch.device("meta"):
+        found: Any = Packed(columns, rows, real.bias is not None, real.weight.dtype)
+        held = {"weight": torch.empty(-(-count // 2), 1, dtype=torch.uint8), "code": torch.empty(16)}
+        held["absmax"] = torch.empty(blocks, dtype=torch.uint8 if double else torch.float32)
+        if double:
+            held |= {
+                "scales": torch.empty(-(-blocks // SCALES)),
+                "scale_code": torch.empty(256),
+                "offset": torch.empty(()),
+            }
+    for name, tensor in held.items():
+        setattr(found, name, nn.Parameter(tensor, requires_grad=False))
+    found.weight.compress_statistics, found.weight.quant_type = double, "nf4"  # what peft asks for
+    found.made, found.bias = real.weight.dtype, real.bias
+    return found  # type: ignore[no-any-return]
+
+
+def _whole(packed: Tensor, scales: list[Tensor], rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """The weights in full; while they are made, the scales in full too."""
+    full = (
+        torch.empty(scales[0].shape, dtype=torch.float32, device=packed.device) if len(scales) > 1 else None
+    )
+    whole = torch.empty(rows, columns, dtype=dtype, device=packed.device)
+    del full
+    return whole
+
+
+class _Product(torch.autograd.Function):
+    """x W^T with W made whole and dropped, in the backward pass as well; no input is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, packed: Tensor, scales: list[Tensor], rows: int, columns: int, dtype: torch.dtype
+    ) -> Tensor:
+        ctx.packed, ctx.scales, ctx.sizes = packed, scales, (rows, columns, dtype)
+        return nn.functional.linear(x, _whole(packed, scales, rows, columns, dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        found = gradient @ _whole(ctx.packed, ctx.scales, *ctx.sizes) if ctx.needs_input_grad[0] else None
+        return found, None, None, None, None, None
+
+
+class AdamW8bit(torch.optim.Optimizer):
+    """Holds what an AdamW with states of 8 bits holds; its kernels work in place."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float = 1e-3) -> None:
+        super().__init__(params, {"lr": lr})
+        self.codes = list[Tensor]()  # two tables that all weights share
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        for weight in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            if weight not in self.state:
+                self.state[weight] = self._state(weight)
+            weight.add_(weight.grad.to(weight.dtype), alpha=0.0)
+
+    def _state(self, weight: Tensor) -> dict[str, Tensor]:
+        if weight.numel() < LEAST_8BIT:
+            return {f"state{i}": torch.zeros_like(weight, dtype=torch.float32) for i in (1, 2)}
+        if not self.codes:
+            self.codes = [torch.empty(256, device=weight.device) for _ in range(2)]
+        scales = {
+            f"absmax{i}": torch.zeros(-(-weight.numel() // STATES), device=weight.device) for i in (1, 2)
+        }
+        return {f"state{i}": torch.zeros_like(weight, dtype=torch.uint8) for i in (1, 2)} | scales

@@ -1,0 +1,195 @@
+"""Bytes of a language model's weights: by arithmetic for each way to quantise them, or as the header of a file says."""
+
+import json
+import math
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from overnight.errors import BadInput
+from overnight.memory.architectures.shapes import Shape
+
+BLOCKS = {  # bytes and weights of a block of the GGUF formats
+    "f32": (4, 1),
+    "f16": (2, 1),
+    "bf16": (2, 1),
+    "q4_0": (18, 32),
+    "q4_1": (20, 32),
+    "q5_0": (22, 32),
+    "q5_1": (24, 32),
+    "q8_0": (34, 32),
+    "q2_k": (84, 256),
+    "q3_k": (110, 256),
+    "q4_k": (144, 256),
+    "q5_k": (176, 256),
+    "q6_k": (210, 256),
+    "q8_k": (292, 256),
+}
+NUMBERS = {
+    0: "f32",
+    1: "f16",
+    2: "q4_0",
+    3: "q4_1",
+    6: "q5_0",
+    7: "q5_1",
+    8: "q8_0",
+    10: "q2_k",
+    11: "q3_k",
+    12: "q4_k",
+    13: "q5_k",
+}
+NUMBERS |= {14: "q6_k", 15: "q8_k", 30: "bf16"}  # of the types in a GGUF file
+MIXES = {"q4_k_m": "q4_k", "q5_k_m": "q5_k"}  # of which some tensors are q6_k
+TRANSFORMERS = ("fp32", "fp16", "bf16", "int8", "nf4")
+LLAMA_CPP = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")
+WAYS = (*TRANSFORMERS, *LLAMA_CPP)
+
+
+def weight_bytes(shape: Shape, way: str) -> int:
+    """All weights of the model, in bytes. way: one of WAYS."""
+    return sum(tensor_bytes(shape, name, size, way) for name, size in shape.tensors())
+
+
+def tensor_bytes(shape: Shape, name: str, size: tuple[int, ...], way: str) -> int:
+    """One tensor: quantised if it is the matrix of a layer; norms and biases stay as they are."""
+    count = math.prod(size)
+    if way in TRANSFORMERS:
+        return _of_transformers(name, size, count, way)
+    kind = "f32" if len(size) == 1 else _of_gguf(shape, name, way)
+    block, weights = BLOCKS[kind]
+    return -(-count // weights) * block
+
+
+def _of_transformers(name: str, size: tuple[int, ...], count: int, way: str) -> int:
+    if way in ("fp32", "fp16", "bf16") or len(size) == 1 or name in ("token_embd", "output"):
+        return count * (4 if way == "fp32" else 2)
+    if way == "int8":
+        return count + 4 * size[0]  # a scale for each output
+    scales = -(-count // 64)
+    return -(-count // 2) + scales + 4 * -(-scales // 256) + 4 * (16 + 256 + 1)
+
+
+def _of_gguf(shape: Shape, name: str, way: str) -> str:
+    """The format of a tensor in a file of that kind; the mixes (..._m) spend more bits on what suffers most."""
+    plain = MIXES.get(way, way)
+    if name == "output" or (name == "token_embd" and shape.tied):
+        return plain if plain in ("f16", "q8_0") else "q6_k"
+    if way not in MIXES or not name.endswith(("attn_v", "ffn_down")):
+        return plain
+    layer, n = int(name.split(".")[1]), shape.layers
+    if layer < n // 8 or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2:
+        return "q6_k"
+    return (
+        "q5_k" if name.endswith("attn_v") and shape.layers == 80 and plain == "q4_k" else plain
+    )  # shared by eight heads in a 70B
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the headers of a file say: bytes of all weights, and the values that name the model's sizes (GGUF alone)."""
+
+    bytes: int
+    tensors: int
+    values: dict[str, Any]
+
+
+def read_header(path: Path) -> Weights:
+    """Of a .gguf, a .safetensors or its index (.json, for several files); reads no weights. Raises BadInput."""
+    try:
+        readers = {".gguf": _gguf, ".safetensors": _safetensors}
+        found = readers.get(path.suffix, _index)(path)
+        if found.bytes <= 0:
+            raise ValueError(f"{found.bytes} bytes of weights")
+    except OSError as error:
+        raise BadInput(
+            f"{path}: {error.strerror or error}; give a .gguf, a .safetensors or its index"
+        ) from None
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        struct.error,
+        RecursionError,
+        OverflowError,
+        MemoryError,
+    ) as error:
+        raise BadInput(
+            f"{path}: no header of weights can be read ({type(error).__name__}: {str(error)[:80]}); is the file whole?"
+        ) from None
+    return found
+
+
+def _index(path: Path) -> Weights:
+    return Weights(int(json.loads(path.read_text(encoding="utf-8"))["metadata"]["total_size"]), 0, {})
+
+
+def _safetensors(path: Path) -> Weights:
+    with path.open("rb") as file:
+        length = struct.unpack("<Q", _exactly(file, 8, path))[0]
+        header = json.loads(_exactly(file, length, path))
+    spans = [value["data_offsets"] for name, value in header.items() if name != "__metadata__"]
+    if any(not 0 <= begin <= end for begin, end in spans):
+        raise ValueError("a tensor that ends before it begins")
+    return Weights(sum(end - begin for begin, end in spans), len(spans), {})
+
+
+def _exactly(file: BinaryIO, count: int, path: Path) -> bytes:
+    if not 0 <= count <= path.stat().st_size:
+        raise ValueError(f"a part of {count} bytes in a file of {path.stat().st_size}")
+    found = file.read(count)
+    if len(found) != count:
+        raise ValueError("it ends early")
+    return found
+
+
+def _gguf(path: Path) -> Weights:
+    with path.open("rb") as file:
+        read = _Reader(file, path)
+        magic, version = read.bytes(4), read.number("I")
+        if magic != b"GGUF" or version not in (2, 3):
+            raise ValueError(f"begins with {magic!r}, version {version}")
+        tensors, values = read.number("Q"), read.number("Q")
+        found = {read.text(): read.value(read.number("I")) for _ in range(values)}
+        total = sum(read.tensor() for _ in range(tensors))
+    return Weights(total, tensors, found)
+
+
+SCALARS = "BbHhIif?"  # types 0 to 7 of a GGUF value; 8 a text, 9 a list, 10 to 12 numbers of 64 bits
+
+
+class _Reader:
+    """The parts of a GGUF header, one after the other."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self.bytes: Callable[[int], bytes] = lambda count: _exactly(file, count, path)
+
+    def number(self, kind: str) -> Any:
+        return struct.unpack(f"<{kind}", self.bytes(struct.calcsize(f"<{kind}")))[0]
+
+    def text(self) -> str:
+        return self.bytes(self.number("Q")).decode("utf-8", "replace")
+
+    def value(self, kind: int) -> Any:
+        if kind < len(SCALARS):
+            return self.number(SCALARS[kind])
+        if kind == 8:
+            return self.text()
+        if kind == 9:
+            inner, count = self.number("I"), self.number("Q")
+            if inner == 9:
+                raise ValueError("a list of lists")
+            return [self.value(inner) for _ in range(count)]
+        return self.number({10: "Q", 11: "q", 12: "d"}[kind])
+
+    def tensor(self) -> int:
+        """Bytes of the next tensor."""
+        self.text()
+        sizes = [self.number("Q") for _ in range(self.number("I"))]
+        block, weights = BLOCKS[NUMBERS[self.number("I")]]
+        self.number("Q")
+        return int(-(-math.prod(sizes) // weights) * block)

@@ -1,0 +1,84 @@
+"""Any nn.Module as a Recipe, so that its training can be predicted like a task's."""
+
+import copy
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from overnight.training.recipe import Batch, Recipe, TrainParams, constant
+
+Loss = Callable[[nn.Module, Batch], Tensor]
+INPUT = "input"
+
+
+class ModuleParams(TrainParams):
+    """Of a module that is trained by a loop of somebody's own: nothing of ours is laid over it."""
+
+
+def as_recipe(
+    module: nn.Module,
+    batch: Any,
+    loss: Loss | None = None,
+    optimiser: Callable[[Any], torch.optim.Optimizer] | None = None,
+    precision: str = "fp32",
+    accumulate: int = 1,
+) -> Recipe[Any]:
+    """A recipe that trains the module on that batch.
+
+    batch: a tensor, a tuple of tensors or a mapping of names to tensors, on any device (meta will do), samples first.
+    loss(module, batch) -> scalar; left out: the output's `loss`, else the sum of its first tensor.
+    optimiser(parameters) -> optimiser; left out: AdamW. accumulate: micro-batches in an effective batch.
+    """
+    inputs, by_name = _named(batch), isinstance(batch, Mapping)
+    trained = optimiser or torch.optim.AdamW
+    params = ModuleParams(batch=accumulate, micro_batch=1, precision=precision)
+    return Recipe(
+        build=partial(_twin, module),
+        example=lambda _n: {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in inputs.items()},
+        batches=lambda data, _generator: data,
+        steps_per_epoch=len,
+        loss=lambda model, found: (_loss(loss, model, found, by_name=by_name), torch.tensor(1)),
+        optimiser=lambda model: trained([p for p in model.parameters() if p.requires_grad]),
+        schedule=constant,
+        evaluate=lambda _model, _data, _split: {},
+        params=params,
+        split=lambda batch, _size: iter([batch] * min(2, accumulate)),  # two tell as much as many
+    )
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """The module with tensors of the meta device; it stays as it is."""
+    tensors = [*module.parameters(), *module.buffers()]
+    memo: dict[int, Any] = {id(t): _meta(t) for t in tensors}
+    return copy.deepcopy(module, memo).train()
+
+
+def _meta(tensor: Tensor) -> Tensor:
+    empty = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _named(batch: Any) -> dict[str, Tensor]:
+    """Inputs by name; those by position are numbered."""
+    if isinstance(batch, Mapping):
+        return dict(batch)
+    return {
+        f"{INPUT}{i}": tensor
+        for i, tensor in enumerate(batch if isinstance(batch, tuple | list) else (batch,))
+    }
+
+
+def _loss(loss: Loss | None, model: nn.Module, batch: Batch, *, by_name: bool) -> Tensor:
+    if loss is not None:
+        return loss(model, batch)
+    out = model(**batch) if by_name else model(*batch.values())
+    own = getattr(out, "loss", None)
+    if isinstance(own, Tensor):
+        return own
+    first: Tensor = (
+        out if isinstance(out, Tensor) else next(iter(out.values() if isinstance(out, Mapping) else out))
+    )
+    return first.float().sum()

@@ -1,0 +1,104 @@
+"""What a program asks of its allocator: every allocation and release in order, with the operator and the phase that made it."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+
+KINDS = ("weights", "gradients", "optimiser", "copies", "data", "activations", "workspace", "temporary")
+
+
+@dataclass
+class Trace:
+    """Allocations by id, and the order in which they come and go. Sizes are bytes as asked for, before any rounding."""
+
+    sizes: list[int] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+    events: list[int] = field(default_factory=list)  # id: allocated; ~id: released
+    places: list[tuple[str, str]] = field(default_factory=list)  # phase and operator of each event
+
+    def allocate(self, size: int, kind: str, place: tuple[str, str]) -> int:
+        """A new allocation; its id."""
+        self.sizes.append(size)
+        self.kinds.append(kind)
+        self.events.append(len(self.sizes) - 1)
+        self.places.append(place)
+        return len(self.sizes) - 1
+
+    def release(self, number: int, place: tuple[str, str]) -> None:
+        """The end of an allocation."""
+        self.events.append(~number)
+        self.places.append(place)
+
+    def settled(self) -> "Trace":
+        """The same with releases that follow one another in the order of birth: torch empties a graph in no order of its own."""
+        runs = [list(run) for _, run in groupby(self.events, key=lambda event: event < 0)]
+        events = [event for run in runs for event in (sorted(run, reverse=True) if run[0] < 0 else run)]
+        return Trace(self.sizes, self.kinds, events, self.places)
+
+    def peak(self, block: int = 1) -> "Peak":
+        """The most bytes alive at once, each allocation rounded up to `block`."""
+        alive = most = at = 0
+        for index, event in enumerate(self.events):
+            if event >= 0:
+                alive += rounded(self.sizes[event], block)
+                if alive > most:
+                    most, at = alive, index
+            else:
+                alive -= rounded(self.sizes[~event], block)
+        return Peak(most, *self._moment(at), self._alive(at, block))
+
+    def _moment(self, index: int) -> tuple[str, str]:
+        return self.places[index] if self.places else ("", "")
+
+    def _alive(self, at: int, block: int) -> dict[str, int]:
+        """Bytes by kind after the event of that index."""
+        parts = Counter[str]()
+        for number in alive(self.events[: at + 1]):
+            parts[self.kinds[number]] += rounded(self.sizes[number], block)
+        return {kind: parts[kind] for kind in KINDS if parts[kind]}
+
+    def between(self, other: "Trace", share: float) -> "Trace | None":
+        """The program at another number of samples, where this and `other` are 0 and 1; None when the two differ in more than sizes."""
+        if self.events != other.events:
+            return None
+        sizes = [round(a + (b - a) * share) for a, b in zip(self.sizes, other.sizes, strict=True)]
+        return Trace(sizes, self.kinds, self.events, self.places)
+
+    def without(self, phase: str) -> "Trace":
+        """The same program, had it never come to what a phase allocates."""
+        gone = {
+            event
+            for event, (name, _) in zip(self.events, self.places, strict=True)
+            if event >= 0 and name == phase
+        }
+        kept = [i for i, event in enumerate(self.events) if max(event, ~event) not in gone]
+        return Trace(self.sizes, self.kinds, [self.events[i] for i in kept], [self.places[i] for i in kept])
+
+    def by_phase(self) -> dict[str, int]:
+        """The most bytes alive in each phase."""
+        now, most = 0, dict[str, int]()
+        for event, (phase, _) in zip(self.events, self.places, strict=True):
+            now += self.sizes[event] if event >= 0 else -self.sizes[~event]
+            most[phase] = max(most.get(phase, 0), now)
+        return most
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The moment of most bytes: how many, in which phase, at which operator, and of what kinds."""
+
+    bytes: int
+    phase: str
+    operator: str
+    parts: dict[str, int]
+
+
+def alive(events: list[int]) -> Iterator[int]:
+    """The allocations that are not released by the end of the events."""
+    yield from sorted({e for e in events if e >= 0} - {~e for e in events if e < 0})
+
+
+def rounded(size: int, block: int) -> int:
+    """The next multiple of `block`, at least one."""
+    return max(block, -(-size // block) * block) if block > 1 else size

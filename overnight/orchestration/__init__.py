@@ -1,0 +1,1 @@
+"""The steps of one run: submitted, run in children, watched, and reported."""

@@ -1,0 +1,281 @@
+"""`python -m overnight.orchestration.child FOLDER`: one step in a process of its own, so that all it took is given back when it ends.
+
+FOLDER holds spec.json; the child writes events.jsonl while it runs and result.json at its end. Nothing depends on a pipe to the
+parent: stdout and stderr are the file `log.txt`. Exit codes are those of errors.py.
+"""
+
+import contextlib
+import ctypes
+import errno
+import importlib
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, TypeAdapter
+
+from overnight.config import Params, Values
+from overnight.errors import BadInput, DiskFull, OvernightError, Stopped
+from overnight.gpu.card import Card
+from overnight.gpu.ledger.entries import Request
+from overnight.run import SpoolRun
+from overnight.step import Step
+
+if TYPE_CHECKING:
+    from overnight.gpu.lease import Lease
+    from overnight.gpu.memory_limit import Cap
+
+PR_SET_PDEATHSIG = 1
+
+
+class Spec(Values):
+    """What the parent asks of its child."""
+
+    step: str = Field(description="module:function")
+    label: str
+    experiment: str
+    arguments: list[Any]
+    seed: int
+    key: str
+    parent: int = Field(description="pid of the parent; the child dies with it")
+    card: Card
+    ask_mib: int = Field(description="MiB to lease; 0: no lease")
+    micro_batch: int | None = Field(
+        None, description="samples on the card at once that the amount was asked for"
+    )
+    exclusive: bool = False
+    smaller: tuple[tuple[int, int], ...] = Field(
+        (), description="(MiB, micro-batch) to be content with, the largest first"
+    )
+    outside: bool = Field(False, description="declared to take memory that no cap holds")
+    ticket: int | None = Field(
+        None, description="the place in line of the child before, which gave its lease back"
+    )
+    earlier: tuple[str, ...] = Field(
+        (), description="folders of the attempts whose MLflow run it goes on with"
+    )
+    told: dict[str, int] = Field({}, description="the last step that the run has of each metric")
+
+    def micro_batch_of(self, granted_mib: int) -> int | None:
+        """The micro-batch that goes with an amount."""
+        return next(
+            (size for mib, size in self.smaller if mib == granted_mib < self.ask_mib), self.micro_batch
+        )
+
+
+class Usage(Values):
+    """What a step took; None is what nobody measured."""
+
+    asked_mib: int = 0
+    lease_mib: int = 0
+    cap_mib: int = Field(0, description="what its allocator may hold: the lease without the context's share")
+    overhead_mib: int = Field(0, description="of the lease, for the CUDA context")
+    peak_mib: float | None = Field(None, description="the most its allocator held")
+    predicted_mib: float | None = Field(None, description="what its allocator was predicted to hold at most")
+    predicted_low_mib: float | None = None
+    predicted_high_mib: float | None = None
+    resident_mib: float = Field(
+        0.0, description="of that peak, data that lay on the card because there was room"
+    )
+    device_peak_mib: float | None = Field(
+        None, description="the most the whole card held above what it held at the grant"
+    )
+    foreign_peak_mib: float | None = Field(None, description="the most other programs held meanwhile")
+    host_peak_mib: float = 0.0
+    wait_s: float = 0.0
+    run_s: float = 0.0
+    asked_micro_batch: int | None = Field(None, description="samples on the card at once that it began with")
+    micro_batch: int | None = Field(None, description="samples on the card at once at its end")
+    exclusive: bool = False
+    met_cap: bool = Field(False, description="met out of memory, or held 95 % of the cap")
+    out_of_memory: bool = Field(False, description="met out of memory, survived or not")
+    outside: tuple[str, ...] = Field((), description="allocators in its process that no cap holds")
+
+
+class Result(Usage):
+    """What the child says at its end."""
+
+    code: int
+    ticket: int = Field(0, description="its place in the card's line")
+    value: Any = None
+    error: str = ""
+
+
+def main(folder: Path) -> int:
+    """Run the step of *folder*; the exit code."""
+    spec = Spec.model_validate_json((folder / "spec.json").read_text())
+    _die_with(spec.parent)
+    stop: list[int] = []
+    facts = dict[str, Any]()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda n, _frame: stop.append(n))
+    try:
+        result = Result(code=0, value=_run(folder, spec, stop, facts))
+    except OvernightError as error:
+        result = _failed(error.child_code, str(error) or type(error).__name__)
+    except SystemExit as error:
+        result = _failed(1, f"the step called sys.exit({error.code!r}) instead of returning")
+    except Exception as error:  # noqa: BLE001 - the border: whatever a step raises becomes a reason and an exit code
+        with contextlib.suppress(OSError):  # its log may be on a disk that is full
+            traceback.print_exc()
+        result = _reason(error)
+    try:
+        _write(folder / "result.json", result.model_copy(update=facts))
+    except OSError as error:  # the exit code is all that is left to say it with
+        return _reason(error).code
+    return result.code
+
+
+def _run(folder: Path, spec: Spec, stop: list[int], facts: dict[str, Any]) -> Any:
+    """The step's value, as JSON; what it took goes into `facts`, however it ends."""
+    from overnight.gpu import memory_limit
+    from overnight.gpu.monitor import watch
+
+    run = SpoolRun(folder, spec.seed)
+    run.should_stop, run.restarts = lambda: bool(stop), True
+    memory_limit.prepare(spec.card, bool(spec.ask_mib))
+    step = find(spec.step)
+    arguments = [
+        TypeAdapter(hint).validate_python(value)
+        for hint, value in zip(step.hints.values(), spec.arguments, strict=True)
+    ]
+    with contextlib.ExitStack() as held:
+        _keep_checkpoints(held, step, run, spec)
+        lease = _take_lease(held, run, spec, facts)
+        if stop:
+            raise Stopped("stopped before the start")
+        cap = _cap(lease, run, spec) if lease else None
+        began = time.monotonic()
+        try:
+            with (
+                watch(run, spec.card, lease, cap) as monitor,
+                cap.body() if cap else contextlib.nullcontext(),
+            ):
+                run.should_yield = lambda: monitor.crowd.why if monitor.crowd else ""
+                value = step.body(run, *_sized(arguments, facts.get("asked_micro_batch")))
+        finally:
+            facts |= {
+                "run_s": time.monotonic() - began,
+                "host_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            }
+            facts |= {**monitor.facts(), **(cap.facts() if cap else {})}
+            facts |= _story(run, facts.get("asked_micro_batch"))
+    return value.model_dump(mode="json") if isinstance(value, Values) else value
+
+
+def _keep_checkpoints(held: contextlib.ExitStack, step: Step[Any, Any], run: SpoolRun, spec: Spec) -> None:
+    """Under the step's key, where it trains."""
+    from overnight.training.resume import claim
+
+    if step.recipe is not None:
+        held.enter_context(
+            claim(run, spec.key, f"{spec.label} of {spec.experiment}", spec.earlier, spec.told)
+        )
+
+
+def _story(run: SpoolRun, asked: int | None) -> dict[str, Any]:
+    """What its training made of the memory it had, where it had one."""
+    used = {"micro_batch": run.micro_batch or asked, "resident_mib": run.resident_mib}
+    return used | ({"out_of_memory": True, "met_cap": True} if run.out_of_memory else {})
+
+
+def _sized(arguments: list[Any], micro_batch: int | None) -> list[Any]:
+    """The arguments, with the micro-batch that belongs to what was granted."""
+    first = arguments[0] if arguments else None
+    if micro_batch is None or not isinstance(first, Params) or "micro_batch" not in type(first).model_fields:
+        return arguments
+    return [first.model_copy(update={"micro_batch": micro_batch}), *arguments[1:]]
+
+
+def _take_lease(
+    held: contextlib.ExitStack, run: SpoolRun, spec: Spec, facts: dict[str, Any]
+) -> "Lease | None":
+    """Wait for the step's part of the card."""
+    if not spec.ask_mib:
+        return None
+    from overnight.gpu import messages
+    from overnight.gpu.lease import lease
+
+    def waiting(ahead: list[Request], taken_mib: int) -> None:
+        run.log(messages.waiting(spec.card, spec.ask_mib, ahead, taken_mib))
+
+    who = {"step": spec.label, "experiment": spec.experiment}
+    facts |= {"asked_mib": spec.ask_mib, "exclusive": spec.exclusive}
+    amounts = [mib for mib, _ in spec.smaller]
+    granted = held.enter_context(
+        lease(spec.ask_mib, spec.card, who, run.should_stop, waiting, spec.exclusive, amounts, spec.ticket)
+    )
+    facts |= {
+        "ticket": granted.ticket,
+        "lease_mib": granted.mib,
+        "wait_s": granted.wait_s,
+        "asked_micro_batch": spec.micro_batch_of(granted.mib),
+    }
+    return granted
+
+
+def _cap(lease: "Lease", run: SpoolRun, spec: Spec) -> "Cap":
+    """Let the step see the card, and keep it inside its part."""
+    from overnight.gpu import memory_limit
+
+    if not spec.card.virtual:
+        lease.tell(
+            use_mib=memory_limit.overhead(spec.card)
+        )  # one who says nothing counts with its lease, and would hide other programs
+    cap = memory_limit.apply(lease, spec.card)
+    lease.tell(cap_mib=cap.cap_mib)
+    run.device = "cpu" if spec.card.virtual else "cuda"
+    run.budget_mib = cap.cap_mib
+    return cap
+
+
+def find(address: str) -> Step[Any, Any]:
+    """The step at module:function."""
+    module, _, name = address.partition(":")
+    step = getattr(importlib.import_module(module), name)
+    if not isinstance(step, Step):
+        raise BadInput(f"{address}: is no step; decorate the function with @step")
+    return step
+
+
+def _reason(error: Exception) -> Result:
+    text = f"{type(error).__name__}: {error}"
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if (
+        full or os.strerror(errno.ENOSPC) in text
+    ):  # libraries that write for themselves, such as safetensors, have errors of their own
+        return _failed(DiskFull.child_code, f"the disk is full: {error}"[:2000])
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return _failed(11, text[:2000])
+    return _failed(1, text[:2000])
+
+
+def _failed(code: int, text: str) -> Result:
+    """A result that can be written: names of files may hold bytes that are no text (lone surrogates)."""
+    return Result(code=code, error=text.encode(errors="replace").decode())
+
+
+def _write(path: Path, result: Result) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(result.model_dump_json())
+    part.replace(path)
+
+
+def _die_with(parent: int) -> None:
+    """Be killed when the parent's thread that started this process ends, however it ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was gone before the line above
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    code = main(Path(sys.argv[1]))
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)  # finalisers of CUDA libraries and worker threads have nothing left to say

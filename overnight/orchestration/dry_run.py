@@ -1,0 +1,131 @@
+"""What a config would run, step by step, with the shapes of the data as far as they are known; nothing runs."""
+
+import contextlib
+import inspect
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from overnight import paths
+from overnight.artifact import Artifact, DataSpec
+from overnight.config import Experiment, Params, Values
+from overnight.data.dataset import Entry
+from overnight.errors import OvernightError
+from overnight.orchestration.pipeline import building, load
+from overnight.step import Builder, Step
+
+
+@dataclass(frozen=True, eq=False)
+class Foreseen:
+    """A step that would run: what it is given (data set entries, shapes of what comes from upstream) and what it would hand on."""
+
+    label: str
+    step: Step[Any, Any]
+    params: Any
+    given: tuple[Entry | DataSpec | None, ...]
+    spec: DataSpec | None
+    artifact: Artifact | None  # of the last run with the same values and data
+    source: str  # where the shapes come from, or why there are none
+    section: str = ""  # where its values stand in the config, with a dot at the end: `cnn.`
+    above: tuple["Foreseen", ...] = ()
+
+    @property
+    def shapes(self) -> DataSpec | None:
+        """Of the data that it is given."""
+        return next(
+            (given for given in self.given if isinstance(given, DataSpec) and given != DataSpec()), None
+        )
+
+    @property
+    def missing(self) -> str:
+        """Why the shapes of its data are not known, and what to do."""
+        lacking = next((a for a in self.above if a.spec is None), None)
+        return (
+            f"{lacking.label}: {lacking.source}"
+            if lacking
+            else "the shapes of its data are unknown: run the steps before it once"
+        )
+
+
+class Outline(Builder):
+    """Stands where a chain of steps stands while a flow's code runs, and takes down what is submitted."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.seed, self.steps = experiment.seed, list[Foreseen]()
+        self.sections = dict(_sections(experiment, ""))
+
+    def submit(self, step: Step[Any, Any], *args: Any, **kwargs: Any) -> Foreseen:
+        """Called by a step in place of running it."""
+        bound = inspect.signature(step.body).bind(None, *args, **kwargs)
+        bound.apply_defaults()
+        params, *rest = list(bound.arguments.values())[1:]
+        given = tuple(a.spec if isinstance(a, Foreseen) else a for a in rest)
+        artifact = self._finished(
+            step, [params, *(a.artifact if isinstance(a, Foreseen) else a for a in rest)]
+        )
+        spec = (
+            artifact.spec
+            if artifact
+            else step.spec(params, *given)
+            if step.spec and None not in given
+            else None
+        )
+        source = "the last finished run" if artifact else "the data set's entry" if spec else self._why(rest)
+        section, above = self.sections.get(id(params), ""), tuple(a for a in rest if isinstance(a, Foreseen))
+        found = Foreseen(self.label(step.name), step, params, given, spec, artifact, source, section, above)
+        for one in self.steps:  # the same step with the same arguments runs once
+            if (one.step, one.params, one.given) == (step, params, given) and given and None not in given:
+                return one
+        self.steps.append(found)
+        return found
+
+    def _why(self, given: Sequence[Any]) -> str:
+        names = [a.name for a in given if isinstance(a, Entry)]
+        lacking = next((a for a in given if isinstance(a, Foreseen) and a.spec is None), None)
+        if lacking is not None:
+            return lacking.source
+        where = f", or write them into datasets/{names[0]}.yaml under `expected`" if names else ""
+        return f"the shapes of what it makes are unknown: run it once{where}"
+
+    def _finished(self, step: Step[Any, Any], arguments: list[Any]) -> Artifact | None:
+        """What the same step made of the same values and data before, if that is still there."""
+        if any(a is None for a in arguments):
+            return None
+        try:
+            folders = self._done.get(step.key(self.seed, arguments), [])
+        except (OvernightError, OSError):
+            return None
+        found = [json.loads((folder / "result.json").read_text()).get("value") for folder in folders]
+        return next((Artifact.model_validate(value) for value in reversed(found) if value), None)
+
+    @cached_property
+    def _done(self) -> dict[str, list[Path]]:
+        """Folders of finished steps by key, the newest last."""
+        done = dict[str, list[Path]]()
+        for folder in sorted(paths.steps().glob("*"), key=lambda f: f.stat().st_mtime):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                key = json.loads((folder / "spec.json").read_text())["key"]
+                if json.loads((folder / "result.json").read_text())["code"] == 0:
+                    done.setdefault(key, []).append(folder)
+        return done
+
+
+def outline(path: Path, overrides: Sequence[str] = ()) -> list[Foreseen]:
+    """Every step that the config would run. Raises ConfigError."""
+    pipeline, experiment = load(path, overrides)
+    found = Outline(experiment)
+    with building(found):
+        pipeline.body(experiment)
+    return found.steps
+
+
+def _sections(values: Any, where: str) -> Iterator[tuple[int, str]]:
+    """Where in the config each step's values stand, by identity."""
+    if isinstance(values, Params):
+        yield id(values), where
+    children = dict(values) if isinstance(values, Values | dict) else {}
+    for name, child in children.items():
+        yield from _sections(child, f"{where}{name}.")

@@ -1,0 +1,73 @@
+"""What a run is traced back to: the code, its uncommitted changes, the packages, the machine."""
+
+import subprocess
+import time
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+from overnight.gpu.card import Card
+from overnight.paths import root
+from overnight.services.identity import Identity
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "torch-geometric",
+    "stable-baselines3",
+    "gymnasium",
+    "polars",
+    "scikit-learn",
+    "numpy",
+    "prefect",
+    "mlflow",
+)
+MAX_DIFF = 1_000_000
+
+
+def tags(card: Card) -> dict[str, str]:
+    """Who runs, where, on what: enough to tell later whether the process that opened a run still lives."""
+    return {
+        **Identity.mine().words(),
+        "overnight.card": str(card),
+        "mlflow.source.git.commit": commit(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what results depend on."""
+    return {f"version/{name}": found for name in PACKAGES if (found := _version(name))}
+
+
+def commit() -> str:
+    """The commit of the checkout, with '+' when tracked files differ from it; empty outside git."""
+    head = _git("rev-parse", "HEAD").strip()
+    return f"{head}+" if head and dirty_diff() else head
+
+
+@cache
+def dirty_diff() -> str:
+    """Uncommitted changes of tracked code, at most 1 MB."""
+    text = _git("diff", "HEAD", "--", "*.py", "*.yaml", "*.toml", "Makefile")
+    return text if len(text) <= MAX_DIFF else text[:MAX_DIFF] + "\n... cut at 1 MB\n"
+
+
+def stamp() -> str:
+    """Now, as names of folders and runs show it."""
+    return time.strftime("%Y%m%d-%H%M%S")
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _git(*words: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root()), *words], capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""

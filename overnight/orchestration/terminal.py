@@ -1,0 +1,175 @@
+"""What a person sees in the terminal while a run goes on: a live table, or plain lines where there is no terminal."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+STATES = {
+    "pending": "[dim]pending",
+    "queued": "[yellow]queued",
+    "running": "[cyan]running",
+    "done": "[green]done",
+    "failed": "[red]failed",
+    "stopped": "[yellow]stopped",
+    "not run": "[dim]not run",
+    "skipped": "[blue]skipped",
+}
+QUIET = ("train/lr", "train/samples_per_s", "data/")
+PLAIN_EVERY_S = 10.0
+
+
+@dataclass
+class Row:
+    """One step: what is known of it."""
+
+    label: str
+    state: str = "pending"
+    done: float = 0.0
+    text: str = ""
+    scores: dict[str, float] = field(default_factory=dict)
+    began: float = 0.0
+    seconds: float = 0.0
+    wait_s: float = 0.0
+    memory: str = ""
+    link: str = ""
+    told: float = 0.0
+
+    def elapsed(self) -> float:
+        """Seconds so far, or in all."""
+        return self.seconds or (time.monotonic() - self.began if self.began else 0.0)
+
+
+class Display:
+    """Rows of steps; any thread may change them."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+        if not self.console.is_terminal:
+            self.console.width = max(self.console.width, 140)  # a log file has no edge
+        self.rows: list[Row] = []
+        self._lock = threading.Lock()
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live = Live(
+                console=self.console, get_renderable=self.table, refresh_per_second=4, transient=True
+            )
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def say(self, line: str) -> None:
+        """A line that stays; brackets in it are text, whatever a step's message holds."""
+        self.console.print(Text(line), highlight=False, soft_wrap=True)
+
+    def add(self, label: str) -> Row:
+        """A new row."""
+        with self._lock:
+            self.rows.append(Row(label))
+            return self.rows[-1]
+
+    def change(self, row: Row, state: str, text: str = "") -> None:
+        """A step entered another state."""
+        row.state, row.text = state, text
+        if state == "running":
+            row.began = time.monotonic()
+        if state in ("done", "failed", "stopped", "not run", "skipped") and row.began:
+            row.seconds = time.monotonic() - row.began
+        if not self._live and state != "pending":
+            self._plain(row)
+
+    def progress(self, row: Row, event: dict[str, Any]) -> None:
+        """How far a step is; plain output says so every 10 s."""
+        row.done, row.text = event["done"] / max(event["total"], 1e-9), event["text"]
+        if not self._live and time.monotonic() - row.told > PLAIN_EVERY_S:
+            self._plain(row)
+
+    def _plain(self, row: Row) -> None:
+        row.told = time.monotonic()
+        share = f" {row.done:4.0%}" if row.state == "running" and row.done else ""
+        self.say(
+            f"{time.strftime('%H:%M:%S')}  {row.label:<24} {row.state}{share}  {row.text}  {scores(row.scores, 3)}".rstrip()
+        )
+
+    def table(self) -> Table:
+        """All steps as they are now."""
+        table = Table(box=None, pad_edge=False, header_style="bold dim")
+        for name, justify in (
+            ("step", "left"),
+            ("", "left"),
+            ("progress", "left"),
+            ("s", "right"),
+            ("", "left"),
+        ):
+            table.add_column(name, justify=justify, no_wrap=name != "", overflow="ellipsis")  # type: ignore[arg-type]
+        for row in self.rows:
+            bar = ProgressBar(total=1.0, completed=row.done, width=20) if row.state == "running" else ""
+            shown = (
+                row.text
+                if row.state in ("failed", "not run", "stopped")
+                else f"{row.text}  {scores(row.scores, 2)}".strip()
+            )
+            seconds = f"{row.elapsed():.0f}" if row.elapsed() else ""
+            table.add_row(Text(row.label), STATES.get(row.state, row.state), bar, seconds, Text(shown))
+        return table
+
+    def summary(self) -> Table:
+        """The table at the end: state, time, memory and scores of every step."""
+        table = Table(box=None, pad_edge=False, header_style="bold dim")
+        for name in ("step", "state", "ran", "waited", "peak", "result"):
+            table.add_column(name, justify="right" if name in ("ran", "waited", "peak") else "left")
+        for row in self.rows:
+            result = row.text if row.state != "done" else scores(row.scores, 4)
+            ran = f"{row.seconds:.1f} s" if row.seconds else ""
+            waited = f"{row.wait_s:.1f} s" if row.wait_s >= 0.1 else ""
+            table.add_row(
+                Text(row.label), STATES.get(row.state, row.state), ran, waited, row.memory, Text(result)
+            )
+        return table
+
+
+class Took(Protocol):
+    """What of a step's usage is shown."""
+
+    @property
+    def lease_mib(self) -> int: ...
+    @property
+    def overhead_mib(self) -> int: ...
+    @property
+    def peak_mib(self) -> float | None: ...
+    @property
+    def host_peak_mib(self) -> float: ...
+
+
+def memory(took: Took) -> str:
+    """The most a step had of its part of the card, context included; of the host for a step that took none of the card."""
+    if not took.lease_mib:
+        return f"{took.host_peak_mib:,.0f} MiB of the host" if took.host_peak_mib else ""
+    if took.peak_mib is None:
+        return f"not measured, of {took.lease_mib:,} MiB"
+    return f"{took.peak_mib + took.overhead_mib:,.0f} of {took.lease_mib:,} MiB"
+
+
+def scores(values: dict[str, float], most: int) -> str:
+    """The newest numbers worth a glance: test scores first, then validation, then losses."""
+    shown = {k: v for k, v in values.items() if not k.startswith(QUIET)}
+    order = sorted(
+        shown, key=lambda k: (not k.startswith("test/"), not k.startswith("val/"), list(shown).index(k))
+    )
+    return "  ".join(f"{k.removeprefix('test/')} {_number(shown[k])}" for k in order[:most])
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

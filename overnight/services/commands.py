@@ -1,0 +1,246 @@
+"""What the command and a run ask of the services: be up, be down, say how you are."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypedDict
+
+from overnight import locks, paths
+from overnight.errors import OvernightError, ServiceError
+from overnight.processes import Process, free, stop
+from overnight.services.definitions import answers, services
+from overnight.services.settings import (
+    Settings,
+    folder,
+    keep_file,
+    log_file,
+    read_state,
+    settings,
+    start_lock,
+    state_file,
+    supervisor_lock,
+    users_folder,
+)
+from overnight.services.supervisor import RUN_GRACE_S, sweep, tail, taken
+
+PATIENCE_S = 240.0
+LINGER_S = 60.0
+STARTS = 3  # of a supervisor that is killed while it is waited for
+GUARD_S = 3.0  # a run looks so often whether its services have a supervisor
+
+
+class Row(TypedDict):
+    """One line of `overnight status`."""
+
+    service: str
+    state: str
+    address: str
+    pid: int | None
+    since: str
+    note: str
+
+
+def up(wait: bool = True) -> None:
+    """Start what is missing, and keep it until `down`. Raises ServiceError."""
+    _start(keep=True)
+    if wait:
+        _wait({"prefect", "mlflow", "deployments", "worker"})
+
+
+def down(force: bool = False) -> None:
+    """Stop everything. Raises ServiceError, naming them, while runs need the services; `force` stops those, too."""
+    folder().mkdir(parents=True, exist_ok=True)
+    with locks.hold(start_lock(), "overnight down", wait=True):
+        users = locks.users(users_folder())
+        if users and not force:
+            names = "; ".join(map(str, users))
+            raise ServiceError(
+                f"not stopped, since the services are needed by {names}; stop that (Ctrl-C there), or use --force"
+            )
+        _end([u.pid for u in users if u.pid != os.getpid()])
+        keep_file().unlink(missing_ok=True)
+        supervisor = locks.holder(supervisor_lock())
+        if supervisor is not None:
+            _end([supervisor.pid])  # which stops its services
+        sweep()
+        state_file().unlink(missing_ok=True)
+
+
+def status() -> list[Row]:
+    """The services, with those that are not ours, and who needs them."""
+    now, said = settings(), read_state()
+    alive = locks.holder(supervisor_lock())
+    rows = {r["service"]: _row(r, alive is not None) for r in said.get("rows", [])}
+    shown = [rows.get(s.name) or _missing(s.name, s.address) for s in services(now)]
+    theirs = [
+        ("prefect", now.prefect, now.own_prefect, "PREFECT_API_URL"),
+        ("mlflow", now.mlflow, now.own_mlflow, "MLFLOW_TRACKING_URI"),
+    ]
+    shown += [_theirs(name, address, variable) for name, address, ours, variable in theirs if not ours]
+    return shown + [
+        Row(service="user", state="needs them", address="", pid=u.pid, since=_clock(u.since), note=u.who)
+        for u in locks.users(users_folder())
+    ]
+
+
+@contextmanager
+def ensure(who: str = "") -> Iterator[None]:
+    """Prefect's API and MLflow are up in the block: what is missing is started. Raises ServiceError."""
+    with locks.register(users_folder(), who or " ".join(sys.argv)[:120]):
+        if settings().own_prefect or settings().own_mlflow:
+            _start(keep=False)
+        _wait({"prefect", "mlflow"})
+        done = threading.Event()
+        threading.Thread(target=_guard, args=(done,), daemon=True, name="services").start()
+        try:
+            yield
+        finally:
+            done.set()
+
+
+def _guard(done: threading.Event) -> None:
+    """Start the services again when their supervisor was killed: who needs them is here, and nobody else would."""
+    while not done.wait(GUARD_S):
+        if not (settings().own_prefect or settings().own_mlflow) or locks.holder(supervisor_lock()):
+            continue
+        try:
+            _start(keep=keep_file().exists())
+        except (OvernightError, OSError) as error:  # tried again
+            print(
+                f"the services are gone and could not be started again: {error}", file=sys.stderr, flush=True
+            )
+            done.wait(10 * GUARD_S)
+
+
+def _start(keep: bool) -> None:
+    """One supervisor, whoever comes first."""
+    folder().mkdir(parents=True, exist_ok=True)
+    with locks.hold(start_lock(), "a start of the services", wait=True):
+        if keep:
+            keep_file().touch()
+        if locks.holder(supervisor_lock()) is None:
+            if not keep:
+                keep_file().unlink(missing_ok=True)
+            sweep()
+            state_file().unlink(missing_ok=True)
+            _check_ports(settings())
+            print(
+                f"starting Prefect and MLflow (logs in {paths.shown(log_file('prefect').parent)})",
+                file=sys.stderr,
+                flush=True,
+            )
+            _spawn(keep)
+
+
+def _check_ports(now: Settings) -> None:
+    problems = [taken(s) for s in services(now) if s.port and not free(s.port)]
+    if problems:
+        keep_file().unlink(missing_ok=True)
+        raise ServiceError(problems)
+
+
+def _spawn(keep: bool) -> None:
+    """Start the supervisor, apart from this process and its terminal, and see it take its lock."""
+    log = log_file("supervisor")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # A run that leaves the GPU alone says so for itself, not for the worker that it happens to start.
+    env = {k: v for k, v in os.environ.items() if keep or k != "OVERNIGHT_CPU"}
+    with log.open("ab") as out:
+        command = [sys.executable, "-m", "overnight.services", str(LINGER_S)]
+        process = subprocess.Popen(
+            command,
+            cwd=paths.root(),
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    until = time.monotonic() + PATIENCE_S
+    while not read_state():
+        if process.poll() is not None or time.monotonic() > until:
+            raise ServiceError(f"the supervisor did not start: {tail(log)}")
+        time.sleep(0.05)
+
+
+def _wait(names: set[str]) -> None:
+    """Until those of *names* that are ours are well, and the others answer."""
+    now = settings()
+    _check_theirs(now)
+    wanted = names & {s.name for s in services(now)}
+    until, starts = time.monotonic() + PATIENCE_S, 0
+    while wanted:
+        rows: list[dict[str, Any]] = [r for r in read_state().get("rows", []) if r["service"] in wanted]
+        failed = [r for r in rows if r["state"] == "failed"]
+        if failed:
+            raise ServiceError([_complain(r) for r in failed])
+        if rows and all(r["state"] == "ready" for r in rows):
+            return
+        if locks.holder(supervisor_lock()) is None:
+            starts += 1
+            if starts > STARTS or not (keep_file().exists() or locks.users(users_folder())):
+                raise ServiceError(
+                    f"the supervisor has ended while it was waited for; its log ends with: {tail(log_file('supervisor'))}"
+                )
+            _start(keep=keep_file().exists())
+        if time.monotonic() > until:
+            waiting = [r["service"] for r in rows if r["state"] != "ready"]
+            raise ServiceError(
+                f"{', '.join(waiting)}: not ready after {PATIENCE_S:.0f} s; see {paths.shown(log_file(waiting[0]))}"
+            )
+        time.sleep(0.05)
+
+
+def _check_theirs(now: Settings) -> None:
+    problems = []
+    if not now.own_prefect and not answers(f"{now.prefect}/health"):
+        problems.append(
+            f"PREFECT_API_URL={now.prefect}: gives no answer; start that server, or unset the variable for one of our own"
+        )
+    if not now.own_mlflow and now.mlflow.startswith("http") and not answers(f"{now.mlflow}/health"):
+        problems.append(
+            f"MLFLOW_TRACKING_URI={now.mlflow}: gives no answer; start that server, or unset the variable for one of our own"
+        )
+    if problems:
+        raise ServiceError(problems)
+
+
+def _complain(row: dict[str, Any]) -> str:
+    note = str(row["note"])
+    return note if note.startswith(row["service"]) else f"{row['service']}: {note}"
+
+
+def _end(pids: Sequence[int]) -> None:
+    """TERM to processes that end what they have started themselves; time for a checkpoint, then KILL."""
+    stop([p for pid in pids if (p := Process.of(pid))], RUN_GRACE_S)
+
+
+def _row(said: dict[str, Any], alive: bool) -> Row:
+    state, pid = said["state"], said["pid"]
+    if not alive:  # killed: what it said last is not the case any more
+        left = pid is not None and Process(pid, said["started"]).alive()
+        state, pid = ("left behind", pid) if left else ("down", None)
+    since = _clock(said["since"]) if state != "down" else ""
+    return Row(
+        service=said["service"], state=state, address=said["address"], pid=pid, since=since, note=said["note"]
+    )
+
+
+def _missing(name: str, address: str) -> Row:
+    return Row(service=name, state="down", address=address, pid=None, since="", note="")
+
+
+def _theirs(name: str, address: str, variable: str) -> Row:
+    return Row(
+        service=name, state="not ours", address=address, pid=None, since="", note=f"named by ${variable}"
+    )
+
+
+def _clock(at: float) -> str:
+    """The hour alone when it was today."""
+    moment, today = time.localtime(at), time.localtime()
+    return time.strftime("%H:%M:%S" if moment[:3] == today[:3] else "%Y-%m-%d %H:%M", moment)

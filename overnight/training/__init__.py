@@ -1,0 +1,1 @@
+"""The parts of the training loop (overnight/training/recipe.py): batches, precision, memory, checkpoints, divergence."""

@@ -1,0 +1,112 @@
+"""The environment: made, described and played in."""
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from overnight.errors import ConfigError
+from overnight.memory import formulas
+from tasks.rl.params import AgentParams
+
+Act = Callable[[np.ndarray], np.ndarray]  # observations (N, ...) to actions (N,) or (N, A)
+
+
+def make(env: str) -> Any:
+    """The environment of that id, or ConfigError with the nearest one."""
+    import gymnasium
+
+    try:
+        return gymnasium.make(env)
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise ConfigError(f"agent.env: {env!r} needs a package that is not installed: {error}") from None
+    except (gymnasium.error.Error, ImportError) as error:
+        close = difflib.get_close_matches(env, list(gymnasium.registry), n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigError(
+            f"agent.env: {env!r} is not an environment that Gymnasium knows here; {hint}({error})"
+        ) from None
+
+
+def spaces_of(params: AgentParams) -> dict[str, Any]:
+    """What the net is built from, as JSON: sizes of observation and action, layers, algorithm."""
+    from gymnasium.spaces import Box, Discrete
+
+    env = make(params.env)
+    seen, act = env.observation_space, env.action_space
+    env.close()
+    if isinstance(seen, Box) and len(seen.shape) < 3:
+        observation: dict[str, Any] = {"shape": list(seen.shape)}
+    elif isinstance(seen, Discrete) and seen.start == 0:
+        observation = {"shape": [], "states": int(seen.n)}
+    else:
+        raise ConfigError(
+            f"agent.env: observations of {params.env!r} are {seen}; this step takes vectors (Box) or numbers (Discrete)"
+        )
+    if isinstance(act, Discrete) and act.start == 0:
+        action: dict[str, Any] = {"actions": int(act.n)}
+    elif isinstance(act, Box) and act.is_bounded() and len(act.shape) == 1 and params.algorithm == "ppo":
+        action = {"low": act.low.tolist(), "high": act.high.tolist()}
+    elif params.algorithm == "dqn":
+        raise ConfigError(
+            f"agent.algorithm: dqn chooses among discrete actions, those of {params.env!r} are {act}; use ppo"
+        )
+    else:
+        raise ConfigError(
+            f"agent.env: actions of {params.env!r} are {act}; ppo here takes Discrete or a bounded vector (Box)"
+        )
+    return {"algorithm": params.algorithm, "hidden": params.learner.hidden, **observation, **action}
+
+
+def memory(params: AgentParams) -> formulas.Memory:
+    """What its learner keeps: two nets (of actor and critic, or of values and their target), and the steps that it remembers.
+
+    Those of a rollout have the observation once, and action, return, advantage, value and probability as single numbers beside it.
+    """
+    env = make(params.env)
+    seen, act = env.observation_space, env.action_space
+    env.close()
+    inside = int(getattr(seen, "n", 0)) or int(np.prod(seen.shape, dtype=int))
+    outside = int(getattr(act, "n", 0)) or int(np.prod(act.shape, dtype=int))
+    values, bytes_ = params.learner, int(np.prod(seen.shape, dtype=int)) * seen.dtype.itemsize
+    towers = [
+        [inside, *values.hidden, outside],
+        [inside, *values.hidden, outside if params.algorithm == "dqn" else 1],
+    ]
+    if params.algorithm == "dqn":
+        return formulas.agent(towers, bytes_, 8, params.dqn.buffer, values.batch)
+    single = int(np.prod(act.shape, dtype=int)) * formulas.FLOAT + 3 * formulas.FLOAT
+    return formulas.agent(
+        towers, bytes_, single, values.n_envs * params.ppo.n_steps, values.batch, doubled=False
+    )
+
+
+def play(env: str, seeds: np.ndarray, act: Act, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns and lengths (episodes,) of one episode for each seed, all played side by side."""
+    worlds = [make(env) for _ in seeds]
+    now = [world.reset(seed=int(seed))[0] for world, seed in zip(worlds, seeds, strict=True)]
+    returns, lengths, over = np.zeros(len(seeds)), np.zeros(len(seeds), int), np.zeros(len(seeds), bool)
+    running = list(range(len(seeds)))
+    while running:
+        for i, action in zip(running, act(np.stack([now[i] for i in running])), strict=True):
+            now[i], reward, terminated, truncated, _ = worlds[i].step(action)
+            returns[i] += float(reward)
+            lengths[i] += 1
+            over[i] = terminated or truncated or lengths[i] >= longest
+        running = [i for i in running if not over[i]]
+    for world in worlds:
+        world.close()
+    return returns, lengths
+
+
+def episode_seeds(seed: int, purpose: str, episodes: int) -> np.ndarray:
+    """Of evaluation episodes: the same each time, others for another purpose, none of them those of the training."""
+    found: np.ndarray = np.random.SeedSequence([seed, *purpose.encode()]).generate_state(episodes)
+    return found
+
+
+def at_random(env: str, seed: int) -> Act:
+    space = make(env).action_space
+    space.seed(seed)
+    return lambda observations: np.stack([space.sample() for _ in observations])

@@ -1,0 +1,136 @@
+"""The learner of Stable-Baselines3, and the one who watches it."""
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+
+from overnight import Run
+from tasks.rl.env import episode_seeds, make, play
+from tasks.rl.params import AgentParams, DqnParams, PpoParams
+from tasks.rl.policy import acting, build, policy_of
+
+LOSSES = (
+    "loss",
+    "policy_gradient_loss",
+    "value_loss",
+    "entropy_loss",
+    "approx_kl",
+    "clip_fraction",
+    "explained_variance",
+)
+
+
+def learner(run: Run, params: AgentParams) -> Any:
+    """An SB3 model with the values of the params, on the CPU, with Adam in its fused form."""
+    from stable_baselines3 import DQN, PPO
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.logger import Logger
+
+    values = params.learner
+    world = make_vec_env(lambda: make(params.env), n_envs=values.n_envs, seed=run.seed)
+    shared: dict[str, Any] = {
+        "learning_rate": _falling(values.lr, values.decay),
+        "gamma": values.gamma,
+        "policy_kwargs": {"net_arch": list(values.hidden), "optimizer_kwargs": {"fused": True}},
+        "seed": run.seed,
+        "device": "cpu",
+    }
+    method: Any = PPO if params.algorithm == "ppo" else DQN
+    model = method(
+        "MlpPolicy", world, **shared, **(_ppo(params.ppo) if params.algorithm == "ppo" else _dqn(params.dqn))
+    )
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    run.param("parameters", sum(p.numel() for p in model.policy.parameters()))
+    return model
+
+
+def _falling(start: float, decay: bool) -> Any:
+    """A value, or a function of the share of the training that is left."""
+    return (lambda left: start * left) if decay else start
+
+
+def _ppo(values: PpoParams) -> dict[str, Any]:
+    return {
+        "n_steps": values.n_steps,
+        "batch_size": values.batch,
+        "n_epochs": values.epochs,
+        "gae_lambda": values.gae_lambda,
+        "clip_range": _falling(values.clip, values.decay),
+        "ent_coef": values.entropy,
+    }
+
+
+def _dqn(values: DqnParams) -> dict[str, Any]:
+    return {
+        "buffer_size": values.buffer,
+        "learning_starts": values.learning_starts,
+        "batch_size": values.batch,
+        "train_freq": max(1, values.train_every // values.n_envs),
+        "gradient_steps": values.gradient_steps,
+        "target_update_interval": values.target_every,
+        "exploration_fraction": values.exploration,
+        "exploration_final_eps": values.epsilon,
+    }
+
+
+class Watch:
+    """Called after every step of the environments: logs, evaluates, keeps the best policy, ends the training."""
+
+    def __init__(self, run: Run, params: AgentParams, spaces: dict[str, Any]) -> None:
+        self.run, self.params, self.spaces = run, params, spaces
+        self.best, self.best_return, self.best_step = build(spaces), -math.inf, 0
+        self.rollouts, self.looks = list[tuple[int, float, float]](), list[tuple[int, float, float]]()
+        self.logged, self.looked, self.since = 0, 0, time.perf_counter()
+        self.told = self.since
+
+    def __call__(self, local: dict[str, Any], _global: dict[str, Any]) -> bool:
+        """Log and evaluate when it is time; False ends the training."""
+        model, params = local["self"], self.params
+        done = int(model.num_timesteps)
+        if done - self.logged >= max(params.total_steps // 200, 1):
+            self._log(model, done)
+        if done - self.looked >= params.eval_every:
+            self.look(model)
+        if time.perf_counter() - self.told > 0.5:
+            self.told = time.perf_counter()
+            self.run.progress(
+                min(done, params.total_steps), params.total_steps, f"best return {self.best_return:.1f}"
+            )
+        return params.stop_at is None or not self.looks or self.looks[-1][1] < params.stop_at
+
+    def _log(self, model: Any, done: int) -> None:
+        """Episodes lately, losses of the last update, speed."""
+        now = time.perf_counter()
+        values = {"train/steps_per_s": (done - self.logged) / max(now - self.since, 1e-9)}
+        self.logged, self.since = done, now
+        found = model.logger.name_to_value
+        values |= {f"train/{name}": found[f"train/{name}"] for name in LOSSES if f"train/{name}" in found}
+        episodes = list(model.ep_info_buffer)
+        if episodes:
+            reward, length = (float(np.mean([e[key] for e in episodes])) for key in "rl")
+            values |= {"rollout/ep_rew_mean": reward, "rollout/ep_len_mean": length}
+            self.rollouts.append((done, reward, length))
+        self.run.metrics(values, done)
+
+    def look(self, model: Any) -> None:
+        """Play the evaluation episodes with the policy as it is now; of equals the later one is kept."""
+        params, done = self.params, int(model.num_timesteps)
+        if done == self.looked:
+            return
+        self.looked, net = done, policy_of(model, self.spaces)
+        seeds = episode_seeds(self.run.seed, "val", params.eval_episodes)
+        returns, lengths = play(params.env, seeds, acting(net, self.spaces), params.longest_episode)
+        mean = float(returns.mean())
+        self.looks.append((done, mean, float(returns.std())))
+        self.run.metrics(
+            {
+                "val/mean_return": mean,
+                "val/std_return": float(returns.std()),
+                "val/mean_length": lengths.mean(),
+            },
+            done,
+        )
+        if mean >= self.best_return or not self.best_step:
+            self.best, self.best_return, self.best_step = net, mean, done

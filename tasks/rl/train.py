@@ -1,0 +1,83 @@
+"""An agent learns by trial: PPO (Schulman et al. 2017) or DQN (Mnih et al. 2015), as Stable-Baselines3 has them."""
+
+from typing import Any
+
+import numpy as np
+
+from overnight import Artifact, DataSpec, Run, step
+from overnight.memory import formulas
+from tasks.rl.env import at_random, episode_seeds, make, memory, play, spaces_of
+from tasks.rl.params import AgentParams
+from tasks.rl.policy import acting, predictor
+from tasks.rl.sb3 import Watch, learner
+from tasks.shared import figures
+from tasks.shared.threads import one_thread
+
+__all__ = ["AgentParams", "predictor", "train_agent"]
+
+
+def agent_peak(params: AgentParams) -> formulas.Formula:
+    """Nothing of the card, since the learner is on the processor; of the host what its nets and what it remembers need."""
+    found = memory(params)
+    why = f"nets {found.nets / formulas.MIB:,.1f} MiB, remembered steps {found.remembered / formulas.MIB:,.1f} MiB, on the processor"
+    return formulas.Formula(host_mib=found.mib, why=why)
+
+
+@step(peak=agent_peak)
+def train_agent(run: Run, params: AgentParams) -> Artifact:
+    """Train an agent; evaluations during training pick the policy, fresh episodes at the end test it.
+
+    Out: artifact "model" whose predictor maps observations (N, ...) to actions. Runs on the CPU, where a small MLP is fastest.
+    Logs rollout/ep_rew_mean and rollout/ep_len_mean (of the last 100 episodes), losses, train/steps_per_s, val/mean_return; at the end
+    test/mean_return and test/std_return beside test/random_return: random actions on the same episodes. Pictures: returns, lengths.
+    Raises ConfigError: unknown environment, or spaces that the algorithm or an MLP cannot handle.
+    """
+    spaces = spaces_of(params)
+    with one_thread():
+        model = learner(run, params)
+        watch = Watch(run, params, spaces)
+        model.learn(params.total_steps, callback=watch)
+        watch.look(model)
+        _report(run, params, spaces, watch)
+    example = np.stack([make(params.env).reset(seed=i)[0] for i in range(4)])
+    spec = DataSpec(shape=example.shape[1:], dtype=str(example.dtype))
+    return run.save_model("tasks.rl.train:predictor", watch.best.state_dict(), spaces, spec, example)
+
+
+def _report(run: Run, params: AgentParams, spaces: dict[str, Any], watch: Watch) -> None:
+    """Test the policy that was kept, and a random one, on the same fresh episodes."""
+    seeds = episode_seeds(run.seed, "test", params.test_episodes)
+    returns, lengths = play(params.env, seeds, acting(watch.best, spaces), params.longest_episode)
+    chance, _ = play(params.env, seeds, at_random(params.env, run.seed), params.longest_episode)
+    scores = {
+        "mean_return": returns.mean(),
+        "std_return": returns.std(),
+        "random_return": chance.mean(),
+        "mean_length": lengths.mean(),
+    }
+    run.metrics({f"test/{name}": float(value) for name, value in scores.items()}, watch.looked)
+    run.param("best_step", watch.best_step)
+    _pictures(run, params, watch, float(chance.mean()))
+    run.note(
+        f"{params.algorithm.upper()} on {params.env}: mean return {returns.mean():.1f} +- {returns.std():.1f} over {len(seeds)} fresh "
+        f"episodes (random {chance.mean():.1f}), policy of step {watch.best_step:,} of {watch.looked:,}"
+    )
+
+
+def _pictures(run: Run, params: AgentParams, watch: Watch, chance: float) -> None:
+    steps, rewards, lengths = ([row[i] for row in watch.rollouts] for i in range(3))
+    at, means, spread = ([row[i] for row in watch.looks] for i in range(3))
+    lines = {"training, last 100 episodes": (steps, rewards), "evaluation": (at, means)}
+    title = f"{params.algorithm.upper()} on {params.env}"
+    run.picture(
+        "returns",
+        figures.curves(
+            lines, "environment steps", "return", title, {"evaluation": spread}, {"random": chance}
+        ),
+    )
+    run.picture(
+        "lengths",
+        figures.curves(
+            {"training, last 100 episodes": (steps, lengths)}, "environment steps", "episode length", title
+        ),
+    )

@@ -1,0 +1,1 @@
+"""Tables: join, profile, encode, fit."""

@@ -1,0 +1,366 @@
+"""The ledger: never above its budget, first come first served, free at once when a holder dies."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import overnight
+from overnight.errors import BadInput, DoesNotFit, ServiceError, Stopped
+from overnight.gpu.card import check_driver, find
+from overnight.gpu.ledger.entries import MOST
+from overnight.gpu.ledger.ledger import Ledger
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from overnight.gpu.ledger.ledger import Ledger
+with Ledger(Path(sys.argv[1]), 1000).acquire(int(sys.argv[2])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+CHURN = """
+import random, sys, time
+from pathlib import Path
+from overnight.gpu.ledger.ledger import Ledger
+choose = random.Random(int(sys.argv[2]))
+ledger = Ledger(Path(sys.argv[1]), 1000)
+for _ in range(25):
+    with ledger.acquire(choose.randint(1, 900)):
+        time.sleep(choose.random() * 0.01)
+"""
+
+
+def spawn(code, *args):
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_grant_is_counted_and_given_back(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    with ledger.acquire(400, {"step": "train_cnn"}) as grant:
+        assert grant.mib == 400
+        assert ledger.held_mib() == 400
+        assert ledger.requests()[0].who["step"] == "train_cnn"
+    assert ledger.requests() == []
+
+
+def test_more_than_the_budget_does_not_fit(tmp_path):
+    with pytest.raises(DoesNotFit, match=r"1001 MiB.*budget is 1000"):
+        Ledger(tmp_path, 1000).acquire(1001)
+
+
+def test_a_waiter_can_be_stopped_and_leaves_no_trace(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    ahead = []
+    with ledger.acquire(600):
+        with pytest.raises(Stopped):
+            ledger.acquire(
+                600, should_stop=lambda: bool(ahead), on_wait=lambda found, _taken: ahead.extend(found)
+            )
+        assert [r.mib for r in ahead] == [600]
+        assert [r.mib for r in ledger.requests()] == [600]
+
+
+def waits(ledger, mib, **more):
+    """Whether a request is not granted at once."""
+    try:
+        ledger.acquire(mib, should_stop=lambda: True, **more).release()
+    except Stopped:
+        return True
+    return False
+
+
+def test_a_small_request_passes_the_head_of_the_line_only_where_it_does_no_harm(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    with ledger.acquire(600):
+        waiting = spawn(HOLD, tmp_path, 800)
+        while len(ledger.requests()) < 2:
+            time.sleep(0.01)
+        assert waits(ledger, 201)
+        assert not waits(ledger, 200)
+    assert waiting.stdout.readline() == "held\n"
+    waiting.kill()
+    waiting.wait()
+
+
+def test_who_gave_back_stands_in_line_where_it_stood_before(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    first = ledger.acquire(900)
+    waiting = spawn(HOLD, tmp_path, 800)
+    while len(ledger.requests()) < 2:
+        time.sleep(0.01)
+    other = ledger.acquire(50)
+    first.release()
+    assert waiting.stdout.readline() == "held\n"
+    seen = []
+    with pytest.raises(Stopped):
+        ledger.acquire(
+            900,
+            ticket=first.ticket,
+            should_stop=lambda: bool(seen),
+            on_wait=lambda _ahead, _taken: seen.extend(ledger.requests()),
+        )
+    assert [r.ticket for r in seen if not r.holds] == [first.ticket]
+    last = spawn(HOLD, tmp_path, 1000)
+    while len(ledger.requests()) < 3:
+        time.sleep(0.01)
+    waiting.kill()
+    waiting.wait()
+    with ledger.acquire(900, ticket=first.ticket) as again:  # ahead of the last, who came after it
+        assert again.ticket == first.ticket
+        assert [r.pid for r in ledger.requests() if not r.holds] == [last.pid]
+    other.release()
+    assert last.stdout.readline() == "held\n"
+    last.kill()
+    last.wait()
+
+
+def test_a_ticket_that_is_still_in_use_takes_nothing_from_its_holder(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    with ledger.acquire(400) as first, ledger.acquire(400, ticket=first.ticket) as second:
+        assert (second.ticket, ledger.held_mib()) == (first.ticket + 1, 800)
+        assert waits(ledger, 201, ticket=first.ticket)
+    assert ledger.requests() == []
+
+
+def test_a_ticket_of_before_the_last_boot_is_none(tmp_path):
+    with Ledger(tmp_path, 1000).acquire(400, ticket=1 << 62) as grant:
+        assert grant.ticket < 1 << 62
+
+
+def test_an_exclusive_request_lets_nobody_run_beside_it(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    with ledger.acquire(100):
+        assert waits(ledger, 100, exclusive=True)
+    with ledger.acquire(100, exclusive=True):
+        assert waits(ledger, 100)
+
+
+def test_what_other_programs_take_is_waited_for_or_shrunk_to(tmp_path):
+    ledger, told = Ledger(tmp_path, 1000), []
+    taken = iter([500, 500, 0])
+    with ledger.acquire(
+        600, on_wait=lambda _ahead, mib: told.append(mib), taken=lambda: next(taken)
+    ) as grant:
+        assert (grant.mib, told) == (600, [500])
+    with ledger.acquire(600, taken=lambda: 500, smaller=[450, 550, 300]) as grant:
+        assert grant.mib == 450
+        assert ledger.held_mib() == 450
+
+
+def test_a_stopped_head_is_passed_over_and_keeps_its_place(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    with ledger.acquire(1000):
+        head = spawn(HOLD, tmp_path, 900)
+        while len(ledger.requests()) < 2:
+            time.sleep(0.01)
+        head.send_signal(signal.SIGSTOP)
+    with ledger.acquire(800):  # after a second, in which nobody takes the card
+        assert [r.pid for r in ledger.requests()] == [os.getpid(), head.pid]
+        head.send_signal(signal.SIGCONT)
+    assert head.stdout.readline() == "held\n"
+    head.kill()
+    head.wait()
+
+
+def test_kill_9_of_the_holder_frees_its_grant(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    holder = spawn(HOLD, tmp_path, 900)
+    assert holder.stdout.readline() == "held\n"
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    began = time.monotonic()
+    with ledger.acquire(900, should_stop=lambda: time.monotonic() - began > 2):
+        assert [r.pid for r in ledger.requests()] == [os.getpid()]
+
+
+def test_a_forked_grandchild_still_counts(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    grant = ledger.acquire(700)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(write)
+        os.read(read, 1)
+        os._exit(0)
+    grant.release()  # only the grandchild lives on
+    assert ledger.held_mib() == 700
+    os.close(read)
+    os.close(write)
+    os.waitpid(child, 0)
+    assert ledger.held_mib() == 0
+
+
+def test_garbage_in_the_folder_and_in_a_file_changes_nothing(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "h-x-900-1").write_text("x")
+    (tmp_path / "h-7-900-1").write_text("a grant without an owner")
+    (tmp_path / "g-99").write_text("")
+    (tmp_path / f"g-{'9' * 253}").write_text("")
+    (tmp_path / "q-8-900-1").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "q-9-900-1")
+    with ledger.acquire(400) as grant:
+        grant.request.path.write_bytes(b"\x00garbage")
+        assert ledger.held_mib() == 400
+        grant.request.path.unlink()
+        assert ledger.held_mib() == 400  # the kernel knows how much it is
+
+
+def test_files_that_play_grants_and_requests_hold_up_nobody(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    for name in ("q-01-100-5", "h-5-0100-5", f"g-{'9' * 18}", "g-07"):
+        (tmp_path / name).touch()
+    (tmp_path / "g-3").symlink_to("nowhere")
+    (tmp_path / "g-4").symlink_to("g-4")
+    (tmp_path / "g-5").write_text("[" * 60_000)
+    (tmp_path / "g-6").mkdir()
+    os.mkfifo(tmp_path / "g-8")
+    for _ in range(3):
+        with ledger.acquire(400):
+            assert ledger.held_mib() == 400
+    (tmp_path / f"g-{MOST}").touch()
+    with pytest.raises(ServiceError, match=f"g-{MOST} is none of the ledger's files"):
+        ledger.acquire(400)
+
+
+@pytest.mark.parametrize("what", ["h-*", "g-*", "[hg]-*"])
+def test_removed_files_do_not_free_what_is_held(tmp_path, what):
+    ledger = Ledger(tmp_path, 1000)
+    with ledger.acquire(800):
+        for path in tmp_path.glob(what):
+            path.unlink()
+        assert waits(ledger, 300)
+        assert not waits(ledger, 200)
+    assert not waits(ledger, 1000)
+
+
+def test_the_youngest_holder_robbed_of_both_files_beside_an_older_one_still_counts(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    with ledger.acquire(100), ledger.acquire(700, {"step": "train"}) as robbed:
+        robbed.request.path.unlink()
+        max(tmp_path.glob("g-*"), key=lambda path: int(path.name[2:])).unlink()
+        assert waits(ledger, 300)
+        assert not waits(ledger, 200)
+        assert [(r.mib, r.who["step"]) for r in ledger.requests() if r.mib == 700] == [(700, "train")]
+    assert not waits(ledger, 1000)
+
+
+def test_a_folder_that_is_renamed_does_not_free_what_is_held(tmp_path):
+    ledger = Ledger(tmp_path / "card", 1000)
+    with ledger.acquire(800):
+        (tmp_path / "card").rename(tmp_path / "elsewhere")
+        assert ledger.held_mib() == 800
+        assert waits(ledger, 300)
+        assert not waits(ledger, 200)
+    assert not waits(ledger, 1000)
+
+
+def test_a_removed_folder_does_not_free_what_is_held_and_those_in_line_keep_their_place(tmp_path):
+    ledger = Ledger(tmp_path / "card", 1000)
+    with ledger.acquire(800):
+        waiting = spawn(HOLD, tmp_path / "card", 900)
+        while len(ledger.requests()) < 2:
+            time.sleep(0.01)
+        shutil.rmtree(tmp_path / "card")
+        while not ledger.requests():
+            time.sleep(0.01)
+        assert waits(ledger, 300)
+        assert not waits(ledger, 100)
+    assert waiting.stdout.readline() == "held\n"
+    waiting.kill()
+    waiting.wait()
+
+
+def test_processes_that_compete_never_exceed_the_budget(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    crowd = [spawn(CHURN, tmp_path, seed) for seed in range(6)]
+    sampled = []
+    while any(p.poll() is None for p in crowd):
+        sampled.append(ledger.held_mib())
+        if random.random() < 0.02:
+            with ledger.acquire(10):
+                pass
+    assert [p.returncode for p in crowd] == [0] * 6
+    assert max(sampled) <= 1000
+    assert max(sampled) > 0
+    assert ledger.requests() == []
+
+
+def test_a_folder_that_is_removed_before_the_first_request_is_made_again(tmp_path):
+    ledger = Ledger(tmp_path / "card", 1000)
+    (tmp_path / "card").rmdir()
+    with ledger.acquire(400):
+        assert ledger.held_mib() == 400
+
+
+def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ServiceError, match="OVERNIGHT_CARD_DIR"):
+        Ledger(tmp_path / "file" / "card", 1000)
+
+
+def test_a_script_takes_its_share_of_the_card(checkout):
+    with overnight.lease(300, who={"step": "my script"}) as held:
+        assert (held.mib, held.card.virtual) == (300, True)
+        ledger = Ledger(held.card.folder, held.card.budget_mib)
+        assert [(r.mib, r.who["step"]) for r in ledger.requests()] == [(300, "my script")]
+    assert ledger.requests() == []
+
+
+@pytest.mark.parametrize("mib", [0, -1, 1.5, 512.0, "512", None, float("nan"), True])
+def test_what_is_no_amount_is_refused_and_never_waited_for(checkout, mib):
+    with pytest.raises(BadInput, match="whole number of MiB"), overnight.lease(mib):
+        pass
+
+
+@pytest.mark.parametrize(
+    "odd", [{"ticket": -5}, {"ticket": 1.5}, {"ticket": "x"}, {"ticket": True}, {"exclusive": "no"}]
+)
+def test_what_is_no_ticket_and_no_answer_is_refused(checkout, odd):
+    with pytest.raises(BadInput, match="expected"), overnight.lease(100, **odd):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("first", "alone", "second", "exclusive"),
+    [(800, False, 300, False), (100, True, 1, False), (100, False, 1, True)],
+)
+def test_a_thread_never_waits_for_itself(checkout, monkeypatch, first, alone, second, exclusive):
+    monkeypatch.setenv("OVERNIGHT_VIRTUAL_MIB", "1000")
+    outer, inner = overnight.lease(first, exclusive=alone), overnight.lease(second, exclusive=exclusive)
+    with outer, pytest.raises(BadInput, match="would wait for itself"), inner:
+        pass
+    with overnight.lease(second) as lease, overnight.lease(500):
+        assert lease.mib == second
+
+
+def test_an_old_driver_is_named_with_the_one_it_takes():
+    with pytest.raises(ServiceError, match=r"535\.104.*CUDA 13\.2 needs 580.*--cpu"):
+        check_driver("535.104.05", "13.2")
+    check_driver("580.65.06", "13.2")
+
+
+def test_cpu_asks_for_the_virtual_card(monkeypatch):
+    monkeypatch.setenv("OVERNIGHT_VIRTUAL_MIB", "2048")
+    assert find(cpu=True).budget_mib == 2048
+    monkeypatch.setenv("OVERNIGHT_VIRTUAL_MIB", "lots")
+    with pytest.raises(ServiceError, match="lots"):
+        find(cpu=True)
+
+
+def test_a_holder_robbed_of_both_files_in_turn_still_counts(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    with ledger.acquire(700) as robbed:
+        for path in tmp_path.glob("g-*"):
+            path.unlink()
+        ledger.acquire(100).release()  # somebody sees the holder without its grant ...
+        robbed.request.path.unlink()
+        assert waits(ledger, 400)  # ... and says so to those who see nothing of it
+        assert not waits(ledger, 300)
+    assert not waits(ledger, 1000)

@@ -1,0 +1,446 @@
+"""What a step asks for: the sizes find what is needed without knowing it, never fall back below what was too little, and say why not."""
+
+import os
+import random
+from dataclasses import dataclass
+
+import pytest
+
+from overnight import DataSpec
+from overnight.data.dataset import DataFile, Entry
+from overnight.errors import DoesNotFit
+from overnight.gpu.card import Card
+from overnight.memory import history, intervals, request
+from overnight.memory.micro_batches import even
+from overnight.orchestration.child import Usage
+from tests.support.steps_sized import (
+    BUDGET,
+    IMAGES,
+    NetParams,
+    PlainParams,
+    card,
+    cupy,
+    ended,
+    given,
+    graph,
+    net,
+    plain,
+    silent,
+)
+
+__all__ = ["card"]
+UNSEEN = "no run of its family was measured: outside the tested range"
+
+
+# ------------------------------------------------------------------------------------------------ what is asked
+
+
+def test_without_knowledge_the_declared_amount_is_asked_for_the_whole_batch(card):
+    asked = request.ask(net, given(), card)
+    assert (asked.mib, asked.micro_batch, asked.exclusive, asked.smaller) == (2048, 64, False, ())
+    assert "declared" in asked.why
+
+
+def test_a_declared_amount_above_the_budget_shrinks_with_the_micro_batch(card):
+    small = card.model_copy(update={"budget_mib": 1000})
+    asked = request.ask(net, given(), small)
+    assert asked.micro_batch == 16  # 2048 * (1/4 + 3/4 * 16/64) = 896; with 32 it would be 1280
+    assert asked.mib == 896
+    assert (
+        request.ask(net, given(), card.model_copy(update={"budget_mib": 300})).mib == 300
+    )  # perhaps: nobody knows that it does not fit
+
+
+def test_the_band_of_a_prediction_decides_before_the_declared_amount(card):
+    def predict(_recipe, size, _card):
+        return (100.0 * size, 200.0 * size)
+
+    asked = request.ask(net, given(), card, predict)
+    assert (asked.micro_batch, asked.mib) == (32, 6464)
+    assert "predicted: 3,200 to 6,400" in asked.why
+    assert (
+        request.ask(net, given(spec=DataSpec()), card, predict).mib == 2048
+    )  # nobody knows the data: nothing to predict from
+
+
+def test_a_measurement_decides_before_a_prediction(card):
+    assert ended(card, net, given(), request.ask(net, given(), card), 1000)
+    asked = request.ask(net, given(), card, lambda *_: (1.0, 2.0))
+    assert (asked.mib, asked.micro_batch) == (1152, 64)
+    assert history.NEAR_SHARE * asked.mib > 1000  # an equal run does not come near its cap
+
+
+@pytest.mark.parametrize(("batch", "sizes_"), [
+    (64, [64, 32, 16, 8, 4, 2, 1]),
+    (96, [96, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1]),
+    (101, [101, 51, 26, 13, 7, 4, 2, 1]),
+])  # fmt: skip
+def test_also_a_batch_that_nothing_divides_has_micro_batches_to_choose_from(card, batch, sizes_):
+    assert even(batch) == sizes_
+    asked = request.ask(
+        net, given(NetParams(batch=batch)), card, lambda _recipe, size, _card: (100.0 * size, 200.0 * size)
+    )
+    assert asked.micro_batch == max(n for n in sizes_ if 200 * n < BUDGET)
+
+
+def test_a_training_that_went_on_with_the_larger_halves_says_which_failed(card):
+    used = Usage(
+        asked_micro_batch=101,
+        micro_batch=26,
+        cap_mib=2048,
+        lease_mib=2048,
+        peak_mib=2048,
+        out_of_memory=True,
+        met_cap=True,
+    )
+    request.learn(net, given(NetParams(batch=101)), card, used, finished=True)
+    tight = card.model_copy(update={"budget_mib": 2048})
+    assert request.ask(net, given(NetParams(batch=101)), tight).micro_batch == 26
+
+
+def test_a_micro_batch_that_a_user_set_is_never_changed(card):
+    fixed = given(NetParams(batch=64, micro_batch=24))
+    asked = request.ask(net, fixed, card.model_copy(update={"budget_mib": 1000}))
+    assert (asked.micro_batch, asked.mib, asked.smaller) == (24, 1000, ())
+    with pytest.raises(DoesNotFit, match="leave out micro_batch"):
+        request.ask(net, fixed, card, lambda *_: (9000.0, 9999.0))
+
+
+def test_a_step_that_says_nothing_gets_the_whole_budget_until_it_is_measured(card):
+    asked = request.ask(silent, [PlainParams()], card)
+    assert (asked.mib, asked.micro_batch) == (BUDGET, None)
+    ended(card, silent, [PlainParams()], asked, 500)
+    assert request.ask(silent, [PlainParams()], card).mib == 576
+
+
+def test_what_cannot_be_cut_has_no_micro_batch(card):
+    assert request.ask(graph, given(), card).micro_batch is None
+
+
+def test_what_is_known_not_to_fit_is_refused_with_what_to_change(card, monkeypatch):
+    with pytest.raises(
+        DoesNotFit, match=r"micro_batch 1 does not fit.*9,000.*budget is 8192.*bf16.*VIRTUAL_MIB higher"
+    ):
+        request.ask(net, given(), card, lambda *_: (9000.0, 9999.0))
+    with pytest.raises(DoesNotFit, match=r"plain does not fit.*2,048.*budget is 1000"):
+        request.ask(plain, [PlainParams()], card.model_copy(update={"budget_mib": 1000}))
+    monkeypatch.setenv("OVERNIGHT_BUDGET_MIB", "1000")
+    with pytest.raises(DoesNotFit, match="set OVERNIGHT_BUDGET_MIB higher"):
+        request.ask(plain, [PlainParams()], card.model_copy(update={"budget_mib": 1000}))
+    monkeypatch.delenv("OVERNIGHT_BUDGET_MIB")
+    with pytest.raises(DoesNotFit, match="set OVERNIGHT_RESERVE_MIB lower"):
+        request.ask(plain, [PlainParams()], card.model_copy(update={"budget_mib": 1000, "uuid": "GPU-1"}))
+    assert request.ask(net, given(), card, lambda *_: (8000.0, 9999.0)) == request.Ask(
+        8192, 1, why=f"predicted: 8,000 to 9,999 MiB; {UNSEEN}"
+    )
+    for _ in range(3):  # 2048, 4160 and 8192 MiB
+        ended(card, plain, [PlainParams()], request.ask(plain, [PlainParams()], card), 9000)
+    with pytest.raises(DoesNotFit, match="learned: it needs 8,193 MiB or more"):
+        request.ask(plain, [PlainParams()], card)
+
+
+def test_with_the_policy_shrink_smaller_amounts_are_offered(card):
+    asked = request.ask(net, given(), card.model_copy(update={"policy": "shrink"}))
+    assert asked.smaller[:3] == ((1280, 32), (896, 16), (704, 8))
+    assert sorted(asked.smaller, reverse=True) == list(asked.smaller)
+    assert len({mib for mib, _ in asked.smaller}) == len(asked.smaller)
+
+
+def test_the_figure_is_of_the_shapes_and_not_of_the_content_or_the_seed(card):
+    ended(card, net, given(), request.ask(net, given(), card), 1000)
+    assert request.ask(net, given(digest="other"), card).mib == 1152
+    assert request.ask(net, given(NetParams(batch=64, exclusive=True)), card).mib == 1152
+    assert request.ask(net, given(NetParams(batch=64, width=9)), card).mib == 2048
+    assert request.ask(net, given(spec=IMAGES.model_copy(update={"shape": (3, 9, 9)})), card).mib == 2048
+    one, other = (
+        Entry(name="x", kind="table", reader="csv", files=[DataFile(path="a.csv", sha256=c * 64)])
+        for c in "ab"
+    )
+    assert plain.memory_key([PlainParams(), one]) == plain.memory_key([PlainParams(), other])
+    assert plain.memory_key([PlainParams(), one]) != plain.memory_key(
+        [PlainParams(), one.model_copy(update={"name": "y"})]
+    )
+
+
+# ------------------------------------------------------------------------------------------------ what is learned
+
+
+@dataclass
+class Night:
+    """A step whose need nobody is told."""
+
+    card: Card
+    needs: dict[int, int]  # micro-batch: MiB
+    batch: int = 64
+
+    def run(self, share=1.0):
+        """(came through, micro-batch, cap) of one run that needs `share` of the most it ever needs."""
+        arguments = given(NetParams(batch=self.batch))
+        asked = request.ask(net, arguments, self.card)
+        assert asked.mib <= self.card.budget_mib
+        return (
+            ended(self.card, net, arguments, asked, self.needs[asked.micro_batch] * share),
+            asked.micro_batch,
+            asked.mib,
+        )
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_size_converges_to_the_need_whatever_it_is(card, seed):
+    random_ = random.Random(seed)
+    fixed, slope = random_.uniform(1, 3000), random_.uniform(1, 400)
+    night = Night(card, {n: int(fixed + slope * n) for n in (1, 2, 4, 8, 16, 32, 64)})
+    fits = max(n for n, need in night.needs.items() if need <= BUDGET)
+    story = [night.run() for _ in range(25)]
+    assert all(came_through for came_through, *_ in story[15:]), story
+    _, size, mib = story[-1]
+    assert len(set(story[-5:])) == 1
+    assert mib >= night.needs[size]
+    assert mib <= max(night.needs[size] * 1.25, night.needs[size] + 64) + 65
+    assert size == fits or night.needs[size * 2] > 0.9 * BUDGET
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_sequence_of_runs_lets_a_cap_that_was_met_be_asked_again(card, seed):
+    """The need changes from run to run, as with images of many sizes: the runs that fail are bounded, and each raises the figure."""
+    random_ = random.Random(seed)
+    night, met = Night(card, dict.fromkeys((1, 2, 4, 8, 16, 32, 64), random_.randint(500, 7000))), 0
+    failures = 0
+    for _ in range(100):
+        came_through, size, mib = night.run(random_.choice([0.1, 0.4, 0.5, 1.0, random_.uniform(0.1, 1)]))
+        if size == 64:
+            assert mib > met
+            met = met if came_through else mib
+        failures += not came_through
+    assert failures <= 20  # from a tenth of the need to all of it, by 1/8 or more each time
+
+
+def test_a_training_that_went_on_with_less_says_what_failed_and_what_fits(card):
+    """It began with 64 samples and came through with 16."""
+    used = Usage(
+        asked_micro_batch=64,
+        micro_batch=16,
+        cap_mib=2048,
+        lease_mib=2048,
+        peak_mib=2048,
+        out_of_memory=True,
+        met_cap=True,
+    )
+    request.learn(net, given(), card, used, finished=True)
+    assert (request.ask(net, given(), card).micro_batch, request.ask(net, given(), card).mib) == (64, 4160)
+    tight = card.model_copy(update={"budget_mib": 2048})
+    assert (request.ask(net, given(), tight).micro_batch, request.ask(net, given(), tight).mib) == (16, 2048)
+    ended(tight, net, given(), request.ask(net, given(), tight), 1000)
+    assert (request.ask(net, given(), tight).micro_batch, request.ask(net, given(), tight).mib) == (16, 1152)
+
+
+def test_a_training_that_came_through_as_it_began_is_not_refused_the_next_time(card):
+    """Memory ran out in an evaluation, which was done again in slices."""
+    tight = card.model_copy(update={"budget_mib": 8})
+    used = Usage(
+        asked_micro_batch=1,
+        micro_batch=1,
+        cap_mib=8,
+        lease_mib=8,
+        peak_mib=8,
+        out_of_memory=True,
+        met_cap=True,
+    )
+    arguments = given(NetParams(batch=64, micro_batch=1))
+    request.learn(net, arguments, tight, used, finished=True)
+    assert (request.ask(net, arguments, tight).micro_batch, request.ask(net, arguments, tight).mib) == (1, 8)
+    assert request.ask(net, arguments, card).mib > 8
+    request.learn(net, arguments, tight, used, finished=False)
+    with pytest.raises(DoesNotFit):
+        request.ask(net, arguments, tight)
+
+
+def test_a_training_that_resumed_with_less_measures_what_it_ran_with(card):
+    used = Usage(asked_micro_batch=64, micro_batch=16, cap_mib=2048, lease_mib=2048, peak_mib=500)
+    request.learn(net, given(), card, used, finished=True)
+    assert "learned" not in request.ask(net, given(), card).why
+    assert "learned: it needs 500" in request.ask(net, given(NetParams(batch=64, micro_batch=16)), card).why
+
+
+def test_what_a_smaller_micro_batch_needs_a_larger_one_needs_as_well(card):
+    used = Usage(asked_micro_batch=64, micro_batch=16, cap_mib=2048, lease_mib=2048, peak_mib=500)
+    request.learn(net, given(), card, used, finished=True)
+    assert (
+        request.ask(net, given(), card, lambda *_: (10.0, 20.0)).mib == 576
+    )  # the prediction knows less than the measurement
+
+
+def test_a_micro_batch_between_two_that_ran_is_tried_if_it_may_fit(card):
+    """16 samples were too many for the whole card, 4 take 1000 MiB: 8 may take 1000 * 9/8 * 10/7, with a quarter of what 16 take that is always there."""
+    cap = {"cap_mib": BUDGET, "lease_mib": BUDGET}
+    arguments = given(NetParams(batch=16))
+    request.learn(
+        net,
+        arguments,
+        card,
+        Usage(asked_micro_batch=16, micro_batch=16, out_of_memory=True, **cap),
+        finished=False,
+    )
+    request.learn(
+        net, arguments, card, Usage(asked_micro_batch=4, micro_batch=4, peak_mib=1000, **cap), finished=True
+    )
+    asked = request.ask(net, arguments, card)
+    assert (asked.micro_batch, asked.mib) == (8, 1664)
+    assert "scaled from micro-batches [4, 16] that ran" in asked.why
+
+
+def test_a_run_that_came_near_its_cap_only_raises(card):
+    before = request.ask(plain, [PlainParams()], card).mib
+    ended(card, plain, [PlainParams()], request.ask(plain, [PlainParams()], card), 0.96 * before)
+    assert request.ask(plain, [PlainParams()], card).mib >= 1.25 * before
+
+
+def test_a_clean_run_lowers_and_the_largest_of_the_last_counts(card):
+    for peak in (1500, 300, 300, 300, 300):
+        ended(card, plain, [PlainParams()], request.ask(plain, [PlainParams()], card), peak)
+        assert request.ask(plain, [PlainParams()], card).mib == 1728
+    ended(card, plain, [PlainParams()], request.ask(plain, [PlainParams()], card), 300)
+    assert request.ask(plain, [PlainParams()], card).mib == 384
+
+
+def test_a_run_that_filled_the_whole_budget_takes_a_smaller_micro_batch_if_there_is_one(card):
+    tight = card.model_copy(update={"budget_mib": 2048})
+    ended(tight, net, given(), request.ask(net, given(), tight), 2000)
+    assert request.ask(net, given(), tight).micro_batch == 32
+    ended(tight, plain, [PlainParams()], request.ask(plain, [PlainParams()], tight), 2000)
+    assert request.ask(plain, [PlainParams()], tight).mib == 2048
+
+
+def test_a_run_that_failed_or_was_not_counted_lowers_nothing(card):
+    asked = request.ask(plain, [PlainParams()], card)
+    used = Usage(cap_mib=asked.mib, peak_mib=10.0)
+    request.learn(plain, [PlainParams()], card, used, finished=False)
+    request.learn(plain, [PlainParams()], card, used.model_copy(update={"peak_mib": None}), finished=True)
+    request.learn(plain, [PlainParams()], card.model_copy(update={"count": False}), used, finished=True)
+    assert request.ask(plain, [PlainParams()], card) == asked
+
+
+def test_a_card_that_others_filled_does_not_raise_the_figure(card):
+    real = Card(uuid="GPU-1", name="real", total_mib=BUDGET + 1024, budget_mib=BUDGET)
+    used = Usage(cap_mib=1448, peak_mib=700.0, out_of_memory=True, met_cap=True, foreign_peak_mib=3000.0)
+    request.learn(plain, [PlainParams()], real, used, finished=False)
+    assert request.ask(plain, [PlainParams()], real).mib == 2048
+    request.learn(
+        plain, [PlainParams()], real, used.model_copy(update={"foreign_peak_mib": 500.0}), finished=False
+    )
+    assert request.ask(plain, [PlainParams()], real).mib > 2048
+
+
+def test_memory_that_no_cap_holds_makes_a_step_run_alone_until_it_is_measured(card):
+    first = request.ask(cupy, [PlainParams()], card)
+    assert first.exclusive
+    ended(card, cupy, [PlainParams()], first, 100, device_peak_mib=1500.0)
+    assert request.ask(cupy, [PlainParams()], card) == request.Ask(
+        1728, why="learned: the whole card held 1,500 MiB more while it ran alone"
+    )
+    ended(card, plain, [PlainParams()], request.ask(plain, [PlainParams()], card), 100, outside=("cupy",))
+    assert request.ask(plain, [PlainParams()], card).exclusive  # found out while it ran
+
+
+# ------------------------------------------------------------------------------------------------ how it is kept
+
+
+def test_what_is_no_outcome_is_passed_over(card, tmp_path):
+    asked = request.ask(plain, [PlainParams()], card)
+    ended(card, plain, [PlainParams()], asked, 1000)
+    (kept,) = (tmp_path / "virtual" / "sizes").iterdir()
+    for name in (
+        "x",
+        "2-0-clean-",
+        "2-0-clean-9x",
+        "-1-0-oom-9",
+        "2-0-other-9",
+        "9" * 99 + "-0-oom-1",
+        "٣-0-clean-5",
+    ):
+        (kept / name).write_bytes(os.urandom(9))
+    (kept / "3-0-oom-folder").mkdir()
+    assert request.ask(plain, [PlainParams()], card).mib == 1152
+    ended(card, plain, [PlainParams()], request.ask(plain, [PlainParams()], card), 1100)
+    assert request.ask(plain, [PlainParams()], card).mib > 1152
+
+
+def test_a_prediction_is_made_once_for_each_micro_batch_and_version(tmp_path, card):
+    made = []
+
+    def predict(_recipe, size, _card):
+        made.append(size)
+        return (10.25, 20.5) if size > 1 else intervals.Unknown("it reads a value")
+
+    def asked(version):
+        return [
+            intervals.remembered(predict, tmp_path / "step", version)(None, size, card) for size in (64, 6, 1)
+        ]
+
+    band = intervals.Band(10.25, 20.5, 20.5, 20.5)
+    assert asked("v1") == [band, band, None]
+    (tmp_path / "step" / "band-v1-6-torn").touch()
+    assert asked("v1") == [band, band, None]
+    assert made == [64, 6, 1]
+    assert intervals.read(tmp_path / "step", "v1", 1) == intervals.Unknown("it reads a value")
+    assert asked("v2") == [band, band, None]
+    assert made == [64, 6, 1] * 2
+    assert len(list((tmp_path / "step").iterdir())) == 3
+
+
+def test_where_nothing_can_be_kept_a_step_runs_all_the_same(card, tmp_path):
+    (tmp_path / "virtual").mkdir()
+    (tmp_path / "virtual" / "sizes").write_text("a file where the folder belongs")
+    ended(card, plain, [PlainParams()], request.ask(plain, [PlainParams()], card), 1000)
+    assert request.ask(plain, [PlainParams()], card).mib == 2048
+
+
+def test_few_outcomes_are_kept_and_several_processes_write_them(tmp_path):
+    folder, random_ = tmp_path / "step", random.Random(0)
+    children = []
+    for seed in range(4):
+        if not (pid := os.fork()):
+            own = random.Random(seed)
+            for _ in range(100):
+                history.add(
+                    folder,
+                    own.choice([0, 4]),
+                    own.choice([history.CLEAN, history.OOM, history.NEAR]),
+                    own.randint(1, 5000),
+                )
+            os._exit(0)
+        children.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
+    history.add(folder, 0, history.CLEAN, random_.randint(1, 5000))
+    found = history.read(folder)
+    assert 0 < len(found) <= 2 * (history.LAST + 2) + 4
+    assert (
+        max(o.mib for o in found if o.kind != history.CLEAN) > 4900
+    )  # the highest cap that was met is never lost
+
+
+def test_what_is_thrown_away_lowers_no_figure():
+    random_ = random.Random(1)
+    for _ in range(300):
+        kinds = [history.CLEAN, history.CLEAN, history.OOM, history.NEAR]
+        story = [
+            history.Outcome(i, 0, random_.choice(kinds), random_.randint(100, 4000)) for i in range(1, 20)
+        ]
+        dropped = set(history.worthless(story))
+        kept = [o for o in story if o not in dropped]
+        before, after = history.need(story, 0), history.need(kept, 0)
+        highest = max((o.mib for o in story if o.kind != history.CLEAN), default=0)
+        assert highest < after.wanted <= before.wanted
+        assert history.worthless(kept) == []
+
+
+def test_only_the_steps_that_ran_last_are_remembered(tmp_path, monkeypatch):
+    monkeypatch.setattr(history, "MOST_STEPS", 3)
+    (tmp_path / "sizes").mkdir()
+    (tmp_path / "sizes" / "notes.txt").write_text("somebody's")
+    os.utime(tmp_path / "sizes" / "notes.txt", (0, 0))
+    for i in range(6):
+        history.add(tmp_path / "sizes" / f"step{i}", 0, history.CLEAN, 10)
+        os.utime(tmp_path / "sizes" / f"step{i}", (i, i))
+    assert {p.name for p in (tmp_path / "sizes").iterdir()} == {"notes.txt", "step3", "step4", "step5"}
+    assert history.need(history.read(tmp_path / "sizes" / "step5"), 0)

@@ -1,0 +1,113 @@
+"""The prediction is made in a process of its own: what ends that one costs no step, and what it found is asked once."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from overnight import Artifact, DataSpec, Run, step
+from overnight.errors import Stopped
+from overnight.gpu.card import Card
+from overnight.memory import intervals, request
+from overnight.memory import subprocess as prediction_process
+from overnight.training.recipe import TrainParams, rows
+
+DIGITS = DataSpec(shape=(1, 8, 8), classes=tuple("0123456789"), counts={"train": 90, "val": 30, "test": 30})
+HERE = [sys.executable, "-c"]
+
+
+class Bare:
+    """As much of a Recipe as sizes look at."""
+
+    split = staticmethod(rows)
+
+
+def hidden():
+    """A step that no other process can import."""
+
+    @step(gpu=True, recipe=lambda _params, _spec: Bare(), vram_mib=512)
+    def inside(run: Run, params: TrainParams, images: Artifact) -> Artifact:
+        """Never run."""
+
+    return inside
+
+
+@pytest.fixture
+def card(tmp_path, monkeypatch):
+    monkeypatch.setenv("OVERNIGHT_CARD_DIR", str(tmp_path))
+    return Card(uuid="virtual", name="virtual", total_mib=8192, budget_mib=8192, count=True)
+
+
+def never():
+    return False
+
+
+def given(params):
+    return [params, Artifact(kind="images", path="/made", digest="d", spec=DIGITS)]
+
+
+def ends_with(code, limit_s=60.0, should_stop=never):
+    return prediction_process.run({}, [*HERE, code], should_stop, limit_s)
+
+
+def test_whatever_ends_it_is_a_reason():
+    assert ends_with("") == ""
+    assert (
+        ends_with("import os; os.kill(os.getpid(), 11)") == "the process that predicts was ended by signal 11"
+    )
+    assert (
+        ends_with("raise MemoryError('no room')")
+        == "the process that predicts ended with 1: MemoryError: no room"
+    )
+    assert ends_with("import time; time.sleep(600)", 0.2) == "the prediction was not there after 0.2 s"
+
+
+def test_a_stop_ends_it_at_once(tmp_path):
+    began = tmp_path / "began"
+    hang = f"import os, time; open({str(began)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    with pytest.raises(Stopped):
+        ends_with(hang, should_stop=lambda: began.exists() and began.read_text() != "")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(began.read_text()), 0)
+
+
+def test_a_crash_costs_the_prediction_alone_and_happens_once(card):
+    made, values = hidden(), given(TrainParams(batch=8))
+    first = prediction_process.ask(made, values, card, never)
+    assert (first.mib, first.micro_batch) == (512, 8)
+    assert "is not predicted: the process that predicts ended with 1: AttributeError" in first.note
+    second = prediction_process.ask(
+        made, values, card, pytest.fail
+    )  # whoever starts a process asks this while it waits
+    assert (second, second.note) == (first, first.note)
+    folder = request.folder_of(made, values, card)
+    assert "AttributeError" in intervals.read(folder, intervals.version(), 8).why
+
+
+PARENT = """
+    import sys
+    from overnight.artifact import Artifact, DataSpec
+    from overnight.memory import subprocess
+    from overnight.gpu.card import Card
+    from tasks.vision.cnn import CnnParams, train_cnn
+
+    card = Card(uuid="virtual", name="virtual", total_mib=8192, budget_mib=8192, count=True)
+    images = Artifact(kind="images", path="/made", digest="d", spec=DataSpec.model_validate_json(sys.argv[1]))
+    values = [CnnParams(batch=16, width=8, blocks=1), images]
+    first = subprocess.ask(train_cnn, values, card, lambda: False)
+    second = subprocess.ask(train_cnn, values, card, lambda: sys.exit("asked again"))
+    import json
+    print(json.dumps([first.why, first.note, first == second, [m for m in sys.modules if m in ("overnight.memory.program", "overnight.memory.fake_tensors")]]))
+"""
+
+
+def test_nothing_is_traced_where_the_flow_runs(card):
+    command = [*HERE, textwrap.dedent(PARENT), DIGITS.model_dump_json()]
+    why, note, same, traced = json.loads(
+        subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    )
+    assert why.startswith("predicted: ")
+    assert (note, same, traced) == ("", True, [])

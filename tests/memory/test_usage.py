@@ -1,0 +1,116 @@
+"""What a step took, as its run and its line in the table say it: what nobody measured is never a number."""
+
+import json
+
+import pytest
+
+from overnight.gpu.card import Card
+from overnight.memory import usage
+from overnight.memory.intervals import Band
+from overnight.memory.request import Ask
+from overnight.orchestration.child import Result
+from overnight.orchestration.launcher import readable
+from overnight.orchestration.terminal import memory
+
+CARD = Card(uuid="virtual", name="virtual", total_mib=8192, budget_mib=8192)
+TOOK = Result(code=0, asked_mib=2048, lease_mib=1024, cap_mib=400, overhead_mib=624, peak_mib=300.4, wait_s=3, asked_micro_batch=64,
+              micro_batch=16, met_cap=True, out_of_memory=True, outside=("cupy", "jax"), host_peak_mib=1234.5)  # fmt: skip
+
+
+def told(result):
+    """(metrics, params) of the events."""
+    events = usage.of_ending(result)
+    assert [readable(json.dumps(e)) for e in events] == events
+    return events[0]["values"], {e["name"]: e["value"] for e in events if e["event"] == "param"}
+
+
+def test_a_run_holds_what_was_asked_granted_and_taken():
+    metrics, params = told(TOOK)
+    wanted = {
+        "asked_mib": 2048,
+        "lease_mib": 1024,
+        "cap_mib": 400,
+        "overhead_mib": 624,
+        "peak_mib": 300.4,
+        "wait_s": 3,
+        "micro_batch": 16,
+    }
+    assert {name: metrics[f"usage/{name}"] for name in wanted} == wanted
+    assert (metrics["usage/met_cap"], metrics["usage/out_of_memory"], metrics["usage/exclusive"]) == (1, 1, 0)
+    assert params["usage/asked_micro_batch"] == "64"
+    assert params["usage/outside"] == "cupy, jax"
+    assert params["usage/peak_mib"] == "300.4"
+
+
+def test_what_was_not_measured_is_no_zero():
+    metrics, params = told(TOOK.model_copy(update={"peak_mib": None, "foreign_peak_mib": None}))
+    assert not {"usage/peak_mib", "usage/foreign_peak_mib"} & metrics.keys()
+    assert params["usage/peak_mib"] == "not measured"
+
+
+def test_a_step_without_a_lease_has_its_times_and_the_host_alone():
+    metrics, params = told(Result(code=1, run_s=2.0, host_peak_mib=50.0))
+    assert (metrics["usage/run_s"], metrics["usage/host_peak_mib"], params) == (2.0, 50.0, {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({}, "924 of 1,024 MiB"),
+        ({"peak_mib": None}, "not measured, of 1,024 MiB"),
+        ({"peak_mib": 0.0, "overhead_mib": 0}, "0 of 1,024 MiB"),
+        ({"lease_mib": 0}, "1,234 MiB of the host"),
+        ({"lease_mib": 0, "host_peak_mib": 0.0}, ""),
+    ],
+)
+def test_the_table_says_how_much_of_what(changes, shown):
+    assert memory(TOOK.model_copy(update=changes)) == shown
+
+
+def test_what_is_asked_is_said_with_its_reason():
+    log, why = usage.of_asking(Ask(2048, 64, exclusive=True, why="declared: 2,048 MiB"))
+    assert log["text"] == "asks for 2,048 MiB of the card, alone (micro-batch 64, declared: 2,048 MiB)"
+    assert why["value"] == "declared: 2,048 MiB"
+
+
+def test_what_was_predicted_stands_beside_what_was_measured():
+    asked = Ask(512, 64, why="predicted: 90 to 120 MiB", predicted=Band(90, 120, 100, 120))
+    clean = {"micro_batch": 64, "met_cap": False, "out_of_memory": False, "peak_mib": 103.0}
+    metrics, params = told(TOOK.model_copy(update={**usage.of_prediction(asked), **clean}))
+    wanted = {
+        "predicted_low_mib": 90,
+        "predicted_mib": 100,
+        "predicted_high_mib": 120,
+        "prediction_error": pytest.approx(0.03),
+    }
+    assert {name: metrics[f"usage/{name}"] for name in wanted} == wanted
+    assert params["usage/predicted_mib"] == "100"
+    for other in (
+        {"micro_batch": 16},
+        {"met_cap": True},
+        {"peak_mib": None},
+    ):  # then the two say nothing of each other
+        metrics, _ = told(TOOK.model_copy(update={**usage.of_prediction(asked), **clean, **other}))
+        assert "usage/prediction_error" not in metrics
+    assert usage.of_prediction(Ask(512)) == {}
+
+
+def test_what_is_not_predicted_says_why():
+    events = usage.of_asking(
+        Ask(2048, 64, why="declared: 2,048 MiB", note="its memory is not predicted: it reads a value")
+    )
+    assert [e["text"] for e in events if e["event"] == "log"][1:] == [
+        "its memory is not predicted: it reads a value"
+    ]
+    assert {e["name"]: e["value"] for e in events if e["event"] == "param"}["usage/not_predicted"].endswith(
+        "it reads a value"
+    )
+
+
+def test_what_a_lease_was_too_small_for_may_fit_the_card():
+    small = TOOK.model_copy(update={"code": 12, "error": "one sample does not fit"})
+    found = usage.for_the_card(small, CARD)
+    assert found.code == 11
+    assert "1024 of the card's 8192 MiB; the next run asks for more" in found.error
+    whole = small.model_copy(update={"lease_mib": 8192})
+    assert usage.for_the_card(whole, CARD) == whole

@@ -1,0 +1,163 @@
+"""What outlives whoever started it: a run whose worker was killed is asked to end, others are left alone."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from overnight.processes import Process
+from overnight.services import flow_processes
+from overnight.services.backlog import AGAIN_S, Collector
+from overnight.services.orphans import Orphans, flow_run_of
+from overnight.services.settings import log_file
+from overnight.tracking import backlog
+from overnight.tracking.record import Record
+from tests.support.checkouts import until
+
+FLOW = """
+import signal, sys, threading
+from overnight.services import flow_processes
+asked = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: asked.set())
+with flow_processes.running("a-run"):
+    print("runs", flush=True)
+    while not asked.wait(0.05): pass
+"""
+WORKER = "import os, subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]], env={**os.environ, 'PREFECT__FLOW_RUN_ID': sys.argv[2]}).wait()"
+
+
+@pytest.fixture
+def worker(tmp_path, monkeypatch):
+    """A worker, and the run that it has started; the pid of the run."""
+    monkeypatch.setenv("OVERNIGHT_ROOT", str(tmp_path))
+    monkeypatch.delenv("PREFECT__FLOW_RUN_ID", raising=False)
+    started = []
+
+    def start(flow_run_id="a-run"):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WORKER, FLOW, flow_run_id], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout.readline() == "runs\n"
+        flow = Process.of(flow_processes.held()["a-run"].pid)
+        started.extend([process.pid, flow.pid])
+        return process, flow
+
+    yield start
+    for pid in started:
+        if Process.of(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_run_whose_worker_lives_is_left_alone(worker):
+    _, flow = worker()
+    assert flow_run_of(flow.pid) == "a-run"
+    assert Orphans().end() == []
+    assert flow_processes.orphaned("a-run") == ""
+
+
+def test_a_run_whose_worker_was_killed_is_asked_to_end_once_and_knows_why(worker):
+    process, flow = worker()
+    process.kill()
+    process.wait()
+    orphans = Orphans()
+    (line,) = orphans.end()
+    assert f"worker (pid {process.pid}) is gone" in line
+    assert f"worker (pid {process.pid}) is gone" in flow_processes.orphaned("a-run")
+    assert orphans.end() == []
+    until(lambda: not flow.alive())
+    assert flow_processes.left() == ["a-run"]  # for the supervisor, which puts its state right
+
+
+def test_a_run_whose_worker_was_stopped_because_it_hung_goes_on(worker):
+    process, flow = worker()
+    orphans = Orphans()
+    orphans.spare(Process.of(process.pid))
+    process.kill()
+    process.wait()
+    assert orphans.end() == []
+    assert flow.alive()
+
+
+def test_a_run_by_hand_has_no_worker_to_lose(worker):
+    process, flow = worker("another run")  # as a shell that was started by a worker would have it
+    process.kill()
+    process.wait()
+    assert Orphans().end() == []
+    assert flow.alive()
+
+
+TALKER = """
+import sys
+from overnight.services.orphans import keep_talking
+keep_talking()
+print("before", flush=True)
+input()
+print("after", flush=True)
+input()
+"""
+PIPING = """
+import os, subprocess, sys
+flow = subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdin=0, stdout=subprocess.PIPE, env={**os.environ, 'PREFECT__FLOW_RUN_ID': 'a-run'})
+print(flow.pid, flush=True)
+sys.stdout.write(flow.stdout.read().decode())
+"""
+
+
+def test_a_run_goes_on_talking_when_its_worker_is_dead(tmp_path, monkeypatch):
+    """The pipe through the worker is broken then; the worker's log is not."""
+    monkeypatch.setenv("OVERNIGHT_ROOT", str(tmp_path))
+    log = log_file("worker")
+    log.parent.mkdir(parents=True)
+    with log.open("ab") as out:
+        worker = subprocess.Popen(
+            [sys.executable, "-c", PIPING, TALKER], stdin=subprocess.PIPE, stdout=out, text=True
+        )
+    until(lambda: "before" in log.read_text())
+    flow = Process.of(int(log.read_text().split()[0]))
+    worker.kill()
+    worker.wait()
+    worker.stdin.write("\n")
+    worker.stdin.flush()
+    until(lambda: "after" in log.read_text() or not flow.alive())
+    assert flow.alive()
+    worker.stdin.write("\n")
+    worker.stdin.close()
+    until(lambda: not flow.alive())
+
+
+# ------------------------------------------------------------------------------------------------ what the dead have left to tell
+
+
+def test_one_process_at_a_time_tells_what_is_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("OVERNIGHT_ROOT", str(tmp_path))
+    step, collector = tmp_path / "step", Collector()
+    step.mkdir()
+    assert collector.look() == []
+    backlog.owe(step)  # without a record nobody can know where it belongs: said, and settled
+    (line,) = collector.look()
+    assert "step has left" in line
+    assert not collector.busy() or collector.look() == []
+    until(lambda: not collector.busy())
+    assert collector.look() == []
+    assert (collector.failures, backlog.debts()) == (0, [])
+    assert "no readable record" in log_file("ship").read_text()
+
+
+def test_a_server_that_stays_away_is_asked_ever_more_rarely(tmp_path, monkeypatch):
+    monkeypatch.setenv("OVERNIGHT_ROOT", str(tmp_path))
+    step, collector = tmp_path / "step", Collector()
+    step.mkdir()
+    backlog.owe(step)
+    Record(uri=f"sqlite:///{step}/record.json/a-file-is-no-folder.db", experiment="x", label="step").write(
+        step
+    )
+    collector.look()
+    until(lambda: not collector.busy())
+    (line,) = collector.look()  # and no other one yet
+    assert "was not told" in line
+    assert backlog.debts() == [step]
+    first, collector.failures = collector.next, 5
+    collector._ended(1)
+    assert collector.next - first > AGAIN_S

@@ -1,0 +1,258 @@
+"""What says Running runs: the supervisor's look, against the real servers and processes that were really killed."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from overnight import services
+from overnight.gpu.card import virtual
+from overnight.gpu.ledger.ledger import Ledger
+from overnight.processes import Process, boot
+from overnight.run import SpoolRun
+from overnight.services import definitions, flow_processes, vram_limit
+from overnight.services.identity import Identity
+from overnight.services.reconcile import Keeper
+from overnight.tracking import backlog
+from overnight.tracking.record import End, Record
+from tests.services.test_services import prefect
+from tests.support.checkouts import living_in, make_checkout, until
+
+pytestmark = pytest.mark.services
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("OVERNIGHT_ROOT", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with living_in(make_checkout(tmp_path_factory.mktemp("checkout"))) as root:
+        services.up()
+        yield root
+
+
+@pytest.fixture
+def dead(request) -> Identity:
+    """Who a process of this checkout was, before it was killed."""
+    mine = Identity.mine()
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    ticks = Process.of(process.pid).started.partition(" ")[2]
+    process.kill()
+    process.wait()
+    return Identity(mine.host, mine.state, mine.boot, process.pid, ticks)
+
+
+# ------------------------------------------------------------------------------------------------ without services
+
+
+def test_an_identity_is_read_back_and_tells_the_living_from_the_dead(folder):
+    mine = Identity.mine()
+    assert Identity.read(mine.words()) == mine
+    assert (mine.ours(), mine.alive()) == (True, True)
+    other = Identity(mine.host, mine.state, mine.boot, mine.pid, str(int(mine.started) + 1))
+    assert not other.alive()  # the pid was given to somebody else
+    assert not Identity(mine.host, mine.state, "another boot", mine.pid, mine.started).alive()
+    assert not Identity("elsewhere", mine.state, boot(), mine.pid, mine.started).ours()
+    assert Identity.read({"overnight.host": "x"}) is None
+    assert Identity.read({}) is None
+
+
+def test_an_obituary_says_what_died_and_when(folder):
+    mine = Identity.mine()
+    assert "last seen alive 2026-" in mine.obituary(1.79e9)
+    assert str(os.getpid()) in mine.obituary()
+    assert "machine" in Identity(mine.host, mine.state, "before", mine.pid, mine.started).obituary()
+
+
+def test_a_run_leaves_what_it_meant_to_say_until_somebody_has_read_it(folder):
+    with flow_processes.running("a") as life:
+        assert list(flow_processes.held()) == ["a"]
+        assert flow_processes.left() == []
+        life.ends(flow_processes.End("COMPLETED", "Completed", "1 of 1"))
+        assert flow_processes.parent("a").pid == os.getppid()
+    assert flow_processes.left() == ["a"]
+    assert flow_processes.end_of("a") == flow_processes.End("COMPLETED", "Completed", "1 of 1")
+    flow_processes.forget("a")
+    assert flow_processes.left() == []
+    assert flow_processes.end_of("a") is None
+    with pytest.raises(ValueError, match="broke"), flow_processes.running("b"):
+        raise ValueError("broke")
+    assert flow_processes.left() == ["b"]
+
+
+def test_torn_files_say_nothing(folder):
+    flow_processes.runs_folder().mkdir(parents=True)
+    (flow_processes.runs_folder() / "a.end").write_text('{"type": "COM')
+    (flow_processes.runs_folder() / "a.orphan").write_text("[]")
+    assert flow_processes.end_of("a") is None
+    assert flow_processes.orphaned("a") == ""
+
+
+def test_slots_are_gib_rounded_up():
+    assert [vram_limit.slots(mib) for mib in (0, 1, 1024, 1025, 12288)] == [0, 1, 1, 2, 12]
+
+
+# ------------------------------------------------------------------------------------------------ with services
+
+
+def test_open_runs_of_a_dead_process_are_closed_with_the_reason_and_no_others(running, dead):
+    mine = Identity.mine()
+    elsewhere = Identity("elsewhere", dead.state, dead.boot, dead.pid, dead.started)
+    flows = {
+        who: flow_run(labels) for who, labels in (("dead", dead), ("alive", mine), ("elsewhere", elsewhere))
+    }
+    tasks = {who: prefect("/task_runs/", task(flows[who])) for who in flows}
+    logged = {
+        who: mlflow_run(identity, flows[who])
+        for who, identity in (("dead", dead), ("alive", mine), ("elsewhere", elsewhere))
+    }
+    step = mlflow_run(
+        dead, flows["dead"], **{"mlflow.parentRunId": logged["dead"], "overnight.folder": str(running)}
+    )
+    until(lambda: state(flows["dead"])["type"] == "CRASHED" and task_state(tasks["dead"]) == "CRASHED")
+    until(lambda: status(step)["status"] == status(logged["dead"])["status"] == "KILLED")
+    assert str(dead.pid) in state(flows["dead"])["message"]
+    for who in ("alive", "elsewhere"):
+        assert (state(flows[who])["type"], task_state(tasks[who]), status(logged[who])["status"]) == (
+            "RUNNING",
+            "RUNNING",
+            "RUNNING",
+        )
+        prefect(f"/flow_runs/{flows[who]}/set_state", {"state": {"type": "COMPLETED"}, "force": True})
+
+
+def test_a_run_that_could_not_tell_its_end_ends_as_it_meant_to(running, dead):
+    run, step = flow_run(dead), running / ".overnight" / "steps" / "told-nobody"
+    with leaving(step):
+        logged = mlflow_run(dead, "", **{"overnight.folder": str(step)})
+        record(logged, end=End(status="FINISHED", at=1.79e9)).write(step)
+    with flow_processes.running(run) as life:
+        life.ends(flow_processes.End("COMPLETED", "Completed", "2 of 2 steps done"))
+    Keeper(services.settings()).look(0.0)
+    assert state(run)["type"] == "COMPLETED"
+    assert state(run)["message"] == "2 of 2 steps done"
+    until(lambda: status(logged)["status"] == "FINISHED")
+    assert status(logged)["end_time"] == 1_790_000_000_000
+    until(lambda: flow_processes.left() == [])
+
+
+def test_what_a_killed_run_has_left_in_its_spool_is_told_before_it_is_closed(running, dead):
+    step = running / ".overnight" / "steps" / "killed"
+    with leaving(step):
+        logged = mlflow_run(
+            dead, "", **{"overnight.folder": str(step), "mlflow.note.content": "what happened before"}
+        )
+        record(logged).write(step)
+        spool = SpoolRun(step)
+        spool.metrics({"loss": 0.5, "other": 1.0}, 3)
+        spool.note("and then this")
+        spool._spool.close()
+    until(lambda: status(logged)["status"] == "KILLED")
+    history = definitions.get(
+        f"{services.settings().mlflow}/api/2.0/mlflow/metrics/get-history?run_id={logged}&metric_key=loss"
+    )["metrics"]
+    assert [(m["step"], m["value"]) for m in history] == [(3, 0.5)]
+    (note,) = [t["value"] for t in json.loads(status(logged)["tags"]) if t["key"] == "mlflow.note.content"]
+    assert note.startswith("what happened before\n\nand then this\n\nits process (pid")
+    assert not backlog.owes(step)
+
+
+@contextmanager
+def leaving(step):
+    """What a step leaves when its parent dies is put into place; only then does anybody look at it."""
+    step.mkdir(parents=True)
+    with backlog.shipping(step):
+        backlog.owe(step)
+        yield
+
+
+def record(run_id, **more):
+    return Record(uri=services.settings().mlflow, experiment="Default", label="step", run_id=run_id, **more)
+
+
+def test_the_limit_follows_the_ledger_and_heals(running):
+    def shown():
+        return definitions.get(f"{services.settings().prefect}/v2/concurrency_limits/gpu0-vram")
+
+    card = virtual()
+    with Ledger(card.folder, card.budget_mib).acquire(2500):
+        until(lambda: (shown()["limit"], shown()["active_slots"]) == (card.budget_mib // 1024, 3))
+        edit = {"limit": 3, "active_slots": 9, "slot_decay_per_second": 0.5}
+        definitions.ask_prefect(services.settings(), "/v2/concurrency_limits/gpu0-vram", edit, method="PATCH")
+        until(
+            lambda: (
+                (shown()["limit"], shown()["active_slots"], shown()["slot_decay_per_second"])
+                == (card.budget_mib // 1024, 3, 0)
+            )
+        )
+    until(lambda: shown()["active_slots"] == 0)
+
+
+def test_a_run_starts_the_services_again_when_their_supervisor_is_killed(running):
+    code = "from overnight import services\nwith services.ensure('a run'):\n    print('in', flush=True)\n    input()"
+    run = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout.readline() == "in\n"
+    supervisor = next(Process.of(r["pid"]).parent() for r in services.status() if r["service"] == "prefect")
+    os.kill(supervisor.pid, 9)
+    until(lambda: not supervisor.alive())
+    until(lambda: {r["state"] for r in services.status() if r["service"] != "user"} == {"ready"})
+    run.communicate("\n")
+    assert run.returncode == 0
+
+
+def flow_run(identity):
+    """A run of a flow of ours that is said to run."""
+    flow = prefect("/flows/", {"name": "vision"})["id"]
+    body = {"flow_id": flow, "state": {"type": "RUNNING"}, "parameters": {"config": "x", "overrides": []}}
+    run = prefect("/flow_runs/", body)["id"]
+    definitions.ask_prefect(services.settings(), f"/flow_runs/{run}/labels", identity.words(), method="PATCH")
+    return run
+
+
+def task(flow_run_id):
+    return {
+        "flow_run_id": flow_run_id,
+        "task_key": "t",
+        "dynamic_key": "0",
+        "name": "t",
+        "state": {"type": "RUNNING"},
+    }
+
+
+def state(flow_run_id):
+    return definitions.get(f"{services.settings().prefect}/flow_runs/{flow_run_id}")["state"]
+
+
+def task_state(made):
+    return definitions.get(f"{services.settings().prefect}/task_runs/{made['id']}")["state_type"]
+
+
+def mlflow_run(identity, flow_run_id, **more):
+    tags = [
+        {"key": k, "value": v}
+        for k, v in {**identity.words(), "prefect.flow_run_id": flow_run_id, **more}.items()
+    ]
+    body = {"experiment_id": "0", "tags": tags, "start_time": int(1000 * time.time())}
+    return definitions.ask(f"{services.settings().mlflow}/api/2.0/mlflow/runs/create", body)["run"]["info"][
+        "run_id"
+    ]
+
+
+def status(run_id):
+    found = definitions.get(f"{services.settings().mlflow}/api/2.0/mlflow/runs/get?run_id={run_id}")["run"]
+    return {**found["info"], "tags": json.dumps(found["data"]["tags"])}

@@ -1,0 +1,63 @@
+"""Checkouts of a test's own, with services on ports that were free."""
+
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from overnight import services
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+OURS = (
+    "PREFECT_API_URL",
+    "PREFECT_HOME",
+    "PREFECT_PROFILE",
+    "MLFLOW_TRACKING_URI",
+    "OVERNIGHT_PREFECT_PORT",
+    "OVERNIGHT_MLFLOW_PORT",
+)
+Found = TypeVar("Found")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def make_checkout(folder: Path) -> Path:
+    """What services need of a checkout: the deployments, and where Prefect is."""
+    shutil.copy(REPOSITORY / "prefect.yaml", folder)
+    toml = (REPOSITORY / "prefect.toml").read_text()
+    assert ":4207/" in toml
+    (folder / "prefect.toml").write_text(toml.replace(":4207/", f":{free_port()}/"))
+    (folder / "configs").mkdir()
+    (folder / "configs" / "nightly.yaml").write_text("flow: nightly\n")
+    (folder / "configs" / "vision.yaml").write_text("flow: vision\n")
+    return folder
+
+
+@contextmanager
+def living_in(root: Path) -> Iterator[Path]:
+    """Inside, this process and those it starts belong to that checkout; its services are gone at the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (*OURS, "OVERNIGHT_DATA"):
+            patch.delenv(name, raising=False)
+        patch.setenv("OVERNIGHT_ROOT", str(root))
+        patch.setenv("OVERNIGHT_MLFLOW_PORT", str(free_port()))
+        yield root
+        services.down(force=True)
+
+
+def until(condition: Callable[[], Found], what: str = "the state", seconds: float = 300) -> Found:
+    """Waits for a state; the seconds are a ceiling for slow machines."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        time.sleep(0.1)
+    return found

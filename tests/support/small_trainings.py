@@ -1,0 +1,41 @@
+"""A small training that several test files share: three blobs of points, told apart by a net of one hidden layer."""
+
+import torch
+from torch import nn
+
+from overnight.training.recipe import Recipe, constant
+
+
+def recipe(params, best="accuracy", **changes):
+    def batches(data, generator):
+        order = torch.randperm(len(data["x"]), generator=generator)
+        for index in order.split(params.batch):
+            yield {"x": data["x"][index], "y": data["y"][index]}
+
+    def loss(model, batch):
+        return nn.functional.cross_entropy(model(batch["x"]), batch["y"], reduction="sum"), torch.tensor(
+            len(batch["y"])
+        )
+
+    def score(model, data, split):
+        right = model(data[f"{split}_x"]).argmax(1) == data[f"{split}_y"]
+        return {"accuracy": right.double().mean().item()}
+
+    values = {
+        "build": lambda: nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3)),
+        "example": lambda n: {"x": torch.zeros(n, 4), "y": torch.zeros(n, dtype=torch.long)},
+        "batches": batches,
+        "steps_per_epoch": lambda data: -(-len(data["x"]) // params.batch),
+        "loss": loss,
+        "optimiser": lambda model: torch.optim.SGD(model.parameters(), lr=0.3),
+        "schedule": constant,
+        "evaluate": score,
+    }
+    return Recipe(params=params, best=best, **{**values, **changes})
+
+
+def blobs():
+    generator = torch.Generator().manual_seed(1)
+    y = torch.randint(0, 3, (300,), generator=generator)
+    x = torch.randn(300, 4, generator=generator) + 3 * nn.functional.one_hot(y, 4)
+    return {"x": x[:200], "y": y[:200], "val_x": x[200:], "val_y": y[200:]}

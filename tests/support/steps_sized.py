@@ -1,0 +1,84 @@
+"""Steps whose sizes are asked for and learned, without ever being run: for test_sizes.py and test_sizes_predicted.py."""
+
+import pytest
+
+from overnight import Artifact, DataSpec, Params, Run, step
+from overnight.gpu.card import Card
+from overnight.memory import request
+from overnight.orchestration.child import Usage
+from overnight.training.recipe import TrainParams, rows
+
+BUDGET = 8192
+IMAGES = DataSpec(shape=(3, 8, 8), counts={"train": 9})
+
+
+class NetParams(TrainParams):
+    width: int = 8
+
+
+class PlainParams(Params):
+    rows: int = 3
+
+
+class Bare:
+    """As much of a Recipe as sizes look at."""
+
+    def __init__(self, split=rows):
+        self.split = split
+
+
+def whole(batch, _size):
+    yield batch
+
+
+@step(gpu=True, recipe=lambda _params, _spec: Bare(), vram_mib=2048)
+def net(run: Run, params: NetParams, images: Artifact) -> Artifact:
+    """Never run here."""
+
+
+@step(gpu=True, recipe=lambda _params, _spec: Bare(whole), vram_mib=2048)
+def graph(run: Run, params: NetParams, images: Artifact) -> Artifact:
+    """Cannot be cut."""
+
+
+@step(gpu=True, vram_mib=2048)
+def plain(run: Run, params: PlainParams) -> Artifact:
+    """Has no Recipe."""
+
+
+@step(gpu=True)
+def silent(run: Run, params: PlainParams) -> Artifact:
+    """Says nothing of its memory."""
+
+
+@step(gpu=True, vram_mib=1024, outside=True)
+def cupy(run: Run, params: PlainParams) -> Artifact:
+    """Takes memory that no cap holds."""
+
+
+@pytest.fixture
+def card(tmp_path, monkeypatch):
+    monkeypatch.setenv("OVERNIGHT_CARD_DIR", str(tmp_path))
+    return Card(uuid="virtual", name="virtual", total_mib=BUDGET, budget_mib=BUDGET, count=True)
+
+
+def given(params=None, spec=IMAGES, digest="d"):
+    return [params or NetParams(batch=64), Artifact(kind="images", path="/made", digest=digest, spec=spec)]
+
+
+def ended(card, step, arguments, ask, peak, cap=None, **more):
+    """A run that would hold `peak` MiB: below its cap it comes through, else it meets out of memory."""
+    cap = cap or ask.mib
+    used = Usage(
+        asked_micro_batch=ask.micro_batch,
+        micro_batch=ask.micro_batch,
+        cap_mib=cap,
+        lease_mib=ask.mib,
+        peak_mib=min(peak, cap),
+        out_of_memory=peak > cap,
+        met_cap=peak >= 0.95 * cap,
+        exclusive=ask.exclusive,
+        **more,
+    )
+    request.learn(step, arguments, card, used, finished=peak <= cap)
+    return peak <= cap

@@ -1,0 +1,297 @@
+"""The detector: what its loss promises, and that it learns."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from overnight import DataSpec, RecordingRun
+from overnight.artifact import save
+from overnight.errors import DataError
+from tasks.detection import augment
+from tasks.detection.boxes import detections
+from tasks.detection.loss import detection_loss
+from tasks.detection.model import Yolo, decode, places
+from tasks.detection.yolo import YoloParams, predictor, train_yolo, yolo_recipe
+
+KINDS = ("square", "cross")
+
+
+def shapes(count, size, seed, kinds=KINDS, most=3):
+    """Bright squares and crosses on noise; every fifth image is empty."""
+    random = np.random.default_rng(seed)
+    images = random.integers(0, 60, (count, 3, size, size), dtype=np.uint8)
+    boxes, labels = np.zeros((count, most, 4), np.float32), np.full((count, most), -1)
+    rows, columns = np.mgrid[:size, :size]
+    for image in range(count):
+        for slot in range(0 if image % 5 == 4 else random.integers(1, most + 1)):
+            side = int(random.integers(size // 5, 2 * size // 5))
+            left, top = (int(v) for v in random.integers(0, size - side, 2))
+            box = np.array([left, top, left + side, top + side], np.float32)
+            if any(
+                (np.minimum(box[2:], other[2:]) > np.maximum(box[:2], other[:2])).all()
+                for other in boxes[image, :slot]
+            ):
+                continue
+            kind = int(random.integers(len(kinds)))
+            inside = (columns >= left) & (columns < left + side) & (rows >= top) & (rows < top + side)
+            if kind == 1:
+                inside &= (
+                    np.minimum(abs(columns - left - side // 2), abs(rows - top - side // 2)) <= side // 8
+                )
+            images[image, :, inside] = random.integers(120, 256, 3)
+            boxes[image, slot], labels[image, slot] = box, kind
+    return {"images": images, "boxes": boxes, "labels": labels.astype(np.int64)}
+
+
+def scenes(folder, counts, size=96, kinds=KINDS):
+    arrays = {}
+    for seed, split in enumerate(("train", "val", "test")):
+        arrays |= {
+            f"{split}_{name}": array
+            for name, array in shapes(counts.get(split, 0), size, seed, kinds).items()
+        }
+    spec = DataSpec(shape=(3, size, size), classes=kinds, counts=counts, boxes=3)
+    return save(folder / "scenes", "boxes", spec, arrays, {"classes": list(kinds)})
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+SMALL = {"epochs": 1, "batch": 4, "width": 0.25}
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+def test_it_learns_made_up_shapes(tmp_path):
+    params = YoloParams(
+        epochs=12, batch=4, width=0.5, rate=4e-3, flip_vertical=0.5, mosaic=0, scale=0.1, colour=0
+    )
+    run = RecordingRun(tmp_path, seed=1)
+    model = train_yolo.body(run, params, scenes(tmp_path, {"train": 64, "val": 20, "test": 40}))
+    assert run.last("test/map50") > 0.8
+    assert 0.3 < run.last("test/map50_95") <= run.last("test/map50")
+    assert {name for name in KINDS if run.last(f"test/ap50/{name}") > 0.7} == set(KINDS)
+    assert {event["path"].rpartition("/")[2] for event in run.of("publish")} == {
+        "detections.png",
+        "precision_recall.png",
+    }
+    assert f"mAP50 {run.last('test/map50'):.3f}" in run.of("note")[0]["text"]
+    check_predictor(model)
+
+
+def check_predictor(model):
+    """The saved model finds an object, in every layout and size it is given."""
+    detect = predictor(model.path)
+    whole = shapes(3, 96, seed=9, most=1)
+    found = detect(whole["images"])
+    assert found.shape == (3, 100, 6)
+    assert found.dtype == np.float32
+    for rows, box, label in zip(found, whole["boxes"][:, 0], whole["labels"][:, 0], strict=True):
+        assert np.abs(rows[0, :4] - box).max() < 8
+        assert rows[0, 5] == label
+    assert np.array_equal(found, detect(np.ascontiguousarray(whole["images"].transpose(0, 2, 3, 1))))
+    tall = np.full(
+        (3, 3, 288, 192), 114, np.uint8
+    )  # twice as large, and not square: boxes come back in its own pixels
+    tall[:, :, 48:240] = whole["images"].repeat(2, 2).repeat(2, 3)
+    again = detect(tall)
+    boxes = 2 * whole["boxes"][:, 0] + [
+        0,
+        48,
+        0,
+        48,
+    ]  # of a size it was not trained on: one of the three may be missed
+    assert (
+        sum(np.abs(rows[:10, :4] - box).max(-1).min() < 16 for rows, box in zip(again, boxes, strict=True))
+        >= 2
+    )
+    assert detect(whole["images"][:0]).shape == (0, 100, 6)
+    assert json.loads((model.path / "meta.json").read_text())["predictor"] == "tasks.detection.yolo:predictor"
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path):
+    data = scenes(tmp_path, {"train": 8, "val": 4}, size=64)
+    first, second = (
+        train_yolo.body(RecordingRun(tmp_path / name), YoloParams(**SMALL), data) for name in "ab"
+    )
+    assert first.digest == second.digest
+
+
+def test_one_class_and_images_without_boxes_and_empty_splits(tmp_path):
+    data = scenes(tmp_path, {"train": 5}, size=64, kinds=("any/thing $x$",))
+    run = RecordingRun(tmp_path)
+    model = train_yolo.body(run, YoloParams(**SMALL), data)
+    assert "val has no boxes to choose by" in run.of("note")[0]["text"]
+    assert not run.curve("test/map50")
+    assert predictor(model.path)(np.zeros((1, 64, 64, 3), np.uint8)).shape == (1, 100, 6)
+
+
+def test_training_on_nothing_but_background_stays_finite(tmp_path):
+    arrays = {f"{split}_{k}": v for split in ("train", "val", "test") for k, v in shapes(4, 64, 0).items()}
+    arrays |= {name: np.full_like(array, -1) for name, array in arrays.items() if name.endswith("labels")}
+    empty = save(
+        tmp_path / "empty",
+        "boxes",
+        DataSpec(shape=(3, 64, 64), classes=KINDS, counts={"train": 4}, boxes=3),
+        arrays,
+    )
+    run = RecordingRun(tmp_path)
+    train_yolo.body(run, YoloParams(**SMALL), empty)
+    assert np.isfinite(run.curve("train/loss")).all()
+
+
+def test_class_names_of_any_script_name_metrics_and_pictures(tmp_path):
+    data = scenes(tmp_path, {"train": 4, "test": 4}, size=64, kinds=("红 细胞/$a$", "Тромбоцит"))
+    run = RecordingRun(tmp_path)
+    train_yolo.body(run, YoloParams(**SMALL), data)
+    names = {name for event in run.of("metrics") for name in event["values"] if name.startswith("test/ap50/")}
+    assert names <= {"test/ap50/红_细胞_a", "test/ap50/Тромбоцит"}
+    assert names
+    assert (tmp_path / "detections.png").stat().st_size > 1000
+
+
+def test_odd_sizes_and_no_training_images_are_refused(tmp_path):
+    with pytest.raises(DataError, match="divisible by 32"):
+        yolo_recipe(YoloParams(), DataSpec(shape=(3, 100, 100), classes=KINDS))
+    with pytest.raises(DataError, match="no classes"):
+        yolo_recipe(YoloParams(), DataSpec(shape=(3, 96, 96)))
+    with pytest.raises(DataError, match="'train' has no images"):
+        train_yolo.body(RecordingRun(tmp_path), YoloParams(), scenes(tmp_path, {"val": 2}))
+
+
+# ------------------------------------------------------------------------------------------------ loss
+
+
+def test_a_batch_in_parts_has_the_gradients_of_the_whole():
+    params = YoloParams(batch=5, width=0.25)
+    recipe = yolo_recipe(params, DataSpec(shape=(3, 64, 96), classes=KINDS, counts={"train": 5}, boxes=3))
+    batch = {
+        name: tensor.double() if tensor.is_floating_point() else tensor
+        for name, tensor in recipe.example(5).items()
+    }
+    batch["labels"][1], batch["labels"][3, 1:] = -1, -1  # an image without boxes, one with few
+    torch.manual_seed(0)
+    model = (
+        recipe.build().double().eval()
+    )  # batch norm by its running statistics: in train mode it depends on the whole batch
+
+    def gradients(size):
+        model.zero_grad()
+        parts = [recipe.loss(model, part) for part in recipe.split(batch, size)]
+        sum(loss for loss, _ in parts).backward()
+        count = sum(float(count) for _, count in parts)
+        return torch.cat([p.grad.flatten() / count for p in model.parameters() if p.grad is not None]), count
+
+    (whole, count), (parts, parts_count) = gradients(5), gradients(1)
+    assert parts_count == pytest.approx(count, rel=1e-12)
+    assert float(whole.abs().max()) > 1e-3
+    assert torch.allclose(whole, parts, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_half_precision_outputs_give_the_loss_in_float32(kind):
+    torch.manual_seed(0)
+    logits, sides = torch.randn(2, 84, 2) - 3, torch.randn(2, 84, 4, 16)
+    boxes, labels = torch.tensor([[[8.0, 8, 40, 48]], [[0, 0, 64, 64]]]), torch.tensor([[0], [1]])
+    exact, _ = detection_loss(logits.to(kind).float(), sides.to(kind).float(), (64, 64), boxes, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        half, count = detection_loss(logits.to(kind), sides.to(kind), (64, 64), boxes, labels)
+    assert half.dtype == count.dtype == torch.float32
+    assert float(half) == pytest.approx(float(exact), rel=1e-6)
+
+
+def test_the_loss_is_least_where_the_outputs_are_the_truth():
+    """Outputs that are free to be anything become the boxes and classes they are asked for."""
+    boxes = torch.tensor([[[8.0, 8, 40, 48], [44, 20, 60, 30]], [[0, 0, 64, 64], [0, 0, 0, 0]]])
+    labels = torch.tensor([[0, 1], [1, -1]])
+    centres, strides = places(64, 64, torch.device("cpu"))
+    logits = torch.full((2, len(centres), 2), -3.0).requires_grad_()
+    sides = (-0.5 * torch.arange(16.0)).repeat(2, len(centres), 4, 1).requires_grad_()
+    optimiser = torch.optim.Adam([logits, sides], lr=0.2)
+    for _ in range(150):
+        optimiser.zero_grad()
+        detection_loss(logits, sides, (64, 64), boxes, labels)[0].backward()
+        optimiser.step()
+    found = detections(logits.sigmoid(), decode(sides, centres, strides), least=0.3).detach()
+    assert (found[..., 5] >= 0).sum(1).tolist() == [2, 1]
+    for image, row, label in ((0, 0, 0), (0, 1, 1), (1, 0, 1)):
+        best = (found[image, :2, :4] - boxes[image, row]).abs().amax(-1).argmin()
+        assert (found[image, best, :4] - boxes[image, row]).abs().max() < 1
+        assert found[image, best, 5] == label
+
+
+# ------------------------------------------------------------------------------------------------ augmentation
+
+
+def painted(boxes, size=64):
+    """Images that are white exactly where their one box is."""
+    images = torch.full((len(boxes), 3, size, size), 0, dtype=torch.uint8)
+    for image, box in zip(images, boxes, strict=True):
+        left, top, right, bottom = (int(v) for v in box)
+        image[:, top:bottom, left:right] = 255
+    return {
+        "images": images,
+        "boxes": torch.tensor(boxes)[:, None].float(),
+        "labels": torch.zeros(len(boxes), 1, dtype=torch.int64),
+    }
+
+
+def bounds(image):
+    rows, columns = (np.flatnonzero((image[0] > 200).any(axis).numpy()) for axis in (1, 0))
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+
+
+def test_boxes_move_with_the_pixels():
+    batch = painted([[20, 24, 40, 36]] * 16)
+    random = augment.draw(16, (0.5, 0.5), 0.4, 0.1, 0.0, torch.Generator().manual_seed(0))
+    moved = augment.apply(batch | random)
+    assert len({tuple(row) for row in random["warp"].tolist()}) == 16
+    for image, box in zip(moved["images"], moved["boxes"][:, 0].numpy(), strict=True):
+        assert np.abs(bounds(image) - box).max() <= 1.5
+
+
+def test_the_closing_epochs_only_flip():
+    data = {f"train_{name}": array for name, array in shapes(6, 64, 0).items()}
+    spec = DataSpec(shape=(3, 64, 64), classes=KINDS, counts={"train": 6}, boxes=3)
+    recipe = yolo_recipe(YoloParams(batch=4, flip=0.5), spec)
+    for batch in recipe.closing(data, torch.Generator().manual_seed(0)):
+        assert set(batch["warp"].abs().flatten().tolist()) <= {0.0, 1.0}
+        assert (batch["tint"] == 1).all()
+        assert batch["boxes"].shape[1] == 3
+
+
+def test_a_mosaic_keeps_what_stays_in_sight():
+    batch = painted([[2, 2, 14, 14], [50, 2, 62, 14], [2, 50, 14, 62], [50, 50, 62, 62]] * 4)
+    mixed = augment.mosaic(batch, 1.0, torch.Generator().manual_seed(0))
+    assert mixed["images"].shape == batch["images"].shape
+    for image, boxes, labels in zip(mixed["images"], mixed["boxes"], mixed["labels"], strict=True):
+        covered = torch.zeros(64, 64, dtype=torch.bool)
+        for left, top, right, bottom in boxes[labels >= 0].int().tolist():
+            covered[top:bottom, left:right] = True
+        assert torch.equal(covered, image[0] > 200)
+    untouched = augment.mosaic(batch, 0.0, torch.Generator().manual_seed(0))
+    assert torch.equal(untouched["images"], batch["images"])
+    assert torch.equal(untouched["boxes"][:, :1], batch["boxes"])
+
+
+def test_every_batch_has_the_shapes_of_the_example():
+    data = {f"train_{name}": array for name, array in shapes(8, 64, 0).items()}
+    spec = DataSpec(shape=(3, 64, 64), classes=KINDS, counts={"train": 8}, boxes=3)
+    recipe = yolo_recipe(YoloParams(batch=4), spec)
+    example = recipe.example(4)
+    for batch in recipe.batches(data, torch.Generator().manual_seed(0)):
+        assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
+            k: (v.shape, v.dtype) for k, v in example.items()
+        }
+
+
+def test_the_default_net_has_about_two_million_parameters():
+    assert 1.8e6 < sum(p.numel() for p in Yolo(80).parameters()) < 2.5e6

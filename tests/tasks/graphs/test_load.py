@@ -1,0 +1,286 @@
+"""Graphs come whole, split and scaled out of data sets, or are linked out of a table."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from overnight import Artifact, DataSpec, RecordingRun, artifact
+from overnight.data.content import Graph
+from overnight.data.dataset import Entry, entry
+from overnight.errors import DataError
+from tasks.graphs.arrays import adjacency
+from tasks.graphs.load import GraphParams, LinkParams, link_rows, load_graph
+
+
+def run_in(folder: Path, seed: int = 0) -> RecordingRun:
+    folder.mkdir(exist_ok=True)
+    return RecordingRun(folder, seed=seed)
+
+
+class Made(Entry):
+    """An entry whose content is made here."""
+
+    content: object
+
+    def load(self) -> Graph:
+        assert isinstance(self.content, Graph)
+        return self.content
+
+
+def made(
+    tmp_path: Path, seed: int = 0, params: Mapping[str, object] | None = None, **values: object
+) -> tuple[RecordingRun, Artifact]:
+    """A ring of 40 nodes with two classes and dense features; any of it replaced."""
+    nodes = 40
+    ring = np.stack([np.arange(nodes), (np.arange(nodes) + 1) % nodes])
+    parts = {
+        "edges": ring,
+        "nodes": nodes,
+        "features": np.random.default_rng(0).normal(3, 2, (nodes, 5)).astype(np.float32),
+        "labels": np.arange(nodes) % 2,
+        "classes": ("even", "odd"),
+        **values,
+    }
+    run = run_in(tmp_path / f"run{seed}", seed)
+    return run, load_graph.body(
+        run,
+        GraphParams(**(params or {})),
+        Made(name="made", kind="graph", reader="edge_list", content=Graph(**parts)),
+    )
+
+
+def masks(graph: Artifact) -> dict[str, np.ndarray]:
+    return {split: graph.arrays()[f"{split}_mask"] for split in ("train", "val", "test")}
+
+
+def test_splits_are_cut_by_seed_and_class(tmp_path: Path) -> None:
+    run, graph = made(tmp_path)
+    found, labels = masks(graph), graph.arrays()["labels"]
+    assert graph.spec.counts == {"train": 24, "val": 8, "test": 8}
+    assert (sum(found.values()) == 1).all()
+    assert [int(labels[mask].sum()) for mask in found.values()] == [12, 4, 4]
+    assert made(tmp_path)[1].digest == graph.digest != made(tmp_path, seed=1)[1].digest
+    assert run.of("data")[0]["digest"] == graph.digest
+
+
+def test_splits_of_the_set_stay_and_the_missing_one_is_cut_off_train(tmp_path: Path) -> None:
+    given = {"train": np.arange(40) < 20, "test": np.arange(40) >= 30}
+    _, graph = made(tmp_path, masks=given)
+    found = masks(graph)
+    assert (found["test"] == given["test"]).all()
+    assert found["val"].sum() == 4
+    assert ((found["train"] | found["val"]) == given["train"]).all()
+
+
+def test_unlabelled_and_doubly_split_nodes_are_counted(tmp_path: Path) -> None:
+    labels = np.where(np.arange(40) % 10 == 0, -1, np.arange(40) % 2)
+    everything = {split: np.ones(40, bool) for split in ("train", "val")} | {"test": np.arange(40) >= 30}
+    everything["train"] = np.arange(40) < 20
+    everything["val"] = np.arange(40) < 30
+    run, graph = made(tmp_path, labels=labels, masks=everything)
+    assert graph.spec.counts == {"train": 18, "val": 9, "test": 9}
+    assert run.last("data/node_of_two_splits_kept_in_the_first") == 18
+    assert run.last("data/unlabelled_node_left_out_of_a_split") == 6
+
+
+def test_dense_features_have_mean_0_and_sparse_rows_sum_to_1(tmp_path: Path) -> None:
+    odd = np.random.default_rng(0).normal(3, 2, (40, 5)).astype(np.float32)
+    odd[3, 2], odd[:, 4] = np.nan, 7
+    run, graph = made(tmp_path, features=odd)
+    features = graph.arrays()["features"]
+    np.testing.assert_allclose(features.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(features.std(0), [1, 1, 1, 1, 0], atol=1e-5)
+    assert run.last("data/feature_that_is_no_finite_number_set_to_0") == 1
+    bag = np.zeros((40, 50), np.float32)
+    bag[np.arange(1, 40), np.arange(1, 40)] = 4
+    bag[1:, 0] = 1
+    _, graph = made(tmp_path, features=bag)
+    arrays = graph.arrays()
+    assert (graph.spec.shape, graph.spec.nonzeros) == ((50,), 78)
+    np.testing.assert_allclose(
+        np.add.reduceat(arrays["features_data"], arrays["features_indptr"][1:-1]), 1, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(("blank", "width", "nonzeros"), [("identity", 34, 34), ("degree", 2, 0)])
+def test_a_graph_without_features_gets_some(tmp_path: Path, blank: str, width: int, nonzeros: int) -> None:
+    run = run_in(tmp_path / "run")
+    graph = load_graph.body(run, GraphParams(blank=blank), entry("karate"))
+    assert (graph.spec.shape, graph.spec.nonzeros, graph.spec.nodes, graph.spec.edges) == (
+        (width,),
+        nonzeros,
+        34,
+        78,
+    )
+    assert run.last(f"data/graph_without_features_given_the_{blank}_of_its_nodes") == 1
+
+
+def test_isolated_nodes_are_kept_and_counted(tmp_path: Path) -> None:
+    run, graph = made(tmp_path, edges=np.array([[0, 1], [1, 2]]))
+    assert graph.spec.edges == 2
+    assert run.last("data/isolated_node_kept") == 37
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"labels": np.zeros(40, int)}, "1 of 2 classes occur among 40 nodes"),
+        ({"labels": np.full(40, -1)}, "0 of 2 classes occur"),
+        (
+            {"labels": np.where(np.arange(40) < 2, np.arange(40), -1)},
+            "2 labelled nodes leave none for val, test",
+        ),
+    ],
+)
+def test_what_cannot_be_learned_from_says_why(
+    tmp_path: Path, values: dict[str, object], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        made(tmp_path, **values)
+
+
+def test_a_set_of_another_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds images, not a graph"):
+        load_graph.body(run_in(tmp_path / "run"), GraphParams(), entry("digits"))
+
+
+def test_adjacency_is_the_normalised_one() -> None:
+    found = adjacency(np.array([[0, 1], [1, 2]]), 4).toarray()
+    half, sixth = 1 / 2, 1 / np.sqrt(6)
+    np.testing.assert_allclose(
+        found, [[half, sixth, 0, 0], [sixth, 1 / 3, sixth, 0], [0, sixth, half, 0], [0, 0, 0, 1]], rtol=1e-6
+    )
+
+
+# ------------------------------------------------------------------------------------------------ linked out of a table
+
+
+def people(tmp_path: Path) -> Artifact:
+    """60 people in two towns, each in 6 of their town's 10 clubs; the town is unknown for some, two are from elsewhere."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(60):
+        town = "north" if i % 2 else "south"
+        said = None if i % 10 == 0 else "elsewhere" if i in (1, 2) else town
+        rows += [
+            {"who": f"p{i:02}", "club": f"{town} {c}", "day": d, "town": said, "age": float(20 + i)}
+            for d, c in enumerate(rng.permutation(10)[:6])
+        ]
+    rows += [
+        {"who": None, "club": "north 1", "day": 0, "town": "north", "age": 1.0},
+        {"who": "alone", "club": None, "day": 0, "town": "north", "age": None},
+    ]
+    frame = pl.DataFrame(
+        rows,
+        schema={"who": pl.String, "club": pl.String, "day": pl.Int64, "town": pl.String, "age": pl.Float64},
+    )
+    return artifact.save(
+        tmp_path / "people",
+        "table",
+        DataSpec(rows=frame.height),
+        files={"table.parquet": frame.write_parquet},
+    )
+
+
+def linked(tmp_path: Path, seed: int = 0, **params: object) -> tuple[RecordingRun, Artifact]:
+    run = run_in(tmp_path / f"run{seed}", seed)
+    given = {
+        "node": "who",
+        "by": ["club"],
+        "label": "town",
+        "features": {"age": "AVG(age)", "rows": "COUNT(day)"},
+        "neighbours": 4,
+        **params,
+    }
+    return run, link_rows.body(run, LinkParams(**given), people(tmp_path))
+
+
+@pytest.mark.parametrize("similarity", ["jaccard", "cosine"])
+def test_people_are_linked_within_their_town(tmp_path: Path, similarity: str) -> None:
+    run, graph = linked(tmp_path, similarity=similarity, rare=5)
+    arrays = graph.arrays()
+    assert (graph.spec.nodes, graph.spec.classes, graph.spec.shape) == (61, ("north", "south"), (2,))
+    assert (arrays["edges"][0] < arrays["edges"][1]).all()
+    assert len(np.unique(arrays["edges"], axis=1).T) == graph.spec.edges <= 60 * 4
+    names = ["alone", *(f"p{i:02}" for i in range(60))]
+    parity = np.array([-1] + [i % 2 for i in range(60)])
+    assert (parity[arrays["edges"][0]] == parity[arrays["edges"][1]]).all()
+    assert names[0] == "alone"
+    assert not np.isin(0, arrays["edges"])
+    degrees = np.bincount(arrays["edges"].ravel(), minlength=61)
+    assert degrees[1:].min() >= 4
+    assert (arrays["weights"] > 0).all()
+    assert (arrays["weights"] <= 1).all()
+    assert run.last("data/node_without_a_label_kept") == 6
+    assert run.last("data/node_of_a_rare_class_unlabelled") == 2
+    assert run.last("data/missing_feature_given_the_mean_of_its_column") == 1
+
+
+def test_jaccard_is_shared_over_all(tmp_path: Path) -> None:
+    frame = pl.DataFrame(
+        {
+            "who": ["a", "a", "a", "b", "b", "c"],
+            "club": ["x", "y", "y", "x", "z", "q"],
+            "t": ["u", "u", "u", "v", "v", "u"],
+            "n": 1,
+        }
+    )
+    table = artifact.save(
+        tmp_path / "table", "table", DataSpec(rows=6), files={"table.parquet": frame.write_parquet}
+    )
+    params = LinkParams(
+        node="who", by=["club"], label="t", features={"n": "SUM(n)"}, similarity="jaccard", rare=1
+    )
+    with pytest.raises(DataError, match="3 labelled nodes leave none for"):
+        link_rows.body(run_in(tmp_path / "run"), params, table)
+    from tasks.graphs import load
+
+    edges, weights = load._links(
+        pl.scan_parquet(table.path / "table.parquet").with_columns(pl.col("who").alias("\0node")),
+        pl.Series(["a", "b", "c"]),
+        params,
+        0,
+    )
+    assert edges.tolist() == [[0], [1]]
+    np.testing.assert_allclose(weights, [1 / 3])
+
+
+def test_links_are_the_same_twice_and_drawn_by_seed(tmp_path: Path) -> None:
+    first, again, other = (linked(tmp_path, seed)[1] for seed in (0, 0, 1))
+    assert first.digest == again.digest
+    assert (
+        first.arrays()["edges"].shape != other.arrays()["edges"].shape
+        or (first.arrays()["edges"] != other.arrays()["edges"]).any()
+    )
+
+
+def test_nodes_with_few_rows_are_left_out(tmp_path: Path) -> None:
+    run, graph = linked(tmp_path, rows=2, rare=5)
+    assert graph.spec.nodes == 60
+    assert run.last("data/node_with_too_few_rows_left_out") == 1
+
+
+@pytest.mark.parametrize(
+    ("params", "messages"),
+    [
+        ({"node": "whom", "by": ["clubs"]}, ["no column 'whom'", "no column 'clubs'"]),
+        ({"by": ["town"]}, ["town cannot be a key: it is the label"]),
+        (
+            {"features": {"spy": "MAX(CASE WHEN town = 'north' THEN 1 ELSE 0 END)"}},
+            ["feature 'spy' is made of the label 'town'"],
+        ),
+        ({"features": {"bad": "AVG(nope)"}}, ["feature 'bad': 'AVG(nope)' does not work"]),
+        ({"features": {"list": "age"}}, ["gives List(Float64), not one number"]),
+        ({"rare": 50}, ["0 of 0 classes occur"]),
+        ({"by": ["who"]}, ["no two values of 'who' share who"]),
+    ],
+)
+def test_wrong_values_say_what_is_wrong(
+    tmp_path: Path, params: dict[str, object], messages: list[str]
+) -> None:
+    with pytest.raises(DataError) as error:
+        linked(tmp_path, **params)
+    assert all(message in str(error.value) for message in messages), str(error.value)

@@ -1,0 +1,110 @@
+"""Servers that hang: a stop does not wait for them, and what they were not told is kept."""
+
+import threading
+
+import pytest
+
+from overnight.best_effort import Aside, patiently
+from overnight.errors import Stopped
+from overnight.orchestration.launcher import Stop
+from overnight.tracking import backlog, description
+from overnight.tracking.client import Said
+from overnight.tracking.record import Record
+from overnight.tracking.uploader import Shipper
+
+
+@pytest.fixture
+def hang():
+    """A server that never answers, until the test is over."""
+    over = threading.Event()
+    yield over.wait
+    over.set()
+
+
+def stopped():
+    stop = Stop()
+    stop.ask("stopped by Ctrl-C")
+    return stop
+
+
+def test_an_answer_and_an_error_come_through():
+    assert patiently(lambda: 3, Stop()) == 3
+    assert patiently(lambda: 3, stopped()) == 3
+    with pytest.raises(ValueError, match="refused"):
+        patiently(lambda: int("refused"), Stop())
+
+
+def test_a_stop_ends_the_waiting_and_only_a_stop(hang):
+    with pytest.raises(Stopped, match="no answer"):
+        patiently(hang, stopped(), grace_s=0.2)
+    stop, reached = Stop(), threading.Event()
+
+    def slow():
+        reached.wait()
+        return "late"
+
+    threading.Timer(0.5, reached.set).start()
+    assert patiently(slow, stop, grace_s=0.0) == "late"
+
+
+def test_what_is_only_shown_is_left_out_while_a_server_hangs(hang):
+    shown, aside = [], Aside()
+    aside(lambda: shown.append(1))
+    aside.finish(10)
+    aside(hang)
+    aside(lambda: shown.append(2))
+    aside.finish(0.1)
+    assert shown == [1]
+
+
+class Server:
+    """Takes everything; at the end of a run it does what it is told to."""
+
+    def __init__(self, at_the_end=lambda: None):
+        self.at_the_end, self.told = at_the_end, []
+
+    def said(self, _run_id):
+        return Said({}, "", {})
+
+    def tags(self, *words):
+        self.told.append(words)
+
+    def close(self, *words):
+        self.at_the_end()
+        self.told.append(words)
+
+
+def shipper(checkout, server):
+    folder = checkout / "step"
+    folder.mkdir()
+    return Shipper(server, folder, Record(uri="", experiment="x", label="step", run_id="a-run"))
+
+
+def test_an_end_that_could_not_be_told_is_owed(hang, checkout):
+    hung = shipper(checkout, Server(hang))
+    assert not hung.finish("KILLED", stopped())
+    assert backlog.owes(hung.folder)
+    assert Record.read(hung.folder).end.status == "KILLED"
+
+
+def test_nothing_is_owed_when_it_was_told(checkout):
+    well = shipper(checkout, Server())
+    well.take({"event": "note", "text": "done"})
+    assert well.finish("FINISHED", Stop())
+    assert [words[:2] for words in well.tracker.told] == [
+        ("a-run", {description.TAG: "done"}),
+        ("a-run", "FINISHED"),
+    ]
+    assert not backlog.owes(well.folder)
+
+
+def test_a_server_that_hangs_keeps_no_step_from_beginning(hang, checkout):
+    class Hung(Server):
+        def said(self, _run_id):
+            hang()
+
+    hung = shipper(checkout, Hung())
+    assert not hung.ready(lambda: False, patience_s=0.1)
+    assert hung.ship() is False  # somebody is waiting for the server already, and that is enough
+    hung.take({"event": "note", "text": "begun"})
+    assert hung.left() == 1

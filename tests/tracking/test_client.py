@@ -1,0 +1,86 @@
+"""MLflow's client, the tail of a child's files, and what the terminal shows of both."""
+
+import json
+
+import pytest
+
+from overnight.orchestration.launcher import Tail
+from overnight.orchestration.terminal import scores
+from overnight.tracking import description
+from overnight.tracking.client import Tracker
+from overnight.tracking.record import Shipped
+
+
+@pytest.fixture
+def tracker(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Tracker(f"sqlite:///{tmp_path}/mlflow.db", "made")
+
+
+def test_a_deleted_experiment_of_that_name_is_taken_up_again(tracker):
+    tracker.client.delete_experiment(tracker.experiment_id)
+    assert Tracker(tracker.uri, "made").experiment_id == tracker.experiment_id
+
+
+def test_a_tail_gives_whole_lines_only(tmp_path):
+    tail = Tail(tmp_path / "events.jsonl")
+    assert list(tail.lines()) == []
+    (tmp_path / "events.jsonl").write_text('{"a": 1}\n{"b"')
+    assert list(tail.lines()) == ['{"a": 1}']
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write(": 2}\n\n")
+    assert list(tail.lines()) == ['{"b": 2}']
+
+
+def test_a_tail_of_a_second_child_begins_where_the_first_ended(tmp_path):
+    (tmp_path / "events.jsonl").write_text('{"a": 1}\n{"cut')
+    tail = Tail(tmp_path / "events.jsonl", new=True)
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write('\n{"b": 2}\n')
+    assert list(tail.lines()) == ['{"b": 2}']
+
+
+def test_the_terminal_shows_test_scores_first():
+    assert (
+        scores({"train/lr": 1, "train/loss": 0.5, "val/a": 0.25, "test/a": 0.125}, 2) == "a 0.125  val/a 0.25"
+    )
+
+
+def test_a_run_is_gone_on_with_unless_it_is_gone(tracker):
+    run_id = tracker.open("step", {"attempts": "1"}, "parent-1")
+    tracker.close(run_id, "KILLED")
+    assert tracker.reopen(run_id, {"attempts": "2"}, "parent-2")
+    found = tracker.client.get_run(run_id)
+    assert (found.info.status, found.data.tags["attempts"], found.data.tags["mlflow.parentRunId"]) == (
+        "RUNNING",
+        "2",
+        "parent-2",
+    )
+    tracker.params(run_id, {"epochs": 3})
+    tracker.tags(run_id, {description.TAG: "what happened before"})
+    tracker.metrics(run_id, [{"values": {"loss": 1.0}, "step": step, "at": 1.0} for step in (7, 2)])
+    said = tracker.said(run_id)
+    assert (said.params, said.note, said.steps) == ({"epochs": "3"}, "what happened before", {"loss": 7})
+    assert tracker.find("attempts", "2") == run_id
+    assert tracker.find("attempts", 'no "such" number') is None
+    tracker.client.delete_run(run_id)
+    assert not tracker.reopen(run_id, {})
+    assert not tracker.reopen("0" * 32, {})
+
+
+def test_offsets_are_kept_for_each_run_and_junk_says_nothing(tmp_path):
+    Shipped(tmp_path, "a")["events.jsonl"] = 7
+    Shipped(tmp_path, "b")["events.jsonl"] = 3
+    assert [Shipped(tmp_path, run)["events.jsonl"] for run in "abc"] == [7, 3, 0]
+    (tmp_path / "shipped.json").write_text(json.dumps({"a": [1]})[:-2])
+    assert Shipped(tmp_path, "a")["events.jsonl"] == 0
+
+
+def test_a_description_grows_by_paragraphs_and_stays_within_what_mlflow_takes():
+    text = ""
+    for number in range(400):
+        text = description.added(text, f"paragraph {number} of what happened")
+    assert text.startswith("paragraph 0")
+    assert text.endswith("paragraph 399 of what happened")
+    assert len(text) <= description.MOST
+    assert description.added("a\n\nb", "a") == "a\n\nb"

@@ -1,0 +1,386 @@
+"""What the engine does for speed changes nothing that is computed: compiling, where the data lie, who makes the batches, what is counted."""
+
+import math
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from overnight.errors import DoesNotFit
+from overnight.gpu.memory_counter import Counter
+from overnight.run import RecordingRun
+from overnight.training.acceleration import WORTH_FLOP, Compiled, fuse, laid_out
+from overnight.training.accumulate import Memory
+from overnight.training.batches import count
+from overnight.training.checkpoint import Keeper
+from overnight.training.loop import Course
+from overnight.training.prefetch import Feed, ahead
+from overnight.training.recipe import Batches, TrainParams, train
+from overnight.training.reservation import ballast
+from overnight.training.state import Plan
+from overnight.training.throughput import Flops
+from tests.support import small_trainings
+from tests.support.small_trainings import recipe
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def blobs():
+    return small_trainings.blobs()
+
+
+def batched(params):
+    """Batches that can be begun anywhere, drawn from generators alone."""
+
+    def batches(data, generator):
+        def make(index, generator):
+            return {
+                "x": data["x"][index] + 0.1 * torch.randn(len(index), 1, generator=generator),
+                "y": data["y"][index],
+            }
+
+        return Batches(
+            torch.randperm(len(data["x"]), generator=generator).split(params.batch), make, generator
+        )
+
+    return batches
+
+
+# ------------------------------------------------------------------------------------------------ early end
+
+
+def scored(values):
+    left = iter(values)
+    return lambda _model, _data, _split: {"accuracy": next(left)}
+
+
+@pytest.mark.parametrize(("scores", "epochs", "best"), [
+    ([0.1, 0.5, 0.4, 0.3, 0.9], 4, 2),
+    ([0.5, 0.5, 0.5, 0.5, 0.5], 3, 3),  # as good is not better, and the later of two equal ones is kept
+    ([0.1, 0.2, 0.3, 0.4, 0.5], 5, 5),
+    ([math.nan, 0.2, 0.3, math.nan, 0.1], 5, 3),  # no number is worse than any, first or later
+])  # fmt: skip
+def test_a_training_ends_after_so_many_epochs_without_a_better_score(tmp_path, blobs, scores, epochs, best):
+    run = RecordingRun(tmp_path)
+    fitted = train(recipe(TrainParams(epochs=5, batch=64, patience=2), evaluate=scored(scores)), run, blobs)
+    assert len(fitted.history) == epochs
+    assert fitted.epoch == best
+    assert any("no better accuracy for 2" in e["text"] for e in run.of("note")) == (epochs < 5)
+
+
+def test_without_patience_or_a_score_all_epochs_are_trained(tmp_path, blobs):
+    falling = [0.5, 0.4, 0.3, 0.2, 0.1]
+    assert (
+        len(
+            train(
+                recipe(TrainParams(epochs=5), evaluate=scored(falling)), RecordingRun(tmp_path), blobs
+            ).history
+        )
+        == 5
+    )
+    nothing = recipe(TrainParams(epochs=5, patience=1), evaluate=lambda *_: {})
+    assert len(train(nothing, RecordingRun(tmp_path), blobs).history) == 5
+
+
+def test_when_to_end_is_science_and_how_to_compute_is_not():
+    base = TrainParams().science()
+    assert TrainParams(patience=3).science() != base
+    assert TrainParams(compile="on").science() == base
+
+
+# ------------------------------------------------------------------------------------------------ compiling
+
+
+def course(chosen, run, data):
+    """A training that has not begun, to look into."""
+    size = chosen.params.batch
+    return Course(chosen, run, data, Plan(Memory(size, size)), Keeper(None, 1, run.log))
+
+
+def compiled_run(tmp_path, blobs, backend):
+    run = RecordingRun(tmp_path, seed=2)
+    going = course(recipe(TrainParams(epochs=2, batch=64)), run, blobs)
+    going.elastic.compiled = Compiled(going.state.model, "on", CPU, backend)
+    return going.through(), run
+
+
+def equal(state, fitted):
+    theirs = fitted.model.state_dict()
+    return state.best.weights.keys() == theirs.keys() and all(
+        torch.equal(state.best.weights[name], theirs[name]) for name in theirs
+    )
+
+
+def used(run):
+    return {e["name"]: e["value"] for e in run.of("param")}["compile.used"]
+
+
+def test_a_compiled_model_has_the_same_names_and_weights(tmp_path, blobs):
+    calls = []
+
+    def backend(graph, _inputs):
+        calls.append(graph)
+        return graph.forward
+
+    state, run = compiled_run(tmp_path, blobs, backend)
+    plain = train(recipe(TrainParams(epochs=2, batch=64)), RecordingRun(tmp_path, seed=2), blobs)
+    assert calls
+    assert used(run) == "on"
+    assert equal(state, plain)
+    assert state.model._compiled_call_impl is None
+
+
+def test_where_compiling_fails_training_goes_on_without_and_says_so(tmp_path, blobs):
+    def broken(_graph, _inputs):
+        raise RuntimeError("no compiler on this machine")
+
+    state, run = compiled_run(tmp_path, blobs, broken)
+    plain = train(recipe(TrainParams(epochs=2, batch=64)), RecordingRun(tmp_path, seed=2), blobs)
+    assert equal(state, plain)
+    assert ["goes on without compiling" in e["text"] for e in run.of("note")] == [True]
+
+
+def test_auto_compiles_on_cuda_alone_and_only_long_trainings():
+    model = nn.Linear(2, 2)
+    made = {name: Compiled(model, "auto", torch.device(name)) for name in ("cpu", "cuda")}
+    for one in made.values():
+        one.decide(WORTH_FLOP)
+    assert made["cpu"].call is None
+    assert made["cuda"].call is not None
+    short, off = Compiled(model, "auto", torch.device("cuda")), Compiled(model, "off", torch.device("cuda"))
+    short.decide(WORTH_FLOP / 2)
+    off.decide(WORTH_FLOP)
+    assert "less than compiling is worth" in short.why
+    assert short.call is off.call is None
+
+
+# ------------------------------------------------------------------------------------------------ layout, fused optimisers
+
+
+def test_on_the_cpu_layout_and_optimiser_are_the_author_s():
+    net, optimiser = nn.Conv2d(3, 4, 3), torch.optim.AdamW([nn.Parameter(torch.ones(2))])
+    assert laid_out(net, CPU).weight.is_contiguous()
+    assert not fuse(optimiser)
+    assert optimiser.param_groups[0]["fused"] is None
+
+
+# ------------------------------------------------------------------------------------------------ operations and pace
+
+
+def test_operations_are_counted_forward_and_backward():
+    model, x = nn.Linear(10, 20, bias=False), torch.randn(4, 10)
+    with Flops() as flops:
+        model(x).sum().backward()
+    assert flops.total == 2 * 2 * 4 * 10 * 20  # the product, and its gradient by the weights; x needs none
+
+
+def test_operations_and_pace_are_logged(tmp_path, blobs):
+    run = RecordingRun(tmp_path)
+    train(recipe(TrainParams(epochs=3, batch=64, micro_batch=16)), run, blobs)
+    each = (2 * 2 * 4 * 16 + 3 * 2 * 16 * 3) / 1e9
+    assert run.curve("train/gflop_per_sample") == pytest.approx([each])
+    assert len(run.curve("train/samples_per_s")) == 3
+    assert run.curve("train/tflops") == pytest.approx(
+        [rate * each / 1e3 for rate in run.curve("train/samples_per_s")]
+    )
+
+
+# ------------------------------------------------------------------------------------------------ where the data lie
+
+
+def same(ours, theirs):
+    return len(ours) == len(theirs) and all(
+        torch.equal(a[name], b[name]) for a, b in zip(ours, theirs, strict=True) for name in b
+    )
+
+
+def made(data, index=lambda: 0, make=None):
+    make = make or (lambda source: batched(TrainParams(batch=32))(source, torch.Generator().manual_seed(5)))
+    return Feed(make, data, index, CPU)
+
+
+def test_data_move_where_they_fit_and_the_batches_stay_the_same(blobs):
+    done = [0]
+    feed, expected = made(blobs, lambda: done[0]), list(made(blobs).batches())
+    found = []
+    for batch in feed.batches():
+        found.append(batch)
+        done[0] += 1
+        if done[0] == 2:
+            feed.settle(1e9)
+            assert feed.resident
+            assert feed.where.startswith("card: 0 MiB (x, y)")  # what evaluation alone uses stays where it is
+        if done[0] == 4:
+            assert feed.back()
+            assert not feed.resident
+    assert same(found, expected)
+    assert not feed.back()
+
+
+def test_data_stay_where_they_do_not_fit_or_are_no_tensors(blobs):
+    feed = made(blobs)
+    feed.settle(100)
+    assert "do not fit into the 0 MiB" in feed.where
+    other = made(
+        [blobs],
+        make=lambda source: batched(TrainParams(batch=32))(source[0], torch.Generator().manual_seed(5)),
+    )
+    other.settle(1e9)
+    assert not feed.resident
+    assert not other.resident
+    assert same(list(other.batches()), list(feed.batches()))
+
+
+def test_data_stay_when_their_batches_cannot_be_made_on_the_card_or_are_others(blobs):
+    home = blobs["x"].data_ptr()
+
+    def elsewhere(answer):
+        def make(source):
+            if source["x"].data_ptr() != home:
+                return answer()
+            return batched(TrainParams(batch=32))(source, torch.Generator().manual_seed(5))
+
+        return make
+
+    def mixed():
+        raise RuntimeError("Expected all tensors to be on the same device")
+
+    for answer, said in (
+        (mixed, "all tensors to be on the same device"),
+        (lambda: [{"x": torch.zeros(1)}], "others there"),
+    ):
+        feed = made(blobs, make=elsewhere(answer))
+        feed.settle(1e9)
+        assert not feed.resident
+        assert said in feed.where
+        assert len(list(feed.batches())) == 7
+
+
+def test_a_card_too_full_for_the_data_keeps_none_of_it(blobs):
+    with Counter(6500) as card:
+        feed = made(blobs)
+        before = card.use()
+        feed.settle(1e9)
+        assert "out of memory" in feed.where
+        assert card.use() == before
+
+
+def test_out_of_memory_sends_the_data_back_before_it_touches_the_micro_batch(tmp_path, blobs):
+    params, run, fails = TrainParams(epochs=1, batch=32), RecordingRun(tmp_path), iter([False, False, True])
+    plain = train(recipe(params, batches=batched(params)), RecordingRun(tmp_path), blobs)
+
+    def loss(model, batch):
+        if next(fails, False):
+            raise torch.OutOfMemoryError("made up")
+        assert count(batch) in (32, 8)
+        return recipe(params).loss(model, batch)
+
+    going = course(recipe(params, loss=loss, batches=batched(params)), run, blobs)
+    going.feed.settle(1e9)
+    assert going.feed.resident
+    state = going.through()
+    assert not going.feed.resident
+    assert [e["text"].split(",")[0] for e in run.of("note")] == ["out of memory: the data leave the card"]
+    assert set(run.curve("train/micro_batch")) == {32}
+    assert equal(state, plain)
+
+
+# ------------------------------------------------------------------------------------------------ batches made ahead
+
+
+def test_batches_made_ahead_are_the_same_in_the_same_order(blobs):
+    batches = batched(TrainParams(batch=32))(blobs, torch.Generator().manual_seed(1))
+    where = []
+    found = list(ahead(batches, 2, lambda batch: (where.append(threading.current_thread().name), batch)[1]))
+    assert same(found, list(batches.since(2)))
+    assert all(name.startswith("batches") for name in where)
+
+
+def test_an_error_in_a_batch_made_ahead_comes_in_its_place():
+    def make(index, _generator):
+        if int(index[0]) == 3:
+            raise ValueError("a damaged image")
+        return {"x": index}
+
+    batches, seen = Batches(torch.arange(6).split(1), make, torch.Generator()), []
+    with pytest.raises(ValueError, match="damaged"):
+        seen.extend(int(batch["x"]) for batch in ahead(batches, 0, lambda batch: batch))
+    assert seen == [0, 1, 2]
+
+
+def test_whoever_stops_early_leaves_no_thread_behind(blobs):
+    batches = batched(TrainParams(batch=8))(blobs, torch.Generator().manual_seed(1))
+    stream = ahead(batches, 0, lambda batch: batch)
+    next(stream)
+    assert any(t.name.startswith("batches") for t in threading.enumerate())
+    stream.close()
+    assert not any(t.name.startswith("batches") for t in threading.enumerate())
+
+
+# ------------------------------------------------------------------------------------------------ room for the optimiser
+
+
+class Norming(torch.optim.Optimizer):
+    """Divides by the norm of the gradient, as careless authors do."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            self.state[p]["moment"] = p.grad / p.grad.norm()
+            p.sub_(self.state[p]["moment"], alpha=self.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize(
+    "kind", [torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad, torch.optim.LBFGS, Norming]
+)
+def test_room_is_held_for_the_state_and_nothing_else_changes(kind):
+    values = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+    weights = [nn.Parameter(torch.randn(50)), nn.Parameter(torch.randn(3), requires_grad=False)]
+    before, mine = [w.detach().clone() for w in weights], [w for w in weights if w.requires_grad]
+    held = ballast(lambda: kind(mine, **values), weights)
+    assert all(torch.equal(a, b) for a, b in zip(weights, before, strict=True))
+    assert all(w.grad is None for w in weights)
+    assert sum(t.numel() == 50 for t in held) == {torch.optim.AdamW: 2, torch.optim.SGD: 1, Norming: 1}.get(
+        kind, 0
+    )
+
+
+def test_a_state_that_has_no_room_is_known_before_the_first_step():
+    weight = nn.Parameter(torch.randn(1000))
+    with Counter(10_000) as card, pytest.raises(DoesNotFit, match="optimiser's state do not fit"):
+        ballast(lambda: torch.optim.AdamW([weight]), [weight])
+    assert card.refused() == 2
+
+
+def test_memory_that_is_short_runs_out_in_the_first_forward_pass(tmp_path, blobs):
+    """Not in the second, when the optimiser has made its state."""
+    build = lambda: nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 3))
+    adam = lambda model: torch.optim.AdamW(model.parameters(), lr=0.01)
+    chosen, run = (
+        recipe(TrainParams(epochs=2, batch=100), build=build, optimiser=adam),
+        RecordingRun(tmp_path),
+    )
+    with Counter() as free:
+        train(chosen, RecordingRun(tmp_path), blobs)
+    with Counter(int(0.85 * free.peak())) as card:
+        train(chosen, run, blobs)
+    assert card.refused() >= 1
+    assert set(run.curve("train/micro_batch")) == {50}
+
+
+def test_a_formula_that_does_not_know_a_shape_stops_nothing():
+    flops = Flops()
+
+    def unknown(*_args, **_kwargs):
+        raise ValueError("not a matrix")
+
+    flops._formulas = {torch.ops.aten.mm: unknown}
+    with flops:
+        out = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert flops.total == 0
+    assert torch.equal(out, torch.full((2, 2), 2.0))
