@@ -77,21 +77,21 @@ def plain_net(artifact: Artifact, params: CnnParams, dtype: torch.dtype) -> Reci
 def by_hand(
     recipe: Recipe[Data], params: CnnParams, data: Data, seed: int, log: Callable[[float], None]
 ) -> nn.Module:
-    """The loop that one writes without overnight: the same model, batches, seed, optimiser and schedule."""
+    """The loop that one writes without overnight: the same model, batches, seed, optimizer and schedule."""
     torch.manual_seed(seed)
     model = recipe.build()
-    optimiser = recipe.optimiser(model)
+    optimizer = recipe.optimizer(model)
     total = recipe.steps_per_epoch(data) * params.epochs
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda done: recipe.schedule(done, total))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: recipe.schedule(done, total))
     model.train()
     for epoch in range(params.epochs):
         for batch in recipe.batches(data, seeded(seed, epoch)):
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             loss = functional.cross_entropy(
                 model(apply(batch, params)), batch["labels"], label_smoothing=params.label_smoothing
             )
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
             log(loss.item())
     return model
@@ -130,16 +130,16 @@ class _Backward(torch.autograd.Function):
 
 
 def faulty(recipe: Recipe[Data], inject: Injector) -> Recipe[Data]:
-    """The recipe, with an injector in forward, in backward, in the optimiser's step and in the evaluation."""
+    """The recipe, with an injector in forward, in backward, in the optimizer's step and in the evaluation."""
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         inject("forward")
         total, count = recipe.loss(model, batch)
         return _Backward.apply(total, inject), count  # type: ignore[no-untyped-call]
 
-    def optimiser(model: nn.Module) -> torch.optim.Optimizer:
-        made = recipe.optimiser(model)
-        made.register_step_post_hook(lambda *_: inject("optimiser"))
+    def optimizer(model: nn.Module) -> torch.optim.Optimizer:
+        made = recipe.optimizer(model)
+        made.register_step_post_hook(lambda *_: inject("optimizer"))
         return made
 
     def build() -> nn.Module:
@@ -149,4 +149,4 @@ def faulty(recipe: Recipe[Data], inject: Injector) -> Recipe[Data]:
         )
         return model
 
-    return replace(recipe, build=build, loss=loss, optimiser=optimiser)
+    return replace(recipe, build=build, loss=loss, optimizer=optimizer)

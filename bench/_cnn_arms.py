@@ -148,20 +148,20 @@ def plain(
         Pictures(data["train_images"], data["train_labels"], 4), batch, shuffle=True, drop_last=True
     )
     model = Plain(tuple(data["train_images"].shape[1:]), classes, 16, 3, 1)
-    optimiser = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4)
     total, done, losses = 0, 0, list[float]()
     for x, y in _endless(loader):
         if done == 30:
             total = int(30 + (minutes * 60 * 0.97 - clock.read()["cpu_s"]) / (clock.read()["cpu_s"] / 30))
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = rate * (
                 0.1 ** sum(done >= share * total for share in (0.5, 0.75)) if total else 1.0
             )
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss = functional.cross_entropy(model(x).float(), y)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
         done += 1
         if total and done >= total:

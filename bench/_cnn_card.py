@@ -59,7 +59,7 @@ def plain_speed(data: Data, batch: int, workers: int = 4) -> float:
         nn.Identity(),
     )
     model = model.cuda().train()
-    optimiser = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
     source = Pictures(data["train_images"], data["train_labels"], 4)
     loader = DataLoader(
         source,
@@ -73,13 +73,13 @@ def plain_speed(data: Data, batch: int, workers: int = 4) -> float:
     for _ in range(2):
         began, seen = time.perf_counter(), 0
         for x, y in loader:
-            seen += _stepped(model, optimiser, x.cuda(non_blocking=True), y.cuda(non_blocking=True))
+            seen += _stepped(model, optimizer, x.cuda(non_blocking=True), y.cuda(non_blocking=True))
         torch.cuda.synchronize()
     return seen / (time.perf_counter() - began)
 
 
-def _stepped(model: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor) -> int:
-    optimiser.zero_grad(set_to_none=True)
+def _stepped(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> int:
+    optimizer.zero_grad(set_to_none=True)
     functional.cross_entropy(model(x), y).backward()
-    optimiser.step()
+    optimizer.step()
     return len(x)

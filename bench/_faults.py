@@ -15,7 +15,7 @@ from overnight.run import RecordingRun
 from overnight.training.recipe import train
 from tasks.vision.cnn import CnnParams
 
-PHASES = ("forward", "backward", "optimiser", "evaluation")
+PHASES = ("forward", "backward", "optimizer", "evaluation")
 PARAMS = CnnParams(epochs=4, batch=64, width=8, blocks=1, lr=0.05)
 Data = dict[str, torch.Tensor]
 
@@ -70,7 +70,7 @@ def injected(artifact: Any, data: Data, number: int) -> Row:
 
 
 def resumed(artifact: Any, data: Data, number: int) -> Row:
-    """Stopped anywhere; what follows meets faults in the first forward and backward pass, optimiser step and evaluation after it."""
+    """Stopped anywhere; what follows meets faults in the first forward and backward pass, optimizer step and evaluation after it."""
     draws, place = random.Random(number), folder()
     params = PARAMS.model_copy(update={"checkpoint_s": 0.0})
     before, after, inject, lost = (
@@ -84,7 +84,7 @@ def resumed(artifact: Any, data: Data, number: int) -> Row:
     before.should_stop = lambda: len(before.curve("train/loss")) >= steps
     with suppress(Stopped):
         train(resnet(artifact, params), before, data)
-    inject.at = {"forward": {1}, "backward": {2}, "optimiser": {1}, "evaluation": {1}}
+    inject.at = {"forward": {1}, "backward": {2}, "optimizer": {1}, "evaluation": {1}}
     try:
         train(faulty(resnet(artifact, params), inject), after, data)
     except DoesNotFit:

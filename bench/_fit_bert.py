@@ -1,7 +1,7 @@
 """Published readings of a BERT-large classifier, sequences of 512 tokens, on a 16 GB V100 with the software of early 2022.
 
 Readings: the performance guide of transformers of that year, MiB by nvidia-smi, of which 1343 are the context. Predicted in the mode of
-that time: optimisers weight by weight, gradients that are zeroed and kept (as in accumulation), default segments, eager attention.
+that time: optimizers weight by weight, gradients that are zeroed and kept (as in accumulation), default segments, eager attention.
 """
 
 import os
@@ -19,7 +19,7 @@ from overnight.memory.prediction import traced
 CONTEXT_MIB, MIB = 1343, 2**20
 ROWS: dict[
     str, tuple[int, int, bool, str, Any]
-] = {  # name -> MiB published, batch, checkpointing, precision, optimiser
+] = {  # name -> MiB published, batch, checkpointing, precision, optimizer
     "batch 1, accumulated 4": (8681, 1, False, "fp32", torch.optim.AdamW),
     "the same, checkpointing": (6775, 1, True, "fp32", torch.optim.AdamW),
     "the same, fp16": (7275, 1, True, "fp16", torch.optim.AdamW),
@@ -43,7 +43,7 @@ def rows(only: str = "") -> Iterator[dict[str, Any]]:
         intermediate_size=4096,
         attn_implementation="eager",
     )
-    for name, (published, batch, checkpointing, precision, optimiser) in ROWS.items():
+    for name, (published, batch, checkpointing, precision, optimizer) in ROWS.items():
         if only not in name:
             continue
         with torch.device("meta"):
@@ -58,7 +58,7 @@ def rows(only: str = "") -> Iterator[dict[str, Any]]:
         recipe = as_recipe(
             model,
             inputs,
-            optimiser=partial(optimiser, lr=1e-5, foreach=False),
+            optimizer=partial(optimizer, lr=1e-5, foreach=False),
             precision=precision,
             accumulate=2,
         )

@@ -27,7 +27,7 @@ class LmParams(TrainParams):
     layers: int = 4
     dropout: float = 0.1
     tied: bool = True
-    optimiser: Literal["adamw", "sgd", "adafactor"] = "adamw"
+    optimizer: Literal["adamw", "sgd", "adafactor"] = "adamw"
 
 
 class Attention(nn.Module):
@@ -94,14 +94,14 @@ def lm_recipe(params: LmParams) -> Recipe[Any]:
         ), torch.tensor(tokens.numel())
 
     example = lambda n: {"tokens": torch.zeros(n, params.context, dtype=torch.int64)}
-    return _recipe(params, lambda: Transformer(params), example, loss, OPTIMISERS[params.optimiser])
+    return _recipe(params, lambda: Transformer(params), example, loss, OPTIMIZERS[params.optimizer])
 
 
 class NetParams(TrainParams):
     """The nets of an agent."""
 
     batch: int = 256
-    optimiser: Literal["adamw", "sgd", "adafactor"] = "adamw"
+    optimizer: Literal["adamw", "sgd", "adafactor"] = "adamw"
 
 
 def critic_recipe(params: NetParams, inputs: int = 64, hidden: int = 512) -> Recipe[Any]:
@@ -128,7 +128,7 @@ def critic_recipe(params: NetParams, inputs: int = 64, hidden: int = 512) -> Rec
             "gain": torch.zeros(n),
         }
 
-    return _recipe(params, build, example, loss, OPTIMISERS[params.optimiser], clip=0.5)
+    return _recipe(params, build, example, loss, OPTIMIZERS[params.optimizer], clip=0.5)
 
 
 def atari_recipe(params: NetParams) -> Recipe[Any]:
@@ -159,10 +159,10 @@ def atari_recipe(params: NetParams) -> Recipe[Any]:
         screens = {name: torch.zeros(n, 4, 84, 84, dtype=torch.uint8) for name in ("before", "after")}
         return {**screens, "acts": torch.zeros(n, dtype=torch.int64), "reward": torch.zeros(n)}
 
-    return _recipe(params, build, example, loss, OPTIMISERS[params.optimiser], clip=10.0)
+    return _recipe(params, build, example, loss, OPTIMIZERS[params.optimizer], clip=10.0)
 
 
-OPTIMISERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "adamw": lambda model: torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3),
     "sgd": lambda model: torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad], 1e-3, momentum=0.9
@@ -174,7 +174,7 @@ OPTIMISERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
 
 
 def _recipe(
-    params: TrainParams, build: Any, example: Any, loss: Any, optimiser: Any, clip: float = 0.0
+    params: TrainParams, build: Any, example: Any, loss: Any, optimizer: Any, clip: float = 0.0
 ) -> Recipe[Any]:
     return Recipe(
         build=build,
@@ -182,7 +182,7 @@ def _recipe(
         batches=lambda data, _generator: data,
         steps_per_epoch=len,
         loss=loss,
-        optimiser=optimiser,
+        optimizer=optimizer,
         schedule=constant,
         evaluate=lambda _model, _data, _split: {},
         params=params,
@@ -229,10 +229,10 @@ def cnn_cases() -> Cases:
         "cnn 16 b512 sgd": (partial(images, SMALL, width=16, blocks=1, batch=512), 512),
         "cnn 16 b128 sgd": (partial(images, SMALL, width=16, batch=128), 128),
         "cnn 32 b128/32 sgd": (partial(images, SMALL, width=32, blocks=1, batch=128), 32),
-        "cnn 32 b64 adamw": (partial(images, SMALL, width=32, blocks=2, batch=64, optimiser="adamw"), 64),
+        "cnn 32 b64 adamw": (partial(images, SMALL, width=32, blocks=2, batch=64, optimizer="adamw"), 64),
         "cnn 32 b64 bf16": (partial(images, SMALL, width=32, blocks=2, batch=64, precision="bf16"), 64),
         "cnn 32 b128 bf16 adamw": (
-            partial(images, SMALL, width=32, blocks=1, batch=128, precision="bf16", optimiser="adamw"),
+            partial(images, SMALL, width=32, blocks=1, batch=128, precision="bf16", optimizer="adamw"),
             128,
         ),
         "cnn 64 b32 sgd": (partial(images, SMALL, width=64, blocks=1, batch=32), 32),
@@ -269,10 +269,10 @@ def lm_cases() -> Cases:
         "lm 4x128 b16 bf16": (lm(batch=16, precision="bf16"), 16),
         "lm 4x128 b16 no dropout": (lm(batch=16, dropout=0.0), 16),
         "lm 2x256 b8 untied sgd": (
-            lm(batch=8, width=256, layers=2, tied=False, optimiser="sgd", dropout=0.0),
+            lm(batch=8, width=256, layers=2, tied=False, optimizer="sgd", dropout=0.0),
             8,
         ),
-        "lm 2x128 b2 adafactor": (lm(batch=2, layers=2, optimiser="adafactor", dropout=0.0), 2),
+        "lm 2x128 b2 adafactor": (lm(batch=2, layers=2, optimizer="adafactor", dropout=0.0), 2),
         "lm 1x128 b4 vocabulary 8192": (lm(batch=4, layers=1, vocabulary=8192, dropout=0.0), 4),
         "lm 4x256 b8 bf16 no dropout": (lm(batch=8, width=256, precision="bf16", dropout=0.0), 8),
     }
@@ -281,7 +281,7 @@ def lm_cases() -> Cases:
 def agent_cases() -> Cases:
     return {
         "ppo nets b256 adamw": (lambda: critic_recipe(NetParams()), 256),
-        "ppo nets b4096 sgd": (lambda: critic_recipe(NetParams(batch=4096, optimiser="sgd")), 4096),
+        "ppo nets b4096 sgd": (lambda: critic_recipe(NetParams(batch=4096, optimizer="sgd")), 4096),
         "ppo nets b2048 bf16": (lambda: critic_recipe(NetParams(batch=2048, precision="bf16")), 2048),
         "dqn nets b32 adamw": (lambda: atari_recipe(NetParams(batch=32)), 32),
         "dqn nets b256/64 adamw": (lambda: atari_recipe(NetParams(batch=256)), 64),

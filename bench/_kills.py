@@ -140,7 +140,7 @@ def killed(case: Row, whole: str, after_s: float, tracker: Tracker, place: Path)
 
 
 def kill_and_resume(case: Row, who: str, whole: Whole, after_s: float, tracker: Tracker, place: Path) -> Row:
-    """One kill, `after_s` seconds of training after the first optimiser step; earlier when it had come to its end before."""
+    """One kill, `after_s` seconds of training after the first optimizer step; earlier when it had come to its end before."""
     name, tries = case["key"], 0
     while not killed(case := {**case, "key": f"{name}-{tries}"}, who, after_s / 2**tries, tracker, place):
         tries += 1
@@ -165,7 +165,7 @@ def resumed(folders: list[Path]) -> Row:
     notes = [
         e["text"]
         for e in again
-        if e["event"] == "note" and e["text"].startswith("goes on after optimiser step")
+        if e["event"] == "note" and e["text"].startswith("goes on after optimizer step")
     ]
     step = int(notes[0].split()[5]) if notes else 0
     trained = [e for e in before if e["event"] == "metrics" and "train/loss" in e["values"]]

@@ -18,7 +18,7 @@ from overnight.tracking.client import Tracker
 from overnight.tracking.record import Record
 from overnight.tracking.uploader import Shipper
 
-PACED = 140  # metrics between two shipments: 35 optimiser steps a second, two metrics each, shipped every 2 s
+PACED = 140  # metrics between two shipments: 35 optimizer steps a second, two metrics each, shipped every 2 s
 
 
 def server_s(server: psutil.Process) -> float:

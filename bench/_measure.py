@@ -42,7 +42,7 @@ def shortened(recipe: Recipe[Any], micro: int, made: list[Batch]) -> Recipe[Any]
 
 
 def whole_batch(recipe: Recipe[Any], micro: int) -> Batch:
-    """Made-up samples of an optimiser's step."""
+    """Made-up samples of an optimizer's step."""
     return recipe.example(micro if resident(recipe) else max(micro, recipe.params.batch))
 
 

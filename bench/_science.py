@@ -22,7 +22,7 @@ BATCHES = 30  # whose gradients are compared, each at the weights that training 
 
 
 class Spread(Injector):
-    """Three faults a phase, anywhere in the training: a phase fails the first time it comes after one of its optimiser steps."""
+    """Three faults a phase, anywhere in the training: a phase fails the first time it comes after one of its optimizer steps."""
 
     def __init__(self, seed: int, steps: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Spread(Injector):
 
     def __call__(self, phase: str) -> None:
         due = sorted(step for step in self.at[phase] if step <= self.done)
-        self.done += phase == "optimiser"
+        self.done += phase == "optimizer"
         if due:
             self.at[phase].remove(due[0])
             self.raised[phase] = self.raised.get(phase, 0) + 1
@@ -75,7 +75,7 @@ def science(options: argparse.Namespace) -> bool:
     apart, steps = max(r["apart"] for r in rows), min(r["steps"] for r in rows)
     what = f"fp64 losses, {steps} steps, {sum(r['faults'] for r in rows)} faults, {len(rows)} seeds"
     good = bar(what, f"{apart:.1e} apart", "<= 1e-12", apart <= 1e-12)
-    good &= bar("optimiser steps", steps, ">= 300", steps >= 300)
+    good &= bar("optimizer steps", steps, ">= 300", steps >= 300)
     found = kept(
         f"training-gradients-{options.data}",
         range(1),
@@ -105,7 +105,7 @@ def gradients_apart(artifact: Any, params: CnnParams, data: dict[str, torch.Tens
     recipe, run, worst, single = plain_net(artifact, params, torch.float32), RecordingRun(folder()), 0.0, 0.0
     torch.manual_seed(0)
     model = recipe.build()
-    optimiser, batches = recipe.optimiser(model), recipe.batches(data, seeded(0, 0))
+    optimizer, batches = recipe.optimizer(model), recipe.batches(data, seeded(0, 0))
     assert isinstance(batches, Batches)
     for batch in (batches.at(number) for number in range(BATCHES)):
         found = []
@@ -122,5 +122,5 @@ def gradients_apart(artifact: Any, params: CnnParams, data: dict[str, torch.Tens
             )
             apart = torch.cat([(a - b).flatten() for a, b in zip(other, whole, strict=True)]).norm()
             worst = max(worst, float(apart / torch.cat([b.flatten() for b in whole]).norm()))
-        optimiser.step()  # by the whole batch's, which are averages already
+        optimizer.step()  # by the whole batch's, which are averages already
     return {"batch": worst, "parameter": single}

@@ -65,7 +65,7 @@ FIGURES = (
     "parts",
     "peak",
 )
-FAULTS = {"forward": {2, 30}, "backward": {5}, "optimiser": {8}, "evaluation": {2}}
+FAULTS = {"forward": {2, 30}, "backward": {5}, "optimizer": {8}, "evaluation": {2}}
 TIMED = ("samples_per_s", "tflops", "usage/", "card/", "system/", "steps_per_s", "frames_per_s", "_s", "fps")
 
 

@@ -43,7 +43,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     },
     "Llama 3.2 1B in full, bf16, 8-bit AdamW, 512 tokens": {
         "model": "llama-3.2-1b",
-        "optimiser": "adamw8bit",
+        "optimizer": "adamw8bit",
     },
     "BERT-base in full, mixed precision, 32 x 128 tokens": {
         "model": "bert-base",
@@ -137,7 +137,7 @@ def _resnet(net: str, side: int, batch: int, precision: str) -> Prediction:
         model,
         inputs,
         loss=loss,
-        optimiser=partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+        optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9),
         precision=precision,
     )
 

@@ -36,12 +36,12 @@ SERVING = {
     "static": "static",
     "weights": "weights",
 }
-TUNING = ("method", "batch", "sequence", "precision", "checkpointing", "optimiser", "rank", "targets")
+TUNING = ("method", "batch", "sequence", "precision", "checkpointing", "optimizer", "rank", "targets")
 PAINTING = ("method", "batch", "size", "precision", "offload", "checkpointing", "rank")
 CHEAPER: tuple[dict[str, Any], ...] = (  # the cheapest first, as far as they are not set already
     {"checkpointing": True},
     {"checkpointing": True, "precision": "bf16"},
-    {"checkpointing": True, "precision": "bf16", "optimiser": "adamw8bit"},
+    {"checkpointing": True, "precision": "bf16", "optimizer": "adamw8bit"},
     {"checkpointing": True, "precision": "bf16", "method": "lora"},
     {"checkpointing": True, "precision": "bf16", "method": "qlora"},
 )
@@ -74,7 +74,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         const=True,
         help="compute activations again in the backward pass",
     )
-    add("--optimiser", help="adamw, adamw8bit, adafactor, sgd")
+    add("--optimizer", help="adamw, adamw8bit, adafactor, sgd")
     add("--rank", type=int, help="of adapters")
     add("--targets", metavar="LAYERS", help="of adapters: all-linear, or names with commas between")
     add("--size", type=int, metavar="PIXELS", help="side of a picture")

@@ -1,7 +1,7 @@
 """The virtual card's memory: every byte that torch's operators take on the CPU, counted by storage and held below a cap.
 
 A storage counts from the operator that makes it until its memory is given back, whoever holds it until then: a variable, autograd
-for the backward pass, an optimiser's state, autocast's cache. Views and operators that work in place add nothing; an operator that
+for the backward pass, an optimizer's state, autocast's cache. Views and operators that work in place add nothing; an operator that
 grows what it is given (resize_, set_, out=) adds what is new. Not counted is what no operator made while the counter was on: tensors
 from before it, arrays borrowed from NumPy or a file, what other threads make, the resizing of a bare storage. Not seen either is what
 an operator takes and gives back while it runs (the workspace of a convolution, the parts of a fused kernel): peaks are lower bounds.

@@ -4,7 +4,7 @@ autocast   a card runs softmax, norms, powers and sums in float32 where a CPU ke
            cross_entropy: read off the dispatcher's own tables
 dropout    a card keeps a mask of bytes, a CPU one of floats
 attention  a card never holds the matrix of scores: flash for half precision without a mask, else the memory-efficient kernel
-optimiser  on a card all weights are updated in one go, which holds temporaries of the size of all weights (drive.py)
+optimizer  on a card all weights are updated in one go, which holds temporaries of the size of all weights (drive.py)
 """
 
 import contextlib

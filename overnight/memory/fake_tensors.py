@@ -89,15 +89,15 @@ class FakeWorld:
         return self.tracer.during(phase)
 
     def settled(
-        self, model: nn.Module, optimiser: torch.optim.Optimizer | None, copies: list[list[Tensor]]
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | None, copies: list[list[Tensor]]
     ) -> None:
         """See World."""
         self.tracer.call((p.grad for p in model.parameters() if p.grad is not None), "gradients")
         for twin in copies:
             self.tracer.call(twin, "copies")
-        if optimiser is not None:
-            state = (value for values in optimiser.state.values() for value in values.values())
-            self.tracer.call((v for v in state if isinstance(v, Tensor)), "optimiser")
+        if optimizer is not None:
+            state = (value for values in optimizer.state.values() for value in values.values())
+            self.tracer.call((v for v in state if isinstance(v, Tensor)), "optimizer")
 
 
 @contextlib.contextmanager

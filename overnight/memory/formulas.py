@@ -101,7 +101,7 @@ def fitted(rows: int, features: int, classes: int, package: str) -> Formula:
     """Of fitting a linear model to a dense matrix of single precision on the card."""
     matrix, weights = rows * features * FLOAT / MIB, features * classes * FLOAT / MIB
     high = SOLVER * matrix + 20 * weights  # L-BFGS remembers ten steps and their gradients
-    parts = {"data": matrix, "workspace": (SOLVER - 1) * matrix, "optimiser": 20 * weights}
+    parts = {"data": matrix, "workspace": (SOLVER - 1) * matrix, "optimizer": 20 * weights}
     return Formula(
         matrix, high, package, parts=parts, why=f"a matrix of {rows:,} rows and at most {features:,} features"
     )

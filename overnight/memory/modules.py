@@ -22,7 +22,7 @@ def as_recipe(
     module: nn.Module,
     batch: Any,
     loss: Loss | None = None,
-    optimiser: Callable[[Any], torch.optim.Optimizer] | None = None,
+    optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
     precision: str = "fp32",
     accumulate: int = 1,
 ) -> Recipe[Any]:
@@ -30,10 +30,10 @@ def as_recipe(
 
     batch: a tensor, a tuple of tensors or a mapping of names to tensors, on any device (meta will do), samples first.
     loss(module, batch) -> scalar; left out: the output's `loss`, else the sum of its first tensor.
-    optimiser(parameters) -> optimiser; left out: AdamW. accumulate: micro-batches in an effective batch.
+    optimizer(parameters) -> optimizer; left out: AdamW. accumulate: micro-batches in an effective batch.
     """
     inputs, by_name = _named(batch), isinstance(batch, Mapping)
-    trained = optimiser or torch.optim.AdamW
+    trained = optimizer or torch.optim.AdamW
     params = ModuleParams(batch=accumulate, micro_batch=1, precision=precision)
     return Recipe(
         build=partial(_twin, module),
@@ -41,7 +41,7 @@ def as_recipe(
         batches=lambda data, _generator: data,
         steps_per_epoch=len,
         loss=lambda model, found: (_loss(loss, model, found, by_name=by_name), torch.tensor(1)),
-        optimiser=lambda model: trained([p for p in model.parameters() if p.requires_grad]),
+        optimizer=lambda model: trained([p for p in model.parameters() if p.requires_grad]),
         schedule=constant,
         evaluate=lambda _model, _data, _split: {},
         params=params,

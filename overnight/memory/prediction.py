@@ -123,7 +123,7 @@ def predict(
     """The peak memory of training, before it runs and without a card.
 
     recipe: a Recipe, then `batch` is the micro-batch (its own when left out); or an nn.Module, then `batch` holds its inputs, and
-    `loss`, `optimiser`, `precision`, `accumulate` may be given (see overnight.memory.modules.as_recipe).
+    `loss`, `optimizer`, `precision`, `accumulate` may be given (see overnight.memory.modules.as_recipe).
     data_mib: what else lies on the device, as a data set does. A program that cannot be traced ends with `unknown` set.
     """
     from torch import nn

@@ -1,4 +1,4 @@
-"""The program whose memory is asked for: warm-up, optimiser steps and evaluations, as the training loop makes them.
+"""The program whose memory is asked for: warm-up, optimizer steps and evaluations, as the training loop makes them.
 
 It runs in a World: with made-up tensors that have shapes alone (fake.py), or for real (measure.py).
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from overnight.training.acceleration import FUSED
 from overnight.training.recipe import Batch, Recipe, rows
 
-STEPS = 3  # a warm-up that makes the optimiser's state, one step with it, one after an evaluation
+STEPS = 3  # a warm-up that makes the optimizer's state, one step with it, one after an evaluation
 
 
 class World(Protocol):
@@ -36,7 +36,7 @@ class World(Protocol):
         """A phase of the program."""
 
     def settled(
-        self, model: nn.Module, optimiser: torch.optim.Optimizer | None, copies: list[list[Tensor]]
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | None, copies: list[list[Tensor]]
     ) -> None:
         """After a step: what belongs to whom."""
 
@@ -46,8 +46,8 @@ def drive(recipe: Recipe[Any], micro: int, world: World) -> None:
     with world.during("build"):
         model = world.model(recipe).train()
         averaged = copy.deepcopy(model).requires_grad_(False).eval() if recipe.ema else None
-        optimiser = recipe.optimiser(model)
-        as_on(world.target, optimiser, recipe)
+        optimizer = recipe.optimizer(model)
+        as_on(world.target, optimizer, recipe)
         undo = (
             [buffer.detach().clone() for buffer in model.buffers()] if by_the_loop(recipe) else []
         )  # what a step that fails is undone by
@@ -55,12 +55,12 @@ def drive(recipe: Recipe[Any], micro: int, world: World) -> None:
         parts = _parts(recipe, micro, world)
     judged, best = averaged or model, dict[str, Tensor]()
     for number in range(STEPS):
-        _step(recipe, model, optimiser, parts, world)
+        _step(recipe, model, optimizer, parts, world)
         world.settled(
-            model, optimiser, [undo, list(judged.state_dict().values()) if averaged is not None else []]
+            model, optimizer, [undo, list(judged.state_dict().values()) if averaged is not None else []]
         )
         if averaged is not None:
-            with world.during("optimiser"), torch.no_grad():
+            with world.during("optimizer"), torch.no_grad():
                 _follow(averaged, model)
         if number:
             with world.during("evaluate"):
@@ -70,7 +70,7 @@ def drive(recipe: Recipe[Any], micro: int, world: World) -> None:
             ):  # the best weights wait on the host, which is where all is on a CPU
                 with world.during("keep"):
                     best = {name: tensor.detach().clone() for name, tensor in judged.state_dict().items()}
-                world.settled(model, optimiser, [list(best.values())])
+                world.settled(model, optimizer, [list(best.values())])
 
 
 def precision(recipe: Recipe[Any], target: str) -> torch.dtype | None:
@@ -86,13 +86,13 @@ def resident(recipe: Recipe[Any]) -> bool:
     return recipe.split is not rows
 
 
-def as_on(target: str, optimiser: torch.optim.Optimizer, recipe: Recipe[Any]) -> None:
+def as_on(target: str, optimizer: torch.optim.Optimizer, recipe: Recipe[Any]) -> None:
     """Let it update weights as on the target: on a CPU one after the other, on a card by fused kernels, which hold nothing beside the state.
 
-    In a loop of somebody's own, and where an optimiser has no such kernel, a card updates all weights in one go, with temporaries.
+    In a loop of somebody's own, and where an optimizer has no such kernel, a card updates all weights in one go, with temporaries.
     """
-    fused = by_the_loop(recipe) and isinstance(optimiser, FUSED)
-    for group in optimiser.param_groups:
+    fused = by_the_loop(recipe) and isinstance(optimizer, FUSED)
+    for group in optimizer.param_groups:
         if target != "cuda" or group.get("foreach", 0) is not None or group.get("fused"):
             continue
         group["fused" if fused and all(p.is_floating_point() for p in group["params"]) else "foreach"] = True
@@ -118,9 +118,9 @@ def cast(recipe: Recipe[Any], target: str) -> AbstractContextManager[Any]:
 
 
 def _step(
-    recipe: Recipe[Any], model: nn.Module, optimiser: torch.optim.Optimizer, parts: list[Batch], world: World
+    recipe: Recipe[Any], model: nn.Module, optimizer: torch.optim.Optimizer, parts: list[Batch], world: World
 ) -> None:
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     for part in parts:
         with world.during("data"):
             batch = on_device(recipe, part, world.target)
@@ -130,12 +130,12 @@ def _step(
         with world.during("backward"):
             loss.backward()  # type: ignore[no-untyped-call]
     world.settled(model, None, [])
-    with world.during("optimiser"):
+    with world.during("optimizer"):
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         torch._foreach_div_(gradients, 1.0)
         if recipe.clip:
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimiser.step()
+        optimizer.step()
 
 
 def on_device(recipe: Recipe[Any], part: Batch, target: str) -> Batch:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from overnight.step import Step
 
 ROUND_MIB = 64
-FIXED = 0.25  # of a declared amount, whatever the micro-batch: weights, optimiser, workspace
+FIXED = 0.25  # of a declared amount, whatever the micro-batch: weights, optimizer, workspace
 
 
 @dataclass(frozen=True)

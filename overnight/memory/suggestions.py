@@ -57,7 +57,7 @@ def options(params: Any) -> Iterator[tuple[str, Any]]:
     for name, cheaper in (
         ("precision", _lower),
         ("checkpointing", _on),
-        ("optimiser", _eight_bits),
+        ("optimizer", _eight_bits),
         ("optimizer", _eight_bits),
     ):
         value = cheaper(getattr(params, name), fields[name].annotation) if name in fields else None

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 
-KINDS = ("weights", "gradients", "optimiser", "copies", "data", "activations", "workspace", "temporary")
+KINDS = ("weights", "gradients", "optimizer", "copies", "data", "activations", "workspace", "temporary")
 
 
 @dataclass

@@ -18,7 +18,7 @@ READ = (
     torch.ops.aten.equal.default,
 )  # what float(tensor) and torch.equal() become
 REPORTS = (
-    "optimiser",
+    "optimizer",
     "evaluate",
 )  # phases in which numbers are read to be shown, or are counters: they steer no allocation
 HIDING = (

@@ -1,4 +1,4 @@
-"""What makes a card compute faster without changing what is computed: layout of the weights, fused optimisers, compiled models."""
+"""What makes a card compute faster without changing what is computed: layout of the weights, fused optimizers, compiled models."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,10 +31,10 @@ def laid_out(model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(memory_format=torch.channels_last) if convolves and device.type == "cuda" else model
 
 
-def fuse(optimiser: torch.optim.Optimizer) -> bool:
-    """Let an optimiser update all its weights in one kernel, where they lie on a CUDA card and its author did not choose; whether it does."""
+def fuse(optimizer: torch.optim.Optimizer) -> bool:
+    """Let an optimizer update all its weights in one kernel, where they lie on a CUDA card and its author did not choose; whether it does."""
     found = False
-    for group in optimiser.param_groups if isinstance(optimiser, FUSED) else []:
+    for group in optimizer.param_groups if isinstance(optimizer, FUSED) else []:
         chosen = (
             group.get("fused") is not None or group.get("foreach") is not None or group.get("differentiable")
         )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from overnight.training.recipe import Recipe
 
 GROW_AFTER = (
-    100  # optimiser steps without a failure before a larger micro-batch is tried; doubled when that fails
+    100  # optimizer steps without a failure before a larger micro-batch is tried; doubled when that fails
 )
 
 
@@ -32,14 +32,14 @@ class Memory:
     largest: int  # what growing back ends at
     faults: int = 0
     last_try: bool = False  # the smallest size has failed once
-    good: int = 0  # optimiser steps since the last change
+    good: int = 0  # optimizer steps since the last change
     patience: int = GROW_AFTER
     grown: bool = False
-    stuck: int = -1  # the optimiser step inside which memory ran out with the smallest size
+    stuck: int = -1  # the optimizer step inside which memory ran out with the smallest size
     least: int = 1  # samples that the model takes at once
 
     def done(self, grow: bool) -> None:
-        """An optimiser step went well."""
+        """An optimizer step went well."""
         self.last_try, self.good = False, self.good + 1
         if grow and self.size < self.largest and self.good >= self.patience:
             self.size, self.good, self.grown = min(self.largest, self.size * 2), 0, True
@@ -59,7 +59,7 @@ class Sums:
     """Of a loss over the samples of an effective batch: on the card as long as nobody reads them.
 
     averaged: the gradients are those of the loss per sample already, as they can be where the whole batch is computed at once; else
-    they are sums, too, and the optimiser's step divides them.
+    they are sums, too, and the optimizer's step divides them.
     """
 
     loss: float | Tensor = 0.0
@@ -153,7 +153,7 @@ class Elastic:
             )
 
     def stepped(self) -> None:
-        """The optimiser's step went well, too."""
+        """The optimizer's step went well, too."""
         self.memory.done(self.recipe.params.grow)
 
     def surviving(self, attempt: Callable[[], Sums], batch: Batch, undo: Callable[[], None]) -> Sums:

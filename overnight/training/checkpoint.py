@@ -48,7 +48,7 @@ class Keeper:
         return self.folder is not None and time.monotonic() >= self.next
 
     def save(self, identity: Identity, write: Callable[[Any], None], step: int) -> None:
-        """Keep what `write` writes, the state after so many optimiser steps; a disk that does not take it is told, and training goes on."""
+        """Keep what `write` writes, the state after so many optimizer steps; a disk that does not take it is told, and training goes on."""
         if self.folder is None:
             return
         began = time.monotonic()
@@ -87,7 +87,7 @@ class Keeper:
         self.log(f"checkpoint {shown(state)} is not used: {reason}")
 
     def drop(self, step: int) -> None:
-        """Weights that gave a loss beyond all bounds, and what came of them: no state of that optimiser step or a later one is of use."""
+        """Weights that gave a loss beyond all bounds, and what came of them: no state of that optimizer step or a later one is of use."""
         for facts in _written(self.folder) if self.folder else []:
             if _step(facts) >= step:
                 with suppress(OSError):
@@ -215,7 +215,7 @@ def _written(folder: Path) -> list[Path]:
 
 
 def _step(facts: Path) -> int:
-    """After how many optimiser steps it was written; -1 where that cannot be read."""
+    """After how many optimizer steps it was written; -1 where that cannot be read."""
     try:
         return int(json.loads(facts.read_text())["step"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

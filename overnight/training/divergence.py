@@ -17,7 +17,7 @@ BEYOND = 1e4  # times the first loss (at least 1): nothing comes back from there
 
 @dataclass(frozen=True)
 class Place:
-    """An optimiser step: number `step` of all, `index` of its epoch, both from 0."""
+    """An optimizer step: number `step` of all, `index` of its epoch, both from 0."""
 
     step: int
     epoch: int
@@ -34,7 +34,7 @@ class Fault:
 
     def __str__(self) -> str:
         what = "is no number" if math.isnan(self.loss) else f"is {self.loss:g}: training has diverged"
-        return f"the loss of optimiser step {self.place.step + 1} (epoch {self.place.epoch + 1}, batch {self.place.index + 1}) {what}"
+        return f"the loss of optimizer step {self.place.step + 1} (epoch {self.place.epoch + 1}, batch {self.place.index + 1}) {what}"
 
 
 class Watch:
@@ -46,7 +46,7 @@ class Watch:
         self.first: float | None = None
 
     def add(self, place: Place, sums: Sums) -> None:
-        """One optimiser step's loss."""
+        """One optimizer step's loss."""
         self.pending.append((place, sums))
 
     def state_dict(self) -> dict[str, Any]:

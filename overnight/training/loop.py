@@ -66,7 +66,7 @@ class Course(Generic[Data]):
         run.param("precision", state.precision.name)
         if state.restored:
             run.note(
-                f"goes on after optimiser step {state.done} of {state.total}, epoch {state.epoch + 1}, batch {state.index}"
+                f"goes on after optimizer step {state.done} of {state.total}, epoch {state.epoch + 1}, batch {state.index}"
             )
         elif (last := run.told.get(run.named("train/loss"))) is not None:
             run.note(
@@ -137,7 +137,7 @@ class Course(Generic[Data]):
         run.progress(state.done, state.total, text)
 
     def _batch(self, batch: Batch, text: str) -> None:
-        """One optimiser step, and what is due after it."""
+        """One optimizer step, and what is due after it."""
         run, state, elastic = self.run, self.state, self.elastic
         sums = elastic.gradients(batch)
         state.watch.add(divergence.Place(state.done, state.epoch, state.index), sums)
@@ -189,7 +189,7 @@ class Course(Generic[Data]):
             self.sentinel.pause()
 
     def _step(self, sums: Sums, batch: Batch) -> None:
-        """The optimiser's step. When memory runs out inside it, weights and moments are half new: nothing of them can be kept."""
+        """The optimizer's step. When memory runs out inside it, weights and moments are half new: nothing of them can be kept."""
         state, memory = self.state, self.elastic.memory
         try:
             state.step(sums)
@@ -203,7 +203,7 @@ class Course(Generic[Data]):
         memory.last_try, size = memory.stuck == state.done, memory.size
         self.elastic.shrink(batch, reason)
         memory.stuck = state.done if memory.size == size else -1
-        raise StartOver(f"out of memory in the optimiser's step ({reason})", state.plan, fresh=True)
+        raise StartOver(f"out of memory in the optimizer's step ({reason})", state.plan, fresh=True)
 
     def _check(self) -> None:
         """Raises Diverged, with a report, when a loss since the last look was no number; or starts over where the recipe allows it."""

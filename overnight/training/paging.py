@@ -32,7 +32,7 @@ def at_ceiling(budget_mib: int | None, device: torch.device) -> bool:
 
 
 class Sentinel:
-    """Looks at the time that each optimiser step takes. full: whether memory is at its ceiling, asked only when steps have become slow."""
+    """Looks at the time that each optimizer step takes. full: whether memory is at its ceiling, asked only when steps have become slow."""
 
     def __init__(self, full: Callable[[], bool], clock: Callable[[], float] = time.perf_counter) -> None:
         self.full, self.clock = full, clock
@@ -56,6 +56,6 @@ class Sentinel:
         if self.slow < STEPS or usual is None or not self.full():
             return ""
         return (
-            f"{STEPS} optimiser steps in a row took {took / usual:.1f} times as long as usual ({1e3 * took:.0f} ms, before {1e3 * usual:.0f}) "
+            f"{STEPS} optimizer steps in a row took {took / usual:.1f} times as long as usual ({1e3 * took:.0f} ms, before {1e3 * usual:.0f}) "
             "with the card's memory full: the driver moves memory to the host instead of refusing it"
         )

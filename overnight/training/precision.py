@@ -31,20 +31,20 @@ class Precision:
 
     def step(
         self,
-        optimiser: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer,
         parameters: list[nn.Parameter],
         count: float | Tensor | None,
         clip: float,
     ) -> None:
         """Divide summed gradients by the count (None: they are averages), clip, and step."""
-        self.scaler.unscale_(optimiser)
+        self.scaler.unscale_(optimizer)
         if count is not None:
             torch._foreach_div_([p.grad for p in parameters if p.grad is not None], count)
         if clip:
             nn.utils.clip_grad_norm_(parameters, clip)
-        if self.scales:  # torch warns of schedules that go on before the optimiser's first step, which fp16 may leave out on purpose
-            setattr(optimiser, "_opt_called", True)  # noqa: B010 - torch declares it nowhere
-        self.scaler.step(optimiser)
+        if self.scales:  # torch warns of schedules that go on before the optimizer's first step, which fp16 may leave out on purpose
+            setattr(optimizer, "_opt_called", True)  # noqa: B010 - torch declares it nowhere
+        self.scaler.step(optimizer)
         self.scaler.update()
 
 

@@ -43,7 +43,7 @@ class TrainParams(Params):
 
     epochs: int = Field(10, ge=1)
     batch: int = Field(
-        128, ge=1, description="samples an optimiser step sees, whatever the card holds at once"
+        128, ge=1, description="samples an optimizer step sees, whatever the card holds at once"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     patience: int | None = Field(
@@ -60,7 +60,7 @@ class TrainParams(Params):
     )
     checkpoint_s: float = knob(
         45.0,
-        "seconds between checkpoints, more where writing one is slow; 0: after every optimiser step",
+        "seconds between checkpoints, more where writing one is slow; 0: after every optimizer step",
         ge=0,
     )
 
@@ -72,7 +72,7 @@ class Recipe(Generic[Data]):
     build() -> model. example(n) -> a batch of n made-up samples with the real shapes and dtypes, from the spec alone.
     batches(data, generator) -> one epoch of effective batches, in an order and augmentation drawn from the generator alone, best
     as Batches, which can begin in the middle.
-    loss(model, batch) -> (sum over samples, count). optimiser(model). schedule(done, total) -> factor of the learning rate,
+    loss(model, batch) -> (sum over samples, count). optimizer(model). schedule(done, total) -> factor of the learning rate,
     for done from 0 to total - 1.
     evaluate(model, data, split) -> scores, in eval mode without gradients; `best` names the one that picks the epoch:
     the higher, the better.
@@ -83,7 +83,7 @@ class Recipe(Generic[Data]):
     batches: Callable[[Data, torch.Generator], Iterable[Batch]]
     steps_per_epoch: Callable[[Data], int]
     loss: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
-    optimiser: Callable[[nn.Module], torch.optim.Optimizer]
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     schedule: Callable[[int, int], float]
     evaluate: Callable[[nn.Module, Data, str], Scores]
     params: TrainParams
@@ -115,7 +115,7 @@ def train(recipe: Recipe[Data], run: Run, data: Data) -> Fitted:
     """Train on `data`, choosing the epoch by the score `recipe.best` on the split "val" (the last epoch without one).
 
     Goes on from the run's checkpoint, if there is one. Out of memory costs a smaller micro-batch, never the training. Where it computes on
-    a CUDA card, the engine chooses layout, fused optimiser, compiling, and where the data lie (a dict of tensors moves to the card when it
+    a CUDA card, the engine chooses layout, fused optimizer, compiling, and where the data lie (a dict of tensors moves to the card when it
     fits). Logs train/loss, train/lr (thinned), val/*, train/samples_per_s and train/tflops per epoch, train/micro_batch,
     train/gflop_per_sample; the second training of a step logs train-2/loss, val-2/*, and so on. Raises BadInput, DoesNotFit, Diverged, Stopped, OutOfMemory where memory is paged silently, and GoesOn where a fresh
     process is to go on: see errors.py.

@@ -1,4 +1,4 @@
-"""Room for the optimiser's state, held from before the first step, so that memory runs out in a forward pass, which can be undone."""
+"""Room for the optimizer's state, held from before the first step, so that memory runs out in a forward pass, which can be undone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,10 +18,10 @@ def is_counted(device: torch.device) -> bool:
 
 
 def ballast(build: Callable[[], torch.optim.Optimizer], parameters: list[nn.Parameter]) -> list[Tensor]:
-    """Tensors as large as the state that the optimiser will make in its first step; let go of them just before that.
+    """Tensors as large as the state that the optimizer will make in its first step; let go of them just before that.
 
-    A second optimiser makes them, in a step without rate or gradient. Raises DoesNotFit when even that has no room. Nothing is held for
-    optimisers that make their state at once, or cannot step like that.
+    A second optimizer makes them, in a step without rate or gradient. Raises DoesNotFit when even that has no room. Nothing is held for
+    optimizers that make their state at once, or cannot step like that.
     """
     for last in (False, True):  # the first failure may have been a stranger's
         try:
@@ -37,30 +37,30 @@ def ballast(build: Callable[[], torch.optim.Optimizer], parameters: list[nn.Para
             break
         free()
     raise DoesNotFit(
-        "the weights, their gradients and the optimiser's state do not fit, before there is a single sample: "
-        f"use a smaller model or an optimiser with less state, or ask for more ({reason})"
+        "the weights, their gradients and the optimizer's state do not fit, before there is a single sample: "
+        f"use a smaller model or an optimizer with less state, or ask for more ({reason})"
     )
 
 
-def _made(optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> list[Tensor]:
+def _made(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> list[Tensor]:
     """The tensors of its state, on the device."""
-    if optimiser.state or not parameters:
+    if optimizer.state or not parameters:
         return []
     with _disable_current_modes():  # on the host, which no counter is to take for the card
         before = [p.detach().to("cpu", copy=True) for p in parameters]
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = 0.0
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     try:
-        optimiser.step()
+        optimizer.step()
     finally:
         with torch.no_grad():
             for parameter, value in zip(
                 parameters, before, strict=True
             ):  # one that divides by a norm of zero has spoilt them
                 parameter.copy_(value)
-    return _tensors([*optimiser.state.values()], parameters[0].device)
+    return _tensors([*optimizer.state.values()], parameters[0].device)
 
 
 def _tensors(values: Any, device: torch.device) -> list[Tensor]:

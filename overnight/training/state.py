@@ -1,4 +1,4 @@
-"""All that a training is between two optimiser steps: what a checkpoint holds."""
+"""All that a training is between two optimizer steps: what a checkpoint holds."""
 
 import copy
 import hashlib
@@ -52,7 +52,7 @@ class Best:
 
 
 class State(Generic[Data]):
-    """Model, average, optimiser, schedule, loss scale, losses, position, best epoch. `done` counts optimiser steps, `index` those of the epoch."""
+    """Model, average, optimizer, schedule, loss scale, losses, position, best epoch. `done` counts optimizer steps, `index` those of the epoch."""
 
     def __init__(self, recipe: "Recipe[Data]", run: "Run", data: Data, plan: Plan) -> None:
         self.recipe, self.plan, self.seed = recipe, plan, run.seed
@@ -61,11 +61,11 @@ class State(Generic[Data]):
         self.model = laid_out(recipe.build(), self.device)
         self.parameters = list(
             self.model.parameters()
-        )  # walking through the modules costs more than an optimiser's step of a small net
+        )  # walking through the modules costs more than an optimizer's step of a small net
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval() if recipe.ema else None
-        self.optimiser = self._optimiser()
+        self.optimizer = self._optimizer()
         self.precision = Precision(recipe.params.precision, self.device)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, self._factor)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor)
         self.watch = Watch()
         self.epoch = self.index = self.done = 0
         self.best: Best | None = None
@@ -77,15 +77,15 @@ class State(Generic[Data]):
         """Of the learning rate, in the step after so many; torch asks for the one after the last, too."""
         return self.plan.rate * self.recipe.schedule(min(done, self.total - 1), self.total)
 
-    def _optimiser(self) -> torch.optim.Optimizer:
-        made = self.recipe.optimiser(self.model)
+    def _optimizer(self) -> torch.optim.Optimizer:
+        made = self.recipe.optimizer(self.model)
         fuse(made)
         return made
 
     def reserve(self) -> None:
-        """Hold room for the optimiser's state until it is made, where memory is bounded."""
-        if not self.optimiser.state and is_counted(self.device):
-            self.ballast = ballast(self._optimiser, self.parameters)
+        """Hold room for the optimizer's state until it is made, where memory is bounded."""
+        if not self.optimizer.state and is_counted(self.device):
+            self.ballast = ballast(self._optimizer, self.parameters)
 
     @property
     def judged(self) -> nn.Module:
@@ -95,7 +95,7 @@ class State(Generic[Data]):
     @property
     def rate(self) -> float:
         """The learning rate of the first group."""
-        return float(self.optimiser.param_groups[0]["lr"])
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def epoch_batches(self, data: Data) -> Iterable[Batch]:
         """All batches of the current epoch, drawn from its own seed."""
@@ -104,10 +104,10 @@ class State(Generic[Data]):
         return batches(data, seeded(self.seed, self.epoch))
 
     def step(self, sums: Sums) -> None:
-        """The optimiser's step with the gradients that are there, and all that follows it."""
+        """The optimizer's step with the gradients that are there, and all that follows it."""
         self.ballast.clear()
         self.precision.step(
-            self.optimiser, self.parameters, None if sums.averaged else sums.divisor, self.recipe.clip
+            self.optimizer, self.parameters, None if sums.averaged else sums.divisor, self.recipe.clip
         )
         self.schedule.step()
         if self.average is not None:
@@ -144,11 +144,11 @@ class State(Generic[Data]):
             "precision": self.precision.name,
             "seed": str(self.seed),
             "parameters": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
-            "optimiser": type(self.optimiser).__name__,
+            "optimizer": type(self.optimizer).__name__,
             "values": hashlib.sha256(repr(sorted(self.recipe.params.science().items())).encode()).hexdigest()[
                 :16
             ],
-            "optimiser steps": str(self.total),
+            "optimizer steps": str(self.total),
         }
 
     def write(self, file: Any) -> None:
@@ -167,8 +167,8 @@ class State(Generic[Data]):
         """Go on where the checkpoint was written. The micro-batch is the smaller of its own and the one now asked for."""
         with _disable_current_modes():
             found = torch.load(path, map_location="cpu", weights_only=True)
-        found["optimiser"] = tree_map_only(
-            Tensor, Tensor.clone, found["optimiser"]
+        found["optimizer"] = tree_map_only(
+            Tensor, Tensor.clone, found["optimizer"]
         )  # it is kept as it is where the card is a virtual one
         for name, part in self._parts().items():
             part.load_state_dict(found[name])
@@ -179,7 +179,7 @@ class State(Generic[Data]):
         self.best = Best(**found["best"]) if found["best"] else None
         self.plan = merged(self.plan, found["plan"])
         for group, base in zip(
-            self.optimiser.param_groups, self.schedule.base_lrs, strict=True
+            self.optimizer.param_groups, self.schedule.base_lrs, strict=True
         ):  # the plan's rate may be another
             group["lr"] = base * self.schedule.lr_lambdas[0](self.schedule.last_epoch)
         restore_randomness(found["random"], self.device)
@@ -189,7 +189,7 @@ class State(Generic[Data]):
         return [self.model] if self.average is None else [self.model, self.average]
 
     def _parts(self) -> dict[str, Any]:
-        parts: dict[str, Any] = {"model": self.model, "optimiser": self.optimiser, "schedule": self.schedule}
+        parts: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
         parts |= {"scaler": self.precision.scaler, "watch": self.watch}
         return parts | ({"average": self.average} if self.average is not None else {})
 

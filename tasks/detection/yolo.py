@@ -33,7 +33,7 @@ class YoloParams(TrainParams):
     """The detector and how it learns."""
 
     epochs: int = Field(50, ge=1)
-    batch: int = Field(16, ge=1, description="images an optimiser step sees, whatever the card holds at once")
+    batch: int = Field(16, ge=1, description="images an optimizer step sees, whatever the card holds at once")
     width: float = Field(1.0, gt=0, le=4, description="of all layers; 1.0 has about 2 M parameters")
     rate: float = Field(2e-3, gt=0, description="learning rate of AdamW at its peak")
     decay: float = Field(0.02, ge=0, description="weight decay")
@@ -69,7 +69,7 @@ def yolo_recipe(params: YoloParams, spec: DataSpec) -> Recipe[Arrays]:
         closing=lambda data, generator: _batches(params, data, generator, closing=True),
         steps_per_epoch=lambda data: -(-len(data["train_images"]) // params.batch),
         loss=_loss,
-        optimiser=lambda model: _optimiser(model, params),
+        optimizer=lambda model: _optimizer(model, params),
         schedule=cosine(0.05, 0.02),
         evaluate=lambda model, data, split: _measure(model, data, split, params, len(spec.classes)).scores,
         sample=lambda: _sample(spec, min(params.batch, params.micro_batch or params.batch)),
@@ -202,7 +202,7 @@ def _loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     return detection_loss(logits, sides, (images.shape[2], images.shape[3]), batch["boxes"], batch["labels"])
 
 
-def _optimiser(model: nn.Module, params: YoloParams) -> torch.optim.Optimizer:
+def _optimizer(model: nn.Module, params: YoloParams) -> torch.optim.Optimizer:
     """AdamW; norms and biases do not decay."""
     heavy = [p for p in model.parameters() if p.ndim > 1]
     light = [p for p in model.parameters() if p.ndim <= 1]

@@ -38,7 +38,7 @@ def gnn_recipe(params: GnnParams, spec: DataSpec) -> Recipe[GraphData]:
         )
         return total, torch.tensor(float(len(batch["labels"])))
 
-    def optimiser(model: nn.Module) -> torch.optim.Optimizer:
+    def optimizer(model: nn.Module) -> torch.optim.Optimizer:
         assert isinstance(model, Gnn)
         first: dict[str, Any] = {"params": [model.first, model.bias], "weight_decay": params.weight_decay}
         return torch.optim.Adam([first, {"params": list(model.rest.parameters())}], params.lr)
@@ -49,7 +49,7 @@ def gnn_recipe(params: GnnParams, spec: DataSpec) -> Recipe[GraphData]:
         batches=batches,
         steps_per_epoch=lambda _data: 1,
         loss=loss,
-        optimiser=optimiser,
+        optimizer=optimizer,
         schedule=constant,
         evaluate=_evaluate,
         params=params,

@@ -24,7 +24,7 @@ from tasks.vision.nets.layers import Scaled
 from tasks.vision.nets.resnet18 import ResNet18
 from tasks.vision.nets.resnet20 import Net, stem_strides
 from tasks.vision.nets.speedrun import Speedrun
-from tasks.vision.optimizers import optimiser, schedule
+from tasks.vision.optimizers import optimizer, schedule
 from tasks.vision.params import CnnParams
 from tasks.vision.pretrained import initial
 from tasks.vision.report import report, tell
@@ -60,7 +60,7 @@ def cnn_recipe(params: CnnParams, spec: DataSpec) -> Recipe[Data]:
         batches=partial(batches, params),
         steps_per_epoch=lambda data: max(1, len(data["train_labels"]) // params.batch),
         loss=partial(_loss, params),
-        optimiser=partial(optimiser, params),
+        optimizer=partial(optimizer, params),
         schedule=schedule(params),
         evaluate=_evaluate,
         sample=lambda: {f"val_{name}": tensor for name, tensor in example(SLICE).items()},

@@ -12,7 +12,7 @@ from tasks.vision.params import CnnParams
 PLAIN = 6.0  # times lr: the rate of what Muon leaves to plain Nesterov steps, the linear layer and the biases
 
 
-def optimiser(params: CnnParams, model: nn.Module) -> torch.optim.Optimizer:
+def optimizer(params: CnnParams, model: nn.Module) -> torch.optim.Optimizer:
     """The one asked for; norms and biases do not decay, and the norms' biases have a rate of their own."""
     learnt = [p for p in model.parameters() if p.requires_grad]
     shifts = {id(m.bias) for m in model.modules() if isinstance(m, nn.BatchNorm2d)}
@@ -20,7 +20,7 @@ def optimiser(params: CnnParams, model: nn.Module) -> torch.optim.Optimizer:
     others, scaled = (
         [p for p in learnt if p.ndim not in {2, 4} and (id(p) in shifts) is yes] for yes in (False, True)
     )
-    muon, lr = params.optimiser == "muon", params.lr
+    muon, lr = params.optimizer == "muon", params.lr
     rest = lr * (PLAIN if muon else 1.0)
     groups: list[dict[str, Any]] = [
         {"params": filters, "lr": lr, "weight_decay": params.weight_decay}
@@ -32,7 +32,7 @@ def optimiser(params: CnnParams, model: nn.Module) -> torch.optim.Optimizer:
     groups = [group for group in groups if group["params"]]
     if muon:
         return Muon(groups, params.momentum)
-    if params.optimiser == "adamw":
+    if params.optimizer == "adamw":
         return torch.optim.AdamW(groups)
     return torch.optim.SGD(groups, momentum=params.momentum, nesterov=params.momentum > 0)
 

@@ -13,7 +13,7 @@ WIDTH = {"resnet20": 16, "resnet18": 64, "speedrun": 64}
 
 
 class CnnParams(TrainParams):
-    """The net, its augmentation and its optimiser."""
+    """The net, its augmentation and its optimizer."""
 
     arch: Literal["resnet20", "resnet18", "speedrun"] = Field(
         "resnet20", description="resnet20: the small form, sized by width and blocks"
@@ -39,7 +39,7 @@ class CnnParams(TrainParams):
         False,
         description="report test/accuracy_tta too: the mean over mirrored (with flip) and shifted copies",
     )
-    optimiser: Literal["sgd", "adamw", "muon"] = "sgd"
+    optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
     lr: float = Field(0.2, gt=0, description="peak, at this batch")
     bias_scale: float = Field(1.0, gt=0, description="times lr: the rate of the norms' biases")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd and muon, after Nesterov")

@@ -69,12 +69,12 @@ def train(mib: int, seconds: float, share: float) -> None:
     until = time.monotonic() + seconds
     filled = [torch.empty(int(mib * MIB * share / 8), dtype=torch.uint8) for _ in range(8)]
     net = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
-    optimiser = torch.optim.Adam(net.parameters())
+    optimizer = torch.optim.Adam(net.parameters())
     while time.monotonic() < until:
         loss = net(torch.randn(32, 64)).square().mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         time.sleep(min(0.1, max(0.0, until - time.monotonic())))
     del filled
 

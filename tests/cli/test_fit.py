@@ -81,11 +81,11 @@ def test_what_makes_a_step_fit_is_said_in_words_of_its_config(capsys):
 def test_only_options_that_a_step_has_are_named():
     class Tuned(TrainParams):
         checkpointing: bool = False
-        optimiser: Literal["adamw", "adamw8bit", "sgd"] = "adamw"
+        optimizer: Literal["adamw", "adamw8bit", "sgd"] = "adamw"
         precision: Literal["fp32", "bf16"] = "fp32"
 
-    assert dict(options(Tuned())) == {"precision": "bf16", "checkpointing": True, "optimiser": "adamw8bit"}
-    assert dict(options(Tuned(checkpointing=True, optimiser="sgd", precision="bf16"))) == {}
+    assert dict(options(Tuned())) == {"precision": "bf16", "checkpointing": True, "optimizer": "adamw8bit"}
+    assert dict(options(Tuned(checkpointing=True, optimizer="sgd", precision="bf16"))) == {}
     assert dict(options(TrainParams())) == {}
 
 

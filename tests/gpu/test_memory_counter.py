@@ -68,7 +68,7 @@ def moments(profile: torch.profiler.profile) -> list[tuple[int, str, int, int]]:
 def trains(
     net: Callable[[], nn.Module],
     data: Callable[[], torch.Tensor],
-    optimiser: Any,
+    optimizer: Any,
     cast: bool = False,
     **options: Any,
 ) -> Work:
@@ -77,7 +77,7 @@ def trains(
     def work() -> Iterator[None]:
         torch.manual_seed(0)
         model = net()
-        steps = optimiser(model.parameters(), **options)
+        steps = optimizer(model.parameters(), **options)
         for _ in range(4):
             steps.zero_grad()
             inputs = data()
@@ -153,13 +153,13 @@ def follows(method: "Callable[[], Recipe[Any]]") -> Work:
         torch.manual_seed(0)
         recipe = method()
         model = recipe.build()
-        optimiser = recipe.optimiser(model)
+        optimizer = recipe.optimizer(model)
         for _ in range(3):
             batch = recipe.example(2)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss, _ = recipe.loss(model, batch)
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             model.eval()
             with torch.inference_mode():
                 recipe.loss(model, batch)
@@ -281,13 +281,13 @@ def test_results_are_those_without_it():
     def losses() -> list[float]:
         torch.manual_seed(0)
         model = classifier().build()
-        optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         found = []
         for _ in range(3):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss = model(torch.randint(0, 255, (4, 3, 16, 16), dtype=torch.uint8)).square().mean()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             found.append(float(loss.detach()))
         return found
 

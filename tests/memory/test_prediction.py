@@ -42,7 +42,7 @@ CASES = {
         8,
     ),
     "cnn bf16 adamw": (
-        lambda: made.images((1, 16, 16), width=8, blocks=1, batch=600, precision="bf16", optimiser="adamw"),
+        lambda: made.images((1, 16, 16), width=8, blocks=1, batch=600, precision="bf16", optimizer="adamw"),
         600,
     ),
     "detector": (lambda: made.boxes(64, width=0.25, batch=4), 2),
@@ -140,12 +140,12 @@ def test_the_lists_of_autocast_are_as_before_afterwards():
     assert torch.equal(__import__("copy").deepcopy(copied), copied)
 
 
-def test_the_loop_takes_fused_optimisers_and_somebody_s_own_does_not():
+def test_the_loop_takes_fused_optimizers_and_somebody_s_own_does_not():
     wide = made.critic_recipe(made.NetParams(batch=4), hidden=2048)
     weights = sum(p.numel() for p in wide.build().parameters()) * 4 / MIB
-    ours = traced(wide, 4, "cuda").by_phase()["optimiser"] / MIB
+    ours = traced(wide, 4, "cuda").by_phase()["optimizer"] / MIB
     own = (
-        traced(replace(wide, params=ModuleParams(batch=4, micro_batch=4)), 4, "cuda").by_phase()["optimiser"]
+        traced(replace(wide, params=ModuleParams(batch=4, micro_batch=4)), 4, "cuda").by_phase()["optimizer"]
         / MIB
     )
     assert own - ours == pytest.approx(weights, rel=0.1)  # temporaries as large as all weights
@@ -193,12 +193,12 @@ def test_a_module_stays_as_it_is_and_tied_weights_count_once():
     assert type(module[0].weight) is nn.Parameter
     assert torch.equal(module[0].weight, before)
     assert found.parts["weights"] == pytest.approx(1000 * 64 * 4 / MIB)
-    assert found.parts["optimiser"] == pytest.approx(2 * 1000 * 64 * 4 / MIB, rel=0.01)
+    assert found.parts["optimizer"] == pytest.approx(2 * 1000 * 64 * 4 / MIB, rel=0.01)
 
 
 def test_a_loop_of_somebody_s_own_keeps_no_copies_of_the_weights():
     net = nn.Sequential(nn.Linear(512, 512), nn.BatchNorm1d(512))
-    found = predict(net, torch.empty(2, 512), "cpu", optimiser=lambda weights: torch.optim.SGD(weights, 0.1))
+    found = predict(net, torch.empty(2, 512), "cpu", optimizer=lambda weights: torch.optim.SGD(weights, 0.1))
     assert found.parts.get("copies", 0) == 0
     assert 2 <= found.mib / (512 * 515 * 4 / MIB) < 2.2  # weights, gradients, and two samples
 
@@ -279,7 +279,7 @@ def test_few_traces_tell_all_micro_batches():
 
 def test_the_largest_micro_batch_that_fits_cuts_the_batch_evenly_or_exceeds_it():
     scaled = Scaled(
-        made.critic_recipe(made.NetParams(batch=8192, precision="fp32", optimiser="sgd")),
+        made.critic_recipe(made.NetParams(batch=8192, precision="fp32", optimizer="sgd")),
         "cuda",
         0.0,
         Constants(),
@@ -292,7 +292,7 @@ def test_the_largest_micro_batch_that_fits_cuts_the_batch_evenly_or_exceeds_it()
     assert more.micro_batch > 8192
     assert scaled.largest(100) is None
     odd = Scaled(
-        made.critic_recipe(made.NetParams(batch=8191, precision="fp32", optimiser="sgd")),
+        made.critic_recipe(made.NetParams(batch=8191, precision="fp32", optimizer="sgd")),
         "cuda",
         0.0,
         Constants(),

@@ -76,12 +76,12 @@ def noted(run):
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_optimisers_are_fused_and_learn_the_same(cuda, tmp_path, kind, precision):
+def test_optimizers_are_fused_and_learn_the_same(cuda, tmp_path, kind, precision):
     blobs, params = small_trainings.blobs(), TrainParams(epochs=3, batch=32, precision=precision)
     plain = lambda model: kind(model.parameters(), lr=0.01, foreach=True)
     free_ = lambda model: kind(model.parameters(), lr=0.01)
     (_, ours), (_, theirs) = (
-        on_card(tmp_path, chosen(params, optimiser=made), blobs) for made in (free_, plain)
+        on_card(tmp_path, chosen(params, optimizer=made), blobs) for made in (free_, plain)
     )
     assert fuse(free_(nn.Linear(2, 2).to(cuda)))
     assert not fuse(plain(nn.Linear(2, 2).to(cuda)))
@@ -197,13 +197,13 @@ def test_a_cap_costs_micro_batches_and_nothing_else(cuda, tmp_path, cap_mib):
     assert run.out_of_memory >= 1
     assert run.micro_batch < 64
     assert torch.cuda.max_memory_reserved() <= cap_mib * MIB
-    assert not any("starts over" in text for text in noted(run))  # the optimiser's state had its room
+    assert not any("starts over" in text for text in noted(run))  # the optimizer's state had its room
     assert run.curve("train/loss") == pytest.approx(plain.curve("train/loss"), rel=0, abs=1e-10)
     for a, b in zip(whole.model.parameters(), capped.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
-def test_room_is_held_for_the_optimiser_s_state(cuda):
+def test_room_is_held_for_the_optimizer_s_state(cuda):
     model = nn.Linear(1024, 1024).to(cuda)
     before = torch.cuda.memory_allocated()
     held = ballast(lambda: torch.optim.AdamW(model.parameters()), list(model.parameters()))
@@ -217,17 +217,17 @@ def test_a_training_that_was_stopped_goes_on_where_it_was(cuda, tmp_path):
 
     blobs, params = small_trainings.blobs(), TrainParams(epochs=3, batch=32, checkpoint_s=0)
     adam = lambda model: torch.optim.AdamW(model.parameters(), lr=0.01)
-    whole, _ = on_card(tmp_path, chosen(params, optimiser=adam, ema=0.9), blobs)
+    whole, _ = on_card(tmp_path, chosen(params, optimizer=adam, ema=0.9), blobs)
     first = RecordingRun(tmp_path, seed=3, device="cuda")
     first.checkpoints, first.should_stop = (
         tmp_path / "checkpoints",
         lambda: len(first.curve("train/loss")) >= 9,
     )
     with pytest.raises(Stopped):
-        train(chosen(params, optimiser=adam, ema=0.9), first, blobs)
+        train(chosen(params, optimizer=adam, ema=0.9), first, blobs)
     second, run = on_card(
-        tmp_path, chosen(params, optimiser=adam, ema=0.9), blobs, checkpoints=first.checkpoints
+        tmp_path, chosen(params, optimizer=adam, ema=0.9), blobs, checkpoints=first.checkpoints
     )
-    assert any("goes on after optimiser step 9 of 21" in text for text in noted(run))
+    assert any("goes on after optimizer step 9 of 21" in text for text in noted(run))
     for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)

@@ -1,4 +1,4 @@
-"""A training that leaves its process goes on in a fresh one: after out of memory in the optimiser, and when others want the card."""
+"""A training that leaves its process goes on in a fresh one: after out of memory in the optimizer, and when others want the card."""
 
 import os
 import threading
@@ -89,7 +89,7 @@ def doubled(folder: Path) -> list[tuple[str, int]]:
     [(0, True), (1000, False)],
     ids=["checkpoints", "before the first checkpoint"],
 )
-def test_out_of_memory_inside_the_optimiser_goes_on_in_a_fresh_child(card, tmp_path, checkpoint_s, resumed):
+def test_out_of_memory_inside_the_optimizer_goes_on_in_a_fresh_child(card, tmp_path, checkpoint_s, resumed):
     parent = Parent(tmp_path / "step", card, full_at=8, checkpoint_s=checkpoint_s)
     parent.run()
     first, second = parent.asked
@@ -100,7 +100,7 @@ def test_out_of_memory_inside_the_optimiser_goes_on_in_a_fresh_child(card, tmp_p
     assert parent.result.out_of_memory
     assert (parent.result.asked_micro_batch, parent.result.micro_batch) == (32, 16)
     assert any("goes on in a fresh process" in text for text in notes(parent.folder))
-    assert any("goes on after optimiser step 7 of 20" in text for text in notes(parent.folder)) == resumed
+    assert any("goes on after optimizer step 7 of 20" in text for text in notes(parent.folder)) == resumed
     assert doubled(parent.folder) == []
     assert parent.ended_as_undisturbed(tmp_path)
 
@@ -138,7 +138,7 @@ def test_a_step_yields_to_other_programs_and_goes_on_at_its_place_when_they_are_
     assert not parent.result.out_of_memory
     told = notes(parent.folder)
     assert any("other programs use 500 of the card's 1000 MiB" in text for text in told)
-    assert any("goes on after optimiser step 9 of 20" in text for text in told)
+    assert any("goes on after optimizer step 9 of 20" in text for text in told)
     assert doubled(parent.folder) == []
     assert parent.ended_as_undisturbed(tmp_path)
 
@@ -148,7 +148,7 @@ def _wait_in_line(ledger: Ledger, done: threading.Event) -> None:
         ledger.acquire(700, {"step": "another"}, should_stop=done.is_set, taken=lambda: 500).release()
 
 
-def test_a_training_whose_optimiser_never_has_room_ends(tmp_path):
+def test_a_training_whose_optimizer_never_has_room_ends(tmp_path):
     """In processes that follow each other, each with what the one before left: not for ever."""
     params, sizes = LastingParams(epochs=1, batch=32, folder=str(tmp_path)), []
 
@@ -161,7 +161,7 @@ def test_a_training_whose_optimiser_never_has_room_ends(tmp_path):
 
         run = RecordingRun(tmp_path, seed=5)
         run.restarts, run.checkpoints = True, tmp_path / "checkpoints"
-        recipe = type(recipe)(**{**vars(recipe), "optimiser": lambda model: Full(model.parameters(), lr=0.1)})
+        recipe = type(recipe)(**{**vars(recipe), "optimizer": lambda model: Full(model.parameters(), lr=0.1)})
         try:
             train(recipe, run, points())
         finally:

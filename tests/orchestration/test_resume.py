@@ -137,7 +137,7 @@ def test_all_attempts_are_one_run_of_mlflow_that_ends_well(home, story, whole, t
     assert (run.info.status, run.data.tags["overnight.attempts"]) == ("FINISHED", "3")
     assert [tracker.find("overnight.folder", str(folder)) for folder in attempts[:-1]] == [None] * 2
     notes = run.data.tags["mlflow.note.content"]
-    assert notes.count("goes on after optimiser step") == 2
+    assert notes.count("goes on after optimizer step") == 2
     assert "\n\nstopped at " in notes
     assert not any(backlog.owes(folder) for folder in attempts)
 

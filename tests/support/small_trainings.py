@@ -27,7 +27,7 @@ def recipe(params, best="accuracy", **changes):
         "batches": batches,
         "steps_per_epoch": lambda data: -(-len(data["x"]) // params.batch),
         "loss": loss,
-        "optimiser": lambda model: torch.optim.SGD(model.parameters(), lr=0.3),
+        "optimizer": lambda model: torch.optim.SGD(model.parameters(), lr=0.3),
         "schedule": constant,
         "evaluate": score,
     }

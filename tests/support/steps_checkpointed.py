@@ -1,4 +1,4 @@
-"""A step that trains, in real children, and meets what a test arranges by files: out of memory in the optimiser, a pause."""
+"""A step that trains, in real children, and meets what a test arranges by files: out of memory in the optimizer, a pause."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ class LastingParams(TrainParams):
     """What is to happen, each once over all children, as files in `folder` tell."""
 
     folder: str = ""
-    full_at: int = Field(0, description="optimiser step inside which memory runs out; 0: none")
+    full_at: int = Field(0, description="optimizer step inside which memory runs out; 0: none")
     pause_at: int = Field(0, description="loss at which it waits until it is to yield; 0: none")
 
 
@@ -64,7 +64,7 @@ def lasting_recipe(
         batches=batches,
         steps_per_epoch=lambda data: -(-len(data["x"]) // params.batch),
         loss=loss,
-        optimiser=lambda model: Sgd(model.parameters(), lr=0.1, momentum=0.9),
+        optimizer=lambda model: Sgd(model.parameters(), lr=0.1, momentum=0.9),
         schedule=constant,
         evaluate=lambda model, data, _split: {
             "accuracy": float((model(data["x"]).argmax(1) == data["y"]).double().mean())

@@ -68,13 +68,13 @@ def losses(steps: int, device: str = "cpu") -> list[float]:
 
     torch.manual_seed(0)
     net, found = nn.Sequential(nn.Linear(20, 50), nn.ReLU(), nn.Linear(50, 3)).to(device), []
-    optimiser = torch.optim.Adam(net.parameters())
+    optimizer = torch.optim.Adam(net.parameters())
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         inputs, labels = torch.randn(32, 20).to(device), torch.randint(0, 3, (32,)).to(device)
         loss = nn.functional.cross_entropy(net(inputs), labels)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         found.append(float(loss.detach()))
     return found
 

@@ -120,15 +120,15 @@ def convolve(run: Run, params: RoundParams) -> None:
         nn.Conv2d(width, 10, 3),
     )
     net = net.to(run.device)
-    optimiser, images = (
+    optimizer, images = (
         torch.optim.SGD(net.parameters(), lr=0.01),
         torch.randn(width, 3, 64, 64, device=run.device),
     )
 
     def once() -> None:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         net(images).square().mean().backward()
-        optimiser.step()
+        optimizer.step()
 
     _rounds(run, params, once)
 
@@ -143,14 +143,14 @@ def pass_messages(run: Run, params: RoundParams) -> None:
     edges = torch.randint(0, nodes, (2, 8000), generator=generator)
     adjacency = torch.sparse_coo_tensor(edges, torch.ones(8000), (nodes, nodes)).coalesce().to(run.device)
     first, second = nn.Linear(32, 32).to(run.device), nn.Linear(32, 4).to(run.device)
-    optimiser = torch.optim.Adam([*first.parameters(), *second.parameters()])
+    optimizer = torch.optim.Adam([*first.parameters(), *second.parameters()])
     features = torch.randn(nodes, 32, generator=generator).to(run.device)
 
     def once() -> None:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         hidden = torch.relu(first(torch.sparse.mm(adjacency, features)))
         second(torch.sparse.mm(adjacency, hidden)).logsumexp(1).mean().backward()
-        optimiser.step()
+        optimizer.step()
 
     _rounds(run, params, once)
 
@@ -162,7 +162,7 @@ def act(run: Run, params: RoundParams) -> None:
     from torch import nn
 
     net = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 2)).to(run.device)
-    optimiser = torch.optim.Adam(net.parameters())
+    optimizer = torch.optim.Adam(net.parameters())
 
     def once() -> None:
         state, seen = torch.zeros(4), []
@@ -171,9 +171,9 @@ def act(run: Run, params: RoundParams) -> None:
                 action = int(net(state.to(run.device)).argmax())
             state = torch.tanh(state + 0.1 * (2 * action - 1))
             seen.append(state)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         net(torch.stack(seen).to(run.device)).square().mean().backward()
-        optimiser.step()
+        optimizer.step()
 
     _rounds(run, params, once)
 

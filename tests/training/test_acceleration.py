@@ -156,14 +156,14 @@ def test_auto_compiles_on_cuda_alone_and_only_long_trainings():
     assert short.call is off.call is None
 
 
-# ------------------------------------------------------------------------------------------------ layout, fused optimisers
+# ------------------------------------------------------------------------------------------------ layout, fused optimizers
 
 
-def test_on_the_cpu_layout_and_optimiser_are_the_author_s():
-    net, optimiser = nn.Conv2d(3, 4, 3), torch.optim.AdamW([nn.Parameter(torch.ones(2))])
+def test_on_the_cpu_layout_and_optimizer_are_the_author_s():
+    net, optimizer = nn.Conv2d(3, 4, 3), torch.optim.AdamW([nn.Parameter(torch.ones(2))])
     assert laid_out(net, CPU).weight.is_contiguous()
-    assert not fuse(optimiser)
-    assert optimiser.param_groups[0]["fused"] is None
+    assert not fuse(optimizer)
+    assert optimizer.param_groups[0]["fused"] is None
 
 
 # ------------------------------------------------------------------------------------------------ operations and pace
@@ -319,7 +319,7 @@ def test_whoever_stops_early_leaves_no_thread_behind(blobs):
     assert not any(t.name.startswith("batches") for t in threading.enumerate())
 
 
-# ------------------------------------------------------------------------------------------------ room for the optimiser
+# ------------------------------------------------------------------------------------------------ room for the optimizer
 
 
 class Norming(torch.optim.Optimizer):
@@ -352,17 +352,17 @@ def test_room_is_held_for_the_state_and_nothing_else_changes(kind):
 
 def test_a_state_that_has_no_room_is_known_before_the_first_step():
     weight = nn.Parameter(torch.randn(1000))
-    with Counter(10_000) as card, pytest.raises(DoesNotFit, match="optimiser's state do not fit"):
+    with Counter(10_000) as card, pytest.raises(DoesNotFit, match="optimizer's state do not fit"):
         ballast(lambda: torch.optim.AdamW([weight]), [weight])
     assert card.refused() == 2
 
 
 def test_memory_that_is_short_runs_out_in_the_first_forward_pass(tmp_path, blobs):
-    """Not in the second, when the optimiser has made its state."""
+    """Not in the second, when the optimizer has made its state."""
     build = lambda: nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 3))
     adam = lambda model: torch.optim.AdamW(model.parameters(), lr=0.01)
     chosen, run = (
-        recipe(TrainParams(epochs=2, batch=100), build=build, optimiser=adam),
+        recipe(TrainParams(epochs=2, batch=100), build=build, optimizer=adam),
         RecordingRun(tmp_path),
     )
     with Counter() as free:

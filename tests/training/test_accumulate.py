@@ -92,7 +92,7 @@ def recipe(params, forward=None, backward=None, judge=None, step=None, net=Net, 
         "batches": batches,
         "steps_per_epoch": lambda data: -(-len(data["x"]) // params.batch),
         "loss": loss,
-        "optimiser": lambda model: Sgd(model.parameters(), lr=0.1, momentum=0.9),
+        "optimizer": lambda model: Sgd(model.parameters(), lr=0.1, momentum=0.9),
         "schedule": constant,
         "evaluate": score,
     }
@@ -323,7 +323,7 @@ def test_a_card_that_counts_every_byte_is_never_overrun_and_the_losses_are_the_s
 def test_a_model_that_is_larger_than_the_card_does_not_fit(tmp_path, data):
     with (
         Counter(300_000) as card,
-        pytest.raises(DoesNotFit, match="weights, their gradients and the optimiser's state do not fit"),
+        pytest.raises(DoesNotFit, match="weights, their gradients and the optimizer's state do not fit"),
     ):
         train(recipe(TrainParams(epochs=2, batch=64), net=Wide), RecordingRun(tmp_path), data)
     assert card.refused() == 2  # the first failure may have been a stranger's

@@ -85,7 +85,7 @@ def test_what_cannot_be_written_at_all_is_told_once(tmp_path, blobs):
             self.param_groups[0]["adjust"] = lambda rate: rate
 
     run = attempt(tmp_path)
-    assert train(recipe(PARAMS, optimiser=lambda model: Odd(model.parameters())), run, blobs).epoch == 2
+    assert train(recipe(PARAMS, optimizer=lambda model: Odd(model.parameters())), run, blobs).epoch == 2
     (text,) = logged(run)
     assert "this training cannot be written" in text
     assert "lambda" in text
@@ -107,7 +107,7 @@ def test_a_reason_is_told_again_when_it_came_back(tmp_path):
 
 
 def stopped(folder, chosen, data, steps=10):
-    """An attempt that was stopped after so many optimiser steps."""
+    """An attempt that was stopped after so many optimizer steps."""
     run = attempt(folder)
     run.should_stop = lambda: len(run.curve("train/loss")) >= steps
     with pytest.raises(Stopped):
@@ -129,7 +129,7 @@ def spoilt(folder, how):
 @pytest.mark.parametrize("how", [
     lambda found: found.update(history=[{"accuracy": np.float64(0.5)}]),  # cannot be read without running code
     lambda found: found.pop("random"),  # is missed when all else is loaded
-    lambda found: found["optimiser"].update(param_groups=[]),
+    lambda found: found["optimizer"].update(param_groups=[]),
 ])  # fmt: skip
 def test_the_one_before_a_checkpoint_that_cannot_be_loaded_is_used(tmp_path, blobs, how):
     stopped(tmp_path, recipe(PARAMS), blobs)
@@ -137,7 +137,7 @@ def test_the_one_before_a_checkpoint_that_cannot_be_loaded_is_used(tmp_path, blo
     run = attempt(tmp_path)
     fitted = train(recipe(PARAMS), run, blobs)
     assert "it cannot be loaded" in logged(run)[0]
-    assert "after optimiser step 9 of 14" in run.of("note")[0]["text"]
+    assert "after optimizer step 9 of 14" in run.of("note")[0]["text"]
     whole = train(recipe(PARAMS), RecordingRun(tmp_path / "whole"), blobs)
     assert all(
         torch.equal(a, b) for a, b in zip(fitted.model.parameters(), whole.model.parameters(), strict=True)
@@ -196,7 +196,7 @@ def test_facts_that_are_nested_without_end_are_refused(tmp_path, blobs):
     run = attempt(tmp_path)
     train(recipe(PARAMS), run, blobs)
     assert "it cannot be read (RecursionError)" in logged(run)[0]
-    assert "after optimiser step 9" in run.of("note")[0]["text"]
+    assert "after optimizer step 9" in run.of("note")[0]["text"]
 
 
 def test_attempts_that_are_nested_without_end_are_none(checkout):

@@ -42,7 +42,7 @@ def spiked(size, **changes):
 @pytest.mark.parametrize("size", [1e12, 1e38])  # useless weights that are finite, and weights that are not
 def test_every_attempt_at_it_ends_the_same_way(tmp_path, blobs, size):
     for _ in range(3):
-        with pytest.raises(Diverged, match="optimiser step 11"):
+        with pytest.raises(Diverged, match="optimizer step 11"):
             train(spiked(size), begun(tmp_path), blobs)
         assert kept(tmp_path) == [9]
 
@@ -54,7 +54,7 @@ def test_a_stop_between_the_step_and_the_loss_that_shows_it_leaves_an_older_stat
         train(spiked(1e12), run, blobs)
     assert kept(tmp_path) == [9, 10]
     for _ in range(2):
-        with pytest.raises(Diverged, match="optimiser step 11"):
+        with pytest.raises(Diverged, match="optimizer step 11"):
             train(spiked(1e12), begun(tmp_path), blobs)
         assert kept(tmp_path) == [9]
 
@@ -62,7 +62,7 @@ def test_a_stop_between_the_step_and_the_loss_that_shows_it_leaves_an_older_stat
 def test_the_second_chance_begins_before_the_step_that_went_astray(tmp_path, blobs):
     run = begun(tmp_path)
     fitted = train(spiked(1e12, rollback=1e-12), run, blobs)
-    assert any("after optimiser step 9 of 21" in event["text"] for event in run.of("note"))
+    assert any("after optimizer step 9 of 21" in event["text"] for event in run.of("note"))
     assert all(torch.isfinite(p).all() for p in fitted.model.parameters())
     assert run.curve("train/loss")[-1] < 2
 

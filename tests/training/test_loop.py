@@ -105,7 +105,7 @@ def test_a_loss_that_is_no_number_ends_at_its_step_with_a_report(tmp_path, blobs
         return Batches(torch.arange(200).split(32), make, generator)
 
     run = RecordingRun(tmp_path)
-    with pytest.raises(Diverged, match=r"optimiser step 10 \(epoch 2, batch 3\) is no number"):
+    with pytest.raises(Diverged, match=r"optimizer step 10 \(epoch 2, batch 3\) is no number"):
         train(poisoned(10, TrainParams(batch=32), batches=batches), run, blobs)
     (path,) = [Path(event["path"]) for event in run.of("publish")]
     found = json.loads(path.read_text())
@@ -118,7 +118,7 @@ def test_a_loss_that_is_no_number_ends_at_its_step_with_a_report(tmp_path, blobs
 
 def test_a_loss_beyond_all_bounds_is_divergence(tmp_path, blobs):
     far = recipe(
-        TrainParams(epochs=9, batch=32), optimiser=lambda model: torch.optim.SGD(model.parameters(), lr=1e6)
+        TrainParams(epochs=9, batch=32), optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=1e6)
     )
     with pytest.raises(Diverged, match="training has diverged"):
         train(far, RecordingRun(tmp_path), blobs)

@@ -73,7 +73,7 @@ def recipe(params, before_step=lambda: None, augmented=Batches, **changes):
         "batches": batches,
         "steps_per_epoch": lambda data: -(-len(data["x"]) // params.batch),
         "loss": loss,
-        "optimiser": lambda model: Adam(model.parameters(), lr=0.02),
+        "optimizer": lambda model: Adam(model.parameters(), lr=0.02),
         "schedule": cosine(),
         "evaluate": lambda model, data, _split: {
             "accuracy": float((model(data["x"]).argmax(1) == data["y"]).double().mean())
@@ -113,7 +113,7 @@ def curve(*runs):
 
 
 def die_at(step):
-    """Ends the process's only training in optimiser step number `step`, half done."""
+    """Ends the process's only training in optimizer step number `step`, half done."""
     calls = []
 
     def before_step():
@@ -154,7 +154,7 @@ def test_killed_at_any_step_it_ends_bit_equal(tmp_path, whole, step, augmented):
     assert resumed.history == fitted.history
     assert resumed.epoch == fitted.epoch
     assert curve(first, second) == curve(reference)
-    assert f"after optimiser step {step - 1} of 21" in second.of("note")[0]["text"]
+    assert f"after optimizer step {step - 1} of 21" in second.of("note")[0]["text"]
 
 
 def test_a_stop_saves_before_it_leaves_wherever_it_comes(tmp_path, whole):
@@ -222,7 +222,7 @@ def test_the_last_two_are_kept_and_a_damaged_one_is_refused_with_the_reason(tmp_
     second, chosen = attempt(tmp_path, 1, recipe(PARAMS))
     resumed = train(chosen, second, blobs())
     assert same(resumed.model, whole[0].model)
-    assert "after optimiser step 10" in second.of("note")[0]["text"]
+    assert "after optimizer step 10" in second.of("note")[0]["text"]
     assert "truncated" in second.of("log")[0]["text"]
     assert not older.exists()  # two newer ones have taken its place
 
@@ -234,7 +234,7 @@ def test_what_is_of_another_training_is_refused_with_the_reason(tmp_path):
     others = [
         (recipe(PARAMS, build=lambda: nn.Linear(4, 3)), 3, "parameters was"),
         (recipe(PARAMS), 4, "seed was '3', is '4'"),
-        (recipe(PARAMS.model_copy(update={"epochs": 4})), 3, "optimiser steps was '21', is '28'"),
+        (recipe(PARAMS.model_copy(update={"epochs": 4})), 3, "optimizer steps was '21', is '28'"),
         (recipe(PARAMS.model_copy(update={"precision": "bf16"})), 3, "precision was 'fp32', is 'bf16'"),
     ]
     for number, (other, seed, reason) in enumerate(others, 1):

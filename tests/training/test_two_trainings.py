@@ -72,7 +72,7 @@ def test_a_second_training_that_starts_over_has_all_points_once(tmp_path, blobs)
 
     run = RecordingRun(tmp_path)
     run.checkpoints = tmp_path / "checkpoints"
-    chosen = recipe(PARAMS, optimiser=lambda model: Full(model.parameters(), lr=0.3))
+    chosen = recipe(PARAMS, optimizer=lambda model: Full(model.parameters(), lr=0.3))
     train(chosen, run, blobs)
     train(chosen, run, blobs)
     assert len(run.curve("train/loss")) == len(run.curve("train-2/loss")) == 14

@@ -246,7 +246,7 @@ def painting_recipe(painting: Painting) -> "Recipe[Any]":
         batches=lambda data, _generator: data,
         steps_per_epoch=len,
         loss=lambda model, batch: (_denoised(model, batch), torch.tensor(1)),
-        optimiser=lambda model: torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]),
+        optimizer=lambda model: torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]),
         schedule=constant,
         evaluate=lambda _model, _data, _split: {},
         sample=lambda: None,

@@ -2,7 +2,7 @@
 
     predict_language(Tuning(model="llama-2-7b", method="qlora", sequence=512)) -> Prediction
 
-Needs the extra `llm`. Adapters go through peft as a user would write them; the layers of 4 bits and the 8-bit optimiser are tensors of
+Needs the extra `llm`. Adapters go through peft as a user would write them; the layers of 4 bits and the 8-bit optimizer are tensors of
 the bytes that bitsandbytes holds (quantised.py). Encoders (BERT ...) are trained as classifiers, all else on the next token.
 """
 
@@ -69,8 +69,8 @@ class Tuning(Values):
     checkpointing: bool = Field(
         False, description="keep a layer's input alone and compute the rest again in the backward pass"
     )
-    optimiser: Literal["adamw", "adamw8bit", "adafactor", "sgd"] = "adamw"
-    accumulate: int = Field(1, ge=1, description="micro-batches in an optimiser step")
+    optimizer: Literal["adamw", "adamw8bit", "adafactor", "sgd"] = "adamw"
+    accumulate: int = Field(1, ge=1, description="micro-batches in an optimizer step")
     rank: int = Field(16, ge=1, le=4096)
     targets: str = Field(
         ALL_LINEAR, description="layers that adapters go to: all-linear, or names with commas between"
@@ -111,7 +111,7 @@ def language_recipe(tuning: Tuning) -> "Recipe[Any]":
         batches=lambda data, _generator: data,
         steps_per_epoch=len,
         loss=lambda model, batch: (model(**batch).loss, torch.tensor(1)),
-        optimiser=lambda model: _optimiser(tuning, [p for p in model.parameters() if p.requires_grad]),
+        optimizer=lambda model: _optimizer(tuning, [p for p in model.parameters() if p.requires_grad]),
         schedule=constant,
         evaluate=lambda _model, _data, _split: {},
         params=params,
@@ -263,14 +263,14 @@ def _example(tuning: Tuning, values: dict[str, Any], n: int) -> "dict[str, Tenso
     return batch | {"labels": torch.zeros(shape, dtype=torch.long)}
 
 
-def _optimiser(tuning: Tuning, weights: "list[Tensor]") -> Any:
+def _optimizer(tuning: Tuning, weights: "list[Tensor]") -> Any:
     import torch
 
-    if tuning.optimiser == "adamw8bit":
+    if tuning.optimizer == "adamw8bit":
         from overnight.memory.architectures.quantised import AdamW8bit
 
         return AdamW8bit(weights)
     kind = {"adamw": torch.optim.AdamW, "adafactor": torch.optim.Adafactor, "sgd": torch.optim.SGD}[
-        tuning.optimiser
+        tuning.optimizer
     ]
     return kind(weights, lr=1e-4)

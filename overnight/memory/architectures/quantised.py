@@ -1,8 +1,8 @@
-"""What 4-bit weights and 8-bit optimisers hold, in tensors that a trace can see.
+"""What 4-bit weights and 8-bit optimizers hold, in tensors that a trace can see.
 
 Written from the published formats of bitsandbytes: two weights of 4 bits to a byte, a scale for each 64 weights, itself in 8 bits with a
 scale for each 256 scales (double quantisation); for a product the weights are made whole again for the while it takes, forward and
-backward alike. An 8-bit optimiser keeps its two states in a byte each with a scale for each 256.
+backward alike. An 8-bit optimizer keeps its two states in a byte each with a scale for each 256.
 """
 
 from collections.abc import Iterable
@@ -15,8 +15,8 @@ BLOCK, SCALES, STATES = (
     64,
     256,
     256,
-)  # weights to a scale, scales to a scale of scales, optimiser states to a scale
-LEAST_8BIT = 4096  # elements below which an optimiser keeps its state in float32
+)  # weights to a scale, scales to a scale of scales, optimizer states to a scale
+LEAST_8BIT = 4096  # elements below which an optimizer keeps its state in float32
 
 
 def four_bit(model: nn.Module, double: bool = True, spared: Iterable[str] = ("lm_head",)) -> nn.Module:

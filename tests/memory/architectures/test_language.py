@@ -87,15 +87,15 @@ def test_methods_stand_in_the_order_of_their_memory(tiny):
         for more in (
             {},
             {"checkpointing": True},
-            {"optimiser": "adamw8bit"},
+            {"optimizer": "adamw8bit"},
             {"method": "lora"},
             {"method": "qlora"},
         )
     )
     assert kept.parts["activations"] < full.parts["activations"] / 2
-    assert eight.parts["optimiser"] < 0.7 * full.parts["optimiser"]
-    assert four.parts["weights"] < lora.parts["weights"] < full.parts["weights"] + lora.parts["optimiser"]
-    assert lora.parts["optimiser"] < full.parts["optimiser"]
+    assert eight.parts["optimizer"] < 0.7 * full.parts["optimizer"]
+    assert four.parts["weights"] < lora.parts["weights"] < full.parts["weights"] + lora.parts["optimizer"]
+    assert lora.parts["optimizer"] < full.parts["optimizer"]
 
 
 def test_gpt_2_and_encoders_are_adapted_too():
@@ -139,20 +139,20 @@ def _backward_peak(net):
     return tracer.trace.peak().bytes
 
 
-def test_an_8_bit_optimiser_holds_what_the_real_one_does():
+def test_an_8_bit_optimizer_holds_what_the_real_one_does():
     from bitsandbytes.optim import AdamW8bit as Real
 
     from overnight.memory.architectures.quantised import AdamW8bit
 
     def held(kind):
         weights = [nn.Parameter(torch.randn(100, 100)), nn.Parameter(torch.randn(50))]
-        optimiser = kind(weights)
+        optimizer = kind(weights)
         for weight in weights:
             weight.grad = torch.ones_like(weight)
-        optimiser.step()
+        optimizer.step()
         values = [
             v
-            for state in optimiser.state.values()
+            for state in optimizer.state.values()
             for n, v in state.items()
             if isinstance(v, torch.Tensor) and "qmap" not in n
         ]

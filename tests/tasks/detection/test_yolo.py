@@ -215,11 +215,11 @@ def test_the_loss_is_least_where_the_outputs_are_the_truth():
     centres, strides = places(64, 64, torch.device("cpu"))
     logits = torch.full((2, len(centres), 2), -3.0).requires_grad_()
     sides = (-0.5 * torch.arange(16.0)).repeat(2, len(centres), 4, 1).requires_grad_()
-    optimiser = torch.optim.Adam([logits, sides], lr=0.2)
+    optimizer = torch.optim.Adam([logits, sides], lr=0.2)
     for _ in range(150):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         detection_loss(logits, sides, (64, 64), boxes, labels)[0].backward()
-        optimiser.step()
+        optimizer.step()
     found = detections(logits.sigmoid(), decode(sides, centres, strides), least=0.3).detach()
     assert (found[..., 5] >= 0).sum(1).tolist() == [2, 1]
     for image, row, label in ((0, 0, 0), (0, 1, 1), (1, 0, 1)):

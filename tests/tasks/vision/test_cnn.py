@@ -94,11 +94,11 @@ def test_equal_seeds_give_equal_weights(tmp_path: Path) -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
-def test_both_optimisers_learn(optimiser: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_both_optimizers_learn(optimizer: str, tmp_path: Path) -> None:
     run = RecordingRun(tmp_path)
     train_cnn.body(
-        run, CnnParams(epochs=8, batch=10, width=4, blocks=1, optimiser=optimiser, lr=0.02), made(tmp_path)
+        run, CnnParams(epochs=8, batch=10, width=4, blocks=1, optimizer=optimizer, lr=0.02), made(tmp_path)
     )
     assert run.last("test/accuracy") > 0.9
 
@@ -123,10 +123,10 @@ def test_a_step_can_be_traced_without_data_or_memory() -> None:
     recipe = cnn_recipe(CnnParams(batch=4096), DataSpec(shape=(3, 64, 64), classes=("a", "b")))
     with FakeTensorMode():
         model = recipe.build()
-        optimiser = recipe.optimiser(model)
+        optimizer = recipe.optimizer(model)
         loss, _ = recipe.loss(model, recipe.example(4096))
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     assert model.head.weight.grad.shape == model.head.weight.shape
 
 

@@ -26,7 +26,7 @@ ARCHS = {
     "resnet20": {"width": 8, "blocks": 1, "lr": 0.05},
     "resnet18": {"arch": "resnet18", "width": 16, "lr": 0.02, "init": "scratch"},
     "speedrun": {"arch": "speedrun", "width": 16, "lr": 0.1, "bias_scale": 16, "momentum": 0.85},
-    "speedrun, muon": {"arch": "speedrun", "width": 16, "lr": 0.05, "optimiser": "muon", "momentum": 0.6},
+    "speedrun, muon": {"arch": "speedrun", "width": 16, "lr": 0.05, "optimizer": "muon", "momentum": 0.6},
 }
 
 
@@ -64,7 +64,7 @@ def test_any_size_and_any_channels(name, shape):
     model, batch = made_here.build().train(), made_here.example(4)
     loss, count = made_here.loss(model, batch)
     loss.backward()
-    made_here.optimiser(model).step()
+    made_here.optimizer(model).step()
     assert count == 4
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert model.eval()(batch["images"]).shape == (4, 10)
@@ -234,12 +234,12 @@ def test_muon_keeps_filters_at_their_norm_and_goes_on_where_it_was():
     made_here = recipe("speedrun, muon")
     torch.manual_seed(0)
     model, batch = made_here.build().train(), filled(made_here.example(8))
-    steps = made_here.optimiser(model)
+    steps = made_here.optimizer(model)
     for _ in range(2):
         steps.zero_grad()
         made_here.loss(model, batch)[0].backward()
         steps.step()
-    again = made_here.optimiser(model)
+    again = made_here.optimizer(model)
     again.load_state_dict(steps.state_dict())
     weight = model.cells[0].conv2.weight
     assert torch.equal(again.state[weight]["momentum_buffer"], steps.state[weight]["momentum_buffer"])

@@ -1,0 +1,216 @@
+"""The rules of the house as functions; `python -m tests.house [PATH ...]` prints what breaks them below these paths."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = (  # lowest first; a package knows only those before it
+    {"errors", "paths", "config", "files", "locks", "events", "processes", "best_effort"},
+    {"gpu"},
+    {"artifact"},
+    {"data"},
+    {"run"},
+    {"training"},
+    {"step"},
+    {"memory"},
+    {"tracking"},
+    {"night"},
+    {"services"},
+    {"orchestration"},
+    {"cli"},
+)
+RANK = {name: number for number, names in enumerate(LAYERS) for name in names}
+WIDTH, ROOT_MODULES, SMALL = 110, 12, 80
+BANNED = re.compile(
+    r"\b(knots?|bells?|crowds?|witness\w*|ballast|survivors?|owed|owes|told|obituary|loose_end|gives_way|gone_on"
+    r"|whoever|nobodys?|debts?)\b|_(knot|bell|crowd|witness|told|owed)\b|\b(knot|bell|crowd|witness|told|owed)_",
+    re.IGNORECASE,
+)
+IDENTIFIERS_ONLY = re.compile(
+    r"^(told|owed|owes|crowds?|bells?|whoever|nobodys?|debts?|survivors?)$", re.IGNORECASE
+)
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def code(*folders: str) -> list[Path]:
+    """Python files below these folders of the checkout, without what benchmarks leave behind."""
+    made = ROOT / "bench" / "out"
+    return sorted(
+        path for folder in folders for path in (ROOT / folder).rglob("*.py") if made not in path.parents
+    )
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """(module, line) of every import of a file: at its top, inside functions, and under TYPE_CHECKING."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            folders = name_of(path).split("/")[:-1]
+            base = folders[: len(folders) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield from ((f"{module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def unit(module: str) -> str:
+    """The package or module directly below overnight/ that a dotted name belongs to; empty for all others."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "overnight" and len(parts) > 1 and parts[1] in RANK else ""
+
+
+def upward_imports() -> list[str]:
+    """Imports of a layer from one that is not below it; overnight/__init__ is the face and may import all."""
+    found = []
+    for path in code("overnight"):
+        own = unit(name_of(path).removesuffix(".py").replace("/", "."))
+        for module, line in imports(path):
+            other = unit(module)
+            if (
+                own
+                and other
+                and other != own
+                and RANK[other] >= RANK[own]
+                and not (RANK[own] == RANK[other] == 0)
+            ):
+                found.append(f"{name_of(path)}:{line}: {own} imports {module}")
+    return found
+
+
+def circles() -> list[list[str]]:
+    """Modules of the lowest layer, and files inside one package, that import one another in a circle."""
+    graph = {}
+    names = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for path in code("overnight", "tasks", "flows")
+    }
+    names = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    for name, path in names.items():
+        found = {module if module in names else module.rpartition(".")[0] for module, _line in imports(path)}
+        graph[name] = {module for module in found if module in names and module not in (name, "overnight")}
+    return [sorted(group) for group in _strongly_connected(graph) if len(group) > 1]
+
+
+def _strongly_connected(graph: dict[str, set[str]]) -> list[set[str]]:
+    """Tarjan 1972, by reachability: small graphs only."""
+    reach = {name: set(graph[name]) for name in graph}
+    changed = True
+    while changed:
+        changed = False
+        for found in reach.values():
+            more = set().union(*(reach.get(name, set()) for name in found)) - found
+            changed |= bool(more)
+            found |= more
+    groups = {
+        frozenset({other for other in reach[name] if name in reach.get(other, ())} | {name}) for name in graph
+    }
+    return [set(group) for group in groups]
+
+
+def wide_lines(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [
+        f"{name_of(path)}:{n}: {len(line)} characters" for n, line in enumerate(lines, 1) if len(line) > WIDTH
+    ]
+
+
+def dense_expressions(path: Path) -> list[str]:
+    """A conditional expression inside another, and a walrus inside a comprehension."""
+    found = []
+    comprehensions = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        inner = [n for n in ast.walk(node) if n is not node]
+        if isinstance(node, ast.IfExp) and any(isinstance(n, ast.IfExp) for n in inner):
+            found.append(f"{name_of(path)}:{node.lineno}: nested conditional expression")
+        if isinstance(node, comprehensions) and any(isinstance(n, ast.NamedExpr) for n in inner):
+            found.append(f"{name_of(path)}:{node.lineno}: walrus in a comprehension")
+    return found
+
+
+def banned_names(path: Path) -> list[str]:
+    """Words of a private language: anywhere in identifiers and file names; in prose those that are never plain English."""
+    found = [f"{name_of(path)}: file name"] if BANNED.search(path.stem) else []
+    text = path.read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(text)):
+        names = [getattr(node, field, None) for field in ("id", "attr", "arg", "name", "asname")]
+        for name in names:
+            if isinstance(name, str) and BANNED.search(name):
+                found.append(f"{name_of(path)}:{getattr(node, 'lineno', 0)}: {name}")
+    for number, line in enumerate(text.splitlines(), 1):
+        for match in BANNED.finditer(line):
+            if not IDENTIFIERS_ONLY.match(match[0]) or match[0].lower() in ("whoever", "owes", "survivors"):
+                found.append(f"{name_of(path)}:{number}: {match[0]}")
+    return list(dict.fromkeys(found))
+
+
+def importers() -> dict[str, set[str]]:
+    """Files of the product that import each module of overnight/ and tasks/."""
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in code("overnight", "tasks")}
+    found: dict[str, set[str]] = {name: set() for name in names if not name.endswith("__init__")}
+    for path in code("overnight", "tasks", "flows"):
+        for module, _line in imports(path):
+            for name in (module, module.rpartition(".")[0]):
+                if name in found:
+                    found[name].add(name_of(path))
+    return found
+
+
+OWN_FILE = (  # a format, a net, a family, or a program that is started by its name
+    "overnight.data.readers.",
+    "overnight.memory.architectures.",
+    "tasks.vision.nets.",
+    "overnight.cli.",
+)
+
+
+def small_satellites() -> list[str]:
+    """Modules of under 80 lines that one other module imports."""
+    found = []
+    for name, users in importers().items():
+        path = ROOT / (name.replace(".", "/") + ".py")
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if (
+            len(users) == 1
+            and lines < SMALL
+            and name.startswith("overnight.")
+            and not name.startswith(OWN_FILE)
+        ):
+            found.append(f"{name_of(path)}: {lines} lines, only {users.pop()} imports it")
+    return found
+
+
+def root_modules() -> list[str]:
+    return sorted(path.name for path in (ROOT / "overnight").glob("*.py"))
+
+
+def broken(paths: list[Path]) -> list[str]:
+    """Every rule that looks at one file."""
+    return [
+        line
+        for path in paths
+        for rule in (wide_lines, dense_expressions, banned_names)
+        for line in rule(path)
+    ]
+
+
+def main() -> int:
+    chosen = [ROOT / name for name in sys.argv[1:]] or [
+        ROOT / name for name in ("overnight", "tasks", "flows", "bench")
+    ]
+    files = sorted(path for place in chosen for path in ([place] if place.is_file() else place.rglob("*.py")))
+    lines = broken([path for path in files if ROOT / "bench" / "out" not in path.parents])
+    if not sys.argv[1:] or any(name.startswith("overnight") for name in sys.argv[1:]):
+        below = tuple(sys.argv[1:]) or ("",)
+        lines += [line for line in upward_imports() + small_satellites() if line.startswith(below)]
+        lines += [f"circle: {', '.join(group)}" for group in circles() if not sys.argv[1:]]
+    print("\n".join(lines) or "no rule is broken")
+    return 1 if lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
