@@ -29,9 +29,7 @@ BANNED = re.compile(
     r"|whoever|nobodys?|debts?)\b|_(knot|bell|crowd|witness|told|owed)\b|\b(knot|bell|crowd|witness|told|owed)_",
     re.IGNORECASE,
 )
-IDENTIFIERS_ONLY = re.compile(
-    r"^(told|owed|owes|crowds?|bells?|whoever|nobodys?|debts?|survivors?)$", re.IGNORECASE
-)
+ENGLISH = re.compile(r"^(told|crowds?|bells?|debts?)$", re.IGNORECASE)  # words of prose, but no names
 
 
 def name_of(path: Path) -> str:
@@ -83,8 +81,10 @@ def upward_imports() -> list[str]:
 
 
 def circles() -> list[list[str]]:
-    """Modules of the lowest layer, and files inside one package, that import one another in a circle."""
-    graph = {}
+    """Modules that import one another in a circle, lazy imports and those for type checking counted."""
+    import networkx as nx
+
+    graph = nx.DiGraph()
     names = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts): path
         for path in code("overnight", "tasks", "flows")
@@ -92,24 +92,9 @@ def circles() -> list[list[str]]:
     names = {name.removesuffix(".__init__"): path for name, path in names.items()}
     for name, path in names.items():
         found = {module if module in names else module.rpartition(".")[0] for module, _line in imports(path)}
-        graph[name] = {module for module in found if module in names and module not in (name, "overnight")}
-    return [sorted(group) for group in _strongly_connected(graph) if len(group) > 1]
-
-
-def _strongly_connected(graph: dict[str, set[str]]) -> list[set[str]]:
-    """Tarjan 1972, by reachability: small graphs only."""
-    reach = {name: set(graph[name]) for name in graph}
-    changed = True
-    while changed:
-        changed = False
-        for found in reach.values():
-            more = set().union(*(reach.get(name, set()) for name in found)) - found
-            changed |= bool(more)
-            found |= more
-    groups = {
-        frozenset({other for other in reach[name] if name in reach.get(other, ())} | {name}) for name in graph
-    }
-    return [set(group) for group in groups]
+        used = {module for module in found if module in names} - {name, "overnight"}
+        graph.add_edges_from((name, module) for module in used)
+    return [sorted(group) for group in nx.strongly_connected_components(graph) if len(group) > 1]
 
 
 def wide_lines(path: Path) -> list[str]:
@@ -133,18 +118,16 @@ def dense_expressions(path: Path) -> list[str]:
 
 
 def banned_names(path: Path) -> list[str]:
-    """Words of a private language: anywhere in identifiers and file names; in prose those that are never plain English."""
-    found = [f"{name_of(path)}: file name"] if BANNED.search(path.stem) else []
+    """Words of a private language: in identifiers and file names; in prose those that are never plain English."""
     text = path.read_text(encoding="utf-8")
+    found = [f"{name_of(path)}: file name"] if BANNED.search(path.stem) else []
     for node in ast.walk(ast.parse(text)):
         names = [getattr(node, field, None) for field in ("id", "attr", "arg", "name", "asname")]
-        for name in names:
-            if isinstance(name, str) and BANNED.search(name):
-                found.append(f"{name_of(path)}:{getattr(node, 'lineno', 0)}: {name}")
+        seen = [name for name in names if isinstance(name, str) and BANNED.search(name)]
+        found += [f"{name_of(path)}:{getattr(node, 'lineno', 0)}: {name}" for name in seen]
     for number, line in enumerate(text.splitlines(), 1):
-        for match in BANNED.finditer(line):
-            if not IDENTIFIERS_ONLY.match(match[0]) or match[0].lower() in ("whoever", "owes", "survivors"):
-                found.append(f"{name_of(path)}:{number}: {match[0]}")
+        words = [match[0] for match in BANNED.finditer(line)]
+        found += [f"{name_of(path)}:{number}: {word}" for word in words if not ENGLISH.match(word)]
     return list(dict.fromkeys(found))
 
 
