@@ -1,7 +1,7 @@
 """One card, one night: an experiment pipeline for a person who owns one GPU."""
 
 from overnight.artifact import Artifact, DataSpec
-from overnight.config import Experiment, Params, Values, knob
+from overnight.config import Experiment, Params, Values, runtime_option
 from overnight.data.dataset import Dataset
 from overnight.gpu.lease import lease
 from overnight.run import RecordingRun, Run
@@ -18,8 +18,8 @@ __all__ = [
     "Run",
     "Step",
     "Values",
-    "knob",
     "lease",
     "pipeline",
+    "runtime_option",
     "step",
 ]

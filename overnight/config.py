@@ -1,4 +1,4 @@
-"""Typed values: the knobs of a step (Params) and a whole experiment (Experiment)."""
+"""Typed values: those of a step (Params) and of a whole experiment (Experiment)."""
 
 import difflib
 import re
@@ -22,9 +22,9 @@ MALFORMED = (
 TOP = ("flow", "name", "seed", "card")  # keys of a whole experiment, which its sections do not have
 
 
-def knob(default: Any, description: str, **rules: Any) -> Any:
+def runtime_option(default: Any, description: str, **rules: Any) -> Any:
     """A field that changes how a step runs, never what it computes: it stays out of the key."""
-    return Field(default, description=description, json_schema_extra={"knob": True}, **rules)
+    return Field(default, description=description, json_schema_extra={"runtime_option": True}, **rules)
 
 
 class Values(BaseModel):
@@ -34,19 +34,19 @@ class Values(BaseModel):
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=()
     )
 
-    def science(self) -> dict[str, Any]:
-        """The values that decide a result, as JSON types: all but the knobs."""
+    def result_params(self) -> dict[str, Any]:
+        """The values that decide a result, as JSON types: all but the runtime options."""
         return {
-            name: _science(getattr(self, name))
+            name: _result_value(getattr(self, name))
             for name, field in type(self).model_fields.items()
-            if not _is_knob(field)
+            if not _is_runtime_option(field)
         }
 
 
 class Params(Values):
-    """The knobs of one step, kept in the file of its task."""
+    """The values of one step, kept in the file of its task."""
 
-    exclusive: bool = knob(False, "share the card with no other step")
+    exclusive: bool = runtime_option(False, "share the card with no other step")
 
 
 class CardChoice(Values):
@@ -84,7 +84,7 @@ class Experiment(Values):
         description="the MLflow experiment; the file's name when left out",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="of every random choice; at the top of the file only")
-    card: CardChoice = knob(
+    card: CardChoice = runtime_option(
         CardChoice(), "index or UUID of the card, or {use, policy, count}; at the top of the file only"
     )
 
@@ -94,17 +94,17 @@ class Experiment(Values):
         return validate(cls, *read(path, overrides))
 
 
-def _is_knob(field: Any) -> bool:
-    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("knob"))
+def _is_runtime_option(field: Any) -> bool:
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("runtime_option"))
 
 
-def _science(value: Any) -> Any:
+def _result_value(value: Any) -> Any:
     if isinstance(value, Values):
-        return value.science()
+        return value.result_params()
     if isinstance(value, dict):
-        return {str(k): _science(v) for k, v in value.items()}
+        return {str(k): _result_value(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_science(v) for v in value]
+        return [_result_value(v) for v in value]
     return str(value) if isinstance(value, Path) else value
 
 

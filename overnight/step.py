@@ -76,7 +76,7 @@ class Step(Generic[P, R]):
         return {name: hints[name] for name in list(inspect.signature(self.body).parameters)[1:]}
 
     def key(self, seed: int, arguments: Sequence[Any]) -> str:
-        """What identifies a result: values without knobs, digests of data and upstream artifacts, seed, source of the task."""
+        """What identifies a result: values (no runtime options), digests of data and artifacts, seed, task source."""
         parts = {
             "step": self.address,
             "seed": seed,
@@ -107,13 +107,13 @@ class Step(Generic[P, R]):
 
 
 def _identity(value: Any) -> Any:
-    """An argument as what decides the result: its digest, or its values without knobs."""
+    """An argument as what decides the result: its digest, or its values without runtime options."""
     if isinstance(value, Artifact):
         return {"artifact": value.kind, "digest": value.digest}
     if isinstance(value, Entry):
         return value.identity()
     if isinstance(value, Params):
-        return value.science()
+        return value.result_params()
     return value
 
 

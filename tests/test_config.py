@@ -2,14 +2,14 @@
 
 import pytest
 
-from overnight.config import CardChoice, Experiment, Params, Values, knob
+from overnight.config import CardChoice, Experiment, Params, Values, runtime_option
 from overnight.errors import ConfigError
 
 
 class NetParams(Params):
     epochs: int = 3
     rate: float = 0.1
-    micro_batch: int | None = knob(None, "memory only")
+    micro_batch: int | None = runtime_option(None, "memory only")
 
 
 class Part(Experiment):
@@ -100,17 +100,17 @@ def test_not_utf8_is_said(tmp_path):
         Whole.load(tmp_path / "whole.yaml")
 
 
-def test_knobs_stay_out_of_the_science():
+def test_runtime_options_stay_out_of_the_result_params():
     assert (
-        NetParams(micro_batch=4, exclusive=True).science()
-        == NetParams().science()
+        NetParams(micro_batch=4, exclusive=True).result_params()
+        == NetParams().result_params()
         == {"epochs": 3, "rate": 0.1}
     )
 
     class Nested(Values):
         inner: list[NetParams] = [NetParams(micro_batch=2)]
 
-    assert Nested().science() == {"inner": [{"epochs": 3, "rate": 0.1}]}
+    assert Nested().result_params() == {"inner": [{"epochs": 3, "rate": 0.1}]}
 
 
 def test_values_are_frozen():
@@ -146,7 +146,7 @@ def test_the_card_is_an_index_a_uuid_or_a_mapping(tmp_path):
     assert card("card: GPU-3") == CardChoice(use="GPU-3")
     assert card("card: {policy: shrink, count: true}") == CardChoice(policy="shrink", count=True)
     assert card("seed: 1", "card.policy=shrink") == CardChoice(policy="shrink")
-    assert Experiment(card=CardChoice(use=2)).science() == Experiment().science()
+    assert Experiment(card=CardChoice(use=2)).result_params() == Experiment().result_params()
 
 
 def test_every_mistake_of_a_card_is_told(tmp_path):

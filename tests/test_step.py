@@ -2,7 +2,7 @@
 
 import pytest
 
-from overnight import Artifact, DataSpec, Params, Run, knob, step
+from overnight import Artifact, DataSpec, Params, Run, runtime_option, step
 from overnight.data.dataset import DataFile, Entry
 from overnight.errors import BadInput
 from overnight.orchestration.child import find
@@ -11,7 +11,7 @@ from overnight.run import RecordingRun
 
 class CountParams(Params):
     upto: int = 3
-    micro_batch: int | None = knob(None, "memory only")
+    micro_batch: int | None = runtime_option(None, "memory only")
 
 
 @step(gpu=True, vram_mib=100)

@@ -167,7 +167,7 @@ class Chain(Builder):
 
 
 def _plain(value: Any) -> str:
-    return str(value.science()) if isinstance(value, Params) else str(value)
+    return str(value.result_params()) if isinstance(value, Params) else str(value)
 
 
 def execute(path: Path, overrides: Sequence[str] = ()) -> "State[Any]":

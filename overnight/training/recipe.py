@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from overnight.config import Params, knob
+from overnight.config import Params, runtime_option
 from overnight.errors import GoesOn
 from overnight.run import Run
 from overnight.training.accumulate import Memory
@@ -51,14 +51,16 @@ class TrainParams(Params):
         ge=1,
         description="epochs without a better score on val before it ends early; never when left out",
     )
-    micro_batch: int | None = knob(
+    micro_batch: int | None = runtime_option(
         None, "samples on the card at once; the engine chooses when left out", ge=1
     )
-    grow: bool = knob(False, "after out of memory, try the larger micro-batch again from time to time")
-    compile: Literal["auto", "on", "off"] = knob(
+    grow: bool = runtime_option(
+        False, "after out of memory, try the larger micro-batch again from time to time"
+    )
+    compile: Literal["auto", "on", "off"] = runtime_option(
         "auto", "compile the model; auto: on a CUDA card, when the training is long enough to pay for it"
     )
-    checkpoint_s: float = knob(
+    checkpoint_s: float = runtime_option(
         45.0,
         "seconds between checkpoints, more where writing one is slow; 0: after every optimizer step",
         ge=0,

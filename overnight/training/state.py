@@ -145,9 +145,9 @@ class State(Generic[Data]):
             "seed": str(self.seed),
             "parameters": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
             "optimizer": type(self.optimizer).__name__,
-            "values": hashlib.sha256(repr(sorted(self.recipe.params.science().items())).encode()).hexdigest()[
-                :16
-            ],
+            "values": hashlib.sha256(
+                repr(sorted(self.recipe.params.result_params().items())).encode()
+            ).hexdigest()[:16],
             "optimizer steps": str(self.total),
         }
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from overnight.artifact import Artifact, DataSpec
-from overnight.config import Params, Values, knob
+from overnight.config import Params, Values, runtime_option
 from overnight.data.content import Tables
 from overnight.data.dataset import Dataset, Entry
 from overnight.errors import DataError
@@ -62,7 +62,7 @@ class TableParams(Params):
         {}, description="{reason: SQL condition}; a row that does not meet it is dropped for that reason"
     )
     keep: list[str] = Field([], description="the columns of the result, all when left out")
-    engine: rapids.Engine = knob("auto", "of Polars; gpu fails where there is none, auto does not")
+    engine: rapids.Engine = runtime_option("auto", "of Polars; gpu fails where there is none, auto does not")
 
 
 def tables_spec(params: TableParams, data: Entry) -> DataSpec | None:

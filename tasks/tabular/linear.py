@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from overnight.artifact import Artifact, DataSpec
-from overnight.config import Params, knob
+from overnight.config import Params, runtime_option
 from overnight.errors import DataError
 from overnight.gpu.rmm import limit_memory
 from overnight.memory import formulas
@@ -49,10 +49,10 @@ class ClassifierParams(Params):
     test: float = Field(0.2, gt=0, lt=1, description="share of the rows that is only for the scores")
     strength: float = Field(1.0, gt=0, description="inverse of the L2 penalty")
     iterations: int = Field(300, ge=1)
-    backend: Literal["auto", "sklearn", "cuml"] = knob(
+    backend: Literal["auto", "sklearn", "cuml"] = runtime_option(
         "auto", "cuml fails where there is no card; auto takes it for large tables where it works"
     )
-    cuml_from_rows: int = knob(
+    cuml_from_rows: int = runtime_option(
         1_000_000, "auto stays with scikit-learn below, since importing cuML alone takes seconds"
     )
 

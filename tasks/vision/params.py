@@ -63,12 +63,12 @@ class CnnParams(TrainParams):
         """The file that `init` names, from the checkout when it is no absolute path."""
         return None if self.init in {"auto", "scratch"} else root() / Path(self.init).expanduser()
 
-    def science(self) -> dict[str, Any]:
+    def result_params(self) -> dict[str, Any]:
         """As of all values; for weights of a file their digest, wherever it lies."""
         file = self.weights
         if file is None or not file.is_file():
-            return super().science()
-        return super().science() | {"init": hashlib.sha256(file.read_bytes()).hexdigest()}
+            return super().result_params()
+        return super().result_params() | {"init": hashlib.sha256(file.read_bytes()).hexdigest()}
 
     @model_validator(mode="after")
     def _has_effect(self) -> Self:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from overnight import Artifact, DataSpec, Params, Run, knob, step
+from overnight import Artifact, DataSpec, Params, Run, runtime_option, step
 from overnight.gpu.card import Card
 from overnight.gpu.ledger.ledger import Ledger
 from overnight.memory import request
@@ -31,9 +31,9 @@ class TakeParams(Params):
     """A step that needs a MiB for every sample on the card at once, and some for itself."""
 
     batch: int = 32
-    micro_batch: int | None = knob(None, "samples on the card at once")
+    micro_batch: int | None = runtime_option(None, "samples on the card at once")
     own_mib: int = 0
-    fails: bool = knob(False, "after it took them")
+    fails: bool = runtime_option(False, "after it took them")
 
 
 class Recipe:

@@ -85,9 +85,9 @@ def test_without_patience_or_a_score_all_epochs_are_trained(tmp_path, blobs):
 
 
 def test_when_to_end_is_science_and_how_to_compute_is_not():
-    base = TrainParams().science()
-    assert TrainParams(patience=3).science() != base
-    assert TrainParams(compile="on").science() == base
+    base = TrainParams().result_params()
+    assert TrainParams(patience=3).result_params() != base
+    assert TrainParams(compile="on").result_params() == base
 
 
 # ------------------------------------------------------------------------------------------------ compiling
