@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import (
 from overnight.artifact import Artifact, DataSpec
 from overnight.config import Experiment, Params
 from overnight.data.dataset import Entry
+from overnight.gpu.card import Card
 from overnight.run import Run
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Step(Generic[P, R]):
     outside: it takes memory of the card that neither torch nor RMM allocates, so that it runs alone until that has been measured.
     spec(params, *given) -> shapes of what it hands on, peak(params, *given) -> a Formula or (low, high) MiB of the card, both before it
     runs, None where nobody knows; `given` are data set entries, and the shapes of upstream artifacts.
+    probe(card, params, *given) -> the engine or library that it will choose on that card (None: the CPU), which is part of its key.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class Step(Generic[P, R]):
         outside: bool = False,
         spec: "Callable[..., DataSpec | None] | None" = None,
         peak: "Callable[..., Formula | tuple[float, float] | None] | None" = None,
+        probe: Callable[..., Mapping[str, str]] | None = None,
     ) -> None:
+        self.probe = probe
         self.body, self.gpu, self.recipe, self.vram_mib, self.outside = body, gpu, recipe, vram_mib, outside
         self.spec, self.peak = spec, peak
         self.name = body.__name__
@@ -75,15 +79,12 @@ class Step(Generic[P, R]):
         hints = get_type_hints(self.body)
         return {name: hints[name] for name in list(inspect.signature(self.body).parameters)[1:]}
 
-    def key(self, seed: int, arguments: Sequence[Any]) -> str:
-        """What identifies a result: values (no runtime options), digests of data and artifacts, seed, task source."""
-        parts = {
-            "step": self.address,
-            "seed": seed,
-            "source": self._source(),
-            "arguments": [_identity(a) for a in arguments],
-        }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    def choices(self, card: Card | None, arguments: Sequence[Any]) -> dict[str, str]:
+        """The engine, library and precision that it will choose on this card (None: the CPU), by name."""
+        found = dict(self.probe(card, *arguments)) if self.probe else {}
+        if self.recipe and getattr(arguments[0], "precision", "") == "auto":
+            found["precision"] = card.fast_precision() if card and not card.virtual else "fp32"
+        return found
 
     def memory_key(self, arguments: Sequence[Any]) -> str:
         """What decides how much memory it needs at a given micro-batch: neither the seed nor the content of the data does."""
@@ -104,17 +105,6 @@ class Step(Generic[P, R]):
             else [file]
         )
         return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()
-
-
-def _identity(value: Any) -> Any:
-    """An argument as what decides the result: its digest, or its values without runtime options."""
-    if isinstance(value, Artifact):
-        return {"artifact": value.kind, "digest": value.digest}
-    if isinstance(value, Entry):
-        return value.identity()
-    if isinstance(value, Params):
-        return value.result_params()
-    return value
 
 
 def _shape(value: Any) -> Any:
@@ -147,6 +137,7 @@ def step(
     outside: bool = False,
     spec: "Callable[..., DataSpec | None] | None" = None,
     peak: "Callable[..., Formula | tuple[float, float] | None] | None" = None,
+    probe: Callable[..., Mapping[str, str]] | None = None,
 ) -> Callable[[Callable[Concatenate[Run, P], R]], Step[P, R]]: ...
 def step(body: Any = None, /, **values: Any) -> Any:
     """`@step` or `@step(gpu=True, recipe=..., vram_mib=...)`: the function becomes a task of a pipeline."""

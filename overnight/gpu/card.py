@@ -56,6 +56,18 @@ class Card(Values):
         )  # a relative one counts as none (XDG base directories)
         return home / "overnight" / "cards" / self.uuid
 
+    def fast_precision(self) -> str:
+        """bf16 from compute capability 8.0 on, else fp16: the choice of `precision: auto`, asked of NVML."""
+        import pynvml
+
+        try:
+            pynvml.nvmlInit()
+            handle = pynvml.nvmlDeviceGetHandleByUUID(self.uuid)
+            major, _minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+        except pynvml.NVMLError:
+            return "unknown"
+        return "bf16" if major >= 8 else "fp16"
+
     def __str__(self) -> str:
         if self.virtual:
             size = (

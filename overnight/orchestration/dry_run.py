@@ -14,6 +14,8 @@ from overnight.artifact import Artifact, DataSpec
 from overnight.config import Experiment, Params, Values
 from overnight.data.dataset import Entry
 from overnight.errors import OvernightError
+from overnight.gpu.card import Card, find
+from overnight.night.key import key
 from overnight.orchestration.pipeline import building, load
 from overnight.step import Builder, Step
 
@@ -55,6 +57,9 @@ class Outline(Builder):
 
     def __init__(self, experiment: Experiment) -> None:
         self.seed, self.steps = experiment.seed, list[Foreseen]()
+        self.card: Card | None = None  # that finished steps ran on
+        with contextlib.suppress(OvernightError):  # a card that cannot be used
+            self.card = find(experiment.card.use)
         self.sections = dict(_sections(experiment, ""))
 
     def submit(self, step: Step[Any, Any], *args: Any, **kwargs: Any) -> Foreseen:
@@ -95,7 +100,7 @@ class Outline(Builder):
         if any(a is None for a in arguments):
             return None
         try:
-            folders = self._done.get(step.key(self.seed, arguments), [])
+            folders = self._done.get(key(step, self.seed, arguments, self.card), [])
         except (OvernightError, OSError):
             return None
         found = [json.loads((folder / "result.json").read_text()).get("value") for folder in folders]

@@ -8,6 +8,7 @@ from overnight.artifact import Artifact
 from overnight.errors import OvernightError, Stopped
 from overnight.memory import request, subprocess, usage
 from overnight.memory.request import Ask
+from overnight.night.key import key
 from overnight.orchestration import provenance, restart
 from overnight.orchestration.child import Result, Spec
 from overnight.orchestration.launcher import new_folder, run_child, slot
@@ -97,7 +98,7 @@ class _Attempt:
     def __init__(self, chain: "Chain", pending: "Pending", arguments: list[Any]) -> None:
         self.chain, self.pending = chain, pending
         self.arguments: list[Any] = [a.artifact if type(a) is type(pending) else a for a in arguments]
-        self.key = pending.step.key(chain.experiment.seed, self.arguments)
+        self.key = key(pending.step, chain.experiment.seed, self.arguments, chain.card)
         self.folder = new_folder(pending.label)
         self.traces = Traces(pending.label)
         self.number = 1

@@ -12,6 +12,7 @@ from overnight.config import Params, Values, runtime_option
 from overnight.data.content import Tables
 from overnight.data.dataset import Dataset, Entry
 from overnight.errors import DataError
+from overnight.gpu.card import Card
 from overnight.memory import formulas
 from overnight.run import Run
 from overnight.step import step
@@ -78,7 +79,12 @@ def tables_peak(params: TableParams, data: Entry) -> formulas.Formula:
     return formulas.joined(data, list(dict.fromkeys([params.fact, *(join.table for join in params.joins)])))
 
 
-@step(gpu=True, vram_mib=2048, spec=tables_spec, peak=tables_peak)
+def tables_probe(card: Card | None, params: TableParams, _data: Entry) -> dict[str, str]:
+    """The engine that will run the queries: engines may round sums differently."""
+    return {"engine": rapids.engine_choice(card, params.engine)}
+
+
+@step(gpu=True, vram_mib=2048, spec=tables_spec, peak=tables_peak, probe=tables_probe)
 def join_tables(run: Run, params: TableParams, data: Dataset) -> Artifact:
     """Named tables -> one typed Parquet file with the fact table's rows in their order, its profile in meta()["profile"].
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from overnight.artifact import Artifact, DataSpec
 from overnight.config import Params, runtime_option
 from overnight.errors import DataError
+from overnight.gpu.card import Card
 from overnight.gpu.rmm import limit_memory
 from overnight.memory import formulas
 from overnight.run import Run
@@ -74,7 +75,14 @@ def classifier_peak(params: ClassifierParams, table: DataSpec) -> formulas.Formu
     return formulas.fitted(table.rows, features, MOST_CLASSES, "cuml")
 
 
-@step(gpu=True, vram_mib=1024, peak=classifier_peak)
+def classifier_probe(card: Card | None, params: ClassifierParams, table: Artifact) -> dict[str, str]:
+    """The library that will fit: their solvers end at slightly different weights."""
+    large = table.spec.rows >= params.cuml_from_rows
+    automatic = "cuml" if large and rapids.cuml_choice(card) else "sklearn"
+    return {"backend": automatic if params.backend == "auto" else params.backend}
+
+
+@step(gpu=True, vram_mib=1024, peak=classifier_peak, probe=classifier_probe)
 def fit_classifier(run: Run, params: ClassifierParams, table: Artifact) -> Artifact:
     """A table -> logistic regression over scaled numbers and one-hot levels.
 

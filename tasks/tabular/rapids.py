@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from overnight.errors import ServiceError
+from overnight.gpu.card import Card
 from overnight.gpu.rmm import limit_memory
 from overnight.run import Run
 
@@ -39,6 +40,19 @@ def collect(frames: "Sequence[pl.LazyFrame]", asked: Engine, run: Run) -> "list[
     engine: Literal["streaming", "in-memory"] = "in-memory" if asked == "in-memory" else "streaming"
     run.param("engine", engine)
     return pl.collect_all(frames, engine=engine)
+
+
+def engine_choice(card: Card | None, asked: Engine) -> str:
+    """The engine that `collect` will take on this card (None: the CPU), where the queries run on it."""
+    if asked != "auto":
+        return asked
+    on_card = card is not None and not card.virtual and _missing("cudf_polars") is None
+    return "gpu" if on_card else "streaming"
+
+
+def cuml_choice(card: Card | None) -> bool:
+    """Whether cuML can be used on this card."""
+    return card is not None and not card.virtual and _missing("cuml") is None
 
 
 def cuml_problem(run: Run) -> str | None:

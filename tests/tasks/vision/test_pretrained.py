@@ -10,6 +10,7 @@ from torch import nn
 
 from overnight import DataSpec, RecordingRun
 from overnight.errors import DataError
+from overnight.night.key import key
 from tasks.vision.cnn import CnnParams, build, train_cnn
 from tasks.vision.pretrained import cached, initial, read
 from tests.tasks.vision.test_cnn import made
@@ -130,11 +131,11 @@ def test_a_pickled_module_is_not_run(tmp_path):
 
 def test_other_weights_make_another_key(tmp_path):
     path, moved = saved(tmp_path / "a.pt", net()[1]), tmp_path / "b.pt"
-    keys = [train_cnn.key(0, [CnnParams(init=str(path))])]
+    keys = [key(train_cnn, 0, [CnnParams(init=str(path))])]
     path.rename(moved)
-    keys.append(train_cnn.key(0, [CnnParams(init=str(moved))]))
+    keys.append(key(train_cnn, 0, [CnnParams(init=str(moved))]))
     saved(moved, net(classes=3)[1])
-    keys.append(train_cnn.key(0, [CnnParams(init=str(moved))]))
+    keys.append(key(train_cnn, 0, [CnnParams(init=str(moved))]))
     assert keys[0] == keys[1] != keys[2]
 
 

@@ -1,0 +1,1 @@
+"""What a night remembers: the key of a step."""

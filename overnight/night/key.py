@@ -1,0 +1,196 @@
+"""The key of a step: two runs with the same key give the same result. It names the checkpoint folder.
+
+It covers
+- the values of the config without runtime options, the seed, and the step's address;
+- the data: digests of upstream artifacts, and of the files of data set entries and how they are read;
+- the code that decides the result: the files of the step's family (tasks/FAMILY, or its one file), the files of
+  tasks/shared, overnight/data and overnight/training that those reach by imports, and the entries' readers;
+- the versions of Python and of the libraries that this code imports;
+- the choices that a probe makes on this machine (engine, library, precision).
+
+It does not cover comments, docstrings, layout and messages (the text of a raised error, a note, a log line);
+nor overnight/run, gpu, step, memory, events and orchestration: that these cannot change a result is the
+contract of the lease and of the training loop.
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import platform
+import sys
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from overnight.artifact import Artifact
+from overnight.config import Params
+from overnight.data.dataset import Entry
+from overnight.gpu.card import Card
+from overnight.step import Step
+
+COVERED = ("tasks.shared", "overnight.data", "overnight.training")
+MESSAGES = ("note", "log", "progress")  # methods of Run whose text is for people
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+Reasons = dict[str, str]  # part of the key -> digest, or the value itself
+
+
+def key(step: Step[Any, Any], seed: int, arguments: Sequence[Any], card: Card | None = None) -> str:
+    """64 hexadecimal digits.
+
+    arguments: of the step's body, without `run`; card: the one that it will run on, None: the CPU.
+    """
+    return hashlib.sha256(json.dumps(parts(step, seed, arguments, card), sort_keys=True).encode()).hexdigest()
+
+
+def parts(step: Step[Any, Any], seed: int, arguments: Sequence[Any], card: Card | None = None) -> Reasons:
+    """The parts of the key by name, so that two keys can be compared: what changed."""
+    names = list(inspect.signature(step.body).parameters)[1:]
+    values = {
+        f"argument {name}": _json(_identity(value)) for name, value in zip(names, arguments, strict=False)
+    }
+    readers = [f"overnight.data.readers.{value.reader}" for value in arguments if isinstance(value, Entry)]
+    files = covered_files(step, readers)
+    code = {f"code {_shown(file)}": source_digest(file) for file in files}
+    versions = {f"version {name}": version for name, version in library_versions(files).items()}
+    choices = {f"choice {name}": value for name, value in step.choices(card, arguments).items()}
+    return {"step": step.address, "seed": str(seed), **values, **code, **versions, **choices}
+
+
+def _identity(value: Any) -> Any:
+    """An argument as the result depends on it."""
+    if isinstance(value, Artifact):
+        return {"artifact": value.kind, "digest": value.digest}
+    if isinstance(value, Entry):
+        return value.identity()
+    if isinstance(value, Params):
+        return value.result_params()
+    return value
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+# ------------------------------------------------------------------------------------------------ code
+
+
+def covered_files(step: Step[Any, Any], more: Iterable[str] = ()) -> list[Path]:
+    """The files whose code decides the step's result, sorted; `more` names further modules to begin at."""
+    file = Path(inspect.getfile(step.body)).resolve()
+    family = file.parent
+    is_family = family.parent.name == "tasks" and family.name != "shared"
+    found = set(family.rglob("*.py")) if is_family else {file}
+    named = [_module_file(name) for name in more]
+    waiting = [*found, *(path for path in named if path)]
+    found |= set(waiting)
+    while waiting:
+        for name in _imported(waiting.pop()):
+            path = _module_file(name) if name.startswith(COVERED) else None
+            if path is not None and path not in found:
+                found.add(path)
+                waiting.append(path)
+    return sorted(found)
+
+
+@cache
+def _module_file(name: str) -> Path | None:
+    """The file of a dotted name, which may end with a name that the module defines; None: no such module."""
+    while name.startswith(COVERED):
+        try:
+            spec = importlib.util.find_spec(name)
+        except ModuleNotFoundError:
+            spec = None
+        if spec is not None and spec.origin:
+            return Path(spec.origin).resolve()
+        name = name.rpartition(".")[0]
+    return None
+
+
+def _imported(path: Path) -> tuple[str, ...]:
+    return _imports(path.read_bytes())
+
+
+@cache
+def _imports(text: bytes) -> tuple[str, ...]:
+    """Dotted names that a file imports, anywhere in it, with those of `from module import name`."""
+    found = list[str]()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return tuple(found)
+
+
+def source_digest(path: Path) -> str:
+    """sha256 of a Python file's meaning: of its syntax tree without docstrings and the texts of messages."""
+    return hashlib.sha256(_meaning(path.read_bytes()).encode()).hexdigest()
+
+
+@cache
+def _meaning(text: bytes) -> str:
+    return ast.dump(_Silent().visit(ast.parse(text)))
+
+
+class _Silent(ast.NodeTransformer):
+    """Removes docstrings, and the text of what is raised, noted or logged."""
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        """Modules, classes and functions lose their docstring."""
+        super().generic_visit(node)
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+        return node
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        """The text of an error is for people."""
+        self.generic_visit(node)
+        silent: ast.AST = _Mute().visit(node)
+        return silent
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """So is that of run.note, run.log and run.progress."""
+        self.generic_visit(node)
+        silent = isinstance(node.func, ast.Attribute) and node.func.attr in MESSAGES
+        if silent:
+            _Mute().visit(node)
+        return node
+
+
+class _Mute(ast.NodeTransformer):
+    """Empties every text."""
+
+    def visit_JoinedStr(self, _node: ast.JoinedStr) -> ast.AST:
+        """An f-string with the values it shows."""
+        return ast.Constant("")
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        """A text, or a number that stays."""
+        return ast.Constant("") if isinstance(node.value, str) else node
+
+
+def _shown(path: Path) -> str:
+    """The path from the folder that holds `overnight` or `tasks`, the same in every checkout."""
+    tops = [number for number, part in enumerate(path.parts) if part in ("overnight", "tasks")]
+    return "/".join(path.parts[tops[-1] :]) if tops else path.name
+
+
+# ------------------------------------------------------------------------------------------------ libraries
+
+
+def library_versions(files: Iterable[Path]) -> dict[str, str]:
+    """Python's version and those of the installed distributions that the files import, by name."""
+    tops = {name.partition(".")[0] for file in files for name in _imported(file)}
+    ours = {"overnight", "tasks", "flows"} | set(sys.stdlib_module_names)
+    names = {name for top in tops - ours for name in _distributions().get(top, ())}
+    found = {name: importlib.metadata.version(name) for name in sorted(names)}
+    return {"python": ".".join(platform.python_version_tuple()[:2]), **found}
+
+
+@cache
+def _distributions() -> dict[str, list[str]]:
+    return dict(importlib.metadata.packages_distributions())

@@ -1,0 +1,169 @@
+"""The key: it changes with what decides a result and with nothing else."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from overnight import Artifact, DataSpec, Params, Run, runtime_option, step
+from overnight.data.dataset import DataFile, Entry
+from overnight.gpu.card import Card
+from overnight.night.key import key, library_versions, parts, source_digest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class CountParams(Params):
+    upto: int = 3
+    micro_batch: int | None = runtime_option(None, "memory only")
+
+
+@step
+def count(run: Run, params: CountParams, source: Artifact | None = None) -> Artifact:
+    """Count."""
+    return run.save("count", meta={"upto": params.upto})
+
+
+def test_the_key_follows_values_data_seed_and_nothing_else(tmp_path):
+    one = Artifact(kind="images", path=tmp_path, digest="d1", spec=DataSpec(nodes=3))
+    moved = Artifact(kind="images", path=tmp_path / "elsewhere", digest="d1")
+    other = Artifact(kind="images", path=tmp_path, digest="d2")
+    plain = key(count, 0, [CountParams(), one])
+    assert plain == key(count, 0, [CountParams(micro_batch=8, exclusive=True), moved])
+    different = {
+        key(count, 0, [CountParams(upto=4), one]),
+        key(count, 1, [CountParams(), one]),
+        key(count, 0, [CountParams(), other]),
+    }
+    assert len(different | {plain}) == 4
+
+
+def test_a_data_set_enters_the_key_by_its_digests():
+    def entry(sha, about=""):
+        return Entry(
+            name="x", kind="table", reader="csv", files=[DataFile(path="a.csv", sha256=sha * 64)], about=about
+        )
+
+    assert key(count, 0, [entry("a")]) == key(count, 0, [entry("a", "other words")])
+    assert key(count, 0, [entry("a")]) != key(count, 0, [entry("b")])
+
+
+def test_a_name_enters_the_parts_so_that_two_keys_can_be_compared():
+    before, after = (parts(count, 0, [CountParams(upto=upto)]) for upto in (3, 4))
+    assert {name for name in before if before[name] != after[name]} == {"argument params"}
+
+
+def digest(folder, text):
+    file = folder / "module.py"
+    file.write_text(text)
+    return source_digest(file)
+
+
+def test_comments_docstrings_layout_and_messages_are_not_covered(tmp_path):
+    code = 'def f(run, x):\n    if x < 1:\n        raise ValueError("too small")\n    run.note(f"got {x}")\n    return {"a": x}\n'
+    same = [
+        code.replace("    return", "    # why\n\n    return"),
+        code.replace("    if", '    """Say."""\n    if', 1),
+        code.replace("too small", "is too small"),
+        code.replace("got {x}", "there are {x} of them"),
+    ]
+    assert {digest(tmp_path, text) for text in same} == {digest(tmp_path, code)}
+    other = [code.replace("< 1", "< 2"), code.replace('"a"', '"b"'), code.replace("ValueError", "KeyError")]
+    assert len({digest(tmp_path, text) for text in [code, *other]}) == 4
+
+
+SCRIPT = r"""
+import json, sys
+from pathlib import Path
+from overnight import Artifact, DataSpec
+from overnight.data.dataset import Entry
+from overnight.night.key import covered_files, key
+from tasks.tabular.join import TableParams, join_tables
+from tasks.vision.cnn import CnnParams, train_cnn
+
+root = Path.cwd()
+images = Artifact(kind="images", path="/made", digest="d", spec=DataSpec())
+entry = Entry(name="x", kind="table", reader="csv")
+cases = {"cnn": (train_cnn, [CnnParams(), images], ()), "join": (join_tables, [TableParams(fact="x"), entry],
+    ["overnight.data.readers.csv"])}
+found = {}
+for name, (step, arguments, more) in cases.items():
+    plain = key(step, 0, arguments)
+    covered = covered_files(step, more)
+    texts = {path: path.read_text() for path in root.rglob("*.py")}
+
+    def changes(line, paths):
+        for path in paths:
+            path.write_text(texts[path] + line)
+        changed = key(step, 0, arguments) != plain
+        for path in paths:
+            path.write_text(texts[path])
+        return changed
+
+    found[name] = {
+        "covered": [path.relative_to(root).as_posix() for path in covered],
+        "not changed by": [path.name for path in covered if not changes("\nCHANGED = 1\n", [path])],
+        "changed by comments": changes("\n# a comment\n", covered),
+        "changed by others": changes("\nCHANGED = 1\n", set(texts) - set(covered)),
+    }
+print(json.dumps(found))
+"""
+
+
+def test_a_changed_line_of_each_covered_module_changes_the_key_and_no_other_does(tmp_path):
+    for folder in ("overnight", "tasks"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for name, found in json.loads(done.stdout).items():
+        assert found["not changed by"] == []
+        assert not found["changed by comments"]
+        assert not found["changed by others"]
+        covered = set(found["covered"])
+        never = ("overnight/run", "overnight/gpu/", "overnight/step", "overnight/memory/", "overnight/events")
+        assert not [path for path in covered if path.startswith((*never, "overnight/orchestration/"))]
+        expected = {
+            "cnn": {
+                "tasks/vision/cnn.py",
+                "tasks/vision/nets/resnet18.py",
+                "tasks/shared/figures.py",
+                "overnight/training/loop.py",
+            },
+            "join": {"tasks/tabular/join.py", "tasks/tabular/columns.py", "overnight/data/readers/csv.py"},
+        }
+        assert expected[name] <= covered
+
+
+def test_libraries_are_those_that_the_code_imports(tmp_path):
+    file = tmp_path / "module.py"
+    file.write_text(
+        "import json\n\n\ndef f():\n    from sklearn.linear_model import Ridge\n    return Ridge\n"
+    )
+    assert set(library_versions([file])) == {"python", "scikit-learn"}
+
+
+def test_what_a_probe_chooses_is_part_of_the_key():
+    chosen = {"engine": "streaming"}
+
+    @step(probe=lambda _card, _params: chosen)
+    def probed(run: Run, params: CountParams) -> None:
+        """Probed."""
+
+    plain = key(probed, 0, [CountParams()])
+    assert key(probed, 0, [CountParams()]) == plain
+    chosen["engine"] = "gpu"
+    assert key(probed, 0, [CountParams()]) != plain
+
+
+def test_probes_of_the_tables_follow_the_card_and_the_values():
+    from tasks.tabular.linear import ClassifierParams, fit_classifier
+
+    card = Card(uuid="virtual", name="virtual", total_mib=1024, budget_mib=1024)
+    table = Artifact(kind="table", path="/made", digest="d", spec=DataSpec(rows=10))
+    values = {"target": "a", "numeric": ["b"]}
+    automatic = fit_classifier.choices(card, [ClassifierParams(**values), table])
+    asked = fit_classifier.choices(card, [ClassifierParams(**values, backend="cuml"), table])
+    assert (automatic, asked) == ({"backend": "sklearn"}, {"backend": "cuml"})
