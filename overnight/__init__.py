@@ -1,5 +1,6 @@
 """One card, one night: an experiment pipeline for a person who owns one GPU."""
 
+from overnight import paths
 from overnight.artifact import Artifact, DataSpec
 from overnight.config import Experiment, Params, Values, runtime_option
 from overnight.data.dataset import Dataset
@@ -23,3 +24,6 @@ __all__ = [
     "runtime_option",
     "step",
 ]
+
+for _package in ("flows", "tasks"):
+    paths.import_from_checkout(_package)

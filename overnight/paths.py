@@ -1,12 +1,16 @@
 """Where things are: everything hangs below one checkout."""
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
+
+INSTALLED = Path(__file__).resolve().parent.parent  # the checkout whose package overnight is running
 
 
 def root() -> Path:
     """The checkout: `$OVERNIGHT_ROOT`, else the folder that holds the package."""
-    return Path(os.environ.get("OVERNIGHT_ROOT") or Path(__file__).resolve().parent.parent)
+    return Path(os.environ.get("OVERNIGHT_ROOT") or INSTALLED)
 
 
 def state() -> Path:
@@ -42,3 +46,22 @@ def shown(path: Path) -> str:
         return str(path.resolve().relative_to(root().resolve()))
     except ValueError:
         return str(path)
+
+
+def import_from_checkout(package: str) -> None:
+    """Import `flows` or `tasks` from the checkout, so that no package of that name on PYTHONPATH is found first.
+
+    Modules are looked for below root(), then beside the running package overnight.
+    """
+    folders = [place / package for place in dict.fromkeys((root(), INSTALLED)) if (place / package).is_dir()]
+    faces = [folder / "__init__.py" for folder in folders if (folder / "__init__.py").is_file()]
+    if package in sys.modules or not faces:
+        return
+    spec = importlib.util.spec_from_file_location(
+        package, faces[0], submodule_search_locations=[str(folder) for folder in folders]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[package] = module
+    spec.loader.exec_module(module)

@@ -1,11 +1,18 @@
-"""The two decorators. `@step` makes a task of a pure function; `@pipeline` makes a flow of straight code that calls steps."""
+"""The two decorators, and how steps and flows are found by name.
+
+`@step` makes a task of a pure function; `@pipeline` makes a flow of straight code that calls steps.
+"""
 
 import hashlib
+import importlib
 import importlib.metadata
 import inspect
 import json
+import pkgutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache, cached_property
 from pathlib import Path
 from typing import (
@@ -23,11 +30,11 @@ from typing import (
 from overnight.artifact import Artifact, DataSpec
 from overnight.config import Experiment, Params
 from overnight.data.dataset import Entry
+from overnight.errors import BadInput, ConfigError
 from overnight.gpu.card import Card
 from overnight.run import Run
 
 if TYPE_CHECKING:
-    from overnight.memory.formulas import Formula
     from overnight.training.recipe import Recipe
 
 P = ParamSpec("P")
@@ -38,10 +45,14 @@ R = TypeVar("R", bound=Artifact | None)
 class Step(Generic[P, R]):
     """A task: `body(run, params, ...)` is the pure function; calling the step in a pipeline submits it.
 
-    gpu: holds a lease while its body runs; vram_mib: what to ask when nothing better is known (0: the whole budget); recipe: how it trains;
-    outside: it takes memory of the card that neither torch nor RMM allocates, so that it runs alone until that has been measured.
-    spec(params, *given) -> shapes of what it hands on, peak(params, *given) -> a Formula or (low, high) MiB of the card, both before it
-    runs, None where nobody knows; `given` are data set entries, and the shapes of upstream artifacts.
+    gpu: its body holds a lease while it runs
+    recipe: (params, DataSpec) -> Recipe, for a step that trains
+    vram_mib: MiB to lease when neither a measurement nor a prediction exists; 0: the whole budget
+    outside: it takes memory of the card that neither torch nor RMM allocates; it runs alone until that was measured
+    spec: (params, *given) -> DataSpec of its result, or None when unknown
+    peak: (params, *given) -> Formula or (low, high) MiB of the card, or None when unknown
+    probe: (card or None for the CPU, params, *given) -> the engine or library it will choose there
+    `given` are data set entries and the DataSpecs of upstream artifacts.
     probe(card, params, *given) -> the engine or library that it will choose on that card (None: the CPU), which is part of its key.
     """
 
@@ -53,24 +64,27 @@ class Step(Generic[P, R]):
         vram_mib: int = 0,
         outside: bool = False,
         spec: "Callable[..., DataSpec | None] | None" = None,
-        peak: "Callable[..., Formula | tuple[float, float] | None] | None" = None,
+        peak: Callable[..., Any] | None = None,
         probe: Callable[..., Mapping[str, str]] | None = None,
     ) -> None:
         self.probe = probe
-        self.body, self.gpu, self.recipe, self.vram_mib, self.outside = body, gpu, recipe, vram_mib, outside
-        self.spec, self.peak = spec, peak
+        self.body = body
+        self.gpu = gpu
+        self.recipe = recipe
+        self.vram_mib = vram_mib
+        self.outside = outside
+        self.spec = spec
+        self.peak = peak
         self.name = body.__name__
         self.__doc__ = body.__doc__
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Submit to the pipeline that is being built. What comes back is a Pending, typed as what it will be."""
-        from overnight.orchestration.pipeline import current
-
-        return cast("R", current().submit(self, *args, **kwargs))
+        """Submit to the pipeline that is being built. Returns a Pending, typed as the artifact it becomes."""
+        return cast("R", current_builder().submit(self, *args, **kwargs))
 
     @property
     def address(self) -> str:
-        """Where a child finds it: module:function."""
+        """module:function, for load_step."""
         return f"{self.body.__module__}:{self.name}"
 
     @cached_property
@@ -87,7 +101,7 @@ class Step(Generic[P, R]):
         return found
 
     def memory_key(self, arguments: Sequence[Any]) -> str:
-        """What decides how much memory it needs at a given micro-batch: neither the seed nor the content of the data does."""
+        """Digest of what decides its memory at a given micro-batch; seed and content of the data do not."""
         parts = {
             "step": self.address,
             "source": self._source(),
@@ -136,7 +150,7 @@ def step(
     vram_mib: int = 0,
     outside: bool = False,
     spec: "Callable[..., DataSpec | None] | None" = None,
-    peak: "Callable[..., Formula | tuple[float, float] | None] | None" = None,
+    peak: Callable[..., Any] | None = None,
     probe: Callable[..., Mapping[str, str]] | None = None,
 ) -> Callable[[Callable[Concatenate[Run, P], R]], Step[P, R]]: ...
 def step(body: Any = None, /, **values: Any) -> Any:
@@ -148,10 +162,14 @@ def step(body: Any = None, /, **values: Any) -> Any:
     return decorate(body) if body else decorate
 
 
-class Builder:
-    """What a flow's code builds while it runs: calls of steps arrive here, those of a part under its name."""
+class Builder(ABC):
+    """Receives the steps that a flow's code calls."""
 
     part = ""
+
+    @abstractmethod
+    def submit(self, step: Step[Any, Any], *args: Any, **kwargs: Any) -> Any:
+        """Take a step with its arguments; returns what stands for its result until it is done."""
 
     def label(self, name: str) -> str:
         """A step's name in its part."""
@@ -160,31 +178,51 @@ class Builder:
     @contextmanager
     def named(self, part: str) -> Iterator[None]:
         """Steps submitted in the block carry the part's name."""
-        before, self.part = self.part, part
+        before = self.part
+        self.part = part
         try:
             yield
         finally:
             self.part = before
 
 
+_builder: ContextVar[Builder | None] = ContextVar("builder", default=None)
+
+
+@contextmanager
+def building(builder: Builder) -> Iterator[None]:
+    """Steps called in the block go to this builder."""
+    token = _builder.set(builder)
+    try:
+        yield
+    finally:
+        _builder.reset(token)
+
+
+def current_builder() -> Builder:
+    """The builder of the pipeline that is being built. Raises RuntimeError outside of one."""
+    builder = _builder.get()
+    if builder is None:
+        raise RuntimeError("a step was called outside a pipeline: call step.body(run, params, ...) instead")
+    return builder
+
+
 class Pipeline(Generic[P, T]):
     """A flow: straight code that calls steps. Inside another pipeline it runs as a part of that one."""
 
     def __init__(self, body: Callable[P, T]) -> None:
-        self.body, self.name, self.__doc__ = body, body.__name__, body.__doc__
+        self.body = body
+        self.name = body.__name__
+        self.__doc__ = body.__doc__
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run as a part of the pipeline that is being built; a whole run enters by `overnight.orchestration.pipeline.execute`."""
-        from overnight.orchestration.pipeline import current
-
-        with current().named(self.name):
+        """Run as a part of the pipeline that is being built."""
+        with current_builder().named(self.name):
             return self.body(*args, **kwargs)
 
     def part(self, name: str, *args: P.args, **kwargs: P.kwargs) -> T:
-        """The same, its steps carrying `name`: for a pipeline that runs another one more than once."""
-        from overnight.orchestration.pipeline import current
-
-        with current().named(name):
+        """The same with labels that begin with `name`: for a pipeline that runs another one more than once."""
+        with current_builder().named(name):
             return self.body(*args, **kwargs)
 
     @cached_property
@@ -198,3 +236,29 @@ class Pipeline(Generic[P, T]):
 def pipeline(body: Callable[P, T]) -> Pipeline[P, T]:
     """`@pipeline` on `def vision(cfg: Vision, ...)`: the flow of that name, in the file of that name."""
     return Pipeline(body)
+
+
+# ------------------------------------------------------------------------------------------------ found by name
+
+
+def load_step(address: str) -> Step[Any, Any]:
+    """The step at module:function. Raises BadInput."""
+    module, _, name = address.partition(":")
+    found = getattr(importlib.import_module(module), name)
+    if not isinstance(found, Step):
+        raise BadInput(f"{address}: is no step; decorate the function with @step")
+    return found
+
+
+def flow_names() -> list[str]:
+    """The files of flows/, each of which is a flow; those that begin with an underscore are not."""
+    folders = importlib.import_module("flows").__path__
+    return sorted(found.name for found in pkgutil.iter_modules(folders) if not found.name.startswith("_"))
+
+
+def load_pipeline(name: str) -> Pipeline[Any, Any]:
+    """The @pipeline called as its file in flows/. Raises ConfigError."""
+    found = getattr(importlib.import_module(f"flows.{name}"), name, None)
+    if not isinstance(found, Pipeline):
+        raise ConfigError(f"flows/{name}.py: expected a @pipeline called {name!r}")
+    return found

@@ -76,6 +76,15 @@ def test_tasks_and_flows_are_those_of_this_checkout(tmp_path: Path) -> None:
     assert [Path(line).parent.parent for line in python(script, tmp_path)] == [ROOT, ROOT, ROOT]
 
 
+def test_a_package_of_the_same_name_on_pythonpath_does_not_win(tmp_path: Path, monkeypatch) -> None:
+    for name in ("flows", "tasks"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    script = "import overnight, flows.vision, tasks; print(flows.__file__, tasks.__file__, sep='\\n')"
+    assert [Path(line).parent.parent for line in python(script, tmp_path)] == [ROOT, ROOT]
+
+
 def test_no_flow_hides_an_installed_library() -> None:
     """A flow that is loaded by its path puts flows/ in front of everything."""
     installed = set(importlib.metadata.packages_distributions()) | set(sys.stdlib_module_names)

@@ -4,8 +4,8 @@ import pytest
 
 from overnight import Artifact, Params, Run, runtime_option, step
 from overnight.errors import BadInput
-from overnight.orchestration.child import find
 from overnight.run import RecordingRun
+from overnight.step import load_step
 
 
 class CountParams(Params):
@@ -37,4 +37,4 @@ def test_a_step_outside_a_pipeline_says_what_to_call():
 
 def test_what_is_no_step_is_refused():
     with pytest.raises(BadInput, match="is no step"):
-        find("overnight.orchestration.child:main")
+        load_step("overnight.orchestration.child:main")

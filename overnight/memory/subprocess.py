@@ -131,9 +131,9 @@ def main() -> int:
         Path("/proc/self/oom_score_adj").write_text(str(FIRST_TO_GO))
     from pydantic import TypeAdapter
 
-    from overnight.orchestration.child import find
+    from overnight.step import load_step
 
-    step, card = find(question["step"]), Card.model_validate(question["card"])
+    step, card = load_step(question["step"]), Card.model_validate(question["card"])
     arguments = [
         TypeAdapter(hint).validate_python(value)
         for hint, value in zip(step.hints.values(), question["arguments"], strict=True)

@@ -7,7 +7,6 @@ parent: stdout and stderr are the file `log.txt`. Exit codes are those of errors
 import contextlib
 import ctypes
 import errno
-import importlib
 import os
 import resource
 import signal
@@ -20,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, TypeAdapter
 
 from overnight.config import Params, Values
-from overnight.errors import BadInput, DiskFull, OvernightError, Stopped
+from overnight.errors import DiskFull, OvernightError, Stopped
 from overnight.gpu.card import Card
 from overnight.gpu.ledger.entries import Request
 from overnight.run import SpoolRun
-from overnight.step import Step
+from overnight.step import Step, load_step
 
 if TYPE_CHECKING:
     from overnight.gpu.lease import Lease
@@ -139,7 +138,7 @@ def _run(folder: Path, spec: Spec, stop: list[int], facts: dict[str, Any]) -> An
     run = SpoolRun(folder, spec.seed)
     run.should_stop, run.restarts = lambda: bool(stop), True
     memory_limit.prepare(spec.card, bool(spec.ask_mib))
-    step = find(spec.step)
+    step = load_step(spec.step)
     arguments = [
         TypeAdapter(hint).validate_python(value)
         for hint, value in zip(step.hints.values(), spec.arguments, strict=True)
@@ -232,15 +231,6 @@ def _cap(lease: "Lease", run: SpoolRun, spec: Spec) -> "Cap":
     run.device = "cpu" if spec.card.virtual else "cuda"
     run.budget_mib = cap.cap_mib
     return cap
-
-
-def find(address: str) -> Step[Any, Any]:
-    """The step at module:function."""
-    module, _, name = address.partition(":")
-    step = getattr(importlib.import_module(module), name)
-    if not isinstance(step, Step):
-        raise BadInput(f"{address}: is no step; decorate the function with @step")
-    return step
 
 
 def _reason(error: Exception) -> Result:

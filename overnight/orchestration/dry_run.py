@@ -16,8 +16,8 @@ from overnight.data.dataset import Entry
 from overnight.errors import OvernightError
 from overnight.gpu.card import Card, find
 from overnight.night.key import key
-from overnight.orchestration.pipeline import building, load
-from overnight.step import Builder, Step
+from overnight.orchestration.pipeline import load
+from overnight.step import Builder, Step, building
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,6 @@ This is the one place where Prefect, MLflow and the children meet. `execute` run
 """
 
 import contextlib
-import importlib
 import inspect
 import os
 import signal
@@ -26,41 +25,13 @@ from overnight.orchestration.child import Result
 from overnight.orchestration.launcher import Stop, new_folder
 from overnight.orchestration.terminal import Display, Row
 from overnight.services import flow_processes
-from overnight.step import Builder, Pipeline, Step
+from overnight.step import Builder, Pipeline, Step, building, flow_names, load_pipeline
 from overnight.tracking.client import Tracker
 from overnight.tracking.record import Record
 from overnight.tracking.uploader import Shipper
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
-
-_active: list["Chain"] = []
-
-
-def current() -> "Chain":
-    """The chain that is being built; steps are called inside a pipeline only."""
-    if not _active:
-        raise RuntimeError("a step was called outside a pipeline: call step.body(run, params, ...) instead")
-    return _active[-1]
-
-
-@contextlib.contextmanager
-def building(chain: Any) -> Iterator[None]:
-    """Steps called in the block go to this chain, or to what stands in its place."""
-    _active.append(chain)
-    try:
-        yield
-    finally:
-        _active.remove(chain)
-
-
-def flow_names() -> list[str]:
-    """The files of flows/."""
-    return sorted(
-        p.stem
-        for p in Path(str(importlib.import_module("flows").__file__)).parent.glob("*.py")
-        if p.stem != "__init__"
-    )
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Pipeline[Any, Any], Experiment]:
@@ -78,10 +49,7 @@ def _flow(name: Any, source: Source) -> Pipeline[Any, Any]:
         raise ConfigError(
             [*source.problems, f"{source.at(('flow',))}: flow: {given}; there are {', '.join(known)}"]
         )
-    found = getattr(importlib.import_module(f"flows.{name}"), name)
-    if not isinstance(found, Pipeline):
-        raise ConfigError(f"flows/{name}.py: expected a @pipeline called {name!r}")
-    return found
+    return load_pipeline(name)
 
 
 class Pending:
