@@ -15,14 +15,14 @@ from overnight.orchestration.prefect_artifacts import forgiving
 from overnight.tracking.client import Tracker
 from overnight.tracking.record import Record
 from overnight.tracking.uploader import FOLDER, Shipper
-from overnight.training.resume import earlier
+from overnight.training.resume import previous_attempts
 
 CARD = Card(uuid="virtual", name="virtual", total_mib=1024, budget_mib=1024)
 
 
 def attempt(case: dict[str, Any], tracker: Tracker) -> tuple[int, Path]:
     """The step's exit code, and its folder."""
-    folder, before = new_folder(case["key"]), earlier(case["key"])
+    folder, before = new_folder(case["key"]), previous_attempts(case["key"])
     tags = {FOLDER: str(folder), "overnight.key": case["key"], "overnight.attempts": str(len(before) + 1)}
     record = Record(uri=tracker.uri, experiment="bench", label=case["key"], tags=tags, earlier=before)
     shipper, done = Shipper(tracker, folder, record), threading.Event()
@@ -54,7 +54,7 @@ def spec_of(case: dict[str, Any], shipper: Shipper) -> Spec:
         card=CARD,
         ask_mib=0,
         earlier=shipper.record.earlier,
-        told=shipper.said.steps,
+        logged_before=shipper.said.steps,
     )
 
 

@@ -31,7 +31,7 @@ from overnight.artifact import Artifact, digest
 from overnight.paths import steps
 from overnight.tracking import backlog, upload
 from overnight.tracking.client import Tracker, allowed
-from overnight.training.resume import MONITOR, folder_of
+from overnight.training.resume import MONITOR, checkpoints_of
 from tasks.vision.cnn import CnnParams
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -134,7 +134,7 @@ def killed(case: Row, whole: str, after_s: float, tracker: Tracker, place: Path)
     time.sleep(after_s)
     parent.send_signal(signal.SIGKILL)
     code = parent.wait()
-    while locks.holder(folder_of(case["key"]) / "lock"):  # its child dies with it
+    while locks.holder(checkpoints_of(case["key"]) / "lock"):  # its child dies with it
         time.sleep(0.02)
     return code == -signal.SIGKILL and not (folders_of(case["key"])[-1] / "result.json").exists()
 

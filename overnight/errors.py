@@ -9,7 +9,7 @@
     ├── DoesNotFit          3, 12   no card of this size can run it
     ├── Stopped             1, 13   asked to stop, and did
     ├── DiskFull            1, 14   no room left for what was to be written
-    ├── GoesOn              1, 15   no end: a fresh process is to go on from the checkpoint
+    ├── RestartProcess              1, 15   no end: a fresh process is to go on from the checkpoint
     ├── Diverged            1, 1    a training's loss is no number any more
     └── StepFailed          1, 1    a step of the pipeline ended badly
 
@@ -74,7 +74,7 @@ class DiskFull(OvernightError):
     child_code = 14
 
 
-class GoesOn(OvernightError):
+class RestartProcess(OvernightError):
     """A training left its process, and a fresh one is to go on from its checkpoint: memory ran out, or others need the card."""
 
     child_code = 15

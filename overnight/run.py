@@ -34,13 +34,15 @@ class Run(ABC):
         self.folder, self.seed, self.device, self.budget_mib = folder, seed, device, budget_mib
         self.should_stop: Callable[[], bool] = lambda: False
         self.should_yield: Callable[[], str] = lambda: ""  # why to give the card back for a while
-        self.restarts = False  # whether somebody starts a fresh process when this one ends with GoesOn
+        self.restarts = (
+            False  # whether somebody starts a fresh process when this one ends with RestartProcess
+        )
         self.checkpoints: Path | None = None  # where trainings may keep theirs
         self.trainings = 0
         self.micro_batch: int | None = None  # what the last training used at the end
         self.out_of_memory = 0  # times it was met and survived
         self.resident_mib = 0.0  # of its data, that lay on the card because there was room
-        self.told = dict[str, int]()  # up to which step each metric was logged by an earlier attempt
+        self.logged_before = dict[str, int]()  # up to which step each metric was logged by an earlier attempt
         self.logged = dict[str, int]()  # and by this one
         self.reports = 0  # of the monitor, in earlier attempts
 
@@ -54,7 +56,11 @@ class Run(ABC):
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Several numbers at the same step; those that an earlier attempt has logged already are left out."""
-        fresh = {k: float(v) for k, v in values.items() if k not in self.told or step > self.told[k]}
+        fresh = {
+            k: float(v)
+            for k, v in values.items()
+            if k not in self.logged_before or step > self.logged_before[k]
+        }
         if fresh:
             self.logged |= {name: max(int(step), self.logged.get(name, int(step))) for name in fresh}
             self._emit({"event": "metrics", "values": fresh, "step": int(step)})

@@ -58,7 +58,7 @@ class Spec(Values):
     earlier: tuple[str, ...] = Field(
         (), description="folders of the attempts whose MLflow run it goes on with"
     )
-    told: dict[str, int] = Field({}, description="the last step that the run has of each metric")
+    logged_before: dict[str, int] = Field({}, description="the last step that the run has of each metric")
 
     def micro_batch_of(self, granted_mib: int) -> int | None:
         """The micro-batch that goes with an amount."""
@@ -169,11 +169,13 @@ def _run(folder: Path, spec: Spec, stop: list[int], facts: dict[str, Any]) -> An
 
 def _keep_checkpoints(held: contextlib.ExitStack, step: Step[Any, Any], run: SpoolRun, spec: Spec) -> None:
     """Under the step's key, where it trains."""
-    from overnight.training.resume import claim
+    from overnight.training.resume import acquire_checkpoints
 
     if step.recipe is not None:
         held.enter_context(
-            claim(run, spec.key, f"{spec.label} of {spec.experiment}", spec.earlier, spec.told)
+            acquire_checkpoints(
+                run, spec.key, f"{spec.label} of {spec.experiment}", spec.earlier, spec.logged_before
+            )
         )
 
 

@@ -16,7 +16,7 @@ from overnight.orchestration.prefect_artifacts import Traces
 from overnight.orchestration.terminal import memory
 from overnight.tracking.record import Record
 from overnight.tracking.uploader import FOLDER, Shipper
-from overnight.training.resume import MONITOR, earlier
+from overnight.training.resume import MONITOR, previous_attempts
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
@@ -166,14 +166,14 @@ class _Attempt:
             smaller=asked.smaller,
             outside=step.outside,
             earlier=self.shipper.record.earlier,
-            told=self.shipper.said.steps,
+            logged_before=self.shipper.said.steps,
         )
 
     def _record(self) -> Record:
         """All that MLflow is told when the run is opened, now or when the server is there."""
         from prefect.runtime import task_run
 
-        before, chain = earlier(self.key), self.chain
+        before, chain = previous_attempts(self.key), self.chain
         tags = {
             **provenance.tags(chain.card),
             **links(),

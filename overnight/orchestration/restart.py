@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from overnight.errors import GoesOn
+from overnight.errors import RestartProcess
 from overnight.orchestration.child import Result, Spec
 
 MOST = ("peak_mib", "device_peak_mib", "foreign_peak_mib", "host_peak_mib")
@@ -11,7 +11,7 @@ MOST = ("peak_mib", "device_peak_mib", "foreign_peak_mib", "host_peak_mib")
 def through(start: Callable[[Spec], Result], spec: Spec) -> Result:
     """The result of the step's last child, with what all of them took; `start` runs one."""
     result = start(spec)
-    while result.code == GoesOn.child_code:
+    while result.code == RestartProcess.child_code:
         spec = following(spec, result)
         result = joined(result, start(spec))
     return result

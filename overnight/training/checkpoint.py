@@ -98,7 +98,7 @@ class Keeper:
         """A plan for the process that goes on from the newest state; forgotten with the next one, which holds it."""
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            put(self.folder / PLAN, json.dumps(plan))
+            write_durably(self.folder / PLAN, json.dumps(plan))
 
     def left(self) -> bytes:
         """The plan that the process before left, as JSON."""
@@ -164,14 +164,14 @@ def _write(folder: Path, identity: Identity, write: Callable[[Any], None], step:
         size = file.tell()
         _sync(file)
     part.replace(state)
-    put(
+    write_durably(
         facts,
         json.dumps({"identity": identity, "step": step, "bytes": size, "sha256": hashing.sha256.hexdigest()}),
     )
     _forget(folder)
 
 
-def put(path: Path, text: str) -> None:
+def write_durably(path: Path, text: str) -> None:
     """A file with this text, whole or not at all; on the disk, with all that was renamed in its folder before, when this returns."""
     part = path.with_name("part")
     with part.open("wb") as file:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
-from overnight.errors import Diverged, GoesOn, OutOfMemory, Stopped
+from overnight.errors import Diverged, OutOfMemory, RestartProcess, Stopped
 from overnight.run import Run
 from overnight.training import divergence
 from overnight.training.accumulate import Elastic, Sums
@@ -38,7 +38,7 @@ UNREADABLE = (
 READS = 400  # times in a training that losses are fetched from the card and logged
 
 
-class StartOver(Exception):
+class RollbackToCheckpoint(Exception):
     """Training goes back to its last checkpoint, by another plan; fresh: better in another process."""
 
     def __init__(self, reason: str, plan: Plan, fresh: bool = False) -> None:
@@ -47,7 +47,7 @@ class StartOver(Exception):
 
 
 class Course(Generic[Data]):
-    """Goes through a training. Raises StartOver, and what training.train says."""
+    """Goes through a training. Raises RollbackToCheckpoint, and what training.train says."""
 
     def __init__(self, recipe: "Recipe[Data]", run: Run, data: Data, plan: Plan, keeper: Keeper) -> None:
         self.recipe, self.run, self.data, self.keeper = recipe, run, data, keeper
@@ -68,7 +68,7 @@ class Course(Generic[Data]):
             run.note(
                 f"goes on after optimizer step {state.done} of {state.total}, epoch {state.epoch + 1}, batch {state.index}"
             )
-        elif (last := run.told.get(run.named("train/loss"))) is not None:
+        elif (last := run.logged_before.get(run.named("train/loss"))) is not None:
             run.note(
                 f"begins again, without a checkpoint of use; what is shown up to step {last} is of the attempt before"
             )
@@ -101,7 +101,7 @@ class Course(Generic[Data]):
         try:
             while not state.over():
                 self._epoch(f"epoch {state.epoch + 1}/{self.recipe.params.epochs}")
-        except (Stopped, GoesOn):
+        except (Stopped, RestartProcess):
             self._save()
             raise
         finally:
@@ -163,7 +163,7 @@ class Course(Generic[Data]):
             run.progress(state.done, state.total, text)
         if run.restarts and self.keeper.folder is not None and (why := run.should_yield()):
             run.note(why)
-            raise GoesOn(why)
+            raise RestartProcess(why)
 
     def _log(self, values: dict[str, float]) -> None:
         self.run.metrics({self.run.named(name): value for name, value in values.items()}, self.state.done)
@@ -203,7 +203,9 @@ class Course(Generic[Data]):
         memory.last_try, size = memory.stuck == state.done, memory.size
         self.elastic.shrink(batch, reason)
         memory.stuck = state.done if memory.size == size else -1
-        raise StartOver(f"out of memory in the optimizer's step ({reason})", state.plan, fresh=True)
+        raise RollbackToCheckpoint(
+            f"out of memory in the optimizer's step ({reason})", state.plan, fresh=True
+        )
 
     def _check(self) -> None:
         """Raises Diverged, with a report, when a loss since the last look was no number; or starts over where the recipe allows it."""
@@ -220,7 +222,7 @@ class Course(Generic[Data]):
         more = {"rate": state.rate, "micro_batch": state.plan.memory.size, "read_at_step": state.done + 1}
         divergence.report(self.run, fault, state.model, indices, state.watch, more)
         if recipe.rollback and state.plan.rate == 1.0:
-            raise StartOver(
+            raise RollbackToCheckpoint(
                 f"{fault}; the learning rate is now times {recipe.rollback:g}",
                 replace(state.plan, rate=recipe.rollback),
             )

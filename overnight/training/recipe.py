@@ -9,23 +9,23 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from overnight.config import Params, runtime_option
-from overnight.errors import GoesOn
+from overnight.errors import RestartProcess
 from overnight.run import Run
 from overnight.training.accumulate import Memory
 from overnight.training.batches import Batch, Batches, rows
 from overnight.training.checkpoint import Keeper
 from overnight.training.evaluate import evaluate
-from overnight.training.loop import Course, StartOver
+from overnight.training.loop import Course, RollbackToCheckpoint
 from overnight.training.out_of_memory import free, in_slices
 from overnight.training.state import Plan, State, planned
 
 __all__ = [
     "Batch",
     "Batches",
-    "Fitted",
     "Recipe",
     "Scores",
     "TrainParams",
+    "TrainResult",
     "constant",
     "cosine",
     "evaluate",
@@ -104,7 +104,7 @@ class Recipe(Generic[Data]):
 
 
 @dataclass
-class Fitted:
+class TrainResult:
     """The weights of the best epoch, in eval mode, and how it got there."""
 
     model: nn.Module
@@ -113,13 +113,13 @@ class Fitted:
     history: list[Scores]
 
 
-def train(recipe: Recipe[Data], run: Run, data: Data) -> Fitted:
+def train(recipe: Recipe[Data], run: Run, data: Data) -> TrainResult:
     """Train on `data`, choosing the epoch by the score `recipe.best` on the split "val" (the last epoch without one).
 
     Goes on from the run's checkpoint, if there is one. Out of memory costs a smaller micro-batch, never the training. Where it computes on
     a CUDA card, the engine chooses layout, fused optimizer, compiling, and where the data lie (a dict of tensors moves to the card when it
     fits). Logs train/loss, train/lr (thinned), val/*, train/samples_per_s and train/tflops per epoch, train/micro_batch,
-    train/gflop_per_sample; the second training of a step logs train-2/loss, val-2/*, and so on. Raises BadInput, DoesNotFit, Diverged, Stopped, OutOfMemory where memory is paged silently, and GoesOn where a fresh
+    train/gflop_per_sample; the second training of a step logs train-2/loss, val-2/*, and so on. Raises BadInput, DoesNotFit, Diverged, Stopped, OutOfMemory where memory is paged silently, and RestartProcess where a fresh
     process is to go on: see errors.py.
     """
     params = recipe.params
@@ -129,7 +129,7 @@ def train(recipe: Recipe[Data], run: Run, data: Data) -> Fitted:
     while True:
         try:
             return _fitted(run, Course(recipe, run, data, plan, keeper).through())
-        except StartOver as error:
+        except RollbackToCheckpoint as error:
             plan, reason, fresh = (
                 error.plan,
                 str(error),
@@ -138,19 +138,19 @@ def train(recipe: Recipe[Data], run: Run, data: Data) -> Fitted:
         if fresh:
             keeper.leave(asdict(plan))
             run.note(f"goes on in a fresh process, from the last checkpoint: {reason}")
-            raise GoesOn(reason)
+            raise RestartProcess(reason)
         run.note(f"starts over at the last checkpoint: {reason}")
-        run.told |= run.logged  # what is done again is not logged again
+        run.logged_before |= run.logged  # what is done again is not logged again
         free()
 
 
-def _fitted(run: Run, state: State[Data]) -> Fitted:
+def _fitted(run: Run, state: State[Data]) -> TrainResult:
     """The best epoch's weights, back on the device."""
     assert state.best is not None  # epochs >= 1
     run.param("best_epoch", state.best.epoch)
     state.model.zero_grad(set_to_none=True)
     state.judged.load_state_dict(state.best.weights)
-    return Fitted(state.judged.eval(), state.best.scores, state.best.epoch, state.history)
+    return TrainResult(state.judged.eval(), state.best.scores, state.best.epoch, state.history)
 
 
 def cosine(warmup: float = 0.05, floor: float = 0.0) -> Callable[[int, int], float]:

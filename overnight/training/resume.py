@@ -1,8 +1,8 @@
-"""Attempts at one step: who may keep its checkpoints, and what earlier ones have logged already.
+"""Attempts at one step: which process may keep its checkpoints, and what previous attempts have logged.
 
-A resumed attempt does again what came after its checkpoint, and would log it again. What an earlier attempt has put into its spool is
-shipped whatever becomes of that attempt, and MLflow forgets nothing, so cutting the spool at the checkpoint would come too late for
-points that are there already. Therefore the repeats are left out (`Run.told`): each (metric, step) is logged by whoever came first.
+A resumed attempt repeats the optimizer steps after its checkpoint, and would log them again. Events in the spool of a previous
+attempt are uploaded in any case, and MLflow cannot delete points, so cutting the spool at the checkpoint would come too late.
+Therefore repeats are left out (`Run.logged_before`): the first attempt that reaches a (metric, step) logs it.
 """
 
 import json
@@ -13,29 +13,33 @@ from types import MappingProxyType
 from typing import Any
 
 from overnight import events, locks
-from overnight.errors import GoesOn
+from overnight.errors import RestartProcess
 from overnight.paths import state
 from overnight.run import Run
-from overnight.training.checkpoint import put, remove
+from overnight.training.checkpoint import remove, write_durably
 
-MONITOR = ("system/", "card/")  # measured by every attempt; their steps count its reports, and go on
+MONITOR = ("system/", "card/")  # measured anew by every attempt: their steps count reports and go on counting
 
 
-def folder_of(key: str) -> Path:
-    """Where the checkpoints of a step with this key are."""
+def checkpoints_of(key: str) -> Path:
+    """The folder for the checkpoints of the step with this key."""
     return state() / "checkpoints" / key
 
 
 @contextmanager
-def claim(
-    run: Run, key: str, who: str, known: Sequence[str] = (), told: Mapping[str, int] = MappingProxyType({})
+def acquire_checkpoints(
+    run: Run,
+    key: str,
+    who: str,
+    known: Sequence[str] = (),
+    logged_before: Mapping[str, int] = MappingProxyType({}),
 ) -> Iterator[None]:
-    """Inside, the run keeps checkpoints under the step's key, and they are removed when the block ends well.
+    """Let the run keep checkpoints under the step's key; they are removed when the block ends well.
 
-    known: the folders of the attempts that its MLflow run is known to go on with; told: up to which step that has each metric.
-    Another process that trains the same step at the same time has the checkpoints already: this one then trains without.
+    known: folders of the attempts that its MLflow run already includes; logged_before: the last step of each metric there.
+    While another process trains the same step, it holds the checkpoints: this run then trains without any.
     """
-    folder = folder_of(key)
+    folder = checkpoints_of(key)
     with ExitStack() as held:
         try:
             held.enter_context(locks.hold(folder / "lock", who))
@@ -44,10 +48,10 @@ def claim(
             yield
             return
         run.checkpoints = folder
-        _enter(run, folder, known, told)
+        _register(run, folder, known, logged_before)
         try:
             yield
-        except GoesOn:  # the next process begins with what this one left
+        except RestartProcess:  # the next process starts from these files
             raise
         except BaseException:
             if not any(folder.glob("*/*.json")):
@@ -56,46 +60,45 @@ def claim(
         remove(folder)
 
 
-def _enter(run: Run, folder: Path, known: Sequence[str], told: Mapping[str, int]) -> None:
-    """Note this attempt; what earlier ones have logged is not logged again, and is shipped to this run if that was not known."""
-    file, mine = folder / "run.json", str(run.folder)
-    before = [one for one in _read(file).get("folders", []) if one != mine]
-    if unknown := [one for one in before if one not in known]:
+def _register(run: Run, folder: Path, known: Sequence[str], logged_before: Mapping[str, int]) -> None:
+    """Add this attempt to run.json, and set what the run must not log again.
+
+    Spools of previous attempts that its MLflow run does not include yet are announced, so that they are uploaded to it.
+    """
+    file = folder / "run.json"
+    mine = str(run.folder)
+    previous = [one for one in _attempts(file) if one != mine]
+    unknown = [one for one in previous if one not in known]
+    if unknown:
         run.continues(unknown)
-    last = latest(dict(told), *(events.last_steps(Path(one) / events.CHILD) for one in [*before, mine]))
-    run.told = {name: step for name, step in last.items() if not name.startswith(MONITOR)}
+    spools = [events.last_steps(Path(one) / events.CHILD) for one in [*previous, mine]]
+    last = latest(logged_before, *spools)
+    run.logged_before = {name: step for name, step in last.items() if not name.startswith(MONITOR)}
     run.reports = 1 + max((step for name, step in last.items() if name.startswith(MONITOR)), default=-1)
-    put(file, json.dumps({"folders": [*before, mine]}))
+    write_durably(file, json.dumps({"folders": [*previous, mine]}))
 
 
-def latest(*found: Mapping[str, int]) -> dict[str, int]:
-    """The last step of each metric in any of them."""
-    return {
-        name: max(one[name] for one in found if name in one)
-        for name in {name for one in found for name in one}
-    }
+def latest(*steps: Mapping[str, int]) -> dict[str, int]:
+    """The last step of each metric in any of these."""
+    found = dict[str, int]()
+    for one in steps:
+        for name, step in one.items():
+            found[name] = max(step, found.get(name, step))
+    return found
 
 
-def earlier(key: str) -> tuple[str, ...]:
-    """The folders of the attempts at a step that has not finished; none while one is at it."""
-    folder = folder_of(key)
-    return (
-        ()
-        if locks.holder(folder / "lock") is not None
-        else tuple(_read(folder / "run.json").get("folders", []))
-    )
+def previous_attempts(key: str) -> tuple[str, ...]:
+    """The folders of the attempts at an unfinished step; none while a process trains it."""
+    folder = checkpoints_of(key)
+    if locks.holder(folder / "lock") is not None:
+        return ()
+    return tuple(_attempts(folder / "run.json"))
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _attempts(file: Path) -> list[Any]:
+    """The folders in a run.json; none where it cannot be read."""
     try:
-        return _parsed(file.read_text())
-    except OSError:
-        return {}
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        found = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError):
+        return []
+    return found.get("folders", []) if isinstance(found, dict) else []

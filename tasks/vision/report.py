@@ -10,7 +10,7 @@ from torch import Tensor
 
 from overnight.artifact import Artifact
 from overnight.run import Run
-from overnight.training.recipe import Fitted
+from overnight.training.recipe import TrainResult
 from tasks.shared import figures
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def report(
         run.metric("test/accuracy_tta", float((averaged.argmax(1) == labels).mean()))
 
 
-def tell(run: Run, data: Data, probabilities: np.ndarray, fitted: Fitted, epochs: int) -> None:
+def tell(run: Run, data: Data, probabilities: np.ndarray, fitted: TrainResult, epochs: int) -> None:
     """The result in a sentence."""
     accuracy, classes = (
         (probabilities.argmax(1) == data["test_labels"].numpy()).mean(),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from overnight.errors import DoesNotFit, GoesOn, Stopped
+from overnight.errors import DoesNotFit, RestartProcess, Stopped
 from overnight.gpu.card import Card
 from overnight.gpu.ledger.entries import Request
 from overnight.gpu.ledger.ledger import Ledger
@@ -20,7 +20,7 @@ from overnight.orchestration.launcher import Stop, run_child
 from overnight.orchestration.restart import following, joined, through
 from overnight.run import RecordingRun
 from overnight.training.recipe import train
-from overnight.training.resume import claim
+from overnight.training.resume import acquire_checkpoints
 from tests.support.steps_checkpointed import LastingParams, lasting_recipe, points
 from tests.support.steps_leased import events, notes
 
@@ -168,7 +168,7 @@ def test_a_training_whose_optimizer_never_has_room_ends(tmp_path):
             sizes.append(run.micro_batch)
 
     for _ in range(6):
-        with pytest.raises(GoesOn):
+        with pytest.raises(RestartProcess):
             attempt(sizes[-1] if sizes else 32)
     with pytest.raises(DoesNotFit, match="one sample at a time"):
         attempt(sizes[-1])
@@ -177,7 +177,7 @@ def test_a_training_whose_optimizer_never_has_room_ends(tmp_path):
 
 def test_what_one_child_left_the_next_begins_with():
     spec = Spec.model_construct(micro_batch=32, smaller=((500, 16), (300, 8)), ticket=None)
-    asked = following(spec, Result(code=GoesOn.child_code, ticket=77, micro_batch=16))
+    asked = following(spec, Result(code=RestartProcess.child_code, ticket=77, micro_batch=16))
     assert (asked.ticket, asked.micro_batch, asked.smaller) == (77, 16, ((300, 8),))
 
 
@@ -210,12 +210,12 @@ def test_checkpoints_stay_for_a_fresh_process_also_before_the_first(checkout, tm
     run = RecordingRun(tmp_path)
 
     def leaves():
-        with claim(run, "key", "a step"):
+        with acquire_checkpoints(run, "key", "a step"):
             (run.checkpoints / "0").mkdir()
             (run.checkpoints / "0" / "plan").touch()
-            raise GoesOn("made up")
+            raise RestartProcess("made up")
 
-    with pytest.raises(GoesOn):
+    with pytest.raises(RestartProcess):
         leaves()
     assert (run.checkpoints / "0" / "plan").exists()
 

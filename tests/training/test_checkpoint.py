@@ -17,7 +17,7 @@ from overnight.training.accumulate import Memory
 from overnight.training.checkpoint import Keeper
 from overnight.training.loop import Course
 from overnight.training.recipe import TrainParams, train
-from overnight.training.resume import earlier, folder_of
+from overnight.training.resume import checkpoints_of, previous_attempts
 from overnight.training.state import Plan
 from tests.support import small_trainings
 from tests.support.small_trainings import recipe
@@ -200,9 +200,9 @@ def test_facts_that_are_nested_without_end_are_refused(tmp_path, blobs):
 
 
 def test_attempts_that_are_nested_without_end_are_none(checkout):
-    folder_of("key").mkdir(parents=True)
-    (folder_of("key") / "run.json").write_text(DEEP)
-    assert earlier("key") == ()
+    checkpoints_of("key").mkdir(parents=True)
+    (checkpoints_of("key") / "run.json").write_text(DEEP)
+    assert previous_attempts("key") == ()
 
 
 class Hiding(torch.nn.Linear):

@@ -19,7 +19,7 @@ from overnight.errors import Stopped
 from overnight.run import RecordingRun, SpoolRun
 from overnight.training.checkpoint import Keeper
 from overnight.training.recipe import Batches, Recipe, TrainParams, cosine, train
-from overnight.training.resume import claim, earlier, folder_of
+from overnight.training.resume import acquire_checkpoints, checkpoints_of, previous_attempts
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -248,7 +248,7 @@ def test_what_is_of_another_training_is_refused_with_the_reason(tmp_path):
 
 def test_points_of_an_attempt_whose_checkpoint_is_of_no_use_are_named_as_such(tmp_path):
     run, chosen = attempt(tmp_path, 0, recipe(PARAMS))
-    run.told = {"train/loss": 12}
+    run.logged_before = {"train/loss": 12}
     train(chosen, run, blobs())
     assert "up to step 12 is of the attempt before" in run.of("note")[0]["text"]
     assert curve(run)[0][0] == 13
@@ -302,19 +302,19 @@ def test_a_write_that_is_cut_short_leaves_the_one_before(tmp_path):
 
 def test_only_one_of_two_runs_keeps_checkpoints_and_a_finished_one_removes_them(checkout, tmp_path):
     first, second = RecordingRun(tmp_path / "a"), RecordingRun(tmp_path / "b")
-    with claim(first, "key", "the first"):
-        assert first.checkpoints == folder_of("key")
-        assert earlier("key") == ()  # somebody is at it
-        with claim(second, "key", "the second"):
+    with acquire_checkpoints(first, "key", "the first"):
+        assert first.checkpoints == checkpoints_of("key")
+        assert previous_attempts("key") == ()  # somebody is at it
+        with acquire_checkpoints(second, "key", "the second"):
             assert second.checkpoints is None
             assert "the first" in second.of("note")[0]["text"]
-    assert not folder_of("key").exists()
+    assert not checkpoints_of("key").exists()
 
 
 def test_the_next_attempt_logs_only_what_is_new(checkout, tmp_path):
     die_claimed(tmp_path / "a")
-    assert earlier("key") == (str(tmp_path / "a"),)
-    with claim(two := spooled(tmp_path / "b"), "key", "two", earlier("key")):
+    assert previous_attempts("key") == (str(tmp_path / "a"),)
+    with acquire_checkpoints(two := spooled(tmp_path / "b"), "key", "two", previous_attempts("key")):
         assert two.reports == 8  # the monitor's figures go on
         for step in (7, 8):
             two.metrics({"train/loss": 0.0, "system/cpu": 2.0}, step)
@@ -326,7 +326,7 @@ def die_claimed(folder):
     """An attempt that keeps a checkpoint, logs step 7, and is killed while it logs step 8."""
 
     def attempt():
-        with claim(run := spooled(folder), "key", folder.name, earlier("key")):
+        with acquire_checkpoints(run := spooled(folder), "key", folder.name, previous_attempts("key")):
             run.checkpoint_folder().mkdir(parents=True, exist_ok=True)
             (run.checkpoints / "0/1.json").write_text("{}")
             run.metrics({"train/loss": 0.5, "system/cpu": 1.0}, 7)
@@ -344,16 +344,16 @@ def spooled(folder):
 
 def test_a_second_child_of_the_same_attempt_logs_only_what_is_new(checkout, tmp_path):
     die_claimed(tmp_path / "a")
-    with claim(again := spooled(tmp_path / "a"), "key", "again"):
-        assert (again.told, again.reports) == ({"train/loss": 7}, 8)
+    with acquire_checkpoints(again := spooled(tmp_path / "a"), "key", "again"):
+        assert (again.logged_before, again.reports) == ({"train/loss": 7}, 8)
         again.metric("train/loss", 0.4, 8)
     assert event_log.last_steps(tmp_path / "a/events.jsonl") == {"train/loss": 8, "system/cpu": 7}
 
 
 def test_attempts_that_the_parent_did_not_know_of_are_named_in_the_spool(checkout, tmp_path):
     die_claimed(tmp_path / "a")
-    with claim(two := spooled(tmp_path / "b"), "key", "two"):
-        assert two.told == {"train/loss": 7}
+    with acquire_checkpoints(two := spooled(tmp_path / "b"), "key", "two"):
+        assert two.logged_before == {"train/loss": 7}
     (event,) = event_log.read(tmp_path / "b/events.jsonl", 0).events
     assert (event["event"], event["folders"]) == ("continues", [str(tmp_path / "a")])
 
@@ -361,10 +361,14 @@ def test_attempts_that_the_parent_did_not_know_of_are_named_in_the_spool(checkou
 def test_what_mlflow_has_is_not_logged_again_even_when_the_spool_was_lost(checkout, tmp_path):
     """A power cut: MLflow's database was on the disk, the spool's last lines were not."""
     die_claimed(tmp_path / "a")
-    with claim(
-        two := spooled(tmp_path / "b"), "key", "two", earlier("key"), {"train/loss": 9, "system/cpu": 11}
+    with acquire_checkpoints(
+        two := spooled(tmp_path / "b"),
+        "key",
+        "two",
+        previous_attempts("key"),
+        {"train/loss": 9, "system/cpu": 11},
     ):
-        assert (two.told, two.reports) == ({"train/loss": 9}, 12)
+        assert (two.logged_before, two.reports) == ({"train/loss": 9}, 12)
 
 
 CHILD = """
@@ -372,7 +376,7 @@ import sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 import torch
-from overnight.training.resume import claim
+from overnight.training.resume import acquire_checkpoints
 from overnight.run import SpoolRun
 from overnight.training.recipe import train
 from test_resume import PARAMS, blobs, recipe
@@ -381,7 +385,7 @@ torch.set_num_threads(1)
 folder, key, stand_still = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 run = SpoolRun(folder, seed=3)
 hang = lambda: time.sleep(3600) if run.logged.get("train/loss", 0) >= stand_still else None
-with claim(run, key, "a test"):
+with acquire_checkpoints(run, key, "a test"):
     fitted = train(recipe(PARAMS, hang, build=lambda: torch.nn.Linear(4, 3)), run, blobs())
 torch.save(fitted.model.state_dict(), folder / "weights.pt")
 """
@@ -401,14 +405,14 @@ def test_a_process_that_is_killed_with_signal_9_goes_on_in_the_next(checkout, tm
         time.sleep(0.05)
     os.kill(first.pid, signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
-    assert earlier("key") == (str(tmp_path / "first"),)
+    assert previous_attempts("key") == (str(tmp_path / "first"),)
     assert start("second", "key", 1000).wait() == 0
     assert start("undisturbed", "other", 1000).wait() == 0
     ours, theirs = (torch.load(tmp_path / name / "weights.pt") for name in ("second", "undisturbed"))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     both = [e for name in ("first", "second") for e in events(tmp_path / name / "events.jsonl")]
     assert losses(both) == losses(events(tmp_path / "undisturbed/events.jsonl"))
-    assert not folder_of("key").exists()
+    assert not checkpoints_of("key").exists()
 
 
 def events(spool):

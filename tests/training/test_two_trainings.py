@@ -7,7 +7,7 @@ from overnight import events as event_log
 from overnight.errors import Stopped
 from overnight.run import RecordingRun, SpoolRun
 from overnight.training.recipe import TrainParams, train
-from overnight.training.resume import claim
+from overnight.training.resume import acquire_checkpoints
 from tests.support import small_trainings
 from tests.support.small_trainings import recipe
 
@@ -46,7 +46,7 @@ def test_a_step_that_is_stopped_in_either_has_all_points_once(checkout, tmp_path
         run.should_stop = lambda: (
             stop and sum(kind == "loss" for kind in map(_last, points(tmp_path / name))) >= at
         )
-        with claim(run, "key", name):
+        with acquire_checkpoints(run, "key", name):
             train(recipe(PARAMS), run, blobs)
             train(recipe(PARAMS), run, blobs)
 
