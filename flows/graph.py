@@ -6,13 +6,12 @@ from pydantic import model_validator
 
 from flows.etl import Etl, etl
 from overnight import Artifact, Dataset, Experiment, pipeline
-from overnight.errors import ConfigError
 from tasks.graphs.load import GraphParams, LinkParams, link_rows, load_graph
 from tasks.graphs.nodes import GnnParams, train_gnn
 
 
 class Graph(Experiment):
-    """Either `data`, a graph; or `link`, which makes one of a table: that of its own `etl` section, else the night's."""
+    """Either `data`, a graph; or `link`, which makes a graph of the table of the `etl` section."""
 
     data: Dataset | None = None
     graph: GraphParams = GraphParams()
@@ -26,10 +25,13 @@ class Graph(Experiment):
             raise ValueError("give either data (a graph) or link (makes a graph of a table)")
         if self.data and self.data.kind != "graph":
             raise ValueError(
-                f"data: {self.data.name!r} is of kind {self.data.kind!r}; expected 'graph', or a link section for a table"
+                f"data: {self.data.name!r} is of kind {self.data.kind!r}; expected 'graph', "
+                "or a link section for a table"
             )
         if self.etl and not self.link:
             raise ValueError("etl: makes a table, but there is no link section that takes it")
+        if self.link and not self.etl:
+            raise ValueError("link: there is no table to link; add an etl section")
         if self.link and "graph" in self.model_fields_set:
             raise ValueError(
                 "graph: is for a data set alone; with a link section set its val, test and scale there"
@@ -38,15 +40,9 @@ class Graph(Experiment):
 
 
 @pipeline
-def graph(cfg: Graph, table: Artifact | None = None) -> Artifact:
-    """A graph in, a model of its nodes' classes out. `table`: what to link when the experiment has no ETL of its own."""
-    if cfg.data:
-        nodes = load_graph(cfg.graph, cfg.data)
-    elif cfg.link:
-        rows = etl(cfg.etl) if cfg.etl else table
-        if rows is None:
-            raise ConfigError(
-                "link: there is no table to link; add an etl section, here or at the top of the nightly config"
-            )
-        nodes = link_rows(cfg.link, rows)
-    return train_gnn(cfg.gnn, nodes)
+def graph(cfg: Graph) -> Artifact:
+    """A graph in, a model of its nodes' classes out."""
+    if cfg.link and cfg.etl:
+        return train_gnn(cfg.gnn, link_rows(cfg.link, etl(cfg.etl)))
+    assert cfg.data is not None  # the experiment has either
+    return train_gnn(cfg.gnn, load_graph(cfg.graph, cfg.data))

@@ -1,50 +1,81 @@
-"""A whole night: every family that the config has a section for, the tables feeding what is built from them."""
+"""A whole night: a list of experiments of any flow."""
 
-from typing import Self
+from typing import Any
 
-from pydantic import model_validator
+from pydantic import (
+    ModelWrapValidatorHandler,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from flows.agent import Agent, agent
-from flows.detect import Detect, detect
-from flows.etl import Etl, etl
-from flows.graph import Graph, graph
-from flows.vision import Vision, vision
-from overnight.config import Experiment
-from overnight.step import pipeline
+from overnight.config import Experiment, Values
+from overnight.step import flow_names, load_pipeline, pipeline
+
+FORM = "experiments: [cifar10.yaml, {config: graph.yaml, name: planes, gnn: {epochs: 9}}]"
+
+
+class Part(Experiment):
+    """One experiment of the list: its `flow` decides which other keys it has."""
+
+    @classmethod
+    def concrete(cls, values: Any) -> type[Values]:
+        """The Experiment subclass of the flow that is named; this class when there is no such flow."""
+        name = values.get("flow") if isinstance(values, dict) else None
+        return load_pipeline(name).experiment if name in _other_flows() else cls
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_its_flow(cls, values: Any, _handler: ModelWrapValidatorHandler["Part"]) -> Any:
+        if not isinstance(values, dict):
+            raise ValueError(  # noqa: TRY004 - pydantic wants one
+                "expected a config, e.g. cifar10.yaml, or a mapping {config: cifar10.yaml, ...}"
+            )
+        name = values.get("flow")
+        if name not in _other_flows():
+            given = f"unknown flow {name!r}" if name else "a flow or a config is required and missing"
+            raise ValueError(f"{given}; there are {', '.join(_other_flows())}")
+        return cls.concrete(values).model_validate({**values, "name": values.get("name") or name})
+
+
+def _other_flows() -> list[str]:
+    return [name for name in flow_names() if name != "nightly"]
 
 
 class Nightly(Experiment):
-    """Sections by family; each named part of a section is one experiment of that flow."""
+    """The experiments of a night: configs beside this file, with changes where an item is a mapping."""
 
-    etl: Etl | None = None
-    vision: dict[str, Vision] = {}
-    detect: dict[str, Detect] = {}
-    graph: dict[str, Graph] = {}
-    agent: dict[str, Agent] = {}
+    experiments: list[SerializeAsAny[Part]] = []
 
-    @model_validator(mode="after")
-    def _parts_and_their_tables(self) -> Self:
-        if not (self.etl or self.vision or self.detect or self.graph or self.agent):
-            raise ValueError("there is nothing to run; add a section: etl, vision, detect, graph or agent")
-        without = (
-            [name for name, part in self.graph.items() if part.link and not part.etl] if not self.etl else []
-        )
-        if without:
+    @model_validator(mode="before")
+    @classmethod
+    def _not_by_family(cls, values: Any) -> Any:
+        """Refuse the sections by family (`vision: {digits: vision.yaml}`) that nights had before."""
+        old = [name for name in values if name in _other_flows()] if isinstance(values, dict) else []
+        message = PydanticCustomError("old_section", f"a night is a list of experiments now: {FORM}")
+        if old:
+            problems = [InitErrorDetails(type=message, loc=(name,), input={}) for name in old]
+            raise ValidationError.from_exception_data(cls.__name__, problems)
+        return values
+
+    @field_validator("experiments")
+    @classmethod
+    def _some_and_each_name_once(cls, parts: list[Part]) -> list[Part]:
+        if not parts:
+            raise ValueError(f"there is nothing to run; write {FORM}")
+        names = [str(part.name) for part in parts]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
             raise ValueError(
-                f"graph: {', '.join(without)}: links a table, and there is none; add an etl section here or in it"
+                f"several are called {', '.join(twice)}; give each its own: {{config: ..., name: ...}}"
             )
-        return self
+        return parts
 
 
 @pipeline
 def nightly(cfg: Nightly) -> None:
-    """Submit all parts; they run together as far as the card and the host allow."""
-    table = etl(cfg.etl) if cfg.etl else None
-    for name, images in cfg.vision.items():
-        vision.part(name, images)
-    for name, scenes in cfg.detect.items():
-        detect.part(name, scenes)
-    for name, nodes in cfg.graph.items():
-        graph.part(name, nodes, table)
-    for name, world in cfg.agent.items():
-        agent.part(name, world)
+    """Submit all experiments; they run together as far as the card and the host allow, equal steps once."""
+    for part in cfg.experiments:
+        load_pipeline(str(part.flow)).part(str(part.name), part)

@@ -13,12 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from overnight.errors import ConfigError
 from overnight.paths import shown
 
-MALFORMED = (
-    yaml.YAMLError,
-    ValueError,
-    AttributeError,
-    RecursionError,
-)  # the last three: what yaml lets through of its own parts
+# The last three: errors of yaml's own parts that it does not turn into a YAMLError.
+MALFORMED = (yaml.YAMLError, ValueError, AttributeError, RecursionError)
 TOP = ("flow", "name", "seed", "card")  # keys of a whole experiment, which its sections do not have
 
 
@@ -33,6 +29,11 @@ class Values(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=()
     )
+
+    @classmethod
+    def concrete(cls, values: Any) -> "type[Values]":  # noqa: ARG003 - for classes that do
+        """The class that these values belong to: a subclass that a key of them selects, else this one."""
+        return cls
 
     def result_params(self) -> dict[str, Any]:
         """The values that decide a result, as JSON types: all but the runtime options."""
@@ -55,7 +56,8 @@ class CardChoice(Values):
     use: str | int | None = Field(None, description="index or UUID; the first card when left out")
     policy: Literal["wait", "shrink", "yield"] = Field(
         "wait",
-        description="while other programs use the card: wait; shrink the micro-batch; or also yield what they want, and go on later",
+        description="while other programs use the card: wait; shrink the micro-batch; "
+        "or also yield what they want, and go on later",
     )
     count: bool = Field(
         False, description="the virtual card counts the bytes of tensors and enforces its leases; slower"
@@ -74,7 +76,7 @@ class CardChoice(Values):
 
 
 class Experiment(Values):
-    """One config file: values for every step of one flow. Sections of a larger experiment are Experiments too."""
+    """One config file: values for every step of one flow. Parts of a larger experiment are Experiments too."""
 
     flow: str | None = Field(None, description="which file of flows/ runs it; at the top of the file only")
     name: str | None = Field(
@@ -115,12 +117,10 @@ class Source:
     """Where each value of a config came from, so that a message can point at it."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.places, self.overrides, self.problems = (
-            path,
-            dict[str, str](),
-            dict[str, str](),
-            list[str](),
-        )
+        self.path = path
+        self.places = dict[str, str]()  # dotted key -> file:line
+        self.overrides = dict[str, str]()  # dotted key -> the override that set it
+        self.problems = list[str]()
 
     def at(self, loc: Sequence[str | int]) -> str:
         """`file:line` of a value, or the override that set it (or something below it)."""
@@ -140,18 +140,19 @@ class Source:
 def read(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Source]:
     """A yaml mapping with dotted overrides laid over it; mistakes are gathered in the Source.
 
-    A section may be another config: `cora: cora.yaml`, or with changes `cora: {config: cora.yaml, gnn: {epochs: 9}}`; of the file
-    named, beside this one, all but flow, name, seed and card is taken.
+    A section may be another config beside this one: `etl: etl.yaml`, or with changes
+    `etl: {config: etl.yaml, classifier: null}`; its flow, name, seed and card are left out. So may the item
+    of a list, which keeps its flow and is named as the file unless the changes give a name.
     """
     source = Source(path)
-    values = _whole(path, source, "", ())
+    values = _read_file(path, source, "", ())
     for override in overrides:
         _override(values, override, source)
     return values, source
 
 
-def _whole(path: Path, source: Source, prefix: str, inside: tuple[Path, ...]) -> dict[str, Any]:
-    """One file with those it names; `prefix` is where its values go."""
+def _read_file(path: Path, source: Source, prefix: str, inside: tuple[Path, ...]) -> dict[str, Any]:
+    """One file with those it names; `prefix` is where its values go, `inside` the files that name it."""
     if path in inside:
         raise ConfigError(f"{shown(inside[-1])}: names {shown(path)}, which is made of it")
     try:
@@ -180,8 +181,18 @@ def _whole(path: Path, source: Source, prefix: str, inside: tuple[Path, ...]) ->
     }
 
 
-def _section(value: Any, path: Path, source: Source, prefix: str, inside: tuple[Path, ...]) -> Any:
-    """The value, with every config that it names in its place."""
+def _section(
+    value: Any, path: Path, source: Source, prefix: str, inside: tuple[Path, ...], item: bool = False
+) -> Any:
+    """The value with every config that it names in its place.
+
+    prefix: its dotted key, with a dot at the end; item: it stands in a list.
+    """
+    if isinstance(value, list):
+        return [
+            _section(child, path, source, f"{prefix}{index}.", inside, item=True)
+            for index, child in enumerate(value)
+        ]
     if isinstance(value, str) and value.endswith(".yaml"):
         value = {"config": value}
     if not isinstance(value, dict):
@@ -191,8 +202,12 @@ def _section(value: Any, path: Path, source: Source, prefix: str, inside: tuple[
     }
     if not isinstance(value.get("config"), str):
         return value if "config" in value else changes
-    base = _whole(path.parent / value["config"], source, prefix, inside)
-    return _merged({k: v for k, v in base.items() if k not in TOP}, changes)
+    named = path.parent / value["config"]
+    base = _read_file(named, source, prefix, inside)
+    kept = {k: v for k, v in base.items() if k not in TOP}
+    if item and "flow" in base:
+        kept |= {"flow": base["flow"], "name": named.stem}
+    return _merged(kept, changes)
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -215,7 +230,7 @@ _Loader.add_implicit_resolver(
 
 
 def _lines(node: Any, path: Path, source: Source, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """(dotted key, line) of every value; a key written twice is a mistake, which yaml itself keeps silent about."""
+    """(dotted key, line) of every value. A key written twice is a mistake, which yaml does not report."""
     if isinstance(node, yaml.SequenceNode):
         for index, child in enumerate(node.value):
             yield f"{prefix}{index}", child.start_mark.line + 1
@@ -235,35 +250,52 @@ def _lines(node: Any, path: Path, source: Source, prefix: str = "") -> Iterator[
 
 
 def _override(values: dict[str, Any], override: str, source: Source) -> None:
-    """Lay one `a.b.c=value` over the file."""
+    """Lay one `a.b.c=value` over the file; an item of a list is named by its index or its `name`."""
     dotted, equals, text = override.partition("=")
-    if not equals or not all(dotted.strip().split(".")):
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
         source.problems.append(f"override {override!r}: write it as key=value, e.g. cnn.epochs=3")
         return
-    keys = dotted.strip().split(".")
-    at: Any = values
-    for key in keys[:-1]:
-        at = at.setdefault(key, {}) if isinstance(at, dict) else _item(at, key)
-        if not isinstance(at, dict | list):
-            source.problems.append(f"override {override!r}: {dotted.rpartition('.')[0]} holds no keys")
-            return
     try:
         value = yaml.load(text, Loader=_Loader)  # noqa: S506
     except MALFORMED:
         source.problems.append(f"override {override!r}: the value is not readable as yaml")
         return
-    if isinstance(at, list) and _item(at, keys[-1]) is None:
-        source.problems.append(f"override {override!r}: the list has the entries 0 to {len(at) - 1}")
-    elif isinstance(at, list):
-        at[int(keys[-1])] = value
-    else:
-        at[keys[-1]] = value
-    source.overrides[".".join(keys)] = override
+    try:
+        found = _set(values, keys, value)
+    except LookupError as error:
+        source.problems.append(f"override {override!r}: {error.args[0]}")
+        return
+    source.overrides[".".join(found)] = override
 
 
-def _item(values: Any, key: str) -> Any:
-    inside = isinstance(values, list) and key.isdigit() and int(key) < len(values)
-    return values[int(key)] if inside else None
+def _set(values: Any, keys: Sequence[str], value: Any) -> list[str]:
+    """Set a value below mappings and lists; its keys with indices in place of names. Raises LookupError."""
+    at = values
+    found = list[str]()
+    for number, key in enumerate(keys):
+        if not isinstance(at, dict | list):
+            raise LookupError(f"{'.'.join(keys[:number])} holds no keys")  # noqa: TRY004
+        place: Any = _index(at, key) if isinstance(at, list) else key
+        found.append(str(place))
+        if number == len(keys) - 1:
+            at[place] = value
+        else:
+            at = at.setdefault(place, {}) if isinstance(at, dict) else at[place]
+    return found
+
+
+def _index(items: list[Any], key: str) -> int:
+    """The position of an item that is given by its index or its `name`. Raises LookupError."""
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    if key in names:
+        return names.index(key)
+    if key.isdigit() and int(key) < len(items):
+        return int(key)
+    called = [str(name) for name in names if name]
+    raise LookupError(
+        f"the list has the entries 0 to {len(items) - 1}{': ' if called else ''}{', '.join(called)}"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ all mistakes at once
@@ -278,7 +310,7 @@ def validate(model: type[V], values: dict[str, Any], source: Source) -> V:
     try:
         checked = model.model_validate(values)
     except ValidationError as error:
-        problems += [_explain(model, e, source) for e in error.errors()]
+        problems += [_explain(model, values, e, source) for e in error.errors()]
     else:
         problems += [
             f"{source.at((*loc, key))}: {'.'.join((*loc, key))}: belongs at the top of the file"
@@ -289,11 +321,11 @@ def validate(model: type[V], values: dict[str, Any], source: Source) -> V:
     return checked
 
 
-def _explain(model: type[Values], error: Any, source: Source) -> str:
+def _explain(model: type[Values], values: Any, error: Any, source: Source) -> str:
     loc = tuple(part for part in error["loc"] if part != "[key]")
     where, key = source.at(loc), ".".join(map(str, loc))
     if error["type"] == "extra_forbidden":
-        owner = _model_at(model, loc[:-1])
+        owner = _model_at(model, values, loc[:-1])
         allowed = sorted(owner.model_fields) if owner else []
         close = difflib.get_close_matches(str(loc[-1]), allowed, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}? " if close else ""
@@ -301,15 +333,12 @@ def _explain(model: type[Values], error: Any, source: Source) -> str:
     if error["type"] == "missing":
         return f"{where}: {key}: is required and missing"
     message = error["msg"].removeprefix("Value error, ")
-    given = (
-        ""
-        if isinstance(error["input"], dict | list) or error["type"] == "value_error"
-        else f" (got {error['input']!r})"
-    )
+    shows_input = not isinstance(error["input"], dict | list) and error["type"] != "value_error"
+    given = f" (got {error['input']!r})" if shows_input else ""
     return f"{where}: {key}: {message[:1].lower() + message[1:]}{given}" if key else f"{where}: {message}"
 
 
-def _model_at(model: type[Values], loc: Sequence[str | int]) -> type[Values] | None:
+def _model_at(model: type[Values], values: Any, loc: Sequence[str | int]) -> type[Values] | None:
     """The model that a location inside *model* leads to, through optional, list and dict fields."""
     at: Any = model
     for part in loc:
@@ -318,7 +347,17 @@ def _model_at(model: type[Values], loc: Sequence[str | int]) -> type[Values] | N
             at = _without_none(fields[part].annotation) if part in fields else None
         else:  # a key of a dict or an index of a list
             at = _without_none(get_args(at)[-1]) if get_args(at) else None
+        values = _child(values, part)
+        if hasattr(at, "concrete"):
+            at = at.concrete(values)
     return at if hasattr(at, "model_fields") else None
+
+
+def _child(values: Any, part: str | int) -> Any:
+    try:
+        return values[part]
+    except (LookupError, TypeError):
+        return None
 
 
 def _without_none(annotation: Any) -> Any:
@@ -329,21 +368,24 @@ def _without_none(annotation: Any) -> Any:
 
 
 def _misplaced(values: Values, loc: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Keys of the whole experiment (flow, seed, card) that stand inside a section."""
+    """Keys of the whole experiment (flow, seed, card) that stand inside a part; an item of a list has a flow."""
     if loc and isinstance(values, Experiment):
-        yield from ((loc, key) for key in TOP if key != "name" and key in values.model_fields_set)
+        allowed = ("name", "flow") if loc[-1].isdigit() else ("name",)
+        yield from ((loc, key) for key in TOP if key not in allowed and key in values.model_fields_set)
     for name in type(values).model_fields:
-        value = getattr(values, name)
-        children = (
-            value.items()
-            if isinstance(value, dict)
-            else enumerate(value)
-            if isinstance(value, list | tuple)
-            else [(None, value)]
-        )
-        for key, child in children:
+        for key, child in parts_of(getattr(values, name)):
             if isinstance(child, Values):
-                yield from _misplaced(child, (*loc, name) if key is None else (*loc, name, str(key)))
+                yield from _misplaced(child, (*loc, name, *key))
+
+
+def parts_of(value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(key, child) of a mapping or a list; for anything else the value itself, with an empty key."""
+    if isinstance(value, dict):
+        yield from (((str(key),), child) for key, child in value.items())
+    elif isinstance(value, list | tuple):
+        yield from (((str(index),), child) for index, child in enumerate(value))
+    else:
+        yield (), value
 
 
 def _nearest_file(path: Path) -> str:

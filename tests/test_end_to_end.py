@@ -24,15 +24,15 @@ pytestmark = pytest.mark.services
 ENTRY = "kind: images\nreader: image_folder\n"
 CONFIG = """
 flow: nightly
-vision:
-  made: {data: made, cnn: {epochs: 4, batch: 16, width: 8, blocks: 1, lr: 0.1}}
-  broken: {data: broken}
+experiments:
+  - {flow: vision, name: made, data: made, cnn: {epochs: 4, batch: 16, width: 8, blocks: 1, lr: 0.1}}
+  - {flow: vision, name: broken, data: broken}
 """
 PAIR = """
 flow: nightly
-vision:
-  one: {data: made, cnn: {epochs: 20, batch: 16, width: 8, blocks: 1}}
-  two: {data: made, cnn: {epochs: 21, batch: 16, width: 8, blocks: 1}}
+experiments:
+  - {flow: vision, name: one, data: made, cnn: {epochs: 20, batch: 16, width: 8, blocks: 1}}
+  - {flow: vision, name: two, data: made, cnn: {epochs: 21, batch: 16, width: 8, blocks: 1}}
 """
 
 
@@ -169,8 +169,8 @@ def test_the_model_is_used_through_pyfunc(night, home):
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["run", "night", "vision.made.cnn.epoch=3"], 2, "did you mean 'epochs'"),
-        (["run", "night", "vision.made.data=mada"], 2, "did you mean 'made'"),
+        (["run", "night", "experiments.made.cnn.epoch=3"], 2, "did you mean 'epochs'"),
+        (["run", "night", "experiments.0.data=mada"], 2, "did you mean 'made'"),
         (["run", "nigth"], 2, "there is no such file"),
         (["data", "verify", "nothing"], 2, "unknown data set"),
     ],
@@ -245,7 +245,7 @@ def test_steps_that_fit_run_together_and_their_sizes_are_in_mlflow(home):
 
 
 def test_an_exclusive_step_shares_the_card_with_nobody(home):
-    process, first = pair(home, "vision.one.cnn.exclusive=true", "vision.two.cnn.exclusive=true")
+    process, first = pair(home, "experiments.0.cnn.exclusive=true", "experiments.two.cnn.exclusive=true")
     assert first.exclusive
     assert first.mib < 12288 // 2  # its own amount, not the whole card
     os.kill(first.pid, signal.SIGCONT)

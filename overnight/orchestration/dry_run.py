@@ -11,7 +11,7 @@ from typing import Any
 
 from overnight import paths
 from overnight.artifact import Artifact, DataSpec
-from overnight.config import Experiment, Params, Values
+from overnight.config import Experiment, Params, Values, parts_of
 from overnight.data.dataset import Entry
 from overnight.errors import OvernightError
 from overnight.gpu.card import Card, find
@@ -131,6 +131,7 @@ def _sections(values: Any, where: str) -> Iterator[tuple[int, str]]:
     """Where in the config each step's values stand, by identity."""
     if isinstance(values, Params):
         yield id(values), where
-    children = dict(values) if isinstance(values, Values | dict) else {}
-    for name, child in children.items():
-        yield from _sections(child, f"{where}{name}.")
+    fields = dict(values) if isinstance(values, Values) else {}
+    for name, value in fields.items():
+        for keys, child in parts_of(value):
+            yield from _sections(child, ".".join([f"{where}{name}", *keys, ""]))

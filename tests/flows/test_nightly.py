@@ -1,0 +1,94 @@
+"""A night is a list of experiments: what an item may be, which mistakes are found, and what runs once."""
+
+import pytest
+
+from overnight.errors import ConfigError
+from overnight.orchestration.dry_run import outline
+from overnight.orchestration.pipeline import load
+from overnight.paths import configs
+
+VISION = "flow: vision\nseed: 4\ndata: digits\ncnn: {epochs: 2}\n"
+
+
+@pytest.fixture
+def night(tmp_path):
+    (tmp_path / "small.yaml").write_text(VISION)
+
+    def write(text):
+        path = tmp_path / "night.yaml"
+        path.write_text("flow: nightly\n" + text)
+        return path
+
+    return write
+
+
+def problems(path, *overrides):
+    with pytest.raises(ConfigError) as caught:
+        load(path, overrides)
+    return caught.value.problems
+
+
+def test_an_item_is_a_file_or_a_mapping_with_changes(night):
+    path = night(
+        "experiments:\n  - small.yaml\n  - {config: small.yaml, name: longer, cnn: {epochs: 5}}\n"
+        "  - {flow: agent, agent: {env: CartPole-v1}}\n"
+    )
+    _, experiment = load(path, ["experiments.0.cnn.epochs=3", "experiments.longer.cnn.batch=8"])
+    first, second, third = experiment.experiments
+    assert [(part.name, part.flow) for part in experiment.experiments] == [
+        ("small", "vision"),
+        ("longer", "vision"),
+        ("agent", "agent"),
+    ]
+    assert (first.cnn.epochs, second.cnn.epochs, second.cnn.batch) == (3, 5, 8)
+    assert third.agent.env == "CartPole-v1"
+    assert '"epochs": 5' in experiment.model_dump_json(indent=1)
+
+
+def test_every_mistake_of_every_experiment_is_reported_with_its_place(night):
+    path = night(
+        "experiments:\n  - {config: small.yaml, cnn: {epoch: 3}}\n  - {flow: visin}\n  - hello\n"
+        "  - {flow: vision, data: digitss}\n"
+    )
+    found = problems(path, "experiments.3.cnn.lrr=1", "experiments.7.cnn.lr=1")
+    expected = [
+        "experiments.7.cnn.lr=1': the list has the entries 0 to 3: small",
+        "night.yaml:3: experiments.0.cnn.epoch: unknown key; did you mean 'epochs'?",
+        "night.yaml:4: experiments.1: unknown flow 'visin'; there are agent, detect, etl, graph, vision",
+        "night.yaml:5: experiments.2: expected a config, e.g. cifar10.yaml",
+        "night.yaml:6: experiments.3.data: unknown data set 'digitss'; did you mean 'digits'?",
+        "override 'experiments.3.cnn.lrr=1': experiments.3.cnn.lrr: unknown key; did you mean 'lr'?",
+    ]
+    assert len(found) == len(expected)
+    assert all(text in problem for text, problem in zip(expected, found, strict=True)), found
+
+
+def test_a_mistake_in_a_named_file_is_reported_at_that_file(night, tmp_path):
+    (tmp_path / "small.yaml").write_text("flow: vision\ndata: digits\ncnn: {lrr: 3}\n")
+    assert (
+        "small.yaml:3: experiments.0.cnn.lrr: unknown key" in problems(night("experiments: [small.yaml]"))[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "there is nothing to run"),
+        ("vision: {digits: small.yaml}", "night.yaml:2: vision: a night is a list of experiments now: exp"),
+        ("experiments: [small.yaml, small.yaml]", "night.yaml:2: experiments: several are called small"),
+        ("experiments: [{config: small.yaml, seed: 3}]", "experiments.0.seed: belongs at the top"),
+        ("experiments: [{flow: nightly}]", "unknown flow 'nightly'"),
+        ("experiments: [{name: x}]", "a flow or a config is required and missing"),
+    ],
+)
+def test_a_night_that_is_wrong_says_what_to_write(night, text, message):
+    assert message in "\n".join(problems(night(text)))
+
+
+@pytest.mark.parametrize("name", ["demo", "nightly"])
+def test_the_table_that_two_experiments_need_is_joined_once(name):
+    labels = [planned.label for planned in outline(configs() / f"{name}.yaml")]
+    assert [label for label in labels if "join_tables" in label] == ["etl/join_tables"]
+    assert {"etl/fit_classifier", "planes/link_rows", "planes/train_gnn", "cartpole/train_agent"} <= set(
+        labels
+    )
