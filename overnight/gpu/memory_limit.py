@@ -19,6 +19,7 @@ from overnight.gpu import cuda_context, rmm
 from overnight.gpu.card import Card
 from overnight.gpu.cuda_context import overhead as overhead  # noqa: PLC0414 - also found here
 from overnight.gpu.device_usage import gauge
+from overnight.gpu.out_of_memory import is_host_memory, is_out_of_memory
 
 if TYPE_CHECKING:
     from overnight.gpu.lease import Lease
@@ -101,7 +102,7 @@ class Cap:
             with self.scope:
                 yield
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error) or is_host_memory(error):
                 raise
             self._ended = True
             raise OutOfMemory(self.explain(error)) from error
@@ -114,13 +115,6 @@ class Cap:
             f"{' '.join(str(error).split())[:300]} - the step holds {self.lease_mib} MiB of the card, which leaves its tensors "
             f"{self.cap_mib} MiB{part}{came}. Lower `micro_batch` (the effective batch stays) or `batch`, or let the step ask for more (vram_mib)"
         )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the card's memory, not the host's, was too small."""
-    if isinstance(error, MemoryError):  # RMM's is one of those
-        return "rmm" in str(error).lower()
-    return isinstance(error, OutOfMemory) or type(error).__name__ == "OutOfMemoryError"
 
 
 # ------------------------------------------------------------------------------------------------ before torch is loaded

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, TypeAdapter
 
 from overnight.config import Params, Values
-from overnight.errors import DiskFull, OvernightError, Stopped
+from overnight.errors import DiskFull, OutOfMemory, OvernightError, Stopped
 from overnight.gpu.card import Card
 from overnight.gpu.ledger.entries import Request
+from overnight.gpu.out_of_memory import is_out_of_memory
 from overnight.run import SpoolRun
 from overnight.step import Step, load_step
 
@@ -242,8 +243,8 @@ def _reason(error: Exception) -> Result:
         full or os.strerror(errno.ENOSPC) in text
     ):  # libraries that write for themselves, such as safetensors, have errors of their own
         return _failed(DiskFull.child_code, f"the disk is full: {error}"[:2000])
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return _failed(11, text[:2000])
+    if is_out_of_memory(error):
+        return _failed(OutOfMemory.child_code, text[:2000])
     return _failed(1, text[:2000])
 
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from overnight.errors import BadInput, DoesNotFit
+from overnight.gpu.out_of_memory import is_out_of_memory
 from overnight.run import Run
 from overnight.training.acceleration import FAILURES, Compiled
 from overnight.training.batches import Batch, count, versions
-from overnight.training.out_of_memory import KINDS, Undo, brief, free, is_out_of_memory
+from overnight.training.out_of_memory import KINDS, Undo, brief, free
 from overnight.training.precision import Precision
 from overnight.training.throughput import Flops
 from overnight.training.validation import check_batch, check_loss, seems_mean

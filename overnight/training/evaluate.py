@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from overnight.errors import BadInput, DoesNotFit
+from overnight.gpu.out_of_memory import is_out_of_memory
 from overnight.run import Run
 from overnight.training.accumulate import too_large
-from overnight.training.out_of_memory import KINDS, Slices, brief, evaluated, is_out_of_memory
+from overnight.training.out_of_memory import KINDS, Slices, brief, evaluated
 from overnight.training.precision import Precision
 from overnight.training.state import State
 

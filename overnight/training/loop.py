@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import torch
 
 from overnight.errors import Diverged, OutOfMemory, RestartProcess, Stopped
+from overnight.gpu.out_of_memory import is_out_of_memory
 from overnight.run import Run
 from overnight.training import divergence
 from overnight.training.accumulate import Elastic, Sums
 from overnight.training.batches import Batch, count, samples
 from overnight.training.checkpoint import Keeper
 from overnight.training.evaluate import judge
-from overnight.training.out_of_memory import KINDS, brief, is_out_of_memory, room_bytes
+from overnight.training.out_of_memory import KINDS, brief, room_bytes
 from overnight.training.paging import Sentinel, at_ceiling, pages_silently
 from overnight.training.prefetch import MIB, Feed
 from overnight.training.state import Plan, State

@@ -3,7 +3,6 @@
 import gc
 import pickle
 import random
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from overnight.gpu.out_of_memory import is_out_of_memory
+
 Result = TypeVar("Result")
 SLICE = 512  # samples of an evaluation, unless its author says otherwise
 KINDS = (
@@ -23,19 +24,6 @@ KINDS = (
     RuntimeError,
 )  # what may be out of memory: libraries below torch raise the last
 FILL = 0.9  # of the lease that may be filled on purpose: at 95 % it would count as too small
-SIGNS = re.compile(  # of torch, Triton, cuBLAS, cuDNN, NCCL, CuPy, RMM and the C++ library; not whatever mentions that memory ran out
-    r"\b(cuda|hip|mps|xpu|nvrtc|nccl|c10|gpu)\b.{0,120}out of memory|out of memory on the virtual card|^out of memory\b|OUT_OF_MEMORY"
-    r"|ALLOC_FAILED|ALLOCATION_FAILED|MemoryAllocation|NOT_ENOUGH_MEMORY|bad_alloc|Cannot allocate memory \(12\)"
-    r"|DefaultCPUAllocator: (can't allocate|not enough) memory",
-    re.IGNORECASE,
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of one of the KINDS says that memory ran out."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and SIGNS.search(" ".join(str(error).split())) is not None
 
 
 def brief(error: BaseException) -> str:

@@ -8,9 +8,10 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from overnight.gpu.out_of_memory import is_out_of_memory
 from overnight.training.acceleration import FAILURES
 from overnight.training.batches import Batch, Batches, since
-from overnight.training.out_of_memory import brief, is_out_of_memory
+from overnight.training.out_of_memory import brief
 
 Data = TypeVar("Data")
 AHEAD = 2  # batches that wait

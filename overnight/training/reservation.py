@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 
 from overnight.errors import DoesNotFit
+from overnight.gpu.out_of_memory import is_out_of_memory
 from overnight.training.acceleration import FAILURES
-from overnight.training.out_of_memory import brief, free, is_out_of_memory
+from overnight.training.out_of_memory import brief, free
 
 
 def is_counted(device: torch.device) -> bool:

@@ -311,16 +311,3 @@ def test_rapids_and_torch_share_one_cap():
     assert device.fractions == [pytest.approx(30 / 12000)]
     assert rmm.held(mr) == (3, 7)
     assert rmm.limit_memory(1000, mr, SimpleNamespace(cuda=device)) is limited
-
-
-def test_the_failures_of_allocators_are_told_apart():
-    import torch
-
-    for error in (
-        torch.OutOfMemoryError("x"),
-        OutOfMemory("x"),
-        MemoryError("std::bad_alloc: out_of_memory: RMM failure at: ..."),
-    ):
-        assert memory_limit.is_out_of_memory(error)
-    for error in (MemoryError(), RuntimeError("out of memory"), ValueError()):
-        assert not memory_limit.is_out_of_memory(error)

@@ -12,6 +12,7 @@ from overnight.gpu.card import Card
 from overnight.orchestration.child import Result, Spec
 
 MIB = 1 << 20
+OUT_OF_MEMORY = ("CUDA error: out of memory", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
 
 
 class SizeParams(Params):
@@ -88,6 +89,12 @@ def hog(run: Run, params: SizeParams) -> None:
     run.note(f"{run.budget_mib} {run.device} {os.environ['CUDA_VISIBLE_DEVICES']!r}")
     torch.empty((params.mib - 20) << 18, device=run.device)
     run.note(f"that was not refused: {held.shape}")
+
+
+@step(gpu=True)
+def refused(run: Run, params: SizeParams) -> None:
+    """Meet what a library below torch raises when memory ran out."""
+    raise RuntimeError(OUT_OF_MEMORY[params.mib])
 
 
 @step(gpu=True)

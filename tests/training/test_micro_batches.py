@@ -10,7 +10,6 @@ from torch import nn
 
 from overnight.errors import BadInput, DoesNotFit
 from overnight.run import RecordingRun
-from overnight.training.out_of_memory import is_out_of_memory
 from overnight.training.recipe import TrainParams, rows, train
 from tests.support.small_trainings import blobs, recipe
 
@@ -226,34 +225,3 @@ def test_fp16_that_leaves_its_first_step_out_warns_of_nothing(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(recipe(params, loss=Loss(change=lambda x: x * 1e4)), RecordingRun(tmp_path), blobs())
-
-
-# ------------------------------------------------------------------------------------------------ what is out of memory
-
-
-@pytest.mark.parametrize("text", [
-    FULL,
-    "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
-    "CUDA driver error: out of memory",
-    "CUDA error (/src/launch.h:123): out of memory",
-    "Triton Error [CUDA]: out of memory",
-    "MPS backend out of memory (MPS allocated: 1 GB)",
-    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
-    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
-    "NCCL error: unhandled cuda error, Last error:\nCuda failure 2 'out of memory'",
-    "std::bad_alloc: out_of_memory: CUDA error at: cuda_memory_resource.hpp:62: cudaErrorMemoryAllocation out of memory",
-    "CUDA_ERROR_OUT_OF_MEMORY",
-    "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.",
-    "unable to mmap 1024 bytes from file </model>: Cannot allocate memory (12)",
-])  # fmt: skip
-def test_what_libraries_say_when_memory_ran_out(text):
-    assert is_out_of_memory(RuntimeError(text))
-
-
-@pytest.mark.parametrize(
-    "text",
-    ['table "out of memory jobs" not found', "the queue ran out of memory cards", "shapes do not match"],
-)
-def test_what_only_mentions_it_is_another_error(text):
-    assert not is_out_of_memory(RuntimeError(text))
