@@ -7,7 +7,8 @@ import re
 
 from overnight.errors import OutOfMemory
 
-MESSAGES = re.compile(  # of torch, Triton, cuBLAS, cuDNN, NCCL, CuPy, RMM and C++; a mere mention does not match
+# of torch, Triton, cuBLAS, cuDNN, NCCL, CuPy, RMM and C++; a mere mention of memory does not match
+MESSAGES = re.compile(
     r"\b(cuda|hip|mps|xpu|nvrtc|nccl|c10|gpu)\b.{0,120}out of memory"
     r"|out of memory on the virtual card|^out of memory\b|OUT_OF_MEMORY"
     r"|ALLOC_FAILED|ALLOCATION_FAILED|MemoryAllocation|NOT_ENOUGH_MEMORY|bad_alloc"
