@@ -258,7 +258,14 @@ def flow_names() -> list[str]:
 
 def load_pipeline(name: str) -> Pipeline[Any, Any]:
     """The @pipeline called as its file in flows/. Raises ConfigError."""
-    found = getattr(importlib.import_module(f"flows.{name}"), name, None)
+    try:
+        module = importlib.import_module(f"flows.{name}")
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("overnight", "tasks"):
+            raise
+        moved = "docs/upgrading.md lists the names that moved"
+        raise ConfigError(f"flows/{name}.py: cannot be imported: {error}; {moved}") from error
+    found = getattr(module, name, None)
     if not isinstance(found, Pipeline):
         raise ConfigError(f"flows/{name}.py: expected a @pipeline called {name!r}")
     return found

@@ -3,9 +3,9 @@
 import pytest
 
 from overnight import Artifact, Params, Run, runtime_option, step
-from overnight.errors import BadInput
+from overnight.errors import BadInput, ConfigError
 from overnight.run import RecordingRun
-from overnight.step import load_step
+from overnight.step import load_pipeline, load_step
 
 
 class CountParams(Params):
@@ -38,3 +38,16 @@ def test_a_step_outside_a_pipeline_says_what_to_call():
 def test_what_is_no_step_is_refused():
     with pytest.raises(BadInput, match="is no step"):
         load_step("overnight.orchestration.child:main")
+
+
+@pytest.mark.parametrize("line", ["from overnight.dataset import Dataset", "from tasks.cnn import CnnParams"])
+def test_a_flow_with_imports_of_before_is_refused_with_the_page_that_names_the_new_ones(tmp_path, line):
+    import flows
+
+    (tmp_path / "older.py").write_text(f"{line}\n")
+    flows.__path__.append(str(tmp_path))
+    try:
+        with pytest.raises(ConfigError, match=r"flows/older\.py: .*docs/upgrading\.md"):
+            load_pipeline("older")
+    finally:
+        flows.__path__.remove(str(tmp_path))
