@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +33,11 @@ BANNED = re.compile(
 ENGLISH = re.compile(r"^(told|crowds?|bells?|debts?)$", re.IGNORECASE)  # words of prose, but no names
 
 
+@cache
+def tree(text: str) -> ast.Module:
+    return ast.parse(text)
+
+
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
@@ -46,7 +52,7 @@ def code(*folders: str) -> list[Path]:
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:
     """(module, line) of every import of a file: at its top, inside functions, and under TYPE_CHECKING."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -108,7 +114,9 @@ def dense_expressions(path: Path) -> list[str]:
     """A conditional expression inside another, and a walrus inside a comprehension."""
     found = []
     comprehensions = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, (ast.IfExp, *comprehensions)):
+            continue
         inner = [n for n in ast.walk(node) if n is not node]
         if isinstance(node, ast.IfExp) and any(isinstance(n, ast.IfExp) for n in inner):
             found.append(f"{name_of(path)}:{node.lineno}: nested conditional expression")
@@ -121,7 +129,7 @@ def banned_names(path: Path) -> list[str]:
     """Words of a private language: in identifiers and file names; in prose those that are never plain English."""
     text = path.read_text(encoding="utf-8")
     found = [f"{name_of(path)}: file name"] if BANNED.search(path.stem) else []
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(tree(text)):
         names = [getattr(node, field, None) for field in ("id", "attr", "arg", "name", "asname")]
         seen = [name for name in names if isinstance(name, str) and BANNED.search(name)]
         found += [f"{name_of(path)}:{getattr(node, 'lineno', 0)}: {name}" for name in seen]
@@ -169,6 +177,18 @@ def small_satellites() -> list[str]:
 
 def root_modules() -> list[str]:
     return sorted(path.name for path in (ROOT / "overnight").glob("*.py"))
+
+
+def tests_without_a_place() -> list[str]:
+    """Test files in a folder that mirrors none of the product."""
+    found = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        folder = path.parent.relative_to(ROOT / "tests")
+        places = (ROOT / "overnight" / folder, ROOT / folder)
+        own = folder.parts[:1] in (("chaos",), ("on_card",), ("no_card",))
+        if not own and not any(place.is_dir() for place in places):
+            found.append(name_of(path))
+    return found
 
 
 def broken(paths: list[Path]) -> list[str]:
