@@ -16,7 +16,7 @@ from overnight.training.recipe import train
 from tasks.vision.cnn import CnnParams
 
 PHASES = ("forward", "backward", "optimizer", "evaluation")
-PARAMS = CnnParams(epochs=4, batch=64, width=8, blocks=1, lr=0.05)
+PARAMS = CnnParams(epochs=4, batch=64, channels=8, blocks=1, lr=0.05)
 Data = dict[str, torch.Tensor]
 
 

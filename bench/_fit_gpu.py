@@ -29,8 +29,8 @@ CASES: dict[
     str, tuple[Make, tuple[int, int]]
 ] = {  # name -> recipe of a batch, and two micro-batches: one that fits, one that does not
     "resnet18 224 px": (lambda n: images((3, 224, 224), arch="resnet18", batch=n), (512, 1536)),
-    "resnet20 w64 32 px": (lambda n: images((3, 32, 32), width=64, blocks=2, batch=n), (4096, 12288)),
-    "yolo 640 px": (lambda n: boxes(640, width=1.0, batch=n), (64, 160)),
+    "resnet20 w64 32 px": (lambda n: images((3, 32, 32), channels=64, blocks=2, batch=n), (4096, 12288)),
+    "yolo 640 px": (lambda n: boxes(640, width_multiplier=1.0, batch=n), (64, 160)),
     "gcn 1 M edges": (
         lambda h: graph(200_000, 1_000_000, 128, hidden=h),
         (2048, 8192),

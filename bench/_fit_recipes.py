@@ -226,28 +226,28 @@ def matrix() -> Cases:
 
 def cnn_cases() -> Cases:
     return {
-        "cnn 16 b512 sgd": (partial(images, SMALL, width=16, blocks=1, batch=512), 512),
-        "cnn 16 b128 sgd": (partial(images, SMALL, width=16, batch=128), 128),
-        "cnn 32 b128/32 sgd": (partial(images, SMALL, width=32, blocks=1, batch=128), 32),
-        "cnn 32 b64 adamw": (partial(images, SMALL, width=32, blocks=2, batch=64, optimizer="adamw"), 64),
-        "cnn 32 b64 bf16": (partial(images, SMALL, width=32, blocks=2, batch=64, precision="bf16"), 64),
+        "cnn 16 b512 sgd": (partial(images, SMALL, channels=16, blocks=1, batch=512), 512),
+        "cnn 16 b128 sgd": (partial(images, SMALL, channels=16, batch=128), 128),
+        "cnn 32 b128/32 sgd": (partial(images, SMALL, channels=32, blocks=1, batch=128), 32),
+        "cnn 32 b64 adamw": (partial(images, SMALL, channels=32, blocks=2, batch=64, optimizer="adamw"), 64),
+        "cnn 32 b64 bf16": (partial(images, SMALL, channels=32, blocks=2, batch=64, precision="bf16"), 64),
         "cnn 32 b128 bf16 adamw": (
-            partial(images, SMALL, width=32, blocks=1, batch=128, precision="bf16", optimizer="adamw"),
+            partial(images, SMALL, channels=32, blocks=1, batch=128, precision="bf16", optimizer="adamw"),
             128,
         ),
-        "cnn 64 b32 sgd": (partial(images, SMALL, width=64, blocks=1, batch=32), 32),
-        "cnn 24 b64 grey 28 px": (partial(images, (1, 28, 28), width=24, blocks=2, batch=64), 64),
-        "cnn 16 b16 128 px": (partial(images, (3, 128, 128), width=16, blocks=1, batch=16, stem=2), 16),
+        "cnn 64 b32 sgd": (partial(images, SMALL, channels=64, blocks=1, batch=32), 32),
+        "cnn 24 b64 grey 28 px": (partial(images, (1, 28, 28), channels=24, blocks=2, batch=64), 64),
+        "cnn 16 b16 128 px": (partial(images, (3, 128, 128), channels=16, blocks=1, batch=16, stem=2), 16),
     }
 
 
 def detector_cases() -> Cases:
     return {
-        "yolo 0.5 b16 96 px": (partial(boxes, 96, width=0.5, batch=16), 16),
-        "yolo 0.5 b16/4 96 px": (partial(boxes, 96, width=0.5, batch=16), 4),
-        "yolo 1.0 b8 192 px": (partial(boxes, 192, width=1.0, batch=8), 8),
-        "yolo 1.0 b8 128 px bf16": (partial(boxes, 128, width=1.0, batch=8, precision="bf16"), 8),
-        "yolo 1.0 b16 96 px plain": (partial(boxes, 96, width=1.0, batch=16, mosaic=0), 16),
+        "yolo 0.5 b16 96 px": (partial(boxes, 96, width_multiplier=0.5, batch=16), 16),
+        "yolo 0.5 b16/4 96 px": (partial(boxes, 96, width_multiplier=0.5, batch=16), 4),
+        "yolo 1.0 b8 192 px": (partial(boxes, 192, width_multiplier=1.0, batch=8), 8),
+        "yolo 1.0 b8 128 px bf16": (partial(boxes, 128, width_multiplier=1.0, batch=8, precision="bf16"), 8),
+        "yolo 1.0 b16 96 px plain": (partial(boxes, 96, width_multiplier=1.0, batch=16, mosaic=0), 16),
     }
 
 

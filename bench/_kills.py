@@ -204,7 +204,7 @@ def kills(options: argparse.Namespace) -> bool:
     shutil.rmtree(place, ignore_errors=True)
     os.environ["OVERNIGHT_ROOT"] = str(place)
     params = PARAMS["digits"].model_copy(
-        update={"width": 12, "blocks": 1, "epochs": 10, "checkpoint_s": options.checkpoint_s}
+        update={"channels": 12, "blocks": 1, "epochs": 10, "checkpoint_s": options.checkpoint_s}
     )
     with serving(place) as (uri, _):
         tracker = Tracker(uri, "bench")

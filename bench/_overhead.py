@@ -20,8 +20,8 @@ from overnight.training.recipe import Recipe, train
 from tasks.vision.cnn import CnnParams
 
 PARAMS = {  # as in configs/, one epoch of as many steps as are asked for
-    "digits": CnnParams(epochs=1, batch=64, width=24, blocks=2, lr=0.1),
-    "fashion_mnist": CnnParams(epochs=1, batch=128, width=32, blocks=1, stem=2, flip=True, crop=2, lr=0.2),
+    "digits": CnnParams(epochs=1, batch=64, channels=24, blocks=2, lr=0.1),
+    "fashion_mnist": CnnParams(epochs=1, batch=128, channels=32, blocks=1, stem=2, flip=True, crop=2, lr=0.2),
 }
 ARMS = ("plain", "control", "ours", "logged", "mlflow")
 TURNS = Path(__file__).with_name("_turns.py")

@@ -86,7 +86,7 @@ def losses() -> dict[str, Any]:
     """Every recipe on embedded data."""
     digits, place = images("digits"), folder()
     small, plain = (
-        CnnParams(epochs=2, batch=64, width=8, blocks=1, lr=0.05),
+        CnnParams(epochs=2, batch=64, channels=8, blocks=1, lr=0.05),
         CnnParams(epochs=2, batch=64, lr=0.05, label_smoothing=0.0),
     )
     detect: Any = load(

@@ -34,7 +34,7 @@ class Graph(Experiment):
             raise ValueError("link: there is no table to link; add an etl section")
         if self.link and "graph" in self.model_fields_set:
             raise ValueError(
-                "graph: is for a data set alone; with a link section set its val, test and scale there"
+                "graph: is for a data set alone; with a link section set its val, test and normalize there"
             )
         return self
 

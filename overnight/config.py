@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -34,6 +34,19 @@ class Values(BaseModel):
     def concrete(cls, values: Any) -> "type[Values]":  # noqa: ARG003 - for classes that do
         """The class that these values belong to: a subclass that a key of them selects, else this one."""
         return cls
+
+    RENAMED: ClassVar[dict[str, str]] = {}  # {key of an earlier version: what it is called now}
+    MEANINGLESS: ClassVar[dict[str, str]] = {}  # {key of similar sections: why this one does not have it}
+
+    @classmethod
+    def from_saved(cls, values: dict[str, Any]) -> Self:
+        """The values that a version of before may have saved, under their names of today."""
+        return cls.model_validate(cls.current_keys(values))
+
+    @classmethod
+    def current_keys(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The same values by today's keys, without those that have no meaning any more."""
+        return {cls.RENAMED.get(key, key): v for key, v in values.items() if key not in cls.MEANINGLESS}
 
     def result_params(self) -> dict[str, Any]:
         """The values that decide a result, as JSON types: all but the runtime options."""
@@ -321,15 +334,23 @@ def validate(model: type[V], values: dict[str, Any], source: Source) -> V:
     return checked
 
 
+def _unknown(owner: type[Values], key: str) -> str:
+    """Why a section has no such key."""
+    if key in owner.RENAMED:
+        return f"is now called {owner.RENAMED[key]}"
+    if key in owner.MEANINGLESS:
+        return f"unknown key: {owner.MEANINGLESS[key]}"
+    allowed = sorted(owner.model_fields)
+    close = difflib.get_close_matches(key, allowed, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"unknown key; {hint}allowed: {', '.join(allowed)}"
+
+
 def _explain(model: type[Values], values: Any, error: Any, source: Source) -> str:
     loc = tuple(part for part in error["loc"] if part != "[key]")
     where, key = source.at(loc), ".".join(map(str, loc))
     if error["type"] == "extra_forbidden":
-        owner = _model_at(model, values, loc[:-1])
-        allowed = sorted(owner.model_fields) if owner else []
-        close = difflib.get_close_matches(str(loc[-1]), allowed, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        return f"{where}: {key}: unknown key; {hint}allowed: {', '.join(allowed)}"
+        return f"{where}: {key}: {_unknown(_model_at(model, values, loc[:-1]) or Values, str(loc[-1]))}"
     if error["type"] == "missing":
         return f"{where}: {key}: is required and missing"
     message = error["msg"].removeprefix("Value error, ")

@@ -25,14 +25,14 @@ ENTRY = "kind: images\nreader: image_folder\n"
 CONFIG = """
 flow: nightly
 experiments:
-  - {flow: vision, name: made, data: made, cnn: {epochs: 4, batch: 16, width: 8, blocks: 1, lr: 0.1}}
+  - {flow: vision, name: made, data: made, cnn: {epochs: 4, batch: 16, channels: 8, blocks: 1, lr: 0.1}}
   - {flow: vision, name: broken, data: broken}
 """
 PAIR = """
 flow: nightly
 experiments:
-  - {flow: vision, name: one, data: made, cnn: {epochs: 20, batch: 16, width: 8, blocks: 1}}
-  - {flow: vision, name: two, data: made, cnn: {epochs: 21, batch: 16, width: 8, blocks: 1}}
+  - {flow: vision, name: one, data: made, cnn: {epochs: 20, batch: 16, channels: 8, blocks: 1}}
+  - {flow: vision, name: two, data: made, cnn: {epochs: 21, batch: 16, channels: 8, blocks: 1}}
 """
 
 
@@ -60,7 +60,7 @@ def home(tmp_path_factory):
     (root / "configs" / "night.yaml").write_text(CONFIG)
     (root / "configs" / "pair.yaml").write_text(PAIR)
     (root / "configs" / "long.yaml").write_text(
-        "flow: vision\ndata: made\ncnn: {epochs: 5000, batch: 16, width: 8, blocks: 1}\n"
+        "flow: vision\ndata: made\ncnn: {epochs: 5000, batch: 16, channels: 8, blocks: 1}\n"
     )
     with living_in(root):
         yield root
@@ -181,7 +181,7 @@ def test_bad_input_is_two_and_a_message(home, words, code, said):
 
 
 def test_what_the_card_cannot_hold_is_three(home):
-    output, code = run("run", "long", "cnn.width=128", OVERNIGHT_VIRTUAL_MIB="8")
+    output, code = run("run", "long", "cnn.channels=128", OVERNIGHT_VIRTUAL_MIB="8")
     assert code == 3, output
     assert re.search(
         r"train_cnn with micro_batch 1 does not fit the card: predicted: \d\d .*; the whole budget is 8 MiB",

@@ -1,7 +1,7 @@
 """Images with boxes become arrays: letterboxed from a set of kind boxes, or composed from single objects."""
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -39,12 +39,14 @@ class SceneParams(Params):
 class ComposeParams(Params):
     """How scenes are composed from images of single objects."""
 
+    RENAMED: ClassVar = {"scale": "object_scale"}
+
     size: int = SIZE
     train: int = Field(400, ge=1, description="scenes composed from the training images")
     val: int = Field(100, ge=0)
     test: int = Field(100, ge=0)
     objects: tuple[int, int] = Field((1, 6), description="fewest and most on a scene")
-    scale: tuple[float, float] = Field(
+    object_scale: tuple[float, float] = Field(
         (0.15, 0.35), description="smallest and largest side of an object, as a share of the scene's"
     )
     background: Literal["plain", "noise"] = "noise"
@@ -60,9 +62,9 @@ class ComposeParams(Params):
     def _ranges(self) -> Self:
         if not 0 <= self.objects[0] <= self.objects[1]:
             raise ValueError(f"objects {list(self.objects)}: write the fewest, then the most")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+        if not 0 < self.object_scale[0] <= self.object_scale[1] <= 1:
             raise ValueError(
-                f"scale {list(self.scale)}: write the smallest, then the largest, between 0 and 1"
+                f"object_scale {list(self.object_scale)}: write the smallest, then the largest, between 0 and 1"
             )
         return self
 
@@ -210,7 +212,7 @@ def _stamp(image: np.ndarray, params: ComposeParams, random: np.random.Generator
         if len(rows):
             image = image[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     pixels = np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0)
-    longest = params.size * random.uniform(*params.scale)
+    longest = params.size * random.uniform(*params.object_scale)
     factor = longest / max(pixels.shape[:2])
     sides = [min(params.size, max(4, round(side * factor))) for side in (pixels.shape[1], pixels.shape[0])]
     return np.asarray(

@@ -7,6 +7,7 @@ quality and distribution focal loss (GFL), GIoU, the RetinaNet prior, mosaic (YO
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -32,21 +33,33 @@ SHOWN = 0.3  # the lowest score that is drawn
 class YoloParams(TrainParams):
     """The detector and how it learns."""
 
+    RENAMED: ClassVar = {
+        "width": "width_multiplier",
+        "rate": "lr",
+        "decay": "weight_decay",
+        "flip": "flip_probability",
+        "flip_vertical": "flip_vertical_probability",
+        "scale": "scale_jitter",
+        "colour": "color_jitter",
+    }
+
     epochs: int = Field(50, ge=1)
     batch: int = Field(16, ge=1, description="images an optimizer step sees, whatever the card holds at once")
-    width: float = Field(1.0, gt=0, le=4, description="of all layers; 1.0 has about 2 M parameters")
-    rate: float = Field(2e-3, gt=0, description="learning rate of AdamW at its peak")
-    decay: float = Field(0.02, ge=0, description="weight decay")
-    flip: float = Field(
+    width_multiplier: float = Field(
+        1.0, gt=0, le=4, description="of all layers; 1.0 has about 2 M parameters"
+    )
+    lr: float = Field(2e-3, gt=0, description="learning rate of AdamW at its peak")
+    weight_decay: float = Field(0.02, ge=0, description="of AdamW; norms and biases do not decay")
+    flip_probability: float = Field(
         0.5,
         ge=0,
         le=1,
         description="chance of a left-right flip; 0 where left and right differ, as in digits",
     )
-    flip_vertical: float = Field(0.0, ge=0, le=1, description="chance of an up-down flip")
-    scale: float = Field(0.3, ge=0, description="0.3: images grow or shrink by up to 1.3")
+    flip_vertical_probability: float = Field(0.0, ge=0, le=1, description="chance of an up-down flip")
+    scale_jitter: float = Field(0.3, ge=0, description="0.3: images grow or shrink by up to 1.3")
     translate: float = Field(0.1, ge=0, le=1, description="largest shift, as a share of the image")
-    colour: float = Field(
+    color_jitter: float = Field(
         0.2, ge=0, lt=1, description="0.2: brightness, contrast and saturation times 0.8 to 1.2"
     )
     mosaic: float = Field(
@@ -63,7 +76,7 @@ def yolo_recipe(params: YoloParams, spec: DataSpec) -> Recipe[Arrays]:
     counts = max(1, spec.counts.get("train", 1))
     steps = -(-counts // params.batch) * params.epochs
     return Recipe(
-        build=lambda: Yolo(len(spec.classes), params.width),
+        build=lambda: Yolo(len(spec.classes), params.width_multiplier),
         example=lambda n: _example(params, spec, n),
         batches=lambda data, generator: _batches(params, data, generator, closing=False),
         closing=lambda data, generator: _batches(params, data, generator, closing=True),
@@ -96,7 +109,11 @@ def train_yolo(run: Run, params: YoloParams, boxes: Artifact) -> Artifact:
     tested = _measure(fitted.model, data, "test", params, len(spec.classes))
     _report(run, fitted.model, tested, data, spec, fitted.epoch, fitted.scores)
     example = data["test_images"][:2] if len(data["test_images"]) else data["train_images"][:2]
-    config = {"classes": list(spec.classes), "width": params.width, "shape": list(spec.shape)}
+    config = {
+        "classes": list(spec.classes),
+        "width_multiplier": params.width_multiplier,
+        "shape": list(spec.shape),
+    }
     return run.save_model(
         "tasks.detection.yolo:predictor",
         fitted.model.state_dict(),
@@ -116,7 +133,7 @@ def predictor(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
     from safetensors.torch import load_file
 
     config = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["config"]
-    model = Yolo(len(config["classes"]), config["width"]).eval()
+    model = Yolo(len(config["classes"]), config["width_multiplier"]).eval()
     model.load_state_dict(load_file(folder / "weights.safetensors"))
     height, width = config["shape"][1:]
 
@@ -161,7 +178,7 @@ def _example(params: YoloParams, spec: DataSpec, n: int) -> Batch:
         "images": torch.randint(0, 256, (n, 3, height, width), dtype=torch.uint8, generator=generator),
         "boxes": corners.flatten(2),
         "labels": torch.randint(0, len(spec.classes), (n, boxes), generator=generator),
-        **augment.draw(n, (0.5, 0.5), params.scale, params.translate, params.colour, generator),
+        **augment.draw(n, (0.5, 0.5), params.scale_jitter, params.translate, params.color_jitter, generator),
     }
 
 
@@ -180,7 +197,7 @@ def _batches(params: YoloParams, data: Arrays, generator: torch.Generator, closi
     images, boxes, labels = (
         torch.from_numpy(data[f"train_{name}"]) for name in ("images", "boxes", "labels")
     )
-    flips = (params.flip, params.flip_vertical)
+    flips = (params.flip_probability, params.flip_vertical_probability)
 
     def batch(index: Tensor, generator: torch.Generator) -> Batch:
         found = {"images": images[index], "boxes": boxes[index], "labels": labels[index]}
@@ -188,7 +205,7 @@ def _batches(params: YoloParams, data: Arrays, generator: torch.Generator, closi
             return found | augment.draw(len(index), flips, 0, 0, 0, generator)
         found = augment.mosaic(found, params.mosaic, generator) if params.mosaic else found
         return found | augment.draw(
-            len(index), flips, params.scale, params.translate, params.colour, generator
+            len(index), flips, params.scale_jitter, params.translate, params.color_jitter, generator
         )
 
     order = torch.randperm(len(images), generator=generator)
@@ -206,8 +223,8 @@ def _optimizer(model: nn.Module, params: YoloParams) -> torch.optim.Optimizer:
     """AdamW; norms and biases do not decay."""
     heavy = [p for p in model.parameters() if p.ndim > 1]
     light = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": heavy, "weight_decay": params.decay}, {"params": light, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=params.rate)
+    groups = [{"params": heavy, "weight_decay": params.weight_decay}, {"params": light, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=params.lr)
 
 
 def _detect(model: nn.Module, images: Tensor, least: float) -> Tensor:

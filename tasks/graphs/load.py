@@ -1,7 +1,7 @@
 """Graphs to learn from: read from a data set, or made of a table by linking what shares a key."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -23,7 +23,9 @@ BLOCK = 1024  # nodes whose similarities are held at once
 
 
 class GraphParams(Params):
-    """How a graph is split and its features scaled."""
+    """How a graph is split and its features normalized."""
+
+    RENAMED: ClassVar = {"scale": "normalize"}
 
     val: float = Field(
         0.2,
@@ -32,7 +34,7 @@ class GraphParams(Params):
         description="share of the labelled nodes for choosing the epoch, when the set has no split",
     )
     test: float = Field(0.2, gt=0, lt=0.5, description="share only for the scores, when the set has no split")
-    scale: arrays.Scale = Field(
+    normalize: arrays.Scale = Field(
         "auto", description="rows: to sum 1 (auto, sparse); columns: to mean 0, deviation 1 (auto, dense)"
     )
     blank: arrays.Blank = Field(
@@ -42,6 +44,9 @@ class GraphParams(Params):
 
 class LinkParams(GraphParams):
     """Which column names the nodes, what links them, what describes them, and what is to be told."""
+
+    MEANINGLESS: ClassVar = {"blank": "link makes features for every node"}
+    blank: ClassVar[arrays.Blank] = "identity"  # type: ignore[misc]
 
     node: str = Field(description="the column whose values are the nodes; rows without one are left out")
     by: list[str] = Field(
@@ -84,7 +89,7 @@ def load_graph(run: Run, params: GraphParams, data: Dataset) -> Artifact:
         content,
         f"data set {data.name!r}",
         arrays.Shares(params.val, params.test),
-        params.scale,
+        params.normalize,
         params.blank,
     )
     run.data(data.name, saved.digest, f"datasets/{data.name}.yaml", saved.spec)
@@ -112,8 +117,8 @@ def link_rows(run: Run, params: LinkParams, table: Artifact) -> Artifact:
         graph,
         f"nodes of {params.node!r}",
         arrays.Shares(params.val, params.test),
-        params.scale,
-        params.blank,
+        params.normalize,
+        "identity",
     )
     run.note(_summary(saved, f"{params.node} linked by {' + '.join(params.by)}"))
     return saved

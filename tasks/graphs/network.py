@@ -1,7 +1,7 @@
 """The network: graph convolutions on a batch that carries its graph."""
 
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -14,7 +14,12 @@ from tasks.graphs.sparse import Csr, spmm
 
 
 class GnnParams(TrainParams):
-    """The network and how it learns; an epoch is one step on the whole graph, so `batch` and `micro_batch` have no meaning here."""
+    """The network and how it learns; an epoch is one optimizer step on the whole graph."""
+
+    RENAMED: ClassVar = {"smoothing": "label_smoothing"}
+    MEANINGLESS: ClassVar = dict.fromkeys(
+        ("batch", "micro_batch", "grow"), "every step sees the whole graph, which is not cut into batches"
+    )
 
     epochs: int = Field(200, ge=1)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
@@ -30,7 +35,10 @@ class GnnParams(TrainParams):
     weight_decay: float = Field(
         0.0, ge=0, description="of the first layer; 5e-4 where few nodes are labelled (Kipf & Welling)"
     )
-    smoothing: float = Field(0.0, ge=0, lt=1, description="of the labels")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    batch: ClassVar[int] = 128  # type: ignore[misc] # no key here; nodes of a made-up example
+    micro_batch: ClassVar[int | None] = None  # type: ignore[misc]
+    grow: ClassVar[bool] = False  # type: ignore[misc]
 
 
 class Gnn(nn.Module):

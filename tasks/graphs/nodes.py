@@ -34,7 +34,7 @@ def gnn_recipe(params: GnnParams, spec: DataSpec) -> Recipe[GraphData]:
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         total = F.cross_entropy(
-            model(batch).float(), batch["labels"], reduction="sum", label_smoothing=params.smoothing
+            model(batch).float(), batch["labels"], reduction="sum", label_smoothing=params.label_smoothing
         )
         return total, torch.tensor(float(len(batch["labels"])))
 

@@ -1,8 +1,8 @@
 """The values of an agent's training; those of the algorithms are as rl-zoo tuned them for CartPole."""
 
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from overnight import Params, Values
 
@@ -10,21 +10,25 @@ from overnight import Params, Values
 class LearnerParams(Values):
     """What both algorithms have."""
 
+    RENAMED: ClassVar = {"decay": "anneal"}
+
     n_envs: int = Field(8, ge=1, le=512, description="environments stepped side by side")
     hidden: list[int] = Field([64, 64], description="units of the layers between observation and action")
     lr: float = Field(1e-3, gt=0)
     gamma: float = Field(0.98, gt=0, le=1, description="discount of a reward one step later")
-    decay: bool = Field(True, description="learning rate, and clip of PPO, fall linearly to zero")
+    anneal: bool = Field(True, description="learning rate, and clip_range of PPO, fall linearly to zero")
 
 
 class PpoParams(LearnerParams):
     """PPO: how a rollout becomes an update."""
 
+    RENAMED: ClassVar = {**LearnerParams.RENAMED, "clip": "clip_range"}
+
     n_steps: int = Field(32, ge=2, description="of each environment between updates")
     batch: int = Field(256, ge=2)
     epochs: int = Field(20, ge=1, description="passes over a rollout")
     gae_lambda: float = Field(0.8, ge=0, le=1)
-    clip: float = Field(0.2, gt=0, description="of the ratio of policies")
+    clip_range: float = Field(0.2, gt=0, description="of the ratio of policies")
     entropy: float = Field(0.0, ge=0, description="weight of the entropy bonus")
 
 
@@ -35,7 +39,7 @@ class DqnParams(LearnerParams):
     hidden: list[int] = [256, 256]
     lr: float = Field(2.3e-3, gt=0)
     gamma: float = Field(0.99, gt=0, le=1)
-    decay: bool = False
+    anneal: bool = False
     buffer: int = Field(100_000, ge=1, description="steps remembered")
     learning_starts: int = Field(1000, ge=0)
     batch: int = Field(64, ge=1)
@@ -65,6 +69,14 @@ class AgentParams(Params):
     )
     ppo: PpoParams = PpoParams()
     dqn: DqnParams = DqnParams()
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        """Values of the algorithm that does not run are a mistake, not a wish."""
+        other = "dqn" if self.algorithm == "ppo" else "ppo"
+        if getattr(self, other) != type(self).model_fields[other].default:
+            raise ValueError(f"{other}: has no effect with algorithm {self.algorithm}; leave it out")
+        return self
 
     @property
     def learner(self) -> PpoParams | DqnParams:

@@ -31,7 +31,7 @@ def learner(run: Run, params: AgentParams) -> Any:
     values = params.learner
     world = make_vec_env(lambda: make(params.env), n_envs=values.n_envs, seed=run.seed)
     shared: dict[str, Any] = {
-        "learning_rate": _falling(values.lr, values.decay),
+        "learning_rate": _falling(values.lr, values.anneal),
         "gamma": values.gamma,
         "policy_kwargs": {"net_arch": list(values.hidden), "optimizer_kwargs": {"fused": True}},
         "seed": run.seed,
@@ -46,9 +46,9 @@ def learner(run: Run, params: AgentParams) -> Any:
     return model
 
 
-def _falling(start: float, decay: bool) -> Any:
+def _falling(start: float, anneal: bool) -> Any:
     """A value, or a function of the share of the training that is left."""
-    return (lambda left: start * left) if decay else start
+    return (lambda left: start * left) if anneal else start
 
 
 def _ppo(values: PpoParams) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _ppo(values: PpoParams) -> dict[str, Any]:
         "batch_size": values.batch,
         "n_epochs": values.epochs,
         "gae_lambda": values.gae_lambda,
-        "clip_range": _falling(values.clip, values.decay),
+        "clip_range": _falling(values.clip_range, values.anneal),
         "ent_coef": values.entropy,
     }
 

@@ -65,13 +65,13 @@ def cnn_recipe(params: CnnParams, spec: DataSpec) -> Recipe[Data]:
         evaluate=_evaluate,
         sample=lambda: {f"val_{name}": tensor for name, tensor in example(SLICE).items()},
         params=params,
-        ema=params.average,
+        ema=params.ema,
     )
 
 
 def build(spec: DataSpec, params: CnnParams) -> nn.Module:
     """The untrained net."""
-    shape, classes, width = spec.shape, len(spec.classes), params.channels
+    shape, classes, width = spec.shape, len(spec.classes), params.first_channels
     if params.arch == "resnet18":
         return ResNet18(shape, classes, width)
     return (
@@ -155,7 +155,7 @@ def train_cnn(run: Run, params: CnnParams, images: Artifact) -> Artifact:
 def _layer(params: CnnParams, spec: DataSpec) -> int:
     """Values that a layer of the first stage puts out for a batch."""
     halved = math.prod(stem_strides(max(spec.shape[1:]), params.stem)) if params.arch == "resnet20" else 1
-    return params.batch * params.channels * math.prod(spec.shape[1:]) // halved**2
+    return params.batch * params.first_channels * math.prod(spec.shape[1:]) // halved**2
 
 
 def prepared(net: nn.Module, images: Tensor, weights: dict[str, Tensor] | None = None) -> nn.Module:

@@ -85,7 +85,7 @@ def orthogonal(matrix: Tensor, rounds: int = 3) -> Tensor:
 
 def schedule(params: CnnParams) -> Callable[[int, int], float]:
     """Up over the share `warmup` of the steps, then down to zero."""
-    if params.decay == "cosine":
+    if params.schedule == "cosine":
         return cosine(params.warmup)
 
     def triangle(done: int, total: int) -> float:

@@ -2,24 +2,31 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from overnight.paths import root
 from overnight.training.recipe import TrainParams
 
-WIDTH = {"resnet20": 16, "resnet18": 64, "speedrun": 64}
+CHANNELS = {"resnet20": 16, "resnet18": 64, "speedrun": 64}
 
 
 class CnnParams(TrainParams):
     """The net, its augmentation and its optimizer."""
 
+    RENAMED: ClassVar = {
+        "width": "channels",
+        "decay": "schedule",
+        "average": "ema",
+        "optimiser": "optimizer",
+    }
+
     arch: Literal["resnet20", "resnet18", "speedrun"] = Field(
-        "resnet20", description="resnet20: the small form, sized by width and blocks"
+        "resnet20", description="resnet20: the small form, sized by channels and blocks"
     )
-    width: int | None = Field(
-        None, ge=4, le=512, description="channels of the first stage; by arch when left out: 16, 64, 64"
+    channels: int | None = Field(
+        None, ge=4, le=512, description="of the first stage; by arch when left out: 16, 64, 64"
     )
     blocks: int = Field(3, ge=1, le=18, description="residual blocks a stage, of resnet20: 3 make ResNet-20")
     stem: Literal[1, 2] = Field(
@@ -44,19 +51,19 @@ class CnnParams(TrainParams):
     bias_scale: float = Field(1.0, gt=0, description="times lr: the rate of the norms' biases")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd and muon, after Nesterov")
     warmup: float = Field(0.2, ge=0, lt=1, description="share of the steps before the peak")
-    decay: Literal["cosine", "linear"] = Field(
-        "cosine", description="how the rate falls after its peak, to zero"
+    schedule: Literal["cosine", "linear"] = Field(
+        "cosine", description="how the learning rate falls after its peak, to zero"
     )
     weight_decay: float = Field(5e-4, ge=0, description="of convolutions and the linear layer")
     label_smoothing: float = Field(0.1, ge=0, lt=1)
-    average: float = Field(
+    ema: float = Field(
         0.0, ge=0, lt=1, description="decay per step of the weight average that is judged and kept; 0: none"
     )
 
     @property
-    def channels(self) -> int:
-        """Of the first stage."""
-        return self.width or WIDTH[self.arch]
+    def first_channels(self) -> int:
+        """The `channels` given, or those of the arch."""
+        return self.channels or CHANNELS[self.arch]
 
     @property
     def weights(self) -> Path | None:
@@ -76,6 +83,8 @@ class CnnParams(TrainParams):
         for name in ("blocks", "stem"):
             if self.arch != "resnet20" and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} is a value of arch resnet20; {self.arch} has its own")
+        if self.optimizer == "adamw" and self.momentum != type(self).model_fields["momentum"].default:
+            raise ValueError("momentum is a value of sgd and muon; adamw has its own")
         if self.weights is not None and self.weights.suffix not in {".safetensors", ".pt", ".pth"}:
             raise ValueError(
                 f"init is auto, scratch or the path of a .safetensors or .pt file, not {self.init!r}"

@@ -39,10 +39,10 @@ def initial(params: CnnParams, net: Weights, note: Note) -> Weights | None:
     if (
         net["conv1.weight"].shape[2] != 7
         or net["conv1.weight"].shape[1] not in {1, 3}
-        or params.channels != 64
+        or params.first_channels != 64
     ):
         note(
-            "from scratch: the published ResNet-18 has width 64 and is for grey or coloured images of at least 64 px"
+            "from scratch: the published ResNet-18 has 64 channels and is for grey or coloured images of at least 64 px"
         )
         return None
     url, folder = published(), Path(torch.hub.get_dir()) / "checkpoints"
@@ -164,9 +164,9 @@ def fitting(found: Weights, net: Weights, arch: str, where: str, note: Note) -> 
 
 
 HINT = {
-    "resnet20": "Give the same width, blocks and stem as they were trained with, or init: scratch",
+    "resnet20": "Give the same channels, blocks and stem as they were trained with, or init: scratch",
     "resnet18": "ResNet-18 has a 7x7 stem for images of at least 64 px (images.size), a 3x3 one below; else init: scratch",
-    "speedrun": "Give the same width, channels and size of the images as they were trained with, or init: scratch",
+    "speedrun": "Give the same channels, and images of the same size and mode, as they were trained with, or init: scratch",
 }
 
 

@@ -28,7 +28,7 @@ from tests.test_end_to_end import ENTRY, stripes
 BUDGET_MIB = 100  # a step of these flows asks for 64: a second one has to wait
 PATIENCE_S = 180.0
 OPEN = ("RUNNING", "PENDING", "CANCELLING")
-TRAINING = "flow: vision\ndata: made\ncnn: {{epochs: {epochs}, batch: 16, width: 8, blocks: 1}}\n"
+TRAINING = "flow: vision\ndata: made\ncnn: {{epochs: {epochs}, batch: 16, channels: 8, blocks: 1}}\n"
 
 
 class House:

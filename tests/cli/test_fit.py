@@ -21,7 +21,7 @@ def fit(capsys, *arguments):
 
 
 def test_a_config_is_judged_and_nothing_runs(capsys):
-    code, rows = fit(capsys, "vision", "cnn.batch=32", "cnn.width=8", "cnn.blocks=1")
+    code, rows = fit(capsys, "vision", "cnn.batch=32", "cnn.channels=8", "cnn.blocks=1")
     row = rows["train_cnn"]
     assert (code, row["verdict"]) == (0, "fits")
     assert row["low_mib"] <= row["mib"] <= row["high_mib"] <= row["lease_mib"]
@@ -31,14 +31,21 @@ def test_a_config_is_judged_and_nothing_runs(capsys):
 
 def test_a_card_that_is_too_small_says_so(capsys):
     code, rows = fit(
-        capsys, "vision", "cnn.batch=32", "cnn.width=8", "cnn.blocks=1", "cnn.micro_batch=32", "--card", "1.5"
+        capsys,
+        "vision",
+        "cnn.batch=32",
+        "cnn.channels=8",
+        "cnn.blocks=1",
+        "cnn.micro_batch=32",
+        "--card",
+        "1.5",
     )
     assert (code, rows["train_cnn"]["verdict"]) == (3, "does not fit")
     assert rows["train_cnn"]["high_mib"] > 512  # of 1536, 1024 are for others
 
 
 def test_the_engine_chooses_the_micro_batch_that_fits(capsys):
-    values = ["cnn.batch=4096", "cnn.width=32", "cnn.blocks=1"]
+    values = ["cnn.batch=4096", "cnn.channels=32", "cnn.blocks=1"]
     whole = fit(capsys, "vision", *values, "cnn.micro_batch=4096")[1]["train_cnn"]
     between = (whole["high_mib"] + 650) / 2 / 1024 + 1
     code, rows = fit(capsys, "vision", *values, "--card", str(between))
@@ -60,7 +67,7 @@ def test_what_nobody_knows_is_unknown(capsys):
 def test_what_makes_a_step_fit_is_said_in_words_of_its_config(capsys):
     values = [
         "images.size=64",
-        "cnn.width=8",
+        "cnn.channels=8",
         "cnn.blocks=1",
         "cnn.batch=256",
         "cnn.micro_batch=256",

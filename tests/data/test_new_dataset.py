@@ -19,7 +19,7 @@ VISION = """\
 flow: vision
 data: shapes
 images: {size: 16, channels: 1}
-cnn: {epochs: 4, batch: 32, width: 8, blocks: 1, lr: 0.1}
+cnn: {epochs: 4, batch: 32, channels: 8, blocks: 1, lr: 0.1}
 """
 EDGES = """\
 kind: graph

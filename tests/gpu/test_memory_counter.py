@@ -172,14 +172,14 @@ def follows(method: "Callable[[], Recipe[Any]]") -> Work:
 def classifier() -> "Recipe[Any]":
     from tasks.vision.cnn import CnnParams, cnn_recipe
 
-    return cnn_recipe(CnnParams(width=8, blocks=1), DataSpec(shape=(3, 16, 16), classes=("a", "b", "c")))
+    return cnn_recipe(CnnParams(channels=8, blocks=1), DataSpec(shape=(3, 16, 16), classes=("a", "b", "c")))
 
 
 def detector() -> "Recipe[Any]":
     from tasks.detection.yolo import YoloParams, yolo_recipe
 
     return yolo_recipe(
-        YoloParams(batch=2, width=0.5),
+        YoloParams(batch=2, width_multiplier=0.5),
         DataSpec(shape=(3, 64, 64), classes=("a", "b"), counts={"train": 4}, boxes=3),
     )
 

@@ -38,14 +38,16 @@ def lm(**values):
 
 CASES = {
     "cnn, accumulated, evaluated in large slices": (
-        lambda: made.images((3, 16, 16), width=8, blocks=1, batch=32),
+        lambda: made.images((3, 16, 16), channels=8, blocks=1, batch=32),
         8,
     ),
     "cnn bf16 adamw": (
-        lambda: made.images((1, 16, 16), width=8, blocks=1, batch=600, precision="bf16", optimizer="adamw"),
+        lambda: made.images(
+            (1, 16, 16), channels=8, blocks=1, batch=600, precision="bf16", optimizer="adamw"
+        ),
         600,
     ),
-    "detector": (lambda: made.boxes(64, width=0.25, batch=4), 2),
+    "detector": (lambda: made.boxes(64, width_multiplier=0.25, batch=4), 2),
     "gcn on sparse features": (lambda: made.graph(800, 2000, 200, 9000), 100),
     "gat on dense features": (lambda: made.graph(800, 2000, 64, conv="gat"), 100),
     "transformer": (lm, 4),
@@ -76,7 +78,7 @@ def test_the_parts_add_up_and_the_edges_enclose():
 
 
 def test_an_evaluation_that_can_be_cut_smaller_refuses_nothing():
-    found = predict(made.images((3, 32, 32), width=8, blocks=1, batch=4), 4, "cpu")
+    found = predict(made.images((3, 32, 32), channels=8, blocks=1, batch=4), 4, "cpu")
     assert found.phase == "evaluate"
     assert found.low_mib < found.needed_mib < found.mib < found.high_mib
     assert found.verdict(found.needed_mib + 1) == "fits"

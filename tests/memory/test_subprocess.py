@@ -96,7 +96,7 @@ PARENT = """
 
     card = Card(uuid="virtual", name="virtual", total_mib=8192, budget_mib=8192, count=True)
     images = Artifact(kind="images", path="/made", digest="d", spec=DataSpec.model_validate_json(sys.argv[1]))
-    values = [CnnParams(batch=16, width=8, blocks=1), images]
+    values = [CnnParams(batch=16, channels=8, blocks=1), images]
     first = subprocess.ask(train_cnn, values, card, lambda: False)
     second = subprocess.ask(train_cnn, values, card, lambda: sys.exit("asked again"))
     import json

@@ -64,7 +64,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-SMALL = {"epochs": 1, "batch": 4, "width": 0.25}
+SMALL = {"epochs": 1, "batch": 4, "width_multiplier": 0.25}
 
 
 # ------------------------------------------------------------------------------------------------ training
@@ -72,7 +72,14 @@ SMALL = {"epochs": 1, "batch": 4, "width": 0.25}
 
 def test_it_learns_made_up_shapes(tmp_path):
     params = YoloParams(
-        epochs=12, batch=4, width=0.5, rate=4e-3, flip_vertical=0.5, mosaic=0, scale=0.1, colour=0
+        epochs=12,
+        batch=4,
+        width_multiplier=0.5,
+        lr=4e-3,
+        flip_vertical_probability=0.5,
+        mosaic=0,
+        scale_jitter=0.1,
+        color_jitter=0,
     )
     run = RecordingRun(tmp_path, seed=1)
     model = train_yolo.body(run, params, scenes(tmp_path, {"train": 64, "val": 20, "test": 40}))
@@ -171,7 +178,7 @@ def test_odd_sizes_and_no_training_images_are_refused(tmp_path):
 
 
 def test_a_batch_in_parts_has_the_gradients_of_the_whole():
-    params = YoloParams(batch=5, width=0.25)
+    params = YoloParams(batch=5, width_multiplier=0.25)
     recipe = yolo_recipe(params, DataSpec(shape=(3, 64, 96), classes=KINDS, counts={"train": 5}, boxes=3))
     batch = {
         name: tensor.double() if tensor.is_floating_point() else tensor
@@ -261,7 +268,7 @@ def test_boxes_move_with_the_pixels():
 def test_the_closing_epochs_only_flip():
     data = {f"train_{name}": array for name, array in shapes(6, 64, 0).items()}
     spec = DataSpec(shape=(3, 64, 64), classes=KINDS, counts={"train": 6}, boxes=3)
-    recipe = yolo_recipe(YoloParams(batch=4, flip=0.5), spec)
+    recipe = yolo_recipe(YoloParams(batch=4, flip_probability=0.5), spec)
     for batch in recipe.closing(data, torch.Generator().manual_seed(0)):
         assert set(batch["warp"].abs().flatten().tolist()) <= {0.0, 1.0}
         assert (batch["tint"] == 1).all()

@@ -208,6 +208,6 @@ def test_floor_on_the_public_split_of_papers(tmp_path: Path, shared_data: Path) 
 
 @pytest.mark.slow
 def test_floor_on_pages_that_like_one_another(tmp_path: Path, shared_data: Path) -> None:
-    graph = load_graph.body(run_in(tmp_path / "g"), GraphParams(scale="none"), entry("facebook"))
+    graph = load_graph.body(run_in(tmp_path / "g"), GraphParams(normalize="none"), entry("facebook"))
     run, _ = trained(tmp_path, graph, hidden=64, epochs=40)
     assert run.last("test/accuracy") >= 0.93 > 0.4 > run.last("test/majority")

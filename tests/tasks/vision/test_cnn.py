@@ -16,7 +16,7 @@ from tasks.vision.cnn import CnnParams, Net, batches, build, cnn_recipe, predict
 from tasks.vision.load import ImageParams, load_images
 
 ROOT = Path(__file__).resolve().parents[3]
-DIGITS = CnnParams(epochs=8, batch=64, width=12, blocks=2)
+DIGITS = CnnParams(epochs=8, batch=64, channels=12, blocks=2)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_the_saved_model_scores_what_was_logged(
 
 
 def test_equal_seeds_give_equal_weights(tmp_path: Path) -> None:
-    images, params = made(tmp_path), CnnParams(epochs=2, batch=16, width=4, blocks=1, flip=True, crop=2)
+    images, params = made(tmp_path), CnnParams(epochs=2, batch=16, channels=4, blocks=1, flip=True, crop=2)
     digests = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         (tmp_path / name).mkdir()
@@ -98,7 +98,7 @@ def test_equal_seeds_give_equal_weights(tmp_path: Path) -> None:
 def test_both_optimizers_learn(optimizer: str, tmp_path: Path) -> None:
     run = RecordingRun(tmp_path)
     train_cnn.body(
-        run, CnnParams(epochs=8, batch=10, width=4, blocks=1, optimizer=optimizer, lr=0.02), made(tmp_path)
+        run, CnnParams(epochs=8, batch=10, channels=4, blocks=1, optimizer=optimizer, lr=0.02), made(tmp_path)
     )
     assert run.last("test/accuracy") > 0.9
 
@@ -108,7 +108,7 @@ def test_both_optimizers_learn(optimizer: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("classes", [2, 1000])
 def test_the_net_takes_any_size(shape: tuple[int, ...], stem: int, classes: int) -> None:
     spec = DataSpec(shape=shape, classes=tuple(map(str, range(classes))))
-    recipe = cnn_recipe(CnnParams(width=4, blocks=1, stem=stem), spec)
+    recipe = cnn_recipe(CnnParams(channels=4, blocks=1, stem=stem), spec)
     batch = recipe.example(2)
     loss, count = recipe.loss(recipe.build().train(), batch)
     loss.backward()
@@ -188,7 +188,7 @@ def test_constants_come_from_train_alone_and_travel_with_the_model(tmp_path: Pat
     from safetensors.torch import load_file
 
     images = made(tmp_path)
-    model = train_cnn.body(RecordingRun(tmp_path), CnnParams(epochs=1, width=4, blocks=1), images)
+    model = train_cnn.body(RecordingRun(tmp_path), CnnParams(epochs=1, channels=4, blocks=1), images)
     weights, train = (
         load_file(model.path / "weights.safetensors"),
         images.arrays("train_images")["train_images"] / 255,
@@ -203,7 +203,7 @@ def test_a_class_without_images_and_flat_images_do_no_harm(tmp_path: Path) -> No
     spec = DataSpec(shape=(1, 8, 8), classes=("a", "b", "never"), counts={"train": 6, "val": 6, "test": 6})
     run = RecordingRun(tmp_path)
     train_cnn.body(
-        run, CnnParams(epochs=1, width=4, blocks=1), save(tmp_path / "flat", "images", spec, arrays)
+        run, CnnParams(epochs=1, channels=4, blocks=1), save(tmp_path / "flat", "images", spec, arrays)
     )
     assert run.last("test/majority") == pytest.approx(4 / 6)
     assert np.isfinite(run.curve("test/loss")).all()
@@ -213,7 +213,7 @@ def test_it_stops_when_asked_and_refuses_other_artifacts(tmp_path: Path) -> None
     run = RecordingRun(tmp_path)
     run.should_stop = lambda: True
     with pytest.raises(Stopped):
-        train_cnn.body(run, CnnParams(width=4, blocks=1), made(tmp_path))
+        train_cnn.body(run, CnnParams(channels=4, blocks=1), made(tmp_path))
     with pytest.raises(DataError, match="expected an artifact of kind 'images'"):
         train_cnn.body(run, CnnParams(), save(tmp_path / "graph", "graph"))
     with pytest.raises(DataError, match="two classes"):
@@ -261,7 +261,7 @@ def test_small_nets_use_one_thread_and_give_the_others_back(batch: int, used: in
     before, run = torch.get_num_threads(), Counting(tmp_path)
     torch.set_num_threads(2)
     try:
-        train_cnn.body(run, CnnParams(epochs=1, batch=batch, width=48, blocks=1), made(tmp_path))
+        train_cnn.body(run, CnnParams(epochs=1, batch=batch, channels=48, blocks=1), made(tmp_path))
         assert run.threads == {used}  # 8 x 12 x 12 x 48 values are few, 40 x 12 x 12 x 48 are not
         assert torch.get_num_threads() == 2
     finally:

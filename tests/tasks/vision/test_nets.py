@@ -23,10 +23,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[3]
 TEN = tuple("0123456789")
 ARCHS = {
-    "resnet20": {"width": 8, "blocks": 1, "lr": 0.05},
-    "resnet18": {"arch": "resnet18", "width": 16, "lr": 0.02, "init": "scratch"},
-    "speedrun": {"arch": "speedrun", "width": 16, "lr": 0.1, "bias_scale": 16, "momentum": 0.85},
-    "speedrun, muon": {"arch": "speedrun", "width": 16, "lr": 0.05, "optimizer": "muon", "momentum": 0.6},
+    "resnet20": {"channels": 8, "blocks": 1, "lr": 0.05},
+    "resnet18": {"arch": "resnet18", "channels": 16, "lr": 0.02, "init": "scratch"},
+    "speedrun": {"arch": "speedrun", "channels": 16, "lr": 0.1, "bias_scale": 16, "momentum": 0.85},
+    "speedrun, muon": {"arch": "speedrun", "channels": 16, "lr": 0.05, "optimizer": "muon", "momentum": 0.6},
 }
 
 

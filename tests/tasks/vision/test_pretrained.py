@@ -20,7 +20,7 @@ SMALL, LARGE = (3, 12, 12), (3, 64, 64)
 
 def net(shape=SMALL, classes=2, **values):
     torch.manual_seed(len(shape))
-    params = CnnParams(**{"arch": "resnet18", "width": 16, **values})
+    params = CnnParams(**{"arch": "resnet18", "channels": 16, **values})
     return params, build(DataSpec(shape=shape, classes=tuple(map(str, range(classes)))), params).state_dict()
 
 
@@ -36,7 +36,7 @@ def saved(path: Path, state, wrap=lambda state: state) -> Path:
 
 @pytest.mark.parametrize("arch", ["resnet20", "resnet18", "speedrun"])
 def test_a_model_of_ours_is_begun_with(arch, tmp_path):
-    images, values = made(tmp_path), {"arch": arch, "width": 16, "batch": 10, "lr": 1e-9}
+    images, values = made(tmp_path), {"arch": arch, "channels": 16, "batch": 10, "lr": 1e-9}
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     first = train_cnn.body(
@@ -102,8 +102,8 @@ def test_what_does_not_fit_is_told(tmp_path):
         DataError, match=r"not those of this net \(resnet20\).*missing: body.*not in the net: conv1"
     ):
         begun(stem, arch="resnet20")
-    with pytest.raises(DataError, match=r"of another shape.*Give the same width"):
-        begun(saved(tmp_path / "narrow.pt", net(arch="speedrun", width=8)[1]), arch="speedrun")
+    with pytest.raises(DataError, match=r"of another shape.*Give the same channels"):
+        begun(saved(tmp_path / "narrow.pt", net(arch="speedrun", channels=8)[1]), arch="speedrun")
     with pytest.raises(DataError, match=r"there is no file .*none\.pt"):
         begun(tmp_path / "none.pt")
 
@@ -173,7 +173,7 @@ def test_what_cannot_be_fetched_is_a_note(tmp_path):
 
 def test_auto_takes_them_only_where_they_fit(tmp_path):
     notes = []
-    for params, state in (net(LARGE, init="auto"), net(SMALL, width=None, init="auto")):
+    for params, state in (net(LARGE, init="auto"), net(SMALL, channels=None, init="auto")):
         assert initial(params, state, notes.append) is None
     assert [("at least 64 px" in note) for note in notes] == [True, True]
     assert initial(*net(SMALL, arch="speedrun", init="auto"), notes.append) is None
