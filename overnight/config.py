@@ -38,16 +38,6 @@ class Values(BaseModel):
     RENAMED: ClassVar[dict[str, str]] = {}  # {key of an earlier version: what it is called now}
     MEANINGLESS: ClassVar[dict[str, str]] = {}  # {key of similar sections: why this one does not have it}
 
-    @classmethod
-    def from_saved(cls, values: dict[str, Any]) -> Self:
-        """The values that a version of before may have saved, under their names of today."""
-        return cls.model_validate(cls.current_keys(values))
-
-    @classmethod
-    def current_keys(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """The same values by today's keys, without those that have no meaning any more."""
-        return {cls.RENAMED.get(key, key): v for key, v in values.items() if key not in cls.MEANINGLESS}
-
     def result_params(self) -> dict[str, Any]:
         """The values that decide a result, as JSON types: all but the runtime options."""
         return {
@@ -237,9 +227,8 @@ class _Loader(yaml.SafeLoader):
     """Yaml 1.1 takes `1e-3` for text; people mean the number."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+EXPONENT = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789"))
 
 
 def _lines(node: Any, path: Path, source: Source, prefix: str = "") -> Iterator[tuple[str, int]]:
@@ -253,12 +242,11 @@ def _lines(node: Any, path: Path, source: Source, prefix: str = "") -> Iterator[
     seen = set[str]()
     for key, child in node.value:
         name = f"{prefix}{key.value}"
+        line = key.start_mark.line + 1
         if name in seen:
-            source.problems.append(
-                f"{shown(path)}:{key.start_mark.line + 1}: {name}: written twice; keep one"
-            )
+            source.problems.append(f"{shown(path)}:{line}: {name}: written twice; keep one")
         seen.add(name)
-        yield name, key.start_mark.line + 1
+        yield name, line
         yield from _lines(child, path, source, f"{name}.")
 
 
@@ -311,9 +299,6 @@ def _index(items: list[Any], key: str) -> int:
     )
 
 
-# ------------------------------------------------------------------------------------------------ all mistakes at once
-
-
 V = TypeVar("V", bound=Values)
 
 
@@ -335,15 +320,13 @@ def validate(model: type[V], values: dict[str, Any], source: Source) -> V:
 
 
 def _unknown(owner: type[Values], key: str) -> str:
-    """Why a section has no such key."""
     if key in owner.RENAMED:
         return f"is now called {owner.RENAMED[key]}"
     if key in owner.MEANINGLESS:
         return f"unknown key: {owner.MEANINGLESS[key]}"
-    allowed = sorted(owner.model_fields)
-    close = difflib.get_close_matches(key, allowed, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(key, owner.model_fields, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"unknown key; {hint}allowed: {', '.join(allowed)}"
+    return f"unknown key; {hint}allowed: {', '.join(sorted(owner.model_fields))}"
 
 
 def _explain(model: type[Values], values: Any, error: Any, source: Source) -> str:
@@ -354,8 +337,8 @@ def _explain(model: type[Values], values: Any, error: Any, source: Source) -> st
     if error["type"] == "missing":
         return f"{where}: {key}: is required and missing"
     message = error["msg"].removeprefix("Value error, ")
-    shows_input = not isinstance(error["input"], dict | list) and error["type"] != "value_error"
-    given = f" (got {error['input']!r})" if shows_input else ""
+    hide = isinstance(error["input"], dict | list) or error["type"] == "value_error"
+    given = "" if hide else f" (got {error['input']!r})"
     return f"{where}: {key}: {message[:1].lower() + message[1:]}{given}" if key else f"{where}: {message}"
 
 
@@ -410,6 +393,7 @@ def parts_of(value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
 
 
 def _nearest_file(path: Path) -> str:
-    stems = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, stems, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(
+        path.name, [p.name for p in path.parent.glob("*.yaml")], n=1, cutoff=0.4
+    )
     return f"; did you mean {shown(path.parent / close[0])}?" if close else ""

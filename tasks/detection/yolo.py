@@ -23,6 +23,7 @@ from tasks.detection.coco_ap import Precision, precision
 from tasks.detection.loss import detection_loss
 from tasks.detection.model import STRIDES, Yolo, decode, places
 from tasks.shared.figures import names as shown
+from tasks.shared.predictors import current_keys, load_model
 
 Arrays = dict[str, np.ndarray]
 LIMIT = 100  # found boxes on one image
@@ -128,13 +129,10 @@ def predictor(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
 
     Images of another size than the model's are letterboxed to it; boxes come back in pixels of the images given.
     """
-    import json
-
-    from safetensors.torch import load_file
-
-    config = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["config"]
+    config, weights = load_model(folder)
+    config = current_keys(YoloParams, config)
     model = Yolo(len(config["classes"]), config["width_multiplier"]).eval()
-    model.load_state_dict(load_file(folder / "weights.safetensors"))
+    model.load_state_dict(weights)
     height, width = config["shape"][1:]
 
     def predict(images: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from overnight.training.recipe import Batch, Recipe, Scores, constant, evaluate,
 from tasks.graphs.data import GraphData, example
 from tasks.graphs.network import Gnn, GnnParams
 from tasks.shared import figures
+from tasks.shared.predictors import load_model, saved_params
 from tasks.shared.threads import one_thread
 
 if TYPE_CHECKING:
@@ -170,16 +171,11 @@ def _save(run: Run, params: GnnParams, spec: DataSpec, model: Gnn, data: GraphDa
 
 def predictor(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
     """Probabilities (n, classes) of the nodes (n,) of the graph that the model was trained on, which it carries."""
-    import json
-
-    from safetensors.torch import load_file
-
-    config = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["config"]
-    tensors = load_file(folder / "weights.safetensors")
+    config, tensors = load_model(folder)
     graph = {
         name.removeprefix("graph."): tensors.pop(name) for name in list(tensors) if name.startswith("graph.")
     }
-    model = Gnn(GnnParams.model_validate(config["params"]), DataSpec.model_validate(config["spec"])).eval()
+    model = Gnn(saved_params(GnnParams, config["params"]), DataSpec.model_validate(config["spec"])).eval()
     model.load_state_dict(tensors)
 
     def predict(nodes: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
 """The acting net in plain torch: what is evaluated during training is what is saved and served."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import nn
 
 from overnight.errors import DataError
 from tasks.rl.env import Act
+from tasks.shared.predictors import load_model
 
 
 def build(spaces: dict[str, Any]) -> nn.Sequential:
@@ -61,9 +61,7 @@ def policy_of(model: Any, spaces: dict[str, Any]) -> nn.Sequential:
 
 def predictor(folder: Path) -> Act:
     """Observations (N, ...) to actions: (N,) of numbers or (N, A) of vectors, by the model in that folder."""
-    from safetensors.torch import load_file
-
-    spaces = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["config"]
+    spaces, weights = load_model(folder)
     net = build(spaces)
-    net.load_state_dict(load_file(folder / "weights.safetensors"))
+    net.load_state_dict(weights)
     return acting(net.eval(), spaces)

@@ -17,6 +17,7 @@ from overnight.memory import formulas
 from overnight.run import Run
 from overnight.step import step
 from tasks.shared import figures
+from tasks.shared.predictors import load_model
 from tasks.tabular import rapids
 from tasks.tabular.encoding import Encoder, is_number
 
@@ -301,16 +302,14 @@ def predictor(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
 
     Rows of text or mixed objects hold the values as the table had them (None or nan: missing); rows of numbers hold level indices.
     """
-    import json
-
-    from safetensors.numpy import load_file
-
-    config = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["config"]
-    encoder, tensors = Encoder(**config["encoder"]), load_file(folder / "weights.safetensors")
+    config, tensors = load_model(folder)
+    encoder = Encoder(**config["encoder"])
+    weights = tensors["weights"].numpy()
+    bias = tensors["bias"].numpy()
 
     def predict(rows: np.ndarray) -> np.ndarray:
         codes = rows.astype(np.float64) if rows.dtype.kind in "fiub" else encoder.codes(encoder.frame(rows))
-        return _softmax(encoder.matrix(codes) @ tensors["weights"].T + tensors["bias"])
+        return _softmax(encoder.matrix(codes) @ weights.T + bias)
 
     return predict
 

@@ -1,6 +1,5 @@
 """Convolutional nets for labelled images of any size, trained with batched augmentation."""
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +17,7 @@ from overnight.run import Run
 from overnight.step import step
 from overnight.training.out_of_memory import SLICE
 from overnight.training.recipe import Batch, Batches, Recipe, Scores, scores_on, train
+from tasks.shared.predictors import load_model, saved_params
 from tasks.shared.threads import one_thread
 from tasks.vision import augment
 from tasks.vision.nets.layers import Scaled
@@ -190,12 +190,10 @@ def _over_views(model: nn.Module, images: Tensor, flip: bool) -> np.ndarray:
 
 def predictor(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
     """uint8 (N, C, H, W) -> float32 probabilities (N, classes), by the model in that folder."""
-    from safetensors.torch import load_file
-
-    config = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["config"]
+    config, weights = load_model(folder)
     spec = DataSpec.model_validate(config["spec"])
-    net = build(spec, CnnParams.model_validate(config["params"]))
-    net.load_state_dict(load_file(folder / "weights.safetensors"))
+    net = build(spec, saved_params(CnnParams, config["params"]))
+    net.load_state_dict(weights)
     net.eval()
 
     def predict(images: np.ndarray) -> np.ndarray:

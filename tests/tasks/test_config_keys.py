@@ -12,6 +12,7 @@ from overnight.config import Experiment, Params
 from overnight.errors import ConfigError
 from tasks.detection.yolo import YoloParams
 from tasks.graphs.network import GnnParams
+from tasks.shared.predictors import current_keys, saved_params
 from tasks.vision.params import CnnParams
 
 SECTIONS = {  # flow and its data, and of each section what it has beside the key
@@ -78,15 +79,15 @@ def test_a_graph_has_no_batches(tmp_path: Path, key: str) -> None:
 
 
 def test_values_of_a_model_saved_before_have_todays_names() -> None:
-    assert CnnParams.from_saved({"width": 8, "decay": "linear", "average": 0.5}) == CnnParams(
+    assert saved_params(CnnParams, {"width": 8, "decay": "linear", "average": 0.5}) == CnnParams(
         channels=8, schedule="linear", ema=0.5
     )
-    assert GnnParams.from_saved({"batch": 128, "grow": False, "smoothing": 0.1}).label_smoothing == 0.1
-    assert YoloParams.current_keys({"width": 0.5, "classes": ["a"]}) == {
+    assert saved_params(GnnParams, {"batch": 128, "grow": False, "smoothing": 0.1}).label_smoothing == 0.1
+    assert current_keys(YoloParams, {"width": 0.5, "classes": ["a"]}) == {
         "width_multiplier": 0.5,
         "classes": ["a"],
     }
-    assert CnnParams.from_saved(CnnParams(channels=4).model_dump(mode="json")) == CnnParams(channels=4)
+    assert saved_params(CnnParams, CnnParams(channels=4).model_dump(mode="json")) == CnnParams(channels=4)
 
 
 @pytest.mark.parametrize(

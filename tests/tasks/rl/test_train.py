@@ -106,7 +106,8 @@ def test_dqn_learns_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
 def test_numbered_states(algorithm: str, tmp_path: Path) -> None:
-    run, model = agent(tmp_path, env="FrozenLake-v1", algorithm=algorithm, dqn={"hidden": []})
+    values = {"dqn": {"hidden": []}} if algorithm == "dqn" else {}
+    run, model = agent(tmp_path, env="FrozenLake-v1", algorithm=algorithm, **values)
     assert predictor(model.path)(np.array([0, 15])).shape == (2,)
     assert 0 <= run.last("test/mean_return") <= 1
 
