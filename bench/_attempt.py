@@ -7,11 +7,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from overnight.best_effort import best_effort
 from overnight.gpu.card import Card
-from overnight.orchestration import background
-from overnight.orchestration.child import Spec
 from overnight.orchestration.launcher import Stop, new_folder, run_child
-from overnight.orchestration.prefect_artifacts import forgiving
+from overnight.orchestration.pipeline import SHIP_S
+from overnight.orchestration.protocol import ChildSpec
 from overnight.tracking.client import Tracker
 from overnight.tracking.record import Record
 from overnight.tracking.uploader import FOLDER, Shipper
@@ -29,8 +29,8 @@ def attempt(case: dict[str, Any], tracker: Tracker) -> tuple[int, Path]:
     shipper.ready(lambda: False, 60)
 
     def ship() -> None:
-        while not done.wait(background.SHIP_S):
-            with forgiving():
+        while not done.wait(SHIP_S):
+            with best_effort():
                 shipper.go_on()
 
     threading.Thread(target=ship, daemon=True).start()
@@ -42,8 +42,8 @@ def attempt(case: dict[str, Any], tracker: Tracker) -> tuple[int, Path]:
     return (result.code if told else 99), folder
 
 
-def spec_of(case: dict[str, Any], shipper: Shipper) -> Spec:
-    return Spec(
+def spec_of(case: dict[str, Any], shipper: Shipper) -> ChildSpec:
+    return ChildSpec(
         step="tasks.vision.cnn:train_cnn",
         label=case["key"],
         experiment="bench",

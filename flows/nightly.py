@@ -76,6 +76,6 @@ class Nightly(Experiment):
 
 @pipeline
 def nightly(cfg: Nightly) -> None:
-    """Submit all experiments; they run together as far as the card and the host allow, equal steps once."""
+    """Run all experiments of a list, equal steps once; a night never overlaps itself."""
     for part in cfg.experiments:
         load_pipeline(str(part.flow)).part(str(part.name), part)

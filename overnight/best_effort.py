@@ -1,9 +1,11 @@
 """Servers that hang: nobody waits for what is only shown, and a run that is being stopped waits for nothing for long."""
 
 import contextvars
+import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from overnight.errors import Stopped
@@ -40,6 +42,15 @@ def patiently(call: Callable[[], T], stop: Callable[[], bool], grace_s: float = 
     if failure:
         raise failure[0]
     return outcome[0]
+
+
+@contextmanager
+def best_effort() -> Iterator[None]:
+    """Errors in the block are logged and go no further: it only shows something, or is tried again."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - servers fail in many ways; training goes on
+        logging.getLogger(__name__).debug("a server did not answer: %s", error)
 
 
 class Aside:

@@ -27,6 +27,8 @@ from typing import (
     overload,
 )
 
+from pydantic import TypeAdapter
+
 from overnight.artifact import Artifact, DataSpec
 from overnight.config import Experiment, Params
 from overnight.data.dataset import Entry
@@ -92,6 +94,13 @@ class Step(Generic[P, R]):
         """The body's argument types, without `run` and the result."""
         hints = get_type_hints(self.body)
         return {name: hints[name] for name in list(inspect.signature(self.body).parameters)[1:]}
+
+    def from_json(self, arguments: Sequence[Any]) -> list[Any]:
+        """Arguments of the body, without `run`, as the types that it takes."""
+        return [
+            TypeAdapter(hint).validate_python(value)
+            for hint, value in zip(self.hints.values(), arguments, strict=True)
+        ]
 
     def choices(self, card: Card | None, arguments: Sequence[Any]) -> dict[str, str]:
         """The engine, library and precision that it will choose on this card (None: the CPU), by name."""

@@ -25,9 +25,8 @@ CATCH_ALL = {
     f"overnight/{name}.py"
     for name in (
         "orchestration/child",
-        "orchestration/prefect",
+        "orchestration/attempt",
         "best_effort",
-        "orchestration/prefect_artifacts",
     )
 }  # what was raised becomes a reason there, or goes on elsewhere
 LONGER: dict[str, int] = {}  # functions, with what they may have

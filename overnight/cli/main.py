@@ -157,7 +157,7 @@ def _run(arguments: argparse.Namespace) -> int:
         os.environ.setdefault(
             "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL"
         )  # the terminal shows our table; Prefect's UI keeps all
-        from overnight.orchestration.deployments import run_here
+        from overnight.orchestration.prefect import run_here
 
         state = run_here(pipeline.name, path.resolve(), arguments.overrides)
     if state.is_completed():

@@ -26,7 +26,7 @@ from overnight.memory.intervals import Band, Predict
 from overnight.memory.micro_batches import even, half
 
 if TYPE_CHECKING:
-    from overnight.orchestration.child import Usage
+    from overnight.memory.usage import Usage
     from overnight.step import Step
 
 ROUND_MIB = 64

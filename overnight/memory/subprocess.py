@@ -129,15 +129,10 @@ def main() -> int:
     _die_with(int(question["parent"]))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(FIRST_TO_GO))
-    from pydantic import TypeAdapter
-
     from overnight.step import load_step
 
     step, card = load_step(question["step"]), Card.model_validate(question["card"])
-    arguments = [
-        TypeAdapter(hint).validate_python(value)
-        for hint, value in zip(step.hints.values(), question["arguments"], strict=True)
-    ]
+    arguments = step.from_json(question["arguments"])
     folder = request.folder_of(step, arguments, card)
     with contextlib.suppress(DoesNotFit):
         request.ask(

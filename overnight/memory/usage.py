@@ -3,10 +3,10 @@
 import time
 from typing import Any
 
-from overnight.errors import DoesNotFit, OutOfMemory
-from overnight.gpu.card import Card
+from pydantic import Field
+
+from overnight.config import Values
 from overnight.memory.request import Ask
-from overnight.orchestration.child import Result, Usage
 
 SEARCHED = (
     "asked_mib",
@@ -20,6 +20,35 @@ SEARCHED = (
     "outside",
 )
 NOT_MEASURED = "not measured"
+
+
+class Usage(Values):
+    """What a step took; None is what nobody measured."""
+
+    asked_mib: int = 0
+    lease_mib: int = 0
+    cap_mib: int = Field(0, description="what its allocator may hold: the lease without the context's share")
+    overhead_mib: int = Field(0, description="of the lease, for the CUDA context")
+    peak_mib: float | None = Field(None, description="the most its allocator held")
+    predicted_mib: float | None = Field(None, description="what its allocator was predicted to hold at most")
+    predicted_low_mib: float | None = None
+    predicted_high_mib: float | None = None
+    resident_mib: float = Field(
+        0.0, description="of that peak, data that lay on the card because there was room"
+    )
+    device_peak_mib: float | None = Field(
+        None, description="the most the whole card held above what it held at the grant"
+    )
+    foreign_peak_mib: float | None = Field(None, description="the most other programs held meanwhile")
+    host_peak_mib: float = 0.0
+    wait_s: float = 0.0
+    run_s: float = 0.0
+    asked_micro_batch: int | None = Field(None, description="samples on the card at once that it began with")
+    micro_batch: int | None = Field(None, description="samples on the card at once at its end")
+    exclusive: bool = False
+    met_cap: bool = Field(False, description="met out of memory, or held 95 % of the cap")
+    out_of_memory: bool = Field(False, description="met out of memory, survived or not")
+    outside: tuple[str, ...] = Field((), description="allocators in its process that no cap holds")
 
 
 def of_asking(asked: Ask) -> list[dict[str, Any]]:
@@ -73,18 +102,6 @@ def of_ending(took: Usage) -> list[dict[str, Any]]:
     }
     params = [_event("param", name=f"usage/{name}", value=str(shown[name])) for name in SEARCHED]
     return [_event("metrics", values=numbers, step=0), *params]
-
-
-def for_the_card(result: Result, card: Card) -> Result:
-    """The step's result, its reason said for the whole card: what a lease was too small for may fit the card, and asks for more next time."""
-    if (
-        result.code != DoesNotFit.child_code
-        or not result.out_of_memory
-        or result.lease_mib >= card.budget_mib
-    ):
-        return result
-    more = f"{result.error} - that was with {result.lease_mib} of the card's {card.budget_mib} MiB; the next run asks for more"
-    return result.model_copy(update={"code": OutOfMemory.child_code, "error": more})
 
 
 def _event(kind: str, **fields: Any) -> dict[str, Any]:

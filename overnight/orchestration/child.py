@@ -1,7 +1,7 @@
-"""`python -m overnight.orchestration.child FOLDER`: one step in a process of its own, so that all it took is given back when it ends.
+"""`python -m overnight.orchestration.child FOLDER`: one step in its own process, whose end frees all it took.
 
-FOLDER holds spec.json; the child writes events.jsonl while it runs and result.json at its end. Nothing depends on a pipe to the
-parent: stdout and stderr are the file `log.txt`. Exit codes are those of errors.py.
+FOLDER holds spec.json; the child writes events.jsonl while it runs and result.json at its end. Nothing
+depends on a pipe to the parent: stdout and stderr are the file `log.txt`. Exit codes are those of errors.py.
 """
 
 import contextlib
@@ -16,13 +16,11 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, TypeAdapter
-
 from overnight.config import Params, Values
 from overnight.errors import DiskFull, OutOfMemory, OvernightError, Stopped
-from overnight.gpu.card import Card
 from overnight.gpu.ledger.entries import Request
 from overnight.gpu.out_of_memory import is_out_of_memory
+from overnight.orchestration.protocol import ChildSpec, StepResult
 from overnight.run import SpoolRun
 from overnight.step import Step, load_step
 
@@ -33,89 +31,16 @@ if TYPE_CHECKING:
 PR_SET_PDEATHSIG = 1
 
 
-class Spec(Values):
-    """What the parent asks of its child."""
-
-    step: str = Field(description="module:function")
-    label: str
-    experiment: str
-    arguments: list[Any]
-    seed: int
-    key: str
-    parent: int = Field(description="pid of the parent; the child dies with it")
-    card: Card
-    ask_mib: int = Field(description="MiB to lease; 0: no lease")
-    micro_batch: int | None = Field(
-        None, description="samples on the card at once that the amount was asked for"
-    )
-    exclusive: bool = False
-    smaller: tuple[tuple[int, int], ...] = Field(
-        (), description="(MiB, micro-batch) to be content with, the largest first"
-    )
-    outside: bool = Field(False, description="declared to take memory that no cap holds")
-    ticket: int | None = Field(
-        None, description="the place in line of the child before, which gave its lease back"
-    )
-    earlier: tuple[str, ...] = Field(
-        (), description="folders of the attempts whose MLflow run it goes on with"
-    )
-    logged_before: dict[str, int] = Field({}, description="the last step that the run has of each metric")
-
-    def micro_batch_of(self, granted_mib: int) -> int | None:
-        """The micro-batch that goes with an amount."""
-        return next(
-            (size for mib, size in self.smaller if mib == granted_mib < self.ask_mib), self.micro_batch
-        )
-
-
-class Usage(Values):
-    """What a step took; None is what nobody measured."""
-
-    asked_mib: int = 0
-    lease_mib: int = 0
-    cap_mib: int = Field(0, description="what its allocator may hold: the lease without the context's share")
-    overhead_mib: int = Field(0, description="of the lease, for the CUDA context")
-    peak_mib: float | None = Field(None, description="the most its allocator held")
-    predicted_mib: float | None = Field(None, description="what its allocator was predicted to hold at most")
-    predicted_low_mib: float | None = None
-    predicted_high_mib: float | None = None
-    resident_mib: float = Field(
-        0.0, description="of that peak, data that lay on the card because there was room"
-    )
-    device_peak_mib: float | None = Field(
-        None, description="the most the whole card held above what it held at the grant"
-    )
-    foreign_peak_mib: float | None = Field(None, description="the most other programs held meanwhile")
-    host_peak_mib: float = 0.0
-    wait_s: float = 0.0
-    run_s: float = 0.0
-    asked_micro_batch: int | None = Field(None, description="samples on the card at once that it began with")
-    micro_batch: int | None = Field(None, description="samples on the card at once at its end")
-    exclusive: bool = False
-    met_cap: bool = Field(False, description="met out of memory, or held 95 % of the cap")
-    out_of_memory: bool = Field(False, description="met out of memory, survived or not")
-    outside: tuple[str, ...] = Field((), description="allocators in its process that no cap holds")
-
-
-class Result(Usage):
-    """What the child says at its end."""
-
-    code: int
-    ticket: int = Field(0, description="its place in the card's line")
-    value: Any = None
-    error: str = ""
-
-
 def main(folder: Path) -> int:
     """Run the step of *folder*; the exit code."""
-    spec = Spec.model_validate_json((folder / "spec.json").read_text())
+    spec = ChildSpec.model_validate_json((folder / "spec.json").read_text())
     _die_with(spec.parent)
     stop: list[int] = []
     facts = dict[str, Any]()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda n, _frame: stop.append(n))
     try:
-        result = Result(code=0, value=_run(folder, spec, stop, facts))
+        result = StepResult(code=0, value=_run(folder, spec, stop, facts))
     except OvernightError as error:
         result = _failed(error.child_code, str(error) or type(error).__name__)
     except SystemExit as error:
@@ -131,7 +56,7 @@ def main(folder: Path) -> int:
     return result.code
 
 
-def _run(folder: Path, spec: Spec, stop: list[int], facts: dict[str, Any]) -> Any:
+def _run(folder: Path, spec: ChildSpec, stop: list[int], facts: dict[str, Any]) -> Any:
     """The step's value, as JSON; what it took goes into `facts`, however it ends."""
     from overnight.gpu import memory_limit
     from overnight.gpu.monitor import watch
@@ -140,10 +65,7 @@ def _run(folder: Path, spec: Spec, stop: list[int], facts: dict[str, Any]) -> An
     run.should_stop, run.restarts = lambda: bool(stop), True
     memory_limit.prepare(spec.card, bool(spec.ask_mib))
     step = load_step(spec.step)
-    arguments = [
-        TypeAdapter(hint).validate_python(value)
-        for hint, value in zip(step.hints.values(), spec.arguments, strict=True)
-    ]
+    arguments = step.from_json(spec.arguments)
     with contextlib.ExitStack() as held:
         _keep_checkpoints(held, step, run, spec)
         lease = _take_lease(held, run, spec, facts)
@@ -168,7 +90,9 @@ def _run(folder: Path, spec: Spec, stop: list[int], facts: dict[str, Any]) -> An
     return value.model_dump(mode="json") if isinstance(value, Values) else value
 
 
-def _keep_checkpoints(held: contextlib.ExitStack, step: Step[Any, Any], run: SpoolRun, spec: Spec) -> None:
+def _keep_checkpoints(
+    held: contextlib.ExitStack, step: Step[Any, Any], run: SpoolRun, spec: ChildSpec
+) -> None:
     """Under the step's key, where it trains."""
     from overnight.training.resume import acquire_checkpoints
 
@@ -195,7 +119,7 @@ def _sized(arguments: list[Any], micro_batch: int | None) -> list[Any]:
 
 
 def _take_lease(
-    held: contextlib.ExitStack, run: SpoolRun, spec: Spec, facts: dict[str, Any]
+    held: contextlib.ExitStack, run: SpoolRun, spec: ChildSpec, facts: dict[str, Any]
 ) -> "Lease | None":
     """Wait for the step's part of the card."""
     if not spec.ask_mib:
@@ -221,7 +145,7 @@ def _take_lease(
     return granted
 
 
-def _cap(lease: "Lease", run: SpoolRun, spec: Spec) -> "Cap":
+def _cap(lease: "Lease", run: SpoolRun, spec: ChildSpec) -> "Cap":
     """Let the step see the card, and keep it inside its part."""
     from overnight.gpu import memory_limit
 
@@ -236,7 +160,7 @@ def _cap(lease: "Lease", run: SpoolRun, spec: Spec) -> "Cap":
     return cap
 
 
-def _reason(error: Exception) -> Result:
+def _reason(error: Exception) -> StepResult:
     text = f"{type(error).__name__}: {error}"
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if (
@@ -248,12 +172,12 @@ def _reason(error: Exception) -> Result:
     return _failed(1, text[:2000])
 
 
-def _failed(code: int, text: str) -> Result:
+def _failed(code: int, text: str) -> StepResult:
     """A result that can be written: names of files may hold bytes that are no text (lone surrogates)."""
-    return Result(code=code, error=text.encode(errors="replace").decode())
+    return StepResult(code=code, error=text.encode(errors="replace").decode())
 
 
-def _write(path: Path, result: Result) -> None:
+def _write(path: Path, result: StepResult) -> None:
     part = path.with_suffix(".part")
     part.write_text(result.model_dump_json())
     part.replace(path)

@@ -1,4 +1,8 @@
-"""One step as its parent sees it: start the child, follow its files, stop it when asked, read its result."""
+"""Where steps run. `Local` runs them on this machine, each in a child process.
+
+Whatever depends on the machine is decided here: places on the host, the card, MiB to lease, threads. A launcher
+for other machines has the same one method.
+"""
 
 import contextlib
 import os
@@ -9,32 +13,42 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
 from overnight import descendants
-from overnight.errors import DiskFull, Stopped
+from overnight.errors import DiskFull, RestartProcess, Stopped
 from overnight.events import CHILD, readable
+from overnight.gpu.card import Card
 from overnight.gpu.ledger.ledger import Ledger
-from overnight.orchestration.child import Result, Spec
+from overnight.memory import request, usage
+from overnight.memory import subprocess as memory_subprocess
+from overnight.memory.request import Ask
+from overnight.orchestration.protocol import ChildSpec, StepResult, StepSpec
 from overnight.orchestration.provenance import stamp
 from overnight.paths import root, state, steps
+from overnight.step import Step, load_step
 
 POLL_S = 0.2
 LOG_LINES = 200  # of a log that are shown for each look; all of it stays in the file
 LOG_BYTES = 1 << 16
 STOP_GRACE_S = 18.0  # with the looks for a cancellation and the closing after it, less than 25 s
 FREE_HOST_BYTES = 1 << 30
-REASONS = {-9: "killed (signal 9): by somebody, or by the kernel when the machine ran out of memory", -11: "crashed (segmentation fault)",
-           DiskFull.child_code: "the disk is full; free some room (old runs are folders in .overnight/steps) and run it again"}  # fmt: skip
+REASONS = {  # of an exit code without a result
+    -9: "killed (signal 9): by somebody, or by the kernel when the machine ran out of memory",
+    -11: "crashed (segmentation fault)",
+    DiskFull.child_code: "the disk is full; free some room (old runs are folders in .overnight/steps) "
+    "and run it again",
+}
 
 
 class Stop:
-    """The flag that ends a run: set by a signal, by a cancellation in Prefect, or by a second Ctrl-C for at once."""
+    """The flag that ends a run; set by a signal or a cancellation in Prefect. `now`: kill, do not wait."""
 
     def __init__(self) -> None:
-        self.reason, self.now = "", False
+        self.reason = ""
+        self.now = False
 
     def __call__(self) -> bool:
         return bool(self.reason)
@@ -52,11 +66,95 @@ def new_folder(label: str) -> Path:
     return path
 
 
-@contextlib.contextmanager
-def slot(label: str, stop: Stop, log: Callable[[str], None]) -> Iterator[int]:
-    """A place among the children that may exist at once on this host, waiters for the card included; how many there are now.
+class Listener(Protocol):
+    """Receives what happens to a step while a launcher runs it."""
 
-    Raises Stopped.
+    def begin(self, spec: StepSpec) -> StepSpec:
+        """The step has its place: open its records. Returns the spec to run."""
+
+    def waits(self, text: str) -> None:
+        """It waits, or prepares, for the reason that the text says."""
+
+    def estimated(self, event: dict[str, Any]) -> None:
+        """An event of the launcher's own: how much memory the step asks for, and why."""
+
+    def event(self, event: dict[str, Any]) -> None:
+        """An event that the step logged."""
+
+    def log(self, line: str) -> None:
+        """A line that the step's process printed."""
+
+
+class Launcher(Protocol):
+    """The one way to run a step."""
+
+    def run(self, folder: Path, spec: StepSpec, stop: Stop, listener: Listener) -> StepResult:
+        """Run a step with its files in *folder*, and wait for its end. Raises Stopped, DoesNotFit."""
+
+
+class Local:
+    """Runs steps on this machine."""
+
+    def __init__(self, card: Card) -> None:
+        self.card = card
+
+    def run(self, folder: Path, spec: StepSpec, stop: Stop, listener: Listener) -> StepResult:
+        """Wait for a place on the host, then run the step in a child; in a fresh one when it asks for that."""
+        with place(spec.label, stop, listener.log) as running:
+            threads = max(1, (os.cpu_count() or 1) // running)
+            spec = listener.begin(spec)
+            step = load_step(spec.step)
+            arguments = step.from_json(spec.arguments)
+            asked = self._ask(step, arguments, stop, listener)
+            result = run_to_end(
+                lambda one: run_child(folder, one, threads, stop, listener.event, listener.log),
+                self._child_spec(spec, asked),
+            )
+            asked_for = {"asked_mib": asked.mib, **usage.of_prediction(asked)}
+            result = result.model_copy(update=asked_for).judged_for(self.card)
+            if step.gpu:
+                request.learn(step, arguments, self.card, result, finished=result.code == 0)
+            return result
+
+    def _ask(self, step: Step[Any, Any], arguments: list[Any], stop: Stop, listener: Listener) -> Ask:
+        """How much of the card the step asks for. Raises DoesNotFit, Stopped."""
+        if not step.gpu:
+            return Ask(0)
+        listener.waits("works out how much of the card it needs")
+        asked = memory_subprocess.ask(step, arguments, self.card, stop)
+        for event in usage.of_asking(asked):
+            listener.estimated(event)
+        return asked
+
+    def _child_spec(self, spec: StepSpec, asked: Ask) -> ChildSpec:
+        return ChildSpec(
+            **dict(spec),
+            parent=os.getpid(),
+            card=self.card,
+            ask_mib=asked.mib,
+            micro_batch=asked.micro_batch,
+            exclusive=asked.exclusive,
+            smaller=asked.smaller,
+        )
+
+
+def run_to_end(start: Callable[[ChildSpec], StepResult], spec: ChildSpec) -> StepResult:
+    """The result of the step's last child, with what all of them used; `start` runs one.
+
+    A child that ends with RestartProcess is followed by a fresh one, which resumes from the checkpoint.
+    """
+    result = start(spec)
+    while result.code == RestartProcess.child_code:
+        spec = spec.after(result)
+        result = result.followed_by(start(spec))
+    return result
+
+
+@contextlib.contextmanager
+def place(label: str, stop: Stop, log: Callable[[str], None]) -> Iterator[int]:
+    """Hold one of the places for children on this host; yields how many are held. Raises Stopped.
+
+    Children that wait for the card hold a place, too.
     """
     ledger = Ledger(state() / "slots", max(2, (os.cpu_count() or 2) // 2), "of the places on this host")
     with ledger.acquire(1, {"step": label}, stop):
@@ -66,13 +164,16 @@ def slot(label: str, stop: Stop, log: Callable[[str], None]) -> Iterator[int]:
 
 def run_child(
     folder: Path,
-    spec: Spec,
+    spec: ChildSpec,
     threads: int,
     stop: Stop,
     follow: Callable[[dict[str, Any]], None],
     log: Callable[[str], None],
-) -> Result:
-    """Run *spec* in a child and wait for it, handing on its events and its log lines. A folder may see several children, in turn."""
+) -> StepResult:
+    """Run *spec* in a child and wait for it, passing on its events and its log lines.
+
+    Several children may use a folder, one after the other.
+    """
     (folder / "spec.json").write_text(spec.model_dump_json(indent=1))
     (folder / "result.json").unlink(missing_ok=True)  # of a child before this one
     tails = Tail(folder / CHILD, new=True), Tail(folder / "log.txt", new=True)
@@ -101,7 +202,8 @@ def _follow(
     follow: Callable[[dict[str, Any]], None],
     log: Callable[[str], None],
 ) -> None:
-    (events, lines), asked = tails, 0.0
+    events, lines = tails
+    asked = 0.0
     while True:
         ended = process.poll() is not None
         for line in events.lines():
@@ -132,52 +234,52 @@ def _signal(process: "subprocess.Popen[bytes]", number: int) -> None:
         os.killpg(process.pid, number)
 
 
-def _result(folder: Path, returncode: int, stop: Stop) -> Result:
+def _result(folder: Path, returncode: int, stop: Stop) -> StepResult:
     """What the child wrote; when it could not, what its exit code says."""
     try:
-        return Result.model_validate_json((folder / "result.json").read_text())
+        return StepResult.model_validate_json((folder / "result.json").read_text())
     except (OSError, ValueError):
         if stop():
-            return Result(code=Stopped.child_code, error=f"{stop.reason}; killed before it could save")
+            return StepResult(code=Stopped.child_code, error=f"{stop.reason}; killed before it could save")
         reason = REASONS.get(
             returncode, f"ended with exit code {returncode} and no result; its log: {folder / 'log.txt'}"
         )
-        return Result(code=returncode or 1, error=reason)
+        return StepResult(code=returncode or 1, error=reason)
 
 
 def _wait_for_host_memory(stop: Stop, log: Callable[[str], None]) -> None:
-    told = False
+    logged = False
     while psutil.virtual_memory().available < FREE_HOST_BYTES:
         if stop():
             raise Stopped("stopped while waiting for host memory")
-        if not told:
+        if not logged:
             log("waiting: less than 1 GiB of host memory is free")
-            told = True
+            logged = True
         time.sleep(1)
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """The parent's, with the child's share of the cores and without anything that could make it talk to a tracking server."""
+    """The parent's, with the child's share of the cores and without the addresses of servers."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
     limits = {
         name: os.environ.get(name, str(threads))
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")
     }
-    waits = {
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
-    }  # threads that wait leave their core to other steps
+    # Threads that wait leave their core to other steps.
+    waits = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
     return {**kept, **limits, **waits, "PYTHONUNBUFFERED": "1"}
 
 
 class Tail:
-    """New whole lines of a growing file; `new`: but for what is there already."""
+    """New whole lines of a growing file; `new`: without those that it has already."""
 
     def __init__(self, path: Path, new: bool = False) -> None:
-        self.path, self._rest = path, b""
+        self.path = path
+        self._rest = b""
         self._offset = path.stat().st_size if new and path.exists() else 0
 
     def lines(self, last: bool = True) -> Iterator[str]:
-        """What came since the last call; an unfinished line waits, for ever if the writer died in the middle of it."""
+        """Lines since the last call; a line without its end is kept for the next one."""
         if not self.path.exists():
             return
         log = self.path.name == "log.txt"
@@ -188,17 +290,20 @@ class Tail:
         self._offset += len(data)
         *whole, self._rest = (self._rest + data).split(b"\n")
         if log and self._rest and (last or len(self._rest) > LOG_BYTES):
-            whole, self._rest = [*whole, self._rest], b""
+            whole.append(self._rest)
+            self._rest = b""
         lines = [line.decode(errors="replace") for line in whole if line.strip()]
         shown = lines[-LOG_LINES:] if log else lines
         yield from shown
         if skipped or len(shown) < len(lines):
-            yield f"(a flood of output: {skipped >> 20} MiB and {len(lines) - len(shown)} lines are not shown here; all of it is in {self.path})"
+            left_out = f"{skipped >> 20} MiB and {len(lines) - len(shown)} lines are not shown here"
+            yield f"(a flood of output: {left_out}; all of it is in {self.path})"
 
     def _skip(self) -> int:
-        """Step over all but the end of what came, when that is more than a person or Prefect could read; the bytes left out."""
+        """Skip all but the end of what a person or Prefect could not read; returns the bytes left out."""
         more = self.path.stat().st_size - self._offset - LOG_BYTES
         if more <= 0:
             return 0
-        self._offset, self._rest = self._offset + more, b""
+        self._offset += more
+        self._rest = b""
         return more

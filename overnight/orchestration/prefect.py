@@ -1,40 +1,216 @@
-"""The Prefect side of a run: a task run for each step, progress and links in its UI, cancelling from there."""
+"""The Prefect side: a flow for each file of flows/, a task run for each step, and what its UI shows.
 
-import os
+No other module of the engine imports Prefect, but for services/. A deployment's entrypoint is
+`overnight.orchestration.prefect.deployment_<flow>`, which `__getattr__` makes of the file flows/<flow>.py.
+"""
+
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+from typing import Any, cast
+from uuid import UUID
 
-from overnight.artifact import Artifact
-from overnight.errors import OvernightError, Stopped
-from overnight.memory import request, subprocess, usage
-from overnight.memory.request import Ask
-from overnight.night.key import key
-from overnight.orchestration import provenance, restart
-from overnight.orchestration.child import Result, Spec
-from overnight.orchestration.launcher import new_folder, run_child, slot
-from overnight.orchestration.prefect_artifacts import Traces
-from overnight.orchestration.terminal import memory
-from overnight.tracking.record import Record
-from overnight.tracking.uploader import FOLDER, Shipper
-from overnight.training.resume import MONITOR, previous_attempts
+from httpx import HTTPError
+from prefect import Flow, allow_failure, flow, task
+from prefect.artifacts import create_link_artifact, create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.exceptions import Abort
+from prefect.logging import get_run_logger
+from prefect.runtime import deployment, flow_run, task_run
+from prefect.states import Cancelled, Completed, Crashed, Failed
 
-if TYPE_CHECKING:
-    from prefect.client.schemas.objects import State
+from overnight import locks, paths, services
+from overnight.best_effort import Aside, best_effort
+from overnight.config import read
+from overnight.errors import ConfigError, OvernightError, StepFailed
+from overnight.orchestration.attempt import run_step
+from overnight.orchestration.pipeline import Outcome, Pending, PipelineRun, execute
+from overnight.services import flow_processes, orphans
+from overnight.services.definitions import answers
+from overnight.services.identity import Identity
+from overnight.services.settings import ENTRYPOINT, settings
+from overnight.step import flow_names, load_pipeline
 
-    from overnight.orchestration.pipeline import Chain, Pending
-
-OPEN_S = 10.0  # how long a step waits for MLflow to open its run, before it begins without
-
-
-def wants_cpu() -> bool:
-    """`overnight run --cpu`."""
-    return bool(os.environ.get("OVERNIGHT_CPU"))
+AWAY_S = 180.0  # how long the end of a run waits for Prefect: a server that starts again on a busy machine
+HURRIED_S = 5.0  # the same for a run that was cancelled
+AGAIN_S = 0.5
+BROKE = "Flow run encountered an exception:"  # how Prefect begins the message of such an end
+PROGRESS_S = 5.0  # each update is a line of `prefect deployment run --watch`, too
+LAST_S = 2.0  # at most, for the last of it
 
 
-def links() -> dict[str, str]:
-    """Tags that lead from MLflow to the Prefect run."""
-    from prefect.runtime import flow_run
+# ------------------------------------------------------------------------------------------------ flows
 
+
+def __getattr__(name: str) -> Flow[..., Any]:
+    """The Prefect flow that a deployment names as its entrypoint."""
+    prefix = ENTRYPOINT.rpartition(".")[2]
+    if name.startswith(prefix) and name.removeprefix(prefix) in flow_names():
+        return flow_of(name.removeprefix(prefix))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def flow_of(name: str) -> Flow[..., Any]:
+    """The Prefect flow of the file flows/<name>.py."""
+
+    def run(config: str = f"configs/{name}.yaml", overrides: list[str] = []) -> Any:  # noqa: B006 - shown in the UI
+        return _enter(name, config, overrides)
+
+    run.__doc__ = load_pipeline(name).__doc__
+    return flow(name=name, flow_run_name="{config}")(run)
+
+
+def run_here(name: str, path: Path, overrides: Sequence[str] = ()) -> "State[Any]":
+    """Run a config in this process. Raises Held when it is a night that runs already."""
+    with _alone(name, path):
+        state = cast("State[Any]", flow_of(name)(paths.shown(path), list(overrides), return_state=True))
+    _raise_exception_of(state)
+    return state
+
+
+def _raise_exception_of(state: "State[Any]") -> None:
+    """A run that ended by an exception has printed no table: raise its reason, so that it is shown."""
+    reason = state.message or ""
+    if not reason.startswith(BROKE):
+        return
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, OvernightError):
+        raise error
+    why = reason.removeprefix(BROKE).strip()
+    raise StepFailed(f"the run broke off: {why}; the logs of the services are in .overnight/logs")
+
+
+def _enter(name: str, config: str, overrides: list[str]) -> Any:
+    """The body of every flow; while this process lives, the supervisor knows that the run does."""
+    with flow_processes.running(str(flow_run.id)) as life:
+        orphans.keep_talking()
+        _label_with_process()
+        if deployment.id:
+            state = _by_deployment(name, config, overrides)
+        else:
+            state = as_state(execute(paths.root() / config, overrides, PrefectEngine()))
+        wait_for_server(HURRIED_S if state.is_cancelled() else AWAY_S)
+        life.ends(flow_processes.End(state.type.value, str(state.name), state.message or ""))
+    if deployment.id and not state.is_completed():
+        raise Abort(state.message)  # Prefect has the state: a worker that got it again would log a traceback
+    return state
+
+
+def wait_for_server(patience_s: float) -> bool:
+    """Wait for Prefect's server at the end of a run: its client gives up at once, and the end would be lost."""
+    until = time.monotonic() + patience_s
+    while not answers(f"{settings().prefect}/health"):
+        if time.monotonic() >= until:
+            return False
+        time.sleep(AGAIN_S)
+    return True
+
+
+def _label_with_process() -> None:
+    """Label the run in Prefect with its process, so that it can be closed when the process has died.
+
+    When that fails, the files of flow_processes have to do.
+    """
+    with suppress(OSError, HTTPError), get_client(sync_client=True) as client:
+        client.update_flow_run_labels(flow_run.id, {**Identity.mine().words()})
+
+
+def _by_deployment(name: str, config: str, overrides: list[str]) -> "State[Any]":
+    """Check the parameters, start the services, run, and tell Prefect of an end that is no success."""
+    try:
+        path = checked(name, config, overrides)
+        with services.ensure(f"{deployment.name} ({config})"), _alone(name, path):
+            state = as_state(execute(path, overrides, PrefectEngine()))
+    except locks.Held as held:
+        state = Cancelled(message=f"not started, since a night never overlaps itself: {held.by}")
+    except OvernightError as error:
+        state = Failed(message=str(error))
+    why = flow_processes.orphaned(str(flow_run.id))
+    if why and state.is_cancelled():  # by the supervisor, not by a person
+        state = Crashed(message=why)
+    if not state.is_completed():
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(flow_run.id, state, force=True)
+    return state
+
+
+def checked(name: str, config: str, overrides: Sequence[str] = ()) -> Path:
+    """The file that a deployment was asked to run: inside the checkout, and of this flow. Raises ConfigError."""
+    root = paths.root().resolve()
+    path = (root / config).resolve()
+    if not path.is_relative_to(root):
+        raise ConfigError(
+            f"config {config!r}: a deployment runs files inside {root} only; use `overnight run` for others"
+        )
+    values, _ = read(path, overrides)
+    other = values.get("flow")
+    if other in flow_names() and other != name:
+        raise ConfigError(
+            f"{paths.shown(path)}: is a config of {other!r}; run it by the deployment {other}/{other}"
+        )
+    return path
+
+
+def _alone(name: str, path: Path) -> AbstractContextManager[None]:
+    """For a night: a kernel lock on its config, which the process holds to its end, however that comes."""
+    if name != "nightly":
+        return nullcontext()
+    lock = paths.state() / "locks" / f"{paths.shown(path).replace('/', '-')}.lock"
+    return locks.hold(lock, f"{paths.shown(path)} as {flow_run.name or 'a run by hand'}")
+
+
+# ------------------------------------------------------------------------------------------------ task runs
+
+
+def as_state(outcome: Outcome) -> "State[Any]":
+    """The Prefect state of an outcome. Below a task run that is Cancelled Prefect starts nothing."""
+    if outcome.state == "done":
+        return Completed(message=outcome.message)
+    if outcome.state == "stopped":
+        return Cancelled(message=outcome.message)
+    names = {"failed": "Failed", "does not fit": "DoesNotFit", "not run": "NotRun"}
+    return Failed(name=names[outcome.state], message=outcome.message)
+
+
+class PrefectEngine:
+    """The Engine of a run inside the current flow run."""
+
+    def __init__(self) -> None:
+        self.flow_run_id = str(flow_run.id or "")
+
+    def submit(self, run: PipelineRun, pending: Pending, arguments: list[Any]) -> None:
+        """Start a task run for the step when those upstream have ended, well or not."""
+
+        def body() -> "State[Any]":
+            return as_state(run_step(run, pending, arguments, TaskPage(pending.label)))
+
+        body.__name__ = pending.label.replace("/", "_")
+        body.__doc__ = pending.step.__doc__
+        made = task(
+            name=pending.step.name, task_run_name=pending.label, cache_policy=NO_CACHE, persist_result=False
+        )(body)
+        upstream = [allow_failure(p.future) for p in pending.upstream]
+        pending.future = made.submit(wait_for=upstream, return_state=False)
+        # Not at its state on the server, which may end before its thread does.
+        pending.future.add_done_callback(lambda _future: pending.ended.set())
+
+    def tags(self) -> dict[str, str]:
+        """Tags that lead from MLflow to the flow run."""
+        return _links()
+
+    def is_cancelled(self) -> bool:
+        """Whether the flow run was cancelled in Prefect."""
+        if not self.flow_run_id:
+            return False
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(UUID(self.flow_run_id)).state
+        return state is not None and state.type.value in ("CANCELLING", "CANCELLED")
+
+
+def _links() -> dict[str, str]:
     if not flow_run.id:
         return {}
     return {
@@ -44,245 +220,55 @@ def links() -> dict[str, str]:
     }
 
 
-def submit(chain: "Chain", pending: "Pending", arguments: list[Any]) -> Any:
-    """A Prefect task run that starts when those it depends on have ended, well or not; its future."""
-    from prefect import allow_failure, task
-    from prefect.cache_policies import NO_CACHE
+class TaskPage:
+    """The page of a task run: its log, its progress, and the link to its MLflow run."""
 
-    def body() -> "State[Any]":
-        return _task(chain, pending, arguments)
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.aside = Aside()
+        self._artifact: Any = None
+        self._shown_at = 0.0
 
-    body.__name__, body.__doc__ = pending.label.replace("/", "_"), pending.step.__doc__
-    made = task(
-        name=pending.step.name, task_run_name=pending.label, cache_policy=NO_CACHE, persist_result=False
-    )(body)
-    return made.submit(wait_for=[allow_failure(p.future) for p in pending.upstream], return_state=False)
+    def tags(self) -> dict[str, str]:
+        """Tags that lead from MLflow to the task run."""
+        return {**_links(), "prefect.task_run_id": str(task_run.id or "")}
 
-
-def _task(chain: "Chain", pending: "Pending", arguments: list[Any]) -> "State[Any]":
-    """What the thread of a task run does; every ending becomes a state with a reason, never a traceback for the user."""
-    from prefect.states import Cancelled, Completed, Failed
-
-    if reason := not_run(chain, pending):
-        pending.reason = reason
-        chain.display.change(pending.row, "not run", reason)
-        return Failed(
-            name="NotRun", message=reason
-        )  # below one that is cancelled Prefect begins nothing, whatever is allowed
-    try:
-        result = _Attempt(chain, pending, arguments).run()
-    except OvernightError as error:
-        result = Result(code=error.child_code, error=str(error))
-    except Exception as error:  # noqa: BLE001 - the border: a server that is away must not take the other branches with it
-        result = Result(code=1, error=f"{type(error).__name__}: {error}")
-    pending.result = result
-    if result.code == 0:
-        chain.display.change(pending.row, "done")
-        return Completed(message="; ".join(pending.row.text.splitlines()[:1]))
-    pending.reason = result.error.strip() or f"failed without a reason (code {result.code})"
-    stopped = result.code == Stopped.child_code
-    chain.display.change(pending.row, "stopped" if stopped else "failed", pending.reason.splitlines()[0])
-    return Cancelled(message=pending.reason) if stopped else Failed(message=pending.reason)
-
-
-def not_run(chain: "Chain", pending: "Pending") -> str:
-    """Why a step is not to begin; empty where nothing is in its way."""
-    missing = [p for p in pending.upstream if p.result is None or p.result.code]
-    why = ", ".join(f"{p.label} {'was not run' if p.row.state == 'not run' else 'failed'}" for p in missing)
-    return f"not run: {chain.stop.reason or why}" if missing or chain.stop() else ""
-
-
-class _Attempt:
-    """One try at a step: its MLflow run, its child, its traces in Prefect's UI."""
-
-    def __init__(self, chain: "Chain", pending: "Pending", arguments: list[Any]) -> None:
-        self.chain, self.pending = chain, pending
-        self.arguments: list[Any] = [a.artifact if type(a) is type(pending) else a for a in arguments]
-        self.key = key(pending.step, chain.experiment.seed, self.arguments, chain.card)
-        self.folder = new_folder(pending.label)
-        self.traces = Traces(pending.label)
-        self.number = 1
-        self.latest = dict[str, float]()
-        self.asked = Ask(0)
-
-    def run(self) -> Result:
-        """Wait for a place on the host, then run."""
-        self.chain.display.change(self.pending.row, "queued")
-        with slot(self.pending.label, self.chain.stop, self._log) as running:
-            return self._run(max(1, (os.cpu_count() or 1) // running))
-
-    def _run(self, threads: int) -> Result:
-        """Open the run, follow the child to its end, close the run. MLflow may be away all the while: then it is told later."""
-        record = self._record()
-        self.number = len(record.earlier) + 1
-        self.shipper = Shipper(self.chain.tracker, self.folder, record)
-        for given in self.arguments:
-            if isinstance(given, Artifact):
-                self.shipper.take(input_event(given))
-        self.shipper.ready(self.chain.stop, OPEN_S)
-        self.chain.shippers.append(self.shipper)
-        self._link()
-        result = Result(code=Stopped.child_code, error=self.chain.stop.reason or "stopped")
-        try:
-            spec = self._spec()
-            result = restart.through(
-                lambda one: run_child(self.folder, one, threads, self.chain.stop, self._event, self._log),
-                spec,
-            )
-            foreseen = {"asked_mib": spec.ask_mib, **usage.of_prediction(self.asked)}
-            result = usage.for_the_card(result.model_copy(update=foreseen), self.chain.card)
-        except OvernightError as error:
-            result = Result(code=error.child_code, error=str(error))
-        finally:
-            self._close(result)
-        return result
-
-    def _ask(self) -> Ask:
-        """What of the card the step asks for. Raises DoesNotFit."""
-        if not self.pending.step.gpu:
-            return Ask(0)
-        self.chain.display.change(self.pending.row, "queued", "works out how much of the card it needs")
-        asked = subprocess.ask(self.pending.step, self.arguments, self.chain.card, self.chain.stop)
-        for event in usage.of_asking(asked):
-            self._own(event)
-            self._event(event)
-        self.asked = asked
-        return asked
-
-    def _spec(self) -> Spec:
-        step, asked = self.pending.step, self._ask()
-        return Spec(
-            step=step.address,
-            label=self.pending.label,
-            experiment=str(self.chain.experiment.name),
-            arguments=[a.model_dump(mode="json") if hasattr(a, "model_dump") else a for a in self.arguments],
-            seed=self.chain.experiment.seed,
-            key=self.key,
-            parent=os.getpid(),
-            card=self.chain.card,
-            ask_mib=asked.mib,
-            micro_batch=asked.micro_batch,
-            exclusive=asked.exclusive,
-            smaller=asked.smaller,
-            outside=step.outside,
-            earlier=self.shipper.record.earlier,
-            logged_before=self.shipper.said.steps,
-        )
-
-    def _record(self) -> Record:
-        """All that MLflow is told when the run is opened, now or when the server is there."""
-        from prefect.runtime import task_run
-
-        before, chain = previous_attempts(self.key), self.chain
-        tags = {
-            **provenance.tags(chain.card),
-            **links(),
-            "overnight.step": self.pending.step.address,
-            "overnight.key": self.key,
-        }
-        tags |= {
-            FOLDER: str(self.folder),
-            "overnight.attempts": str(len(before) + 1),
-            "prefect.task_run_id": str(task_run.id or ""),
-        }
-        tags |= {f"input.{a.kind}": a.digest for a in self.arguments if hasattr(a, "digest")}
-        return Record(
-            uri=chain.tracker.uri,
-            experiment=str(chain.experiment.name),
-            label=self.pending.label,
-            parent=chain.run_id,
-            tags=tags,
-            params={
-                name: str(value)
-                for name, value in {"seed": chain.experiment.seed, **_flat(self.arguments[0])}.items()
-            },
-            earlier=before,
-        )
-
-    def _link(self) -> None:
-        """To the run's page, once there is a run."""
-        if self.shipper.run_id and not self.pending.link:
-            self.pending.link = self.chain.tracker.link(self.shipper.run_id)
-            self.traces.link(self.pending.link)
-
-    def _event(self, event: dict[str, Any]) -> None:
-        row = self.pending.row
-        if row.state == "queued" and event["event"] == "log" and self.pending.step.gpu:
-            self.chain.display.change(row, "queued", event["text"])  # for what it waits
-        elif row.state == "queued" and event["event"] not in (
-            "param",
-            "log",
-        ):  # its grant is logged as a metric
-            self.chain.display.change(row, "running")
-        if event["event"] == "progress":
-            self.chain.display.progress(row, event)
-            self.traces.progress(100 * event["done"] / max(event["total"], 1e-9), event["text"])
-        elif event["event"] in ("note", "log"):
-            row.text = event["text"]
-            self._log(event["text"])
-        elif event["event"] == "metrics":
-            self.latest |= {k: float(v) for k, v in event["values"].items() if not k.startswith(MONITOR)}
-        row.scores = self.latest
-
-    def _own(self, event: dict[str, Any]) -> None:
-        """An event of the parent's own. What an earlier attempt took stands in the same run: each has its number."""
-        if event["event"] == "metrics":
-            event = {**event, "step": self.number - 1}
-        elif event["event"] == "param" and self.number > 1:
-            event = {**event, "name": f"{event['name']}.{self.number}"}
-        self.shipper.take(event)
-
-    def _log(self, line: str) -> None:
-        from prefect.logging import get_run_logger
-
+    def log(self, line: str) -> None:
+        """Add a line to its log."""
         get_run_logger().info(line)
 
-    def _close(self, result: Result) -> None:
-        """The last events, what the run cost, and its end."""
-        row, at = self.pending.row, time.time()
-        row.wait_s, row.memory = result.wait_s, memory(result)
-        for event in usage.of_ending(result):
-            self._own(event)
-        if self.pending.step.gpu:
-            request.learn(
-                self.pending.step, self.arguments, self.chain.card, result, finished=result.code == 0
-            )
-        row.scores = self.latest
-        if result.code:
-            self.shipper.take({"event": "note", "text": result.error, "at": at})
-        if (self.folder / "log.txt").exists():
-            self.shipper.take(
-                {"event": "publish", "path": str(self.folder / "log.txt"), "folder": "", "at": at}
-            )
-        status = (
-            "FINISHED" if result.code == 0 else "KILLED" if result.code == Stopped.child_code else "FAILED"
-        )
-        if not self.shipper.finish(status, self.chain.stop):
-            where = f"{self.shipper.left()} events wait in {self.folder} and are told when it does"
-            self.chain.display.say(f"{self.pending.label}: MLflow did not answer; {where}")
-        self._link()
-        for line in self.shipper.refused:
-            self._log(f"MLflow refused {line}")
-        self.traces.finish(result.code == 0)
+    def link(self, address: str) -> None:
+        """Show a link to the MLflow run, when that has a page."""
+        key = f"mlflow-{_slug(self.label)}"
+
+        def create() -> None:
+            with best_effort():
+                create_link_artifact(address, "MLflow run", key=key, description=self.label)
+
+        if address.startswith("http"):
+            self.aside(create)
+
+    def progress(self, percent: float, text: str) -> None:
+        """Show how far the step is, at most every 5 s."""
+        if time.monotonic() - self._shown_at >= PROGRESS_S:
+            self._shown_at = time.monotonic()
+            self.aside(lambda: self._show(percent, f"{self.label} {text}"))
+
+    def finish(self, done: bool) -> None:
+        """Show the end of a progress that was shown."""
+        self.aside.finish(LAST_S)
+        if self._artifact is not None and done:
+            self.aside(lambda: self._show(100.0, f"{self.label} "))
+            self.aside.finish(LAST_S)
+
+    def _show(self, percent: float, description: str) -> None:
+        with best_effort():
+            if self._artifact is None:
+                key = _slug(self.label)
+                self._artifact = create_progress_artifact(percent, key=key, description=description)
+            else:
+                update_progress_artifact(self._artifact, percent, description=description)
 
 
-def input_event(given: Artifact) -> dict[str, Any]:
-    """An upstream artifact as an input of the run that takes it."""
-    spec = given.spec.model_dump(mode="json")
-    return {
-        "event": "data",
-        "name": given.kind,
-        "digest": given.digest,
-        "source": str(given.path),
-        "spec": spec,
-        "at": time.time(),
-    }
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested values as dotted names."""
-    if hasattr(value, "model_dump"):
-        value = value.model_dump(mode="json")
-    if not isinstance(value, dict):
-        return {prefix.rstrip("."): value}
-    return {k: v for name, child in value.items() for k, v in _flat(child, f"{prefix}{name}.").items()}
+def _slug(label: str) -> str:
+    return "".join(c if c.isalnum() and c.isascii() else "-" for c in label.lower()).strip("-") or "step"

@@ -15,6 +15,7 @@ from overnight.processes import Process, free, stop
 from overnight.services.definitions import answers, services
 from overnight.services.settings import (
     Settings,
+    environment,
     folder,
     keep_file,
     log_file,
@@ -45,10 +46,25 @@ class Row(TypedDict):
 
 
 def up(wait: bool = True) -> None:
-    """Start what is missing, and keep it until `down`. Raises ServiceError."""
+    """Start what is missing, keep it until `down`, and register what changed. Raises ServiceError."""
+    ran_before = locks.holder(supervisor_lock()) is not None
     _start(keep=True)
+    if wait and ran_before:
+        _wait({"prefect"})
+        _register()
     if wait:
         _wait({"prefect", "mlflow", "deployments", "worker"})
+
+
+def _register() -> None:
+    """Register changes of flows/ and prefect.yaml since the services started. Raises ServiceError."""
+    command = [sys.executable, "-m", "overnight.services.register"]
+    env = {**os.environ, **environment()}
+    done = subprocess.run(command, cwd=paths.root(), env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ServiceError(
+            (done.stdout + done.stderr).strip().splitlines()[-1:] or "deployments: not registered"
+        )
 
 
 def down(force: bool = False) -> None:

@@ -1,101 +1,260 @@
-"""What Prefect's server has to know: the work pool, the card's limit, and the deployments of prefect.yaml. A program of its own."""
+"""Register at Prefect's server: the work pool, the card's limit, and a deployment for each file of flows/.
+
+A program of its own, run at each start and at each `overnight up`. prefect.yaml holds the schedules.
+"""
 
 import asyncio
 import hashlib
+import json
+import os
 import shlex
-import subprocess
 import sys
 import time
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 import yaml
+from pydantic import Field, ValidationError, field_validator
 
 from overnight import paths
-from overnight.errors import ServiceError
+from overnight.config import Values
+from overnight.errors import ConfigError, ServiceError
 from overnight.services import vram_limit
-from overnight.services.settings import POOL, folder, settings
+from overnight.services.settings import ENTRYPOINT, POOL, folder, settings
+from overnight.step import flow_names, load_pipeline
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import PrefectClient
+
+FORM = 'schedules: {nightly: {cron: "30 3 * * *", timezone: Europe/Berlin}}'
 
 
-def fingerprint() -> str:
-    """Of everything that is registered: as long as it stays, a start has nothing to tell the server."""
+class Schedule(Values):
+    """When a deployment runs by itself."""
+
+    cron: str
+    timezone: str = Field("", validate_default=False, description="the machine's own when left out")
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_timezone(cls, name: str) -> str:
+        if not _is_timezone(name):
+            raise ValueError(f"unknown timezone {name!r}; write one as Europe/Berlin")
+        return name
+
+
+class Schedules(Values):
+    """prefect.yaml."""
+
+    schedules: dict[str, Schedule] = {}
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What is registered of a flow."""
+
+    name: str
+    about: str
+    cron: str = ""
+    timezone: str = ""
+
+
+def deployments() -> list[Deployment]:
+    """One for each file of flows/, with its schedule. Raises ServiceError with every mistake."""
+    names = flow_names()
+    schedules = read_schedules(paths.root() / "prefect.yaml", names)
+    problems = []
+    found = []
+    for name in names:
+        try:
+            about = load_pipeline(name).__doc__ or ""
+        except ConfigError as error:
+            problems += error.problems
+            continue
+        except Exception as error:
+            raise ServiceError(f"flows/{name}.py: {type(error).__name__}: {error}") from error
+        when = schedules.get(name)
+        if when:
+            found.append(Deployment(name, about, when.cron, when.timezone or local_timezone()))
+        else:
+            found.append(Deployment(name, about))
+    if problems:
+        raise ServiceError(problems)
+    return found
+
+
+def read_schedules(path: Path, names: list[str]) -> dict[str, Schedule]:
+    """The schedules by flow; none when there is no such file. Raises ServiceError, in one line."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        if isinstance(values, dict) and "deployments" in values:
+            raise ServiceError(
+                f"prefect.yaml: deployments are made of flows/; write the schedules alone: {FORM}"
+            )
+        found = Schedules.model_validate(values).schedules
+    except FileNotFoundError:
+        return {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ServiceError(f"prefect.yaml: not readable: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc']))}: {' '.join(e['msg'].split())}" for e in error.errors()]
+        raise ServiceError(f"prefect.yaml: {'; '.join(problems)}; write it as {FORM}") from None
+    unknown = sorted(set(found) - set(names))
+    if unknown:
+        raise ServiceError(
+            f"prefect.yaml: schedules: no flow is called {', '.join(unknown)}; there are {', '.join(names)}"
+        )
+    return found
+
+
+def local_timezone() -> str:
+    """The machine's timezone by its name in the tz database; UTC when it has none."""
+    link = os.path.realpath("/etc/localtime").partition("zoneinfo/")[2]
+    try:
+        written = Path("/etc/timezone").read_text(encoding="utf-8").strip()
+    except OSError:
+        written = ""
+    candidates = (os.environ.get("TZ", "").removeprefix(":"), link, written)
+    return next((name for name in candidates if name and _is_timezone(name)), "UTC")
+
+
+def _is_timezone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (OSError, ValueError):  # ZoneInfoNotFoundError is a KeyError
+        return False
+    except KeyError:
+        return False
+    return True
+
+
+def main() -> int:
+    """Register, unless this database has it all. Exit code 2 when prefect.yaml or a flow is wrong."""
+    try:
+        wanted = deployments()
+    except ServiceError as error:
+        print(error, flush=True)
+        return error.exit_code
+    registered = folder() / "registered"
+    new = fingerprint(wanted)
+    if registered.is_file() and registered.read_text() == new:
+        return 0
+    problems = wrong_crons(wanted)
+    if problems:
+        print("; ".join(problems), flush=True)
+        return ServiceError.exit_code
+    asyncio.run(_register(wanted))
+    registered.write_text(new)
+    return 0
+
+
+def wrong_crons(wanted: list[Deployment]) -> list[str]:
+    """Schedules that Prefect does not understand. Not checked at each start: Prefect's import takes seconds."""
+    from prefect.client.schemas.schedules import CronSchedule
+
+    problems = []
+    for one in wanted:
+        try:
+            CronSchedule(cron=one.cron or "0 0 * * *")
+        except ValidationError:
+            problems.append(
+                f"prefect.yaml: schedules.{one.name}.cron: {one.cron!r} is no cron line; write {FORM}"
+            )
+    return problems
+
+
+def fingerprint(wanted: list[Deployment]) -> str:
+    """Digest of everything that is registered; while it stays the same, the server has it already."""
     parts = [
         version("prefect"),
         sys.executable,
         str(paths.root()),
         settings().prefect,
         _database(),
+        ENTRYPOINT,
+        json.dumps([asdict(one) for one in wanted]),
         *map(str, vram_limit.cards()),
-    ]
-    parts += [
-        p.read_text()
-        for p in (paths.root() / "prefect.yaml", paths.root() / "overnight" / "deployments.py")
-        if p.is_file()
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def main() -> int:
-    """Register, unless this database has been told it all before. Exit code 2 when prefect.yaml is not what it should be."""
-    try:
-        _check(paths.root() / "prefect.yaml")
-    except ServiceError as error:
-        print(error, flush=True)
-        return error.exit_code
-    told = folder() / "registered"
-    if not told.is_file() or told.read_text() != fingerprint():
-        asyncio.run(_pool_and_limits())
-        done = subprocess.run(
-            [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], cwd=paths.root(), check=False
-        )
-        if done.returncode:
-            return done.returncode
-        told.write_text(fingerprint())
-    return 0
-
-
-def _check(path: Path) -> None:
-    """Said here in one line; Prefect would say it in a page, or take a broken file for an empty one."""
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]
-        missing = [
-            key for entry in entries for key in ("name", "entrypoint", "work_pool") if key not in entry
-        ]
-    except FileNotFoundError:
-        raise ServiceError(f"prefect.yaml: not found in {path.parent}; it says what is deployed") from None
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ServiceError(
-            f"prefect.yaml: not readable as a list of deployments: {' '.join(str(error).split())}"
-        ) from None
-    if missing:
-        raise ServiceError(f"prefect.yaml: a deployment has no {' and no '.join(dict.fromkeys(missing))}")
-
-
 def _database() -> str:
-    """A new database has to be told again; one that is not ours, each time."""
+    """A mark of the database: a new one is registered again; one that is not ours, each time."""
     path = folder() / "prefect" / "prefect.db"
     return str(path.stat().st_ino) if settings().own_prefect and path.exists() else str(time.time())
 
 
-async def _pool_and_limits() -> None:
+async def _register(wanted: list[Deployment]) -> None:
     from prefect.client.orchestration import get_client
+
+    async with get_client() as client:
+        await _work_pool(client)
+        for card in vram_limit.cards():
+            await client.upsert_global_concurrency_limit_by_name(
+                vram_limit.name(card), max(1, vram_limit.slots(card.budget_mib))
+            )
+        for one in wanted:
+            await _deploy(client, one)
+        await _delete_others(client, {one.name for one in wanted})
+
+
+async def _work_pool(client: "PrefectClient") -> None:
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.workers.process import ProcessWorker
 
     template = ProcessWorker.get_default_base_job_template()
     fields = template["variables"]["properties"]
-    fields["command"]["default"] = (
-        f"{shlex.quote(sys.executable)} -m prefect.engine"  # the signal reaches the flow alone, not its steps
-    )
+    # Without a shell a signal reaches the flow alone, not its steps.
+    fields["command"]["default"] = f"{shlex.quote(sys.executable)} -m prefect.engine"
     fields["working_dir"]["default"] = str(paths.root())
-    async with get_client() as client:
-        await client.create_work_pool(
-            WorkPoolCreate(name=POOL, type="process", base_job_template=template), overwrite=True
-        )
-        for card in vram_limit.cards():
-            await client.upsert_global_concurrency_limit_by_name(
-                vram_limit.name(card), max(1, vram_limit.slots(card.budget_mib))
-            )
+    await client.create_work_pool(
+        WorkPoolCreate(name=POOL, type="process", base_job_template=template), overwrite=True
+    )
+
+
+async def _deploy(client: "PrefectClient", one: Deployment) -> None:
+    """Create the deployment, or replace the one of this name."""
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.client.schemas.schedules import CronSchedule
+
+    schedules = []
+    if one.cron:
+        schedule = CronSchedule(cron=one.cron, timezone=one.timezone)
+        schedules = [DeploymentScheduleCreate(schedule=schedule, active=True, slug="night")]
+    await client.create_deployment(
+        await client.create_flow_from_name(one.name),
+        one.name,
+        description=one.about,
+        entrypoint=f"{ENTRYPOINT}{one.name}",
+        path=str(paths.root()),
+        work_pool_name=POOL,
+        parameter_openapi_schema=parameters_of(one.name),
+        enforce_parameter_schema=True,
+        pull_steps=[],  # the code is where it is
+        schedules=schedules,
+    )
+
+
+def parameters_of(name: str) -> dict[str, Any]:
+    """The JSON schema of a flow's parameters, which are those of `flow_of` in orchestration/prefect.py."""
+    from prefect.utilities.callables import parameter_schema
+
+    def run(config: str = f"configs/{name}.yaml", overrides: list[str] = []) -> None:  # noqa: B006
+        """Take the parameters."""
+
+    return parameter_schema(run).model_dump_for_openapi()
+
+
+async def _delete_others(client: "PrefectClient", names: set[str]) -> None:
+    """Delete the deployments of this checkout whose flow is gone, with their scheduled runs."""
+    ours = (None, ".", str(paths.root()))
+    for found in await client.read_deployments():
+        made_here = (found.entrypoint or "").startswith("overnight.") and found.path in ours
+        if made_here and found.work_pool_name == POOL and found.name not in names:
+            await client.delete_deployment(found.id)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from overnight.errors import ServiceError
 HOST = "127.0.0.1"
 PREFECT_PORT, MLFLOW_PORT = 4207, 5007
 POOL = "overnight"
+ENTRYPOINT = "overnight.orchestration.prefect.deployment_"  # of a deployment, without the flow's name
 SILENCE = {  # no library of ours calls home
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

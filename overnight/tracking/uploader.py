@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from overnight import events, locks
-from overnight.best_effort import patiently
+from overnight.best_effort import best_effort, patiently
 from overnight.events import Portion
-from overnight.orchestration.prefect_artifacts import forgiving
 from overnight.tracking import backlog, description
 from overnight.tracking.client import MAX_TEXT, Said, Tracker, allowed, mlflow_error
 from overnight.tracking.models import publish_model
@@ -110,7 +109,7 @@ class Shipper:
     def finish(self, status: str, stop: Callable[[], bool]) -> bool:
         """Send all that waits and end the run; False when the server took not all of it now. Then `go_on` tells it later, or the supervisor."""
         self.record = self.record.now(self.folder, end=End(status=status, at=time.time()))
-        with forgiving():  # a training that came to its end has done so, whatever becomes of the telling
+        with best_effort():  # a training that came to its end has done so, whatever becomes of the telling
             patiently(lambda: self.conclude(HURRIED_S if stop() else PATIENCE_S), stop)
         return self.concluded
 
@@ -145,7 +144,7 @@ class Shipper:
     def ready(self, stop: Callable[[], bool], patience_s: float) -> bool:
         """Wait a little for the server to open the run; whether it is open."""
         until = time.monotonic() + patience_s
-        with forgiving():
+        with best_effort():
             patiently(self.ship, lambda: stop() or time.monotonic() > until, 0.0)
         return self._ready
 

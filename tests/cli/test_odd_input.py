@@ -78,11 +78,11 @@ def test_ls_outlives_what_is_no_config(checkout, capsys) -> None:
 def test_a_run_that_breaks_off_is_told() -> None:
     from prefect.states import Failed
 
-    from overnight.orchestration.deployments import BROKE, _raise_what_broke
+    from overnight.orchestration.prefect import BROKE, _raise_exception_of
 
-    _raise_what_broke(Failed(message="1 of 2 steps done"))
+    _raise_exception_of(Failed(message="1 of 2 steps done"))
     with pytest.raises(StepFailed, match="the run broke off: MlflowException: gone"):
-        _raise_what_broke(Failed(message=f"{BROKE} MlflowException: gone"))
+        _raise_exception_of(Failed(message=f"{BROKE} MlflowException: gone"))
 
 
 @pytest.mark.parametrize(
@@ -222,11 +222,12 @@ def test_a_child_that_cannot_write_its_result_says_why(tmp_path, monkeypatch) ->
 
     from overnight.gpu.card import virtual
     from overnight.orchestration import child
+    from overnight.orchestration.protocol import ChildSpec
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    spec = child.Spec(
+    spec = ChildSpec(
         step="x:y",
         label="x",
         experiment="x",

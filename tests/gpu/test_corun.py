@@ -13,7 +13,7 @@ from overnight.gpu.card import Card
 from overnight.gpu.ledger.ledger import Ledger
 from overnight.memory import request
 from overnight.orchestration import launcher
-from overnight.orchestration.child import Spec
+from overnight.orchestration.protocol import ChildSpec
 from overnight.run import Json
 
 BUDGET = 1024
@@ -100,7 +100,7 @@ class Child(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        spec = Spec(
+        spec = ChildSpec(
             step=f"tests.gpu.test_corun:{self.step.name}",
             label=self.folder.name,
             experiment="x",

@@ -12,7 +12,7 @@ from overnight.errors import DoesNotFit
 from overnight.gpu.card import Card
 from overnight.memory import history, intervals, request
 from overnight.memory.micro_batches import even
-from overnight.orchestration.child import Usage
+from overnight.memory.usage import Usage
 from tests.support.steps_sized import (
     BUDGET,
     IMAGES,

@@ -6,7 +6,7 @@ from overnight import Artifact, Run, step
 from overnight.data.dataset import DataFile, Entry
 from overnight.memory import calibration, history, intervals, request
 from overnight.memory.formulas import Formula, joined
-from overnight.orchestration.child import Usage
+from overnight.memory.usage import Usage
 from tests.support.steps_sized import BUDGET, NetParams, PlainParams, card, ended, given, net, plain
 
 __all__ = ["card"]

@@ -8,12 +8,12 @@ from overnight.gpu.card import Card
 from overnight.memory import usage
 from overnight.memory.intervals import Band
 from overnight.memory.request import Ask
-from overnight.orchestration.child import Result
 from overnight.orchestration.launcher import readable
+from overnight.orchestration.protocol import StepResult
 from overnight.orchestration.terminal import memory
 
 CARD = Card(uuid="virtual", name="virtual", total_mib=8192, budget_mib=8192)
-TOOK = Result(code=0, asked_mib=2048, lease_mib=1024, cap_mib=400, overhead_mib=624, peak_mib=300.4, wait_s=3, asked_micro_batch=64,
+TOOK = StepResult(code=0, asked_mib=2048, lease_mib=1024, cap_mib=400, overhead_mib=624, peak_mib=300.4, wait_s=3, asked_micro_batch=64,
               micro_batch=16, met_cap=True, out_of_memory=True, outside=("cupy", "jax"), host_peak_mib=1234.5)  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def test_what_was_not_measured_is_no_zero():
 
 
 def test_a_step_without_a_lease_has_its_times_and_the_host_alone():
-    metrics, params = told(Result(code=1, run_s=2.0, host_peak_mib=50.0))
+    metrics, params = told(StepResult(code=1, run_s=2.0, host_peak_mib=50.0))
     assert (metrics["usage/run_s"], metrics["usage/host_peak_mib"], params) == (2.0, 50.0, {})
 
 
@@ -109,8 +109,8 @@ def test_what_is_not_predicted_says_why():
 
 def test_what_a_lease_was_too_small_for_may_fit_the_card():
     small = TOOK.model_copy(update={"code": 12, "error": "one sample does not fit"})
-    found = usage.for_the_card(small, CARD)
+    found = small.judged_for(CARD)
     assert found.code == 11
     assert "1024 of the card's 8192 MiB; the next run asks for more" in found.error
     whole = small.model_copy(update={"lease_mib": 8192})
-    assert usage.for_the_card(whole, CARD) == whole
+    assert whole.judged_for(CARD) == whole

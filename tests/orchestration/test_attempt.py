@@ -15,9 +15,8 @@ from overnight.gpu.card import Card
 from overnight.gpu.ledger.entries import Request
 from overnight.gpu.ledger.ledger import Ledger
 from overnight.gpu.preemption import Crowd
-from overnight.orchestration.child import Result, Spec
-from overnight.orchestration.launcher import Stop, run_child
-from overnight.orchestration.restart import following, joined, through
+from overnight.orchestration.launcher import Stop, run_child, run_to_end
+from overnight.orchestration.protocol import ChildSpec, StepResult
 from overnight.run import RecordingRun
 from overnight.training.recipe import train
 from overnight.training.resume import acquire_checkpoints
@@ -38,22 +37,22 @@ class Parent:
     """Starts the children of one step, as a run does."""
 
     def __init__(self, folder: Path, card: Card, **values: object) -> None:
-        self.folder, self.asked = folder, list[Spec]()
+        self.folder, self.asked = folder, list[ChildSpec]()
         folder.mkdir()
         params = LastingParams(epochs=4, batch=32, folder=str(folder), **values)
         self.params = params
-        self.spec = Spec(
+        self.spec = ChildSpec(
             step="tests.support.steps_checkpointed:lasts", label="lasts", experiment="test", arguments=[params.model_dump(mode="json")], seed=5, key="k",
             parent=os.getpid(), card=card, ask_mib=800, micro_batch=32,
         )  # fmt: skip
-        self.result: Result | None = None
+        self.result: StepResult | None = None
 
-    def start(self, spec: Spec) -> Result:
+    def start(self, spec: ChildSpec) -> StepResult:
         self.asked.append(spec)
         return run_child(self.folder, spec, 1, Stop(), lambda _event: None, lambda _line: None)
 
     def run(self) -> None:
-        self.result = through(self.start, self.spec)
+        self.result = run_to_end(self.start, self.spec)
 
     def ended_as_undisturbed(self, tmp_path: Path) -> bool:
         plain, run = (
@@ -176,13 +175,13 @@ def test_a_training_whose_optimizer_never_has_room_ends(tmp_path):
 
 
 def test_what_one_child_left_the_next_begins_with():
-    spec = Spec.model_construct(micro_batch=32, smaller=((500, 16), (300, 8)), ticket=None)
-    asked = following(spec, Result(code=RestartProcess.child_code, ticket=77, micro_batch=16))
+    spec = ChildSpec.model_construct(micro_batch=32, smaller=((500, 16), (300, 8)), ticket=None)
+    asked = spec.after(StepResult(code=RestartProcess.child_code, ticket=77, micro_batch=16))
     assert (asked.ticket, asked.micro_batch, asked.smaller) == (77, 16, ((300, 8),))
 
 
 def test_what_both_children_took_is_the_step_s():
-    before = Result(
+    before = StepResult(
         code=15,
         wait_s=1,
         run_s=2,
@@ -192,10 +191,10 @@ def test_what_both_children_took_is_the_step_s():
         met_cap=True,
         outside=("cupy",),
     )
-    after = Result(
+    after = StepResult(
         code=0, wait_s=10, run_s=20, peak_mib=20, asked_micro_batch=16, micro_batch=16, device_peak_mib=5
     )
-    both = joined(before, after)
+    both = before.followed_by(after)
     assert (both.code, both.wait_s, both.run_s, both.peak_mib, both.device_peak_mib) == (0, 11, 22, 30, 5)
     assert (both.asked_micro_batch, both.micro_batch, both.out_of_memory, both.met_cap, both.outside) == (
         32,

@@ -11,10 +11,12 @@ import pytest
 from rich.console import Console
 
 from overnight import descendants, paths
-from overnight.orchestration.child import Result, _failed, _write
+from overnight.orchestration.attempt import run_step
+from overnight.orchestration.child import _failed, _write
 from overnight.orchestration.launcher import LOG_LINES, Tail, readable
-from overnight.orchestration.pipeline import Chain, Pending, _close
-from overnight.orchestration.prefect import _task
+from overnight.orchestration.pipeline import Pending, PipelineRun, _close
+from overnight.orchestration.prefect import as_state
+from overnight.orchestration.protocol import StepResult
 from overnight.orchestration.terminal import Display
 from overnight.run import SpoolRun
 from overnight.tracking.client import Tracker
@@ -51,7 +53,7 @@ def test_what_is_no_text_is_written_readably(tmp_path):
     run.note(ODD)
     assert readable((tmp_path / "events.jsonl").read_text())["text"] == "bad [/red] tag [bold] ?"
     _write(tmp_path / "result.json", _failed(1, ODD))
-    assert Result.model_validate_json((tmp_path / "result.json").read_text()).error.endswith("?")
+    assert StepResult.model_validate_json((tmp_path / "result.json").read_text()).error.endswith("?")
 
 
 def test_every_event_that_a_run_writes_is_readable(tmp_path):
@@ -115,32 +117,32 @@ def test_what_a_killed_run_left_is_found_by_its_owner(checkout):
 
 def test_a_step_whose_task_run_never_began_counts_as_failed():
     display = Display(Console(file=io.StringIO()))
-    chain = Chain(None, None, None, "run", display)
+    run = PipelineRun(None, None, None, "run", display, None, None)
     pending = Pending("step", None, [], display.add("step"))
     pending.ended.set()
-    chain.pending.append(pending)
-    chain.wait()
+    run.pending.append(pending)
+    run.wait()
     assert pending.row.state == "failed"
     assert "Prefect" in pending.reason
 
 
 def test_all_that_is_below_a_failed_step_is_not_run_and_does_not_count_as_failed():
     display = Display(Console(file=io.StringIO()))
-    chain, above = Chain(None, None, None, "run", display), []
+    run, above = PipelineRun(None, None, None, "run", display, None, None), []
     for name in ("first", "second", "third", "fourth"):
         pending = Pending(name, None, above, display.add(name))
-        chain.pending.append(pending)
+        run.pending.append(pending)
         above = [pending]
-    first, second, third, fourth = chain.pending
-    first.result = Result(code=12, error="does not fit")
-    assert _task(
-        chain, second, []
+    first, second, third, fourth = run.pending
+    first.result = StepResult(code=12, error="does not fit")
+    assert as_state(
+        run_step(run, second, [], None)
     ).is_failed()  # below anything else that is not completed Prefect begins nothing
-    assert _task(chain, third, []).name == "NotRun"
-    for pending in chain.pending:
+    assert as_state(run_step(run, third, [], None)).name == "NotRun"
+    for pending in run.pending:
         pending.ended.set()
     first.reason = "does not fit"
-    chain.wait()
+    run.wait()
     assert [p.row.state for p in (second, third, fourth)] == ["not run"] * 3
     assert fourth.reason == "not run: third was not run"
 
@@ -148,11 +150,11 @@ def test_all_that_is_below_a_failed_step_is_not_run_and_does_not_count_as_failed
 def test_a_score_of_an_odd_name_does_not_leave_the_run_open(checkout):
     tracker, display = Tracker(f"sqlite:///{checkout}/mlflow.db", "odd"), Display(Console(file=io.StringIO()))
     run_id = tracker.open("scores", {})
-    chain = Chain(SimpleNamespace(name="odd"), None, tracker, run_id, display)
+    run = PipelineRun(SimpleNamespace(name="odd"), None, tracker, run_id, display, None, None)
     row = display.add("step")
     row.state, row.scores = "done", {"test/a(b)": 1.0, "test/accuracy": 0.5}
-    chain.pending.append(Pending("step", None, [], row))
-    assert _close(chain).is_completed()
+    run.pending.append(Pending("step", None, [], row))
+    assert _close(run).state == "done"
     run = tracker.client.get_run(run_id)
     assert run.data.metrics == {"step/a_b_": 1.0, "step/accuracy": 0.5}
     assert run.info.status == "FINISHED"

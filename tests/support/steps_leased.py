@@ -9,7 +9,7 @@ from typing import Any
 
 from overnight import Params, Run, step
 from overnight.gpu.card import Card
-from overnight.orchestration.child import Result, Spec
+from overnight.orchestration.protocol import ChildSpec, StepResult
 
 MIB = 1 << 20
 OUT_OF_MEMORY = ("CUDA error: out of memory", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
@@ -26,7 +26,7 @@ def start(
 ) -> "subprocess.Popen[bytes]":
     """A child that runs one of these steps in *folder*, with the pipes that are named in its environment."""
     folder.mkdir()
-    spec = Spec(
+    spec = ChildSpec(
         step=f"{__name__}:{name}", label=name, experiment="test", arguments=[{"mib": mib}], seed=0, key="k", parent=os.getpid(),
         card=card, ask_mib=ask_mib,
     )  # fmt: skip
@@ -39,9 +39,9 @@ def start(
         )
 
 
-def result(folder: Path) -> Result:
+def result(folder: Path) -> StepResult:
     """What the child said at its end."""
-    return Result.model_validate_json((folder / "result.json").read_text())
+    return StepResult.model_validate_json((folder / "result.json").read_text())
 
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:

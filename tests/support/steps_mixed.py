@@ -11,7 +11,7 @@ from typing import Self
 
 from overnight import Params, Run, step
 from overnight.gpu.card import Card
-from overnight.orchestration.child import Result, Spec
+from overnight.orchestration.protocol import ChildSpec, StepResult
 
 PATIENCE_S = 300
 MIX = (
@@ -41,7 +41,7 @@ class Child:
     @classmethod
     def start(cls, folder: Path, card: Card, name: str, ask_mib: int, rounds: int) -> Self:
         folder.mkdir()
-        spec = Spec(
+        spec = ChildSpec(
             step=f"{__name__}:{name}", label=name, experiment="mixture", arguments=[{"rounds": rounds}], seed=0, key=folder.name,
             parent=os.getpid(), card=card, ask_mib=ask_mib,
         )  # fmt: skip
@@ -63,24 +63,24 @@ class Child:
     def go(self) -> None:
         os.write(self.told, b"x")
 
-    def end(self) -> Result:
+    def end(self) -> StepResult:
         """Its result."""
         self.process.wait(PATIENCE_S)
         os.close(self.said)
         os.close(self.told)
-        return Result.model_validate_json((self.folder / "result.json").read_text())
+        return StepResult.model_validate_json((self.folder / "result.json").read_text())
 
     def log(self) -> str:
         return (self.folder / "log.txt").read_text()
 
 
-def play(folder: Path, card: Card, rounds: dict[str, int], together: bool) -> tuple[float, list[Result]]:
+def play(folder: Path, card: Card, rounds: dict[str, int], together: bool) -> tuple[float, list[StepResult]]:
     """Seconds that the mix takes from the word to begin to the last end, without what starting processes takes; and the results.
 
     together: all of them at once; else one after the other, each with the card for itself.
     """
     folder.mkdir()
-    seconds, results, numbered = 0.0, list[Result](), list(enumerate(MIX))
+    seconds, results, numbered = 0.0, list[StepResult](), list(enumerate(MIX))
     for group in [numbered] if together else [[one] for one in numbered]:
         children = [Child.start(folder / str(n), card, name, mib, rounds[name]) for n, (name, mib) in group]
         for child in children:

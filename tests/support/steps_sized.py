@@ -5,7 +5,7 @@ import pytest
 from overnight import Artifact, DataSpec, Params, Run, step
 from overnight.gpu.card import Card
 from overnight.memory import request
-from overnight.orchestration.child import Usage
+from overnight.memory.usage import Usage
 from overnight.training.recipe import TrainParams, rows
 
 BUDGET = 8192

@@ -2,17 +2,14 @@
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
-import yaml
 
+import flows
 from overnight import locks
 from overnight.errors import ConfigError
-from overnight.orchestration import deployments
-from overnight.orchestration.deployments import checked
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from overnight.orchestration import prefect
+from overnight.orchestration.prefect import checked
 
 
 @pytest.fixture
@@ -23,33 +20,15 @@ def checkout(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_every_flow_has_its_deployment():
-    files = {p.stem for p in (REPOSITORY / "flows").glob("*.py")} - {"__init__"}
-    entries = {d["name"]: d for d in yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]}
-    assert files <= set(deployments.flows) == set(entries)
-    for name, entry in entries.items():
-        assert entry["entrypoint"] == f"overnight.orchestration.deployments.{name}"
-        assert deployments.flows[name].name == name
-        assert deployments.flows[name].fn.__doc__
-
-
-def test_a_flow_of_one_s_own_is_run_without_being_named_there():
-    own = deployments.flow_of("my_own")
-    assert own.name == "my_own"
+def test_a_flow_of_one_s_own_is_run_without_being_named_anywhere(checkout, monkeypatch):
+    (checkout / "flows").mkdir()
+    (checkout / "flows" / "mine.py").write_text(
+        'from overnight import Experiment, pipeline\n\n\n@pipeline\ndef mine(cfg: Experiment) -> None:\n    """Mine."""\n'
+    )
+    monkeypatch.setattr(flows, "__path__", [*flows.__path__, str(checkout / "flows")])
+    own = prefect.flow_of("mine")
+    assert (own.name, own.description) == ("mine", "Mine.")
     assert list(own.parameters.properties) == ["config", "overrides"]
-    assert deployments.flow_of("vision") is deployments.vision
-
-
-def test_the_parameters_are_a_config_and_overrides():
-    for name, flow in deployments.flows.items():
-        assert {k: p.get("default") for k, p in flow.parameters.properties.items()} == {
-            "config": f"configs/{name}.yaml",
-            "overrides": [],
-        }
-        assert flow.validate_parameters({"config": "a.yaml", "overrides": ["a=1"]}) == {
-            "config": "a.yaml",
-            "overrides": ["a=1"],
-        }
 
 
 def test_a_deployment_runs_files_of_the_checkout(checkout):
@@ -87,7 +66,7 @@ def test_a_night_by_hand_does_not_overlap_another(checkout):
     path.write_text("flow: nightly\n")
     lock = checkout / ".overnight" / "locks" / "configs-nightly.yaml.lock"
     with locks.hold(lock, "the first night"), pytest.raises(locks.Held, match="the first night"):
-        deployments.run_here("nightly", path)
+        prefect.run_here("nightly", path)
 
 
 def test_a_server_that_is_away_when_a_run_ends_is_waited_for(monkeypatch):
@@ -105,7 +84,7 @@ def test_a_server_that_is_away_when_a_run_ends_is_waited_for(monkeypatch):
     with ThreadingHTTPServer(("127.0.0.1", 0), Starting) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{server.server_port}/api")
-        assert not deployments.until_it_answers(0)
-        assert deployments.until_it_answers(60)
+        assert not prefect.wait_for_server(0)
+        assert prefect.wait_for_server(60)
         server.shutdown()
     assert asked == ["/api/health"] * 3

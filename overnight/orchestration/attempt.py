@@ -1,0 +1,236 @@
+"""One attempt at a step: its MLflow run, its row in the terminal, its page in Prefect's UI, and its child process."""
+
+import time
+from typing import Any, Protocol
+
+from overnight.artifact import Artifact
+from overnight.errors import OvernightError, Stopped
+from overnight.memory import usage
+from overnight.night.key import key
+from overnight.orchestration import provenance
+from overnight.orchestration.launcher import new_folder
+from overnight.orchestration.pipeline import Outcome, Pending, PipelineRun
+from overnight.orchestration.protocol import StepResult, StepSpec
+from overnight.orchestration.terminal import memory
+from overnight.tracking.record import Record
+from overnight.tracking.uploader import FOLDER, Shipper
+from overnight.training.resume import MONITOR, previous_attempts
+
+OPEN_S = 10.0  # how long a step waits for MLflow to open its run before it begins without
+
+
+class Page(Protocol):
+    """A step's page in Prefect's UI. Nothing waits for it, and no failure of it reaches the step."""
+
+    def tags(self) -> dict[str, str]:
+        """Tags that lead from the MLflow run to this page."""
+
+    def log(self, line: str) -> None:
+        """Add a line to its log."""
+
+    def link(self, address: str) -> None:
+        """Show a link to the MLflow run, when that has a page."""
+
+    def progress(self, percent: float, text: str) -> None:
+        """Show how far the step is."""
+
+    def finish(self, done: bool) -> None:
+        """Show the last progress; *done*: all of it."""
+
+
+def run_step(run: PipelineRun, pending: Pending, arguments: list[Any], page: Page) -> Outcome:
+    """Run a step to its end. Every failure becomes an outcome with a reason, never an exception."""
+    reason = run.obstacle(pending)
+    if reason:
+        pending.reason = reason
+        run.display.change(pending.row, "not run", reason)
+        return Outcome("not run", reason)
+    try:
+        result = Attempt(run, pending, arguments, page).run()
+    except OvernightError as error:
+        result = StepResult(code=error.child_code, error=str(error))
+    except Exception as error:  # noqa: BLE001 - the border: a server that is away must not end the other branches
+        result = StepResult(code=1, error=f"{type(error).__name__}: {error}")
+    pending.result = result
+    if result.code == 0:
+        run.display.change(pending.row, "done")
+        return Outcome("done", "; ".join(pending.row.text.splitlines()[:1]))
+    pending.reason = result.error.strip() or f"failed without a reason (code {result.code})"
+    outcome = Outcome("stopped" if result.code == Stopped.child_code else "failed", pending.reason)
+    run.display.change(pending.row, outcome.state, pending.reason.splitlines()[0])
+    return outcome
+
+
+class Attempt:
+    """A Listener of the launcher that passes on what happens to MLflow, the terminal and Prefect."""
+
+    def __init__(self, run: PipelineRun, pending: Pending, arguments: list[Any], page: Page) -> None:
+        self.pipeline = run
+        self.pending = pending
+        self.page = page
+        self.arguments: list[Any] = [a.artifact if isinstance(a, Pending) else a for a in arguments]
+        self.key = key(pending.step, run.experiment.seed, self.arguments, run.card)
+        self.folder = new_folder(pending.label)
+        self.shipper: Shipper | None = None
+        self.number = 1
+        self.latest = dict[str, float]()
+
+    def run(self) -> StepResult:
+        """Run the step by the launcher, and close its records however it ends."""
+        run = self.pipeline
+        run.display.change(self.pending.row, "queued")
+        result = StepResult(code=Stopped.child_code, error=run.stop.reason or "stopped")
+        try:
+            result = run.launcher.run(self.folder, self._spec(), run.stop, self)
+        except OvernightError as error:
+            result = StepResult(code=error.child_code, error=str(error))
+        finally:
+            if self.shipper is not None:
+                self._close(self.shipper, result)
+        return result
+
+    def _spec(self) -> StepSpec:
+        return StepSpec(
+            step=self.pending.step.address,
+            label=self.pending.label,
+            experiment=str(self.pipeline.experiment.name),
+            arguments=[a.model_dump(mode="json") if hasattr(a, "model_dump") else a for a in self.arguments],
+            seed=self.pipeline.experiment.seed,
+            key=self.key,
+            outside=self.pending.step.outside,
+        )
+
+    # -------------------------------------------------------------------------------- what the launcher reports
+
+    def begin(self, spec: StepSpec) -> StepSpec:
+        """Open the MLflow run, or the one of the attempts before, which this one resumes."""
+        record = self._record()
+        self.number = len(record.earlier) + 1
+        self.shipper = Shipper(self.pipeline.tracker, self.folder, record)
+        for given in self.arguments:
+            if isinstance(given, Artifact):
+                self.shipper.take(input_event(given))
+        self.shipper.ready(self.pipeline.stop, OPEN_S)
+        self.pipeline.shippers.append(self.shipper)
+        self._link(self.shipper)
+        return spec.model_copy(update={"earlier": record.earlier, "logged_before": self.shipper.said.steps})
+
+    def waits(self, text: str) -> None:
+        """Show why it waits."""
+        self.pipeline.display.change(self.pending.row, "queued", text)
+
+    def estimated(self, event: dict[str, Any]) -> None:
+        """Record how much memory it asks for."""
+        self._take(event)
+        self.event(event)
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Show an event in the terminal and in Prefect; MLflow gets it from the step's folder."""
+        self._show_state(event)
+        kind = event["event"]
+        if kind == "progress":
+            self.pipeline.display.progress(self.pending.row, event)
+            self.page.progress(100 * event["done"] / max(event["total"], 1e-9), event["text"])
+        elif kind in ("note", "log"):
+            self.pending.row.text = event["text"]
+            self.log(event["text"])
+        elif kind == "metrics":
+            self.latest |= {k: float(v) for k, v in event["values"].items() if not k.startswith(MONITOR)}
+        self.pending.row.scores = self.latest
+
+    def log(self, line: str) -> None:
+        """Add a line to the log in Prefect."""
+        self.page.log(line)
+
+    # -------------------------------------------------------------------------------- records
+
+    def _show_state(self, event: dict[str, Any]) -> None:
+        """A queued step logs why it waits for the card; its first other event shows that it runs."""
+        row = self.pending.row
+        if row.state != "queued":
+            return
+        if event["event"] == "log" and self.pending.step.gpu:
+            self.pipeline.display.change(row, "queued", event["text"])
+        elif event["event"] not in ("param", "log"):  # the grant itself is logged as a metric
+            self.pipeline.display.change(row, "running")
+
+    def _record(self) -> Record:
+        """What MLflow gets when the run is opened, now or when its server is back."""
+        before = previous_attempts(self.key)
+        run = self.pipeline
+        tags = {
+            **provenance.tags(run.card),
+            **self.page.tags(),
+            "overnight.step": self.pending.step.address,
+            "overnight.key": self.key,
+            FOLDER: str(self.folder),
+            "overnight.attempts": str(len(before) + 1),
+        }
+        tags |= {f"input.{a.kind}": a.digest for a in self.arguments if hasattr(a, "digest")}
+        params = {"seed": run.experiment.seed, **_flat(self.arguments[0])}
+        return Record(
+            uri=run.tracker.uri,
+            experiment=str(run.experiment.name),
+            label=self.pending.label,
+            parent=run.run_id,
+            tags=tags,
+            params={name: str(value) for name, value in params.items()},
+            earlier=before,
+        )
+
+    def _link(self, shipper: Shipper) -> None:
+        """Link the run's page in Prefect, once there is a run."""
+        if shipper.run_id and not self.pending.link:
+            self.pending.link = self.pipeline.tracker.link(shipper.run_id)
+            self.page.link(self.pending.link)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        """Upload an event of the parent's own. Attempts share one run: each has its number as the step."""
+        if event["event"] == "metrics":
+            event = {**event, "step": self.number - 1}
+        elif event["event"] == "param" and self.number > 1:
+            event = {**event, "name": f"{event['name']}.{self.number}"}
+        if self.shipper is not None:
+            self.shipper.take(event)
+
+    def _close(self, shipper: Shipper, result: StepResult) -> None:
+        """Upload the last events: what the step used, its log and why it failed."""
+        row, at, log = self.pending.row, time.time(), self.folder / "log.txt"
+        row.wait_s = result.wait_s
+        row.memory = memory(result)
+        row.scores = self.latest
+        for event in usage.of_ending(result):
+            self._take(event)
+        if result.code:
+            shipper.take({"event": "note", "text": result.error, "at": at})
+        if log.exists():
+            shipper.take({"event": "publish", "path": str(log), "folder": "", "at": at})
+        status = {0: "FINISHED", Stopped.child_code: "KILLED"}.get(result.code, "FAILED")
+        if not shipper.finish(status, self.pipeline.stop):
+            waiting = f"{shipper.left()} events wait in {self.folder} and are uploaded when it does"
+            self.pipeline.display.say(f"{self.pending.label}: MLflow did not answer; {waiting}")
+        self._link(shipper)
+        for line in shipper.refused:
+            self.log(f"MLflow refused {line}")
+        self.page.finish(result.code == 0)
+
+
+def input_event(given: Artifact) -> dict[str, Any]:
+    """An upstream artifact as an input of the run that takes it."""
+    return {
+        "event": "data",
+        "name": given.kind,
+        "digest": given.digest,
+        "source": str(given.path),
+        "spec": given.spec.model_dump(mode="json"),
+        "at": time.time(),
+    }
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested values as dotted names."""
+    if hasattr(value, "model_dump"):
+        value = value.model_dump(mode="json")
+    if not isinstance(value, dict):
+        return {prefix.rstrip("."): value}
+    return {k: v for name, child in value.items() for k, v in _flat(child, f"{prefix}{name}.").items()}

@@ -1,0 +1,98 @@
+"""What a parent writes for the child that runs a step (spec.json), and what the child writes back (result.json)."""
+
+from typing import Any, Self
+
+from pydantic import Field
+
+from overnight.config import Values
+from overnight.errors import DoesNotFit, OutOfMemory
+from overnight.gpu.card import Card
+from overnight.memory.usage import Usage
+
+PEAKS = ("peak_mib", "device_peak_mib", "foreign_peak_mib", "host_peak_mib")
+
+
+class StepSpec(Values):
+    """A step that is to run, without anything that depends on the machine."""
+
+    step: str = Field(description="module:function")
+    label: str
+    experiment: str
+    arguments: list[Any] = Field(description="of the step's body, as JSON")
+    seed: int
+    key: str
+    outside: bool = Field(False, description="declared to take memory that no cap holds")
+    earlier: tuple[str, ...] = Field(
+        (), description="folders of the attempts whose MLflow run it goes on with"
+    )
+    logged_before: dict[str, int] = Field({}, description="the last step that the run has of each metric")
+
+
+class ChildSpec(StepSpec):
+    """The same with what a launcher decided for this machine."""
+
+    parent: int = Field(description="pid of the parent; the child is killed when it ends")
+    card: Card
+    ask_mib: int = Field(description="MiB to lease; 0: no lease")
+    micro_batch: int | None = Field(
+        None, description="samples on the card at once that the amount was asked for"
+    )
+    exclusive: bool = False
+    smaller: tuple[tuple[int, int], ...] = Field(
+        (), description="(MiB, micro-batch) that will do as well, the largest first"
+    )
+    ticket: int | None = Field(
+        None, description="the place in line of the child before, which gave its lease back"
+    )
+
+    def micro_batch_of(self, granted_mib: int) -> int | None:
+        """The micro-batch that goes with an amount."""
+        return next(
+            (size for mib, size in self.smaller if mib == granted_mib < self.ask_mib), self.micro_batch
+        )
+
+    def after(self, result: "StepResult") -> Self:
+        """The spec of the next child: the same place in line, and the micro-batch that this one ended with."""
+        size = result.micro_batch or self.micro_batch
+        smaller = tuple((mib, less) for mib, less in self.smaller if size is None or less < size)
+        return self.model_copy(
+            update={"ticket": result.ticket or None, "micro_batch": size, "smaller": smaller}
+        )
+
+
+class StepResult(Usage):
+    """How a step ended, and what it used."""
+
+    code: int = Field(description="exit code of errors.py; 0: done")
+    ticket: int = Field(0, description="its place in the card's line")
+    value: Any = Field(None, description="the returned artifact, as JSON")
+    error: str = ""
+
+    def followed_by(self, after: "StepResult") -> "StepResult":
+        """The ending of a later child of the same step, with what both used."""
+        peaks = {
+            name: max((v for v in (getattr(self, name), getattr(after, name)) if v is not None), default=None)
+            for name in PEAKS
+        }
+        return after.model_copy(
+            update={
+                **peaks,
+                "wait_s": self.wait_s + after.wait_s,
+                "run_s": self.run_s + after.run_s,
+                "asked_micro_batch": self.asked_micro_batch or after.asked_micro_batch,
+                "met_cap": self.met_cap or after.met_cap,
+                "out_of_memory": self.out_of_memory or after.out_of_memory,
+                "outside": tuple(sorted({*self.outside, *after.outside})),
+            }
+        )
+
+    def judged_for(self, card: Card) -> "StepResult":
+        """With its reason stated for the whole card: a step that did not fit its lease may fit the card."""
+        fits_no_lease = self.code == DoesNotFit.child_code and self.out_of_memory
+        if not fits_no_lease or self.lease_mib >= card.budget_mib:
+            return self
+        more = (
+            f"{self.error} - that was with {self.lease_mib} of the card's {card.budget_mib} MiB; "
+            "the next run asks for more"
+        )
+        return self.model_copy(update={"code": OutOfMemory.child_code, "error": more})

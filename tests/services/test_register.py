@@ -1,0 +1,96 @@
+"""What is registered at Prefect's server: a deployment for each file of flows/, with the schedules of prefect.yaml."""
+
+from pathlib import Path
+
+import pytest
+
+from overnight.errors import ServiceError
+from overnight.orchestration import prefect
+from overnight.services import register
+from overnight.services.register import local_timezone, read_schedules
+from overnight.services.settings import ENTRYPOINT
+from overnight.step import flow_names
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NAMES = ["etl", "nightly"]
+
+
+def schedules(folder, text):
+    (folder / "prefect.yaml").write_text(text)
+    return read_schedules(folder / "prefect.yaml", NAMES)
+
+
+def test_every_flow_has_its_deployment():
+    files = sorted(path.stem for path in (REPOSITORY / "flows").glob("*.py") if path.stem != "__init__")
+    found = register.deployments()
+    assert [one.name for one in found] == flow_names() == files
+    assert all(one.about for one in found)
+    assert [(one.name, one.cron, one.timezone) for one in found if one.cron] == [
+        ("nightly", "30 3 * * *", local_timezone())
+    ]
+
+
+@pytest.mark.parametrize("name", flow_names())
+def test_an_entrypoint_leads_to_the_flow_with_the_registered_parameters(name):
+    flow = getattr(prefect, f"{ENTRYPOINT}{name}".rpartition(".")[2])
+    assert flow.name == name
+    assert flow.description
+    assert flow.parameters.model_dump_for_openapi() == register.parameters_of(name)
+    properties = flow.parameters.properties
+    assert {key: value["default"] for key, value in properties.items()} == {
+        "config": f"configs/{name}.yaml",
+        "overrides": [],
+    }
+    given = {"config": "a.yaml", "overrides": ["a=1"]}
+    assert flow.validate_parameters(given) == given
+
+
+def test_an_entrypoint_of_a_flow_that_is_gone_is_no_attribute():
+    with pytest.raises(AttributeError, match="deployment_gone"):
+        prefect.deployment_gone  # noqa: B018
+
+
+def test_a_timezone_may_be_given(tmp_path):
+    found = schedules(tmp_path, 'schedules: {nightly: {cron: "0 1 * * *", timezone: Europe/Berlin}}')
+    assert (found["nightly"].cron, found["nightly"].timezone) == ("0 1 * * *", "Europe/Berlin")
+
+
+@pytest.mark.parametrize("text", ["", "schedules: {}"])
+def test_a_file_without_schedules_has_none(tmp_path, text):
+    assert schedules(tmp_path, text) == read_schedules(tmp_path / "missing.yaml", NAMES) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x: [", "not readable"),
+        ("- a", "should be a valid dictionary"),
+        ("name: x", "name: Extra inputs"),
+        ("deployments: [{name: a}]", "deployments are made of flows/; write the schedules alone"),
+        ("schedules: {nigthly: {cron: '0 1 * * *'}}", "no flow is called nigthly; there are etl, nightly"),
+        ("schedules: {nightly: {corn: '0 1 * * *'}}", "schedules.nightly.cron: Field required; schedules"),
+        (
+            "schedules: {etl: {cron: '0 1 * * *', timezone: Europe/Berlni}}",
+            "unknown timezone 'Europe/Berlni'",
+        ),
+    ],
+)
+def test_schedules_that_are_wrong_are_refused_in_one_line(tmp_path, text, message):
+    with pytest.raises(ServiceError) as caught:
+        schedules(tmp_path, text)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith("prefect.yaml: ")
+    assert message in line
+
+
+def test_a_cron_line_that_prefect_refuses_is_named():
+    wrong = register.Deployment("nightly", "about", "61 3 * * *", "UTC")
+    assert "'61 3 * * *' is no cron line" in register.wrong_crons([register.Deployment("etl", ""), wrong])[0]
+    assert register.wrong_crons(register.deployments()) == []
+
+
+def test_the_timezone_of_the_machine_is_one_that_prefect_knows(monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    assert local_timezone() == "Asia/Tokyo"
+    monkeypatch.setenv("TZ", "nonsense")
+    assert local_timezone() != "nonsense"
