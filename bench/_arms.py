@@ -14,8 +14,8 @@ from torch.nn import functional
 from overnight.artifact import Artifact
 from overnight.data.dataset import entry
 from overnight.run import RecordingRun
-from overnight.training.batches import seeded
-from overnight.training.recipe import Batch, Recipe
+from overnight.training.batches import Batch, seeded
+from overnight.training.recipe import Recipe
 from tasks.vision.augment import apply
 from tasks.vision.cnn import CnnParams, cnn_recipe
 from tasks.vision.load import ImageParams, load_images

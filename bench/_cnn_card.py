@@ -16,7 +16,8 @@ from bench._cnn_arms import Data, Pictures
 from flows.vision import Vision
 from overnight.artifact import Artifact
 from overnight.run import RecordingRun
-from overnight.training.recipe import scores_on, train
+from overnight.training.evaluate import predict_all
+from overnight.training.loop import train
 from tasks.vision.cnn import cnn_recipe, prepared
 
 Row = dict[str, Any]
@@ -36,7 +37,7 @@ def timed(config: Vision, artifact: Artifact, data: Data, seed: int) -> Row:
         speed = run.curve("train/samples_per_s")[-1]
     with torch.inference_mode():
         right = (
-            scores_on(fitted.model, data["test_images"], torch.device("cuda")).argmax(1)
+            predict_all(fitted.model, data["test_images"], torch.device("cuda")).argmax(1)
             == data["test_labels"]
         )
     del fitted

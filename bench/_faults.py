@@ -12,7 +12,7 @@ from bench._rows import Row, bar, folder, kept
 from overnight.errors import DoesNotFit, Stopped
 from overnight.gpu.memory_counter import Counter
 from overnight.run import RecordingRun
-from overnight.training.recipe import train
+from overnight.training.loop import train
 from tasks.vision.cnn import CnnParams
 
 PHASES = ("forward", "backward", "optimizer", "evaluation")

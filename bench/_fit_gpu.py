@@ -1,7 +1,7 @@
 """Six trainings on a card of 12 GB: `python -m bench._fit_gpu predict` writes down what they will take, `... run CASE MICRO` measures it.
 
 The predictions lie in tests/gpu/fit_predicted.json, made before any of these ran. The allocator's cap is 12 GiB less a context, whatever
-the size of the card that plays it. Needs torch and what overnight.training.recipe needs; neither Prefect nor MLflow nor Polars.
+the size of the card that plays it. Needs torch and what overnight.training.loop needs; neither Prefect nor MLflow nor Polars.
 """
 
 import json
@@ -18,7 +18,9 @@ from bench._measure import shortened, whole_batch
 from overnight.errors import OvernightError
 from overnight.memory.prediction import Constants, predict
 from overnight.run import RecordingRun
-from overnight.training.recipe import Batch, Recipe, train
+from overnight.training.batches import Batch
+from overnight.training.loop import train
+from overnight.training.recipe import Recipe
 
 MIB, CONTEXT_MIB = 2**20, 600
 CAP_MIB = 12 * 1024 - CONTEXT_MIB
@@ -78,7 +80,9 @@ def run(case: str, number: int) -> dict[str, Any]:
         told = RecordingRun(Path(folder), device="cuda", budget_mib=CAP_MIB)
         error = ""
         try:
-            train(shortened(recipe, micro, made), told, recipe.sample() if recipe.sample else None)
+            train(
+                shortened(recipe, micro, made), told, recipe.eval_example() if recipe.eval_example else None
+            )
         except (OvernightError, RuntimeError) as problem:  # what ends it is what is measured
             error = f"{type(problem).__name__}: {problem}"[:300]
     reserved, live = torch.cuda.max_memory_reserved() / MIB, torch.cuda.max_memory_allocated() / MIB

@@ -178,7 +178,7 @@ def _recipe(
 ) -> Recipe[Any]:
     return Recipe(
         build=build,
-        example=example,
+        example_batch=example,
         batches=lambda data, _generator: data,
         steps_per_epoch=len,
         loss=loss,

@@ -8,7 +8,9 @@ import torch
 
 from overnight.memory.program import resident
 from overnight.run import RecordingRun
-from overnight.training.recipe import Batch, Recipe, train
+from overnight.training.batches import Batch
+from overnight.training.loop import train
+from overnight.training.recipe import Recipe
 
 EPOCHS, STEPS = 2, 2
 
@@ -19,7 +21,7 @@ def live_peak(recipe: Recipe[Any], micro: int, folder: Path) -> int:
 
     made = list[Batch]()
     short = shortened(recipe, micro, made)
-    data = recipe.sample() if recipe.sample else None
+    data = recipe.eval_example() if recipe.eval_example else None
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         made.append(whole_batch(recipe, micro))
         train(short, RecordingRun(folder), data)
@@ -33,24 +35,25 @@ def shortened(recipe: Recipe[Any], micro: int, made: list[Batch]) -> Recipe[Any]
         recipe,
         params=params,
         batches=lambda *_: made * STEPS,
-        closing=None,
+        final_epoch_batches=None,
         steps_per_epoch=lambda _data: STEPS,
     )
-    if recipe.sample is not None:
+    if recipe.eval_example is not None:
         return short
     return replace(short, evaluate=lambda model, _data, _split: _scored(short, model, made[0], micro))
 
 
 def whole_batch(recipe: Recipe[Any], micro: int) -> Batch:
     """Made-up samples of an optimizer's step."""
-    return recipe.example(micro if resident(recipe) else max(micro, recipe.params.batch))
+    return recipe.example_batch(micro if resident(recipe) else max(micro, recipe.params.batch))
 
 
 def _scored(recipe: Recipe[Any], model: torch.nn.Module, batch: Batch, micro: int) -> dict[str, float]:
     """An evaluation of a recipe that has no made-up data: a forward pass on one micro-batch."""
     device = next(model.parameters()).device
     recipe.loss(
-        model, {name: tensor.to(device) for name, tensor in next(iter(recipe.split(batch, micro))).items()}
+        model,
+        {name: tensor.to(device) for name, tensor in next(iter(recipe.micro_batches(batch, micro))).items()},
     )
     return {}
 

@@ -16,7 +16,8 @@ from bench._arms import by_hand, images, resnet, tensors
 from bench._rows import Row, bar, folder, kept
 from bench._turns import Wait, Work, every, played, ratio
 from overnight.run import RecordingRun, Run, SpoolRun
-from overnight.training.recipe import Recipe, train
+from overnight.training.loop import train
+from overnight.training.recipe import Recipe
 from tasks.vision.cnn import CnnParams
 
 PARAMS = {  # as in configs/, one epoch of as many steps as are asked for

@@ -11,10 +11,10 @@ from bench._arms import Injector, faulty, images, plain_net, tensors
 from bench._faults import PHASES
 from bench._rows import Row, bar, folder, kept
 from overnight.run import RecordingRun
-from overnight.training.accumulate import Elastic, Memory
+from overnight.training.acceleration import Precision
+from overnight.training.accumulate import GradientAccumulation, MicroBatchState
 from overnight.training.batches import Batches, seeded
-from overnight.training.precision import Precision
-from overnight.training.recipe import train
+from overnight.training.loop import train
 from tasks.vision.cnn import CnnParams
 
 SIZES = (64, 32, 7, 1)  # micro-batches; the first is the whole
@@ -110,8 +110,8 @@ def gradients_apart(artifact: Any, params: CnnParams, data: dict[str, torch.Tens
     for batch in (batches.at(number) for number in range(BATCHES)):
         found = []
         for size in reversed(SIZES):  # the whole comes last: its gradient makes the step
-            sums = Elastic(
-                recipe, run, model, Precision("fp32", torch.device("cpu")), Memory(size, size)
+            sums = GradientAccumulation(
+                recipe, run, model, Precision("fp32", torch.device("cpu")), MicroBatchState(size, size)
             ).gradients(batch)
             count = 1.0 if sums.averaged else sums.divisor
             found.append([p.grad.double() / count for p in model.parameters() if p.grad is not None])

@@ -22,7 +22,8 @@ from overnight.data.dataset import entry
 from overnight.orchestration.pipeline import load
 from overnight.paths import root
 from overnight.run import RecordingRun
-from overnight.training.recipe import Recipe, train
+from overnight.training.loop import train
+from overnight.training.recipe import Recipe
 from tasks.detection.scenes import compose_scenes
 from tasks.detection.yolo import yolo_recipe
 from tasks.graphs.data import GraphData

@@ -112,7 +112,7 @@ def _by_trace(step: Foreseen, card: Card) -> Judged:
     found = scaled.exact(micro)
     if found.unknown:
         return Judged(step.label, "unknown", why=found.unknown)
-    best = scaled.largest(card.budget_mib) if recipe.split.__name__ == "rows" else None
+    best = scaled.largest(card.budget_mib) if recipe.micro_batches.__name__ == "split_by_sample" else None
     if found.verdict(card.budget_mib) == "fits":
         return _row(step, found, "fits", best, card)
     ways = {
@@ -129,7 +129,7 @@ def _short(scaled: "Scaled", card: Card) -> str:
     """What it takes at the least."""
     least = (
         scaled.exact(1)
-        if scaled.recipe.split.__name__ == "rows"
+        if scaled.recipe.micro_batches.__name__ == "split_by_sample"
         else scaled.exact(scaled.recipe.params.batch)
     )
     return f"(it takes {least.needed_mib:,.0f} MiB at the least, of {card.budget_mib:,})"

@@ -11,7 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from overnight.memory.program import by_the_loop, resident
 from overnight.memory.tracer import Spare, Tracer
-from overnight.training.recipe import Batch, Recipe
+from overnight.training.batches import Batch
+from overnight.training.recipe import Recipe
 
 LEAVES = (".numpy() is not supported", ".tolist() is not supported")  # what a fake tensor says to that
 
@@ -46,10 +47,10 @@ class FakeWorld:
         """The recipe's example, made of fakes; where that cannot be, made for real and replaced."""
         with _outside(self.tracer):
             try:
-                found = recipe.example(size)
+                found = recipe.example_batch(size)
             except (RuntimeError, ValueError, TypeError):
                 with _outside(self.mode):
-                    real = recipe.example(size)
+                    real = recipe.example_batch(size)
                     found = {name: self.mode.from_tensor(tensor) for name, tensor in real.items()}
         if self.target == "cpu" or resident(recipe):  # else on the host until it is copied to the card
             for tensor in found.values():
@@ -59,7 +60,7 @@ class FakeWorld:
     def score(self, recipe: Recipe[Any], model: nn.Module) -> None:
         """See World. What happens once values leave the device for numpy is of no interest."""
         with _outside(self.tracer), _outside(self.mode):
-            data = recipe.sample() if recipe.sample else None
+            data = recipe.eval_example() if recipe.eval_example else None
         try:
             with self._hosted() if self.target == "cpu" else contextlib.nullcontext():
                 recipe.evaluate(model, data, "val")

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from overnight.training.recipe import Batch, Recipe, TrainParams, constant
+from overnight.training.batches import Batch
+from overnight.training.recipe import Recipe, TrainParams, constant
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 INPUT = "input"
@@ -37,7 +38,7 @@ def as_recipe(
     params = ModuleParams(batch=accumulate, micro_batch=1, precision=precision)
     return Recipe(
         build=partial(_twin, module),
-        example=lambda _n: {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in inputs.items()},
+        example_batch=lambda _n: {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in inputs.items()},
         batches=lambda data, _generator: data,
         steps_per_epoch=len,
         loss=lambda model, found: (_loss(loss, model, found, by_name=by_name), torch.tensor(1)),
@@ -45,7 +46,7 @@ def as_recipe(
         schedule=constant,
         evaluate=lambda _model, _data, _split: {},
         params=params,
-        split=lambda batch, _size: iter([batch] * min(2, accumulate)),  # two tell as much as many
+        micro_batches=lambda batch, _size: iter([batch] * min(2, accumulate)),  # two tell as much as many
     )
 
 

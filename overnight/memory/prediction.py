@@ -135,7 +135,9 @@ def predict(
     micro = int(batch or recipe.params.micro_batch or recipe.params.batch)
     try:
         trace = traced(recipe, micro, target)
-        return weighed(trace, micro, target, data_mib, constants or Constants(), recipe.sample is not None)
+        return weighed(
+            trace, micro, target, data_mib, constants or Constants(), recipe.eval_example is not None
+        )
     except Unknown as error:
         return Prediction(target, micro, unknown=str(error))
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from overnight.training.acceleration import FUSED
-from overnight.training.recipe import Batch, Recipe, rows
+from overnight.training.batches import Batch, split_by_sample
+from overnight.training.recipe import Recipe
 
 STEPS = 3  # a warm-up that makes the optimizer's state, one step with it, one after an evaluation
 
@@ -83,7 +84,7 @@ def precision(recipe: Recipe[Any], target: str) -> torch.dtype | None:
 
 def resident(recipe: Recipe[Any]) -> bool:
     """Whether the batch is one whole that stays on the device, as a graph is."""
-    return recipe.split is not rows
+    return recipe.micro_batches is not split_by_sample
 
 
 def as_on(target: str, optimizer: torch.optim.Optimizer, recipe: Recipe[Any]) -> None:
@@ -108,7 +109,7 @@ def by_the_loop(recipe: Recipe[Any]) -> bool:
 def _parts(recipe: Recipe[Any], micro: int, world: World) -> list[Batch]:
     """The first micro-batches of an effective batch: two of them tell what accumulation costs."""
     whole = world.batch(recipe, micro if resident(recipe) else max(micro, recipe.params.batch))
-    return list(itertools.islice(recipe.split(whole, micro), 2))
+    return list(itertools.islice(recipe.micro_batches(whole, micro), 2))
 
 
 def cast(recipe: Recipe[Any], target: str) -> AbstractContextManager[Any]:
@@ -150,7 +151,7 @@ def _evaluate(recipe: Recipe[Any], model: nn.Module, part: Batch, world: World) 
     was = model.training
     model.eval()
     with torch.inference_mode(), cast(recipe, world.target):
-        if recipe.sample is None:
+        if recipe.eval_example is None:
             recipe.loss(model, on_device(recipe, part, world.target))
         else:
             world.score(recipe, model)

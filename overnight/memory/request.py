@@ -336,7 +336,7 @@ def _cuts(recipe: Any) -> bool:
     import torch
 
     with suppress(KeyError):  # it splits by more than the number of samples
-        return len(list(recipe.split({"samples": torch.empty(2, 1)}, 1))) > 1
+        return len(list(recipe.micro_batches({"samples": torch.empty(2, 1)}, 1))) > 1
     return True
 
 

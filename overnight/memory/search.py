@@ -50,7 +50,9 @@ class Scaled:
         return self.traces[n]
 
     def _weighed(self, trace: Trace, n: int) -> Prediction:
-        return weighed(trace, n, self.target, self.data_mib, self.constants, self.recipe.sample is not None)
+        return weighed(
+            trace, n, self.target, self.data_mib, self.constants, self.recipe.eval_example is not None
+        )
 
     def largest(self, budget_mib: float) -> Prediction | None:
         """Of the largest micro-batch that fits: any number above the effective batch, one that cuts it evenly below. None: not one sample."""

@@ -99,7 +99,7 @@ def _tried(
 
 
 def _cuts(scaled: Scaled) -> bool:
-    return bool(scaled.recipe.split.__name__ == "rows")
+    return bool(scaled.recipe.micro_batches.__name__ == "split_by_sample")
 
 
 def _smaller_images(

@@ -1,1 +1,1 @@
-"""The parts of the training loop (overnight/training/recipe.py): batches, precision, memory, checkpoints, divergence."""
+"""The training loop (loop.py) and its parts; recipe.py is what a method gives it."""

@@ -1,15 +1,15 @@
-"""What makes a card compute faster without changing what is computed: layout of the weights, fused optimizers, compiled models."""
+"""Faster on a card with the same mathematics: mixed precision, channels-last, fused optimizers, compiled models."""
 
+import contextlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # those whose fused kernels know CUDA
+FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # those with fused CUDA kernels
 WORTH_FLOP = 1e16  # of a whole training: minutes even on a fast card, where compiling takes about one
-FAILURES = (
+FAILURES = (  # of compilers and what they call
     RuntimeError,
     OSError,
     ImportError,
@@ -18,13 +18,64 @@ FAILURES = (
     TypeError,
     ValueError,
     AssertionError,
-)  # of compilers and what they call
+)
 
 
-def laid_out(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model on the device; on a CUDA card convolutions get channels-last weights, which their outputs then follow.
+class Precision:
+    """The dtype of a forward pass, and the loss scale that fp16 needs.
 
-    On a CPU the weights stay as their author laid them: what is faster there differs from net to net.
+    asked: "fp32", "bf16", "fp16", or "auto": bf16 or fp16 on a CUDA card, whichever it computes, fp32 elsewhere.
+    """
+
+    def __init__(self, asked: str, device: torch.device) -> None:
+        self.device = device.type
+        self.name = automatic(device) if asked == "auto" else asked
+        self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.name]
+        self.scaler = torch.amp.GradScaler(self.device, enabled=self.name == "fp16")
+
+    @property
+    def scales(self) -> bool:
+        """Whether losses are scaled: gradients must then be summed the same way for every micro-batch size."""
+        return self.name == "fp16"
+
+    def cast(self) -> contextlib.AbstractContextManager[Any]:
+        """The autocast region of a forward pass."""
+        return torch.autocast(self.device, self.dtype) if self.dtype else contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of the (scaled) loss."""
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: list[nn.Parameter],
+        count: float | Tensor | None,
+        clip: float,
+    ) -> None:
+        """Divide summed gradients by the count (None: they are averages), clip, and step."""
+        self.scaler.unscale_(optimizer)
+        if count is not None:
+            torch._foreach_div_([p.grad for p in parameters if p.grad is not None], count)
+        if clip:
+            nn.utils.clip_grad_norm_(parameters, clip)
+        if self.scales:  # fp16 may skip the first step, and torch warns of schedules that go on before it
+            setattr(optimizer, "_opt_called", True)  # noqa: B010 - torch declares it nowhere
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+
+def automatic(device: torch.device) -> str:
+    """The lowest precision that the device computes fast and safely."""
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+
+
+def to_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """Move the model to the device; on a CUDA card convolutions get channels-last weights, and so do their outputs.
+
+    On a CPU the layout stays as its author chose: which one is faster there differs from net to net.
     """
     convolves = any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in model.modules())
     model = model.to(device)
@@ -32,7 +83,7 @@ def laid_out(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def fuse(optimizer: torch.optim.Optimizer) -> bool:
-    """Let an optimizer update all its weights in one kernel, where they lie on a CUDA card and its author did not choose; whether it does."""
+    """Turn on fused kernels for weights on a CUDA card, unless the author chose; True if any group is now fused."""
     found = False
     for group in optimizer.param_groups if isinstance(optimizer, FUSED) else []:
         chosen = (
@@ -44,9 +95,10 @@ def fuse(optimizer: torch.optim.Optimizer) -> bool:
 
 
 class Compiled:
-    """A model that is compiled while `on` lasts; its names, weights and everything outside stay those of the plain one.
+    """Compiles a model's forward pass; its names, weights and hooks stay those of the plain model.
 
-    asked: "auto" compiles on a CUDA card, once the training is known to be long enough for it to pay; "on" everywhere; "off" nowhere.
+    asked: "on", "off", or "auto": on a CUDA card, if the training is long enough to pay for it.
+    call: the compiled forward pass, None while there is none; why: on or off, with the reason.
     """
 
     def __init__(
@@ -56,14 +108,18 @@ class Compiled:
         device: torch.device,
         backend: str | Callable[..., Any] = "inductor",
     ) -> None:
-        self.model, self.asked, self.cuda, self.backend = model, asked, device.type == "cuda", backend
+        self.model = model
+        self.asked = asked
+        self.backend = backend
         self.call: Callable[..., Any] | None = None
-        self.why = (
-            "off" if asked == "off" else "off: no CUDA card" if asked == "auto" and not self.cuda else ""
-        )
+        self.why = ""
+        if asked == "off":
+            self.why = "off"
+        elif asked == "auto" and device.type != "cuda":
+            self.why = "off: no CUDA card"
 
     def decide(self, flop: float) -> None:
-        """Start, or not, knowing what the whole training will compute (floating-point operations)."""
+        """Compile or not, knowing what the whole training will compute (floating-point operations)."""
         if self.why:
             return
         if self.asked == "auto" and flop < WORTH_FLOP:
@@ -73,12 +129,13 @@ class Compiled:
         self.call = torch.compile(self.model._call_impl, backend=self.backend)
 
     def give_up(self, reason: str) -> None:
-        """Go on with the plain model."""
-        self.call, self.why = None, f"off: it could not be compiled ({reason})"
+        """Return to the plain model."""
+        self.call = None
+        self.why = f"off: it could not be compiled ({reason})"
 
-    @contextmanager
+    @contextlib.contextmanager
     def on(self) -> Iterator[None]:
-        """Inside, calling the model calls what was compiled, as after its own method `compile`."""
+        """Inside, calling the model calls the compiled forward pass, as after its own method `compile`."""
         self.model._compiled_call_impl = self.call
         try:
             yield

@@ -1,4 +1,4 @@
-"""An epoch's batches: begun anywhere, for a training that goes on, and cut by samples, for a card that is small."""
+"""Batches of an epoch: resumable at any batch, and split by samples into micro-batches."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,10 +13,12 @@ Batch = dict[str, Tensor]  # every tensor has the samples in its first dimension
 
 
 class Batches:
-    """One epoch's effective batches: the order is drawn at once, each batch made when its turn comes, from a seed of its own.
+    """One epoch's effective batches: the order is drawn at once, each batch is made when it is due, from a seed of its own.
 
-    So what is random about a sample depends on the epoch and its place there, never on which batches were made before it: a resumed
-    training begins at any batch at no cost. `make(samples, generator)` gives the batch of these samples (indices of the data).
+    So the augmentation of a sample depends on the epoch and its position there, never on batches made before: a resumed
+    training begins at any batch at no cost.
+
+    order: for each batch the indices of its samples; make(indices, generator) -> the batch.
     """
 
     def __init__(
@@ -25,7 +27,8 @@ class Batches:
         make: Callable[[Tensor, torch.Generator], Batch],
         generator: torch.Generator,
     ) -> None:
-        self.order, self.make = order, make
+        self.order = order
+        self.make = make
         self.seed = int(torch.randint(2**62, (), generator=generator))
 
     def __len__(self) -> int:
@@ -39,18 +42,18 @@ class Batches:
         return map(self.at, range(first, len(self.order)))
 
     def at(self, index: int) -> Batch:
-        """Batch number `index`, whatever was made before."""
+        """Batch number `index`."""
         return self.make(self.order[index], seeded(self.seed, index))
 
 
 class Seeded(torch.Generator):
-    """A generator that tells what it was seeded with: for an epoch, the run's seed and the epoch's number."""
+    """A generator that knows the numbers it was seeded with: for an epoch, the run's seed and the epoch's number."""
 
     numbers: tuple[int, ...] = ()
 
 
 def seeded(*numbers: int) -> Seeded:
-    """A generator for these numbers alone."""
+    """A generator that depends on these numbers alone."""
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
     generator = Seeded()
     generator.manual_seed(int.from_bytes(digest, "little") >> 1)
@@ -59,39 +62,40 @@ def seeded(*numbers: int) -> Seeded:
 
 
 def origin(generator: torch.Generator) -> tuple[int, int]:
-    """The run's seed and the epoch that this generator draws for; (its seed, 0) of a generator that is not the loop's."""
+    """(run's seed, epoch) of one of the loop's generators; (its seed, 0) of any other."""
     if isinstance(generator, Seeded) and len(generator.numbers) == 2:
         return generator.numbers[0], generator.numbers[1]
     return generator.initial_seed(), 0
 
 
 def since(batches: Iterable[Batch], first: int) -> Iterator[Batch]:
-    """The batches from number `first` on; those of a plain generator have to be made to be passed over."""
+    """The batches from number `first` on; a plain generator has to make those it skips."""
     return batches.since(first) if isinstance(batches, Batches) else islice(batches, first, None)
 
 
 def samples(batches: Iterable[Batch], index: int) -> list[int]:
-    """Which samples batch number `index` holds, where that is known."""
+    """The indices of the samples of batch number `index`; empty where they are not known."""
     return batches.order[index].tolist() if isinstance(batches, Batches) else []
 
 
-def rows(batch: Batch, size: int) -> Iterator[Batch]:
-    """The batch in micro-batches of at most `size` samples, as even as can be: the smallest has one less than the largest, the first.
+def split_by_sample(batch: Batch, size: int) -> Iterator[Batch]:
+    """Micro-batches of at most `size` samples, as even as possible: sizes differ by 1 at most, the largest comes first.
 
-    So no sample is left alone while others fit, which batch normalisation would not take.
+    So no sample is alone while others fit, which batch normalisation would refuse. Raises BadInput if a tensor is not of samples.
     """
     total = count(batch)
-    if total <= size:  # views of the whole would cost more than the look
+    if total <= size:  # slices of the whole would cost more than this check
         yield batch
         return
-    if odd := {
+    odd = {
         name: tuple(tensor.shape)
         for name, tensor in batch.items()
         if not tensor.dim() or len(tensor) != total
-    }:
+    }
+    if odd:
         raise BadInput(
-            f"a batch of {total} samples (the length of {next(iter(batch))!r}) cannot be cut by samples: it also holds {odd}. Keep what is no "
-            "sample out of the batch (in the model, say), or give the recipe a `split` of its own"
+            f"a batch of {total} samples (the length of {next(iter(batch))!r}) cannot be cut by samples: it also holds {odd}. "
+            "Keep what is no sample out of the batch (in the model, say), or give the recipe `micro_batches` of its own"
         )
     number = -(-total // size)
     for start, end in pairwise(-(-total * i // number) for i in range(number + 1)):
@@ -104,5 +108,5 @@ def count(batch: Batch) -> int:
 
 
 def versions(batch: Batch) -> list[int]:
-    """A number for each entry that every change in place makes larger."""
+    """Torch's version counter of each tensor, which every change in place increments."""
     return [0 if tensor.is_inference() else tensor._version for tensor in batch.values()]

@@ -1,9 +1,11 @@
-"""Checkpoints on disk: each written whole or not at all, told apart by a digest, those of the last two steps kept.
+"""Checkpoints on disk: each written whole or not at all and checked by a digest; those of the last two steps are kept.
 
 .overnight/checkpoints/<key of the step>/lock       held by the one run that trains it
-                                         run.json   its MLflow run, and the spools of every attempt
+                                         run.json   the folders of all attempts
                                          0/         of the step's first training (a step may have several)
-                                            00000007.pt, 00000007.json   a state, numbered as written; its digest, step, and what it is of
+                                            00000007.pt     a state, numbered as written
+                                            00000007.json   its digest, optimizer step, and identity
+                                            plan            see save_plan
 """
 
 import hashlib
@@ -20,10 +22,10 @@ from typing import IO, Any
 from overnight.paths import shown
 from overnight.training.out_of_memory import brief
 
-KEPT = 2
+KEPT_STEPS = 2
 PLAN = "plan"
 SHARE = 0.02  # of the time that writing may cost
-REFUSALS = (
+UNWRITABLE = (  # what torch.save, and pickle below it, may raise
     OSError,
     RuntimeError,
     pickle.PickleError,
@@ -31,104 +33,109 @@ REFUSALS = (
     TypeError,
     ValueError,
     MemoryError,
-)  # of torch.save, and pickle below it
-Identity = dict[str, str]  # what a checkpoint is of: what differs here makes it useless
+)
+BAD_JSON = (OSError, ValueError, KeyError, TypeError, RecursionError)
+Identity = dict[str, str]  # what must be equal for a checkpoint to be usable, by name
 
 
-class Keeper:
-    """The checkpoints of one training; without a folder it keeps none."""
+class CheckpointStore:
+    """The checkpoints of one training; without a folder it keeps none. Messages go to `log`."""
 
     def __init__(self, folder: Path | None, every_s: float, log: Callable[[str], None]) -> None:
-        self.folder, self.every_s, self.log = folder, every_s, log
+        self.folder = folder
+        self.every_s = every_s
+        self.log = log
         self.next = time.monotonic() + every_s
-        self.said = ""
+        self.last_failure = ""
 
     def due(self) -> bool:
         """Whether it is time for the next one: every `every_s`, later where writing is slow."""
         return self.folder is not None and time.monotonic() >= self.next
 
     def save(self, identity: Identity, write: Callable[[Any], None], step: int) -> None:
-        """Keep what `write` writes, the state after so many optimizer steps; a disk that does not take it is told, and training goes on."""
+        """Keep what `write(file)` writes, the state after `step` optimizer steps; a failure is logged and training continues."""
         if self.folder is None:
             return
         began = time.monotonic()
         try:
             _write(self.folder, identity, write, step)
-            self.said = ""
-        except REFUSALS as error:
-            with suppress(OSError):  # a disk that is full has no room to lose
+            self.last_failure = ""
+        except UNWRITABLE as error:
+            with suppress(OSError):  # a full disk needs the room
                 (self.folder / "part").unlink(missing_ok=True)
-            self._say(f"no checkpoint: {_why(self.folder, error)}")
-        self.next = time.monotonic() + max(
-            self.every_s, (time.monotonic() - began) / SHARE if self.every_s else 0
-        )
+            self._log_failure(f"no checkpoint: {_reason(self.folder, error)}")
+        ended = time.monotonic()
+        self.next = ended + max(self.every_s, (ended - began) / SHARE if self.every_s else 0)
 
-    def _say(self, text: str) -> None:
-        """Once, until there is something else to say."""
-        if text != self.said:
+    def _log_failure(self, text: str) -> None:
+        """Log it unless the last one was the same."""
+        if text != self.last_failure:
             self.log(text)
-        self.said = text
+        self.last_failure = text
 
     def newest(self, identity: Identity) -> Path | None:
-        """The newest state that is of use."""
+        """The newest usable state."""
         return next(self.usable(identity), None)
 
     def usable(self, identity: Identity) -> Iterator[Path]:
-        """The states that are whole and of this very training, the newest first; says why others are refused."""
-        for facts in reversed(_written(self.folder) if self.folder else []):
-            reason = refused(facts, identity)
+        """The undamaged states with this identity, newest first; logs why others are refused."""
+        for facts in reversed(_facts_files(self.folder)):
+            reason = refusal(facts, identity)
             if reason:
                 self.refuse(facts.with_suffix(".pt"), reason)
             else:
                 yield facts.with_suffix(".pt")
 
     def refuse(self, state: Path, reason: str) -> None:
-        """Say why a state is of no use."""
+        """Log why a state is not used."""
         self.log(f"checkpoint {shown(state)} is not used: {reason}")
 
     def drop(self, step: int) -> None:
-        """Weights that gave a loss beyond all bounds, and what came of them: no state of that optimizer step or a later one is of use."""
-        for facts in _written(self.folder) if self.folder else []:
+        """Delete the states of this optimizer step and later ones: their weights gave a diverged loss."""
+        for facts in _facts_files(self.folder):
             if _step(facts) >= step:
                 with suppress(OSError):
                     facts.unlink()
                     facts.with_suffix(".pt").unlink(missing_ok=True)
 
-    def leave(self, plan: dict[str, Any]) -> None:
-        """A plan for the process that goes on from the newest state; forgotten with the next one, which holds it."""
+    def save_plan(self, plan: dict[str, Any]) -> None:
+        """Leave a plan for the process that continues from the newest state; the next state includes it and deletes it."""
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_durably(self.folder / PLAN, json.dumps(plan))
 
-    def left(self) -> bytes:
-        """The plan that the process before left, as JSON."""
+    def read_plan(self) -> bytes:
+        """The plan that the last process left, as JSON; empty if there is none."""
         try:
             return (self.folder / PLAN).read_bytes() if self.folder else b""
         except OSError:
             return b""
 
 
-def refused(facts: Path, identity: Identity) -> str:
-    """Why a checkpoint is of no use; empty when it is."""
+def refusal(facts: Path, identity: Identity) -> str:
+    """Why a checkpoint cannot be used; empty when it can."""
     try:
         found = json.loads(facts.read_text())
-        theirs, size, digest = dict(found["identity"]), found["bytes"], found["sha256"]
+        theirs = dict(found["identity"])
+        size = found["bytes"]
+        digest = found["sha256"]
         with facts.with_suffix(".pt").open("rb") as file:
             if os.fstat(file.fileno()).st_size != size:
                 return f"it is truncated: {os.fstat(file.fileno()).st_size} of {size} bytes"
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                 return "its digest is wrong: the file is damaged"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except BAD_JSON as error:
         return f"it cannot be read ({type(error).__name__})"
     other = [name for name in identity if theirs.get(name) != identity[name]]
     return ", ".join(f"{name} was {theirs.get(name)!r}, is {identity[name]!r}" for name in other)
 
 
-class _Hashing:
-    """A file that is hashed while it is written."""
+class _HashingFile:
+    """Hashes what is written to a file."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.sha256 = file, hashlib.sha256()
+        self.file = file
+        self.sha256 = hashlib.sha256()
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
@@ -143,7 +150,7 @@ class _Hashing:
         self.file.flush()
 
     def fill(self, write: Callable[[Any], None]) -> None:
-        """Let it be written; torch has an error of its own for a file that takes no more, and hides the file's."""
+        """Call write(self); raises the file's own error, which torch hides behind a RuntimeError."""
         try:
             write(self)
         except RuntimeError:
@@ -153,26 +160,23 @@ class _Hashing:
 
 
 def _write(folder: Path, identity: Identity, write: Callable[[Any], None], step: int) -> None:
-    """The state first, then the facts that make it count, each by a rename after its bytes are on the disk."""
+    """Write the state, then the facts that make it count, each renamed after its bytes are on the disk."""
     folder.mkdir(parents=True, exist_ok=True)
-    number = 1 + max((int(facts.stem) for facts in _written(folder)), default=0)
-    state, facts = folder / f"{number:08d}.pt", folder / f"{number:08d}.json"
+    number = 1 + max((int(facts.stem) for facts in _facts_files(folder)), default=0)
     part = folder / "part"
     with part.open("wb") as file:
-        hashing = _Hashing(file)
+        hashing = _HashingFile(file)
         hashing.fill(write)
         size = file.tell()
         _sync(file)
-    part.replace(state)
-    write_durably(
-        facts,
-        json.dumps({"identity": identity, "step": step, "bytes": size, "sha256": hashing.sha256.hexdigest()}),
-    )
-    _forget(folder)
+    part.replace(folder / f"{number:08d}.pt")
+    facts = {"identity": identity, "step": step, "bytes": size, "sha256": hashing.sha256.hexdigest()}
+    write_durably(folder / f"{number:08d}.json", json.dumps(facts))
+    _delete_old(folder)
 
 
 def write_durably(path: Path, text: str) -> None:
-    """A file with this text, whole or not at all; on the disk, with all that was renamed in its folder before, when this returns."""
+    """Write a file whole or not at all; it and earlier renames in its folder are on the disk when this returns."""
     part = path.with_name("part")
     with part.open("wb") as file:
         file.write(text.encode())
@@ -185,8 +189,7 @@ def write_durably(path: Path, text: str) -> None:
         os.close(descriptor)
 
 
-def _why(folder: Path, error: BaseException) -> str:
-    """Why nothing was written."""
+def _reason(folder: Path, error: BaseException) -> str:
     if isinstance(error, OSError):
         return f"{shown(folder)} cannot be written ({error.strerror})"
     return f"this training cannot be written ({type(error).__name__}: {brief(error)})"
@@ -197,31 +200,33 @@ def _sync(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
-def _forget(folder: Path) -> None:
-    """Remove all but the newest of each of the last two steps, and states that a crash left without facts.
+def _delete_old(folder: Path) -> None:
+    """Delete all but the newest of each of the last two steps, states that a crash left without facts, and the plan.
 
-    Two of the same step would be of the same weights: when the next loss shows that those are useless, there must be others.
+    Two of the same step would hold the same weights: when the next loss shows that they diverged, there must be others.
     """
-    newest = {_step(facts): facts.stem for facts in _written(folder)}
-    kept = sorted(newest.values())[-KEPT:]
+    newest = {_step(facts): facts.stem for facts in _facts_files(folder)}
+    kept = sorted(newest.values())[-KEPT_STEPS:]
     for path in folder.iterdir():
         if path.stem not in kept and path.is_file():
             path.unlink(missing_ok=True)
 
 
-def _written(folder: Path) -> list[Path]:
-    """The facts of every state, the oldest first; what is called otherwise is none of ours."""
+def _facts_files(folder: Path | None) -> list[Path]:
+    """The facts of every state, oldest first; other file names are ignored."""
+    if folder is None:
+        return []
     return sorted(path for path in folder.glob("*.json") if path.stem.isdecimal() and path.stem.isascii())
 
 
 def _step(facts: Path) -> int:
-    """After how many optimizer steps it was written; -1 where that cannot be read."""
+    """The state's optimizer step; -1 if it cannot be read."""
     try:
         return int(json.loads(facts.read_text())["step"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except BAD_JSON:
         return -1
 
 
 def remove(folder: Path) -> None:
-    """A finished step needs its checkpoints no more."""
+    """Delete the checkpoints of a finished step."""
     shutil.rmtree(folder, ignore_errors=True)

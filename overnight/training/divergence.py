@@ -1,4 +1,4 @@
-"""A loss that is no number, or beyond all bounds: found at the step where it happened, without waiting for the card at every step."""
+"""Divergence: a loss that is NaN, infinite or far too large, traced to its step without waiting for the card each time."""
 
 import json
 import math
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from overnight.run import Run
-from overnight.training.accumulate import Sums
+from overnight.training.accumulate import LossSum
 
-BEYOND = 1e4  # times the first loss (at least 1): nothing comes back from there
+LIMIT = 1e4  # times the first loss (at least 1): no training recovers from more
 
 
 @dataclass(frozen=True)
-class Place:
+class StepIndex:
     """An optimizer step: number `step` of all, `index` of its epoch, both from 0."""
 
     step: int
@@ -25,81 +25,87 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Fault:
-    """What went wrong, where."""
+class Divergence:
+    """A bad loss and where it was found. divisor: of the gradients, where they are sums."""
 
-    place: Place
+    at: StepIndex
     loss: float
-    divisor: float = 1.0  # of the gradients, where they are sums
+    divisor: float = 1.0
 
     def __str__(self) -> str:
         what = "is no number" if math.isnan(self.loss) else f"is {self.loss:g}: training has diverged"
-        return f"the loss of optimizer step {self.place.step + 1} (epoch {self.place.epoch + 1}, batch {self.place.index + 1}) {what}"
+        where = f"epoch {self.at.epoch + 1}, batch {self.at.index + 1}"
+        return f"the loss of optimizer step {self.at.step + 1} ({where}) {what}"
 
 
-class Watch:
-    """The losses since the last look; on a card they stay there until somebody looks. What the next are measured by is in the checkpoint."""
+class LossMonitor:
+    """Checks losses, some steps at a time: until then they stay on the card. The first and the last 20 are in the checkpoint."""
 
     def __init__(self) -> None:
-        self.pending = list[tuple[Place, Sums]]()
+        self.pending = list[tuple[StepIndex, LossSum]]()
         self.last = deque[float](maxlen=20)
         self.first: float | None = None
 
-    def add(self, place: Place, sums: Sums) -> None:
-        """One optimizer step's loss."""
-        self.pending.append((place, sums))
+    def add(self, at: StepIndex, loss: LossSum) -> None:
+        """Take the loss of one optimizer step."""
+        self.pending.append((at, loss))
 
     def state_dict(self) -> dict[str, Any]:
-        """What was seen."""
+        """For a checkpoint."""
         return {"first": self.first, "last": list(self.last)}
 
     def load_state_dict(self, found: dict[str, Any]) -> None:
-        """What state_dict gave."""
+        """Restore what state_dict returned."""
         self.first = found["first"]
         self.last.extend(found["last"])
 
     @property
-    def free(self) -> bool:
-        """Whether looking costs nothing: the losses are on the host."""
-        return all(not isinstance(sums.loss, Tensor) for _, sums in self.pending)
+    def is_free(self) -> bool:
+        """Whether checking costs no wait: the pending losses are on the host."""
+        return all(not isinstance(loss.total, Tensor) for _, loss in self.pending)
 
-    def look(self) -> Fault | None:
-        """The first bad one among the pending losses."""
-        pending, self.pending = self.pending, []
-        for (place, sums), loss in zip(pending, _means([sums for _, sums in pending]), strict=True):
-            if not math.isfinite(loss) or (
-                self.first is not None and abs(loss) > BEYOND * max(1.0, abs(self.first))
-            ):
-                return Fault(place, loss, 1.0 if sums.averaged else float(sums.divisor))
+    def check(self) -> Divergence | None:
+        """The first bad loss among those pending."""
+        pending = self.pending
+        self.pending = []
+        for (at, summed), loss in zip(pending, _means([summed for _, summed in pending]), strict=True):
+            too_large = self.first is not None and abs(loss) > LIMIT * max(1.0, abs(self.first))
+            if not math.isfinite(loss) or too_large:
+                return Divergence(at, loss, 1.0 if summed.averaged else float(summed.divisor))
             self.first = loss if self.first is None else self.first
             self.last.append(loss)
         return None
 
 
-def _means(sums: list[Sums]) -> list[float]:
+def _means(sums: list[LossSum]) -> list[float]:
     """Losses per sample, with a single wait for the card."""
-    values = [v for s in sums for v in (s.loss, s.divisor)]
-    waiting = [v.double() for v in values if isinstance(v, Tensor)]
-    fetched = iter(torch.stack(waiting).tolist() if waiting else [])
-    found = [next(fetched) if isinstance(v, Tensor) else v for v in values]
-    return [loss / count for loss, count in zip(found[::2], found[1::2], strict=True)]
+    values = [value for one in sums for value in (one.total, one.divisor)]
+    on_card = [value.double() for value in values if isinstance(value, Tensor)]
+    fetched = iter(torch.stack(on_card).tolist() if on_card else [])
+    plain = [next(fetched) if isinstance(value, Tensor) else value for value in values]
+    return [total / count for total, count in zip(plain[::2], plain[1::2], strict=True)]
 
 
 def report(
-    run: Run, fault: Fault, model: nn.Module, samples: list[int], watch: Watch, more: dict[str, Any]
+    run: Run,
+    found: Divergence,
+    model: nn.Module,
+    samples: list[int],
+    monitor: LossMonitor,
+    more: dict[str, Any],
 ) -> None:
     """Publish divergence.json: where, which samples, the losses before, and the norm of each gradient."""
     norms = {
-        name: float(p.grad.norm() / fault.divisor)
+        name: float(p.grad.norm() / found.divisor)
         for name, p in model.named_parameters()
         if p.grad is not None
     }
     odd = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
-    found = {
-        "reason": str(fault),
-        **vars(fault.place),
-        "loss": fault.loss,
-        "losses_before": list(watch.last),
+    facts = {
+        "reason": str(found),
+        **vars(found.at),
+        "loss": found.loss,
+        "losses_before": list(monitor.last),
         "samples": samples,
         "gradient_norms": norms,
         "weights_not_finite": odd,
@@ -107,15 +113,15 @@ def report(
     }
     path = run.folder / "divergence.json"
     path.write_text(
-        json.dumps({name: _plain(value) for name, value in found.items()}, indent=1), encoding="utf-8"
+        json.dumps({name: _as_json(value) for name, value in facts.items()}, indent=1), encoding="utf-8"
     )
     run.publish(path)
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: such numbers become text."""
+def _as_json(value: Any) -> Any:
+    """NaN and infinities as text, which JSON has no numbers for."""
     if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
+        return {name: _as_json(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_plain(inner) for inner in value]
+        return [_as_json(inner) for inner in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

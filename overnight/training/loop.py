@@ -1,31 +1,29 @@
-"""The loop itself: one training, from its last checkpoint to its end, in one process."""
+"""The training loop: from the last checkpoint to the end, through out of memory, divergence and requests to stop."""
 
 import pickle
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
+from torch import nn
 
 from overnight.errors import Diverged, OutOfMemory, RestartProcess, Stopped
 from overnight.gpu.out_of_memory import is_out_of_memory
 from overnight.run import Run
 from overnight.training import divergence
-from overnight.training.accumulate import Elastic, Sums
+from overnight.training.accumulate import GradientAccumulation, LossSum, MicroBatchState
 from overnight.training.batches import Batch, count, samples
-from overnight.training.checkpoint import Keeper
-from overnight.training.evaluate import judge
-from overnight.training.out_of_memory import KINDS, brief, room_bytes
-from overnight.training.paging import Sentinel, at_ceiling, pages_silently
-from overnight.training.prefetch import MIB, Feed
-from overnight.training.state import Plan, State
-from overnight.training.throughput import Pace
-
-if TYPE_CHECKING:
-    from overnight.training.recipe import Recipe
+from overnight.training.checkpoint import CheckpointStore
+from overnight.training.evaluate import validate
+from overnight.training.out_of_memory import KINDS, brief, free, room_bytes
+from overnight.training.prefetch import MIB, Prefetcher
+from overnight.training.recipe import Recipe, Scores
+from overnight.training.state import ResumePlan, TrainState, merged_json
+from overnight.training.throughput import PagingDetector, ThroughputMeter, memory_is_full, pages_silently
 
 Data = TypeVar("Data")
-UNREADABLE = (
+UNREADABLE = (  # what loading a checkpoint may raise
     OSError,
     RuntimeError,
     pickle.PickleError,
@@ -40,193 +38,275 @@ READS = 400  # times in a training that losses are fetched from the card and log
 
 
 class RollbackToCheckpoint(Exception):
-    """Training goes back to its last checkpoint, by another plan; fresh: better in another process."""
+    """Training returns to its last checkpoint with another plan; fresh: better in a new process."""
 
-    def __init__(self, reason: str, plan: Plan, fresh: bool = False) -> None:
+    def __init__(self, reason: str, plan: ResumePlan, fresh: bool = False) -> None:
         super().__init__(reason)
-        self.plan, self.fresh = plan, fresh
+        self.plan = plan
+        self.fresh = fresh
 
 
-class Course(Generic[Data]):
-    """Goes through a training. Raises RollbackToCheckpoint, and what training.train says."""
+@dataclass
+class TrainResult:
+    """The weights of the best epoch, in eval mode, its scores, its number from 1, and the scores of all epochs."""
 
-    def __init__(self, recipe: "Recipe[Data]", run: Run, data: Data, plan: Plan, keeper: Keeper) -> None:
-        self.recipe, self.run, self.data, self.keeper = recipe, run, data, keeper
-        self.state = state = self._begun(plan)
-        self.elastic = Elastic(recipe, run, state.model, state.precision, state.plan.memory)
-        self.feed = Feed(state.epoch_batches, data, lambda: state.index, state.device)
-        self.elastic.spare = self.feed.back
-        self.every, self.first = max(1, state.total // READS), state.done
-        pages = state.device.type == "cuda" and pages_silently()
-        self.sentinel = Sentinel(partial(at_ceiling, run.budget_mib, state.device)) if pages else None
+    model: nn.Module
+    scores: Scores
+    epoch: int
+    history: list[Scores]
 
-    def _begun(self, plan: Plan) -> State[Data]:
-        """At the start, or where the last attempt's checkpoint was written."""
-        run, state = self.run, self._restored(plan)
+
+def train(recipe: Recipe[Data], run: Run, data: Data) -> TrainResult:
+    """Train on `data`; keep the epoch with the best score `recipe.monitor` on the split "val", without one the last epoch.
+
+    Continues from the run's checkpoint, if there is one. Out of memory makes the micro-batch smaller. On a CUDA card the engine
+    chooses layout, fused optimizer, compiling, and where the data lie (a dict of tensors moves to the card when it fits).
+
+    Logs train/loss, train/lr (thinned), val/*, train/samples_per_s and train/tflops per epoch, train/micro_batch,
+    train/gflop_per_sample; the second training of a step logs train-2/loss, val-2/*, and so on.
+
+    Raises BadInput, DoesNotFit, Diverged, Stopped, OutOfMemory where memory is paged silently, and RestartProcess where a
+    fresh process is to continue: see errors.py.
+    """
+    params = recipe.params
+    size = params.micro_batch or params.batch
+    store = CheckpointStore(run.checkpoint_folder(), params.checkpoint_s, run.log)
+    plan = merged_json(ResumePlan(MicroBatchState(size, size)), store.read_plan())
+    while True:
+        try:
+            return _best_epoch(run, Trainer(recipe, run, data, plan, store).fit())
+        except RollbackToCheckpoint as error:
+            plan = error.plan
+            reason = str(error)
+            fresh = error.fresh
+        if fresh and run.restarts and store.folder is not None:
+            store.save_plan(asdict(plan))
+            run.note(f"goes on in a fresh process, from the last checkpoint: {reason}")
+            raise RestartProcess(reason)
+        run.note(f"starts over at the last checkpoint: {reason}")
+        run.logged_before |= run.logged  # repeated steps are not logged again
+        free()
+
+
+def _best_epoch(run: Run, state: TrainState[Data]) -> TrainResult:
+    """The best epoch's weights, back on the device."""
+    best = state.best
+    assert best is not None  # epochs >= 1
+    run.param("best_epoch", best.epoch)
+    state.model.zero_grad(set_to_none=True)
+    state.eval_model.load_state_dict(best.weights)
+    return TrainResult(state.eval_model.eval(), best.scores, best.epoch, state.history)
+
+
+class Trainer(Generic[Data]):
+    """One training in one process. `fit` raises RollbackToCheckpoint, and what `train` says."""
+
+    def __init__(
+        self, recipe: Recipe[Data], run: Run, data: Data, plan: ResumePlan, store: CheckpointStore
+    ) -> None:
+        self.recipe = recipe
+        self.run = run
+        self.data = data
+        self.store = store
+        self.state = state = self._start(plan)
+        self.accumulation = GradientAccumulation(recipe, run, state.model, state.precision, state.plan.micro)
+        self.prefetcher = Prefetcher(state.epoch_batches, data, lambda: state.index, state.device)
+        self.accumulation.free_cache = self.prefetcher.move_back
+        self.read_every = max(1, state.total // READS)
+        self.first = state.done
+        self.paging: PagingDetector | None = None
+        if state.device.type == "cuda" and pages_silently():
+            self.paging = PagingDetector(partial(memory_is_full, run.budget_mib, state.device))
+
+    def _start(self, plan: ResumePlan) -> TrainState[Data]:
+        """The state to start from: the last attempt's checkpoint, or a new one."""
+        run = self.run
+        state = self._restored(plan)
         run.param("parameters", sum(p.numel() for p in state.parameters))
         run.param("precision", state.precision.name)
+        last = run.logged_before.get(run.named("train/loss"))
         if state.restored:
+            where = f"epoch {state.epoch + 1}, batch {state.index}"
+            run.note(f"goes on after optimizer step {state.done} of {state.total}, {where}")
+        elif last is not None:
             run.note(
-                f"goes on after optimizer step {state.done} of {state.total}, epoch {state.epoch + 1}, batch {state.index}"
-            )
-        elif (last := run.logged_before.get(run.named("train/loss"))) is not None:
-            run.note(
-                f"begins again, without a checkpoint of use; what is shown up to step {last} is of the attempt before"
+                "begins again, without a checkpoint of use; "
+                f"what is shown up to step {last} is of the attempt before"
             )
         state.reserve()
         return state
 
-    def _restored(self, plan: Plan) -> State[Data]:
-        """The newest state that can be loaded, else a new one; of one that cannot, nothing is left."""
+    def _restored(self, plan: ResumePlan) -> TrainState[Data]:
+        """The newest state that can be loaded, else a new one; a failed load leaves nothing behind."""
         state = self._new(plan)
-        for path in self.keeper.usable(state.identity()):
+        for path in self.store.usable(state.identity()):
             try:
                 state.read(path)
             except UNREADABLE as error:
                 if is_out_of_memory(error):
                     raise
-                self.keeper.refuse(path, f"it cannot be loaded ({type(error).__name__}: {brief(error)})")
+                self.store.refuse(path, f"it cannot be loaded ({type(error).__name__}: {brief(error)})")
             else:
                 return state
             del state
             state = self._new(plan)
         return state
 
-    def _new(self, plan: Plan) -> State[Data]:
+    def _new(self, plan: ResumePlan) -> TrainState[Data]:
         torch.manual_seed(self.run.seed)
-        return State(self.recipe, self.run, self.data, plan)
+        return TrainState(self.recipe, self.run, self.data, plan)
 
-    def through(self) -> State[Data]:
-        """To the end; what there is then."""
+    def fit(self) -> TrainState[Data]:
+        """Train to the last epoch, or until `patience` epochs bring no better score."""
         state = self.state
+        epochs = self.recipe.params.epochs
         try:
-            while not state.over():
-                self._epoch(f"epoch {state.epoch + 1}/{self.recipe.params.epochs}")
+            while not state.finished():
+                self._epoch(f"epoch {state.epoch + 1}/{epochs}")
         except (Stopped, RestartProcess):
             self._save()
             raise
         finally:
-            self.feed.close()
-        if state.epoch < self.recipe.params.epochs:
-            self.run.note(
-                f"ended after epoch {state.epoch} of {self.recipe.params.epochs}: no better {self.recipe.best} for {self.recipe.params.patience}"
-            )
-        self.run.param("micro_batch.used", self.elastic.memory.size)
+            self.prefetcher.close()
+        if state.epoch < epochs:
+            why = f"no better {self.recipe.monitor} for {self.recipe.params.patience}"
+            self.run.note(f"ended after epoch {state.epoch} of {epochs}: {why}")
+        self.run.param("micro_batch.used", self.accumulation.micro.size)
         return state
 
     def _epoch(self, text: str) -> None:
-        """What is left of the current epoch, and its evaluation."""
-        run, state = self.run, self.state
+        """The rest of the current epoch, and its evaluation."""
+        state = self.state
         state.model.train()
-        pace = Pace(state.device)
-        for batch in self.feed.batches():
-            self._batch(batch, text)
-            pace.add(count(batch))
-        self._log(pace.metrics(self.elastic.gflop or 0.0))
-        faults = state.plan.slices.faults
-        scores = judge(self.recipe, state, self.data, run)
-        if state.plan.slices.faults > faults:
-            self.feed.back()
-        self._log({f"val/{name}": value for name, value in scores.items()})
-        if scores and self.recipe.best not in scores and not any(state.history):
-            run.note(
-                f"the epoch to keep is picked by {self.recipe.best}, which is none of its scores ({', '.join(scores)}): the last one is kept"
-            )
-        state.close_epoch(scores)
-        if self.sentinel:
-            self.sentinel.pause()
-        run.progress(state.done, state.total, text)
+        meter = ThroughputMeter(state.device)
+        for batch in self.prefetcher.batches():
+            self._step(batch, text)
+            meter.add(count(batch))
+        self._log(meter.metrics(self.accumulation.gflop or 0.0))
+        scores = self._evaluate()
+        state.end_epoch(scores)
+        if self.paging:
+            self.paging.pause()
+        self.run.progress(state.done, state.total, text)
 
-    def _batch(self, batch: Batch, text: str) -> None:
-        """One optimizer step, and what is due after it."""
-        run, state, elastic = self.run, self.state, self.elastic
-        sums = elastic.gradients(batch)
-        state.watch.add(divergence.Place(state.done, state.epoch, state.index), sums)
-        due, read = (
-            self.keeper.due(),
-            state.done % self.every == self.every - 1 or state.done + 1 == state.total,
-        )
-        if read or due or state.watch.free:
-            self._check()
-        self._step(sums, batch)
-        if read or elastic.changed():
-            self._log(
-                {"train/loss": sums.mean(), "train/lr": state.rate, "train/micro_batch": elastic.memory.size}
+    def _evaluate(self) -> Scores:
+        """Evaluate and log; if memory ran out, the data leave the card."""
+        state = self.state
+        eval_batches = state.plan.eval_batches
+        faults = eval_batches.faults
+        scores = validate(self.recipe, state.eval_model, self.data, self.run, state.precision, eval_batches)
+        if eval_batches.faults > faults:
+            self.prefetcher.move_back()
+        self._log({f"val/{name}": value for name, value in scores.items()})
+        if scores and self.recipe.monitor not in scores and not any(state.history):
+            self.run.note(
+                f"the epoch to keep is picked by {self.recipe.monitor}, which is none of its scores "
+                f"({', '.join(scores)}): the last one is kept"
             )
+        return scores
+
+    def _step(self, batch: Batch, text: str) -> None:
+        """One optimizer step, then logging, checkpoint, and requests to stop or yield."""
+        run = self.run
+        state = self.state
+        loss = self.accumulation.gradients(batch)
+        state.monitor.add(divergence.StepIndex(state.done, state.epoch, state.index), loss)
+        save = self.store.due()
+        read = state.done % self.read_every == self.read_every - 1 or state.done + 1 == state.total
+        if read or save or state.monitor.is_free:
+            self._check_losses()
+        self._optimizer_step(loss, batch)
+        if read or self.accumulation.size_changed():
+            micro_batch = self.accumulation.micro.size
+            self._log({"train/loss": loss.mean(), "train/lr": state.rate, "train/micro_batch": micro_batch})
         if state.done == self.first + 1:
             self._settle(count(batch))
-        if due:
+        if save:
             self._save()
-        if self.sentinel and (slow := self.sentinel.step()):
-            run.out_of_memory += 1
-            raise OutOfMemory(slow)
+        self._check_paging()
         if read or run.should_stop():
             run.progress(state.done, state.total, text)
-        if run.restarts and self.keeper.folder is not None and (why := run.should_yield()):
-            run.note(why)
+        self._yield_card()
+
+    def _check_paging(self) -> None:
+        """Raise OutOfMemory when steps are slow because the driver pages memory."""
+        slow = self.paging.step() if self.paging else ""
+        if slow:
+            self.run.out_of_memory += 1
+            raise OutOfMemory(slow)
+
+    def _yield_card(self) -> None:
+        """Raise RestartProcess when others need the card, and this training can continue from a checkpoint."""
+        if not self.run.restarts or self.store.folder is None:
+            return
+        why = self.run.should_yield()
+        if why:
+            self.run.note(why)
             raise RestartProcess(why)
 
     def _log(self, values: dict[str, float]) -> None:
         self.run.metrics({self.run.named(name): value for name, value in values.items()}, self.state.done)
 
     def _settle(self, size: int) -> None:
-        """After the first step it is known what a step takes and computes: where the data go, and whether to compile."""
-        run, state, elastic = self.run, self.state, self.elastic
-        gflop = elastic.gflop or 0.0
-        elastic.compiled.decide(gflop * 1e9 * size * (state.total - state.done))
+        """Decide where the data lie and whether to compile, from what the first step took and computed."""
+        run = self.run
+        state = self.state
+        gflop = self.accumulation.gflop or 0.0
+        compiled = self.accumulation.compiled
+        compiled.decide(gflop * 1e9 * size * (state.total - state.done))
         if state.device.type == "cuda":
-            self.feed.settle(room_bytes(run.budget_mib, state.device))
-            run.resident_mib = self.feed.moved_bytes / MIB
-        run.param("data_on", self.feed.where)
-        run.param("compile.used", elastic.compiled.why)
+            self.prefetcher.settle(room_bytes(run.budget_mib, state.device))
+            run.resident_mib = self.prefetcher.moved_bytes / MIB
+        run.param("data_on", self.prefetcher.where)
+        run.param("compile.used", compiled.why)
         run.metric(run.named("train/gflop_per_sample"), gflop)
 
     def _save(self) -> None:
-        """What the last step made; whether its weights are of use, the next loss says. Every step before it is known to be fine."""
-        self._check()
+        """Write a checkpoint; every loss so far is known to be fine, but for that of the newest weights."""
+        self._check_losses()
         self.run.sync()
-        self.keeper.save(self.state.identity(), self.state.write, self.state.done)
-        if self.sentinel:
-            self.sentinel.pause()
+        self.store.save(self.state.identity(), self.state.write, self.state.done)
+        if self.paging:
+            self.paging.pause()
 
-    def _step(self, sums: Sums, batch: Batch) -> None:
-        """The optimizer's step. When memory runs out inside it, weights and moments are half new: nothing of them can be kept."""
-        state, memory = self.state, self.elastic.memory
+    def _optimizer_step(self, loss: LossSum, batch: Batch) -> None:
+        """The optimizer's step. Out of memory inside it leaves weights and moments half updated: none of them can be kept."""
+        state = self.state
+        micro = self.accumulation.micro
         try:
-            state.step(sums)
+            state.step(loss)
         except KINDS as error:
             if not is_out_of_memory(error):
                 raise
             reason = brief(error)
         else:
-            return self.elastic.stepped()
-        self.feed.back()
-        memory.last_try, size = memory.stuck == state.done, memory.size
-        self.elastic.shrink(batch, reason)
-        memory.stuck = state.done if memory.size == size else -1
+            self.accumulation.stepped()
+            return
+        self.prefetcher.move_back()
+        micro.last_try = micro.stuck == state.done
+        size = micro.size
+        self.accumulation.shrink(batch, reason)
+        micro.stuck = state.done if micro.size == size else -1
         raise RollbackToCheckpoint(
             f"out of memory in the optimizer's step ({reason})", state.plan, fresh=True
         )
 
-    def _check(self) -> None:
-        """Raises Diverged, with a report, when a loss since the last look was no number; or starts over where the recipe allows it."""
-        state, recipe = self.state, self.recipe
-        fault = state.watch.look()
-        if fault is None:
+    def _check_losses(self) -> None:
+        """Report a bad loss among those pending; raises RollbackToCheckpoint if the recipe allows it, else Diverged."""
+        state = self.state
+        recipe = self.recipe
+        found = state.monitor.check()
+        if found is None:
             return
-        self.keeper.drop(fault.place.step)
-        indices = (
-            samples(state.epoch_batches(self.data), fault.place.index)
-            if fault.place.epoch == state.epoch
-            else []
-        )
-        more = {"rate": state.rate, "micro_batch": state.plan.memory.size, "read_at_step": state.done + 1}
-        divergence.report(self.run, fault, state.model, indices, state.watch, more)
+        self.store.drop(found.at.step)
+        indices = list[int]()
+        if found.at.epoch == state.epoch:
+            indices = samples(state.epoch_batches(self.data), found.at.index)
+        more = {"rate": state.rate, "micro_batch": state.plan.micro.size, "read_at_step": state.done + 1}
+        divergence.report(self.run, found, state.model, indices, state.monitor, more)
         if recipe.rollback and state.plan.rate == 1.0:
-            raise RollbackToCheckpoint(
-                f"{fault}; the learning rate is now times {recipe.rollback:g}",
-                replace(state.plan, rate=recipe.rollback),
-            )
+            reason = f"{found}; the learning rate is now times {recipe.rollback:g}"
+            raise RollbackToCheckpoint(reason, replace(state.plan, rate=recipe.rollback))
         raise Diverged(
-            f"{fault}; see divergence.json. Try a smaller learning rate, clipping (clip), or precision fp32 or bf16"
+            f"{found}; see divergence.json. Try a smaller learning rate, clipping (clip), or precision fp32 or bf16"
         )

@@ -1,41 +1,22 @@
-"""Recipe: all that a method says about its training. train(): the one elastic loop that runs it."""
+"""Recipe: all that a method says about its training. The loop that runs it is in loop.py."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Generic, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from overnight.config import Params, runtime_option
-from overnight.errors import RestartProcess
-from overnight.run import Run
-from overnight.training.accumulate import Memory
-from overnight.training.batches import Batch, Batches, rows
-from overnight.training.checkpoint import Keeper
-from overnight.training.evaluate import evaluate
-from overnight.training.loop import Course, RollbackToCheckpoint
-from overnight.training.out_of_memory import free, in_slices
-from overnight.training.state import Plan, State, planned
+from overnight.errors import BadInput
+from overnight.training.batches import Batch, split_by_sample
 
-__all__ = [
-    "Batch",
-    "Batches",
-    "Recipe",
-    "Scores",
-    "TrainParams",
-    "TrainResult",
-    "constant",
-    "cosine",
-    "evaluate",
-    "in_slices",
-    "rows",
-    "scores_on",
-    "train",
-]
 Data = TypeVar("Data")
 Scores = dict[str, float]
+LOSS_CONTRACT = "loss(model, batch) returns (sum of the losses of all samples, their number)"
+BATCH_CONTRACT = "a batch is a dict of tensors with the samples in their first dimension"
 
 
 class TrainParams(Params):
@@ -69,19 +50,29 @@ class TrainParams(Params):
 
 @dataclass(frozen=True)
 class Recipe(Generic[Data]):
-    """What a method says about its training; pure, opens no file, knows no device.
+    """What a method says about its training; pure: it opens no file and knows no device.
 
-    build() -> model. example(n) -> a batch of n made-up samples with the real shapes and dtypes, from the spec alone.
-    batches(data, generator) -> one epoch of effective batches, in an order and augmentation drawn from the generator alone, best
-    as Batches, which can begin in the middle.
-    loss(model, batch) -> (sum over samples, count). optimizer(model). schedule(done, total) -> factor of the learning rate,
-    for done from 0 to total - 1.
-    evaluate(model, data, split) -> scores, in eval mode without gradients; `best` names the one that picks the epoch:
-    the higher, the better.
+    build() -> model.
+    example_batch(n) -> a batch of n made-up samples with the real shapes and dtypes, from the spec alone.
+    batches(data, generator) -> one epoch of effective batches; order and augmentation depend on the generator alone.
+        Return Batches, so that a resumed training can begin in the middle of an epoch at no cost.
+    steps_per_epoch(data) -> optimizer steps.
+    loss(model, batch) -> (sum over samples, count).
+    optimizer(model) -> optimizer.
+    schedule(done, total) -> factor of the learning rate, for done from 0 to total - 1.
+    evaluate(model, data, split) -> scores; called in eval mode without gradients.
+    monitor: the score that picks the epoch to keep, the higher the better.
+    clip: largest gradient norm; 0: no clipping.
+    ema: decay of the average of the weights, which is then evaluated and kept; 0: no average.
+    micro_batches(batch, size) -> the batch in parts of at most `size` samples.
+    final_epoch_batches: replaces `batches` in the last sixth of the epochs.
+    batch_dependent_loss: why a sample's loss depends on others of its micro-batch (a contrastive loss), in words.
+    eval_example() -> made-up data whose split "val" fills one batch of an evaluation, to predict its memory by.
+    rollback: when training diverges, return once to the last checkpoint with the learning rate times this; 0: fail.
     """
 
     build: Callable[[], nn.Module]
-    example: Callable[[int], Batch]
+    example_batch: Callable[[int], Batch]
     batches: Callable[[Data, torch.Generator], Iterable[Batch]]
     steps_per_epoch: Callable[[Data], int]
     loss: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
@@ -89,76 +80,20 @@ class Recipe(Generic[Data]):
     schedule: Callable[[int, int], float]
     evaluate: Callable[[nn.Module, Data, str], Scores]
     params: TrainParams
-    best: str = "accuracy"
-    clip: float = 0.0  # largest gradient norm, 0: no clipping
-    ema: float = 0.0  # decay of the weight average that is evaluated and kept, 0: none
-    split: Callable[[Batch, int], Iterator[Batch]] = field(default_factory=lambda: rows)
-    closing: Callable[[Data, torch.Generator], Iterable[Batch]] | None = (
-        None  # in place of `batches` in the last sixth of the epochs
-    )
-    couples: str = ""  # what makes the loss of a sample depend on others of its micro-batch (a contrastive loss), in words; else empty
-    sample: Callable[[], Data] | None = (
-        None  # made-up data whose split "val" fills one slice of an evaluation, to predict its memory by
-    )
-    rollback: float = 0.0  # when training diverges, once: go back to the last checkpoint, with the learning rate times this; 0: fail
-
-
-@dataclass
-class TrainResult:
-    """The weights of the best epoch, in eval mode, and how it got there."""
-
-    model: nn.Module
-    scores: Scores
-    epoch: int
-    history: list[Scores]
-
-
-def train(recipe: Recipe[Data], run: Run, data: Data) -> TrainResult:
-    """Train on `data`, choosing the epoch by the score `recipe.best` on the split "val" (the last epoch without one).
-
-    Goes on from the run's checkpoint, if there is one. Out of memory costs a smaller micro-batch, never the training. Where it computes on
-    a CUDA card, the engine chooses layout, fused optimizer, compiling, and where the data lie (a dict of tensors moves to the card when it
-    fits). Logs train/loss, train/lr (thinned), val/*, train/samples_per_s and train/tflops per epoch, train/micro_batch,
-    train/gflop_per_sample; the second training of a step logs train-2/loss, val-2/*, and so on. Raises BadInput, DoesNotFit, Diverged, Stopped, OutOfMemory where memory is paged silently, and RestartProcess where a fresh
-    process is to go on: see errors.py.
-    """
-    params = recipe.params
-    size = params.micro_batch or params.batch
-    keeper = Keeper(run.checkpoint_folder(), params.checkpoint_s, run.log)
-    plan = planned(Plan(Memory(size, size)), keeper.left())
-    while True:
-        try:
-            return _fitted(run, Course(recipe, run, data, plan, keeper).through())
-        except RollbackToCheckpoint as error:
-            plan, reason, fresh = (
-                error.plan,
-                str(error),
-                error.fresh and run.restarts and keeper.folder is not None,
-            )
-        if fresh:
-            keeper.leave(asdict(plan))
-            run.note(f"goes on in a fresh process, from the last checkpoint: {reason}")
-            raise RestartProcess(reason)
-        run.note(f"starts over at the last checkpoint: {reason}")
-        run.logged_before |= run.logged  # what is done again is not logged again
-        free()
-
-
-def _fitted(run: Run, state: State[Data]) -> TrainResult:
-    """The best epoch's weights, back on the device."""
-    assert state.best is not None  # epochs >= 1
-    run.param("best_epoch", state.best.epoch)
-    state.model.zero_grad(set_to_none=True)
-    state.judged.load_state_dict(state.best.weights)
-    return TrainResult(state.judged.eval(), state.best.scores, state.best.epoch, state.history)
+    monitor: str = "accuracy"
+    clip: float = 0.0
+    ema: float = 0.0
+    micro_batches: Callable[[Batch, int], Iterator[Batch]] = split_by_sample
+    final_epoch_batches: Callable[[Data, torch.Generator], Iterable[Batch]] | None = None
+    batch_dependent_loss: str = ""
+    eval_example: Callable[[], Data] | None = None
+    rollback: float = 0.0
 
 
 def cosine(warmup: float = 0.05, floor: float = 0.0) -> Callable[[int, int], float]:
     """Linear warm-up over a share of the steps, then half a cosine down to `floor` of the rate."""
 
     def factor(done: int, total: int) -> float:
-        import math
-
         rise = max(1, int(total * warmup))
         if done < rise:
             return (done + 1) / rise
@@ -167,13 +102,53 @@ def cosine(warmup: float = 0.05, floor: float = 0.0) -> Callable[[int, int], flo
     return factor
 
 
-def scores_on(
-    predict: Callable[[Tensor], Tensor], inputs: Tensor, device: torch.device, size: int = 512
-) -> Tensor:
-    """Outputs for all inputs, a slice of at most `size` at a time (smaller where memory runs out), gathered on the host."""
-    return torch.cat(in_slices(lambda part: predict(part).float(), inputs, device, size))
-
-
 def constant(_done: int, _total: int) -> float:
-    """A schedule that changes nothing."""
+    """The same learning rate at every step."""
     return 1.0
+
+
+def check_batch(batch: Batch) -> None:
+    """Raise BadInput unless the batch is a dict of tensors."""
+    given: dict[Any, Any] = batch
+    odd = [
+        f"{name!r} is a {type(value).__name__}"
+        for name, value in given.items()
+        if not isinstance(value, Tensor)
+    ]
+    if odd:
+        raise BadInput(f"{BATCH_CONTRACT}; in this one {', '.join(odd)}")
+    if not given:
+        raise BadInput(f"{BATCH_CONTRACT}; this one is empty")
+
+
+def check_loss(returned: Any) -> None:
+    """Raise BadInput unless a loss returned a sum that can be differentiated, and a count."""
+    if not isinstance(returned, tuple | list) or len(returned) != 2:
+        raise BadInput(f"the loss returned {_described(returned)}: {LOSS_CONTRACT}")
+    loss, counted = returned
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise BadInput(
+            f"the first that the loss returned is {_described(loss)}: {LOSS_CONTRACT}, the sum as a tensor of one value"
+        )
+    if not loss.requires_grad:
+        raise BadInput(
+            "the sum that the loss returned depends on no weight that is trained (detached, or all weights frozen?): "
+            + LOSS_CONTRACT
+        )
+    if counted.numel() != 1 if isinstance(counted, Tensor) else not hasattr(counted, "__float__"):
+        raise BadInput(
+            f"the second that the loss returned is {_described(counted)}: {LOSS_CONTRACT}, the number as one value"
+        )
+
+
+def mean_warning(counted: float | Tensor, parts: int, samples: int) -> str:
+    """A warning where every micro-batch of several samples counted as 1; empty otherwise."""
+    if parts >= samples or float(counted) != parts:
+        return ""
+    return f"the loss counts each micro-batch as 1, so it depends on how a batch is split; if it is a mean: {LOSS_CONTRACT}"
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}"

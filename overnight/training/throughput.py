@@ -1,7 +1,11 @@
-"""What a training computes, and how fast: floating-point operations by torch's own formulas, of one micro-batch of one step."""
+"""How fast a training is: floating-point operations, samples per second, and steps that paging makes slow."""
 
+import statistics
 import time
+from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,23 +13,31 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from overnight.training.acceleration import FAILURES
 
+SLOW = 3.0  # times the usual duration of a step
+SLOW_STEPS = 5  # in a row: a single one may have waited for a disk
+USUAL_STEPS = 50  # whose median is the usual duration
+LEAST_STEPS = 10  # before there is a usual duration: the first steps choose kernels
+FREE = 0.03  # of the card: with less, it is full
+FULL = 0.95  # of the lease: with more, it is full
+
 
 class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts, while it is entered, the operations of matrix products, convolutions and attention, forward and backward."""
+    """Counts, while entered, the operations of matrix products, convolutions and attention, forward and backward."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         from torch.utils.flop_counter import flop_registry
 
-        self._formulas, self.total = flop_registry, 0
+        self._formulas = flop_registry
+        self.total = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """As of the byte counter: what torch wraps around the handler otherwise loads a compiler."""
+        """False: otherwise torch wraps the handler in code that loads a compiler."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one operator, then add what its formula says of the shapes."""
+        """Run one operator, then add what torch's formula gives for its shapes."""
         out = func(*args, **(kwargs or {}))
         formula = self._formulas.get(getattr(func, "_overloadpacket", None))
         if formula is not None:
@@ -34,22 +46,76 @@ class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
-class Pace:
-    """Samples in a second, of the training alone; on a card, up to where it has really come."""
+class ThroughputMeter:
+    """Samples per second of one epoch's training; waits for a card before it reads the clock."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.began, self.seen = time.perf_counter(), 0
+        self.began = time.perf_counter()
+        self.seen = 0
 
     def add(self, samples: int) -> None:
-        """So many more."""
+        """Count the samples of one optimizer step."""
         self.seen += samples
 
     def metrics(self, gflop: float) -> dict[str, float]:
-        """train/samples_per_s and, where the operations are known, train/tflops; nothing when nothing was trained."""
+        """train/samples_per_s and, where `gflop` per sample is known, train/tflops; empty when nothing was trained."""
         if not self.seen:
             return {}
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         rate = self.seen / (time.perf_counter() - self.began)
         return {"train/samples_per_s": rate} | ({"train/tflops": rate * gflop / 1e3} if gflop else {})
+
+
+def pages_silently(version: Path = Path("/proc/version")) -> bool:
+    """Whether this is WSL2: Windows' driver pages memory of a full card to the host instead of refusing it."""
+    try:
+        return "microsoft" in version.read_text(errors="replace").lower()
+    except OSError:
+        return False
+
+
+def memory_is_full(budget_mib: int | None, device: torch.device) -> bool:
+    """Whether the whole card is full, or this process' part of it."""
+    free, total = torch.cuda.mem_get_info(device)
+    return free < FREE * total or bool(
+        budget_mib and torch.cuda.memory_reserved(device) >= FULL * (budget_mib << 20)
+    )
+
+
+class PagingDetector:
+    """Recognises paging by optimizer steps that become slow at once while memory is full.
+
+    full: whether memory is full, asked only after SLOW_STEPS slow steps.
+    """
+
+    def __init__(self, full: Callable[[], bool], clock: Callable[[], float] = time.perf_counter) -> None:
+        self.full = full
+        self.clock = clock
+        self.usual = deque[float](maxlen=USUAL_STEPS)
+        self.slow = 0
+        self.last: float | None = None
+
+    def pause(self) -> None:
+        """Do not count the time until the next step: it is an evaluation or a checkpoint."""
+        self.last = None
+
+    def step(self) -> str:
+        """To be called after each optimizer step; returns why to stop, empty while there is no paging."""
+        before = self.last
+        self.last = self.clock()
+        if before is None:
+            return ""
+        took = self.last - before
+        usual = statistics.median(self.usual) if len(self.usual) >= LEAST_STEPS else None
+        self.slow = self.slow + 1 if usual is not None and took > SLOW * usual else 0
+        if not self.slow:
+            self.usual.append(took)
+        if self.slow < SLOW_STEPS or usual is None or not self.full():
+            return ""
+        return (
+            f"{SLOW_STEPS} optimizer steps in a row took {took / usual:.1f} times as long as usual "
+            f"({1e3 * took:.0f} ms, before {1e3 * usual:.0f}) with the card's memory full: "
+            "the driver moves memory to the host instead of refusing it"
+        )

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from overnight import Artifact, DataSpec, Run, step
 from overnight.errors import DataError
-from overnight.training.recipe import Batch, Batches, Recipe, Scores, TrainParams, cosine, in_slices, train
+from overnight.training.batches import Batch, Batches
+from overnight.training.evaluate import predict_in_batches
+from overnight.training.loop import train
+from overnight.training.recipe import Recipe, Scores, TrainParams, cosine
 from tasks.detection import augment, report
 from tasks.detection.boxes import detections
 from tasks.detection.coco_ap import Precision, precision
@@ -78,17 +81,17 @@ def yolo_recipe(params: YoloParams, spec: DataSpec) -> Recipe[Arrays]:
     steps = -(-counts // params.batch) * params.epochs
     return Recipe(
         build=lambda: Yolo(len(spec.classes), params.width_multiplier),
-        example=lambda n: _example(params, spec, n),
+        example_batch=lambda n: _example(params, spec, n),
         batches=lambda data, generator: _batches(params, data, generator, closing=False),
-        closing=lambda data, generator: _batches(params, data, generator, closing=True),
+        final_epoch_batches=lambda data, generator: _batches(params, data, generator, closing=True),
         steps_per_epoch=lambda data: -(-len(data["train_images"]) // params.batch),
         loss=_loss,
         optimizer=lambda model: _optimizer(model, params),
         schedule=cosine(0.05, 0.02),
         evaluate=lambda model, data, split: _measure(model, data, split, params, len(spec.classes)).scores,
-        sample=lambda: _sample(spec, min(params.batch, params.micro_batch or params.batch)),
+        eval_example=lambda: _sample(spec, min(params.batch, params.micro_batch or params.batch)),
         params=params,
-        best="map50",
+        monitor="map50",
         clip=10.0,
         ema=min(0.999, 1 - 1 / max(4.0, 0.05 * steps)),
     )
@@ -237,7 +240,9 @@ def _detect(model: nn.Module, images: Tensor, least: float) -> Tensor:
 @torch.inference_mode()
 def _found(model: nn.Module, images: np.ndarray, size: int) -> np.ndarray:
     device = next(model.parameters()).device
-    parts = in_slices(lambda part: _detect(model, part, LEAST), torch.from_numpy(images), device, size)
+    parts = predict_in_batches(
+        lambda part: _detect(model, part, LEAST), torch.from_numpy(images), device, size
+    )
     return np.asarray(torch.cat(parts or [torch.zeros(0, LIMIT, 6)]).numpy())
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from overnight.artifact import DataSpec
-from overnight.training.recipe import Batch
+from overnight.training.batches import Batch
 from tasks.graphs.arrays import adjacency
 from tasks.graphs.sparse import Csr, csr
 

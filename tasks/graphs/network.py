@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from overnight.artifact import DataSpec
-from overnight.training.recipe import Batch, TrainParams
+from overnight.training.batches import Batch
+from overnight.training.recipe import TrainParams
 from tasks.graphs.sparse import Csr, spmm
 
 

@@ -12,7 +12,10 @@ from torch.nn import functional as F  # noqa: N812
 from overnight.artifact import Artifact, DataSpec
 from overnight.run import Json, Run
 from overnight.step import step
-from overnight.training.recipe import Batch, Recipe, Scores, constant, evaluate, train
+from overnight.training.batches import Batch
+from overnight.training.evaluate import evaluate
+from overnight.training.loop import train
+from overnight.training.recipe import Recipe, Scores, constant
 from tasks.graphs.data import GraphData, example
 from tasks.graphs.network import Gnn, GnnParams
 from tasks.shared import figures
@@ -46,7 +49,7 @@ def gnn_recipe(params: GnnParams, spec: DataSpec) -> Recipe[GraphData]:
 
     return Recipe(
         build=lambda: Gnn(params, spec),
-        example=lambda n: example(spec, params.conv, n),
+        example_batch=lambda n: example(spec, params.conv, n),
         batches=batches,
         steps_per_epoch=lambda _data: 1,
         loss=loss,
@@ -54,7 +57,7 @@ def gnn_recipe(params: GnnParams, spec: DataSpec) -> Recipe[GraphData]:
         schedule=constant,
         evaluate=_evaluate,
         params=params,
-        split=_whole,
+        micro_batches=_whole,
     )
 
 

@@ -15,8 +15,10 @@ from overnight.artifact import Artifact, DataSpec
 from overnight.errors import DataError
 from overnight.run import Run
 from overnight.step import step
-from overnight.training.out_of_memory import SLICE
-from overnight.training.recipe import Batch, Batches, Recipe, Scores, scores_on, train
+from overnight.training.batches import Batch, Batches
+from overnight.training.evaluate import EVAL_BATCH, predict_all
+from overnight.training.loop import train
+from overnight.training.recipe import Recipe, Scores
 from tasks.shared.predictors import load_model, saved_params
 from tasks.shared.threads import one_thread
 from tasks.vision import augment
@@ -56,14 +58,14 @@ def cnn_recipe(params: CnnParams, spec: DataSpec) -> Recipe[Data]:
 
     return Recipe(
         build=partial(build, spec, params),
-        example=example,
+        example_batch=example,
         batches=partial(batches, params),
         steps_per_epoch=lambda data: max(1, len(data["train_labels"]) // params.batch),
         loss=partial(_loss, params),
         optimizer=partial(optimizer, params),
         schedule=schedule(params),
         evaluate=_evaluate,
-        sample=lambda: {f"val_{name}": tensor for name, tensor in example(SLICE).items()},
+        eval_example=lambda: {f"val_{name}": tensor for name, tensor in example(EVAL_BATCH).items()},
         params=params,
         ema=params.ema,
     )
@@ -111,7 +113,7 @@ def _loss(params: CnnParams, model: nn.Module, batch: Batch) -> tuple[Tensor, Te
 
 def _evaluate(model: nn.Module, data: Data, split: str) -> Scores:
     labels = data[f"{split}_labels"]
-    logits = scores_on(model, data[f"{split}_images"], next(model.parameters()).device)
+    logits = predict_all(model, data[f"{split}_images"], next(model.parameters()).device)
     return {
         "accuracy": float((logits.argmax(1) == labels).double().mean()),
         "loss": float(functional.cross_entropy(logits, labels)),
@@ -171,7 +173,7 @@ def prepared(net: nn.Module, images: Tensor, weights: dict[str, Tensor] | None =
 
 @torch.inference_mode()
 def _probabilities(model: nn.Module, images: Tensor) -> np.ndarray:
-    found: np.ndarray = scores_on(model, images, next(model.parameters()).device).softmax(1).numpy()
+    found: np.ndarray = predict_all(model, images, next(model.parameters()).device).softmax(1).numpy()
     return found
 
 
@@ -184,7 +186,7 @@ def _over_views(model: nn.Module, images: Tensor, flip: bool) -> np.ndarray:
             0
         )
 
-    found: np.ndarray = scores_on(mean, images, next(model.parameters()).device).softmax(1).numpy()
+    found: np.ndarray = predict_all(mean, images, next(model.parameters()).device).softmax(1).numpy()
     return found
 
 

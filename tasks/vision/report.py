@@ -10,7 +10,7 @@ from torch import Tensor
 
 from overnight.artifact import Artifact
 from overnight.run import Run
-from overnight.training.recipe import TrainResult
+from overnight.training.loop import TrainResult
 from tasks.shared import figures
 
 if TYPE_CHECKING:

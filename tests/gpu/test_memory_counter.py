@@ -155,7 +155,7 @@ def follows(method: "Callable[[], Recipe[Any]]") -> Work:
         model = recipe.build()
         optimizer = recipe.optimizer(model)
         for _ in range(3):
-            batch = recipe.example(2)
+            batch = recipe.example_batch(2)
             optimizer.zero_grad()
             loss, _ = recipe.loss(model, batch)
             loss.backward()

@@ -13,7 +13,8 @@ from overnight.errors import Stopped
 from overnight.gpu.card import Card
 from overnight.memory import intervals, request
 from overnight.memory import subprocess as prediction_process
-from overnight.training.recipe import TrainParams, rows
+from overnight.training.batches import split_by_sample
+from overnight.training.recipe import TrainParams
 
 DIGITS = DataSpec(shape=(1, 8, 8), classes=tuple("0123456789"), counts={"train": 90, "val": 30, "test": 30})
 HERE = [sys.executable, "-c"]
@@ -22,7 +23,7 @@ HERE = [sys.executable, "-c"]
 class Bare:
     """As much of a Recipe as sizes look at."""
 
-    split = staticmethod(rows)
+    micro_batches = staticmethod(split_by_sample)
 
 
 def hidden():

@@ -8,16 +8,15 @@ import torch
 from torch import nn
 
 from overnight.run import RecordingRun
-from overnight.training.acceleration import fuse, laid_out
-from overnight.training.accumulate import Memory
-from overnight.training.batches import seeded
-from overnight.training.checkpoint import Keeper
-from overnight.training.loop import Course
+from overnight.training.acceleration import fuse, to_device
+from overnight.training.accumulate import MicroBatchState
+from overnight.training.batches import Batches, seeded
+from overnight.training.checkpoint import CheckpointStore
+from overnight.training.loop import Trainer, train
 from overnight.training.out_of_memory import free
-from overnight.training.prefetch import ahead, pinned
-from overnight.training.recipe import Batches, TrainParams, train
-from overnight.training.reservation import ballast
-from overnight.training.state import Plan
+from overnight.training.prefetch import pinned, prefetch
+from overnight.training.recipe import TrainParams
+from overnight.training.state import ResumePlan, reserve_optimizer_state
 from tests.support import small_trainings
 from tests.support.small_trainings import recipe
 
@@ -90,7 +89,7 @@ def test_optimizers_are_fused_and_learn_the_same(cuda, tmp_path, kind, precision
 
 def test_convolutions_lie_channels_last_and_their_weights_can_be_loaded_anywhere(cuda):
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
-    laid = laid_out(net, cuda)
+    laid = to_device(net, cuda)
     out = laid(torch.randn(2, 3, 16, 16, device=cuda))
     assert laid[2].weight.is_contiguous(memory_format=torch.channels_last)
     assert out.is_contiguous(memory_format=torch.channels_last)
@@ -132,18 +131,18 @@ def test_out_of_memory_sends_the_data_back_to_the_host(cuda, tmp_path):
         )
 
     build = lambda: nn.Linear(1 << 16, 3)
-    course = Course(
+    trainer = Trainer(
         chosen(params, build=build, loss=loss, evaluate=lambda *_: {}), RecordingRun(tmp_path, device="cuda"), blobs,
-        Plan(Memory(32, 32)), Keeper(None, 1, print),
+        ResumePlan(MicroBatchState(32, 32)), CheckpointStore(None, 1, print),
     )  # fmt: skip
-    course.through()
-    assert noted(course.run)[0].startswith("out of memory: the data leave the card")
+    trainer.fit()
+    assert noted(trainer.run)[0].startswith("out of memory: the data leave the card")
     assert seen[2] - seen[3] >= 40 * MIB  # of the 50 that they are
 
 
 def test_what_is_made_ahead_is_pinned_and_in_order(cuda):
     made = batches(TrainParams(batch=32), small_trainings.blobs(), seeded(1))
-    found = list(ahead(made, 1, pinned))
+    found = list(prefetch(made, 1, pinned))
     assert all(tensor.is_pinned() for batch in found for tensor in batch.values())
     assert all(torch.equal(a["x"], b["x"]) for a, b in zip(found, made.since(1), strict=True))
 
@@ -206,7 +205,7 @@ def test_a_cap_costs_micro_batches_and_nothing_else(cuda, tmp_path, cap_mib):
 def test_room_is_held_for_the_optimizer_s_state(cuda):
     model = nn.Linear(1024, 1024).to(cuda)
     before = torch.cuda.memory_allocated()
-    held = ballast(lambda: torch.optim.AdamW(model.parameters()), list(model.parameters()))
+    held = reserve_optimizer_state(lambda: torch.optim.AdamW(model.parameters()), list(model.parameters()))
     assert 8 * MIB <= torch.cuda.memory_allocated() - before <= 9 * MIB
     del held
     assert torch.cuda.memory_allocated() == before

@@ -18,7 +18,7 @@ from overnight.gpu.preemption import Crowd
 from overnight.orchestration.launcher import Stop, run_child, run_to_end
 from overnight.orchestration.protocol import ChildSpec, StepResult
 from overnight.run import RecordingRun
-from overnight.training.recipe import train
+from overnight.training.loop import train
 from overnight.training.resume import acquire_checkpoints
 from tests.support.steps_checkpointed import LastingParams, lasting_recipe, points
 from tests.support.steps_leased import events, notes

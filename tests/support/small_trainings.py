@@ -6,7 +6,7 @@ from torch import nn
 from overnight.training.recipe import Recipe, constant
 
 
-def recipe(params, best="accuracy", **changes):
+def recipe(params, monitor="accuracy", **changes):
     def batches(data, generator):
         order = torch.randperm(len(data["x"]), generator=generator)
         for index in order.split(params.batch):
@@ -23,7 +23,7 @@ def recipe(params, best="accuracy", **changes):
 
     values = {
         "build": lambda: nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3)),
-        "example": lambda n: {"x": torch.zeros(n, 4), "y": torch.zeros(n, dtype=torch.long)},
+        "example_batch": lambda n: {"x": torch.zeros(n, 4), "y": torch.zeros(n, dtype=torch.long)},
         "batches": batches,
         "steps_per_epoch": lambda data: -(-len(data["x"]) // params.batch),
         "loss": loss,
@@ -31,7 +31,7 @@ def recipe(params, best="accuracy", **changes):
         "schedule": constant,
         "evaluate": score,
     }
-    return Recipe(params=params, best=best, **{**values, **changes})
+    return Recipe(params=params, monitor=monitor, **{**values, **changes})
 
 
 def blobs():

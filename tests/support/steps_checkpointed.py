@@ -10,7 +10,9 @@ from pydantic import Field
 from torch import nn
 
 from overnight import Run, step
-from overnight.training.recipe import Batches, Recipe, TrainParams, constant, train
+from overnight.training.batches import Batches
+from overnight.training.loop import train
+from overnight.training.recipe import Recipe, TrainParams, constant
 
 
 class LastingParams(TrainParams):
@@ -60,7 +62,7 @@ def lasting_recipe(
 
     return Recipe(
         build=lambda: nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3)).double(),
-        example=lambda n: {"x": torch.zeros(n, 4).double(), "y": torch.zeros(n, dtype=torch.long)},
+        example_batch=lambda n: {"x": torch.zeros(n, 4).double(), "y": torch.zeros(n, dtype=torch.long)},
         batches=batches,
         steps_per_epoch=lambda data: -(-len(data["x"]) // params.batch),
         loss=loss,

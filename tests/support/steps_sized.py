@@ -6,7 +6,8 @@ from overnight import Artifact, DataSpec, Params, Run, step
 from overnight.gpu.card import Card
 from overnight.memory import request
 from overnight.memory.usage import Usage
-from overnight.training.recipe import TrainParams, rows
+from overnight.training.batches import split_by_sample
+from overnight.training.recipe import TrainParams
 
 BUDGET = 8192
 IMAGES = DataSpec(shape=(3, 8, 8), counts={"train": 9})
@@ -23,8 +24,8 @@ class PlainParams(Params):
 class Bare:
     """As much of a Recipe as sizes look at."""
 
-    def __init__(self, split=rows):
-        self.split = split
+    def __init__(self, micro_batches=split_by_sample):
+        self.micro_batches = micro_batches
 
 
 def whole(batch, _size):

@@ -10,15 +10,14 @@ from torch import nn
 from overnight.errors import DoesNotFit
 from overnight.gpu.memory_counter import Counter
 from overnight.run import RecordingRun
-from overnight.training.acceleration import WORTH_FLOP, Compiled, fuse, laid_out
-from overnight.training.accumulate import Memory
-from overnight.training.batches import count
-from overnight.training.checkpoint import Keeper
-from overnight.training.loop import Course
-from overnight.training.prefetch import Feed, ahead
-from overnight.training.recipe import Batches, TrainParams, train
-from overnight.training.reservation import ballast
-from overnight.training.state import Plan
+from overnight.training.acceleration import WORTH_FLOP, Compiled, fuse, to_device
+from overnight.training.accumulate import MicroBatchState
+from overnight.training.batches import Batches, count
+from overnight.training.checkpoint import CheckpointStore
+from overnight.training.loop import Trainer, train
+from overnight.training.prefetch import Prefetcher, prefetch
+from overnight.training.recipe import TrainParams
+from overnight.training.state import ResumePlan, reserve_optimizer_state
 from overnight.training.throughput import Flops
 from tests.support import small_trainings
 from tests.support.small_trainings import recipe
@@ -93,17 +92,19 @@ def test_when_to_end_is_science_and_how_to_compute_is_not():
 # ------------------------------------------------------------------------------------------------ compiling
 
 
-def course(chosen, run, data):
+def new_trainer(chosen, run, data):
     """A training that has not begun, to look into."""
     size = chosen.params.batch
-    return Course(chosen, run, data, Plan(Memory(size, size)), Keeper(None, 1, run.log))
+    return Trainer(
+        chosen, run, data, ResumePlan(MicroBatchState(size, size)), CheckpointStore(None, 1, run.log)
+    )
 
 
 def compiled_run(tmp_path, blobs, backend):
     run = RecordingRun(tmp_path, seed=2)
-    going = course(recipe(TrainParams(epochs=2, batch=64)), run, blobs)
-    going.elastic.compiled = Compiled(going.state.model, "on", CPU, backend)
-    return going.through(), run
+    trainer = new_trainer(recipe(TrainParams(epochs=2, batch=64)), run, blobs)
+    trainer.accumulation.compiled = Compiled(trainer.state.model, "on", CPU, backend)
+    return trainer.fit(), run
 
 
 def equal(state, fitted):
@@ -161,7 +162,7 @@ def test_auto_compiles_on_cuda_alone_and_only_long_trainings():
 
 def test_on_the_cpu_layout_and_optimizer_are_the_author_s():
     net, optimizer = nn.Conv2d(3, 4, 3), torch.optim.AdamW([nn.Parameter(torch.ones(2))])
-    assert laid_out(net, CPU).weight.is_contiguous()
+    assert to_device(net, CPU).weight.is_contiguous()
     assert not fuse(optimizer)
     assert optimizer.param_groups[0]["fused"] is None
 
@@ -198,39 +199,41 @@ def same(ours, theirs):
 
 def made(data, index=lambda: 0, make=None):
     make = make or (lambda source: batched(TrainParams(batch=32))(source, torch.Generator().manual_seed(5)))
-    return Feed(make, data, index, CPU)
+    return Prefetcher(make, data, index, CPU)
 
 
 def test_data_move_where_they_fit_and_the_batches_stay_the_same(blobs):
     done = [0]
-    feed, expected = made(blobs, lambda: done[0]), list(made(blobs).batches())
+    prefetcher, expected = made(blobs, lambda: done[0]), list(made(blobs).batches())
     found = []
-    for batch in feed.batches():
+    for batch in prefetcher.batches():
         found.append(batch)
         done[0] += 1
         if done[0] == 2:
-            feed.settle(1e9)
-            assert feed.resident
-            assert feed.where.startswith("card: 0 MiB (x, y)")  # what evaluation alone uses stays where it is
+            prefetcher.settle(1e9)
+            assert prefetcher.resident
+            assert prefetcher.where.startswith(
+                "card: 0 MiB (x, y)"
+            )  # what evaluation alone uses stays where it is
         if done[0] == 4:
-            assert feed.back()
-            assert not feed.resident
+            assert prefetcher.move_back()
+            assert not prefetcher.resident
     assert same(found, expected)
-    assert not feed.back()
+    assert not prefetcher.move_back()
 
 
 def test_data_stay_where_they_do_not_fit_or_are_no_tensors(blobs):
-    feed = made(blobs)
-    feed.settle(100)
-    assert "do not fit into the 0 MiB" in feed.where
+    prefetcher = made(blobs)
+    prefetcher.settle(100)
+    assert "do not fit into the 0 MiB" in prefetcher.where
     other = made(
         [blobs],
         make=lambda source: batched(TrainParams(batch=32))(source[0], torch.Generator().manual_seed(5)),
     )
     other.settle(1e9)
-    assert not feed.resident
+    assert not prefetcher.resident
     assert not other.resident
-    assert same(list(other.batches()), list(feed.batches()))
+    assert same(list(other.batches()), list(prefetcher.batches()))
 
 
 def test_data_stay_when_their_batches_cannot_be_made_on_the_card_or_are_others(blobs):
@@ -251,19 +254,19 @@ def test_data_stay_when_their_batches_cannot_be_made_on_the_card_or_are_others(b
         (mixed, "all tensors to be on the same device"),
         (lambda: [{"x": torch.zeros(1)}], "others there"),
     ):
-        feed = made(blobs, make=elsewhere(answer))
-        feed.settle(1e9)
-        assert not feed.resident
-        assert said in feed.where
-        assert len(list(feed.batches())) == 7
+        prefetcher = made(blobs, make=elsewhere(answer))
+        prefetcher.settle(1e9)
+        assert not prefetcher.resident
+        assert said in prefetcher.where
+        assert len(list(prefetcher.batches())) == 7
 
 
 def test_a_card_too_full_for_the_data_keeps_none_of_it(blobs):
     with Counter(6500) as card:
-        feed = made(blobs)
+        prefetcher = made(blobs)
         before = card.use()
-        feed.settle(1e9)
-        assert "out of memory" in feed.where
+        prefetcher.settle(1e9)
+        assert "out of memory" in prefetcher.where
         assert card.use() == before
 
 
@@ -277,11 +280,11 @@ def test_out_of_memory_sends_the_data_back_before_it_touches_the_micro_batch(tmp
         assert count(batch) in (32, 8)
         return recipe(params).loss(model, batch)
 
-    going = course(recipe(params, loss=loss, batches=batched(params)), run, blobs)
-    going.feed.settle(1e9)
-    assert going.feed.resident
-    state = going.through()
-    assert not going.feed.resident
+    trainer = new_trainer(recipe(params, loss=loss, batches=batched(params)), run, blobs)
+    trainer.prefetcher.settle(1e9)
+    assert trainer.prefetcher.resident
+    state = trainer.fit()
+    assert not trainer.prefetcher.resident
     assert [e["text"].split(",")[0] for e in run.of("note")] == ["out of memory: the data leave the card"]
     assert set(run.curve("train/micro_batch")) == {32}
     assert equal(state, plain)
@@ -293,7 +296,9 @@ def test_out_of_memory_sends_the_data_back_before_it_touches_the_micro_batch(tmp
 def test_batches_made_ahead_are_the_same_in_the_same_order(blobs):
     batches = batched(TrainParams(batch=32))(blobs, torch.Generator().manual_seed(1))
     where = []
-    found = list(ahead(batches, 2, lambda batch: (where.append(threading.current_thread().name), batch)[1]))
+    found = list(
+        prefetch(batches, 2, lambda batch: (where.append(threading.current_thread().name), batch)[1])
+    )
     assert same(found, list(batches.since(2)))
     assert all(name.startswith("batches") for name in where)
 
@@ -306,13 +311,13 @@ def test_an_error_in_a_batch_made_ahead_comes_in_its_place():
 
     batches, seen = Batches(torch.arange(6).split(1), make, torch.Generator()), []
     with pytest.raises(ValueError, match="damaged"):
-        seen.extend(int(batch["x"]) for batch in ahead(batches, 0, lambda batch: batch))
+        seen.extend(int(batch["x"]) for batch in prefetch(batches, 0, lambda batch: batch))
     assert seen == [0, 1, 2]
 
 
 def test_whoever_stops_early_leaves_no_thread_behind(blobs):
     batches = batched(TrainParams(batch=8))(blobs, torch.Generator().manual_seed(1))
-    stream = ahead(batches, 0, lambda batch: batch)
+    stream = prefetch(batches, 0, lambda batch: batch)
     next(stream)
     assert any(t.name.startswith("batches") for t in threading.enumerate())
     stream.close()
@@ -342,7 +347,7 @@ def test_room_is_held_for_the_state_and_nothing_else_changes(kind):
     values = {"momentum": 0.9} if kind is torch.optim.SGD else {}
     weights = [nn.Parameter(torch.randn(50)), nn.Parameter(torch.randn(3), requires_grad=False)]
     before, mine = [w.detach().clone() for w in weights], [w for w in weights if w.requires_grad]
-    held = ballast(lambda: kind(mine, **values), weights)
+    held = reserve_optimizer_state(lambda: kind(mine, **values), weights)
     assert all(torch.equal(a, b) for a, b in zip(weights, before, strict=True))
     assert all(w.grad is None for w in weights)
     assert sum(t.numel() == 50 for t in held) == {torch.optim.AdamW: 2, torch.optim.SGD: 1, Norming: 1}.get(
@@ -353,7 +358,7 @@ def test_room_is_held_for_the_state_and_nothing_else_changes(kind):
 def test_a_state_that_has_no_room_is_known_before_the_first_step():
     weight = nn.Parameter(torch.randn(1000))
     with Counter(10_000) as card, pytest.raises(DoesNotFit, match="optimizer's state do not fit"):
-        ballast(lambda: torch.optim.AdamW([weight]), [weight])
+        reserve_optimizer_state(lambda: torch.optim.AdamW([weight]), [weight])
     assert card.refused() == 2
 
 

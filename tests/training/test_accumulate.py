@@ -10,9 +10,12 @@ from torch import nn
 from overnight.errors import DoesNotFit
 from overnight.gpu.memory_counter import Counter
 from overnight.run import RecordingRun
-from overnight.training.accumulate import Memory
-from overnight.training.out_of_memory import Undo, in_slices
-from overnight.training.recipe import Batches, Recipe, TrainParams, constant, evaluate, scores_on, train
+from overnight.training.accumulate import MicroBatchState
+from overnight.training.batches import Batches
+from overnight.training.evaluate import evaluate, predict_all, predict_in_batches
+from overnight.training.loop import train
+from overnight.training.out_of_memory import StepSnapshot
+from overnight.training.recipe import Recipe, TrainParams, constant
 
 
 class Injector:
@@ -83,12 +86,12 @@ def recipe(params, forward=None, backward=None, judge=None, step=None, net=Net, 
             judge(len(part))
             return model(part)
 
-        found = scores_on(logits, data["x"], torch.device("cpu"), 64)
+        found = predict_all(logits, data["x"], torch.device("cpu"), 64)
         return {"accuracy": float((found.argmax(1) == data["y"]).double().mean())}
 
     values = {
         "build": net,
-        "example": lambda n: {"x": torch.zeros(n, 4), "y": torch.zeros(n, dtype=torch.long)},
+        "example_batch": lambda n: {"x": torch.zeros(n, 4), "y": torch.zeros(n, dtype=torch.long)},
         "batches": batches,
         "steps_per_epoch": lambda data: -(-len(data["x"]) // params.batch),
         "loss": loss,
@@ -168,7 +171,7 @@ def test_one_sample_that_does_not_fit_ends_with_what_to_change(tmp_path, data):
 
 
 def test_what_cannot_be_split_is_tried_once_more_and_says_so(tmp_path, data):
-    whole = {"split": lambda batch, _size: iter([batch])}
+    whole = {"micro_batches": lambda batch, _size: iter([batch])}
     once, always = Injector(at=(2,)), Injector(room=0)
     assert (
         train(
@@ -206,7 +209,9 @@ def test_other_errors_go_through(tmp_path, data):
 def test_what_splitting_changes_is_written_down(tmp_path, data, net, couples, said):
     run = RecordingRun(tmp_path)
     train(
-        recipe(TrainParams(epochs=1, batch=32), forward=Injector(at=(3,)), net=net, couples=couples),
+        recipe(
+            TrainParams(epochs=1, batch=32), forward=Injector(at=(3,)), net=net, batch_dependent_loss=couples
+        ),
         run,
         data,
     )
@@ -217,7 +222,7 @@ def test_what_splitting_changes_is_written_down(tmp_path, data, net, couples, sa
 
 def test_a_failed_try_leaves_no_trace_in_statistics_and_random_state(tmp_path, data):
     """With the parts as large as before, a step done again is bit for bit the step that did not fail."""
-    whole = {"split": lambda batch, _size: iter([batch]), "net": lambda: Net(norm=True, dropout=0.3)}
+    whole = {"micro_batches": lambda batch, _size: iter([batch]), "net": lambda: Net(norm=True, dropout=0.3)}
     models = [
         train(
             recipe(TrainParams(epochs=2, batch=32), backward=Injector(at=at), **whole),
@@ -251,11 +256,11 @@ def test_nothing_of_the_failed_try_is_alive_when_the_next_begins(tmp_path, data)
 
 def test_growing_back_is_only_done_when_asked():
     def sizes(grow):
-        memory = Memory(32, 64)
-        assert memory.failed(16)
+        micro = MicroBatchState(32, 64)
+        assert micro.failed(16)
         for _ in range(250):
-            memory.done(grow)
-        return memory
+            micro.succeeded(grow)
+        return micro
 
     assert sizes(False).size == 16
     grown = sizes(True)
@@ -266,13 +271,13 @@ def test_growing_back_is_only_done_when_asked():
 
 def test_undo_brings_back_buffers_and_randomness():
     norm = nn.BatchNorm1d(3)
-    undo = Undo(norm, torch.device("cpu"))
-    undo.mark()
+    snapshot = StepSnapshot(norm, torch.device("cpu"))
+    snapshot.save()
     before = norm.running_mean.clone()
     first = torch.rand(3)
     norm(torch.randn(8, 3) + 5)
-    assert undo.drew()
-    undo.back()
+    assert snapshot.used_rng()
+    snapshot.restore()
     assert torch.equal(norm.running_mean, before)
     assert norm.num_batches_tracked == 0
     assert torch.equal(torch.rand(3), first)
@@ -280,7 +285,7 @@ def test_undo_brings_back_buffers_and_randomness():
 
 def test_slices_cover_every_input_whatever_fails():
     injector = Injector(at=(2, 5), room=7)
-    found = in_slices(
+    found = predict_in_batches(
         lambda part: (injector(len(part)), part * 2)[1], torch.arange(50.0), torch.device("cpu"), 16
     )
     assert torch.equal(torch.cat(found), 2 * torch.arange(50.0))

@@ -13,12 +13,12 @@ import torch
 from overnight.errors import BadInput, Stopped
 from overnight.gpu.memory_counter import Counter
 from overnight.run import RecordingRun
-from overnight.training.accumulate import Memory
-from overnight.training.checkpoint import Keeper
-from overnight.training.loop import Course
-from overnight.training.recipe import TrainParams, train
+from overnight.training.accumulate import MicroBatchState
+from overnight.training.checkpoint import CheckpointStore
+from overnight.training.loop import Trainer, train
+from overnight.training.recipe import TrainParams
 from overnight.training.resume import checkpoints_of, previous_attempts
-from overnight.training.state import Plan
+from overnight.training.state import ResumePlan
 from tests.support import small_trainings
 from tests.support.small_trainings import recipe
 
@@ -52,11 +52,11 @@ FILES = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from overnight.training.checkpoint import Keeper
+from overnight.training.checkpoint import CheckpointStore
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 said = []
-keeper = Keeper(Path(sys.argv[1]), 0, said.append)
+keeper = CheckpointStore(Path(sys.argv[1]), 0, said.append)
 state = {"w": torch.zeros(50, 250), "v": torch.zeros(1000), "u": torch.zeros(20000)}
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 for limit in range(1024, 130_000, 4096):
@@ -93,7 +93,7 @@ def test_what_cannot_be_written_at_all_is_told_once(tmp_path, blobs):
 
 def test_a_reason_is_told_again_when_it_came_back(tmp_path):
     said = []
-    keeper = Keeper(tmp_path, 0, said.append)
+    keeper = CheckpointStore(tmp_path, 0, said.append)
 
     def refuse(_file):
         raise OSError(28, "No space left on device")
@@ -232,7 +232,9 @@ def test_buffers_that_a_state_dict_leaves_out_are_kept(tmp_path, blobs, steps):
 def test_what_waits_on_the_host_is_none_of_the_virtual_card_s(tmp_path, blobs):
     with Counter() as counter:
         run = RecordingRun(tmp_path)
-        course = Course(recipe(PARAMS), run, blobs, Plan(Memory(32, 32)), Keeper(None, 1, run.log))
+        trainer = Trainer(
+            recipe(PARAMS), run, blobs, ResumePlan(MicroBatchState(32, 32)), CheckpointStore(None, 1, run.log)
+        )
         before = counter.use()
-        course.state.close_epoch({"accuracy": 0.5})
+        trainer.state.end_epoch({"accuracy": 0.5})
         assert counter.use() == before

@@ -8,7 +8,8 @@ from torch import nn
 
 from overnight.errors import Diverged, Stopped
 from overnight.run import RecordingRun
-from overnight.training.recipe import TrainParams, train
+from overnight.training.loop import train
+from overnight.training.recipe import TrainParams
 from tests.support import small_trainings
 from tests.support.small_trainings import recipe
 

@@ -9,7 +9,10 @@ from torch import nn
 
 from overnight.errors import Diverged, Stopped
 from overnight.run import RecordingRun
-from overnight.training.recipe import Batches, TrainParams, cosine, evaluate, train
+from overnight.training.batches import Batches
+from overnight.training.evaluate import evaluate
+from overnight.training.loop import train
+from overnight.training.recipe import TrainParams, cosine
 from tests.support import small_trainings
 from tests.support.small_trainings import recipe
 
@@ -163,7 +166,7 @@ def test_a_schedule_is_asked_for_the_steps_that_there_are(tmp_path, blobs):
 @pytest.mark.parametrize(("best", "notes"), [("accuracy", 0), ("acuracy", 1)])
 def test_a_score_to_pick_by_that_is_not_there_is_told_once(tmp_path, blobs, best, notes):
     run = RecordingRun(tmp_path)
-    assert len(train(recipe(TrainParams(epochs=3), best=best), run, blobs).history) == 3
+    assert len(train(recipe(TrainParams(epochs=3), monitor=best), run, blobs).history) == 3
     assert (
         sum(
             "picked by acuracy, which is none of its scores (accuracy)" in event["text"]

@@ -10,7 +10,9 @@ from torch import nn
 
 from overnight.errors import BadInput, DoesNotFit
 from overnight.run import RecordingRun
-from overnight.training.recipe import TrainParams, rows, train
+from overnight.training.batches import split_by_sample
+from overnight.training.loop import train
+from overnight.training.recipe import TrainParams
 from tests.support.small_trainings import blobs, recipe
 
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB (made up)"
@@ -52,7 +54,7 @@ def noted(run):
 @pytest.mark.parametrize("size", [1, 2, 3, 32, 64, 200])
 def test_parts_differ_by_one_sample_at_most_and_hold_every_sample_once(total, size):
     batch = {"x": torch.arange(total), "y": torch.arange(total) + 1}
-    parts = list(rows(batch, size))
+    parts = list(split_by_sample(batch, size))
     lengths = [len(part["x"]) for part in parts]
     assert len(parts) == -(-total // size)
     assert max(lengths) == lengths[0] <= size
@@ -135,7 +137,7 @@ def test_draws_of_python_and_numpy_are_told_and_done_again_as_they_were(tmp_path
         random.seed(0)
         np.random.seed(0)
         model, run = trained(
-            tmp_path, Loss(at, change=lambda x: x * draw()), split=lambda batch, _size: iter([batch])
+            tmp_path, Loss(at, change=lambda x: x * draw()), micro_batches=lambda batch, _size: iter([batch])
         )
         models.append(model)
         (told,) = [event["value"] for event in run.of("param") if event["name"] == "elastic"]
@@ -144,7 +146,7 @@ def test_draws_of_python_and_numpy_are_told_and_done_again_as_they_were(tmp_path
 
 
 def test_a_loss_that_works_in_place_on_its_batch_does_so_once(tmp_path):
-    whole = {"split": lambda batch, _size: iter([batch])}
+    whole = {"micro_batches": lambda batch, _size: iter([batch])}
     plain, _ = trained(tmp_path, Loss(), **whole, build=Seen)
     models = [trained(tmp_path, Loss(at, change=lambda x: x.mul_(0.5)), **whole)[0] for at in ((), (3,))]
     assert all(torch.equal(a, b) for a, b in zip(*(model.parameters() for model in models), strict=True))
@@ -158,7 +160,7 @@ def test_what_is_no_sample_is_not_cut(tmp_path):
         yield {"x": data["x"], "y": data["y"], "weights": torch.ones(3), "rate": torch.tensor(1.0)}
 
     with pytest.raises(
-        BadInput, match=r"200 samples.*'x'.*'weights': \(3,\), 'rate': \(\).*`split` of its own"
+        BadInput, match=r"200 samples.*'x'.*'weights': \(3,\), 'rate': \(\).*`micro_batches` of its own"
     ):
         trained(tmp_path, Loss(room=100), batch=200, batches=batches)
 
@@ -214,8 +216,8 @@ def test_a_mean_that_is_split_is_told(tmp_path):
 
 
 def test_a_split_or_a_batch_that_holds_nothing_of_use_is_told(tmp_path):
-    with pytest.raises(BadInput, match="split gave nothing for a batch of 50"):
-        trained(tmp_path, Loss(), split=lambda _batch, _size: iter(()))
+    with pytest.raises(BadInput, match="micro_batches gave nothing for a batch of 50"):
+        trained(tmp_path, Loss(), micro_batches=lambda _batch, _size: iter(()))
     with pytest.raises(BadInput, match="'names' is a list"):
         trained(tmp_path, Loss(), batches=lambda data, _generator: [{"x": data["x"], "names": ["a"]}])
 

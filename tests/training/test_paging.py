@@ -5,12 +5,12 @@ import torch
 
 from overnight.errors import OutOfMemory
 from overnight.run import RecordingRun
-from overnight.training.accumulate import Memory
-from overnight.training.checkpoint import Keeper
-from overnight.training.loop import Course
-from overnight.training.paging import LEAST, STEPS, Sentinel, pages_silently
+from overnight.training.accumulate import MicroBatchState
+from overnight.training.checkpoint import CheckpointStore
+from overnight.training.loop import Trainer
 from overnight.training.recipe import TrainParams
-from overnight.training.state import Plan
+from overnight.training.state import ResumePlan
+from overnight.training.throughput import LEAST_STEPS, SLOW_STEPS, PagingDetector, pages_silently
 from tests.support import small_trainings
 from tests.support.small_trainings import recipe
 
@@ -27,12 +27,12 @@ class Clock:
 
 
 def reasons(took, full=lambda: True):
-    sentinel = Sentinel(full, Clock(0.0, *took))
+    sentinel = PagingDetector(full, Clock(0.0, *took))
     return [sentinel.step() for _ in range(len(took) + 1)]
 
 
 def test_a_jump_in_step_time_with_the_card_full_is_a_reason():
-    usual, slow = [0.1] * 30, [0.5] * STEPS
+    usual, slow = [0.1] * 30, [0.5] * SLOW_STEPS
     found = reasons(usual + slow)
     assert not any(found[:-1])
     assert "5.0 times as long as usual (500 ms, before 100)" in found[-1]
@@ -40,10 +40,10 @@ def test_a_jump_in_step_time_with_the_card_full_is_a_reason():
 
 @pytest.mark.parametrize("took", [
     [0.1] * 30 + [0.25] * 20,  # slower, but not so much
-    [0.1] * 30 + [0.9] * (STEPS - 1) + [0.1] * 5,  # for a moment
+    [0.1] * 30 + [0.9] * (SLOW_STEPS - 1) + [0.1] * 5,  # for a moment
     [0.1] * 15 + ([0.9] * 2 + [0.1]) * 9,  # now and then
     [0.9] * 4 + [0.1] * 40,  # the first steps choose kernels
-    [0.1] * (LEAST - 2) + [0.9] * STEPS,  # nothing is usual yet
+    [0.1] * (LEAST_STEPS - 2) + [0.9] * SLOW_STEPS,  # nothing is usual yet
 ])  # fmt: skip
 def test_other_slowness_is_none(took):
     assert not any(reasons(took))
@@ -52,7 +52,7 @@ def test_other_slowness_is_none(took):
 def test_slow_steps_with_room_on_the_card_are_none():
     asked = []
     assert not any(reasons([0.1] * 30 + [0.5] * 10, lambda: asked.append(1) is not None))
-    assert len(asked) == 10 - STEPS + 1  # and only then the card is asked
+    assert len(asked) == 10 - SLOW_STEPS + 1  # and only then the card is asked
 
 
 def test_what_slowness_came_first_does_not_become_usual():
@@ -63,7 +63,7 @@ def test_what_slowness_came_first_does_not_become_usual():
 
 
 def test_an_evaluation_between_steps_does_not_count():
-    sentinel = Sentinel(lambda: True, Clock(0.0, *[0.1] * 30, *[0.5] * 60))
+    sentinel = PagingDetector(lambda: True, Clock(0.0, *[0.1] * 30, *[0.5] * 60))
     assert not any(sentinel.step() for _ in range(31))
     for _ in range(20):
         sentinel.pause()
@@ -81,12 +81,16 @@ def test_windows_is_recognised_by_its_kernel(tmp_path):
 
 def test_the_training_ends_as_out_of_memory_so_that_more_is_asked_next_time(tmp_path):
     run, params = RecordingRun(tmp_path), TrainParams(epochs=20, batch=32)
-    course = Course(
-        recipe(params), run, small_trainings.blobs(), Plan(Memory(32, 32)), Keeper(None, 1, run.log)
+    trainer = Trainer(
+        recipe(params),
+        run,
+        small_trainings.blobs(),
+        ResumePlan(MicroBatchState(32, 32)),
+        CheckpointStore(None, 1, run.log),
     )
-    course.sentinel = Sentinel(lambda: True, Clock(0.0, *[0.1] * 40, *[0.9] * 60))
+    trainer.paging = PagingDetector(lambda: True, Clock(0.0, *[0.1] * 40, *[0.9] * 60))
     with pytest.raises(OutOfMemory, match="moves memory to the host instead of refusing it"):
-        course.through()
+        trainer.fit()
     assert OutOfMemory.child_code == 11
     assert run.out_of_memory == 1
 
@@ -96,7 +100,7 @@ def test_the_loss_scale_of_fp16_survives_what_is_done_again(tmp_path, phase):
     """Bit for bit, where the batch cannot be cut; the scale shrinks on the way, since the first one is too large for these losses."""
 
     def trained(at):
-        calls, whole = [], {"split": lambda batch, _size: iter([batch])}
+        calls, whole = [], {"micro_batches": lambda batch, _size: iter([batch])}
 
         def fails():
             calls.append(1)
@@ -112,14 +116,14 @@ def test_the_loss_scale_of_fp16_survives_what_is_done_again(tmp_path, phase):
             return 1e3 * total, counted
 
         params, run = TrainParams(epochs=3, batch=32, precision="fp16"), RecordingRun(tmp_path, seed=3)
-        course = Course(
+        trainer = Trainer(
             recipe(params, loss=loss, **whole),
             run,
             small_trainings.blobs(),
-            Plan(Memory(32, 32)),
-            Keeper(None, 1, run.log),
+            ResumePlan(MicroBatchState(32, 32)),
+            CheckpointStore(None, 1, run.log),
         )
-        return course.through(), run
+        return trainer.fit(), run
 
     (plain, _), (broken, run) = trained(()), trained((1, 4, 9))
     assert run.out_of_memory == 3

@@ -17,8 +17,10 @@ from torch import nn
 from overnight import events as event_log
 from overnight.errors import Stopped
 from overnight.run import RecordingRun, SpoolRun
-from overnight.training.checkpoint import Keeper
-from overnight.training.recipe import Batches, Recipe, TrainParams, cosine, train
+from overnight.training.batches import Batches
+from overnight.training.checkpoint import CheckpointStore
+from overnight.training.loop import train
+from overnight.training.recipe import Recipe, TrainParams, cosine
 from overnight.training.resume import acquire_checkpoints, checkpoints_of, previous_attempts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,7 +71,7 @@ def recipe(params, before_step=lambda: None, augmented=Batches, **changes):
 
     values = {
         "build": Net,
-        "example": lambda n: {"x": torch.zeros(n, 4), "y": torch.zeros(n, dtype=torch.long)},
+        "example_batch": lambda n: {"x": torch.zeros(n, 4), "y": torch.zeros(n, dtype=torch.long)},
         "batches": batches,
         "steps_per_epoch": lambda data: -(-len(data["x"]) // params.batch),
         "loss": loss,
@@ -256,7 +258,7 @@ def test_points_of_an_attempt_whose_checkpoint_is_of_no_use_are_named_as_such(tm
 
 def test_a_changed_byte_is_found(tmp_path):
     said = []
-    keeper = Keeper(tmp_path, 0, said.append)
+    keeper = CheckpointStore(tmp_path, 0, said.append)
     keeper.save({"of": "this"}, lambda file: file.write(b"first"), 1)
     keeper.save({"of": "this"}, lambda file: file.write(b"second"), 2)
     newest = keeper.newest({"of": "this"})
@@ -274,7 +276,7 @@ def test_a_changed_byte_is_found(tmp_path):
 def test_what_else_lies_in_the_folder_is_in_nobody_s_way(tmp_path):
     (tmp_path / "00000001 (copy).json").write_text("{}")
     (tmp_path / "a folder").mkdir()
-    keeper = Keeper(tmp_path, 0, print)
+    keeper = CheckpointStore(tmp_path, 0, print)
     keeper.save({"of": "this"}, lambda file: file.write(b"first"), 1)
     found = keeper.newest({"of": "this"})
     assert found is not None
@@ -283,7 +285,7 @@ def test_what_else_lies_in_the_folder_is_in_nobody_s_way(tmp_path):
 
 
 def test_a_write_that_is_cut_short_leaves_the_one_before(tmp_path):
-    keeper = Keeper(tmp_path, 0, lambda _text: None)
+    keeper = CheckpointStore(tmp_path, 0, lambda _text: None)
     keeper.save({}, lambda file: file.write(b"whole"), 1)
 
     def half(file):
@@ -378,7 +380,7 @@ from pathlib import Path
 import torch
 from overnight.training.resume import acquire_checkpoints
 from overnight.run import SpoolRun
-from overnight.training.recipe import train
+from overnight.training.loop import train
 from test_resume import PARAMS, blobs, recipe
 
 torch.set_num_threads(1)

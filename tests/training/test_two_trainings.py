@@ -6,7 +6,8 @@ import torch
 from overnight import events as event_log
 from overnight.errors import Stopped
 from overnight.run import RecordingRun, SpoolRun
-from overnight.training.recipe import TrainParams, train
+from overnight.training.loop import train
+from overnight.training.recipe import TrainParams
 from overnight.training.resume import acquire_checkpoints
 from tests.support import small_trainings
 from tests.support.small_trainings import recipe

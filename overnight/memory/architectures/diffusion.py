@@ -239,7 +239,7 @@ def painting_recipe(painting: Painting) -> "Recipe[Any]":
 
     return Recipe(
         build=functools.partial(_trained, painting),
-        example=lambda n: {
+        example_batch=lambda n: {
             "pixels": torch.zeros(n, 3, painting.side, painting.side, dtype=_dtype(painting)),
             "tokens": torch.zeros(n, TOKENS, dtype=torch.long),
         },
@@ -249,7 +249,7 @@ def painting_recipe(painting: Painting) -> "Recipe[Any]":
         optimizer=lambda model: torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]),
         schedule=constant,
         evaluate=lambda _model, _data, _split: {},
-        sample=lambda: None,
+        eval_example=lambda: None,
         params=TrainParams(batch=painting.batch, micro_batch=painting.batch, precision=painting.precision),
         clip=1.0,
     )

@@ -107,7 +107,7 @@ def language_recipe(tuning: Tuning) -> "Recipe[Any]":
     )  # two tell as much as many
     return Recipe(
         build=build,
-        example=functools.partial(_example, tuning, values),
+        example_batch=functools.partial(_example, tuning, values),
         batches=lambda data, _generator: data,
         steps_per_epoch=len,
         loss=lambda model, batch: (model(**batch).loss, torch.tensor(1)),

@@ -182,7 +182,7 @@ def test_a_batch_in_parts_has_the_gradients_of_the_whole():
     recipe = yolo_recipe(params, DataSpec(shape=(3, 64, 96), classes=KINDS, counts={"train": 5}, boxes=3))
     batch = {
         name: tensor.double() if tensor.is_floating_point() else tensor
-        for name, tensor in recipe.example(5).items()
+        for name, tensor in recipe.example_batch(5).items()
     }
     batch["labels"][1], batch["labels"][3, 1:] = -1, -1  # an image without boxes, one with few
     torch.manual_seed(0)
@@ -192,7 +192,7 @@ def test_a_batch_in_parts_has_the_gradients_of_the_whole():
 
     def gradients(size):
         model.zero_grad()
-        parts = [recipe.loss(model, part) for part in recipe.split(batch, size)]
+        parts = [recipe.loss(model, part) for part in recipe.micro_batches(batch, size)]
         sum(loss for loss, _ in parts).backward()
         count = sum(float(count) for _, count in parts)
         return torch.cat([p.grad.flatten() / count for p in model.parameters() if p.grad is not None]), count
@@ -269,7 +269,7 @@ def test_the_closing_epochs_only_flip():
     data = {f"train_{name}": array for name, array in shapes(6, 64, 0).items()}
     spec = DataSpec(shape=(3, 64, 64), classes=KINDS, counts={"train": 6}, boxes=3)
     recipe = yolo_recipe(YoloParams(batch=4, flip_probability=0.5), spec)
-    for batch in recipe.closing(data, torch.Generator().manual_seed(0)):
+    for batch in recipe.final_epoch_batches(data, torch.Generator().manual_seed(0)):
         assert set(batch["warp"].abs().flatten().tolist()) <= {0.0, 1.0}
         assert (batch["tint"] == 1).all()
         assert batch["boxes"].shape[1] == 3
@@ -293,7 +293,7 @@ def test_every_batch_has_the_shapes_of_the_example():
     data = {f"train_{name}": array for name, array in shapes(8, 64, 0).items()}
     spec = DataSpec(shape=(3, 64, 64), classes=KINDS, counts={"train": 8}, boxes=3)
     recipe = yolo_recipe(YoloParams(batch=4), spec)
-    example = recipe.example(4)
+    example = recipe.example_batch(4)
     for batch in recipe.batches(data, torch.Generator().manual_seed(0)):
         assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
             k: (v.shape, v.dtype) for k, v in example.items()

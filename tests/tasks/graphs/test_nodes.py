@@ -172,7 +172,7 @@ def test_the_recipe_traces_from_the_spec_alone(conv: str, nonzeros: int) -> None
     recipe = gnn_recipe(GnnParams(conv=conv), spec)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = recipe.build()
-        loss, count = recipe.loss(model, recipe.example(20))
+        loss, count = recipe.loss(model, recipe.example_batch(20))
         loss.backward()
     assert float(count) == 20
     assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())

@@ -109,7 +109,7 @@ def test_both_optimizers_learn(optimizer: str, tmp_path: Path) -> None:
 def test_the_net_takes_any_size(shape: tuple[int, ...], stem: int, classes: int) -> None:
     spec = DataSpec(shape=shape, classes=tuple(map(str, range(classes))))
     recipe = cnn_recipe(CnnParams(channels=4, blocks=1, stem=stem), spec)
-    batch = recipe.example(2)
+    batch = recipe.example_batch(2)
     loss, count = recipe.loss(recipe.build().train(), batch)
     loss.backward()
     assert batch["images"].dtype == torch.uint8
@@ -124,7 +124,7 @@ def test_a_step_can_be_traced_without_data_or_memory() -> None:
     with FakeTensorMode():
         model = recipe.build()
         optimizer = recipe.optimizer(model)
-        loss, _ = recipe.loss(model, recipe.example(4096))
+        loss, _ = recipe.loss(model, recipe.example_batch(4096))
         loss.backward()
         optimizer.step()
     assert model.head.weight.grad.shape == model.head.weight.shape

@@ -12,7 +12,7 @@ from bench._kernels import Kernels
 from bench._measure import live_peak
 from overnight import DataSpec, RecordingRun
 from overnight.memory.prediction import traced
-from overnight.training.batches import rows, seeded
+from overnight.training.batches import seeded, split_by_sample
 from tasks.vision.augment import apply, draw, views
 from tasks.vision.cnn import CnnParams, Speedrun, batches, cnn_recipe, predictor, train_cnn
 from tasks.vision.optimizers import orthogonal
@@ -81,7 +81,7 @@ def test_splitting_a_batch_leaves_the_gradients_as_they_are(name):
     found = []
     for size in (8, 3, 1):
         model.zero_grad()
-        for part in rows(batch, size):
+        for part in split_by_sample(batch, size):
             made_here.loss(model, part)[0].backward()
         found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     for split in found[1:]:
