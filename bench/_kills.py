@@ -27,7 +27,8 @@ from bench._rows import OUT, Row, bar, kept
 from bench._server import serving
 from overnight import events as event_log
 from overnight import locks
-from overnight.artifact import Artifact, digest
+from overnight.artifact import Artifact
+from overnight.files import tree_sha256
 from overnight.paths import steps
 from overnight.tracking import backlog, upload
 from overnight.tracking.client import Tracker, allowed
@@ -104,7 +105,7 @@ def undisturbed(case: Row, tracker: Tracker) -> Whole:
         raise SystemExit((folder / "log.txt").read_text())
     found, points = [e for e in events(folder) if e["event"] == "progress"], science(logged([folder]))
     trained_s = found[-1]["at"] - found[0]["at"]
-    return Whole(digest(folder / "out" / "model"), {p[:2] for p in points}, losses(points), trained_s)
+    return Whole(tree_sha256(folder / "out" / "model"), {p[:2] for p in points}, losses(points), trained_s)
 
 
 def first_loss(key: str, over: Any) -> None:
@@ -190,7 +191,7 @@ def compared(case: Row, folder: Path, whole: Whole, tracker: Tracker) -> Row:
         "added": (mlflow - spools).total(),
         "doubled": sum(n - 1 for n in steps_of.values()),
         "missing": sorted(whole.points - steps_of.keys()),
-        "weights_equal": weights.exists() and digest(weights) == whole.weights,
+        "weights_equal": weights.exists() and tree_sha256(weights) == whole.weights,
         "losses_equal": losses(list(mlflow.elements())) == whole.losses,
     }
 

@@ -1,6 +1,5 @@
 """What every benchmark of this folder needs: rows that are kept as they are made, intervals, and tables with bars."""
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -14,6 +13,8 @@ from types import FunctionType
 from typing import Any
 
 import torch
+
+from overnight.files import atomic_write, source_sha256
 
 OUT = Path(__file__).resolve().parent / "out"
 ENGINE = Path(__file__).resolve().parent.parent / "overnight"
@@ -51,16 +52,14 @@ def kept(
 def write(path: Path, value: Row) -> None:
     """JSON, whole or not at all."""
     path.parent.mkdir(exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1))
-    part.replace(path)
+    atomic_write(path, json.dumps(value, indent=1))
 
 
 def digest(*measures: Path) -> str:
     """Of the loop's source, and of the files that measure it: rows of another code are made anew."""
     arms = Path(__file__).with_name("_arms.py")
     files = [*sorted((ENGINE / "training").glob("*.py")), arms, *measures]
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    return source_sha256(files)[:16]
 
 
 def machine() -> Row:

@@ -1,7 +1,6 @@
 """What steps hand on: a folder on disk, its kind and its digest; never a tensor, a frame or a model."""
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from pydantic import Field
 
 from overnight.config import Values
 from overnight.errors import DataError, DiskFull
+from overnight.files import tree_sha256
 from overnight.paths import shown
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def save(
     try:
         part.mkdir(parents=True)
         _fill(part, arrays, meta, files)
-        found = digest(part)
+        found = tree_sha256(part)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
     except OSError as error:
@@ -110,14 +110,3 @@ def _fill(
     for name, write in (files or {}).items():
         (part / name).parent.mkdir(parents=True, exist_ok=True)
         write(part / name)
-
-
-def digest(path: Path) -> str:
-    """sha256 over the names and bytes of all files below *path*."""
-    whole = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        with file.open("rb") as stream:
-            whole.update(
-                f"{file.relative_to(path)}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode()
-            )
-    return whole.hexdigest()

@@ -1,23 +1,23 @@
-"""Servers that hang: nobody waits for what is only shown, and a run that is being stopped waits for nothing for long."""
+"""Calls to servers that may hang: a timeout while the run is being stopped, and calls whose failure does not matter."""
 
+import contextlib
 import contextvars
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TypeVar
 
 from overnight.errors import Stopped
 
 T = TypeVar("T")
-GRACE_S = 5.0  # for what a stopped run still has to say
+GRACE_S = 5.0  # for a server's answer while the run is being stopped
 
 
-def patiently(call: Callable[[], T], stop: Callable[[], bool], grace_s: float = GRACE_S) -> T:
-    """What *call* returns or raises, however long it takes; when the run is being stopped, no longer than the grace. Raises Stopped.
+def call_until_stopped(call: Callable[[], T], stop: Callable[[], bool], grace_s: float = GRACE_S) -> T:
+    """Return or raise what `call` does, however long it takes; once `stop()` is true, wait at most `grace_s` more.
 
-    The call goes on in a thread that nobody waits for; what it changes must not harm when it comes late.
+    Raises Stopped when that time is over. The call then goes on in a daemon thread, so a late effect must be harmless.
     """
     outcome: list[T] = []
     failure: list[BaseException] = []
@@ -29,7 +29,7 @@ def patiently(call: Callable[[], T], stop: Callable[[], bool], grace_s: float = 
             failure.append(error)
 
     thread = threading.Thread(
-        target=contextvars.copy_context().run, args=(work,), daemon=True, name="patiently"
+        target=contextvars.copy_context().run, args=(work,), daemon=True, name="call-until-stopped"
     )
     thread.start()
     until = 0.0
@@ -44,33 +44,32 @@ def patiently(call: Callable[[], T], stop: Callable[[], bool], grace_s: float = 
     return outcome[0]
 
 
-@contextmanager
+@contextlib.contextmanager
 def best_effort() -> Iterator[None]:
-    """Errors in the block are logged and go no further: it only shows something, or is tried again."""
+    """Ignore and log any exception: for calls that only show something, or that are tried again later."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - servers fail in many ways; training goes on
         logging.getLogger(__name__).debug("a server did not answer: %s", error)
 
 
-class Aside:
-    """Calls that nobody waits for, one at a time: while one hangs, others are left out."""
+class FireAndForget:
+    """Runs calls in a daemon thread, one at a time; while one hangs, new calls are dropped."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
 
     def __call__(self, call: Callable[[], object], wait_s: float = 0.0) -> None:
-        """Start it, after waiting a little for the one before."""
-        if self._thread is not None:
-            self._thread.join(wait_s)
-            if self._thread.is_alive():
-                return
+        """Start the call, after waiting at most `wait_s` for the one before."""
+        self.finish(wait_s)
+        if self._thread is not None and self._thread.is_alive():
+            return
         self._thread = threading.Thread(
-            target=contextvars.copy_context().run, args=(call,), daemon=True, name="aside"
+            target=contextvars.copy_context().run, args=(call,), daemon=True, name="fire-and-forget"
         )
         self._thread.start()
 
     def finish(self, wait_s: float) -> None:
-        """Give the last one a little time."""
+        """Wait at most `wait_s` for the last call."""
         if self._thread is not None:
             self._thread.join(wait_s)

@@ -1,4 +1,4 @@
-"""Processes by pid *and* start, so that a pid that was given to somebody else is never taken for ours."""
+"""Processes that are known by pid and start time, so that a reused pid is never taken for the process that had it before."""
 
 import ctypes
 import os
@@ -6,21 +6,28 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any, Self
 
 import psutil
+
+from overnight import paths
+
+STEP_MARK = "OVERNIGHT_STEP"  # variable in the environment of a step's process, and so of all that it starts
+FIELDS = ("host", "state", "boot", "pid", "started")
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True)
 class Process:
-    """One process that was started by us."""
+    """A process of this machine."""
 
     pid: int
-    started: str  # boot and clock ticks since then: a wall clock that is set or sleeps does not change it
+    started: str  # boot id and clock ticks since the boot: setting the clock does not change it
 
     @classmethod
     def of(cls, pid: int) -> "Process | None":
@@ -29,30 +36,30 @@ class Process:
         return cls(pid, stat[1]) if stat else None
 
     def alive(self) -> bool:
-        """Whether it is this one, and not a zombie."""
+        """Whether it still runs and is no zombie."""
         stat = _stat(self.pid)
         return stat is not None and stat[1] == self.started and stat[0] not in "ZX"
 
     def signal(self, number: int) -> None:
-        """To it alone, when it still lives: a run that the worker has started outlives a new start of the worker."""
+        """Send a signal to this process alone, not to its group, if it still runs."""
         if self.alive():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(self.pid, number)
 
     def parent(self) -> "Process | None":
-        """Who started it; whoever adopts orphans, when that one is gone."""
+        """Its parent, which is init or a subreaper when the original parent has ended."""
         try:
             return Process.of(psutil.Process(self.pid).ppid()) if self.alive() else None
         except psutil.NoSuchProcess:
             return None
 
     def children(self) -> "list[Process]":
-        """Those that it has started."""
+        """The processes that it started and that still run."""
         try:
-            found = [Process.of(p.pid) for p in psutil.Process(self.pid).children()] if self.alive() else []
+            pids = [p.pid for p in psutil.Process(self.pid).children()] if self.alive() else []
         except psutil.NoSuchProcess:
             return []
-        return [p for p in found if p]
+        return [process for process in map(Process.of, pids) if process]
 
 
 def _stat(pid: int) -> tuple[str, str] | None:
@@ -66,12 +73,75 @@ def _stat(pid: int) -> tuple[str, str] | None:
 
 @cache
 def boot() -> str:
-    """Another one after every start of the machine."""
+    """The kernel's id of this boot of the machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+def environment_of(pid: int) -> dict[str, str]:
+    """The environment that a process began with; empty when it is gone or belongs to another user."""
+    try:
+        variables = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return {}
+    return dict(variable.split("=", 1) for variable in variables if "=" in variable)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The process that runs a run, as MLflow's tags and Prefect's labels name it.
+
+    `state`: the checkout's state folder; `started`: clock ticks after the boot.
+    """
+
+    host: str
+    state: str
+    boot: str
+    pid: int
+    started: str
+
+    @classmethod
+    def mine(cls) -> Self:
+        """The identity of this process."""
+        me = Process.of(os.getpid())
+        ticks = me.started.partition(" ")[2] if me else ""
+        return cls(socket.gethostname(), str(paths.state()), boot(), os.getpid(), ticks)
+
+    @classmethod
+    def from_tags(cls, tags: Mapping[str, Any]) -> Self | None:
+        """From tags or labels; None when they are not those of a run of this program."""
+        values = {name: str(tags.get(f"overnight.{name}", "")) for name in FIELDS}
+        if not values["host"] or not values["state"] or not values["pid"].isdecimal():
+            return None
+        return cls(values["host"], values["state"], values["boot"], int(values["pid"]), values["started"])
+
+    def tags(self) -> dict[str, str]:
+        """As tags or labels."""
+        return {f"overnight.{name}": str(getattr(self, name)) for name in FIELDS}
+
+    def ours(self) -> bool:
+        """Whether this checkout on this machine started it; other runs must never be closed."""
+        return self.host == socket.gethostname() and self.state == str(paths.state())
+
+    def alive(self) -> bool:
+        """Whether the process still runs. Where its start is not in ticks (another version wrote it), the pid decides."""
+        if self.boot != boot():
+            return False
+        process = Process.of(self.pid)
+        if process is None or not process.alive():
+            return False
+        return process.started == f"{self.boot} {self.started}" or not self.started.isdecimal()
+
+    def death_reason(self, last_seen: float = 0.0) -> str:
+        """Why it counts as dead, for people; last_seen: unix time of its last sign of life, 0 if unknown."""
+        clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(last_seen))
+        when = f", last seen alive {clock}" if last_seen else ""
+        if self.boot != boot():
+            return f"the machine went down or was started again{when}"
+        return f"its process (pid {self.pid}) is gone: killed or broken down{when}"
+
+
 def stop(processes: Sequence[Process], grace_s: float, tick: Callable[[], object] = lambda: None) -> None:
-    """TERM to all, KILL to those that are there after the grace; `tick` is called while waiting (to reap children)."""
+    """Send TERM to all, and KILL to those that still run after the grace; call `tick` while waiting (to reap children)."""
     for number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
         for process in processes:
             process.signal(number)
@@ -81,23 +151,62 @@ def stop(processes: Sequence[Process], grace_s: float, tick: Callable[[], object
             tick()
 
 
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
+    """In a child: have the kernel send this signal when the thread that started it ends, even by kill -9.
+
+    Exits at once when the process `parent` is gone already.
+    """
+    if _libc is not None:
+        _libc.prctl(1, number, 0, 0, 0)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)
 
 
-def die_with(parent: int) -> Callable[[], None]:
-    """To be called in a new child: TERM comes when the parent ends, even by kill -9."""
-
-    def prepare() -> None:
-        if _libc is not None:
-            _libc.prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG
-            if os.getppid() != parent:
-                os._exit(1)
-
-    return prepare
+# ------------------------------------------------------------------------------------- processes of a step
 
 
-def free(port: int) -> bool:
-    """Whether a server could listen there."""
+@dataclass(frozen=True)
+class StepOwner:
+    """Who runs the step that a process belongs to: pid, start, and the step's folder."""
+
+    pid: int
+    started: str
+    folder: str
+
+    def alive(self) -> bool:
+        """Whether the process that runs the step still runs."""
+        return Process(self.pid, self.started).alive()
+
+
+def step_mark(folder: Path) -> str:
+    """The value of STEP_MARK for a step of this process."""
+    me = Process.of(os.getpid())
+    return f"{os.getpid()}|{me.started if me else ''}|{folder}"
+
+
+def kill_step_processes(chosen: Callable[[StepOwner], bool]) -> list[int]:
+    """Kill the processes of this checkout's steps whose owner is chosen, also those that called setsid; their pids."""
+    killed = []
+    for pid in psutil.pids():
+        owner = _owner(pid) if pid != os.getpid() else None
+        if owner and Path(owner.folder).is_relative_to(paths.steps()) and chosen(owner):
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+    return killed
+
+
+def _owner(pid: int) -> StepOwner | None:
+    value = environment_of(pid).get(STEP_MARK, "")
+    number, started, folder = (*value.split("|", 2), "", "")[:3]
+    return StepOwner(int(number), started, folder) if number.isdigit() and folder else None
+
+
+# ------------------------------------------------------------------------------------------------- ports
+
+
+def port_is_free(port: int) -> bool:
+    """Whether a server could listen on this port of 127.0.0.1."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -107,15 +216,12 @@ def free(port: int) -> bool:
     return True
 
 
-def listener(port: int) -> str:
-    """Who listens on a port, as far as this user may know."""
+def port_listener(port: int) -> str:
+    """Which process listens on a port, for people, as far as this user may know."""
     try:
-        found = [
-            c
-            for c in psutil.net_connections("tcp")
-            if c.status == psutil.CONN_LISTEN and c.laddr.port == port
-        ]
-        pid = next((c.pid for c in found if c.pid), None)
+        connections = psutil.net_connections("tcp")
+        listening = [c for c in connections if c.status == psutil.CONN_LISTEN and c.laddr.port == port]
+        pid = next((c.pid for c in listening if c.pid), None)
         if pid is not None:
             return f"pid {pid}: {' '.join(psutil.Process(pid).cmdline())[:120]}"
     except (psutil.Error, OSError):

@@ -33,6 +33,7 @@ from overnight.artifact import Artifact, DataSpec
 from overnight.config import Experiment, Params
 from overnight.data.dataset import Entry
 from overnight.errors import BadInput, ConfigError
+from overnight.files import source_sha256
 from overnight.gpu.card import Card
 from overnight.run import Run
 
@@ -127,7 +128,7 @@ class Step(Generic[P, R]):
             if file.parent.name != "tasks" and (file.parent / "__init__.py").is_file()
             else [file]
         )
-        return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()
+        return source_sha256(files)
 
 
 def _shape(value: Any) -> Any:

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from overnight.best_effort import Aside, patiently
+from overnight.best_effort import FireAndForget, call_until_stopped
 from overnight.errors import Stopped
 from overnight.orchestration.launcher import Stop
 from overnight.tracking import backlog, description
@@ -28,15 +28,15 @@ def stopped():
 
 
 def test_an_answer_and_an_error_come_through():
-    assert patiently(lambda: 3, Stop()) == 3
-    assert patiently(lambda: 3, stopped()) == 3
+    assert call_until_stopped(lambda: 3, Stop()) == 3
+    assert call_until_stopped(lambda: 3, stopped()) == 3
     with pytest.raises(ValueError, match="refused"):
-        patiently(lambda: int("refused"), Stop())
+        call_until_stopped(lambda: int("refused"), Stop())
 
 
 def test_a_stop_ends_the_waiting_and_only_a_stop(hang):
     with pytest.raises(Stopped, match="no answer"):
-        patiently(hang, stopped(), grace_s=0.2)
+        call_until_stopped(hang, stopped(), grace_s=0.2)
     stop, reached = Stop(), threading.Event()
 
     def slow():
@@ -44,11 +44,11 @@ def test_a_stop_ends_the_waiting_and_only_a_stop(hang):
         return "late"
 
     threading.Timer(0.5, reached.set).start()
-    assert patiently(slow, stop, grace_s=0.0) == "late"
+    assert call_until_stopped(slow, stop, grace_s=0.0) == "late"
 
 
 def test_what_is_only_shown_is_left_out_while_a_server_hangs(hang):
-    shown, aside = [], Aside()
+    shown, aside = [], FireAndForget()
     aside(lambda: shown.append(1))
     aside.finish(10)
     aside(hang)

@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from overnight.artifact import Artifact, DataSpec, digest, save
+from overnight.artifact import Artifact, DataSpec, save
 from overnight.errors import DataError, DiskFull, Stopped
+from overnight.files import tree_sha256
 from overnight.run import RecordingRun, SpoolRun
 
 
@@ -61,7 +62,7 @@ def test_the_digest_follows_names_and_bytes(tmp_path):
     assert save(tmp_path / "b", "x", arrays={"v": np.zeros(3)}).digest == first.digest
     assert save(tmp_path / "c", "x", arrays={"v": np.ones(3)}).digest != first.digest
     (first.path / "new").write_text("")
-    assert digest(first.path) != first.digest
+    assert tree_sha256(first.path) != first.digest
 
 
 @pytest.mark.parametrize(("number", "raised"), [(errno.ENOSPC, DiskFull), (errno.EACCES, PermissionError)])

@@ -8,7 +8,6 @@ import lzma
 import os
 import shutil
 import tarfile
-import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from overnight.errors import DataError, DiskFull
+from overnight.files import atomic_write
 from overnight.paths import shown, state
 
 LIMIT_BYTES = 200 * 10**9
@@ -70,10 +70,8 @@ def _made_once(path: Path, name: str, write: Callable[[IO[bytes]], None]) -> Pat
     target = state() / "unpacked" / key / name
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{uuid.uuid4().hex}.part")
-        with _explained(path, part), part.open("wb") as sink:
-            write(sink)
-        os.replace(part, target)
+        with _explained(path, target):
+            atomic_write(target, write)
     return target
 
 

@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-import os
-import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from overnight.files import atomic_write, file_sha256, read_json
 from overnight.paths import state
 
 
@@ -16,7 +15,7 @@ def sha256(path: Path) -> str:
     key, mark, known = str(path.resolve()), _mark(path), _read()
     if known.get(key, (None, None))[0] == mark:
         return str(known[key][1])
-    found = _tree(path) if path.is_dir() else _file(path)
+    found = _tree(path) if path.is_dir() else file_sha256(path)
     if _mark(path) == mark:  # nobody wrote to it meanwhile
         _remember(key, mark, found)
     return found
@@ -42,13 +41,8 @@ def _files(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: p.relative_to(folder).as_posix())
 
 
-def _file(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _tree(folder: Path) -> str:
-    listed = "".join(f"{_file(p)}  {p.relative_to(folder).as_posix()}\n" for p in _files(folder))
+    listed = "".join(f"{file_sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in _files(folder))
     return hashlib.sha256(listed.encode()).hexdigest()
 
 
@@ -63,11 +57,7 @@ def _mark(path: Path) -> str:
 
 def _read() -> dict[str, Any]:
     """What is remembered; a file that is missing or damaged is as good as none."""
-    try:
-        known = json.loads((state() / "verified.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
+    return read_json(state() / "verified.json")
 
 
 def _remember(key: str, mark: str, found: str) -> None:
@@ -77,6 +67,4 @@ def _remember(key: str, mark: str, found: str) -> None:
 
 def _write(known: dict[str, Any]) -> None:
     with suppress(OSError):  # a read-only checkout: hash again next time
-        part = state() / f".verified.{uuid.uuid4().hex}.part"
-        part.write_text(json.dumps(known, indent=0), encoding="utf-8")
-        os.replace(part, state() / "verified.json")
+        atomic_write(state() / "verified.json", json.dumps(known, indent=0))

@@ -7,11 +7,11 @@ or give back memory in that moment: what is not plausible is dropped, and the mi
 
 import importlib.metadata
 import json
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from overnight.files import atomic_write
 from overnight.gpu.card import Card
 from overnight.gpu.ledger import metadata
 
@@ -75,10 +75,8 @@ def _measured(card: Card) -> list[int]:
 def _keep(card: Card, values: list[int]) -> None:
     """For the processes to come; a full disk is no reason to stop."""
     path = _path(card)
-    part = path.with_suffix(f".{os.getpid()}.part")
     with suppress(OSError):
-        part.write_text(json.dumps({**metadata.read(path), _key(card): values}, indent=1))
-        part.replace(path)
+        atomic_write(path, json.dumps({**metadata.read(path), _key(card): values}, indent=1))
 
 
 def _path(card: Card) -> Path:

@@ -5,7 +5,6 @@ name says it all: band-<version of overnight.memory>-<micro-batch>-<low>-<mid>-<
 which holds the reason.
 """
 
-import hashlib
 import importlib.util
 import math
 import re
@@ -15,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from overnight.files import source_sha256
 from overnight.gpu.card import Card
 from overnight.memory import history
 
@@ -180,4 +180,4 @@ def version() -> str:
     files = sorted(
         [*folder.rglob("*.py"), *folder.parent.glob("training.py"), *(folder.parent / "loop").glob("*.py")]
     )
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:8]
+    return source_sha256(files)[:8]

@@ -6,7 +6,6 @@ machine's memory runs out, the limit of time) leaves the rest unknown: the step 
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -24,6 +23,7 @@ from overnight.gpu.card import Card
 from overnight.memory import intervals, request
 from overnight.memory.request import Ask
 from overnight.paths import root
+from overnight.processes import die_with_parent
 
 if TYPE_CHECKING:
     from overnight.step import Step
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 COMMAND = (sys.executable, "-P", "-m", "overnight.memory.subprocess")
 LIMIT_S = 240.0  # of a machine that does other things as well; a trace takes 1 to 15 s of one core
 POLL_S = 0.05
-PR_SET_PDEATHSIG = 1
 FIRST_TO_GO = 1000  # when the machine's memory runs out (oom_score_adj)
 
 
@@ -126,7 +125,7 @@ def _question(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card) -> d
 def main() -> int:
     """Predict what the question asks for; 0 whatever fits or not."""
     question = json.loads(sys.stdin.read())
-    _die_with(int(question["parent"]))
+    die_with_parent(int(question["parent"]))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(FIRST_TO_GO))
     from overnight.step import load_step
@@ -139,13 +138,6 @@ def main() -> int:
             step, arguments, card, intervals.remembered(intervals.tracing, folder, intervals.version())
         )
     return 0
-
-
-def _die_with(parent: int) -> None:
-    """Be killed when the parent's thread that started this process ends."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 if __name__ == "__main__":

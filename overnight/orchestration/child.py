@@ -5,7 +5,6 @@ depends on a pipe to the parent: stdout and stderr are the file `log.txt`. Exit 
 """
 
 import contextlib
-import ctypes
 import errno
 import os
 import resource
@@ -18,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from overnight.config import Params, Values
 from overnight.errors import DiskFull, OutOfMemory, OvernightError, Stopped
+from overnight.files import atomic_write
 from overnight.gpu.ledger.entries import Request
 from overnight.gpu.out_of_memory import is_out_of_memory
 from overnight.orchestration.protocol import ChildSpec, StepResult
+from overnight.processes import die_with_parent
 from overnight.run import SpoolRun
 from overnight.step import Step, load_step
 
@@ -28,13 +29,11 @@ if TYPE_CHECKING:
     from overnight.gpu.lease import Lease
     from overnight.gpu.memory_limit import Cap
 
-PR_SET_PDEATHSIG = 1
-
 
 def main(folder: Path) -> int:
     """Run the step of *folder*; the exit code."""
     spec = ChildSpec.model_validate_json((folder / "spec.json").read_text())
-    _die_with(spec.parent)
+    die_with_parent(spec.parent)
     stop: list[int] = []
     facts = dict[str, Any]()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -50,7 +49,7 @@ def main(folder: Path) -> int:
             traceback.print_exc()
         result = _reason(error)
     try:
-        _write(folder / "result.json", result.model_copy(update=facts))
+        atomic_write(folder / "result.json", result.model_copy(update=facts).model_dump_json())
     except OSError as error:  # the exit code is all that is left to say it with
         return _reason(error).code
     return result.code
@@ -175,19 +174,6 @@ def _reason(error: Exception) -> StepResult:
 def _failed(code: int, text: str) -> StepResult:
     """A result that can be written: names of files may hold bytes that are no text (lone surrogates)."""
     return StepResult(code=code, error=text.encode(errors="replace").decode())
-
-
-def _write(path: Path, result: StepResult) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(result.model_dump_json())
-    part.replace(path)
-
-
-def _die_with(parent: int) -> None:
-    """Be killed when the parent's thread that started this process ends, however it ends."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was gone before the line above
-        os._exit(1)
 
 
 if __name__ == "__main__":

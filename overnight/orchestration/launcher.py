@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import psutil
 
-from overnight import descendants
+from overnight import processes
 from overnight.errors import DiskFull, RestartProcess, Stopped
 from overnight.events import CHILD, readable
 from overnight.gpu.card import Card
@@ -184,14 +184,14 @@ def run_child(
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=root(),
-            env={**_environment(threads), descendants.MARK: descendants.mark(folder)},
+            env={**_environment(threads), processes.STEP_MARK: processes.step_mark(folder)},
             process_group=0,
         )
     try:
         _follow(process, tails, stop, follow, log)
     finally:
         _end(process)
-        descendants.end(lambda owner: owner.folder == str(folder))
+        processes.kill_step_processes(lambda owner: owner.folder == str(folder))
     return _result(folder, process.returncode, stop)
 
 

@@ -23,14 +23,14 @@ from prefect.runtime import deployment, flow_run, task_run
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from overnight import locks, paths, services
-from overnight.best_effort import Aside, best_effort
+from overnight.best_effort import FireAndForget, best_effort
 from overnight.config import read
 from overnight.errors import ConfigError, OvernightError, StepFailed
 from overnight.orchestration.attempt import run_step
 from overnight.orchestration.pipeline import Outcome, Pending, PipelineRun, execute
+from overnight.processes import Identity
 from overnight.services import flow_processes, orphans
 from overnight.services.definitions import answers
-from overnight.services.identity import Identity
 from overnight.services.settings import ENTRYPOINT, settings
 from overnight.step import flow_names, load_pipeline
 
@@ -115,7 +115,7 @@ def _label_with_process() -> None:
     When that fails, the files of flow_processes have to do.
     """
     with suppress(OSError, HTTPError), get_client(sync_client=True) as client:
-        client.update_flow_run_labels(flow_run.id, {**Identity.mine().words()})
+        client.update_flow_run_labels(flow_run.id, {**Identity.mine().tags()})
 
 
 def _by_deployment(name: str, config: str, overrides: list[str]) -> "State[Any]":
@@ -225,7 +225,7 @@ class TaskPage:
 
     def __init__(self, label: str) -> None:
         self.label = label
-        self.aside = Aside()
+        self.aside = FireAndForget()
         self._artifact: Any = None
         self._shown_at = 0.0
 

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from overnight.gpu.card import Card
 from overnight.paths import root
-from overnight.services.identity import Identity
+from overnight.processes import Identity
 
 PACKAGES = (
     "torch",
@@ -27,7 +27,7 @@ MAX_DIFF = 1_000_000
 def tags(card: Card) -> dict[str, str]:
     """Who runs, where, on what: enough to tell later whether the process that opened a run still lives."""
     return {
-        **Identity.mine().words(),
+        **Identity.mine().tags(),
         "overnight.card": str(card),
         "mlflow.source.git.commit": commit(),
     }

@@ -1,12 +1,14 @@
 """Starts `python -m overnight.tracking.upload` when a run that is gone has left something to tell MLflow; again and again, ever more rarely, while a server is away."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 from overnight import paths
-from overnight.processes import die_with
+from overnight.processes import die_with_parent
 from overnight.services.settings import environment, log_file
 from overnight.tracking import backlog
 
@@ -54,5 +56,5 @@ class Collector:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=die_with(os.getpid()),  # noqa: PLW1509 - the supervisor has one thread
+                preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 - the supervisor has one thread
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from overnight import paths
 from overnight.errors import ServiceError
+from overnight.files import read_json
 from overnight.services.settings import folder
 
 KEPT = 3
@@ -46,8 +47,4 @@ def opened(program: str) -> None:
 
 
 def _versions() -> dict[str, str]:
-    try:
-        found: dict[str, str] = json.loads((folder() / "versions.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return found
+    return read_json(folder() / "versions.json")

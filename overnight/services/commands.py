@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 
 from overnight import locks, paths
 from overnight.errors import OvernightError, ServiceError
-from overnight.processes import Process, free, stop
+from overnight.processes import Process, port_is_free, stop
 from overnight.services.definitions import answers, services
 from overnight.services.settings import (
     Settings,
@@ -153,7 +153,7 @@ def _start(keep: bool) -> None:
 
 
 def _check_ports(now: Settings) -> None:
-    problems = [taken(s) for s in services(now) if s.port and not free(s.port)]
+    problems = [taken(s) for s in services(now) if s.port and not port_is_free(s.port)]
     if problems:
         keep_file().unlink(missing_ok=True)
         raise ServiceError(problems)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overnight import locks
+from overnight.files import atomic_write, read_json
 from overnight.processes import Process
 from overnight.services.settings import folder
 
@@ -138,18 +139,12 @@ def _file(flow_run_id: str, kind: str) -> Path:
 
 
 def _write(path: Path, values: dict[str, str]) -> None:
-    part = path.with_name(f"{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(json.dumps(values))
-    part.replace(path)
+    atomic_write(path, json.dumps(values))
 
 
 def _read(path: Path) -> dict[str, str]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+    return {str(key): str(value) for key, value in read_json(path).items()}
 
 
 def _mtime(path: Path) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from overnight import descendants
+from overnight import processes
 from overnight.processes import Process
 from overnight.services import flow_processes
 from overnight.services.settings import log_file
@@ -26,7 +26,7 @@ class Orphans:
 
     def end(self) -> list[str]:
         """One look; what was done, a line for each."""
-        killed = descendants.end(
+        killed = processes.kill_step_processes(
             lambda owner: not owner.alive()
         )  # a killed run takes its steps along; nobody took what those had started
         lines = [f"ended what a killed run has left: pids {', '.join(map(str, killed))}"] if killed else []

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from overnight import locks
+from overnight.processes import Identity
 from overnight.services import flow_processes
 from overnight.services.backlog import Collector
 from overnight.services.definitions import ask, ask_prefect, get
-from overnight.services.identity import Identity
 from overnight.services.orphans import flow_runs_of_processes
 from overnight.services.settings import POOL, Settings, users_folder
 from overnight.tracking import backlog, description
@@ -75,7 +75,7 @@ class Keeper:
             flow_processes.last_written(Path(step)) if step else 0.0,
         )
         self.seen[identity] = last
-        return flow_processes.orphaned(flow_run_id) or identity.obituary(last)
+        return flow_processes.orphaned(flow_run_id) or identity.death_reason(last)
 
     # -------------------------------------------------------------------------------------------- MLflow
 
@@ -85,7 +85,7 @@ class Keeper:
         lines = []
         for run in self._open_in_mlflow():  # steps first: their folders tell when
             tags = _tags(run)
-            identity, step = Identity.read(tags), tags.get("overnight.folder", "")
+            identity, step = Identity.from_tags(tags), tags.get("overnight.folder", "")
             why = self._gone(identity, tags.get("prefect.flow_run_id", ""), step)
             waits = (
                 step and backlog.owes(Path(step)) and not self.collector.failures
@@ -116,7 +116,7 @@ class Keeper:
         """It ended when it was last seen, as far as anybody knows, not when it was found. Not one that somebody else has just gone on with."""
         api = f"{self.settings.mlflow}/api/2.0/mlflow/runs"
         tags = _tags(get(f"{api}/get?run_id={run_id}")["run"])
-        if Identity.read(tags) != identity:
+        if Identity.from_tags(tags) != identity:
             return False
         note = description.added(tags.get(description.TAG, ""), why)
         ask(f"{api}/set-tag", {"run_id": run_id, "key": description.TAG, "value": note})
@@ -138,7 +138,7 @@ class Keeper:
         for run in self._open("/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": OPEN}}}}):
             if run["id"] in alive:
                 continue
-            identity = Identity.read(run.get("labels") or {})
+            identity = Identity.from_tags(run.get("labels") or {})
             if identity is None:
                 unnamed.append(run)
             elif why := self._gone(identity, run["id"]):
@@ -214,7 +214,7 @@ class Keeper:
         return found
 
     def _named_and_alive(self, run: Json) -> bool:
-        identity = Identity.read(run.get("labels") or {})
+        identity = Identity.from_tags(run.get("labels") or {})
         return identity is not None and identity.alive() and run["state_type"] in OPEN
 
     def _task_runs(self) -> list[str]:
@@ -247,7 +247,9 @@ class Keeper:
         wanted = {"flow_runs": {"id": {"any_": sorted(flow_run_ids)}}}
         found = self._open("/flow_runs/filter", wanted) if flow_run_ids else []
         return {
-            r["id"] for r in found if (identity := Identity.read(r.get("labels") or {})) and identity.ours()
+            r["id"]
+            for r in found
+            if (identity := Identity.from_tags(r.get("labels") or {})) and identity.ours()
         }
 
 

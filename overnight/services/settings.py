@@ -1,6 +1,5 @@
 """Addresses, folders and the environment that every process of ours gets."""
 
-import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from urllib.parse import urlsplit
 
 from overnight import locks, paths
 from overnight.errors import ServiceError
+from overnight.files import read_json
 
 HOST = "127.0.0.1"
 PREFECT_PORT, MLFLOW_PORT = 4207, 5007
@@ -116,11 +116,7 @@ def log_file(service: str) -> Path:
 
 def read_state() -> dict[str, Any]:
     """The supervisor's last words; empty when it has said nothing yet."""
-    try:
-        found = json.loads(state_file().read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_json(state_file())
 
 
 def same(one: str, other: str) -> bool:

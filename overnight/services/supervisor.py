@@ -6,12 +6,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from overnight import locks, paths
 from overnight.errors import BadInput
-from overnight.processes import Process, die_with, free, listener, stop
+from overnight.files import atomic_write
+from overnight.processes import Process, die_with_parent, port_is_free, port_listener, stop
 from overnight.services import backup
 from overnight.services.definitions import Spec, databases, services
 from overnight.services.orphans import Orphans
@@ -73,7 +75,7 @@ class Service:
             self._look()
 
     def _start(self) -> None:
-        if self.spec.port and not free(self.spec.port):
+        if self.spec.port and not port_is_free(self.spec.port):
             self._fail(taken(self.spec), final=True)
             return
         log = _open_log(self.spec.name)
@@ -85,7 +87,7 @@ class Service:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            preexec_fn=die_with(os.getpid()),  # noqa: PLW1509 - this process has one thread
+            preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 - this process has one thread
         )
         os.close(log)
         self.process = Process.of(self.popen.pid)
@@ -198,9 +200,7 @@ class Supervisor:
         }
         if said != self._said:
             self._said = said
-            part = state_file().with_suffix(".part")
-            part.write_text(json.dumps(said))
-            part.replace(state_file())
+            atomic_write(state_file(), json.dumps(said))
 
     def _back_up(self) -> None:
         """Copy what another version is about to migrate."""
@@ -281,7 +281,7 @@ def taken(spec: Spec) -> str:
     other = f"set {spec.variable} to another port" + (
         ", or change api.url in prefect.toml for good" if spec.name == "prefect" else ""
     )
-    return f"{spec.name}: port {spec.port} is taken by {listener(spec.port or 0)}; stop that, or {other}"
+    return f"{spec.name}: port {spec.port} is taken by {port_listener(spec.port or 0)}; stop that, or {other}"
 
 
 def tail(path: Path, lines: int = 2) -> str:

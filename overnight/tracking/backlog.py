@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from overnight import locks
+from overnight.files import atomic_write
 from overnight.services.settings import folder
 
 LOCK = "ship.lock"
@@ -18,9 +19,7 @@ def owe(step: Path) -> None:
     """From now on it is shipped by somebody, until `settle`."""
     path = _file(step)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(str(step))
-    part.replace(path)
+    atomic_write(path, str(step))
 
 
 def settle(step: Path) -> None:

@@ -1,7 +1,6 @@
 """What must be known to ship a step's spools, kept beside them: whoever finds the folder can go on with it."""
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Self
 from pydantic import Field
 
 from overnight.config import Values
+from overnight.files import atomic_write, read_json
 
 RECORD, SHIPPED = "record.json", "shipped.json"
 
@@ -50,7 +50,7 @@ class Record(Values):
     def write(self, folder: Path) -> Self:
         """Whole or not at all; on a disk that is full not at all."""
         with suppress(OSError):
-            _replace(folder / RECORD, self.model_dump_json(indent=1))
+            atomic_write(folder / RECORD, self.model_dump_json(indent=1))
         return self
 
     def now(self, folder: Path, **changes: Any) -> Self:
@@ -74,21 +74,11 @@ class Shipped:
     def __setitem__(self, spool: str, offset: int) -> None:
         self.offsets[spool] = offset
         with suppress(OSError):
-            _replace(self.path, json.dumps({**self._all(), self.run_id: self.offsets}))
+            atomic_write(self.path, json.dumps({**self._all(), self.run_id: self.offsets}))
 
     def _all(self) -> dict[str, Any]:
-        try:
-            found = json.loads(self.path.read_text())
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return read_json(self.path)
 
 
 def _numbers(found: object) -> dict[str, int]:
     return {str(k): v for k, v in found.items() if isinstance(v, int)} if isinstance(found, Mapping) else {}
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text)
-    part.replace(path)

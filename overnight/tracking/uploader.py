@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from overnight import events, locks
-from overnight.best_effort import best_effort, patiently
+from overnight.best_effort import best_effort, call_until_stopped
 from overnight.events import Portion
 from overnight.tracking import backlog, description
 from overnight.tracking.client import MAX_TEXT, Said, Tracker, allowed, mlflow_error
@@ -110,7 +110,7 @@ class Shipper:
         """Send all that waits and end the run; False when the server took not all of it now. Then `go_on` tells it later, or the supervisor."""
         self.record = self.record.now(self.folder, end=End(status=status, at=time.time()))
         with best_effort():  # a training that came to its end has done so, whatever becomes of the telling
-            patiently(lambda: self.conclude(HURRIED_S if stop() else PATIENCE_S), stop)
+            call_until_stopped(lambda: self.conclude(HURRIED_S if stop() else PATIENCE_S), stop)
         return self.concluded
 
     def go_on(self) -> None:
@@ -145,7 +145,7 @@ class Shipper:
         """Wait a little for the server to open the run; whether it is open."""
         until = time.monotonic() + patience_s
         with best_effort():
-            patiently(self.ship, lambda: stop() or time.monotonic() > until, 0.0)
+            call_until_stopped(self.ship, lambda: stop() or time.monotonic() > until, 0.0)
         return self._ready
 
     def _open(self) -> None:

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from overnight.files import atomic_write
 from overnight.paths import shown
 from overnight.training.out_of_memory import brief
 
@@ -102,7 +103,7 @@ class CheckpointStore:
         """Leave a plan for the process that continues from the newest state; the next state includes it and deletes it."""
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_durably(self.folder / PLAN, json.dumps(plan))
+            atomic_write(self.folder / PLAN, json.dumps(plan), durable=True)
 
     def read_plan(self) -> bytes:
         """The plan that the last process left, as JSON; empty if there is none."""
@@ -171,22 +172,8 @@ def _write(folder: Path, identity: Identity, write: Callable[[Any], None], step:
         _sync(file)
     part.replace(folder / f"{number:08d}.pt")
     facts = {"identity": identity, "step": step, "bytes": size, "sha256": hashing.sha256.hexdigest()}
-    write_durably(folder / f"{number:08d}.json", json.dumps(facts))
+    atomic_write(folder / f"{number:08d}.json", json.dumps(facts), durable=True)
     _delete_old(folder)
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write a file whole or not at all; it and earlier renames in its folder are on the disk when this returns."""
-    part = path.with_name("part")
-    with part.open("wb") as file:
-        file.write(text.encode())
-        _sync(file)
-    part.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _reason(folder: Path, error: BaseException) -> str:

@@ -14,9 +14,10 @@ from typing import Any
 
 from overnight import events, locks
 from overnight.errors import RestartProcess
+from overnight.files import atomic_write, read_json
 from overnight.paths import state
 from overnight.run import Run
-from overnight.training.checkpoint import remove, write_durably
+from overnight.training.checkpoint import remove
 
 MONITOR = ("system/", "card/")  # measured anew by every attempt: their steps count reports and go on counting
 
@@ -75,7 +76,7 @@ def _register(run: Run, folder: Path, known: Sequence[str], logged_before: Mappi
     last = latest(logged_before, *spools)
     run.logged_before = {name: step for name, step in last.items() if not name.startswith(MONITOR)}
     run.reports = 1 + max((step for name, step in last.items() if name.startswith(MONITOR)), default=-1)
-    write_durably(file, json.dumps({"folders": [*previous, mine]}))
+    atomic_write(file, json.dumps({"folders": [*previous, mine]}), durable=True)
 
 
 def latest(*steps: Mapping[str, int]) -> dict[str, int]:
@@ -97,8 +98,4 @@ def previous_attempts(key: str) -> tuple[str, ...]:
 
 def _attempts(file: Path) -> list[Any]:
     """The folders in a run.json; none where it cannot be read."""
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError):
-        return []
-    return found.get("folders", []) if isinstance(found, dict) else []
+    return list(read_json(file).get("folders", []))

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes, _get_current_di
 from torch.utils._pytree import tree_map_only
 
 from overnight.errors import DoesNotFit
+from overnight.files import source_sha256
 from overnight.gpu.out_of_memory import is_out_of_memory
 from overnight.run import Run
 from overnight.training.acceleration import FAILURES, Precision, fuse, to_device
@@ -296,7 +297,7 @@ def _digest(value: object) -> str:
 def _code_digest() -> str:
     """Of the source of this package."""
     files = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    return source_sha256(files)[:16]
 
 
 # ------------------------------------------------------------------------------------------------ room for the optimizer's state

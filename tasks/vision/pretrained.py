@@ -1,6 +1,5 @@
 """Weights to begin with: published ones, or those of a file."""
 
-import hashlib
 import os
 import pickle
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from overnight.data.download import download
 from overnight.errors import DataError
+from overnight.files import file_sha256
 from overnight.paths import shown
 from tasks.vision.params import CnnParams
 
@@ -63,8 +63,7 @@ def cached(url: str, folder: Path, note: Note) -> Path | None:
     try:
         if not path.is_file():
             download(url, path, progress=lambda _what, _done, _total: None)
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_sha256(path)
     except (DataError, OSError) as error:
         note(
             f"from scratch: the published weights are not in {shown(folder)} and could not be fetched ({' '.join(str(error).split())[:200]})"

@@ -17,8 +17,8 @@ import psutil
 from overnight import locks, services
 from overnight.gpu.ledger.entries import Request
 from overnight.gpu.ledger.ledger import Ledger
+from overnight.processes import Identity
 from overnight.services import definitions
-from overnight.services.identity import Identity
 from overnight.services.orphans import flow_run_of
 from overnight.services.settings import read_state, supervisor_lock
 from tests.chaos.case import ROOT
@@ -172,7 +172,7 @@ class House:
 
 
 def alive(said: dict[str, Any]) -> bool:
-    identity = Identity.read(said)
+    identity = Identity.from_tags(said)
     return identity is not None and identity.alive()
 
 

@@ -239,8 +239,8 @@ def test_a_child_that_cannot_write_its_result_says_why(tmp_path, monkeypatch) ->
         ask_mib=0,
     )
     (tmp_path / "spec.json").write_text(spec.model_dump_json())
-    for name in ("_die_with", "_run", "_write"):
-        monkeypatch.setattr(child, name, full if name != "_die_with" else lambda _parent: None)
+    for name in ("die_with_parent", "_run", "atomic_write"):
+        monkeypatch.setattr(child, name, full if name != "die_with_parent" else lambda _parent: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     assert child.main(tmp_path) == 14
 

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from overnight import descendants, paths
+from overnight import paths, processes
+from overnight.files import atomic_write
 from overnight.orchestration.attempt import run_step
-from overnight.orchestration.child import _failed, _write
+from overnight.orchestration.child import _failed
 from overnight.orchestration.launcher import LOG_LINES, Tail, readable
 from overnight.orchestration.pipeline import Pending, PipelineRun, _close
 from overnight.orchestration.prefect import as_state
@@ -31,7 +32,7 @@ def sleeper(mark: str) -> "subprocess.Popen[bytes]":
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={descendants.MARK: mark},
+        env={processes.STEP_MARK: mark},
         start_new_session=True,
     )
     assert process.stdout is not None
@@ -52,7 +53,7 @@ def test_what_is_no_text_is_written_readably(tmp_path):
     run = SpoolRun(tmp_path)
     run.note(ODD)
     assert readable((tmp_path / "events.jsonl").read_text())["text"] == "bad [/red] tag [bold] ?"
-    _write(tmp_path / "result.json", _failed(1, ODD))
+    atomic_write(tmp_path / "result.json", _failed(1, ODD).model_dump_json())
     assert StepResult.model_validate_json((tmp_path / "result.json").read_text()).error.endswith("?")
 
 
@@ -94,23 +95,23 @@ def test_a_flood_of_lines_is_cut_and_counted(tmp_path):
 
 def test_a_process_that_left_the_group_ends_with_its_step(checkout):
     mine, others = (paths.steps() / name for name in ("mine", "others"))
-    kept, gone = sleeper(descendants.mark(others)), sleeper(descendants.mark(mine))
-    assert descendants.end(lambda owner: owner.folder == str(mine)) == [gone.pid]
+    kept, gone = sleeper(processes.step_mark(others)), sleeper(processes.step_mark(mine))
+    assert processes.kill_step_processes(lambda owner: owner.folder == str(mine)) == [gone.pid]
     assert gone.wait(5) == -9
     assert kept.poll() is None
-    assert descendants.end(lambda owner: not owner.alive()) == []
+    assert processes.kill_step_processes(lambda owner: not owner.alive()) == []
     kept.communicate()
 
 
 def test_what_a_killed_run_left_is_found_by_its_owner(checkout):
     owner = subprocess.Popen([sys.executable, "-c", ""])
     owner.wait()
-    dead = descendants.mark(paths.steps() / "step").replace(str(os.getpid()), str(owner.pid), 1)
-    foreign = descendants.mark(Path("/elsewhere/.overnight/steps/step")).replace(
+    dead = processes.step_mark(paths.steps() / "step").replace(str(os.getpid()), str(owner.pid), 1)
+    foreign = processes.step_mark(Path("/elsewhere/.overnight/steps/step")).replace(
         str(os.getpid()), str(owner.pid), 1
     )
     left, kept = sleeper(dead), sleeper(foreign)
-    assert descendants.end(lambda owner: not owner.alive()) == [left.pid]
+    assert processes.kill_step_processes(lambda owner: not owner.alive()) == [left.pid]
     assert left.wait(5) == -9
     kept.communicate()
 

@@ -14,10 +14,9 @@ import pytest
 from overnight import services
 from overnight.gpu.card import virtual
 from overnight.gpu.ledger.ledger import Ledger
-from overnight.processes import Process, boot
+from overnight.processes import Identity, Process, boot
 from overnight.run import SpoolRun
 from overnight.services import definitions, flow_processes, vram_limit
-from overnight.services.identity import Identity
 from overnight.services.reconcile import Keeper
 from overnight.tracking import backlog
 from overnight.tracking.record import End, Record
@@ -56,21 +55,21 @@ def dead(request) -> Identity:
 
 def test_an_identity_is_read_back_and_tells_the_living_from_the_dead(folder):
     mine = Identity.mine()
-    assert Identity.read(mine.words()) == mine
+    assert Identity.from_tags(mine.tags()) == mine
     assert (mine.ours(), mine.alive()) == (True, True)
     other = Identity(mine.host, mine.state, mine.boot, mine.pid, str(int(mine.started) + 1))
     assert not other.alive()  # the pid was given to somebody else
     assert not Identity(mine.host, mine.state, "another boot", mine.pid, mine.started).alive()
     assert not Identity("elsewhere", mine.state, boot(), mine.pid, mine.started).ours()
-    assert Identity.read({"overnight.host": "x"}) is None
-    assert Identity.read({}) is None
+    assert Identity.from_tags({"overnight.host": "x"}) is None
+    assert Identity.from_tags({}) is None
 
 
 def test_an_obituary_says_what_died_and_when(folder):
     mine = Identity.mine()
-    assert "last seen alive 2026-" in mine.obituary(1.79e9)
-    assert str(os.getpid()) in mine.obituary()
-    assert "machine" in Identity(mine.host, mine.state, "before", mine.pid, mine.started).obituary()
+    assert "last seen alive 2026-" in mine.death_reason(1.79e9)
+    assert str(os.getpid()) in mine.death_reason()
+    assert "machine" in Identity(mine.host, mine.state, "before", mine.pid, mine.started).death_reason()
 
 
 def test_a_run_leaves_what_it_meant_to_say_until_somebody_has_read_it(folder):
