@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,14 +56,14 @@ def test_the_files_exist() -> None:
     assert listed
     names = [line.split()[0] for line in listed[1].splitlines()]
     quoted = re.findall(r"`((?:tasks|flows|configs|overnight|tests|requirements)[\w./-]*\.\w+)`", TEXT)
-    made = {".overnight/", "configs/leaves.yaml"}
+    made = {".overnight/", "configs/leaves.yaml", "tasks/vision/neighbours.py"}
     assert [name for name in [*names, *quoted] if name not in made and not (ROOT / name).exists()] == []
 
 
 def test_two_yaml_files_make_an_experiment(tmp_path: Path) -> None:
     from PIL import Image
 
-    entry, config = blocks("yaml")
+    entry, config, _night = blocks("yaml")
     for folder in ("datasets", "configs"):
         (tmp_path / folder).mkdir()
     (tmp_path / "datasets/leaves.yaml").write_text(entry)
@@ -82,6 +83,25 @@ def test_two_yaml_files_make_an_experiment(tmp_path: Path) -> None:
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
     )
     assert (done.stdout, done.returncode) == ("vision 20 ('elm', 'oak')\n", 0), done.stderr
+
+
+def test_the_night_can_be_loaded(tmp_path: Path) -> None:
+    from overnight.orchestration.pipeline import load
+
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    night = tmp_path / "configs" / "night.yaml"
+    night.write_text(blocks("yaml")[2])
+    pipeline, experiment = load(night)
+    assert pipeline.name == "nightly"
+    assert [part.name for part in experiment.experiments] == ["etl", "cifar10", "planes"]
+    assert experiment.experiments[2].gnn.epochs == 100
+
+
+def test_the_page_on_architecture_names_files_that_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    names = re.findall(r"`((?:tasks|flows|configs|overnight|tests)/[\w./-]+)`", text)
+    assert len(names) > 30
+    assert [name for name in names if name != "tasks/FAMILY/" and not (ROOT / name).exists()] == []
 
 
 @pytest.fixture
