@@ -75,7 +75,7 @@ class DiskFull(OvernightError):
 
 
 class RestartProcess(OvernightError):
-    """A training left its process, and a fresh one is to go on from its checkpoint: memory ran out, or others need the card."""
+    """A fresh process is to continue from the checkpoint: memory ran out, or others need the card."""
 
     child_code = 15
 

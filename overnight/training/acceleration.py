@@ -1,4 +1,4 @@
-"""Faster on a card with the same mathematics: mixed precision, channels-last, fused optimizers, compiled models."""
+"""Mixed precision, channels-last, fused optimizers and compiled models: faster, with the same mathematics."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -24,7 +24,8 @@ FAILURES = (  # of compilers and what they call
 class Precision:
     """The dtype of a forward pass, and the loss scale that fp16 needs.
 
-    asked: "fp32", "bf16", "fp16", or "auto": bf16 or fp16 on a CUDA card, whichever it computes, fp32 elsewhere.
+    asked: "fp32", "bf16", "fp16", or "auto": bf16 or fp16 on a CUDA card, whichever it computes, fp32
+    elsewhere.
     """
 
     def __init__(self, asked: str, device: torch.device) -> None:
@@ -35,7 +36,7 @@ class Precision:
 
     @property
     def scales(self) -> bool:
-        """Whether losses are scaled: gradients must then be summed the same way for every micro-batch size."""
+        """Whether losses are scaled: gradients are then summed the same way for every micro-batch size."""
         return self.name == "fp16"
 
     def cast(self) -> contextlib.AbstractContextManager[Any]:
@@ -73,7 +74,7 @@ def automatic(device: torch.device) -> str:
 
 
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:
-    """Move the model to the device; on a CUDA card convolutions get channels-last weights, and so do their outputs.
+    """Move the model to the device; on a CUDA card convolutions get channels-last weights.
 
     On a CPU the layout stays as its author chose: which one is faster there differs from net to net.
     """
@@ -83,7 +84,7 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def fuse(optimizer: torch.optim.Optimizer) -> bool:
-    """Turn on fused kernels for weights on a CUDA card, unless the author chose; True if any group is now fused."""
+    """Use fused kernels for weights on a CUDA card, unless the author chose; True if any group now does."""
     found = False
     for group in optimizer.param_groups if isinstance(optimizer, FUSED) else []:
         chosen = (

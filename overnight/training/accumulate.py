@@ -1,4 +1,4 @@
-"""Gradient accumulation: out of memory changes the micro-batch, never the gradients of the effective batch."""
+"""Gradient accumulation: out of memory changes the micro-batch, never the gradients of the batch."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,9 +23,10 @@ GROW_AFTER = 100  # good optimizer steps before a larger micro-batch is tried; d
 class MicroBatchState:
     """The micro-batch in use and what led to it; a part of the checkpoint.
 
-    size: samples at once; largest: the limit when growing; least: the fewest that the model takes; faults: times memory ran out;
-    last_try: the smallest size has failed once; good: optimizer steps since the last change; patience: how many before it grows;
-    grown: the last change was an increase; stuck: the optimizer step inside which memory ran out with the smallest size.
+    size: samples at once; largest: the limit when growing; least: the fewest that the model takes; faults:
+    times memory ran out; last_try: the smallest size has failed once; good: optimizer steps since the last
+    change; patience: how many before it grows; grown: the last change was an increase; stuck: the optimizer
+    step inside which memory ran out with the smallest size.
     """
 
     size: int
@@ -48,7 +49,7 @@ class MicroBatchState:
             self.grown = True
 
     def failed(self, smaller: int | None) -> bool:
-        """Take the smaller size, or None where there is none; whether to try again (the smallest size once more)."""
+        """Take the smaller size, if any (None: keep it); whether to try again (the smallest once more)."""
         self.patience *= 2 if self.grown else 1
         self.faults += 1
         self.good = 0
@@ -61,10 +62,11 @@ class MicroBatchState:
 
 @dataclass
 class LossSum:
-    """The loss summed over the samples of an effective batch, and their count; both stay on the card until they are read.
+    """The loss summed over the samples of an effective batch, and their count.
 
-    averaged: the gradients are of the loss per sample, because the whole batch was computed at once; otherwise they are sums,
-    and the optimizer's step divides them. parts: how many micro-batches.
+    Both stay on the card until they are read.
+    averaged: the gradients are of the loss per sample, because the whole batch was computed at once;
+    otherwise they are sums, and the optimizer's step divides them. parts: how many micro-batches.
     """
 
     total: float | Tensor = 0.0
@@ -109,8 +111,9 @@ def _detached(value: Tensor | float) -> float | Tensor:
 class GradientAccumulation:
     """Computes the gradients of an effective batch in as many micro-batches as the memory requires.
 
-    split_effects: what splitting a batch changes, known after the first step; gflop: of one sample, forward and backward, known
-    after the first micro-batch; free_cache: frees memory of the card that only saves time, False if there is none.
+    split_effects: what splitting a batch changes, known after the first step; gflop: of one sample, forward
+    and backward, known after the first micro-batch; free_cache: frees memory of the card that only saves
+    time, False if there is none.
     """
 
     def __init__(
@@ -135,7 +138,7 @@ class GradientAccumulation:
         run.micro_batch = micro.size
 
     def gradients(self, batch: Batch) -> LossSum:
-        """Compute the gradients of the loss of the whole batch, in .grad (see LossSum). Raises DoesNotFit, BadInput."""
+        """Gradients of the loss of the whole batch, in .grad (see LossSum). Raises DoesNotFit, BadInput."""
         first = self.split_effects is None
         if first:
             check_batch(batch)
@@ -182,7 +185,8 @@ class GradientAccumulation:
         if changed:
             raise BadInput(
                 "memory ran out, and the step cannot be done again: the loss has changed its batch in place "
-                f"({', '.join(changed)}). Let it work on a copy: x = batch['x'] * 0.5 instead of batch['x'].mul_(0.5)"
+                f"({', '.join(changed)}). Let it work on a copy: "
+                "x = batch['x'] * 0.5 instead of batch['x'].mul_(0.5)"
             )
 
     def stepped(self) -> None:
@@ -213,8 +217,8 @@ class GradientAccumulation:
         following = next(parts, None)
         if part is None:
             raise BadInput(
-                f"micro_batches gave nothing for a batch of {count(batch)} samples and micro-batches of {self.micro.size}: "
-                "it yields parts"
+                f"micro_batches gave nothing for a batch of {count(batch)} samples and "
+                f"micro-batches of {self.micro.size}: it yields parts"
             )
         loss.averaged = following is None and not self.precision.scales
         while part is not None:
@@ -246,7 +250,7 @@ class GradientAccumulation:
         return {name: t.clone() if t is part[name] else t for name, t in moved.items()}
 
     def _split(self, batch: Batch, size: int) -> Iterator[Batch]:
-        """Micro-batches of at most `size` samples; at least 2 if the model refuses one: an odd batch then has a part of 3."""
+        """Micro-batches of at most `size`; if the model refuses one sample, of 2, or 3 in an odd batch."""
         if self.micro.least > 1 and size <= 2:
             size = 2 + count(batch) % 2
         return self.recipe.micro_batches(batch, size)
@@ -267,7 +271,7 @@ class GradientAccumulation:
             parameter.grad = None
 
     def shrink(self, batch: Batch, reason: str) -> None:
-        """Free the cache, else halve the micro-batch, and note it. Raises DoesNotFit when there is nothing left to halve."""
+        """Free the cache, else halve the micro-batch, and note it. Raises DoesNotFit when it is minimal."""
         micro = self.micro
         self.run.out_of_memory += 1
         if self.free_cache():

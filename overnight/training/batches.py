@@ -13,10 +13,11 @@ Batch = dict[str, Tensor]  # every tensor has the samples in its first dimension
 
 
 class Batches:
-    """One epoch's effective batches: the order is drawn at once, each batch is made when it is due, from a seed of its own.
+    """One epoch's effective batches.
 
-    So the augmentation of a sample depends on the epoch and its position there, never on batches made before: a resumed
-    training begins at any batch at no cost.
+    The order is drawn at once, each batch is made when it is due, from a seed of its own. So the augmentation
+    of a sample depends on the epoch and its position there, never on batches made before: a resumed training
+    begins at any batch at no cost.
 
     order: for each batch the indices of its samples; make(indices, generator) -> the batch.
     """
@@ -47,7 +48,7 @@ class Batches:
 
 
 class Seeded(torch.Generator):
-    """A generator that knows the numbers it was seeded with: for an epoch, the run's seed and the epoch's number."""
+    """A generator that knows what it was seeded with: for an epoch, the run's seed and the epoch's number."""
 
     numbers: tuple[int, ...] = ()
 
@@ -79,9 +80,10 @@ def samples(batches: Iterable[Batch], index: int) -> list[int]:
 
 
 def split_by_sample(batch: Batch, size: int) -> Iterator[Batch]:
-    """Micro-batches of at most `size` samples, as even as possible: sizes differ by 1 at most, the largest comes first.
+    """Micro-batches of at most `size` samples, whose sizes differ by 1 at most, the largest first.
 
-    So no sample is alone while others fit, which batch normalisation would refuse. Raises BadInput if a tensor is not of samples.
+    So no sample is alone while others fit, which batch normalisation would refuse. Raises BadInput if a
+    tensor is not of samples.
     """
     total = count(batch)
     if total <= size:  # slices of the whole would cost more than this check
@@ -94,8 +96,9 @@ def split_by_sample(batch: Batch, size: int) -> Iterator[Batch]:
     }
     if odd:
         raise BadInput(
-            f"a batch of {total} samples (the length of {next(iter(batch))!r}) cannot be cut by samples: it also holds {odd}. "
-            "Keep what is no sample out of the batch (in the model, say), or give the recipe `micro_batches` of its own"
+            f"a batch of {total} samples (the length of {next(iter(batch))!r}) cannot be cut by samples: "
+            f"it also holds {odd}. Keep what is no sample out of the batch (in the model, say), "
+            "or give the recipe `micro_batches` of its own"
         )
     number = -(-total // size)
     for start, end in pairwise(-(-total * i // number) for i in range(number + 1)):

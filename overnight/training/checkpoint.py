@@ -1,4 +1,4 @@
-"""Checkpoints on disk: each written whole or not at all and checked by a digest; those of the last two steps are kept.
+"""Checkpoints on disk: written whole or not at all, checked by a digest; those of two steps are kept.
 
 .overnight/checkpoints/<key of the step>/lock       held by the one run that trains it
                                          run.json   the folders of all attempts
@@ -54,7 +54,7 @@ class CheckpointStore:
         return self.folder is not None and time.monotonic() >= self.next
 
     def save(self, identity: Identity, write: Callable[[Any], None], step: int) -> None:
-        """Keep what `write(file)` writes, the state after `step` optimizer steps; a failure is logged and training continues."""
+        """Keep what `write(file)` writes, the state after `step` steps; a failure is only logged."""
         if self.folder is None:
             return
         began = time.monotonic()
@@ -100,7 +100,7 @@ class CheckpointStore:
                     facts.with_suffix(".pt").unlink(missing_ok=True)
 
     def save_plan(self, plan: dict[str, Any]) -> None:
-        """Leave a plan for the process that continues from the newest state; the next state includes it and deletes it."""
+        """Leave a plan for the process that continues from the newest state; the next save deletes it."""
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             atomic_write(self.folder / PLAN, json.dumps(plan), durable=True)
@@ -188,9 +188,10 @@ def _sync(file: IO[bytes]) -> None:
 
 
 def _delete_old(folder: Path) -> None:
-    """Delete all but the newest of each of the last two steps, states that a crash left without facts, and the plan.
+    """Delete all but the newest of each of the last two steps; also the plan, and states without facts.
 
-    Two of the same step would hold the same weights: when the next loss shows that they diverged, there must be others.
+    Two of the same step would hold the same weights: when the next loss shows that they diverged, there must
+    be others.
     """
     newest = {_step(facts): facts.stem for facts in _facts_files(folder)}
     kept = sorted(newest.values())[-KEPT_STEPS:]

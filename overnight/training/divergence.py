@@ -1,4 +1,4 @@
-"""Divergence: a loss that is NaN, infinite or far too large, traced to its step without waiting for the card each time."""
+"""Divergence: a NaN, infinite or far too large loss, traced to its step without a wait at each step."""
 
 import json
 import math
@@ -39,7 +39,7 @@ class Divergence:
 
 
 class LossMonitor:
-    """Checks losses, some steps at a time: until then they stay on the card. The first and the last 20 are in the checkpoint."""
+    """Checks losses, some steps at a time: until then they stay on the card. A part of the checkpoint."""
 
     def __init__(self) -> None:
         self.pending = list[tuple[StepIndex, LossSum]]()

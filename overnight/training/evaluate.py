@@ -26,7 +26,8 @@ EXPECTED = 'expected is a dict of numbers by name, such as {"accuracy": 0.9}'
 class EvalBatches:
     """How large the batches of an evaluation may be; a part of the checkpoint.
 
-    limit: most samples at once, 0: no limit; used: predict_in_batches was called; faults: times memory ran out.
+    limit: most samples at once, 0: no limit; used: predict_in_batches was called; faults: times memory ran
+    out.
     """
 
     limit: int = 0
@@ -56,7 +57,7 @@ def remembered_in(eval_batches: EvalBatches) -> Iterator[None]:
 def predict_in_batches(
     function: Callable[[Tensor], Tensor], inputs: Tensor, device: torch.device, size: int
 ) -> list[Tensor]:
-    """Outputs of `function` for at most `size` inputs at a time, on the host; halves the size where memory runs out."""
+    """Outputs of `function` on the host, at most `size` inputs at a time; out of memory halves the size."""
     eval_batches = _ACTIVE.get() or EvalBatches()
     eval_batches.used = True
     outputs = list[Tensor]()
@@ -94,7 +95,7 @@ def evaluate(
     precision: Precision | None = None,
     eval_batches: EvalBatches | None = None,
 ) -> Scores:
-    """The recipe's scores on a split, in eval mode and without gradients; smaller batches where memory runs out."""
+    """The recipe's scores on a split, in eval mode; out of memory makes batches smaller."""
     device = next(model.parameters()).device
     cast = (precision or Precision(recipe.params.precision, device)).cast
 

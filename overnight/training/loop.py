@@ -1,4 +1,4 @@
-"""The training loop: from the last checkpoint to the end, through out of memory, divergence and requests to stop."""
+"""The training loop, from the last checkpoint to the end."""
 
 import pickle
 from dataclasses import asdict, dataclass, replace
@@ -48,7 +48,7 @@ class RollbackToCheckpoint(Exception):
 
 @dataclass
 class TrainResult:
-    """The weights of the best epoch, in eval mode, its scores, its number from 1, and the scores of all epochs."""
+    """The weights of the best epoch in eval mode, its scores, its number from 1, and all scores."""
 
     model: nn.Module
     scores: Scores
@@ -57,16 +57,18 @@ class TrainResult:
 
 
 def train(recipe: Recipe[Data], run: Run, data: Data) -> TrainResult:
-    """Train on `data`; keep the epoch with the best score `recipe.monitor` on the split "val", without one the last epoch.
+    """Train on `data` and return the epoch with the best score `recipe.monitor` on the split "val".
 
-    Continues from the run's checkpoint, if there is one. Out of memory makes the micro-batch smaller. On a CUDA card the engine
-    chooses layout, fused optimizer, compiling, and where the data lie (a dict of tensors moves to the card when it fits).
+    Without such a score it returns the last epoch. Continues from the run's checkpoint, if there is one. Out
+    of memory makes the micro-batch smaller. On a CUDA card the engine chooses layout, fused optimizer,
+    compiling, and where the data lie (a dict of tensors moves to the card when it fits).
 
-    Logs train/loss, train/lr (thinned), val/*, train/samples_per_s and train/tflops per epoch, train/micro_batch,
-    train/gflop_per_sample; the second training of a step logs train-2/loss, val-2/*, and so on.
+    Logs train/loss, train/lr (thinned), val/*, train/samples_per_s and train/tflops per epoch,
+    train/micro_batch, train/gflop_per_sample; the second training of a step logs train-2/loss, val-2/*, and
+    so on.
 
-    Raises BadInput, DoesNotFit, Diverged, Stopped, OutOfMemory where memory is paged silently, and RestartProcess where a
-    fresh process is to continue: see errors.py.
+    Raises BadInput, DoesNotFit, Diverged, Stopped, OutOfMemory where memory is paged silently, and
+    RestartProcess where a fresh process is to continue: see errors.py.
     """
     params = recipe.params
     size = params.micro_batch or params.batch
@@ -236,7 +238,7 @@ class Trainer(Generic[Data]):
             raise OutOfMemory(slow)
 
     def _yield_card(self) -> None:
-        """Raise RestartProcess when others need the card, and this training can continue from a checkpoint."""
+        """Raise RestartProcess when others need the card, if this training can continue later."""
         if not self.run.restarts or self.store.folder is None:
             return
         why = self.run.should_yield()
@@ -270,7 +272,7 @@ class Trainer(Generic[Data]):
             self.paging.pause()
 
     def _optimizer_step(self, loss: LossSum, batch: Batch) -> None:
-        """The optimizer's step. Out of memory inside it leaves weights and moments half updated: none of them can be kept."""
+        """The optimizer's step. If memory runs out inside it, weights are half updated: none can be kept."""
         state = self.state
         micro = self.accumulation.micro
         try:
@@ -292,7 +294,7 @@ class Trainer(Generic[Data]):
         )
 
     def _check_losses(self) -> None:
-        """Report a bad loss among those pending; raises RollbackToCheckpoint if the recipe allows it, else Diverged."""
+        """Report a bad pending loss; raises RollbackToCheckpoint if the recipe allows it, else Diverged."""
         state = self.state
         recipe = self.recipe
         found = state.monitor.check()
@@ -308,5 +310,6 @@ class Trainer(Generic[Data]):
             reason = f"{found}; the learning rate is now times {recipe.rollback:g}"
             raise RollbackToCheckpoint(reason, replace(state.plan, rate=recipe.rollback))
         raise Diverged(
-            f"{found}; see divergence.json. Try a smaller learning rate, clipping (clip), or precision fp32 or bf16"
+            f"{found}; see divergence.json. "
+            "Try a smaller learning rate, clipping (clip), or precision fp32 or bf16"
         )

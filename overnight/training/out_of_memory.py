@@ -28,30 +28,31 @@ def free() -> None:
 
 
 def room_bytes(budget_mib: int | None, device: torch.device) -> float:
-    """What training leaves of the lease on a CUDA card, less a reserve for steps that take more than those before."""
+    """What training leaves of the lease on a CUDA card, less a reserve for steps that take more."""
     held = torch.cuda.memory_reserved(device)
     bound = budget_mib << 20 if budget_mib else torch.cuda.mem_get_info(device)[0] + held
     return FILL * bound - torch.cuda.max_memory_reserved(device)
 
 
 def does_not_fit(used: int, can_split: bool, budget_mib: int | None, reason: str, least: int = 1) -> str:
-    """The message when nothing smaller is left to try. used: samples at once; least: the fewest that the model takes."""
+    """The message when nothing smaller can be tried. used: samples at once; least: the fewest possible."""
     room = f"{budget_mib} MiB of the card" if budget_mib else "the memory there is"
     if least > 1 and used <= 3:
         return (
-            f"{used} samples at a time do not fit {room}, and the model refuses one alone, as batch normalisation does: "
-            "use a larger card, a model without batch normalisation, a smaller one or smaller inputs, "
+            f"{used} samples at a time do not fit {room}, and the model refuses one alone, "
+            "as batch normalisation does: use a larger card, a model without batch normalisation, "
+            "a smaller one or smaller inputs, "
             f"or precision bf16 ({reason})"
         )
     if can_split:
         return (
-            f"one sample at a time does not fit {room}: use a smaller model or smaller inputs, or precision bf16, "
-            f"or ask for more ({reason})"
+            f"one sample at a time does not fit {room}: use a smaller model or smaller inputs, "
+            f"or precision bf16, or ask for more ({reason})"
         )
     what = "what this step computes at once" if used != 1 else "one sample"
     return (
-        f"{what} does not fit {room}, and it cannot be split (a whole graph): use fewer hidden values or layers, "
-        f"or ask for more ({reason})"
+        f"{what} does not fit {room}, and it cannot be split (a whole graph): "
+        f"use fewer hidden values or layers, or ask for more ({reason})"
     )
 
 
@@ -77,10 +78,10 @@ def _host_generators() -> list[tuple[Callable[[], Any], Callable[[Any], None]]]:
 
 
 class StepSnapshot:
-    """What a forward pass changes besides gradients: the model's buffers (running statistics) and the random states.
+    """What a forward pass changes besides gradients: the model's buffers and the random states.
 
-    Buffers are known by module and name, because some are updated by assignment. Python's and numpy's generators are slow to
-    read: after the first step only those that it drew from are saved.
+    Buffers are known by module and name, because some are updated by assignment. Python's and numpy's
+    generators are slow to read: after the first step only those that it drew from are saved.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
@@ -122,7 +123,7 @@ class StepSnapshot:
             set_state(state)
 
     def used_rng(self) -> bool:
-        """Whether a generator was drawn from since the snapshot; the host's that were not are no longer saved."""
+        """Whether a generator was drawn from; the host's that were not are no longer saved."""
         drawn = [
             ((get, set_state), state)
             for (get, set_state), state in zip(self.generators, self.host_states, strict=True)

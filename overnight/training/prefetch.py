@@ -1,4 +1,4 @@
-"""Where the data of a training lie, and when batches are made: from data on the card, else by a thread while the card computes."""
+"""Where training data lie, and who makes batches: the card, or a thread while the card computes."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +21,8 @@ MIB = 1 << 20
 class Prefetcher(Generic[Data]):
     """The batches of a training's epochs: the same ones in the same order, wherever the data lie.
 
-    make(data) -> the batches of the current epoch; index() -> how many of them are done. where: for people; moved_bytes: data on the card.
+    make(data) -> the batches of the current epoch; index() -> how many of them are done. where: for people;
+    moved_bytes: data on the card.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Prefetcher(Generic[Data]):
             inner.close()
 
     def settle(self, room_bytes: float) -> None:
-        """Move the data of the batches to the card, if they fit in the room and a batch made there is equal bit for bit."""
+        """Move the data to the card, if they fit in the room and a batch made there is equal bit for bit."""
         names = self._used_names()
         if not isinstance(self.host, dict) or not names:
             self.where = "host: not tensors by name" if not names else "host"
@@ -78,7 +79,10 @@ class Prefetcher(Generic[Data]):
         size = sum(self.host[name].nbytes for name in names)
         if size > room_bytes:
             room_mib = max(0.0, room_bytes) / MIB
-            self.where = f"host: {size / MIB:,.0f} MiB do not fit into the {room_mib:,.0f} MiB that training leaves of the lease"
+            self.where = (
+                f"host: {size / MIB:,.0f} MiB do not fit into the {room_mib:,.0f} MiB "
+                "that training leaves of the lease"
+            )
             return
         try:
             self._move({name: self.host[name].to(self.device, copy=True) for name in names})
@@ -147,7 +151,7 @@ class _Recorder(dict[Any, Any]):
 def prefetch(
     batches: Batches, first: int, finish: Callable[[Batch], Batch], depth: int = DEPTH
 ) -> Iterator[Batch]:
-    """The batches from number `first` on, `depth` of them made ahead by a thread; an error is raised at its batch's turn."""
+    """Batches from number `first` on, `depth` of them made ahead by a thread; errors come in order."""
     waiting = deque[Future[Batch]]()
     with ThreadPoolExecutor(1, "batches") as pool:
         try:
@@ -163,7 +167,7 @@ def prefetch(
 
 
 def pinned(batch: Batch) -> Batch:
-    """The batch in page-locked memory, which the card copies by itself; unchanged where there is none left."""
+    """The batch in page-locked memory, which the card copies itself; unchanged where there is none."""
     try:
         return {name: tensor if tensor.is_cuda else tensor.pin_memory() for name, tensor in batch.items()}
     except RuntimeError:

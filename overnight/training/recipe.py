@@ -54,7 +54,8 @@ class Recipe(Generic[Data]):
 
     build() -> model.
     example_batch(n) -> a batch of n made-up samples with the real shapes and dtypes, from the spec alone.
-    batches(data, generator) -> one epoch of effective batches; order and augmentation depend on the generator alone.
+    batches(data, generator) -> one epoch of effective batches; order and augmentation depend on the generator
+    alone.
         Return Batches, so that a resumed training can begin in the middle of an epoch at no cost.
     steps_per_epoch(data) -> optimizer steps.
     loss(model, batch) -> (sum over samples, count).
@@ -66,9 +67,11 @@ class Recipe(Generic[Data]):
     ema: decay of the average of the weights, which is then evaluated and kept; 0: no average.
     micro_batches(batch, size) -> the batch in parts of at most `size` samples.
     final_epoch_batches: replaces `batches` in the last sixth of the epochs.
-    batch_dependent_loss: why a sample's loss depends on others of its micro-batch (a contrastive loss), in words.
-    eval_example() -> made-up data whose split "val" fills one batch of an evaluation, to predict its memory by.
-    rollback: when training diverges, return once to the last checkpoint with the learning rate times this; 0: fail.
+    batch_dependent_loss: why a sample's loss depends on others of its micro-batch (a contrastive loss), in
+    words.
+    eval_example() -> made-up data whose split "val" fills one batch of an evaluation, to predict its memory
+    by. rollback: when training diverges, return once to the last checkpoint with the learning rate times
+    this; 0: fail.
     """
 
     build: Callable[[], nn.Module]
@@ -128,16 +131,18 @@ def check_loss(returned: Any) -> None:
     loss, counted = returned
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise BadInput(
-            f"the first that the loss returned is {_described(loss)}: {LOSS_CONTRACT}, the sum as a tensor of one value"
+            f"the first that the loss returned is {_described(loss)}: {LOSS_CONTRACT}, "
+            "the sum as a tensor of one value"
         )
     if not loss.requires_grad:
         raise BadInput(
-            "the sum that the loss returned depends on no weight that is trained (detached, or all weights frozen?): "
-            + LOSS_CONTRACT
+            "the sum that the loss returned depends on no weight that is trained "
+            f"(detached, or all weights frozen?): {LOSS_CONTRACT}"
         )
     if counted.numel() != 1 if isinstance(counted, Tensor) else not hasattr(counted, "__float__"):
         raise BadInput(
-            f"the second that the loss returned is {_described(counted)}: {LOSS_CONTRACT}, the number as one value"
+            f"the second that the loss returned is {_described(counted)}: {LOSS_CONTRACT}, "
+            "the number as one value"
         )
 
 
@@ -145,7 +150,8 @@ def mean_warning(counted: float | Tensor, parts: int, samples: int) -> str:
     """A warning where every micro-batch of several samples counted as 1; empty otherwise."""
     if parts >= samples or float(counted) != parts:
         return ""
-    return f"the loss counts each micro-batch as 1, so it depends on how a batch is split; if it is a mean: {LOSS_CONTRACT}"
+    why = "the loss counts each micro-batch as 1, so it depends on how a batch is split"
+    return f"{why}; if it is a mean: {LOSS_CONTRACT}"
 
 
 def _described(value: Any) -> str:

@@ -1,8 +1,9 @@
 """Attempts at one step: which process may keep its checkpoints, and what previous attempts have logged.
 
-A resumed attempt repeats the optimizer steps after its checkpoint, and would log them again. Events in the spool of a previous
-attempt are uploaded in any case, and MLflow cannot delete points, so cutting the spool at the checkpoint would come too late.
-Therefore repeats are left out (`Run.logged_before`): the first attempt that reaches a (metric, step) logs it.
+A resumed attempt repeats the optimizer steps after its checkpoint, and would log them again. Events in the
+spool of a previous attempt are uploaded in any case, and MLflow cannot delete points, so cutting the spool at
+the checkpoint would come too late. Therefore repeats are left out (`Run.logged_before`): the first attempt
+that reaches a (metric, step) logs it.
 """
 
 import json
@@ -37,8 +38,9 @@ def acquire_checkpoints(
 ) -> Iterator[None]:
     """Let the run keep checkpoints under the step's key; they are removed when the block ends well.
 
-    known: folders of the attempts that its MLflow run already includes; logged_before: the last step of each metric there.
-    While another process trains the same step, it holds the checkpoints: this run then trains without any.
+    known: folders of the attempts that its MLflow run already includes; logged_before: the last step of each
+    metric there. While another process trains the same step, it holds the checkpoints: this run then trains
+    without any.
     """
     folder = checkpoints_of(key)
     with ExitStack() as held:
@@ -64,7 +66,8 @@ def acquire_checkpoints(
 def _register(run: Run, folder: Path, known: Sequence[str], logged_before: Mapping[str, int]) -> None:
     """Add this attempt to run.json, and set what the run must not log again.
 
-    Spools of previous attempts that its MLflow run does not include yet are announced, so that they are uploaded to it.
+    Spools of previous attempts that its MLflow run does not include yet are announced, so that they are
+    uploaded to it.
     """
     file = folder / "run.json"
     mine = str(run.folder)

@@ -55,7 +55,8 @@ class BestEpoch:
 class TrainState(Generic[Data]):
     """Model, average of the weights, optimizer, schedule, loss scale, losses, position, best epoch.
 
-    done: optimizer steps in all; index: those of the epoch; total: those of the whole training; restored: from a checkpoint.
+    done: optimizer steps in all; index: those of the epoch; total: those of the whole training; restored:
+    from a checkpoint.
     """
 
     def __init__(self, recipe: Recipe[Data], run: Run, data: Data, plan: ResumePlan) -> None:
@@ -236,7 +237,7 @@ def merged_json(now: ResumePlan, text: bytes) -> ResumePlan:
     return merged(now, asdict(found)) if found.micro.size > 0 else now
 
 
-# ------------------------------------------------------------------------------------------------ parts of a checkpoint
+# -------------------------------------------------------------------------- parts of a checkpoint
 
 
 def hidden_buffers(model: nn.Module) -> Weights:
@@ -300,7 +301,7 @@ def _code_digest() -> str:
     return source_sha256(files)[:16]
 
 
-# ------------------------------------------------------------------------------------------------ room for the optimizer's state
+# ---------------------------------------------------------------- room for the optimizer's state
 
 
 def is_bounded(device: torch.device) -> bool:
@@ -313,8 +314,9 @@ def reserve_optimizer_state(
 ) -> list[Tensor]:
     """Tensors as large as the state that the optimizer makes in its first step, to be freed just before that.
 
-    So memory runs out in a forward pass, which can be undone. A second optimizer makes the tensors, in a step without rate or
-    gradient; none for optimizers that make their state at once, or cannot step like that. Raises DoesNotFit.
+    So memory runs out in a forward pass, which can be undone. A second optimizer makes the tensors, in a step
+    without rate or gradient; none for optimizers that make their state at once, or cannot step like that.
+    Raises DoesNotFit.
     """
     tries = 2  # another process may have caused the first failure
     reason = ""

@@ -22,7 +22,7 @@ FULL = 0.95  # of the lease: with more, it is full
 
 
 class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts, while entered, the operations of matrix products, convolutions and attention, forward and backward."""
+    """Counts the operations of matrix products, convolutions and attention, forward and backward."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -59,7 +59,7 @@ class ThroughputMeter:
         self.seen += samples
 
     def metrics(self, gflop: float) -> dict[str, float]:
-        """train/samples_per_s and, where `gflop` per sample is known, train/tflops; empty when nothing was trained."""
+        """train/samples_per_s and, where `gflop` per sample is known, train/tflops; empty if no sample."""
         if not self.seen:
             return {}
         if self.device.type == "cuda":
@@ -69,7 +69,7 @@ class ThroughputMeter:
 
 
 def pages_silently(version: Path = Path("/proc/version")) -> bool:
-    """Whether this is WSL2: Windows' driver pages memory of a full card to the host instead of refusing it."""
+    """Whether this is WSL2, where Windows' driver pages memory of a full card to the host."""
     try:
         return "microsoft" in version.read_text(errors="replace").lower()
     except OSError:
