@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from overnight.artifact import Artifact
-from overnight.data.dataset import entry
+from overnight.data.dataset import load_entry
 from overnight.run import RecordingRun
 from overnight.training.batches import Batch, seeded
 from overnight.training.recipe import Recipe
@@ -28,7 +28,7 @@ def images(name: str) -> Artifact:
     folder = Path(tempfile.gettempdir()) / f"overnight-bench-{os.getuid()}" / name
     if not (folder / "images.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        made = load_images.body(RecordingRun(folder), ImageParams(), entry(name))
+        made = load_images.body(RecordingRun(folder), ImageParams(), load_entry(name))
         (folder / "images.json").write_text(made.model_dump_json())
     return Artifact.model_validate_json((folder / "images.json").read_text())
 

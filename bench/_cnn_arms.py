@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from flows.vision import Vision
 from overnight.artifact import Artifact
-from overnight.data.dataset import entry
+from overnight.data.dataset import load_entry
 from overnight.run import RecordingRun
 from overnight.training.batches import seeded
 from tasks.vision.augment import apply
@@ -61,7 +61,7 @@ def images(config: Vision) -> tuple[Artifact, Row]:
     if not kept.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         clock = Clock()
-        made = load_images.body(RecordingRun(folder), config.images, entry(name))
+        made = load_images.body(RecordingRun(folder), config.images, load_entry(name))
         cost.write_text(repr(clock.read()))
         kept.write_text(made.model_dump_json())
     import ast

@@ -18,7 +18,7 @@ import torch
 from bench._arms import Injector, faulty, images, plain_net, tensors
 from bench._rows import folder
 from overnight.artifact import Artifact
-from overnight.data.dataset import entry
+from overnight.data.dataset import load_entry
 from overnight.orchestration.pipeline import load
 from overnight.paths import root
 from overnight.run import RecordingRun
@@ -94,9 +94,9 @@ def losses() -> dict[str, Any]:
         root() / "configs/detect.yaml",
         ["compose.train=64", "compose.val=16", "compose.test=16", "yolo.epochs=2"],
     )[1]
-    pictures = load_images.body(RecordingRun(place / "a", seed=3), ImageParams(), entry("digits"))
+    pictures = load_images.body(RecordingRun(place / "a", seed=3), ImageParams(), load_entry("digits"))
     boxes: Artifact = compose_scenes.body(RecordingRun(place / "b", seed=3), detect.compose, pictures)
-    karate = load_graph.body(RecordingRun(place / "c", seed=3), GraphParams(), entry("karate"))
+    karate = load_graph.body(RecordingRun(place / "c", seed=3), GraphParams(), load_entry("karate"))
     nodes = GnnParams(epochs=20)
     cases: dict[str, tuple[Callable[[], Recipe[Any]], Any]] = {
         "plain fp64": (lambda: plain_net(digits, plain, torch.float64), tensors(digits, 640)),

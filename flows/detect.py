@@ -21,16 +21,10 @@ class Detect(Experiment):
 
     @model_validator(mode="after")
     def _kind_fits(self) -> Self:
-        wanted = "images" if self.compose else "boxes"
-        if self.data.kind != wanted:
-            why = (
-                "compose puts single objects into scenes"
-                if self.compose
-                else "without a compose section a detector takes boxes as they are"
-            )
-            raise ValueError(
-                f"data: {self.data.name!r} is of kind {self.data.kind!r}, expected {wanted!r}: {why}"
-            )
+        if self.compose:
+            self.data.require_kind("images", "compose puts single objects into scenes")
+        else:
+            self.data.require_kind("boxes", "without a compose section a detector takes boxes as they are")
         if self.images and not self.compose:
             raise ValueError("images: is for composed scenes alone; leave it out, or add a compose section")
         if self.compose and "scenes" in self.model_fields_set:

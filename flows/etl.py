@@ -1,10 +1,9 @@
 """Join tables into one, and see what can be told from it."""
 
-from typing import Self
-
-from pydantic import model_validator
+from typing import Annotated
 
 from overnight import Artifact, Dataset, Experiment, pipeline
+from overnight.data.dataset import of_kind
 from tasks.tabular.join import TableParams, join_tables
 from tasks.tabular.linear import ClassifierParams, fit_classifier
 
@@ -12,17 +11,9 @@ from tasks.tabular.linear import ClassifierParams, fit_classifier
 class Etl(Experiment):
     """Which tables, how they join, and what a classifier is to tell from a row; without that section it is not fitted."""
 
-    data: Dataset
+    data: Annotated[Dataset, of_kind("table")]
     tables: TableParams
     classifier: ClassifierParams | None = None
-
-    @model_validator(mode="after")
-    def _kind_fits(self) -> Self:
-        if self.data.kind != "table":
-            raise ValueError(
-                f"data: {self.data.name!r} is of kind {self.data.kind!r}; an ETL takes one of kind 'table'"
-            )
-        return self
 
 
 @pipeline

@@ -23,11 +23,8 @@ class Graph(Experiment):
     def _one_source(self) -> Self:
         if (self.data is None) == (self.link is None):
             raise ValueError("give either data (a graph) or link (makes a graph of a table)")
-        if self.data and self.data.kind != "graph":
-            raise ValueError(
-                f"data: {self.data.name!r} is of kind {self.data.kind!r}; expected 'graph', "
-                "or a link section for a table"
-            )
+        if self.data:
+            self.data.require_kind("graph", "for a table add a link section")
         if self.etl and not self.link:
             raise ValueError("etl: makes a table, but there is no link section that takes it")
         if self.link and not self.etl:

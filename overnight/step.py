@@ -31,7 +31,7 @@ from pydantic import TypeAdapter
 
 from overnight.artifact import Artifact, DataSpec
 from overnight.config import Experiment, Params
-from overnight.data.dataset import Entry
+from overnight.data.entry import Entry
 from overnight.errors import BadInput, ConfigError
 from overnight.files import source_sha256
 from overnight.gpu.card import Card

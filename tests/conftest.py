@@ -61,7 +61,7 @@ def folder(checkout: Path) -> Path:
 @pytest.fixture
 def load(folder: Path) -> Callable[..., object]:
     """Load the data set "made" as `load(reader, options, kind=..., ...)` after its files were written to `folder`."""
-    from overnight.data.dataset import Entry
+    from overnight.data.dataset import Dataset
 
     kinds = {
         "csv": "table",
@@ -80,7 +80,7 @@ def load(folder: Path) -> Callable[..., object]:
             "options": options,
             **more,
         }
-        return Entry.model_validate(values).load()
+        return Dataset.model_validate(values).load()
 
     return load_made
 

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _settle_data() -> None:
     """An absolute $OVERNIGHT_DATA, since children and services run in other folders; DataError when there is no such folder."""
-    from overnight.data.dataset import shared
+    from overnight.data.entry import shared
 
     for place in shared():
         os.environ["OVERNIGHT_DATA"] = str(place.resolve())

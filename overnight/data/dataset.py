@@ -1,202 +1,123 @@
-"""A data set: an entry of datasets/ (yaml), the reader of its format, and where its bytes are."""
+"""A data set by the name of its entry: find its files or download them, read them, cut splits, check counts."""
 
 import difflib
-import os
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, model_validator
 
 from overnight.artifact import DataSpec
-from overnight.config import Source, Values, read, validate
-from overnight.data.content import Content, Handled
+from overnight.config import Source, read, validate
+from overnight.data import digests, readers
+from overnight.data.content import Boxes, Content, Graph, Handled, Images, Tables, Texts
+from overnight.data.entry import Entry, Kind
+from overnight.data.fetch import fetch_missing
+from overnight.data.splits import cut
 from overnight.errors import ConfigError, DataError
-from overnight.paths import datasets, root, shown
+from overnight.paths import datasets, shown
 
 if TYPE_CHECKING:
     from overnight.data.download import Progress
 
-Kind = Literal["table", "images", "boxes", "graph", "text"]
+C = TypeVar("C", Tables, Images, Boxes, Graph, Texts)
 
 
-def _inside(path: str) -> str:
-    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-        raise ValueError("must be a path inside the set's folder")
-    return path
+class Dataset(Entry):
+    """A config gives the name of a data set; the experiment holds its entry."""
 
-
-def _known_reader(name: str) -> str:
-    from overnight.data.readers import reader
-
-    reader(name)
-    return name
-
-
-Url = Annotated[str, Field(pattern=r"^(https://|http://127\.0\.0\.1[:/])")]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Inside = Annotated[str, AfterValidator(_inside)]
-
-
-class DataFile(Values):
-    """One file of a data set by its path inside the set's folder, or a whole folder when the path ends with /."""
-
-    path: Inside
-    url: Url | None = None
-    sha256: Sha256 | list[Sha256] = Field(
-        [], description="several: each will do. Of a folder: of what `sha256sum *` prints in it"
-    )
-    bytes: int | None = Field(None, ge=0)
-
-    @property
-    def digests(self) -> tuple[str, ...]:
-        """What the file may have; empty when the entry does not say."""
-        return (self.sha256,) if isinstance(self.sha256, str) else tuple(self.sha256)
-
-
-class Archive(Values):
-    """A tar or zip that brings the files that have no url of their own; a copy that lies in the set's folder is used instead."""
-
-    url: Url
-    sha256: Sha256 | None = None
-    bytes: int | None = Field(None, ge=0)
-    inside: str = Field(
-        "", description="the folder of the archive that holds the files; * stands for any one name"
-    )
-    limit: int = Field(50 * 10**9, gt=0, description="bytes it may unpack to")
-
-    @property
-    def name(self) -> str:
-        """What the file is called."""
-        return PurePosixPath(self.url.partition("?")[0]).name
-
-    @property
-    def digests(self) -> tuple[str, ...]:
-        """What it may have; empty when the entry does not say."""
-        return (self.sha256,) if self.sha256 else ()
-
-
-class Entry(Values):
-    """What datasets/<name>.yaml says."""
-
-    name: str
-    kind: Kind
-    reader: Annotated[str, AfterValidator(_known_reader)] = Field(
-        description="a file of overnight/data/readers/"
-    )
-    folder: Inside = Field("", description="below $OVERNIGHT_DATA or datasets/; the name when left out")
-    files: list[DataFile] = Field([], description="what must be there; empty: whatever is in the folder")
-    archives: list[Archive] = []
-    options: dict[str, Any] = Field({}, description="of the reader")
-    splits: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(
-        {}, description="fractions cut off the training part, in this order, where the set has no such split"
-    )
-    licence: str = ""
-    homepage: str = ""
-    about: str = ""
-    expected: DataSpec = DataSpec()
-
-    @model_validator(mode="after")
-    def _archives_bring_files(self) -> Self:
-        if self.archives and not self.files:
-            raise ValueError(
-                "archives need `files`: which files (or folders, with / at the end) of them belong to the set"
-            )
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        """The values of the entry of that name; raises ValueError with the nearest name."""
+        if isinstance(given, Entry) or not isinstance(given, str):
+            return given
+        try:
+            return load_entry(given).model_dump()
+        except ConfigError as error:
+            raise ValueError("; ".join(error.problems)) from None
 
     def load(self, progress: "Progress | None" = None) -> Content:
-        """Find the files (or download them), verify and read them; raises DataError that says what is missing, damaged or odd."""
-        from overnight.data.expected import check
-        from overnight.data.readers import reader
-        from overnight.data.splits import cut
+        """Find the files or download them, verify and read them.
 
-        form = reader(self.reader)
-        options = validate(form.Options, self.options, Source(datasets() / f"{self.name}.yaml"))
-        content = cut(form.read(self.place(progress), options, self), self.splits)
+        Raises DataError that says what is missing, damaged or not as expected.
+        """
+        reader = readers.reader(self.reader)
+        options = validate(reader.Options, self.options, Source(datasets() / f"{self.name}.yaml"))
+        content = cut(reader.read(self.locate(progress), options, self.kind), self.splits)
         check(self.name, self.expected, content)
         return replace(content, handled=Handled(+content.handled))
 
-    def homes(self) -> list[Path]:
-        """Where the files may be, in the order of looking; the last is where downloads go."""
-        if self.reader == "package":
-            from overnight.data.readers.package import home
+    def load_as(self, wanted: type[C]) -> C:
+        """The content, as `load`; raises DataError when it is of another kind."""
+        content = self.load()
+        if not isinstance(content, wanted):
+            holds = type(content).__name__.lower()
+            raise DataError(f"data set {self.name!r} holds {holds}, not {wanted.__name__.lower()}")
+        return content
 
-            return [home(self.options)]
-        return [place / (self.folder or self.name) for place in (*shared(), datasets())]
+    def require_kind(self, kind: Kind, why: str = "") -> Self:
+        """The data set itself; raises ValueError when it is of another kind than a section of a config takes."""
+        if self.kind != kind:
+            reason = f": {why}" if why else ""
+            raise ValueError(f"data: {self.name!r} is of kind {self.kind!r}, expected {kind!r}{reason}")
+        return self
 
-    def found(self) -> list[Path]:
-        """The folders that hold every file; nothing is verified."""
-        return [h for h in self.homes() if h.is_dir() and all((h / f.path).exists() for f in self.files)]
-
-    def place(self, progress: "Progress | None" = None) -> Path:
-        """The first folder with every file as the entry says, after a download if need be; raises DataError when there is none."""
+    def locate(self, progress: "Progress | None" = None) -> Path:
+        """The first folder with every file as the entry says, after a download if need be. Raises DataError."""
         problems = list[str]()
-        for home in self.found():
-            wrong = self.problems(home)
+        for folder in self.found():
+            wrong = self.problems(folder)
             if not wrong:
-                return home
+                return folder
             problems = problems or wrong
         if problems:
             raise DataError(problems)
-        from overnight.data.locate import obtain
+        return fetch_missing(self, progress)
 
-        return obtain(self, progress)
 
-    def problems(self, home: Path) -> list[str]:
-        """What is not as the entry says: size first, digest when the size is right."""
-        return [wrong for file in self.files if (wrong := self.problem(home, file))]
-
-    def problem(self, home: Path, file: DataFile) -> str:
-        """What is wrong with one file; empty when nothing is."""
-        from overnight.data import digests
-
-        path = home / file.path
-        anew = (
-            f"`overnight data fetch {self.name}` gets it anew" if file.url or self.archives else "get it anew"
+def check(name: str, expected: DataSpec, content: Content) -> None:
+    """Raise DataError when counts, sizes or names of classes are not those that the entry gives."""
+    counts = _counts(content, expected.counts)
+    wrong = [
+        f"{s}: {counts.get(s, 0)} (expected {n})"
+        for s, n in expected.counts.items()
+        if counts and counts.get(s, 0) != n
+    ]
+    sizes = {"nodes": content.nodes, "edges": content.edges.shape[1]} if isinstance(content, Graph) else {}
+    wrong += [
+        f"{size}: {n} (expected {getattr(expected, size)})"
+        for size, n in sizes.items()
+        if getattr(expected, size) not in (0, n)
+    ]
+    classes = () if isinstance(content, Tables) else tuple(content.classes)
+    if expected.classes and classes and classes != expected.classes:
+        wrong.append(f"classes: {', '.join(classes)} (expected {', '.join(expected.classes)})")
+    if wrong:
+        raise DataError(
+            f"data set {name!r} is not what its entry expects: {'; '.join(wrong)}; get the whole set, or correct the entry"
         )
-        if not path.exists():
-            return f"{shown(path)}: there is no such file; {anew}"
-        try:
-            size = digests.size(path)
-            if file.bytes is not None and size != file.bytes:
-                return f"{shown(path)}: {size} bytes, expected {file.bytes}: cut short or changed; {anew}"
-            if file.digests and (found := digests.sha256(path)) not in file.digests:
-                return f"{shown(path)}: sha256 {found}, expected {' or '.join(file.digests)}: damaged or changed; {anew}"
-        except OSError as error:
-            return f"{shown(path)}: cannot be read: {error.strerror}; check its permissions and its disk"
-        return ""
 
-    def identity(self) -> dict[str, Any]:
-        """What decides the content: how it is read and cut, and the digests of its files (of those here, when the entry names none)."""
-        from overnight.data import digests
 
-        how = self.model_dump(mode="json", include={"kind", "reader", "options", "splits"})
-        if self.reader == "package":
-            from overnight.data.readers.package import release
+def _counts(content: Content, wanted: Mapping[str, int]) -> dict[str, int]:
+    """Samples by split, or rows by table (of those wanted alone: they must be counted)."""
+    if isinstance(content, Tables):
+        import polars as pl
 
-            return {**how, "package": release(self.options)}
-        home = next(iter(self.found()), None)
-        files = {
-            f.path: next(iter(f.digests), None) or (home and digests.sha256(home / f.path))
-            for f in self.files
-        }
-        return {**how, "files": files or {".": home and digests.sha256(home)}}
+        frames = {name: frame for name, frame in content.frames.items() if name in wanted}
+        return {name: int(frame.select(pl.len()).collect().item()) for name, frame in frames.items()}
+    if isinstance(content, Graph):
+        return {split: int(mask.sum()) for split, mask in content.masks.items()}
+    return {split: len(items) for split, items in content.splits.items()}
 
 
 # ------------------------------------------------------------------------------------------------ entries by name
 
 
-def shared() -> list[Path]:
-    """The folder $OVERNIGHT_DATA names, if it is set; relative: to here, else to the checkout. Raises DataError."""
-    given = os.environ.get("OVERNIGHT_DATA")
-    if not given:
-        return []
-    found = [place for place in (Path(given), root() / given) if place.is_dir()]
-    if not found:
-        raise DataError(
-            f"OVERNIGHT_DATA={given}: there is no such folder; name the one that holds the folders of the sets, or unset it"
-        )
-    return found[:1]
+def of_kind(kind: Kind) -> AfterValidator:
+    """What annotates a config's field that takes data sets of one kind alone."""
+    return AfterValidator(lambda data: data.require_kind(kind))
 
 
 def names() -> list[str]:
@@ -204,17 +125,7 @@ def names() -> list[str]:
     return sorted(p.stem for p in datasets().glob("*.yaml"))
 
 
-def entry(name: Any) -> Any:
-    """The entry of that name; raises ValueError with the nearest one. An Entry, or its values, passes through."""
-    if not isinstance(name, str):
-        return name
-    try:
-        return load_entry(name)
-    except ConfigError as error:
-        raise ValueError("; ".join(error.problems)) from None
-
-
-def load_entry(name: str) -> Entry:
+def load_entry(name: str) -> Dataset:
     """The entry of that name, its reader's options checked too; raises ConfigError with every mistake, or with the nearest name."""
     if name not in names():
         close = difflib.get_close_matches(name, names(), n=1, cutoff=0.4)
@@ -225,7 +136,7 @@ def load_entry(name: str) -> Entry:
     values, source = read(datasets() / f"{name}.yaml")
     problems, found = list[str](), None
     try:
-        found = validate(Entry, {"name": name, **values}, source)
+        found = validate(Dataset, {"name": name, **values}, source)
     except ConfigError as error:
         problems += error.problems
     problems += _option_problems(values, source)
@@ -236,8 +147,6 @@ def load_entry(name: str) -> Entry:
 
 def _option_problems(values: dict[str, Any], source: Source) -> list[str]:
     """Mistakes in the options, each with its line, as the reader of the entry sees them."""
-    from overnight.data import readers
-
     options = values.get("options") or {}
     if values.get("reader") not in readers.names() or not isinstance(options, dict):
         return []
@@ -255,10 +164,6 @@ def _option_problems(values: dict[str, Any], source: Source) -> list[str]:
     return []
 
 
-Dataset = Annotated[Entry, BeforeValidator(entry)]
-"""A config names a data set; the experiment holds its entry."""
-
-
 # ------------------------------------------------------------------------------------------------ for the command line
 
 
@@ -268,59 +173,40 @@ def listing() -> list[dict[str, Any]]:
 
 
 def _row(name: str) -> dict[str, Any]:
-    from overnight.data import digests
-
     try:
         found = load_entry(name)
     except ConfigError as error:
-        return {
-            "name": name,
-            "kind": "",
-            "reader": "",
-            "where": f"the entry is wrong: {error.problems[0]}",
-            "MB": None,
-            "licence": "",
-        }
+        wrong = f"the entry is wrong: {error.problems[0]}"
+        return {"name": name, "kind": "", "reader": "", "where": wrong, "MB": None, "licence": ""}
     try:
-        home = next(iter(found.found()), None)
+        folder = next(iter(found.found()), None)
+        where = readers.source(found.reader, found.options) or (shown(folder) if folder else "not here")
     except DataError as error:
-        home, where = None, str(error)
-    else:
-        where = (
-            f"package {found.options['module']}"
-            if found.reader == "package"
-            else shown(home)
-            if home
-            else "not here"
-        )
-    known = sum(f.bytes or 0 for f in found.files)
-    here = sum(digests.size(home / f.path) for f in found.files) if home else 0
-    mb = round((here or known) / 1e6, 1) or None
+        folder = None
+        where = str(error)
+    known = sum(file.bytes or 0 for file in found.files)
+    here = sum(digests.size(folder / file.path) for file in found.files) if folder else 0
     return {
         "name": name,
         "kind": found.kind,
         "reader": found.reader,
         "where": where,
-        "MB": mb,
+        "MB": round((here or known) / 1e6, 1) or None,
         "licence": found.licence,
     }
 
 
 def fetch(name: str, progress: "Progress | None" = None) -> str:
-    """Download what is missing or damaged, verify everything; where it is. Raises DataError."""
-    from overnight.data.locate import obtain
-
+    """Download what is missing or damaged, verify everything; returns where it is. Raises DataError."""
     found = load_entry(name)
-    for home in found.found():
-        if not found.problems(home):
-            return shown(home)
-    return shown(obtain(found, progress))
+    for folder in found.found():
+        if not found.problems(folder):
+            return shown(folder)
+    return shown(fetch_missing(found, progress))
 
 
 def verify(name: str) -> list[str]:
     """Every file hashed anew against the entry, and the set read once; what is wrong, or nothing."""
-    from overnight.data import digests
-
     found = load_entry(name)
     try:
         if not found.found():

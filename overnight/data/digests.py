@@ -57,7 +57,7 @@ def _mark(path: Path) -> str:
 
 def _read() -> dict[str, Any]:
     """What is remembered; a file that is missing or damaged is as good as none."""
-    return read_json(state() / "verified.json")
+    return read_json(state() / "digests.json")
 
 
 def _remember(key: str, mark: str, found: str) -> None:
@@ -67,4 +67,4 @@ def _remember(key: str, mark: str, found: str) -> None:
 
 def _write(known: dict[str, Any]) -> None:
     with suppress(OSError):  # a read-only checkout: hash again next time
-        atomic_write(state() / "verified.json", json.dumps(known, indent=0))
+        atomic_write(state() / "digests.json", json.dumps(known, indent=0))

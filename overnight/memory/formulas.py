@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from overnight.data.dataset import Entry
+from overnight.data.entry import Entry
 from overnight.errors import OvernightError
 from overnight.gpu.card import Card
 

@@ -28,7 +28,7 @@ from typing import Any
 
 from overnight.artifact import Artifact
 from overnight.config import Params
-from overnight.data.dataset import Entry
+from overnight.data.entry import Entry
 from overnight.gpu.card import Card
 from overnight.step import Step
 

@@ -12,7 +12,7 @@ from typing import Any
 from overnight import paths
 from overnight.artifact import Artifact, DataSpec
 from overnight.config import Experiment, Params, Values, parts_of
-from overnight.data.dataset import Entry
+from overnight.data.entry import Entry
 from overnight.errors import OvernightError
 from overnight.gpu.card import Card, find
 from overnight.night.key import key

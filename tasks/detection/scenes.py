@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from overnight import Artifact, Dataset, DataSpec, Params, Run, step
 from overnight.data.content import Boxes, BoxItem, Handled
-from overnight.data.dataset import Entry
+from overnight.data.entry import Entry
 from overnight.data.images import opened, to_rgb
 from overnight.errors import DataError
 
@@ -84,11 +84,7 @@ def load_boxes(run: Run, params: SceneParams, data: Dataset) -> Artifact:
     {split}_labels int64 (N, M) padded with -1. A missing val is cut from train, seeded; a missing test stays empty. Logs what was
     handled. Raises DataError for another kind of data set, and for one without training images.
     """
-    content = data.load()
-    if not isinstance(content, Boxes):
-        raise DataError(
-            f"data set {data.name!r} is of kind {data.kind!r}; a detector takes one of kind 'boxes', or composes scenes"
-        )
+    content = data.load_as(Boxes)
     handled, done = Handled(content.handled), 0
     splits = dict[str, list[tuple[str, Scene]]]()
     for split in SPLITS:

@@ -9,7 +9,8 @@ from pydantic import Field
 from overnight.artifact import Artifact, DataSpec
 from overnight.config import Params
 from overnight.data.content import Graph, Handled
-from overnight.data.dataset import Dataset, Entry
+from overnight.data.dataset import Dataset
+from overnight.data.entry import Entry
 from overnight.errors import DataError
 from overnight.run import Run
 from overnight.step import step
@@ -79,11 +80,7 @@ def load_graph(run: Run, params: GraphParams, data: Dataset) -> Artifact:
 
     Logs nodes, edges, features and what was handled. Raises DataError when fewer than two classes occur or a split would be empty.
     """
-    content = data.load()
-    if not isinstance(content, Graph):
-        raise DataError(
-            f"data set {data.name!r} holds {type(content).__name__.lower()}, not a graph; load_graph needs one of kind 'graph'"
-        )
+    content = data.load_as(Graph)
     saved = arrays.save(
         run,
         content,

@@ -10,7 +10,8 @@ from pydantic import Field, field_validator
 from overnight.artifact import Artifact, DataSpec
 from overnight.config import Params, Values, runtime_option
 from overnight.data.content import Tables
-from overnight.data.dataset import Dataset, Entry
+from overnight.data.dataset import Dataset
+from overnight.data.entry import Entry
 from overnight.errors import DataError
 from overnight.gpu.card import Card
 from overnight.memory import formulas
@@ -91,11 +92,7 @@ def join_tables(run: Run, params: TableParams, data: Dataset) -> Artifact:
     Logs rows/in, rows/out, rows/dropped and each join's matches; publishes the profile as a page and a picture.
     Raises DataError for a missing table or column, a value of the wrong type, an expression that fails, or when no row is left.
     """
-    content = data.load()
-    if not isinstance(content, Tables):
-        raise DataError(
-            f"data set {data.name!r} holds {type(content).__name__.lower()}, not tables; an ETL needs one of kind 'table'"
-        )
+    content = data.load_as(Tables)
     run.handled(content.handled)
     file = run.folder / "joined.parquet"
     with _polars_errors(data.name):

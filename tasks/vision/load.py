@@ -10,7 +10,8 @@ from pydantic import Field
 from overnight.artifact import Artifact, DataSpec
 from overnight.config import Params
 from overnight.data.content import Handled, ImageItem, Images
-from overnight.data.dataset import Dataset, Entry
+from overnight.data.dataset import Dataset
+from overnight.data.entry import Entry
 from overnight.data.images import opened, to_mode
 from overnight.data.splits import cut
 from overnight.errors import DataError
@@ -60,11 +61,7 @@ def load_images(run: Run, params: ImageParams, data: Dataset) -> Artifact:
     bilinear with antialiasing and does not keep the aspect ratio. A missing test, then a missing val, is cut from train, seeded, the
     same share of every class. Logs what was handled. Raises DataError: no images, or sizes that differ while none is set.
     """
-    content = data.load()
-    if not isinstance(content, Images):
-        raise DataError(
-            f"data set {data.name!r} is of kind {data.kind!r}; a vision experiment takes one of kind 'images'"
-        )
+    content = data.load_as(Images)
     handled = Handled(content.handled)
     items = _labelled(run, params, content, data.name, handled)
     splits = {name: _decode(run, params, name, items[name], handled) for name in SPLITS}

@@ -166,7 +166,7 @@ def test_a_part_of_a_night_carries_its_name():
 
 
 def test_tables_of_unknown_size_have_no_figure(checkout, folder):
-    from overnight.data.dataset import Entry
+    from overnight.data.dataset import Dataset
 
     values = {
         "name": "made",
@@ -174,10 +174,10 @@ def test_tables_of_unknown_size_have_no_figure(checkout, folder):
         "reader": "csv",
         "options": {"tables": {"a": {"file": "a.csv"}}},
     }
-    unknown = joined(Entry.model_validate(values | {"files": [{"path": "a.csv"}]}))
+    unknown = joined(Dataset.model_validate(values | {"files": [{"path": "a.csv"}]}))
     assert "get the data" in unknown.unknown
     assert unknown.none_of(Card(uuid="virtual", name="virtual", total_mib=8192, budget_mib=8192))
-    known = joined(Entry.model_validate(values | {"files": [{"path": "a.csv", "bytes": 2**20}]}))
+    known = joined(Dataset.model_validate(values | {"files": [{"path": "a.csv", "bytes": 2**20}]}))
     assert 1 == known.low < known.high
     (folder / "b.csv.gz").write_bytes(bytes(1000))
-    assert joined(Entry.model_validate(values)).high > 8 * 1000 / 2**20
+    assert joined(Dataset.model_validate(values)).high > 8 * 1000 / 2**20

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from overnight.data.archives import _explained, copy, unpack
-from overnight.data.dataset import Entry, fetch, load_entry
+from overnight.data.dataset import Dataset, fetch, load_entry
 from overnight.errors import DataError, DiskFull
 
 
@@ -239,7 +239,7 @@ def test_an_encrypted_zip_is_called_damaged(tmp_path) -> None:
 def test_urls_must_be_https() -> None:
     for url in ("http://far.example/f", "ftp://x/f", "file:///etc/passwd", "http://127.0.0.1.far.example/f"):
         with pytest.raises(ValueError, match="url"):
-            Entry.model_validate(
+            Dataset.model_validate(
                 {"name": "x", "kind": "table", "reader": "csv", "files": [{"path": "f", "url": url}]}
             )
 

@@ -10,7 +10,7 @@ import pytest
 
 from overnight.config import Values, read, validate
 from overnight.data import dataset, digests
-from overnight.data.dataset import Entry, listing, load_entry, verify
+from overnight.data.dataset import Dataset, listing, load_entry, verify
 from overnight.errors import ConfigError, DataError
 from overnight.paths import datasets
 
@@ -56,7 +56,7 @@ def test_an_experiment_names_a_set_and_holds_its_entry(write, tmp_path) -> None:
     (tmp_path / "c.yaml").write_text("data: made\n")
     values, source = read(tmp_path / "c.yaml")
     found = validate(Wants, values, source)
-    assert isinstance(found.data, Entry)
+    assert isinstance(found.data, Dataset)
     assert Wants.model_validate(found.model_dump(mode="json")).data == found.data
     with pytest.raises(ConfigError, match=r"c.yaml:1: data: unknown data set 'mode'; did you mean 'made'"):
         validate(Wants, {"data": "mode"}, source)
@@ -112,7 +112,7 @@ def test_the_guide_names_every_reader_with_all_its_options() -> None:
             option for option in readers.reader(name).Options.model_fields if f"`{option}`" not in rows[name]
         ]
         assert not missing, f"{name}: {missing}"
-    for key in Entry.model_fields:
+    for key in Dataset.model_fields:
         assert key == "name" or f"`{key}`" in guide
 
 
@@ -272,7 +272,7 @@ def test_a_memory_that_is_damaged_is_as_good_as_none(checkout) -> None:
     (checkout / "f").write_bytes(b"one")
     (checkout / ".overnight").mkdir()
     for written in ("{", "[]", '{"x": 1}'):
-        (checkout / ".overnight" / "verified.json").write_text(written)
+        (checkout / ".overnight" / "digests.json").write_text(written)
         assert digests.sha256(checkout / "f") == sha(b"one")
 
 
@@ -300,7 +300,7 @@ def test_what_decides_the_content_is_in_the_identity(write, checkout) -> None:
     assert load_entry("made").identity() != first
     assert (
         "networkx"
-        in Entry(name="k", kind="graph", reader="package", options={"module": "networkx"}).identity()[
+        in Dataset(name="k", kind="graph", reader="package", options={"module": "networkx"}).identity()[
             "package"
         ]
     )
@@ -331,12 +331,12 @@ def test_listing(write, checkout) -> None:
     assert found["wrong"]["where"].startswith("the entry is wrong: datasets/wrong.yaml")
     assert found["packed"]["where"] == "package networkx"
     assert "not installed" in found["unpacked"]["where"]
-    assert not (checkout / ".overnight" / "verified.json").exists()  # nothing was hashed
+    assert not (checkout / ".overnight" / "digests.json").exists()  # nothing was hashed
 
 
 def test_listing_imports_nothing_heavy() -> None:
     script = (
-        "import sys; from overnight.data.dataset import listing; listing(); "
+        "import sys; from overnight.data.dataset import Dataset, listing; listing(); "
         "print(*[m for m in ('torch', 'polars', 'prefect', 'mlflow', 'numpy', 'PIL', 'pyarrow', 'sklearn') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

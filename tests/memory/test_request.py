@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from overnight import DataSpec
-from overnight.data.dataset import DataFile, Entry
+from overnight.data.entry import DataFile, Entry
 from overnight.errors import DoesNotFit
 from overnight.gpu.card import Card
 from overnight.memory import history, intervals, request

@@ -3,7 +3,7 @@
 import pytest
 
 from overnight import Artifact, Run, step
-from overnight.data.dataset import DataFile, Entry
+from overnight.data.entry import DataFile, Entry
 from overnight.memory import calibration, history, intervals, request
 from overnight.memory.formulas import Formula, joined
 from overnight.memory.usage import Usage

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from overnight import Artifact, DataSpec, Params, Run, runtime_option, step
-from overnight.data.dataset import DataFile, Entry
+from overnight.data.dataset import Dataset
+from overnight.data.entry import DataFile
 from overnight.gpu.card import Card
 from overnight.night.key import key, library_versions, parts, source_digest
 
@@ -41,7 +42,7 @@ def test_the_key_follows_values_data_seed_and_nothing_else(tmp_path):
 
 def test_a_data_set_enters_the_key_by_its_digests():
     def entry(sha, about=""):
-        return Entry(
+        return Dataset(
             name="x", kind="table", reader="csv", files=[DataFile(path="a.csv", sha256=sha * 64)], about=about
         )
 
@@ -77,14 +78,14 @@ SCRIPT = r"""
 import json, sys
 from pathlib import Path
 from overnight import Artifact, DataSpec
-from overnight.data.dataset import Entry
+from overnight.data.dataset import Dataset
 from overnight.night.key import covered_files, key
 from tasks.tabular.join import TableParams, join_tables
 from tasks.vision.cnn import CnnParams, train_cnn
 
 root = Path.cwd()
 images = Artifact(kind="images", path="/made", digest="d", spec=DataSpec())
-entry = Entry(name="x", kind="table", reader="csv")
+entry = Dataset(name="x", kind="table", reader="csv")
 cases = {"cnn": (train_cnn, [CnnParams(), images], ()), "join": (join_tables, [TableParams(fact="x"), entry],
     ["overnight.data.readers.csv"])}
 found = {}

@@ -1,24 +1,26 @@
 """Readers: one file for each format on disk, found by its name; a file that starts with _ is shared by them."""
 
 import difflib
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 from overnight.config import Values
 from overnight.data.content import Content
 
-if TYPE_CHECKING:
-    from overnight.data.dataset import Entry
-
 
 class Reader(Protocol):
-    """What a file of this folder offers."""
+    """What a file of this folder offers.
+
+    One whose files do not lie below the data folders also has `locate(options)`, the folder that holds them; `identity(options)`,
+    what decides their content; and `source(options)`, what brings them, for messages.
+    """
 
     Options: type[Values]
 
-    def read(self, folder: Path, options: Any, entry: "Entry") -> Content:
-        """The set whose verified files lie below *folder*; raises DataError that names the file."""
+    def read(self, folder: Path, options: Any, kind: str) -> Content:
+        """The set of that kind whose verified files lie below *folder*; raises DataError that names the file."""
 
 
 def names() -> list[str]:
@@ -33,3 +35,23 @@ def reader(name: str) -> Reader:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"unknown reader {name!r}{hint} (there are: {', '.join(names())})")
     return cast("Reader", import_module(f"overnight.data.readers.{name}"))
+
+
+def locate(name: str, options: Mapping[str, Any]) -> Path | None:
+    """The folder that a reader finds by itself; None when the files lie below the data folders."""
+    return cast("Path | None", _own(name, "locate", options))
+
+
+def identity(name: str, options: Mapping[str, Any]) -> dict[str, str]:
+    """What decides the content of such files; empty when their digests do."""
+    return cast("dict[str, str]", _own(name, "identity", options) or {})
+
+
+def source(name: str, options: Mapping[str, Any]) -> str:
+    """What brings such files; empty when they lie below the data folders."""
+    return cast("str", _own(name, "source", options) or "")
+
+
+def _own(name: str, function: str, options: Mapping[str, Any]) -> Any:
+    found = getattr(reader(name), function, None)
+    return found(options) if found else None

@@ -1,7 +1,6 @@
 """CIFAR's binary version: records of one or two label bytes and 3 x 32 x 32 bytes, one colour plane after the other."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -11,9 +10,6 @@ from overnight.data.images import of_array
 from overnight.data.readers._common import count_empty, expect, lines, numbered, present
 from overnight.errors import DataError
 from overnight.paths import shown
-
-if TYPE_CHECKING:
-    from overnight.data.dataset import Entry
 
 
 class Options(Values):
@@ -30,7 +26,7 @@ class Options(Values):
     )
 
 
-def read(folder: Path, options: Options, _entry: "Entry") -> Images:
+def read(folder: Path, options: Options, _kind: str) -> Images:
     """Records as images in colour."""
     handled = Handled()
     given = lines(present(folder, options.classes)) if isinstance(options.classes, str) else options.classes

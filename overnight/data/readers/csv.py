@@ -18,7 +18,6 @@ from overnight.paths import shown
 if TYPE_CHECKING:
     import polars as pl
 
-    from overnight.data.dataset import Entry
 
 ROWS = "\0 rows"  # no column of a file is called so
 Type = Annotated[str, Field(pattern=_csv.TYPE)]
@@ -58,7 +57,7 @@ class Options(Values):
             ) from None
 
 
-def read(folder: Path, options: Options, _entry: "Entry") -> Tables:
+def read(folder: Path, options: Options, _kind: str) -> Tables:
     """Lazy frames. Times with a zone are in UTC. A column without a type gets that of its first 10,000 rows, and must keep it."""
     handled = Handled()
     frames: dict[str, pl.LazyFrame] = {}

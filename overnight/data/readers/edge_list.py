@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
-    from overnight.data.dataset import Entry
-
 
 LONGEST = 100  # digits of an id that is read as a number
 
@@ -73,7 +71,7 @@ class Options(Values):
     )
 
 
-def read(folder: Path, options: Options, _entry: "Entry") -> Graph:
+def read(folder: Path, options: Options, _kind: str) -> Graph:
     """Nodes are all ids of all files: numbers in their order, then names in theirs."""
     handled = Handled()
     ends = _edges(folder, options.edges, handled)

@@ -19,8 +19,6 @@ from overnight.paths import shown
 if TYPE_CHECKING:
     import numpy as np
 
-    from overnight.data.dataset import Entry
-
 
 class Split(Values):
     """The two files of a split."""
@@ -36,7 +34,7 @@ class Options(Values):
     classes: list[str] = Field([], description="in the order of their indices; numbers when left out")
 
 
-def read(folder: Path, options: Options, _entry: "Entry") -> Images:
+def read(folder: Path, options: Options, _kind: str) -> Images:
     """Images (N, H, W) grey or (N, H, W, 3) in colour, labels (N,)."""
     handled = Handled()
     arrays = {split: _pair(folder, files) for split, files in options.splits.items()}

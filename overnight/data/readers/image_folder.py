@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator
 
@@ -12,9 +11,6 @@ from overnight.data.images import opener
 from overnight.data.readers._common import IMAGE_ENDINGS, Classes, count_empty
 from overnight.errors import DataError
 from overnight.paths import shown
-
-if TYPE_CHECKING:
-    from overnight.data.dataset import Entry
 
 USUAL = {
     "train": ("train", "training"),
@@ -42,7 +38,7 @@ class Options(Values):
         return names
 
 
-def read(folder: Path, options: Options, _entry: "Entry") -> Images:
+def read(folder: Path, options: Options, _kind: str) -> Images:
     """Every image below a class's folder, at any depth; hidden files are passed over, others that are no images counted."""
     handled, homes = Handled(), _homes(folder, options)
     found = sorted({d.name for home in homes.values() for d in _folders(home)})

@@ -19,8 +19,6 @@ from overnight.paths import shown
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from overnight.data.dataset import Entry
-
 
 class Options(Values):
     """Which file is which split, and what its columns are called."""
@@ -36,7 +34,7 @@ class Options(Values):
     )
 
 
-def read(folder: Path, options: Options, _entry: "Entry") -> Images:
+def read(folder: Path, options: Options, _kind: str) -> Images:
     """Labels now, images a row group at a time as they are opened."""
     handled = Handled()
     files = {

@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -16,9 +16,6 @@ from overnight.data.images import of_array
 from overnight.data.readers import reader
 from overnight.data.readers._graph import cleaned_edges
 from overnight.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from overnight.data.dataset import Entry
 
 
 class Options(Values):
@@ -49,23 +46,23 @@ class Options(Values):
         return self
 
 
-def read(folder: Path, options: Options, entry: "Entry") -> Content:
+def read(folder: Path, options: Options, kind: str) -> Content:
     """The package's data as the entry's kind."""
     if options.reader:
         inner = reader(options.reader)
-        return inner.read(folder, inner.Options.model_validate(options.options), entry)
+        return inner.read(folder, inner.Options.model_validate(options.options), kind)
     found = _call(options)
-    convert = {"images": _images, "graph": _graph, "table": _tables}.get(entry.kind)
+    convert = {"images": _images, "graph": _graph, "table": _tables}.get(kind)
     content = convert(found, options) if convert else None
     if content is None:
         raise DataError(
-            f"package {options.module!r}: {options.function} returned a {type(found).__name__}, which is no {entry.kind}; "
+            f"package {options.module!r}: {options.function} returned a {type(found).__name__}, which is no {kind}; "
             "expected a mapping with images and target, a networkx graph, or a data frame"
         )
     return content
 
 
-def home(options: Mapping[str, Any]) -> Path:
+def locate(options: Mapping[str, Any]) -> Path:
     """The folder of an installed package, found without importing it (some take seconds); raises DataError when it is not installed."""
     module = str(options["module"])
     spec = find_spec(module.partition(".")[0])
@@ -75,11 +72,16 @@ def home(options: Mapping[str, Any]) -> Path:
     return Path(places[0]) / str(options.get("folder") or "")
 
 
-def release(options: Mapping[str, Any]) -> str:
+def identity(options: Mapping[str, Any]) -> dict[str, str]:
     """Name and version of the package."""
     top = str(options["module"]).partition(".")[0]
     names = packages_distributions().get(top, [])
-    return " ".join(f"{name} {version(name)}" for name in sorted(set(names))) or top
+    return {"package": " ".join(f"{name} {version(name)}" for name in sorted(set(names))) or top}
+
+
+def source(options: Mapping[str, Any]) -> str:
+    """What brings the files, for messages."""
+    return f"package {options['module']}"
 
 
 def _call(options: Options) -> Any:

@@ -19,7 +19,6 @@ from overnight.paths import shown
 if TYPE_CHECKING:
     import numpy as np
 
-    from overnight.data.dataset import Entry
 
 # what numpy lets through of zipfile, zlib and its own header's parser
 DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, struct.error, SyntaxError, AttributeError, TypeError, KeyError,
@@ -37,7 +36,7 @@ class Options(Values):
     classes: Classes = Field([], description="in the order of their indices; numbers when left out")
 
 
-def read(folder: Path, options: Options, _entry: "Entry") -> Graph:
+def read(folder: Path, options: Options, _kind: str) -> Graph:
     """Arrays as they stand, checked against one another; no pickles."""
     import numpy as np
 

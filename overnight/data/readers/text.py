@@ -1,7 +1,7 @@
 """Running text: whole files by split, or one file cut by position."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -9,9 +9,6 @@ from overnight.config import Values
 from overnight.data.archives import plain
 from overnight.data.content import Texts
 from overnight.data.readers._common import present, text
-
-if TYPE_CHECKING:
-    from overnight.data.dataset import Entry
 
 
 class Options(Values):
@@ -33,7 +30,7 @@ class Options(Values):
         return self
 
 
-def read(folder: Path, options: Options, _entry: "Entry") -> Texts:
+def read(folder: Path, options: Options, _kind: str) -> Texts:
     """Each file as one string, with line ends of one character and no byte order mark; files of a split in their order."""
     found = {
         split: [

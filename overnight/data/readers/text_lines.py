@@ -1,7 +1,6 @@
 """Labelled sentences, one a line: the label first, or in a column of its own."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
@@ -11,9 +10,6 @@ from overnight.data.content import Handled, Texts
 from overnight.data.readers._common import count_empty, present, text
 from overnight.errors import DataError
 from overnight.paths import shown
-
-if TYPE_CHECKING:
-    from overnight.data.dataset import Entry
 
 Row = tuple[str, str]
 
@@ -40,7 +36,7 @@ class Options(Values):
         return self
 
 
-def read(folder: Path, options: Options, _entry: "Entry") -> Texts:
+def read(folder: Path, options: Options, _kind: str) -> Texts:
     """Sentences with a class each. Blank lines are passed over and counted."""
     handled = Handled()
     rows = {split: _rows(present(folder, file), options, handled) for split, file in options.splits.items()}

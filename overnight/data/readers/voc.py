@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 from pydantic import Field
@@ -14,9 +13,6 @@ from overnight.data.images import opener
 from overnight.data.readers._common import IMAGE_ENDINGS, Classes, count_empty, lines, present
 from overnight.errors import DataError
 from overnight.paths import shown
-
-if TYPE_CHECKING:
-    from overnight.data.dataset import Entry
 
 Box = tuple[str, float, float, float, float]
 
@@ -38,7 +34,7 @@ class Options(Values):
     drop_difficult: bool = False
 
 
-def read(folder: Path, options: Options, _entry: "Entry") -> Boxes:
+def read(folder: Path, options: Options, _kind: str) -> Boxes:
     """Boxes now, images as they are opened. A box of zero size is dropped, one that leaves its image is clipped."""
     handled = Handled()
     pictures = _pictures(folder / options.images, handled)

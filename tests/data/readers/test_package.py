@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from overnight.data.dataset import Entry
+from overnight.data.dataset import Dataset
 from overnight.errors import ConfigError, DataError
 
 MODULE = """
@@ -57,7 +57,7 @@ def module(tmp_path, monkeypatch):
 
 
 def load(kind: str, **options):
-    return Entry.model_validate(
+    return Dataset.model_validate(
         {"name": "made", "kind": kind, "reader": "package", "options": options}
     ).load()
 

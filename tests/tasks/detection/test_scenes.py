@@ -9,12 +9,12 @@ from overnight.artifact import save
 from overnight.config import ConfigError
 from overnight.data import dataset
 from overnight.data.content import Boxes, BoxItem, Handled, Images
-from overnight.data.dataset import Entry
+from overnight.data.dataset import Dataset
 from overnight.errors import DataError
 from tasks.detection.scenes import ComposeParams, SceneParams, compose_scenes, load_boxes
 
 
-class MadeUp(Entry):
+class MadeUp(Dataset):
     """An entry whose content is at hand."""
 
     content: object = None

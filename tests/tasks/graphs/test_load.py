@@ -9,7 +9,7 @@ import pytest
 
 from overnight import Artifact, DataSpec, RecordingRun, artifact
 from overnight.data.content import Graph
-from overnight.data.dataset import Entry, entry
+from overnight.data.dataset import Dataset, load_entry
 from overnight.errors import DataError
 from tasks.graphs.arrays import adjacency
 from tasks.graphs.load import GraphParams, LinkParams, link_rows, load_graph
@@ -20,7 +20,7 @@ def run_in(folder: Path, seed: int = 0) -> RecordingRun:
     return RecordingRun(folder, seed=seed)
 
 
-class Made(Entry):
+class Made(Dataset):
     """An entry whose content is made here."""
 
     content: object
@@ -108,7 +108,7 @@ def test_dense_features_have_mean_0_and_sparse_rows_sum_to_1(tmp_path: Path) -> 
 @pytest.mark.parametrize(("blank", "width", "nonzeros"), [("identity", 34, 34), ("degree", 2, 0)])
 def test_a_graph_without_features_gets_some(tmp_path: Path, blank: str, width: int, nonzeros: int) -> None:
     run = run_in(tmp_path / "run")
-    graph = load_graph.body(run, GraphParams(blank=blank), entry("karate"))
+    graph = load_graph.body(run, GraphParams(blank=blank), load_entry("karate"))
     assert (graph.spec.shape, graph.spec.nonzeros, graph.spec.nodes, graph.spec.edges) == (
         (width,),
         nonzeros,
@@ -144,7 +144,7 @@ def test_what_cannot_be_learned_from_says_why(
 
 def test_a_set_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds images, not a graph"):
-        load_graph.body(run_in(tmp_path / "run"), GraphParams(), entry("digits"))
+        load_graph.body(run_in(tmp_path / "run"), GraphParams(), load_entry("digits"))
 
 
 def test_adjacency_is_the_normalised_one() -> None:

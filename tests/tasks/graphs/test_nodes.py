@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from overnight import Artifact, DataSpec, RecordingRun, artifact
 from overnight.data.content import Graph, Handled
-from overnight.data.dataset import entry
+from overnight.data.dataset import load_entry
 from overnight.errors import Stopped
 from tasks.graphs.arrays import Shares, save
 from tasks.graphs.data import GraphData, example
@@ -199,7 +199,7 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
 def test_floor_on_the_public_split_of_papers(tmp_path: Path, shared_data: Path) -> None:
     found = []
     for seed in range(3):
-        graph = load_graph.body(run_in(tmp_path / "g", seed), GraphParams(), entry("cora"))
+        graph = load_graph.body(run_in(tmp_path / "g", seed), GraphParams(), load_entry("cora"))
         run, _ = trained(tmp_path, graph, seed, epochs=60, hidden=64, weight_decay=5e-4)
         found.append(run.last("test/accuracy"))
     assert graph.spec.counts == {"train": 140, "val": 500, "test": 1000}
@@ -208,6 +208,6 @@ def test_floor_on_the_public_split_of_papers(tmp_path: Path, shared_data: Path) 
 
 @pytest.mark.slow
 def test_floor_on_pages_that_like_one_another(tmp_path: Path, shared_data: Path) -> None:
-    graph = load_graph.body(run_in(tmp_path / "g"), GraphParams(normalize="none"), entry("facebook"))
+    graph = load_graph.body(run_in(tmp_path / "g"), GraphParams(normalize="none"), load_entry("facebook"))
     run, _ = trained(tmp_path, graph, hidden=64, epochs=40)
     assert run.last("test/accuracy") >= 0.93 > 0.4 > run.last("test/majority")

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from overnight import Artifact, RecordingRun
-from overnight.data.dataset import Entry, entry
+from overnight.data.dataset import Dataset, load_entry
 from overnight.errors import DataError, ServiceError
 from tasks.tabular.join import TableParams, join_tables
 
@@ -17,17 +17,17 @@ SALES = "day,shop,item,price\n2024-01-01,1,a,2.5\n2024-01-02,2,b,NA\n2024-01-03,
 SHOPS = "id,city,size\n1,Köln,10\n2,大阪,20\n2,Osaka,21\n3,Oslo,30\n"
 
 
-def made(folder: Path, **tables: str) -> Entry:
+def made(folder: Path, **tables: str) -> Dataset:
     """A data set of csv files, every column as text unless the reader knows better."""
     for name, text in tables.items():
         (folder / f"{name}.csv").write_text(text, encoding="utf-8")
-    return Entry(
+    return Dataset(
         name="made", kind="table", reader="csv", options={"tables": {name: f"{name}.csv" for name in tables}}
     )
 
 
 def joined(
-    tmp_path: Path, data: Entry, device: str = "cpu", **params: object
+    tmp_path: Path, data: Dataset, device: str = "cpu", **params: object
 ) -> tuple[RecordingRun, Artifact, pl.DataFrame]:
     run = RecordingRun(tmp_path / "run", device=device)
     run.folder.mkdir(exist_ok=True)
@@ -206,17 +206,17 @@ def test_where_the_gpu_engine_fails_auto_says_why(folder: Path, tmp_path: Path) 
 
 def test_a_set_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not tables"):
-        joined(tmp_path, entry("karate"))
+        joined(tmp_path, load_entry("karate"))
 
 
 TWICE = """
 import sys, pathlib
 from overnight import RecordingRun
-from overnight.data.dataset import entry
+from overnight.data.dataset import load_entry
 from tasks.tabular.join import TableParams, join_tables
 run = RecordingRun(pathlib.Path(sys.argv[1]))
 joins = [{"table": "weather", "by": ["origin", "time_hour"], "take": ["temp"]}, {"table": "planes", "by": ["tailnum"], "prefix": "plane_"}]
-print(join_tables.body(run, TableParams(fact="flights", joins=joins, require=["arr_delay"]), entry("flights")).digest)
+print(join_tables.body(run, TableParams(fact="flights", joins=joins, require=["arr_delay"]), load_entry("flights")).digest)
 """
 
 

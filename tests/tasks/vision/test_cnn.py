@@ -9,7 +9,7 @@ import torch
 
 from overnight import Artifact, DataSpec, RecordingRun
 from overnight.artifact import save
-from overnight.data.dataset import entry
+from overnight.data.dataset import load_entry
 from overnight.errors import ConfigError, DataError, Stopped
 from tasks.vision.augment import apply, draw
 from tasks.vision.cnn import CnnParams, Net, batches, build, cnn_recipe, predictor, train_cnn
@@ -21,7 +21,9 @@ DIGITS = CnnParams(epochs=8, batch=64, channels=12, blocks=2)
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return load_images.body(RecordingRun(tmp_path_factory.mktemp("images")), ImageParams(), entry("digits"))
+    return load_images.body(
+        RecordingRun(tmp_path_factory.mktemp("images")), ImageParams(), load_entry("digits")
+    )
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from overnight import RecordingRun
-from overnight.data.dataset import Entry
+from overnight.data.dataset import Dataset
 from overnight.errors import DataError, Stopped
 from tasks.vision.load import ImageParams, load_images
 
-MADE = Entry(name="made", kind="images", reader="image_folder")
+MADE = Dataset(name="made", kind="images", reader="image_folder")
 
 
 def picture(path: Path, size: tuple[int, int] = (10, 8), mode: str = "RGB", level: int = 100) -> None:
@@ -27,7 +27,7 @@ def classes(folder: Path, counts: dict[str, int], split: str = "", **style: obje
             picture(folder / split / name / f"{i:03}.png", level=10 + i % 200, **style)
 
 
-def loaded(tmp_path: Path, entry: Entry = MADE, seed: int = 0, **params: object):
+def loaded(tmp_path: Path, entry: Dataset = MADE, seed: int = 0, **params: object):
     run = RecordingRun(tmp_path / f"run{seed}", seed=seed)
     run.folder.mkdir(parents=True)
     return run, load_images.body(run, ImageParams(**params), entry)
@@ -153,7 +153,7 @@ def test_unlabelled_images_are_left_out(folder: Path, tmp_path: Path) -> None:
     pl.DataFrame(
         {"image": [png(i) for i in range(5)], "label": [None] * 5}, schema_overrides={"label": pl.String}
     ).write_parquet(folder / "test.parquet")
-    entry = Entry(
+    entry = Dataset(
         name="made",
         kind="images",
         reader="image_parquet",
@@ -175,6 +175,6 @@ def test_it_stops_when_asked(folder: Path, tmp_path: Path) -> None:
 def test_another_kind_of_data_is_refused(checkout: Path, tmp_path: Path) -> None:
     (checkout / "datasets" / "made").mkdir()
     (checkout / "datasets" / "made" / "input.txt").write_text("words")
-    entry = Entry(name="made", kind="text", reader="text", options={"splits": {"train": "input.txt"}})
-    with pytest.raises(DataError, match="kind 'text'"):
+    entry = Dataset(name="made", kind="text", reader="text", options={"splits": {"train": "input.txt"}})
+    with pytest.raises(DataError, match="holds texts, not images"):
         loaded(tmp_path, entry)

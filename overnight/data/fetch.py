@@ -3,59 +3,55 @@
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from overnight.data import digests
+from overnight.data import digests, readers
 from overnight.data.archives import unpack
 from overnight.data.download import Progress, download
+from overnight.data.entry import Archive, DataFile, Entry
 from overnight.errors import DataError
 from overnight.locks import hold
 from overnight.paths import shown
 
-if TYPE_CHECKING:
-    from overnight.data.dataset import Archive, DataFile, Entry
 
-
-def obtain(entry: "Entry", progress: Progress | None = None) -> Path:
+def fetch_missing(entry: Entry, progress: Progress | None = None) -> Path:
     """Download what is missing or damaged in the last of the entry's folders; raises DataError when it cannot be had.
 
     One process fetches a set at a time; others wait and find it done.
     """
-    home = entry.homes()[-1]
-    _check_obtainable(entry, home)
+    folder = entry.search_paths()[-1]
+    _check_can_fetch(entry, folder)
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(
-            f"{shown(home)}: cannot be made for data set {entry.name!r}: {error.strerror}; mend it, or set OVERNIGHT_DATA"
+            f"{shown(folder)}: cannot be made for data set {entry.name!r}: {error.strerror}; mend it, or set OVERNIGHT_DATA"
         ) from None
-    with hold(home / ".lock", f"fetching {entry.name}", wait=True):
-        _fetch_files(entry, home, progress)
-        _fetch_archives(entry, home, progress)
-    problems = entry.problems(home)
+    with hold(folder / ".lock", f"fetching {entry.name}", wait=True):
+        _fetch_files(entry, folder, progress)
+        _fetch_archives(entry, folder, progress)
+    problems = entry.problems(folder)
     if problems:
         raise DataError(problems)
-    return home
+    return folder
 
 
-def _wanted(entry: "Entry", home: Path) -> "list[DataFile]":
+def _missing(entry: Entry, folder: Path) -> list[DataFile]:
     """The files that are not there as the entry says."""
-    return [f for f in entry.files if entry.problem(home, f)]
+    return [f for f in entry.files if entry.problem(folder, f)]
 
 
-def _check_obtainable(entry: "Entry", home: Path) -> None:
+def _check_can_fetch(entry: Entry, folder: Path) -> None:
     """Say it before anything is downloaded when some file has no address."""
-    looked = " or ".join(shown(h) for h in entry.homes())
-    if entry.reader == "package":
-        raise DataError(
-            f"data set {entry.name!r}: {looked} lacks a file of the set; install the package anew"
-        )
+    looked = " or ".join(shown(h) for h in entry.search_paths())
+    source = readers.source(entry.reader, entry.options)
+    if source:
+        raise DataError(f"data set {entry.name!r}: {looked} lacks a file of the set; install {source} anew")
     if not entry.files:
         raise DataError(
             f"data set {entry.name!r}: there is no folder {looked}, and its entry has no address; put the files there"
         )
-    lost = [] if entry.archives else [f for f in _wanted(entry, home) if not f.url]
-    damaged = [entry.problem(home, f) for f in lost if (home / f.path).exists()]
+    lost = [] if entry.archives else [f for f in _missing(entry, folder) if not f.url]
+    damaged = [entry.problem(folder, f) for f in lost if (folder / f.path).exists()]
     if damaged:
         raise DataError(damaged)
     if lost:
@@ -67,40 +63,40 @@ def _check_obtainable(entry: "Entry", home: Path) -> None:
         )
 
 
-def _fetch_files(entry: "Entry", home: Path, progress: Progress | None) -> None:
-    for file in _wanted(entry, home):
+def _fetch_files(entry: Entry, folder: Path, progress: Progress | None) -> None:
+    for file in _missing(entry, folder):
         if file.url:
-            download(file.url, home / file.path, file.digests, file.bytes, progress)
+            download(file.url, folder / file.path, file.digests, file.bytes, progress)
 
 
-def _fetch_archives(entry: "Entry", home: Path, progress: Progress | None) -> None:
+def _fetch_archives(entry: Entry, folder: Path, progress: Progress | None) -> None:
     """Unpack beside, then move name by name: a crash leaves nothing half, and the next call goes on."""
     for archive in entry.archives:
-        if not _wanted(entry, home):
+        if not _missing(entry, folder):
             return
-        fresh, given = home / ".unpacked", _given(entry, archive)
-        packed = given or home / f".{archive.name}"
+        fresh, given = folder / ".unpacked", _given(entry, archive)
+        packed = given or folder / f".{archive.name}"
         if not packed.exists():
             download(archive.url, packed, archive.digests, archive.bytes, progress)
         shutil.rmtree(fresh, ignore_errors=True)
         try:
             unpack(packed, fresh, archive.inside, archive.limit)
-            _move(fresh, home, entry)
+            _move(fresh, folder, entry)
         finally:  # wrong once is wrong again: a damaged archive is not kept either
             shutil.rmtree(fresh, ignore_errors=True)
             if not given:
                 packed.unlink()
 
 
-def _given(entry: "Entry", archive: "Archive") -> Path | None:
+def _given(entry: Entry, archive: Archive) -> Path | None:
     """The archive that somebody put into one of the set's folders, if it is the right one."""
-    there = [h / archive.name for h in entry.homes() if (h / archive.name).is_file()]
+    there = [h / archive.name for h in entry.search_paths() if (h / archive.name).is_file()]
     return next((p for p in there if not archive.digests or digests.sha256(p) in archive.digests), None)
 
 
-def _move(fresh: Path, home: Path, entry: "Entry") -> None:
-    for file in _wanted(entry, home):
-        source, target = fresh / file.path, home / file.path
+def _move(fresh: Path, folder: Path, entry: Entry) -> None:
+    for file in _missing(entry, folder):
+        source, target = fresh / file.path, folder / file.path
         if not source.exists():
             continue
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,162 @@
+"""The entry of a data set, datasets/<name>.yaml: its reader, its files and where they are looked for."""
+
+import os
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from overnight.artifact import DataSpec
+from overnight.config import Values
+from overnight.data import digests, readers
+from overnight.errors import DataError
+from overnight.paths import datasets, root, shown
+
+Kind = Literal["table", "images", "boxes", "graph", "text"]
+
+
+def _inside(path: str) -> str:
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        raise ValueError("must be a path inside the set's folder")
+    return path
+
+
+def _known_reader(name: str) -> str:
+    readers.reader(name)
+    return name
+
+
+Url = Annotated[str, Field(pattern=r"^(https://|http://127\.0\.0\.1[:/])")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Inside = Annotated[str, AfterValidator(_inside)]
+
+
+class DataFile(Values):
+    """One file of a data set by its path inside the set's folder, or a whole folder when the path ends with /."""
+
+    path: Inside
+    url: Url | None = None
+    sha256: Sha256 | list[Sha256] = Field(
+        [], description="several: each will do. Of a folder: of what `sha256sum *` prints in it"
+    )
+    bytes: int | None = Field(None, ge=0)
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """What the file may have; empty when the entry does not say."""
+        return (self.sha256,) if isinstance(self.sha256, str) else tuple(self.sha256)
+
+
+class Archive(Values):
+    """A tar or zip that brings the files that have no url of their own; a copy that lies in the set's folder is used instead."""
+
+    url: Url
+    sha256: Sha256 | None = None
+    bytes: int | None = Field(None, ge=0)
+    inside: str = Field(
+        "", description="the folder of the archive that holds the files; * stands for any one name"
+    )
+    limit: int = Field(50 * 10**9, gt=0, description="bytes it may unpack to")
+
+    @property
+    def name(self) -> str:
+        """What the file is called."""
+        return PurePosixPath(self.url.partition("?")[0]).name
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """What it may have; empty when the entry does not say."""
+        return (self.sha256,) if self.sha256 else ()
+
+
+class Entry(Values):
+    """What datasets/<name>.yaml says."""
+
+    name: str
+    kind: Kind
+    reader: Annotated[str, AfterValidator(_known_reader)] = Field(
+        description="a file of overnight/data/readers/"
+    )
+    folder: Inside = Field("", description="below $OVERNIGHT_DATA or datasets/; the name when left out")
+    files: list[DataFile] = Field([], description="what must be there; empty: whatever is in the folder")
+    archives: list[Archive] = []
+    options: dict[str, Any] = Field({}, description="of the reader")
+    splits: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(
+        {}, description="fractions cut off the training part, in this order, where the set has no such split"
+    )
+    licence: str = ""
+    homepage: str = ""
+    about: str = ""
+    expected: DataSpec = DataSpec()
+
+    @model_validator(mode="after")
+    def _archives_bring_files(self) -> "Entry":
+        if self.archives and not self.files:
+            raise ValueError(
+                "archives need `files`: which files (or folders, with / at the end) of them belong to the set"
+            )
+        return self
+
+    def search_paths(self) -> list[Path]:
+        """Where the files may be, in the order of looking; the last is where downloads go."""
+        found = readers.locate(self.reader, self.options)
+        return [found] if found else [place / (self.folder or self.name) for place in (*shared(), datasets())]
+
+    def found(self) -> list[Path]:
+        """The folders that hold every file; nothing is verified."""
+        return [
+            folder
+            for folder in self.search_paths()
+            if folder.is_dir() and all((folder / file.path).exists() for file in self.files)
+        ]
+
+    def problems(self, folder: Path) -> list[str]:
+        """What differs from the entry in this folder: size first, digest when the size is right."""
+        return [wrong for wrong in (self.problem(folder, file) for file in self.files) if wrong]
+
+    def problem(self, folder: Path, file: DataFile) -> str:
+        """What is wrong with one file; empty when nothing is."""
+        path = folder / file.path
+        can_fetch = file.url or self.archives
+        anew = f"`overnight data fetch {self.name}` gets it anew" if can_fetch else "get it anew"
+        if not path.exists():
+            return f"{shown(path)}: there is no such file; {anew}"
+        try:
+            size = digests.size(path)
+            if file.bytes is not None and size != file.bytes:
+                return f"{shown(path)}: {size} bytes, expected {file.bytes}: cut short or changed; {anew}"
+            if not file.digests:
+                return ""
+            digest = digests.sha256(path)
+        except OSError as error:
+            return f"{shown(path)}: cannot be read: {error.strerror}; check its permissions and its disk"
+        if digest in file.digests:
+            return ""
+        expected = " or ".join(file.digests)
+        return f"{shown(path)}: sha256 {digest}, expected {expected}: damaged or changed; {anew}"
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the content: how it is read and cut, and digests (of the files here, if the entry has none)."""
+        how = self.model_dump(mode="json", include={"kind", "reader", "options", "splits"})
+        own = readers.identity(self.reader, self.options)
+        if own:
+            return {**how, **own}
+        folder = next(iter(self.found()), None)
+        files = {
+            f.path: next(iter(f.digests), None) or (folder and digests.sha256(folder / f.path))
+            for f in self.files
+        }
+        return {**how, "files": files or {".": folder and digests.sha256(folder)}}
+
+
+def shared() -> list[Path]:
+    """The folder $OVERNIGHT_DATA names, if it is set; relative: to here, else to the checkout. Raises DataError."""
+    given = os.environ.get("OVERNIGHT_DATA")
+    if not given:
+        return []
+    found = [place for place in (Path(given), root() / given) if place.is_dir()]
+    if not found:
+        raise DataError(
+            f"OVERNIGHT_DATA={given}: there is no such folder; name the one that holds the folders of the sets, or unset it"
+        )
+    return found[:1]
