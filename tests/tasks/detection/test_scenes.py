@@ -116,7 +116,7 @@ def test_a_missing_val_is_cut_from_train_by_the_seed(tmp_path):
 
 
 def test_another_kind_of_set_and_no_training_images_are_refused(tmp_path):
-    with pytest.raises(DataError, match="kind 'boxes'"):
+    with pytest.raises(DataError, match="holds images, not boxes"):
         load_boxes.body(RecordingRun(tmp_path), SceneParams(), entry(Images((), {}), kind="images"))
     with pytest.raises(DataError, match="'train' has no images"):
         loaded(tmp_path, {"val": [photo(8, 8, [])]})

@@ -143,7 +143,7 @@ def test_what_cannot_be_learned_from_says_why(
 
 
 def test_a_set_of_another_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds images, not a graph"):
+    with pytest.raises(DataError, match="holds images, not graph"):
         load_graph.body(run_in(tmp_path / "run"), GraphParams(), load_entry("digits"))
 
 
