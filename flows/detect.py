@@ -11,7 +11,7 @@ from tasks.vision.load import ImageParams, load_images
 
 
 class Detect(Experiment):
-    """A set of kind boxes, letterboxed as `scenes` says; or one of kind images, whose objects `compose` puts into scenes."""
+    """A data set of boxes, letterboxed as `scenes` says; or one of images, which `compose` puts into scenes."""
 
     data: Dataset
     images: ImageParams | None = None

@@ -59,7 +59,8 @@ class Artifact(Values):
         """This artifact, or DataError when it is of another kind."""
         if self.kind != kind:
             raise DataError(
-                f"{shown(self.path)}: expected an artifact of kind {kind!r}, this is {self.kind!r}; check the flow"
+                f"{shown(self.path)}: expected an artifact of kind {kind!r}, this is {self.kind!r}; "
+                "check the flow"
             )
         return self
 
@@ -85,7 +86,8 @@ def save(
         shutil.rmtree(part, ignore_errors=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(
-                f"{shown(folder)}: the disk is full; free some room (old runs are folders in .overnight/steps) and run it again"
+                f"{shown(folder)}: the disk is full; free some room (old runs are folders in .overnight/steps) "
+                "and run it again"
             ) from None
         raise
     return Artifact(kind=kind, path=folder, digest=found, spec=spec or DataSpec())

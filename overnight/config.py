@@ -79,7 +79,7 @@ class CardChoice(Values):
 
 
 class Experiment(Values):
-    """One config file: values for every step of one flow. Parts of a larger experiment are Experiments too."""
+    """One config file: values for every step of one flow. Parts of a larger one are Experiments too."""
 
     flow: str | None = Field(None, description="which file of flows/ runs it; at the top of the file only")
     name: str | None = Field(
@@ -113,7 +113,7 @@ def _result_value(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-# ------------------------------------------------------------------------------------------------ reading a file
+# -------------------------------------------------------------------------------- reading a file
 
 
 class Source:
@@ -372,7 +372,7 @@ def _without_none(annotation: Any) -> Any:
 
 
 def _misplaced(values: Values, loc: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Keys of the whole experiment (flow, seed, card) that stand inside a part; an item of a list has a flow."""
+    """Keys of the whole experiment (flow, seed, card) inside a part; an item of a list may have a flow."""
     if loc and isinstance(values, Experiment):
         allowed = ("name", "flow") if loc[-1].isdigit() else ("name",)
         yield from ((loc, key) for key in TOP if key not in allowed and key in values.model_fields_set)

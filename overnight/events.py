@@ -1,39 +1,111 @@
-"""Spools: files of events, a line of JSON each, that outlive both who writes and who ships them.
+"""Event logs: files of events, one line of JSON each, which stay when the process that writes them ends.
 
-<folder of a step>/events.jsonl   what its child logs
-                   parent.jsonl   what its parent adds: inputs, what it asked for and took, the reason of its end
-A line that a crash cut short is nobody's: it is neither shipped nor counted as logged.
+<folder of a step>/events.jsonl   written by its child
+                   parent.jsonl   written by its parent: inputs, memory asked for and used, the reason of its end
+A line that a crash cut short is ignored: it is neither uploaded nor counted as logged.
 """
 
 import fcntl
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict, cast, get_args, get_type_hints
 
 Json = dict[str, Any]
 CHILD, PARENT = "events.jsonl", "parent.jsonl"
 PORTION_BYTES = 1 << 18
 PORTION_METRICS = 1000  # MLflow takes no more at once
-FIELDS = {  # of each kind of event, as run.py writes them
-    "metrics": {"at", "values", "step"},
-    "param": {"name", "value"},
-    "note": {"text"},
-    "log": {"text"},
-    "progress": {"done", "total", "text"},
-    "data": {"name", "digest", "source", "spec"},
-    "publish": {"path", "folder"},
-    "model": {"path"},
-    "continues": {"folders"},
+
+
+class MetricsEvent(TypedDict):
+    """Values of metrics at a step; NaN and infinities as text, since JSON has none."""
+
+    event: Literal["metrics"]
+    values: Mapping[str, float | str]
+    step: int
+    at: NotRequired[float]  # seconds since 1970; every event has it in a log
+
+
+class ParamEvent(TypedDict):
+    """A fact that was decided while running."""
+
+    event: Literal["param"]
+    name: str
+    value: str
+
+
+class TextEvent(TypedDict):
+    """note: for the log and the run's description; log: for the log alone."""
+
+    event: Literal["note", "log"]
+    text: str
+
+
+class ProgressEvent(TypedDict):
+    """How far a step is."""
+
+    event: Literal["progress"]
+    done: float
+    total: float
+    text: str
+
+
+class DataEvent(TypedDict):
+    """A data set that went in."""
+
+    event: Literal["data"]
+    name: str
+    digest: str
+    source: str
+    spec: Json
+
+
+class PublishEvent(TypedDict):
+    """A file or folder to show among the run's artifacts, below `folder`."""
+
+    event: Literal["publish"]
+    path: str
+    folder: str
+
+
+class ModelEvent(TypedDict):
+    """The folder of a saved model."""
+
+    event: Literal["model"]
+    path: str
+    digest: NotRequired[str]
+
+
+class ContinuesEvent(TypedDict):
+    """Folders of the attempts that this one resumes."""
+
+    event: Literal["continues"]
+    folders: list[str]
+
+
+Event = (
+    MetricsEvent
+    | ParamEvent
+    | TextEvent
+    | ProgressEvent
+    | DataEvent
+    | PublishEvent
+    | ModelEvent
+    | ContinuesEvent
+)
+FIELDS = {  # that an event of each kind must have
+    kind: set(shape.__required_keys__)
+    for shape in get_args(Event)
+    for kind in get_args(get_type_hints(shape)["event"])
 }
 
 
 class Writer:
-    """Appends whole lines. Raises OSError, a full disk for one; what was half written then spoils no line that comes after."""
+    """Appends whole lines. Raises OSError, as of a full disk; the next line then begins on a new line."""
 
     def __init__(self, path: Path) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
@@ -44,7 +116,7 @@ class Writer:
         self._torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
 
     def write(self, event: Json) -> None:
-        """Names of files may hold bytes that are no text."""
+        """Append an event. Bytes of file names that are no text are replaced."""
         line = (json.dumps(event, ensure_ascii=False) + "\n").encode(errors="replace")
         with self._lock:
             line = b"\n" + line if self._torn else line
@@ -54,16 +126,16 @@ class Writer:
             self._torn = False
 
     def sync(self) -> None:
-        """Until the disk has it."""
+        """Wait until the disk has all of it."""
         os.fdatasync(self._file)
 
     def close(self) -> None:
-        """Nobody writes any more."""
+        """Close the file."""
         os.close(self._file)
 
 
 def written(path: Path) -> bool:
-    """Whether some process may still write to a spool."""
+    """Whether some process may still write to an event log."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,14 +148,14 @@ def written(path: Path) -> bool:
 
 @dataclass
 class Portion:
-    """Events of a part of a spool that ends at byte `end`."""
+    """Events of a part of a log that ends at byte `end`."""
 
     events: list[Json]
     end: int
 
 
 def read(path: Path, start: int) -> Portion:
-    """What comes after byte `start`, about as much as MLflow takes at once; `end` is `start` when no whole line does."""
+    """Events after byte `start`, about as many as MLflow takes at once; `end` is `start` when there are none."""
     events, end, numbers = list[Json](), start, 0
     for line in _lines(path, start):
         end += len(line)
@@ -109,24 +181,22 @@ def _lines(path: Path, start: int) -> Iterator[bytes]:
 
 
 def readable(line: str | bytes) -> Json | None:
-    """An event of run.py; None for anything else: a full disk or a library that writes there must not end the step."""
+    """The event of a line; None for anything else, which a full disk or a library may have written."""
     try:
-        event = json.loads(line)
+        event: Any = json.loads(line)
     except ValueError:
         return None
     fields = FIELDS.get(str(event.get("event"))) if isinstance(event, dict) else None
     if fields is None or not fields <= event.keys():
         return None
-    return (
-        event
-        if event["event"] != "metrics"
-        or (isinstance(event["values"], dict) and isinstance(event["step"], int))
-        else None
-    )
+    if event["event"] != "metrics":
+        return cast("Json", event)
+    valid = isinstance(event["values"], dict) and isinstance(event["step"], int) and "at" in event
+    return cast("Json", event) if valid else None
 
 
 def last_steps(path: Path) -> dict[str, int]:
-    """The last step of each metric in a spool."""
+    """The last step of each metric in a log."""
     last = dict[str, int]()
     for line in _lines(path, 0):
         event = readable(line) if b'"metrics"' in line else None

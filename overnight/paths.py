@@ -49,7 +49,7 @@ def shown(path: Path) -> str:
 
 
 def import_from_checkout(package: str) -> None:
-    """Import `flows` or `tasks` from the checkout, so that no package of that name on PYTHONPATH is found first.
+    """Import `flows` or `tasks` from the checkout: a package of that name on PYTHONPATH must not win.
 
     Modules are looked for below root(), then beside the running package overnight.
     """

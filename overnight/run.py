@@ -13,6 +13,7 @@ from overnight import artifact, events
 from overnight.artifact import Artifact, DataSpec, Writer
 from overnight.data.content import Handled
 from overnight.errors import Stopped
+from overnight.events import Event
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +26,10 @@ Json = dict[str, Any]
 class Run(ABC):
     """One step's run: what it may log and save, and the few facts it may ask for.
 
-    seed: of every random choice; folder: to write in; device: "cpu" or "cuda"; budget_mib: the lease's cap, None without one.
+    seed: of every random choice
+    folder: to write in
+    device: "cpu" or "cuda"
+    budget_mib: what its allocator may hold, in MiB; None without a lease
     """
 
     def __init__(
@@ -47,7 +51,7 @@ class Run(ABC):
         self.reports = 0  # of the monitor, in earlier attempts
 
     @abstractmethod
-    def _emit(self, event: Json) -> None:
+    def _emit(self, event: Event) -> None:
         """Take one event; never raises because a server is away."""
 
     def metric(self, name: str, value: float, step: int = 0) -> None:
@@ -71,7 +75,7 @@ class Run(ABC):
         return self.checkpoints and self.checkpoints / str(self.trainings - 1)
 
     def named(self, name: str) -> str:
-        """What the newest training calls its train/loss: train-2/loss in the second one of a step, whose steps begin again at 1."""
+        """The name of a metric of the newest training: train-2/loss in the second of a step, which counts from 1 again."""
         kind, _, rest = name.partition("/")
         return f"{kind}-{self.trainings}/{rest}" if self.trainings > 1 else name
 
@@ -150,8 +154,9 @@ class Run(ABC):
     ) -> Artifact:
         """Hand on a model: weights as safetensors, and who can use them.
 
-        predictor: "module:function" with function(folder) -> callable(array) -> array. It reads `config` back from meta.json and the
-        weights from weights.safetensors. example: an input for it, stored with the model. The model is also published.
+        predictor: "module:function" with function(folder) -> callable(array) -> array; it reads `config` from
+        meta.json and the weights from weights.safetensors. example: an input for it, stored with the model.
+        The model is also published.
         """
 
         def write(path: Path) -> None:
@@ -177,11 +182,11 @@ class SpoolRun(Run):
         super().__init__(folder, seed, device, budget_mib)
         self._spool = events.Writer(folder / events.CHILD)
 
-    def _emit(self, event: Json) -> None:
+    def _emit(self, event: Event) -> None:
         self._spool.write({"at": round(time.time(), 3), **_finite(event)})
 
     def sync(self) -> None:
-        """Before a checkpoint: what was logged up to it must outlive a power cut as well as the checkpoint does."""
+        """Write to the disk: what was logged before a checkpoint must survive a power cut as it does."""
         with suppress(OSError):  # the checkpoint itself will say it
             self._spool.sync()
 
@@ -195,7 +200,7 @@ class RecordingRun(Run):
         super().__init__(folder, seed, device, budget_mib)
         self.events: list[Json] = []
 
-    def _emit(self, event: Json) -> None:
+    def _emit(self, event: Event) -> None:
         self.events.append(json.loads(json.dumps(_finite(event))))
 
     def curve(self, name: str) -> list[float]:
@@ -214,8 +219,9 @@ class RecordingRun(Run):
         return [e for e in self.events if e["event"] == kind]
 
 
-def _finite(event: Json) -> Json:
+def _finite(event: Event) -> Event:
     """JSON has no NaN: it travels as text and comes back by float()."""
     if event["event"] != "metrics":
         return event
-    return {**event, "values": {k: v if math.isfinite(v) else str(v) for k, v in event["values"].items()}}
+    values = {k: v if math.isfinite(float(v)) else str(v) for k, v in event["values"].items()}
+    return {**event, "values": values}

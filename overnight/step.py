@@ -51,12 +51,11 @@ class Step(Generic[P, R]):
     gpu: its body holds a lease while it runs
     recipe: (params, DataSpec) -> Recipe, for a step that trains
     vram_mib: MiB to lease when neither a measurement nor a prediction exists; 0: the whole budget
-    outside: it takes memory of the card that neither torch nor RMM allocates; it runs alone until that was measured
+    outside: it takes memory of the card that neither torch nor RMM allocates; it runs alone until measured
     spec: (params, *given) -> DataSpec of its result, or None when unknown
     peak: (params, *given) -> Formula or (low, high) MiB of the card, or None when unknown
-    probe: (card or None for the CPU, params, *given) -> the engine or library it will choose there
     `given` are data set entries and the DataSpecs of upstream artifacts.
-    probe(card, params, *given) -> the engine or library that it will choose on that card (None: the CPU), which is part of its key.
+    probe: (card or None for the CPU, params, *given) -> its engine or library there, by name; part of the key
     """
 
     def __init__(
@@ -231,7 +230,7 @@ class Pipeline(Generic[P, T]):
             return self.body(*args, **kwargs)
 
     def part(self, name: str, *args: P.args, **kwargs: P.kwargs) -> T:
-        """The same with labels that begin with `name`: for a pipeline that runs another one more than once."""
+        """The same with labels that begin with `name`, for a pipeline that runs another more than once."""
         with current_builder().named(name):
             return self.body(*args, **kwargs)
 
@@ -248,7 +247,7 @@ def pipeline(body: Callable[P, T]) -> Pipeline[P, T]:
     return Pipeline(body)
 
 
-# ------------------------------------------------------------------------------------------------ found by name
+# -------------------------------------------------------------------------------- found by name
 
 
 def load_step(address: str) -> Step[Any, Any]:

@@ -138,6 +138,18 @@ def test_imports_go_one_way() -> None:
     assert {name: broken(name, text) for name, text in files.items() if broken(name, text)} == {}
 
 
+def test_prefect_is_imported_in_one_module_and_by_the_services() -> None:
+    users = {
+        name_of(path)
+        for path in CODE
+        if any(module.split(".")[0] == "prefect" for module in imports(name_of(path), path.read_text()))
+    }
+    services = {name for name in users if name.startswith("overnight/services/")}
+    assert users - services - {name for name in users if name.startswith("bench/")} == {
+        "overnight/orchestration/prefect.py"
+    }
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

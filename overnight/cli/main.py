@@ -32,14 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             raise
         print(
-            f"overnight: {error.filename or 'the machine'}: {error.strerror or error}; mend that and try again",
+            f"overnight: {error.filename or 'the machine'}: {error.strerror or error}; fix that and try again",
             file=sys.stderr,
         )
         return 2
 
 
 def _settle_data() -> None:
-    """An absolute $OVERNIGHT_DATA, since children and services run in other folders; DataError when there is no such folder."""
+    """Make $OVERNIGHT_DATA absolute: children and services run in other folders. Raises DataError."""
     from overnight.data.entry import shared
 
     for place in shared():
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "overrides", nargs="*", metavar="key=value", help="values laid over the file, e.g. cnn.epochs=3"
     )
-    run.add_argument("--cpu", action="store_true", help="leave the GPU alone: run on the virtual card")
+    run.add_argument("--cpu", action="store_true", help="run on the CPU, with the virtual card")
     _fit_parser(add("fit", _fit, "what each step would take of a card, and whether it fits; nothing runs"))
     add("up", _up, "start Prefect, its worker and MLflow, and keep them running")
     add("down", _down, "stop them").add_argument(
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
             add("gpu", _gpu, "the card: its budget, who holds what, who waits, what other programs use")
         ),
         add("ls", _ls, "the experiments in configs/"),
-        add("doctor", _doctor, "what this machine has, and what is in the way"),
+        add("doctor", _doctor, "what this machine has, and which problems it has"),
     ):
         sub.add_argument("--json", action="store_true", help="for programs")
     _data_parser(add("data", _data_ls, "the data sets: list, fetch, verify"))

@@ -1,4 +1,4 @@
-"""One attempt at a step: its MLflow run, its row in the terminal, its page in Prefect's UI, and its child process."""
+"""One attempt at a step: its MLflow run, its row in the terminal, its page in Prefect's UI."""
 
 import time
 from typing import Any, Protocol
@@ -49,7 +49,7 @@ def run_step(run: PipelineRun, pending: Pending, arguments: list[Any], page: Pag
         result = Attempt(run, pending, arguments, page).run()
     except OvernightError as error:
         result = StepResult(code=error.child_code, error=str(error))
-    except Exception as error:  # noqa: BLE001 - the border: a server that is away must not end the other branches
+    except Exception as error:  # noqa: BLE001 - the border: other branches go on
         result = StepResult(code=1, error=f"{type(error).__name__}: {error}")
     pending.result = result
     if result.code == 0:
@@ -100,7 +100,7 @@ class Attempt:
             outside=self.pending.step.outside,
         )
 
-    # -------------------------------------------------------------------------------- what the launcher reports
+    # ------------------------------------------------------------------------ what the launcher reports
 
     def begin(self, spec: StepSpec) -> StepSpec:
         """Open the MLflow run, or the one of the attempts before, which this one resumes."""

@@ -44,7 +44,7 @@ def main(folder: Path) -> int:
         result = _failed(error.child_code, str(error) or type(error).__name__)
     except SystemExit as error:
         result = _failed(1, f"the step called sys.exit({error.code!r}) instead of returning")
-    except Exception as error:  # noqa: BLE001 - the border: whatever a step raises becomes a reason and an exit code
+    except Exception as error:  # noqa: BLE001 - the border: it becomes a reason and an exit code
         with contextlib.suppress(OSError):  # its log may be on a disk that is full
             traceback.print_exc()
         result = _reason(error)

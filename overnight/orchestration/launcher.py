@@ -1,7 +1,7 @@
 """Where steps run. `Local` runs them on this machine, each in a child process.
 
-Whatever depends on the machine is decided here: places on the host, the card, MiB to lease, threads. A launcher
-for other machines has the same one method.
+Whatever depends on the machine is decided here: places on the host, the card, MiB to lease, threads.
+A launcher for other machines has the same one method.
 """
 
 import contextlib
@@ -99,7 +99,7 @@ class Local:
         self.card = card
 
     def run(self, folder: Path, spec: StepSpec, stop: Stop, listener: Listener) -> StepResult:
-        """Wait for a place on the host, then run the step in a child; in a fresh one when it asks for that."""
+        """Wait for a place on the host, then run the step in a child, and in another when it asks for it."""
         with place(spec.label, stop, listener.log) as running:
             threads = max(1, (os.cpu_count() or 1) // running)
             spec = listener.begin(spec)

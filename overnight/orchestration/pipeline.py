@@ -273,7 +273,7 @@ def _one_line(run: PipelineRun) -> str:
     return "; ".join(parts)
 
 
-# ------------------------------------------------------------------------------------------------ beside the steps
+# -------------------------------------------------------------------------------- beside the steps
 
 
 @contextlib.contextmanager

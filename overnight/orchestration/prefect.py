@@ -56,7 +56,7 @@ def __getattr__(name: str) -> Flow[..., Any]:
 def flow_of(name: str) -> Flow[..., Any]:
     """The Prefect flow of the file flows/<name>.py."""
 
-    def run(config: str = f"configs/{name}.yaml", overrides: list[str] = []) -> Any:  # noqa: B006 - shown in the UI
+    def run(config: str = f"configs/{name}.yaml", overrides: list[str] = []) -> Any:  # noqa: B006
         return _enter(name, config, overrides)
 
     run.__doc__ = load_pipeline(name).__doc__
@@ -100,7 +100,7 @@ def _enter(name: str, config: str, overrides: list[str]) -> Any:
 
 
 def wait_for_server(patience_s: float) -> bool:
-    """Wait for Prefect's server at the end of a run: its client gives up at once, and the end would be lost."""
+    """Wait for Prefect's server at the end of a run: its client gives up at once, and loses the end."""
     until = time.monotonic() + patience_s
     while not answers(f"{settings().prefect}/health"):
         if time.monotonic() >= until:
@@ -138,7 +138,7 @@ def _by_deployment(name: str, config: str, overrides: list[str]) -> "State[Any]"
 
 
 def checked(name: str, config: str, overrides: Sequence[str] = ()) -> Path:
-    """The file that a deployment was asked to run: inside the checkout, and of this flow. Raises ConfigError."""
+    """The file that a deployment is to run: inside the checkout, and of this flow. Raises ConfigError."""
     root = paths.root().resolve()
     path = (root / config).resolve()
     if not path.is_relative_to(root):

@@ -1,4 +1,4 @@
-"""What a parent writes for the child that runs a step (spec.json), and what the child writes back (result.json)."""
+"""spec.json, which a parent writes for the child that runs a step, and result.json, which the child writes."""
 
 from typing import Any, Self
 
@@ -52,7 +52,7 @@ class ChildSpec(StepSpec):
         )
 
     def after(self, result: "StepResult") -> Self:
-        """The spec of the next child: the same place in line, and the micro-batch that this one ended with."""
+        """The spec of the next child: the same place in line, and the last micro-batch of this one."""
         size = result.micro_batch or self.micro_batch
         smaller = tuple((mib, less) for mib, less in self.smaller if size is None or less < size)
         return self.model_copy(

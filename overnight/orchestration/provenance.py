@@ -1,4 +1,4 @@
-"""What a run is traced back to: the code, its uncommitted changes, the packages, the machine."""
+"""Provenance of a run: the code, its uncommitted changes, the packages, the machine."""
 
 import subprocess
 import time
@@ -25,7 +25,7 @@ MAX_DIFF = 1_000_000
 
 
 def tags(card: Card) -> dict[str, str]:
-    """Who runs, where, on what: enough to tell later whether the process that opened a run still lives."""
+    """Process, machine, card and commit: enough to find out later whether that process is alive."""
     return {
         **Identity.mine().tags(),
         "overnight.card": str(card),
@@ -35,7 +35,8 @@ def tags(card: Card) -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Installed versions of what results depend on."""
-    return {f"version/{name}": found for name in PACKAGES if (found := _version(name))}
+    found = {f"version/{name}": _version(name) for name in PACKAGES}
+    return {name: version for name, version in found.items() if version}
 
 
 def commit() -> str:

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal while a run goes on: a live table, or plain lines where there is no terminal."""
+"""The terminal of a run: a live table, or plain lines where there is no terminal."""
 
 import threading
 import time
@@ -27,7 +27,7 @@ PLAIN_EVERY_S = 10.0
 
 @dataclass
 class Row:
-    """One step: what is known of it."""
+    """One step in the table."""
 
     label: str
     state: str = "pending"
@@ -39,7 +39,7 @@ class Row:
     wait_s: float = 0.0
     memory: str = ""
     link: str = ""
-    told: float = 0.0
+    printed_at: float = 0.0
 
     def elapsed(self) -> float:
         """Seconds so far, or in all."""
@@ -93,27 +93,22 @@ class Display:
     def progress(self, row: Row, event: dict[str, Any]) -> None:
         """How far a step is; plain output says so every 10 s."""
         row.done, row.text = event["done"] / max(event["total"], 1e-9), event["text"]
-        if not self._live and time.monotonic() - row.told > PLAIN_EVERY_S:
+        if not self._live and time.monotonic() - row.printed_at > PLAIN_EVERY_S:
             self._plain(row)
 
     def _plain(self, row: Row) -> None:
-        row.told = time.monotonic()
+        row.printed_at = time.monotonic()
         share = f" {row.done:4.0%}" if row.state == "running" and row.done else ""
-        self.say(
-            f"{time.strftime('%H:%M:%S')}  {row.label:<24} {row.state}{share}  {row.text}  {scores(row.scores, 3)}".rstrip()
-        )
+        parts = (f"{row.label:<24} {row.state}{share}", row.text, scores(row.scores, 3))
+        self.say("  ".join([time.strftime("%H:%M:%S"), *parts]).rstrip())
 
     def table(self) -> Table:
         """All steps as they are now."""
         table = Table(box=None, pad_edge=False, header_style="bold dim")
-        for name, justify in (
-            ("step", "left"),
-            ("", "left"),
-            ("progress", "left"),
-            ("s", "right"),
-            ("", "left"),
-        ):
-            table.add_column(name, justify=justify, no_wrap=name != "", overflow="ellipsis")  # type: ignore[arg-type]
+        for name in ("step", "", "progress", "s", ""):
+            table.add_column(
+                name, justify="right" if name == "s" else "left", no_wrap=name != "", overflow="ellipsis"
+            )
         for row in self.rows:
             bar = ProgressBar(total=1.0, completed=row.done, width=20) if row.state == "running" else ""
             shown = (
@@ -140,8 +135,8 @@ class Display:
         return table
 
 
-class Took(Protocol):
-    """What of a step's usage is shown."""
+class ShownUsage(Protocol):
+    """The part of a step's usage that is shown."""
 
     @property
     def lease_mib(self) -> int: ...
@@ -153,13 +148,13 @@ class Took(Protocol):
     def host_peak_mib(self) -> float: ...
 
 
-def memory(took: Took) -> str:
-    """The most a step had of its part of the card, context included; of the host for a step that took none of the card."""
-    if not took.lease_mib:
-        return f"{took.host_peak_mib:,.0f} MiB of the host" if took.host_peak_mib else ""
-    if took.peak_mib is None:
-        return f"not measured, of {took.lease_mib:,} MiB"
-    return f"{took.peak_mib + took.overhead_mib:,.0f} of {took.lease_mib:,} MiB"
+def memory(used: ShownUsage) -> str:
+    """The peak of a step in its part of the card, context included; of the host when it had no lease."""
+    if not used.lease_mib:
+        return f"{used.host_peak_mib:,.0f} MiB of the host" if used.host_peak_mib else ""
+    if used.peak_mib is None:
+        return f"not measured, of {used.lease_mib:,} MiB"
+    return f"{used.peak_mib + used.overhead_mib:,.0f} of {used.lease_mib:,} MiB"
 
 
 def scores(values: dict[str, float], most: int) -> str:

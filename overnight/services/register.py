@@ -152,7 +152,7 @@ def main() -> int:
 
 
 def wrong_crons(wanted: list[Deployment]) -> list[str]:
-    """Schedules that Prefect does not understand. Not checked at each start: Prefect's import takes seconds."""
+    """Schedules that Prefect refuses. Not checked at each start: importing Prefect takes seconds."""
     from prefect.client.schemas.schedules import CronSchedule
 
     problems = []

@@ -1,0 +1,126 @@
+"""A family of one's own: files in tasks/, flows/ and configs/ make it run, deployed and part of a night."""
+
+import subprocess
+import sys
+
+import pytest
+
+from overnight import services
+from overnight.services.definitions import ask_prefect
+from overnight.services.settings import POOL, settings
+from tests.support.checkouts import living_in, make_checkout, until
+
+pytestmark = pytest.mark.services
+FILES = {
+    "tasks/toy/count.py": '''
+from overnight import Artifact, Params, Run, step
+
+
+class CountParams(Params):
+    upto: int = 3
+
+
+@step
+def count_up(run: Run, params: CountParams) -> Artifact:
+    """Count."""
+    run.metric("test/last", params.upto)
+    return run.save("count", meta={"upto": params.upto})
+''',
+    "flows/toy.py": '''
+from overnight import Artifact, Experiment, pipeline
+from tasks.toy.count import CountParams, count_up
+
+
+class Toy(Experiment):
+    count: CountParams = CountParams()
+
+
+@pipeline
+def toy(cfg: Toy) -> Artifact:
+    """Count up to a number."""
+    return count_up(cfg.count)
+''',
+    "configs/toy.yaml": "flow: toy\ncount: {upto: 4}\n",
+    "configs/night.yaml": "flow: nightly\nexperiments:\n"
+    "  - toy.yaml\n  - {config: toy.yaml, name: more, count: {upto: 9}}\n",
+}
+
+
+def deployments():
+    return {one["name"]: one for one in ask_prefect(settings(), "/deployments/filter", {})}
+
+
+def deploy_as_before(name, entrypoint):
+    """A deployment as another version, or another program, has left it in the database."""
+    flow = ask_prefect(settings(), "/flows/", {"name": name})["id"]
+    values = {"name": name, "flow_id": flow, "entrypoint": entrypoint, "work_pool_name": POOL, "path": "."}
+    ask_prefect(settings(), "/deployments/", {**values, "pull_steps": []})
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    root = make_checkout(tmp_path_factory.mktemp("checkout"))
+    with living_in(root):
+        services.up()
+        deploy_as_before("vision", "overnight.deployments.vision")
+        deploy_as_before("gone", "overnight.deployments.gone")
+        deploy_as_before("foreign", "elsewhere/flow.py:flow")
+        for name, text in FILES.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(text)
+        (root / "prefect.yaml").write_text(
+            'schedules: {toy: {cron: "0 5 * * *", timezone: Asia/Tokyo}, nightly: {cron: "30 3 * * *"}}\n'
+        )
+        services.up()
+        yield root
+
+
+def test_the_next_up_registers_what_changed(home):
+    found = deployments()
+    assert sorted(found) == ["agent", "detect", "etl", "foreign", "graph", "nightly", "toy", "vision"]
+    assert found["vision"]["entrypoint"] == "overnight.orchestration.prefect.deployment_vision"
+    assert found["toy"]["description"] == "Count up to a number."
+    (schedule,) = found["toy"]["schedules"]
+    assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("0 5 * * *", "Asia/Tokyo")
+
+
+def test_it_is_run_by_hand(home):
+    command = [sys.executable, "-m", "overnight.cli.main", "run", "toy", "count.upto=5"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 of 1 steps done" in done.stdout
+    assert "last 5" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "message"),
+    [
+        ("toy", {"overrides": ["count.upto=6"]}, "1 of 1 steps done"),
+        ("nightly", {"config": "configs/night.yaml"}, "2 of 2 steps done"),
+    ],
+)
+def test_its_deployment_and_a_night_run_it(home, name, parameters, message):
+    made = ask_prefect(
+        settings(), f"/deployments/{deployments()[name]['id']}/create_flow_run", {"parameters": parameters}
+    )
+    wanted = {"flow_runs": {"id": {"any_": [made["id"]]}}}
+
+    def state():
+        try:
+            (run,) = ask_prefect(settings(), "/flow_runs/filter", wanted)
+        except OSError:  # 503: its database was locked
+            return None
+        return (
+            run["state"] if run["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+        )
+
+    ended = until(state, f"the end of {name}")
+    assert (ended["type"], ended["message"]) == ("COMPLETED", message)
+
+
+def test_a_flow_that_is_removed_loses_its_deployment(home):
+    (home / "flows" / "toy.py").unlink()
+    (home / "prefect.yaml").write_text("schedules: {}\n")
+    services.up()
+    assert "toy" not in deployments()
+    assert deployments()["nightly"]["schedules"] == []
