@@ -12,9 +12,9 @@ from overnight.gpu.card import Card
 from overnight.orchestration.launcher import Stop, new_folder, run_child
 from overnight.orchestration.pipeline import SHIP_S
 from overnight.orchestration.protocol import ChildSpec
+from overnight.tracking.backlog import Record
 from overnight.tracking.client import Tracker
-from overnight.tracking.record import Record
-from overnight.tracking.uploader import FOLDER, Shipper
+from overnight.tracking.uploader import FOLDER, Uploader
 from overnight.training.resume import previous_attempts
 
 CARD = Card(uuid="virtual", name="virtual", total_mib=1024, budget_mib=1024)
@@ -25,24 +25,24 @@ def attempt(case: dict[str, Any], tracker: Tracker) -> tuple[int, Path]:
     folder, before = new_folder(case["key"]), previous_attempts(case["key"])
     tags = {FOLDER: str(folder), "overnight.key": case["key"], "overnight.attempts": str(len(before) + 1)}
     record = Record(uri=tracker.uri, experiment="bench", label=case["key"], tags=tags, earlier=before)
-    shipper, done = Shipper(tracker, folder, record), threading.Event()
-    shipper.ready(lambda: False, 60)
+    uploader, done = Uploader(tracker, folder, record), threading.Event()
+    uploader.wait_until_open(lambda: False, 60)
 
     def ship() -> None:
         while not done.wait(SHIP_S):
             with best_effort():
-                shipper.go_on()
+                uploader.poll()
 
     threading.Thread(target=ship, daemon=True).start()
-    result = run_child(folder, spec_of(case, shipper), 1, Stop(), lambda _event: None, lambda _line: None)
+    result = run_child(folder, spec_of(case, uploader), 1, Stop(), lambda _event: None, lambda _line: None)
     done.set()
-    told = shipper.finish("FAILED" if result.code else "FINISHED", lambda: False) or shipper.conclude(
+    told = uploader.finish("FAILED" if result.code else "FINISHED", lambda: False) or uploader.conclude(
         300
     )  # as the supervisor would, later
     return (result.code if told else 99), folder
 
 
-def spec_of(case: dict[str, Any], shipper: Shipper) -> ChildSpec:
+def spec_of(case: dict[str, Any], uploader: Uploader) -> ChildSpec:
     return ChildSpec(
         step="tasks.vision.cnn:train_cnn",
         label=case["key"],
@@ -53,8 +53,8 @@ def spec_of(case: dict[str, Any], shipper: Shipper) -> ChildSpec:
         parent=os.getpid(),
         card=CARD,
         ask_mib=0,
-        earlier=shipper.record.earlier,
-        logged_before=shipper.said.steps,
+        earlier=uploader.record.earlier,
+        logged_before=uploader.run_state.steps,
     )
 
 

@@ -30,7 +30,7 @@ from overnight import locks
 from overnight.artifact import Artifact
 from overnight.files import tree_sha256
 from overnight.paths import steps
-from overnight.tracking import backlog, upload
+from overnight.tracking import backlog, uploader
 from overnight.tracking.client import Tracker, allowed
 from overnight.training.resume import MONITOR, checkpoints_of
 from tasks.vision.cnn import CnnParams
@@ -229,11 +229,11 @@ def kills(options: argparse.Namespace) -> bool:
 
 def the_rest() -> bool:
     """Parents that were killed when their training had ended: nobody goes on with those, and the supervisor's part is to tell them."""
-    left = backlog.debts()
-    code = upload.main() if left else 0
+    left = backlog.pending()
+    code = uploader.main() if left else 0
     return bar(
-        "spools that nobody went on with, told by overnight.tracking.upload",
-        f"{len(left) - len(backlog.debts())} of {len(left)}",
+        "spools that nobody went on with, uploaded by overnight.tracking.uploader",
+        f"{len(left) - len(backlog.pending())} of {len(left)}",
         "all",
         code == 0,
     )

@@ -14,9 +14,9 @@ import psutil
 from bench._rows import Row, bar, interval, kept
 from bench._server import serving
 from overnight.run import SpoolRun
+from overnight.tracking.backlog import Record
 from overnight.tracking.client import Tracker
-from overnight.tracking.record import Record
-from overnight.tracking.uploader import Shipper
+from overnight.tracking.uploader import Uploader
 
 PACED = 140  # metrics between two shipments: 35 optimizer steps a second, two metrics each, shipped every 2 s
 
@@ -30,19 +30,19 @@ def spooled(place: Path, tracker: Tracker, server: psutil.Process, metrics: int,
     """CPU-milliseconds per metric, `between` of them to a shipment, two to a line; what MLflow has at the end."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    shipper = Shipper(tracker, place, Record(uri=tracker.uri, experiment="bench", label="spooled"))
-    shipper.ship()
+    uploader = Uploader(tracker, place, Record(uri=tracker.uri, experiment="bench", label="spooled"))
+    uploader.upload()
     run, child, parent, before = SpoolRun(place), 0.0, 0.0, server_s(server)
     for start in range(0, metrics // 2, between // 2):
         began = time.process_time()
         for step in range(start, start + between // 2):
             run.metrics({"train/loss": 1 / (1 + step), "train/lr": 0.1 - 1e-7 * step}, step)
         wrote = time.process_time()
-        shipper.ship()
+        uploader.upload()
         child, parent = child + wrote - began, parent + time.process_time() - wrote
     took = server_s(server) - before
     found = sum(
-        len(tracker.client.get_metric_history(shipper.run_id, name)) for name in ("train/loss", "train/lr")
+        len(tracker.client.get_metric_history(uploader.run_id, name)) for name in ("train/loss", "train/lr")
     )
     return {"child": child, "parent": parent, "server": took, "sent": metrics, "found": found}
 

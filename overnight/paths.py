@@ -20,6 +20,16 @@ def state() -> Path:
     return folder
 
 
+def services() -> Path:
+    """State of the services and of the runs that need them."""
+    return state() / "services"
+
+
+def log_file(service: str) -> Path:
+    """The output of a service, from all its starts."""
+    return state() / "logs" / f"{service}.log"
+
+
 def steps() -> Path:
     """One folder for each step that ran."""
     return state() / "steps"

@@ -7,10 +7,10 @@ import pytest
 from overnight.best_effort import FireAndForget, call_until_stopped
 from overnight.errors import Stopped
 from overnight.orchestration.launcher import Stop
-from overnight.tracking import backlog, description
-from overnight.tracking.client import Said
-from overnight.tracking.record import Record
-from overnight.tracking.uploader import Shipper
+from overnight.tracking import backlog
+from overnight.tracking.backlog import Record
+from overnight.tracking.client import NOTE_TAG, RunState
+from overnight.tracking.uploader import Uploader
 
 
 @pytest.fixture
@@ -63,8 +63,8 @@ class Server:
     def __init__(self, at_the_end=lambda: None):
         self.at_the_end, self.told = at_the_end, []
 
-    def said(self, _run_id):
-        return Said({}, "", {})
+    def run_state(self, _run_id):
+        return RunState({}, "", {})
 
     def tags(self, *words):
         self.told.append(words)
@@ -74,37 +74,37 @@ class Server:
         self.told.append(words)
 
 
-def shipper(checkout, server):
+def uploader(checkout, server):
     folder = checkout / "step"
     folder.mkdir()
-    return Shipper(server, folder, Record(uri="", experiment="x", label="step", run_id="a-run"))
+    return Uploader(server, folder, Record(uri="", experiment="x", label="step", run_id="a-run"))
 
 
 def test_an_end_that_could_not_be_told_is_owed(hang, checkout):
-    hung = shipper(checkout, Server(hang))
+    hung = uploader(checkout, Server(hang))
     assert not hung.finish("KILLED", stopped())
-    assert backlog.owes(hung.folder)
+    assert backlog.is_pending(hung.folder)
     assert Record.read(hung.folder).end.status == "KILLED"
 
 
 def test_nothing_is_owed_when_it_was_told(checkout):
-    well = shipper(checkout, Server())
-    well.take({"event": "note", "text": "done"})
+    well = uploader(checkout, Server())
+    well.log({"event": "note", "text": "done"})
     assert well.finish("FINISHED", Stop())
     assert [words[:2] for words in well.tracker.told] == [
-        ("a-run", {description.TAG: "done"}),
+        ("a-run", {NOTE_TAG: "done"}),
         ("a-run", "FINISHED"),
     ]
-    assert not backlog.owes(well.folder)
+    assert not backlog.is_pending(well.folder)
 
 
 def test_a_server_that_hangs_keeps_no_step_from_beginning(hang, checkout):
     class Hung(Server):
-        def said(self, _run_id):
+        def run_state(self, _run_id):
             hang()
 
-    hung = shipper(checkout, Hung())
-    assert not hung.ready(lambda: False, patience_s=0.1)
-    assert hung.ship() is False  # somebody is waiting for the server already, and that is enough
-    hung.take({"event": "note", "text": "begun"})
+    hung = uploader(checkout, Hung())
+    assert not hung.wait_until_open(lambda: False, patience_s=0.1)
+    assert hung.upload() is False  # somebody is waiting for the server already, and that is enough
+    hung.log({"event": "note", "text": "begun"})
     assert hung.left() == 1

@@ -12,8 +12,8 @@ from overnight.orchestration.launcher import new_folder
 from overnight.orchestration.pipeline import Outcome, Pending, PipelineRun
 from overnight.orchestration.protocol import StepResult, StepSpec
 from overnight.orchestration.terminal import memory
-from overnight.tracking.record import Record
-from overnight.tracking.uploader import FOLDER, Shipper
+from overnight.tracking.backlog import Record
+from overnight.tracking.uploader import FOLDER, Uploader
 from overnight.training.resume import MONITOR, previous_attempts
 
 OPEN_S = 10.0  # how long a step waits for MLflow to open its run before it begins without
@@ -71,7 +71,7 @@ class Attempt:
         self.arguments: list[Any] = [a.artifact if isinstance(a, Pending) else a for a in arguments]
         self.key = key(pending.step, run.experiment.seed, self.arguments, run.card)
         self.folder = new_folder(pending.label)
-        self.shipper: Shipper | None = None
+        self.uploader: Uploader | None = None
         self.number = 1
         self.latest = dict[str, float]()
 
@@ -85,8 +85,8 @@ class Attempt:
         except OvernightError as error:
             result = StepResult(code=error.child_code, error=str(error))
         finally:
-            if self.shipper is not None:
-                self._close(self.shipper, result)
+            if self.uploader is not None:
+                self._close(self.uploader, result)
         return result
 
     def _spec(self) -> StepSpec:
@@ -106,14 +106,16 @@ class Attempt:
         """Open the MLflow run, or the one of the attempts before, which this one resumes."""
         record = self._record()
         self.number = len(record.earlier) + 1
-        self.shipper = Shipper(self.pipeline.tracker, self.folder, record)
+        self.uploader = Uploader(self.pipeline.tracker, self.folder, record)
         for given in self.arguments:
             if isinstance(given, Artifact):
-                self.shipper.take(input_event(given))
-        self.shipper.ready(self.pipeline.stop, OPEN_S)
-        self.pipeline.shippers.append(self.shipper)
-        self._link(self.shipper)
-        return spec.model_copy(update={"earlier": record.earlier, "logged_before": self.shipper.said.steps})
+                self.uploader.log(input_event(given))
+        self.uploader.wait_until_open(self.pipeline.stop, OPEN_S)
+        self.pipeline.uploaders.append(self.uploader)
+        self._link(self.uploader)
+        return spec.model_copy(
+            update={"earlier": record.earlier, "logged_before": self.uploader.run_state.steps}
+        )
 
     def waits(self, text: str) -> None:
         """Show why it waits."""
@@ -178,10 +180,10 @@ class Attempt:
             earlier=before,
         )
 
-    def _link(self, shipper: Shipper) -> None:
+    def _link(self, uploader: Uploader) -> None:
         """Link the run's page in Prefect, once there is a run."""
-        if shipper.run_id and not self.pending.link:
-            self.pending.link = self.pipeline.tracker.link(shipper.run_id)
+        if uploader.run_id and not self.pending.link:
+            self.pending.link = self.pipeline.tracker.link(uploader.run_id)
             self.page.link(self.pending.link)
 
     def _take(self, event: dict[str, Any]) -> None:
@@ -190,10 +192,10 @@ class Attempt:
             event = {**event, "step": self.number - 1}
         elif event["event"] == "param" and self.number > 1:
             event = {**event, "name": f"{event['name']}.{self.number}"}
-        if self.shipper is not None:
-            self.shipper.take(event)
+        if self.uploader is not None:
+            self.uploader.log(event)
 
-    def _close(self, shipper: Shipper, result: StepResult) -> None:
+    def _close(self, uploader: Uploader, result: StepResult) -> None:
         """Upload the last events: what the step used, its log and why it failed."""
         row, at, log = self.pending.row, time.time(), self.folder / "log.txt"
         row.wait_s = result.wait_s
@@ -202,15 +204,15 @@ class Attempt:
         for event in usage.of_ending(result):
             self._take(event)
         if result.code:
-            shipper.take({"event": "note", "text": result.error, "at": at})
+            uploader.log({"event": "note", "text": result.error, "at": at})
         if log.exists():
-            shipper.take({"event": "publish", "path": str(log), "folder": "", "at": at})
+            uploader.log({"event": "publish", "path": str(log), "folder": "", "at": at})
         status = {0: "FINISHED", Stopped.child_code: "KILLED"}.get(result.code, "FAILED")
-        if not shipper.finish(status, self.pipeline.stop):
-            waiting = f"{shipper.left()} events wait in {self.folder} and are uploaded when it does"
+        if not uploader.finish(status, self.pipeline.stop):
+            waiting = f"{uploader.waiting()} events wait in {self.folder} and are uploaded when it does"
             self.pipeline.display.say(f"{self.pending.label}: MLflow did not answer; {waiting}")
-        self._link(shipper)
-        for line in shipper.refused:
+        self._link(uploader)
+        for line in uploader.refused:
             self.log(f"MLflow refused {line}")
         self.page.finish(result.code == 0)
 

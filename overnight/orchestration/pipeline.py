@@ -27,9 +27,9 @@ from overnight.orchestration.protocol import StepResult
 from overnight.orchestration.terminal import Display, Row
 from overnight.services import flow_processes
 from overnight.step import Builder, Pipeline, Step, building, flow_names, load_pipeline
+from overnight.tracking.backlog import Record
 from overnight.tracking.client import Tracker
-from overnight.tracking.record import Record
-from overnight.tracking.uploader import Shipper
+from overnight.tracking.uploader import Uploader
 
 SHIP_S = 2.0
 CANCEL_POLL_S = 2.0
@@ -119,7 +119,7 @@ class PipelineRun(Builder):
         self.launcher = launcher
         self.stop = Stop()
         self.pending: list[Pending] = []
-        self.shippers: list[Shipper] = []
+        self.uploaders: list[Uploader] = []
         self._known: dict[str, Pending] = {}
 
     def submit(self, step: Step[Any, Any], *args: Any, **kwargs: Any) -> Pending:
@@ -242,11 +242,11 @@ def _close(run: PipelineRun) -> Outcome:
     record = Record(
         uri=run.tracker.uri, experiment=str(run.experiment.name), label="scores", run_id=run.run_id
     )
-    shipper = Shipper(run.tracker, new_folder(f"{run.experiment.name}-scores"), record)
-    shipper.take({"event": "note", "text": one_line})
-    shipper.take({"event": "metrics", "values": scores, "step": 0, "at": time.time()})
+    uploader = Uploader(run.tracker, new_folder(f"{run.experiment.name}-scores"), record)
+    uploader.log({"event": "note", "text": one_line})
+    uploader.log({"event": "metrics", "values": scores, "step": 0, "at": time.time()})
     status = {"stopped": "KILLED", "done": "FINISHED"}.get(outcome.state, "FAILED")
-    shipper.finish(status, run.stop)
+    uploader.finish(status, run.stop)
     run.display.console.print(run.display.summary())
     run.display.say(f"\n{one_line}\n{run.tracker.link(run.run_id)}")
     return outcome
@@ -296,10 +296,10 @@ def _polling(run: PipelineRun) -> Iterator[None]:
 
 def _upload(run: PipelineRun, done: threading.Event) -> None:
     while not done.wait(SHIP_S):
-        for shipper in list(run.shippers):
+        for uploader in list(run.uploaders):
             with best_effort():
-                shipper.go_on()
-        run.shippers[:] = [shipper for shipper in run.shippers if not shipper.concluded]
+                uploader.poll()
+        run.uploaders[:] = [uploader for uploader in run.uploaders if not uploader.concluded]
 
 
 def _watch_cancel(run: PipelineRun, done: threading.Event) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from overnight import paths
 from overnight.errors import ServiceError
 from overnight.files import read_json
-from overnight.services.settings import folder
 
 KEPT = 3
 
@@ -42,9 +41,9 @@ def copy(program: str, database: Path) -> Path:
 
 def opened(program: str) -> None:
     """Remember which version opened the database."""
-    path = folder() / "versions.json"
+    path = paths.services() / "versions.json"
     path.write_text(json.dumps({**_versions(), program: version(program)}))
 
 
 def _versions() -> dict[str, str]:
-    return read_json(folder() / "versions.json")
+    return read_json(paths.services() / "versions.json")

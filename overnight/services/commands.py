@@ -16,9 +16,7 @@ from overnight.services.definitions import answers, services
 from overnight.services.settings import (
     Settings,
     environment,
-    folder,
     keep_file,
-    log_file,
     read_state,
     settings,
     start_lock,
@@ -69,7 +67,7 @@ def _register() -> None:
 
 def down(force: bool = False) -> None:
     """Stop everything. Raises ServiceError, naming them, while runs need the services; `force` stops those, too."""
-    folder().mkdir(parents=True, exist_ok=True)
+    paths.services().mkdir(parents=True, exist_ok=True)
     with locks.hold(start_lock(), "overnight down", wait=True):
         users = locks.users(users_folder())
         if users and not force:
@@ -134,7 +132,7 @@ def _guard(done: threading.Event) -> None:
 
 def _start(keep: bool) -> None:
     """One supervisor, whoever comes first."""
-    folder().mkdir(parents=True, exist_ok=True)
+    paths.services().mkdir(parents=True, exist_ok=True)
     with locks.hold(start_lock(), "a start of the services", wait=True):
         if keep:
             keep_file().touch()
@@ -145,7 +143,7 @@ def _start(keep: bool) -> None:
             state_file().unlink(missing_ok=True)
             _check_ports(settings())
             print(
-                f"starting Prefect and MLflow (logs in {paths.shown(log_file('prefect').parent)})",
+                f"starting Prefect and MLflow (logs in {paths.shown(paths.log_file('prefect').parent)})",
                 file=sys.stderr,
                 flush=True,
             )
@@ -161,7 +159,7 @@ def _check_ports(now: Settings) -> None:
 
 def _spawn(keep: bool) -> None:
     """Start the supervisor, apart from this process and its terminal, and see it take its lock."""
-    log = log_file("supervisor")
+    log = paths.log_file("supervisor")
     log.parent.mkdir(parents=True, exist_ok=True)
     # A run that leaves the GPU alone says so for itself, not for the worker that it happens to start.
     env = {k: v for k, v in os.environ.items() if keep or k != "OVERNIGHT_CPU"}
@@ -200,13 +198,13 @@ def _wait(names: set[str]) -> None:
             starts += 1
             if starts > STARTS or not (keep_file().exists() or locks.users(users_folder())):
                 raise ServiceError(
-                    f"the supervisor has ended while it was waited for; its log ends with: {tail(log_file('supervisor'))}"
+                    f"the supervisor has ended while it was waited for; its log ends with: {tail(paths.log_file('supervisor'))}"
                 )
             _start(keep=keep_file().exists())
         if time.monotonic() > until:
             waiting = [r["service"] for r in rows if r["state"] != "ready"]
             raise ServiceError(
-                f"{', '.join(waiting)}: not ready after {PATIENCE_S:.0f} s; see {paths.shown(log_file(waiting[0]))}"
+                f"{', '.join(waiting)}: not ready after {PATIENCE_S:.0f} s; see {paths.shown(paths.log_file(waiting[0]))}"
             )
         time.sleep(0.05)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from overnight import paths
 from overnight.services import backup
-from overnight.services.settings import HOST, POOL, Settings, folder
+from overnight.services.settings import HOST, POOL, Settings
 
 WORKER = socket.gethostname()
 AT_ONCE = 4  # flow runs of the worker; what runs on the card at once is decided by its leases
@@ -115,7 +115,7 @@ def _worker(now: Settings) -> Spec:
 
 def databases(now: Settings) -> list[tuple[str, Path]]:
     """(program, file) of the databases that are ours."""
-    prefect = [("prefect", folder() / "prefect" / "prefect.db")] if now.own_prefect else []
+    prefect = [("prefect", paths.services() / "prefect" / "prefect.db")] if now.own_prefect else []
     return prefect + ([("mlflow", mlflow_database())] if now.own_mlflow else [])
 
 

@@ -13,10 +13,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from overnight import locks
+from overnight import locks, paths
 from overnight.files import atomic_write, read_json
 from overnight.processes import Process
-from overnight.services.settings import folder
 
 KINDS = ("lock", "parent", "end", "orphan")
 TOUCH_S = 5.0  # how precisely its death can be told
@@ -63,7 +62,7 @@ def running(flow_run_id: str) -> Iterator[Life]:
 
 def runs_folder() -> Path:
     """Files of the runs that have not said goodbye."""
-    return folder() / "runs"
+    return paths.services() / "runs"
 
 
 def held() -> dict[str, locks.Holder]:

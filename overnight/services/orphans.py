@@ -8,10 +8,9 @@ from pathlib import Path
 
 import psutil
 
-from overnight import processes
+from overnight import paths, processes
 from overnight.processes import Process
 from overnight.services import flow_processes
-from overnight.services.settings import log_file
 
 VARIABLE = b"PREFECT__FLOW_RUN_ID="  # the worker tells the process that it starts which run it is
 GRACE_S = 28.0  # a checkpoint may take 20 s
@@ -59,7 +58,7 @@ def keep_talking() -> None:
 
     They go through a pipe that the worker reads; when the worker dies, the next word would break the run, before anybody could end it well.
     """
-    log = log_file("worker")
+    log = paths.log_file("worker")
     with suppress(OSError):
         if flow_run_of(os.getpid()) and Path(f"/proc/{os.getppid()}/fd/1").resolve() == log.resolve():
             descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)

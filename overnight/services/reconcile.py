@@ -17,11 +17,12 @@ from typing import Any
 from overnight import locks
 from overnight.processes import Identity
 from overnight.services import flow_processes
-from overnight.services.backlog import Collector
 from overnight.services.definitions import ask, ask_prefect, get
 from overnight.services.orphans import flow_runs_of_processes
-from overnight.services.settings import POOL, Settings, users_folder
-from overnight.tracking import backlog, description
+from overnight.services.settings import POOL, Settings, environment, users_folder
+from overnight.tracking import backlog
+from overnight.tracking.backlog import BacklogWorker
+from overnight.tracking.client import NOTE_TAG, append_note
 
 Json = dict[str, Any]
 OPEN = ("RUNNING", "PENDING", "CANCELLING")
@@ -42,7 +43,7 @@ class Keeper:
         self.seen: dict[Identity, float] = {}
         self.closed: dict[str, str] = {}  # flow runs that were closed, and why
         self.lingering = set[str]()
-        self.collector = Collector()
+        self.backlog_worker = BacklogWorker(environment)
 
     def look(self, worker_since: float) -> list[str]:
         """Ship what the dead have left, then close what is dead, MLflow first: the folders that it names tell when. A line for each thing done.
@@ -50,7 +51,7 @@ class Keeper:
         A server that is away is asked next time. worker_since: when the worker that lives now was started.
         """
         lines: list[str] = []
-        mlflow: list[Callable[[], list[str]]] = [self.collector.look, self._mlflow]
+        mlflow: list[Callable[[], list[str]]] = [self.backlog_worker.poll, self._mlflow]
         prefect: list[Callable[[], list[str]]] = [partial(self._prefect, worker_since), self._task_runs]
         for parts in (mlflow, prefect):
             try:
@@ -88,7 +89,7 @@ class Keeper:
             identity, step = Identity.from_tags(tags), tags.get("overnight.folder", "")
             why = self._gone(identity, tags.get("prefect.flow_run_id", ""), step)
             waits = (
-                step and backlog.owes(Path(step)) and not self.collector.failures
+                step and backlog.is_pending(Path(step)) and not self.backlog_worker.failures
             )  # first what it has left, and with it perhaps its end
             if why and identity and not waits and self._kill(run["info"]["run_id"], why, identity):
                 lines.append(
@@ -118,8 +119,8 @@ class Keeper:
         tags = _tags(get(f"{api}/get?run_id={run_id}")["run"])
         if Identity.from_tags(tags) != identity:
             return False
-        note = description.added(tags.get(description.TAG, ""), why)
-        ask(f"{api}/set-tag", {"run_id": run_id, "key": description.TAG, "value": note})
+        note = append_note(tags.get(NOTE_TAG, ""), why)
+        ask(f"{api}/set-tag", {"run_id": run_id, "key": NOTE_TAG, "value": note})
         ask(
             f"{api}/update",
             {

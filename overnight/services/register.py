@@ -23,7 +23,7 @@ from overnight import paths
 from overnight.config import Values
 from overnight.errors import ConfigError, ServiceError
 from overnight.services import vram_limit
-from overnight.services.settings import ENTRYPOINT, POOL, folder, settings
+from overnight.services.settings import ENTRYPOINT, POOL, settings
 from overnight.step import flow_names, load_pipeline
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def main() -> int:
     except ServiceError as error:
         print(error, flush=True)
         return error.exit_code
-    registered = folder() / "registered"
+    registered = paths.services() / "registered"
     new = fingerprint(wanted)
     if registered.is_file() and registered.read_text() == new:
         return 0
@@ -183,7 +183,7 @@ def fingerprint(wanted: list[Deployment]) -> str:
 
 def _database() -> str:
     """A mark of the database: a new one is registered again; one that is not ours, each time."""
-    path = folder() / "prefect" / "prefect.db"
+    path = paths.services() / "prefect" / "prefect.db"
     return str(path.stat().st_ino) if settings().own_prefect and path.exists() else str(time.time())
 
 

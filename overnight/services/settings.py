@@ -75,43 +75,33 @@ def environment() -> dict[str, str]:
     local = {"NO_PROXY": _no_proxy(), "no_proxy": _no_proxy()}
     prefect = {"PREFECT_API_URL": now.prefect, "PREFECT_SERVER_EPHEMERAL_ENABLED": "false"}
     if now.own_prefect:
-        prefect["PREFECT_HOME"] = str(folder() / "prefect")
+        prefect["PREFECT_HOME"] = str(paths.services() / "prefect")
     return {**SILENCE, **local, **prefect, "MLFLOW_TRACKING_URI": now.mlflow}
-
-
-def folder() -> Path:
-    """All that services keep: below .overnight."""
-    return paths.state() / "services"
 
 
 def state_file() -> Path:
     """What the supervisor last said about its services."""
-    return folder() / "state.json"
+    return paths.services() / "state.json"
 
 
 def supervisor_lock() -> Path:
     """Held by the supervisor as long as it lives."""
-    return folder() / "supervisor.lock"
+    return paths.services() / "supervisor.lock"
 
 
 def start_lock() -> Path:
     """Held for the moment in which services are started or stopped."""
-    return folder() / "start.lock"
+    return paths.services() / "start.lock"
 
 
 def keep_file() -> Path:
     """Is there while somebody wants the services to stay, whether used or not."""
-    return folder() / "keep"
+    return paths.services() / "keep"
 
 
 def users_folder() -> Path:
     """One locked file for every process that needs the services."""
-    return folder() / "users"
-
-
-def log_file(service: str) -> Path:
-    """Its output, from all its starts."""
-    return paths.state() / "logs" / f"{service}.log"
+    return paths.services() / "users"
 
 
 def read_state() -> dict[str, Any]:

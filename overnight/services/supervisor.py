@@ -21,9 +21,7 @@ from overnight.services.reconcile import Keeper
 from overnight.services.settings import (
     Settings,
     environment,
-    folder,
     keep_file,
-    log_file,
     read_state,
     settings,
     start_lock,
@@ -100,7 +98,7 @@ class Service:
         if self.spec.once and code == 0:
             self.vain, self.state, self.since, self.note = 0, "ready", time.time(), ""
         else:
-            log = log_file(self.spec.name)
+            log = paths.log_file(self.spec.name)
             told = self.spec.once and code == BadInput.exit_code  # in its last line
             why = (
                 f"killed by signal {-code} ({paths.shown(log)})" if code < 0 else tail(log, 1 if told else 2)
@@ -240,7 +238,7 @@ class Supervisor:
         self._told = server.process
 
     def _linger(self, linger_s: float) -> None:
-        if keep_file().exists() or locks.users(users_folder()) or self.keeper.collector.busy():
+        if keep_file().exists() or locks.users(users_folder()) or self.keeper.backlog_worker.busy():
             self.needed = time.monotonic()
         if time.monotonic() - self.needed < linger_s:
             return
@@ -299,7 +297,7 @@ def tail(path: Path, lines: int = 2) -> str:
 
 def _open_log(name: str) -> int:
     """Append to its log; a long one is put aside once."""
-    path = log_file(name)
+    path = paths.log_file(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file() and path.stat().st_size > LOG_BYTES:
         path.replace(path.with_suffix(".1.log"))
@@ -308,7 +306,7 @@ def _open_log(name: str) -> int:
 
 def main(linger_s: float) -> int:
     """Be the supervisor, or leave at once when there is one."""
-    folder().mkdir(parents=True, exist_ok=True)
+    paths.services().mkdir(parents=True, exist_ok=True)
     try:
         with locks.hold(supervisor_lock(), "the supervisor"):
             state_file().unlink(missing_ok=True)  # an earlier supervisor's words

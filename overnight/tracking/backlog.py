@@ -1,54 +1,195 @@
-"""What MLflow is owed: step folders whose spools it has not taken to the end, or whose end it was not told.
+"""Step folders with events that MLflow does not have yet, and what must be kept beside the events to upload them.
 
-Each is named by a file in .overnight/services/owed from its first moment until all is told, whoever lives. Whoever ships it holds the
-lock in its folder: the run's own process, one that goes on with the step, or the supervisor's `python -m overnight.tracking.upload`.
+`.overnight/services/backlog/<step>.step` names a folder from its first moment until MLflow has everything. Whoever uploads a folder
+holds the lock in it: the run's own process, the next attempt at the step, or `python -m overnight.tracking.uploader`, which the
+supervisor starts for folders that are left behind. Beside the events stand `record.json` (where they belong) and `shipped.json`
+(up to which byte MLflow has them).
 """
 
-from collections.abc import Iterator
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any, Self
 
-from overnight import locks
-from overnight.files import atomic_write
-from overnight.services.settings import folder
+from pydantic import Field
 
-LOCK = "ship.lock"
+from overnight import locks, paths
+from overnight.config import Values
+from overnight.files import atomic_write, read_json
+from overnight.processes import die_with_parent
+
+LOCK, RECORD, OFFSETS = "ship.lock", "record.json", "shipped.json"
+RETRY_S, MAX_RETRY_S = 20.0, 900.0
 
 
-def owe(step: Path) -> None:
-    """From now on it is shipped by somebody, until `settle`."""
-    path = _file(step)
+# ------------------------------------------------------------------------------------- the list of folders
+
+
+def enqueue(step: Path) -> None:
+    """List a step's folder as pending until `mark_done`."""
+    path = paths.services() / "backlog" / f"{step.name}.step"
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, str(step))
 
 
-def settle(step: Path) -> None:
-    """All of it is told."""
-    _file(step).unlink(missing_ok=True)
+def mark_done(step: Path) -> None:
+    """MLflow has all of it."""
+    for path in _entries():
+        if path.stem == step.name:
+            path.unlink(missing_ok=True)
 
 
-def owes(step: Path) -> bool:
-    """Whether something of it may still have to be told."""
-    return _file(step).exists()
+def is_pending(step: Path) -> bool:
+    """Whether MLflow may lack something of it."""
+    return any(path.stem == step.name for path in _entries())
 
 
-def debts() -> list[Path]:
-    """The folders with something to tell that nobody is telling; a folder that was removed has nothing to tell any more."""
+def pending() -> list[Path]:
+    """The pending folders that no process uploads; entries of folders that were removed are deleted."""
     found = list[Path]()
-    for path in sorted((folder() / "owed").glob("*.step")):
-        with suppress(FileNotFoundError):  # just settled
+    for path in _entries():
+        with suppress(FileNotFoundError):  # just marked as done
             found.append(Path(path.read_text()))
-    for step in [one for one in found if not one.is_dir()]:
-        settle(step)
-    return [one for one in found if one.is_dir() and locks.holder(one / LOCK) is None]
+    for step in found:
+        if not step.is_dir():
+            mark_done(step)
+    return [step for step in found if step.is_dir() and locks.holder(step / LOCK) is None]
 
 
 @contextmanager
-def shipping(step: Path) -> Iterator[None]:
-    """Be the one who ships it. Raises locks.Held."""
-    with locks.hold(step / LOCK, f"who ships {step.name}"):
+def uploading(step: Path) -> Iterator[None]:
+    """Hold the lock of the one process that uploads this folder. Raises locks.Held."""
+    with locks.hold(step / LOCK, f"the upload of {step.name}"):
         yield
 
 
-def _file(step: Path) -> Path:
-    return folder() / "owed" / f"{step.name}.step"
+def _entries() -> list[Path]:
+    """One file a step, in any folder below services/: earlier versions used another one."""
+    return sorted(paths.services().glob("*/*.step"), key=lambda path: path.name)
+
+
+# ---------------------------------------------------------------------------------- what stands in a folder
+
+
+class End(Values):
+    """How a run ended, and when."""
+
+    status: str
+    at: float
+
+
+class Record(Values):
+    """One attempt at a step, as its folder's record.json describes it."""
+
+    uri: str
+    experiment: str
+    label: str
+    parent: str = Field("", description="MLflow run of the experiment")
+    tags: dict[str, str] = {}
+    params: dict[str, str] = {}
+    earlier: tuple[str, ...] = Field((), description="folders of earlier attempts, whose run it continues")
+    opening: bool = Field(
+        False, description="a run was requested; whether it exists is unknown while there is no run_id"
+    )
+    run_id: str = ""
+    end: End | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """The record of a step's folder; None when there is none that can be read."""
+        try:
+            return cls.model_validate_json((folder / RECORD).read_text())
+        except (OSError, ValueError):
+            return None
+
+    def write(self, folder: Path) -> Self:
+        """Write it to the folder; on a full disk the old one stays."""
+        with suppress(OSError):
+            atomic_write(folder / RECORD, self.model_dump_json(indent=1))
+        return self
+
+    def update(self, folder: Path, **changes: Any) -> Self:
+        """A copy with changes, written to the folder."""
+        return self.model_copy(update=changes).write(folder)
+
+
+class UploadOffsets:
+    """Up to which byte MLflow has each event log of a folder, for one run; written after MLflow has confirmed it.
+
+    A process that is killed in between sends its last portion again, which changes nothing in MLflow.
+    """
+
+    def __init__(self, folder: Path, run_id: str) -> None:
+        self.path = folder / OFFSETS
+        self.run_id = run_id
+        known = read_json(self.path).get(run_id)
+        entries = known.items() if isinstance(known, Mapping) else ()
+        self.offsets = {str(name): offset for name, offset in entries if isinstance(offset, int)}
+
+    def __getitem__(self, log: str) -> int:
+        return self.offsets.get(log, 0)
+
+    def __setitem__(self, log: str, offset: int) -> None:
+        self.offsets[log] = offset
+        with suppress(OSError):
+            atomic_write(self.path, json.dumps({**read_json(self.path), self.run_id: self.offsets}))
+
+
+# --------------------------------------------------------------------------- the process for abandoned folders
+
+
+class BacklogWorker:
+    """Runs `python -m overnight.tracking.uploader` when an ended run left something, with exponential backoff while it fails.
+
+    At most one such process runs at a time, and it ends with the supervisor. environment: variables of the process.
+    """
+
+    def __init__(self, environment: Callable[[], Mapping[str, str]]) -> None:
+        self.environment = environment
+        self.popen: subprocess.Popen[bytes] | None = None
+        self.failures = 0
+        self.next_start = 0.0
+
+    def poll(self) -> list[str]:
+        """Start a process when folders are pending; a line for each thing done."""
+        if self.busy():
+            return []
+        lines = self._ended(self.popen.returncode) if self.popen is not None else []
+        found = pending() if time.monotonic() >= self.next_start else []
+        if found:
+            self._start()
+            lines.append(f"uploading to MLflow what {', '.join(step.name for step in found)} left")
+        return lines
+
+    def busy(self) -> bool:
+        """Whether a process is at work."""
+        return self.popen is not None and self.popen.poll() is None
+
+    def _ended(self, code: int) -> list[str]:
+        self.popen = None
+        self.failures = self.failures + 1 if code else 0
+        delay_s = min(RETRY_S * 2**self.failures, MAX_RETRY_S) if code else 0.0
+        self.next_start = time.monotonic() + delay_s
+        return [f"MLflow does not have all that runs left ({paths.log_file('ship')})"] if code else []
+
+    def _start(self) -> None:
+        log = paths.log_file("ship")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-P", "-m", "overnight.tracking.uploader"],
+                cwd=paths.root(),
+                env={**os.environ, **self.environment()},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 - one thread
+            )

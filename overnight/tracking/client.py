@@ -10,9 +10,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from overnight.tracking import description
-
 Json = dict[str, Any]
+NOTE_TAG = "mlflow.note.content"
+MAX_NOTE = 6000  # characters; MLflow takes 8000
+NOTE_START = 1500  # of which the first ones stay
+GAP = "(...)"
 TRAINING = "workflowType=machine_learning"  # MLflow's pages open for language model traces otherwise
 MAX_NAME = 200  # of a metric or param; MLflow takes 250
 MAX_TEXT = 6000  # of a param or tag in MLflow
@@ -54,7 +56,7 @@ def _plain(name: str) -> str:
 
 
 @dataclass
-class Said:
+class RunState:
     """What MLflow has of a run: its params, its description, the last step of each metric."""
 
     params: dict[str, str]
@@ -131,12 +133,12 @@ class Tracker:
         found = self.client.search_runs([self.experiment_id], wanted, max_results=1)
         return str(found[0].info.run_id) if found else None
 
-    def said(self, run_id: str) -> Said:
-        """All that was told of a run so far, in one request."""
+    def run_state(self, run_id: str) -> RunState:
+        """The state of a run, in one request."""
         data: Any = self.client.get_run(run_id).data
-        return Said(
+        return RunState(
             dict(data.params),
-            data.tags.get(description.TAG, ""),
+            data.tags.get(NOTE_TAG, ""),
             {m.key: int(m.step) for m in data._metric_objs},
         )
 
@@ -200,6 +202,19 @@ class Tracker:
     def close(self, run_id: str, status: str, at: float | None = None) -> None:
         """End a run: FINISHED, FAILED or KILLED, now or at a time."""
         self.client.set_terminated(run_id, status, None if at is None else int(at * 1000))
+
+
+def append_note(before: str, text: str) -> str:
+    """A run's description with one more paragraph, cut in the middle when too long; a paragraph is never repeated."""
+    paragraphs = [part for part in before.split("\n\n") if part]
+    text = text.strip()
+    if not text or text in paragraphs:
+        return before
+    whole = "\n\n".join([*paragraphs, text])
+    if len(whole) <= MAX_NOTE:
+        return whole
+    tail = whole[-(MAX_NOTE - NOTE_START - len(GAP) - 4) :]
+    return f"{whole[:NOTE_START].rsplit(' ', 1)[0]}\n\n{GAP}\n\n{tail}"
 
 
 def mlflow_error() -> type[Exception]:

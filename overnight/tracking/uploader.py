@@ -1,13 +1,15 @@
-"""Carries the spools of one step to its MLflow run: in order, each event once, whatever happens to the server or to this process.
+"""Uploads the event logs of a step to its MLflow run: in order, each event once, whatever happens to the server or to this process.
 
-Nothing waits in memory but the portion that is being sent: the spool is the queue, and `shipped.json` beside it says how far it is
-told. A server that is away, hangs or answers nonsense costs the training nothing; what it does not take stays where it is, is sent
-when it is back, and, when this process is gone by then, is sent by the next attempt or by the supervisor (`overnight.tracking.upload`).
+The event log is the queue: only the portion that is being sent is in memory, and the offsets beside the log say how far MLflow has it.
+A server that is down, hangs or answers nonsense does not delay the training; what it does not take is sent later by this process, by
+the next attempt at the step, or by `python -m overnight.tracking.uploader`. That program exits with 0 when nothing is left to upload,
+and with 1 when a server was unavailable; the supervisor then starts it again later.
 """
 
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,125 +17,141 @@ from typing import Any, TypeVar
 from overnight import events, locks
 from overnight.best_effort import best_effort, call_until_stopped
 from overnight.events import Portion
-from overnight.tracking import backlog, description
-from overnight.tracking.client import MAX_TEXT, Said, Tracker, allowed, mlflow_error
+from overnight.tracking import backlog
+from overnight.tracking.backlog import End, Record, UploadOffsets
+from overnight.tracking.client import (
+    MAX_TEXT,
+    NOTE_TAG,
+    RunState,
+    Tracker,
+    allowed,
+    append_note,
+    mlflow_error,
+)
 from overnight.tracking.models import publish_model
-from overnight.tracking.record import End, Record, Shipped
 
 Json = dict[str, Any]
 T = TypeVar("T")
 PATIENCE_S = 60.0  # at a step's end, without an answer of the server
 HURRIED_S = 5.0  # when the run is being stopped
-AGAIN_S, BUSY_S = 1.0, 0.1
-MOST_REFUSED = 50
-FOLDER = "overnight.folder"  # the tag by which a run is found that was opened by a process that died in that moment
+ABANDONED_S = 10.0  # for the folders of ended runs: the next try comes soon
+RETRY_S, BUSY_S = 1.0, 0.1
+MAX_REFUSED = 50
+FOLDER = "overnight.folder"  # tag by which a run is found whose process was killed while it opened the run
 LOCAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 HOPELESS = (*LOCAL, ValueError, KeyError, TypeError, OverflowError)  # sending it again would not help
 
 
-class Away(Exception):
-    """The server does not take anything now, or somebody else is shipping."""
+class ServerUnavailable(Exception):
+    """The server takes nothing now, or another process uploads this folder."""
 
 
-class Shipper:
-    """One step's folder and its run. `take` writes to the parent's own spool; the child writes to the other one."""
+class Uploader:
+    """Uploads one step's folder to its run. `log` writes to the parent's event log; the child writes to its own."""
 
     def __init__(self, tracker: Tracker, folder: Path, record: Record) -> None:
-        self.tracker, self.folder, self.record = tracker, folder, record.write(folder)
-        self.refused: list[str] = []
-        self.said = Said({}, "", {})
+        self.tracker = tracker
+        self.folder = folder
+        self.record = record.write(folder)
+        self.refused: list[str] = []  # what MLflow will never take, and why
+        self.run_state = RunState({}, "", {})  # as MLflow had it when the run was opened
+        self.concluded = False  # MLflow has everything, including the end
         self._folders = [*map(Path, record.earlier), folder]  # in the order of the attempts
-        self._shipped: dict[Path, Shipped] = {}
-        self._held: tuple[Path, str, Portion] | None = None  # what the server has not yet said it has
-        self._unwritten: list[Json] = []  # what a full disk did not take
+        self._known_offsets: dict[Path, UploadOffsets] = {}
+        self._unconfirmed: tuple[Path, str, Portion] | None = None  # being sent
+        self._unwritten: list[Json] = []  # events that a full disk did not take
         self._writer: events.Writer | None = None
-        self.concluded = False  # all is told, the end too
-        self._answers = 0  # of the server
-        self._ready, self._sending, self._locks = False, threading.Lock(), ExitStack()
-        with suppress(OSError):  # on a full disk nobody else could go on with it
-            self._locks.enter_context(backlog.shipping(folder))
-            backlog.owe(folder)
+        self._answers = 0  # requests that the server answered
+        self._is_open = False
+        self._sending = threading.Lock()
+        self._locks = ExitStack()
+        with suppress(OSError):  # on a full disk no other process could continue with it
+            self._locks.enter_context(backlog.uploading(folder))
+            backlog.enqueue(folder)
 
     @property
     def run_id(self) -> str:
-        """Empty until the server has been there to open it."""
+        """Empty until the server has opened the run."""
         return self.record.run_id
 
-    def take(self, event: Json) -> None:
-        """An event of the parent; never waits for a server."""
+    def log(self, event: Json) -> None:
+        """Write an event of the parent to its log; never waits for a server."""
         try:
             self._writer = self._writer or events.Writer(self.folder / events.PARENT)
             self._writer.write(event)
         except OSError:
             self._unwritten.append(event)
 
-    def ship(self) -> bool:
-        """Send all that is there; False when another thread is at it. Raises Away, what was not taken stays."""
+    def upload(self) -> bool:
+        """Send all that is there; False when another thread does. Raises ServerUnavailable; the rest stays in the log."""
         if not self._sending.acquire(blocking=False):
             return False
         try:
             self._open()
             self._send_all()
         except (OSError, locks.Held, mlflow_error()) as error:
-            raise Away(str(error)) from error
+            raise ServerUnavailable(str(error)) from error
         finally:
             self._sending.release()
         return True
 
-    def left(self) -> int:
-        """Events that MLflow does not have yet."""
-        left = len(self._unwritten)
+    def waiting(self) -> int:
+        """How many events MLflow does not have yet."""
+        count = len(self._unwritten)
         for folder in self._folders:
             for name in (events.CHILD, events.PARENT):
-                start = self._told(folder)[name] if self._ready else 0
+                start = self._offsets(folder)[name] if self._is_open else 0
                 while (portion := events.read(folder / name, start)).end > start:
-                    left, start = left + len(portion.events), portion.end
-        return left
+                    count += len(portion.events)
+                    start = portion.end
+        return count
 
-    def drain(self, patience_s: float = PATIENCE_S) -> bool:
-        """Send all that is there, trying again for a while since the server last took something; whether all of it is told."""
-        until, before = time.monotonic() + patience_s, -1
+    def upload_all(self, patience_s: float = PATIENCE_S) -> bool:
+        """Send all that is there, retrying until the server has taken nothing for `patience_s`; whether it has all."""
+        until = time.monotonic() + patience_s
+        answers = -1
         while True:
-            again_s = AGAIN_S
-            with suppress(Away):
-                if self.ship():
+            retry_s = RETRY_S
+            with suppress(ServerUnavailable):
+                if self.upload():
                     return True
-                again_s = BUSY_S
-            until, before = (
-                (time.monotonic() + patience_s, self._answers) if self._answers > before else (until, before)
-            )
+                retry_s = BUSY_S
+            if self._answers > answers:
+                until = time.monotonic() + patience_s
+                answers = self._answers
             if time.monotonic() > until:
                 return False
-            time.sleep(min(again_s, patience_s))
+            time.sleep(min(retry_s, patience_s))
 
     def finish(self, status: str, stop: Callable[[], bool]) -> bool:
-        """Send all that waits and end the run; False when the server took not all of it now. Then `go_on` tells it later, or the supervisor."""
-        self.record = self.record.now(self.folder, end=End(status=status, at=time.time()))
-        with best_effort():  # a training that came to its end has done so, whatever becomes of the telling
+        """Send all that waits and end the run; False when the server did not take all, and it is sent later."""
+        self.record = self.record.update(self.folder, end=End(status=status, at=time.time()))
+        with best_effort():  # the step has ended, whatever becomes of the upload
             call_until_stopped(lambda: self.conclude(HURRIED_S if stop() else PATIENCE_S), stop)
         return self.concluded
 
-    def go_on(self) -> None:
-        """What is to be done every now and then."""
-        self.ship()
+    def poll(self) -> None:
+        """Upload what is new, and the end when it is known; to be called every few seconds."""
+        self.upload()
         if self.record.end is not None:
             self.conclude(0)
 
     def conclude(self, patience_s: float = PATIENCE_S) -> bool:
-        """Whether everything is told, the end too if it is known: then nothing is owed for these folders any more."""
-        if not self.drain(patience_s):
+        """Whether MLflow has everything, including the end if it is known; then the folders are no longer pending."""
+        if not self.upload_all(patience_s):
             return False
-        if (end := self.record.end) is not None:
-            self._unless_gone(lambda: self.tracker.close(self.run_id, end.status, end.at))
+        end = self.record.end
+        if end is not None:
+            self._unless_refused(lambda: self.tracker.close(self.run_id, end.status, end.at))
         if not any(events.written(folder / events.CHILD) for folder in self._folders):
             for folder in self._folders:
-                backlog.settle(folder)
+                backlog.mark_done(folder)
         self.concluded = True
         self.release()
         return True
 
     def release(self) -> None:
-        """Somebody else may ship."""
+        """Let another process upload the folders."""
         self._locks.close()
         if self._writer is not None:
             self._writer.close()
@@ -141,57 +159,57 @@ class Shipper:
 
     # ------------------------------------------------------------------------------------------------ the run
 
-    def ready(self, stop: Callable[[], bool], patience_s: float) -> bool:
-        """Wait a little for the server to open the run; whether it is open."""
+    def wait_until_open(self, stop: Callable[[], bool], patience_s: float) -> bool:
+        """Wait at most `patience_s` for the server to open the run; whether it is open."""
         until = time.monotonic() + patience_s
         with best_effort():
-            call_until_stopped(self.ship, lambda: stop() or time.monotonic() > until, 0.0)
-        return self._ready
+            call_until_stopped(self.upload, lambda: stop() or time.monotonic() > until, 0.0)
+        return self._is_open
 
     def _open(self) -> None:
-        """Have the run: that of the attempt before, else a new one; and know what it holds."""
-        if self._ready:
+        """Open the run of the attempt before, else a new one, and read its state."""
+        if self._is_open:
             return
         for folder in self._folders[:-1]:
-            self._locks.enter_context(backlog.shipping(folder))
+            self._locks.enter_context(backlog.uploading(folder))
         if not self.run_id:
-            self.record = self.record.now(self.folder, run_id=self._earlier() or self._new(), opening=False)
-        self.said = self._unless_gone(lambda: self.tracker.said(self.run_id)) or self.said
-        self._ready = True
+            run_id = self._reopened_run() or self._new_run()
+            self.record = self.record.update(self.folder, run_id=run_id, opening=False)
+        self.run_state = self._unless_refused(lambda: self.tracker.run_state(self.run_id)) or self.run_state
+        self._is_open = True
 
-    def _earlier(self) -> str:
-        """The run of the newest attempt that has one, open again; empty where that is gone."""
-        found = [
-            record.run_id
-            for folder in self._folders[:-1]
-            if (record := Record.read(folder)) and record.run_id
-        ]
-        if not found or not self.tracker.reopen(found[-1], self.record.tags, self.record.parent):
+    def _reopened_run(self) -> str:
+        """The run of the newest attempt that has one, open again; empty where that was deleted."""
+        earlier = [(folder, Record.read(folder)) for folder in self._folders[:-1]]
+        run_ids = [record.run_id for _folder, record in earlier if record and record.run_id]
+        if not run_ids or not self.tracker.reopen(run_ids[-1], self.record.tags, self.record.parent):
             return ""
-        for folder in self._folders[:-1]:
-            if (record := Record.read(folder)) and record.end:
-                record.now(folder, end=None)  # it goes on: nobody is to tell the end of an attempt before
-        return found[-1]
+        for folder, record in earlier:
+            if record and record.end:
+                record.update(
+                    folder, end=None
+                )  # the run continues: an earlier attempt's end must not close it
+        return run_ids[-1]
 
-    def _new(self) -> str:
+    def _new_run(self) -> str:
         found = self.tracker.find(FOLDER, str(self.folder)) if self.record.opening else None
-        self.record = self.record.now(self.folder, opening=True)
+        self.record = self.record.update(self.folder, opening=True)
         run_id = found or self.tracker.open(self.record.label, self.record.tags, self.record.parent or None)
-        self._unless_gone(lambda: self.tracker.params(run_id, self.record.params))
+        self._unless_refused(lambda: self.tracker.params(run_id, self.record.params))
         return run_id
 
-    def _unless_gone(self, call: Callable[[], T]) -> T | None:
-        """What it returns; None, and noted, where the server refuses it for good: a run that somebody deleted takes nothing any more."""
+    def _unless_refused(self, call: Callable[[], T]) -> T | None:
+        """What the call returns; None, and noted, where the server refuses it for good, as for a deleted run."""
         try:
             return call()
         except mlflow_error() as error:
             if not self.tracker.refuses(error):
                 raise
-            self._refuse(str(error))
+            self._note_refusal(str(error))
             return None
 
-    def _refuse(self, why: str) -> None:
-        if len(self.refused) < MOST_REFUSED:
+    def _note_refusal(self, why: str) -> None:
+        if len(self.refused) < MAX_REFUSED:
             self.refused.append(why)
 
     # ------------------------------------------------------------------------------------------------ sending
@@ -200,89 +218,130 @@ class Shipper:
         done = list[Path]()
         while rest := [folder for folder in self._folders if folder not in done]:
             for name in (events.CHILD, events.PARENT):  # what the parent says of the end comes last
-                while self._next(rest[0], name):
-                    self._send()
+                while self._next_portion(rest[0], name):
+                    self._send_portion()
             done.append(rest[0])
         while self._unwritten:
-            self._once(self._unwritten[:1])
+            self._send(self._unwritten[:1])
             del self._unwritten[0]
 
-    def _next(self, folder: Path, name: str) -> bool:
-        """Have a portion to send: the one that the server did not take, or one that is new."""
-        if self._held is None:
-            start = self._told(folder)[name]
+    def _next_portion(self, folder: Path, name: str) -> bool:
+        """Whether there is a portion to send: one that the server has not confirmed, or a new one."""
+        if self._unconfirmed is None:
+            start = self._offsets(folder)[name]
             portion = events.read(folder / name, start)
-            self._held = (folder, name, portion) if portion.end > start else None
-        return self._held is not None
+            self._unconfirmed = (folder, name, portion) if portion.end > start else None
+        return self._unconfirmed is not None
 
-    def _send(self) -> None:
-        """Metrics together, all else one by one; what was taken is not sent again when something after it fails."""
-        assert self._held is not None
-        folder, name, portion = self._held
-        self._once([event for event in portion.events if event["event"] == "metrics"])
+    def _send_portion(self) -> None:
+        """Send metrics together, the rest one by one; what was taken is not sent again when a later event fails."""
+        assert self._unconfirmed is not None
+        folder, name, portion = self._unconfirmed
+        self._send([event for event in portion.events if event["event"] == "metrics"])
         portion.events = [event for event in portion.events if event["event"] != "metrics"]
         while portion.events:
-            self._once(portion.events[:1])
+            self._send(portion.events[:1])
             del portion.events[0]
-        self._told(folder)[name] = portion.end
-        self._held = None
+        self._offsets(folder)[name] = portion.end
+        self._unconfirmed = None
 
-    def _told(self, folder: Path) -> Shipped:
-        if folder not in self._shipped:
-            self._shipped[folder] = Shipped(folder, self.run_id)
-        return self._shipped[folder]
+    def _offsets(self, folder: Path) -> UploadOffsets:
+        if folder not in self._known_offsets:
+            self._known_offsets[folder] = UploadOffsets(folder, self.run_id)
+        return self._known_offsets[folder]
 
-    def _once(self, events: list[Json]) -> None:
-        """Send; what is refused for good is noted, so that it holds up nothing else: of many, only the one that is to blame."""
-        if not events:
+    def _send(self, batch: list[Json]) -> None:
+        """Send events; halve a batch that is refused for good until the one to blame is found, and note that one."""
+        if not batch:
             return
         try:
-            self._one(events[0]) if len(events) == 1 else self.tracker.metrics(self.run_id, events)
+            if len(batch) == 1:
+                self._send_one(batch[0])
+            else:
+                self.tracker.metrics(self.run_id, batch)
             self._answers += 1
         except (OSError, *HOPELESS, mlflow_error()) as error:
-            hopeless = isinstance(error, HOPELESS) and (
-                isinstance(error, LOCAL) or not isinstance(error, OSError)
-            )
-            if not hopeless and not self.tracker.refuses(error):
+            if not self._is_hopeless(error):
                 raise
-            if len(events) > 1 and self.tracker.active(self.run_id):
-                half = len(events) // 2
-                self._once(events[:half])
-                self._once(events[half:])
+            if len(batch) > 1 and self.tracker.active(self.run_id):
+                half = len(batch) // 2
+                self._send(batch[:half])
+                self._send(batch[half:])
             else:
-                self._refuse(f"{events[0]['event']}: {error}")
+                self._note_refusal(f"{batch[0]['event']}: {error}")
 
-    def _one(self, event: Json) -> None:
-        tracker, run_id = self.tracker, self.run_id
-        kinds: Mapping[str, Callable[[], None]] = {
-            "metrics": lambda: tracker.metrics(run_id, [event]),
-            "param": lambda: self._param(event["name"], event["value"]),
-            "note": lambda: self._note(event["text"]),
-            "data": lambda: tracker.inputs(run_id, event, self.record.label),
-            "publish": lambda: tracker.publish(run_id, Path(event["path"]), event["folder"]),
-            "model": lambda: publish_model(
-                tracker, run_id, self.record.label, Path(event["path"]), event.get("digest", "")
-            ),
-            "continues": lambda: self._continue(event["folders"]),
-        }
-        kinds.get(event["event"], lambda: None)()
+    def _is_hopeless(self, error: Exception) -> bool:
+        """Whether the same request would fail again."""
+        if isinstance(error, LOCAL) or (isinstance(error, HOPELESS) and not isinstance(error, OSError)):
+            return True
+        return self.tracker.refuses(error)
 
-    def _param(self, name: str, value: str) -> None:
-        """MLflow takes a param once. One that was asked for and decided otherwise (precision: auto) is kept as both, later values by number."""
-        (name,), value = allowed({name: ""}), value[:MAX_TEXT]
-        tries = [name, f"{name}.used"] if name in self.record.params else [name]
-        tries += [f"{tries[-1]}.{number}" for number in range(2, 100)]
-        chosen = next((one for one in tries if self.said.params.setdefault(one, value) == value), tries[-1])
+    def _send_one(self, event: Json) -> None:
+        tracker, run_id, label = self.tracker, self.run_id, self.record.label
+        match event["event"]:
+            case "metrics":
+                tracker.metrics(run_id, [event])
+            case "param":
+                self._send_param(event["name"], event["value"])
+            case "note":
+                self.run_state.note = append_note(self.run_state.note, event["text"])
+                tracker.tags(run_id, {NOTE_TAG: self.run_state.note})
+            case "data":
+                tracker.inputs(run_id, event, label)
+            case "publish":
+                tracker.publish(run_id, Path(event["path"]), event["folder"])
+            case "model":
+                publish_model(tracker, run_id, label, Path(event["path"]), event.get("digest", ""))
+            case "continues":
+                self._continue(event["folders"])
+
+    def _send_param(self, name: str, value: str) -> None:
+        """MLflow takes a param once: a decided value is kept beside the requested one (`.used`), later values by number."""
+        (name,) = allowed({name: ""})
+        value = value[:MAX_TEXT]
+        names = [name, f"{name}.used"] if name in self.record.params else [name]
+        names += [f"{names[-1]}.{number}" for number in range(2, 100)]
+        params = self.run_state.params
+        chosen = next((one for one in names if params.setdefault(one, value) == value), names[-1])
         self.tracker.params(self.run_id, {chosen: value})
 
-    def _note(self, text: str) -> None:
-        self.said.note = description.added(self.said.note, text)
-        self.tracker.tags(self.run_id, {description.TAG: self.said.note})
-
     def _continue(self, folders: list[str]) -> None:
-        """The child found attempts that nobody knew of when the run was opened: theirs is told before anything that comes next."""
+        """Upload first what earlier attempts left that only the child knew of."""
         for folder in map(Path, folders):
             if folder not in self._folders:
-                self._locks.enter_context(backlog.shipping(folder))
+                self._locks.enter_context(backlog.uploading(folder))
                 self._folders.insert(len(self._folders) - 1, folder)
-                self.record = self.record.now(self.folder, earlier=tuple(map(str, self._folders[:-1])))
+                earlier = tuple(map(str, self._folders[:-1]))
+                self.record = self.record.update(self.folder, earlier=earlier)
+
+
+# ------------------------------------------------------------------------------- folders that ended runs left
+
+
+def main() -> int:
+    """Upload every pending folder that no process uploads; 1 when something is left."""
+    left = [step for step in backlog.pending() if not upload_folder(step)]
+    return 1 if left else 0
+
+
+def upload_folder(step: Path) -> bool:
+    """Whether MLflow now has all of a folder, with the end of its run where that is known."""
+    record = Record.read(step)
+    if record is None:  # a full disk, or a power cut in that moment: where it belongs is unknown
+        print(f"{step.name}: has no readable record; its events stay there", flush=True)
+        backlog.mark_done(step)
+        return True
+    try:
+        uploader = Uploader(Tracker(record.uri, record.experiment), step, record)
+        done = uploader.conclude(ABANDONED_S)
+    except (OSError, ServerUnavailable, locks.Held, mlflow_error()) as error:
+        print(f"{step.name}: {error}", flush=True)
+        return False
+    state = "uploaded" if done else f"{uploader.waiting()} events still wait"
+    print(f"{step.name}: {state}", *uploader.refused, sep="\n  ", flush=True)
+    uploader.release()
+    return done
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -187,9 +187,9 @@ def test_images_of_no_pixels(load, folder) -> None:
 
 
 def test_names_that_mlflow_would_refuse(checkout, tmp_path) -> None:
+    from overnight.tracking.backlog import Record
     from overnight.tracking.client import Tracker, allowed
-    from overnight.tracking.record import Record
-    from overnight.tracking.uploader import Shipper
+    from overnight.tracking.uploader import Uploader
 
     assert allowed({"data/of_I;16": 1, "a/../b": 2, "/c//d": 3, "猫'": 4, '猫"': 5, "Mr. O": 6}) == {
         "data/of_I_16": 1, "a/__/b": 2, "_/c/_/d": 3, "猫_": 4, "猫__": 5, "Mr. O": 6,
@@ -197,13 +197,13 @@ def test_names_that_mlflow_would_refuse(checkout, tmp_path) -> None:
     tracker = Tracker(f"sqlite:///{tmp_path}/db", "odd")
     run_id = tracker.open("run", {})
     tracker.params(run_id, {"where.a > b": 1})
-    shipper = Shipper(
+    uploader = Uploader(
         tracker, tmp_path, Record(uri=tracker.uri, experiment="odd", label="step", run_id=run_id)
     )
-    shipper.take(
+    uploader.log(
         {"event": "metrics", "values": {"data/of_I;16": 1.0, "it's/accuracy": 1.0}, "step": 0, "at": 1.0}
     )
-    assert (shipper.drain(patience_s=0), shipper.refused) == (True, [])
+    assert (uploader.upload_all(patience_s=0), uploader.refused) == (True, [])
     data = tracker.client.get_run(run_id).data
     assert (set(data.metrics), set(data.params)) == ({"it_s/accuracy", "data/of_I_16"}, {"where.a _ b"})
 

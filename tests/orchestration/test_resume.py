@@ -139,7 +139,7 @@ def test_all_attempts_are_one_run_of_mlflow_that_ends_well(home, story, whole, t
     notes = run.data.tags["mlflow.note.content"]
     assert notes.count("goes on after optimizer step") == 2
     assert "\n\nstopped at " in notes
-    assert not any(backlog.owes(folder) for folder in attempts)
+    assert not any(backlog.is_pending(folder) for folder in attempts)
 
 
 def test_every_point_is_there_once_and_as_if_nothing_had_happened(home, story, whole, tracker):

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
+from overnight import paths
 from overnight.processes import Process
 from overnight.services import flow_processes
-from overnight.services.backlog import AGAIN_S, Collector
 from overnight.services.orphans import Orphans, flow_run_of
-from overnight.services.settings import log_file
+from overnight.services.settings import environment
 from overnight.tracking import backlog
-from overnight.tracking.record import Record
+from overnight.tracking.backlog import RETRY_S, BacklogWorker, Record
 from tests.support.checkouts import until
 
 FLOW = """
@@ -108,7 +108,7 @@ sys.stdout.write(flow.stdout.read().decode())
 def test_a_run_goes_on_talking_when_its_worker_is_dead(tmp_path, monkeypatch):
     """The pipe through the worker is broken then; the worker's log is not."""
     monkeypatch.setenv("OVERNIGHT_ROOT", str(tmp_path))
-    log = log_file("worker")
+    log = paths.log_file("worker")
     log.parent.mkdir(parents=True)
     with log.open("ab") as out:
         worker = subprocess.Popen(
@@ -132,32 +132,32 @@ def test_a_run_goes_on_talking_when_its_worker_is_dead(tmp_path, monkeypatch):
 
 def test_one_process_at_a_time_tells_what_is_left(tmp_path, monkeypatch):
     monkeypatch.setenv("OVERNIGHT_ROOT", str(tmp_path))
-    step, collector = tmp_path / "step", Collector()
+    step, worker = tmp_path / "step", BacklogWorker(environment)
     step.mkdir()
-    assert collector.look() == []
-    backlog.owe(step)  # without a record nobody can know where it belongs: said, and settled
-    (line,) = collector.look()
-    assert "step has left" in line
-    assert not collector.busy() or collector.look() == []
-    until(lambda: not collector.busy())
-    assert collector.look() == []
-    assert (collector.failures, backlog.debts()) == (0, [])
-    assert "no readable record" in log_file("ship").read_text()
+    assert worker.poll() == []
+    backlog.enqueue(step)  # without a record nobody can know where it belongs: said, and settled
+    (line,) = worker.poll()
+    assert "step left" in line
+    assert not worker.busy() or worker.poll() == []
+    until(lambda: not worker.busy())
+    assert worker.poll() == []
+    assert (worker.failures, backlog.pending()) == (0, [])
+    assert "no readable record" in paths.log_file("ship").read_text()
 
 
 def test_a_server_that_stays_away_is_asked_ever_more_rarely(tmp_path, monkeypatch):
     monkeypatch.setenv("OVERNIGHT_ROOT", str(tmp_path))
-    step, collector = tmp_path / "step", Collector()
+    step, worker = tmp_path / "step", BacklogWorker(environment)
     step.mkdir()
-    backlog.owe(step)
+    backlog.enqueue(step)
     Record(uri=f"sqlite:///{step}/record.json/a-file-is-no-folder.db", experiment="x", label="step").write(
         step
     )
-    collector.look()
-    until(lambda: not collector.busy())
-    (line,) = collector.look()  # and no other one yet
-    assert "was not told" in line
-    assert backlog.debts() == [step]
-    first, collector.failures = collector.next, 5
-    collector._ended(1)
-    assert collector.next - first > AGAIN_S
+    worker.poll()
+    until(lambda: not worker.busy())
+    (line,) = worker.poll()  # and no other one yet
+    assert "does not have all" in line
+    assert backlog.pending() == [step]
+    first, worker.failures = worker.next_start, 5
+    worker._ended(1)
+    assert worker.next_start - first > RETRY_S

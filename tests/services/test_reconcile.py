@@ -19,7 +19,7 @@ from overnight.run import SpoolRun
 from overnight.services import definitions, flow_processes, vram_limit
 from overnight.services.reconcile import Keeper
 from overnight.tracking import backlog
-from overnight.tracking.record import End, Record
+from overnight.tracking.backlog import End, Record
 from tests.services.test_services import prefect
 from tests.support.checkouts import living_in, make_checkout, until
 
@@ -162,15 +162,15 @@ def test_what_a_killed_run_has_left_in_its_spool_is_told_before_it_is_closed(run
     assert [(m["step"], m["value"]) for m in history] == [(3, 0.5)]
     (note,) = [t["value"] for t in json.loads(status(logged)["tags"]) if t["key"] == "mlflow.note.content"]
     assert note.startswith("what happened before\n\nand then this\n\nits process (pid")
-    assert not backlog.owes(step)
+    assert not backlog.is_pending(step)
 
 
 @contextmanager
 def leaving(step):
     """What a step leaves when its parent dies is put into place; only then does anybody look at it."""
     step.mkdir(parents=True)
-    with backlog.shipping(step):
-        backlog.owe(step)
+    with backlog.uploading(step):
+        backlog.enqueue(step)
         yield
 
 

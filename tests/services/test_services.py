@@ -17,17 +17,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from overnight import locks, services
+from overnight import locks, paths, services
 from overnight.errors import ServiceError
 from overnight.services import backup, definitions, flow_processes, register
-from overnight.services.settings import (
-    Settings,
-    keep_file,
-    log_file,
-    read_state,
-    supervisor_lock,
-    users_folder,
-)
+from overnight.services.settings import Settings, keep_file, read_state, supervisor_lock, users_folder
 from tests.support.checkouts import OURS, free_port, living_in, make_checkout, until
 
 pytestmark = pytest.mark.services
@@ -296,7 +289,7 @@ def test_a_plain_shell_in_the_checkout_starts_a_deployment_and_sees_it_fail_with
     assert done.returncode == 1, done.stdout + done.stderr
     (run,) = prefect("/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["FAILED"]}}}})
     assert "inside" in run["state"]["message"]
-    assert "Traceback" not in log_file("worker").read_text()
+    assert "Traceback" not in paths.log_file("worker").read_text()
 
 
 def test_a_night_that_runs_already_cancels_the_second_and_is_named(running):

@@ -6,9 +6,8 @@ import pytest
 
 from overnight.orchestration.launcher import Tail
 from overnight.orchestration.terminal import scores
-from overnight.tracking import description
-from overnight.tracking.client import Tracker
-from overnight.tracking.record import Shipped
+from overnight.tracking.backlog import UploadOffsets
+from overnight.tracking.client import MAX_NOTE, NOTE_TAG, Tracker, append_note
 
 
 @pytest.fixture
@@ -57,9 +56,9 @@ def test_a_run_is_gone_on_with_unless_it_is_gone(tracker):
         "parent-2",
     )
     tracker.params(run_id, {"epochs": 3})
-    tracker.tags(run_id, {description.TAG: "what happened before"})
+    tracker.tags(run_id, {NOTE_TAG: "what happened before"})
     tracker.metrics(run_id, [{"values": {"loss": 1.0}, "step": step, "at": 1.0} for step in (7, 2)])
-    said = tracker.said(run_id)
+    said = tracker.run_state(run_id)
     assert (said.params, said.note, said.steps) == ({"epochs": "3"}, "what happened before", {"loss": 7})
     assert tracker.find("attempts", "2") == run_id
     assert tracker.find("attempts", 'no "such" number') is None
@@ -69,18 +68,18 @@ def test_a_run_is_gone_on_with_unless_it_is_gone(tracker):
 
 
 def test_offsets_are_kept_for_each_run_and_junk_says_nothing(tmp_path):
-    Shipped(tmp_path, "a")["events.jsonl"] = 7
-    Shipped(tmp_path, "b")["events.jsonl"] = 3
-    assert [Shipped(tmp_path, run)["events.jsonl"] for run in "abc"] == [7, 3, 0]
+    UploadOffsets(tmp_path, "a")["events.jsonl"] = 7
+    UploadOffsets(tmp_path, "b")["events.jsonl"] = 3
+    assert [UploadOffsets(tmp_path, run)["events.jsonl"] for run in "abc"] == [7, 3, 0]
     (tmp_path / "shipped.json").write_text(json.dumps({"a": [1]})[:-2])
-    assert Shipped(tmp_path, "a")["events.jsonl"] == 0
+    assert UploadOffsets(tmp_path, "a")["events.jsonl"] == 0
 
 
 def test_a_description_grows_by_paragraphs_and_stays_within_what_mlflow_takes():
     text = ""
     for number in range(400):
-        text = description.added(text, f"paragraph {number} of what happened")
+        text = append_note(text, f"paragraph {number} of what happened")
     assert text.startswith("paragraph 0")
     assert text.endswith("paragraph 399 of what happened")
-    assert len(text) <= description.MOST
-    assert description.added("a\n\nb", "a") == "a\n\nb"
+    assert len(text) <= MAX_NOTE
+    assert append_note("a\n\nb", "a") == "a\n\nb"
