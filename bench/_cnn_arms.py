@@ -1,4 +1,6 @@
-"""What bench/cnn.py compares: ours by a shipped config, and the plain scripts that one writes without overnight."""
+"""What bench/cnn.py compares: ours by a shipped config, and the plain scripts that one writes without
+overnight.
+"""
 
 import gc
 import io
@@ -90,11 +92,14 @@ def ours(config: Vision, seed: int, device: str = "cpu") -> Row:
     return {"seed": seed, **scores, "val": max(curve), "curve": curve, **found}
 
 
-# ------------------------------------------------------------------------------------------------ the plain script
+# ------------------------------------------------------------------------------------------------ the plain
+# script
 
 
 class Pictures(Dataset[Any]):
-    """Decoded images with their labels, each one transformed by torchvision as a PIL image when it is asked for."""
+    """Decoded images with their labels, each one transformed by torchvision as a PIL image when it is asked
+    for.
+    """
 
     def __init__(
         self, images_NCHW: Tensor, labels: Tensor, crop: int, encoded: list[bytes] | None = None
@@ -141,7 +146,9 @@ class Plain(Net):
 def plain(
     data: Data, seed: int, rate: float, minutes: float, precision: str, judged: str = "test", batch: int = 128
 ) -> Row:
-    """ResNet-20 by the usual recipe: SGD, momentum 0.9, rate / 10 after 1/2 and 3/4, PIL loader with crop and flip; CPU-minutes in all."""
+    """ResNet-20 by the usual recipe: SGD, momentum 0.9, rate / 10 after 1/2 and 3/4, PIL loader with crop and
+    flip; CPU-minutes in all.
+    """
     torch.manual_seed(seed)
     clock, classes = Clock(), int(data["train_labels"].max()) + 1
     loader = DataLoader(
@@ -194,7 +201,8 @@ def judge(model: nn.Module, data: Data, split: str, precision: str) -> float:
     return right / len(held)
 
 
-# ------------------------------------------------------------------------------------------------ input pipelines
+# ------------------------------------------------------------------------------------------------ input
+# pipelines
 
 
 def by_pil(data: Data, count: int, encoded: list[bytes] | None = None) -> Callable[[], Row]:

@@ -1,4 +1,6 @@
-"""bench/cnn.py on a CUDA card: seconds of the speedrun, cold and warm, and the stock ResNet-18 against the plain script."""
+"""bench/cnn.py on a CUDA card: seconds of the speedrun, cold and warm, and the stock ResNet-18 against the
+plain script.
+"""
 
 import gc
 import tempfile
@@ -51,7 +53,9 @@ def timed(config: Vision, artifact: Artifact, data: Data, seed: int) -> Row:
 
 
 def plain_speed(data: Data, batch: int, workers: int = 4) -> float:
-    """Images/s of the script that one finds everywhere: torchvision's ResNet-18 with a 3x3 stem, fp32, NCHW, PIL loader; the second epoch."""
+    """Images/s of the script that one finds everywhere: torchvision's ResNet-18 with a 3x3 stem, fp32, NCHW,
+    PIL loader; the second epoch.
+    """
     from torchvision.models import resnet18
 
     model = resnet18(num_classes=int(data["train_labels"].max()) + 1)

@@ -1,12 +1,15 @@
-"""The CNN beside what one writes without it: `python -m bench.cnn input | fashion | cifar | tune | card [--seeds N] [--fresh] [--device cuda]`.
+"""The CNN beside what one writes without it: `python -m bench.cnn input | fashion | cifar | tune | card
+[--seeds N] [--fresh] [--device cuda]`.
 
-input: images per CPU-second, crop + flip + scaling, against a torchvision PIL DataLoader; interleaved pairs, A/A control.
-fashion: configs/fashion_speedrun.yaml, each seed within 30 CPU-minutes, no test-time augmentation in the bar.
-cifar: configs/cifar10_speedrun.yaml against ResNet-20 by the usual recipe in 15 CPU-minutes, in fp32 and in bf16.
-tune: learning rates of both arms of cifar, judged on val alone; `cifar` takes the best of ResNet-20's.
-card: on a CUDA card: seconds of speedrun, cold and warm, and images/s of resnet18 against the plain fp32 script.
+input: images per CPU-second, crop + flip + scaling, against a torchvision PIL DataLoader; interleaved pairs,
+A/A control. fashion: configs/fashion_speedrun.yaml, each seed within 30 CPU-minutes, no test-time
+augmentation in the bar. cifar: configs/cifar10_speedrun.yaml against ResNet-20 by the usual recipe in 15
+CPU-minutes, in fp32 and in bf16. tune: learning rates of both arms of cifar, judged on val alone; `cifar`
+takes the best of ResNet-20's. card: on a CUDA card: seconds of speedrun, cold and warm, and images/s of
+resnet18 against the plain fp32 script.
 
-Each writes bench/out/cnn-<name>.json row by row and goes on from there. One thread. Prints a table either way; ends with 1 when a bar is missed.
+Each writes bench/out/cnn-<name>.json row by row and goes on from there. One thread. Prints a table either
+way; ends with 1 when a bar is missed.
 """
 
 import argparse
@@ -54,7 +57,9 @@ def rows_of(name: str, keys: Sequence[Any], make: FunctionType, options: argpars
 
 
 def input_(options: argparse.Namespace) -> bool:
-    """Pairs in turns; ours from the artifact, where every JPEG was decoded once; the peer from decoded pictures, and from JPEGs."""
+    """Pairs in turns; ours from the artifact, where every JPEG was decoded once; the peer from decoded
+    pictures, and from JPEGs.
+    """
     artifact, cost = images(experiment("cifar10_speedrun"))
     data, count = tensors(artifact), 8192
     arms = {"ours": by_batch(data, 4 * count), "pil": by_pil(data, count), "control": by_pil(data, count)}
@@ -67,7 +72,8 @@ def input_(options: argparse.Namespace) -> bool:
     rows = rows_of("input", list(range(options.pairs)), pair, options)
     speed = {name: [row[name] for row in rows] for name in arms}
     print(
-        f"\nimages per CPU-second, medians: { {name: round(statistics.median(values)) for name, values in speed.items()} }, n {len(rows)}"
+        "\nimages per CPU-second, medians: "
+        f"{ {name: round(statistics.median(values)) for name, values in speed.items()} }, n {len(rows)}"
     )
     print(f"| PIL against PIL (control) | {told(interval(speed['control'], speed['pil']))} | 1 | |")
     found = interval(speed["ours"], speed["pil"])
@@ -83,7 +89,8 @@ def input_(options: argparse.Namespace) -> bool:
     for epochs in (1, 15, 100):
         once = [1 / (1 / s + 1 / (decoded * epochs)) for s in speed["ours"]]
         print(
-            f"| with our decoding ({decoded:.0f} images/CPU-s), {epochs} epochs, against PIL from JPEGs | {told(interval(once, speed['jpeg']))} | | |"
+            f"| with our decoding ({decoded:.0f} images/CPU-s), {epochs} epochs, against PIL from JPEGs | "
+            f"{told(interval(once, speed['jpeg']))} | | |"
         )
     return good
 
@@ -97,7 +104,8 @@ def fashion(options: argparse.Namespace) -> bool:
         "fashion", list(range(options.seeds)), lambda seed: ours(config, seed, options.device), options
     )
     print(
-        f"\nFashion-MNIST, {config.cnn.epochs} epochs, {config.cnn.precision}, seeds {[row['seed'] for row in rows]}"
+        f"\nFashion-MNIST, {config.cnn.epochs} epochs, {config.cnn.precision}, seeds "
+        f"{[row['seed'] for row in rows]}"
     )
     each(rows)
     scores = [row["accuracy"] for row in rows]
@@ -115,7 +123,8 @@ def each(rows: list[Row]) -> None:
     for row in rows:
         views = f", with test-time augmentation {row['accuracy_tta']:.4f}" if "accuracy_tta" in row else ""
         print(
-            f"| {row['key']} | test {row['accuracy']:.4f}{views} | {row['cpu_s'] / 60:.1f} CPU-min, {row['wall_s'] / 60:.1f} wall | |"
+            f"| {row['key']} | test {row['accuracy']:.4f}{views} | {row['cpu_s'] / 60:.1f} CPU-min, "
+            f"{row['wall_s'] / 60:.1f} wall | |"
         )
 
 
@@ -137,7 +146,8 @@ def tune(options: argparse.Namespace) -> bool:
     }
     for row in rows_of("tune", [key for arm in options.trials for key in trials[arm]], trial, options):
         print(
-            f"| {row['key']} | val {row.get('val', row['accuracy']):.4f} | {row['cpu_s'] / 60:.1f} CPU-min | |"
+            f"| {row['key']} | val {row.get('val', row['accuracy']):.4f} | {row['cpu_s'] / 60:.1f} CPU-min "
+            "| |"
         )
     return True
 

@@ -57,7 +57,8 @@ def recoded(path: Path, encoding: str) -> Path:
                     sink.write(piece.encode())
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{shown(path)}: expected text in {encoding}: {error.reason} at byte {error.start}; correct the encoding"
+                f"{shown(path)}: expected text in {encoding}: {error.reason} at byte {error.start}; correct "
+                "the encoding"
             ) from None
 
     return _made_once(path, f"{path.name}-{codecs.lookup(encoding).name}", write)
@@ -86,16 +87,19 @@ def _single(path: Path) -> Iterator[IO[bytes]]:
         inside = [i for i in archive.infolist() if not i.is_dir() and not i.filename.startswith("__MACOSX/")]
         if len(inside) != 1:
             raise DataError(
-                f"{shown(path)}: expected one file in the zip, found {len(inside)}; unpack it and name the file"
+                f"{shown(path)}: expected one file in the zip, found {len(inside)}; unpack it and name the "
+                "file"
             )
         with archive.open(inside[0]) as member:
             yield member
 
 
 def unpack(archive: Path, folder: Path, inside: str = "", limit: int = LIMIT_BYTES) -> int:
-    """Unpack what lies below *inside* (a pattern such as `*/VOC` passes over one level) into the new *folder*; the number of files.
+    """Unpack the files below *inside* into the new *folder*; returns how many.
 
-    Links and devices are left out. A name that leaves the folder, or more than *limit* bytes: DataError, and nothing stays.
+    `inside` is a pattern: `*/VOC` passes over one level.
+    Links and devices are left out. A name that leaves the folder, or more than *limit* bytes: DataError, and
+    nothing stays.
     """
     count, left = 0, limit
     with _explained(archive, folder), _members(archive) as members:
@@ -118,7 +122,10 @@ def unpack(archive: Path, folder: Path, inside: str = "", limit: int = LIMIT_BYT
 
 @contextmanager
 def _explained(archive: Path, unfinished: Path) -> Iterator[None]:
-    """A damaged archive becomes a DataError, a full disk a DiskFull; whatever goes wrong, nothing unfinished stays."""
+    """A damaged archive becomes a DataError, a full disk a DiskFull.
+
+    Whatever goes wrong, nothing unfinished stays.
+    """
     whole = False
     try:
         yield
@@ -160,11 +167,15 @@ def _is_regular(info: zipfile.ZipInfo) -> bool:
 
 
 def _below(name: str, inside: str, archive: Path) -> PurePosixPath | None:
-    """The path below *inside*, None when it lies elsewhere; raises DataError when it leads out of the archive."""
+    """The path below *inside*, None when it lies elsewhere.
+
+    Raises DataError when it leads out of the archive.
+    """
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or (path.parts and ":" in path.parts[0]):
         raise DataError(
-            f"{shown(archive)}: holds a file that would be written elsewhere ({name!r}); do not trust this archive"
+            f"{shown(archive)}: holds a file that would be written elsewhere ({name!r}); do not trust this "
+            "archive"
         )
     prefix = PurePosixPath(inside).parts
     matches = len(path.parts) > len(prefix) and all(
@@ -180,7 +191,8 @@ def copy(source: IO[bytes], sink: IO[bytes], limit: int, archive: Path) -> int:
         done += len(chunk)
         if done > limit:
             raise DataError(
-                f"{shown(archive)}: unpacks to more than {limit / 1e9:g} GB; raise `limit` in the entry if that is right"
+                f"{shown(archive)}: unpacks to more than {limit / 1e9:g} GB; raise `limit` in the entry if "
+                "that is right"
             )
         sink.write(chunk)
     return done

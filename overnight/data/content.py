@@ -69,8 +69,8 @@ class Graph:
     """A graph with node classes.
 
     edges int64 (2, E), each undirected edge once, no self loops; features float32 dense (N, F), or CSR as
-    (data, indices, indptr, shape), or None; labels int64 (N,), -1 unlabelled; masks: bool (N,) by split, or empty; weights
-    float32 (E,) above 0, or None: every edge counts the same.
+    (data, indices, indptr, shape), or None; labels int64 (N,), -1 unlabelled; masks: bool (N,) by split, or
+    empty; weights float32 (E,) above 0, or None: every edge counts the same.
     """
 
     edges: "np.ndarray"

@@ -96,7 +96,8 @@ def check(name: str, expected: DataSpec, content: Content) -> None:
         wrong.append(f"classes: {', '.join(classes)} (expected {', '.join(expected.classes)})")
     if wrong:
         raise DataError(
-            f"data set {name!r} is not what its entry expects: {'; '.join(wrong)}; get the whole set, or correct the entry"
+            f"data set {name!r} is not what its entry expects: {'; '.join(wrong)}; get the whole set, or "
+            "correct the entry"
         )
 
 
@@ -112,7 +113,8 @@ def _counts(content: Content, wanted: Mapping[str, int]) -> dict[str, int]:
     return {split: len(items) for split, items in content.splits.items()}
 
 
-# ------------------------------------------------------------------------------------------------ entries by name
+# ------------------------------------------------------------------------------------------------ entries by
+# name
 
 
 def of_kind(kind: Kind) -> AfterValidator:
@@ -126,12 +128,16 @@ def names() -> list[str]:
 
 
 def load_entry(name: str) -> Dataset:
-    """The entry of that name, its reader's options checked too; raises ConfigError with every mistake, or with the nearest name."""
+    """The entry of that name, its reader's options checked too.
+
+    Raises ConfigError with every mistake, or with the nearest name.
+    """
     if name not in names():
         close = difflib.get_close_matches(name, names(), n=1, cutoff=0.4)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(
-            f"unknown data set {name!r}{hint} (`overnight data ls` lists them; a new one is datasets/{name}.yaml)"
+            f"unknown data set {name!r}{hint} (`overnight data ls` lists them; a new one is "
+            f"datasets/{name}.yaml)"
         )
     values, source = read(datasets() / f"{name}.yaml")
     problems, found = list[str](), None
@@ -164,7 +170,8 @@ def _option_problems(values: dict[str, Any], source: Source) -> list[str]:
     return []
 
 
-# ------------------------------------------------------------------------------------------------ for the command line
+# ------------------------------------------------------------------------------------------------ for the
+# command line
 
 
 def listing() -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""sha256 of files and trees, remembered by size and modification time so that nothing is hashed at each start."""
+"""sha256 of files and trees, remembered by size and modification time."""
 
 import hashlib
 import json
@@ -11,7 +11,11 @@ from overnight.paths import state
 
 
 def sha256(path: Path) -> str:
-    """Digest of a file; of a folder, what `sha256sum` lists for its files (sorted, names relative to it), digested once more."""
+    """Digest of a file, or of a folder.
+
+    That of a folder: the digest of what `sha256sum` lists for its files, sorted, with names relative to
+    it.
+    """
     key, mark, known = str(path.resolve()), _mark(path), _read()
     if known.get(key, (None, None))[0] == mark:
         return str(known[key][1])

@@ -57,9 +57,12 @@ def download(
     progress: Progress | None = None,
     pause_s: float = 1,
 ) -> None:
-    """Fetch *url* to *target*, verified. `<target>.part` holds what is here so far and is taken up again by the next call.
+    """Fetch *url* to *target*, verified.
 
-    Raises DataError (refused, gone, wrong digest or size, connection lost TRIES times without a new byte) and DiskFull.
+    `<target>.part` holds what is here so far and is taken up again by the next call.
+
+    Raises DataError (refused, gone, wrong digest or size, connection lost TRIES times without a new byte) and
+    DiskFull.
     """
     part, progress = target.with_name(f"{target.name}.part"), progress or Announce()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +182,8 @@ def _room(part: Path, needed: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if needed > free:
         raise DiskFull(
-            f"{shown(part.parent)}: the download needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; make room"
+            f"{shown(part.parent)}: the download needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; "
+            "make room"
         )
 
 

@@ -32,7 +32,7 @@ Inside = Annotated[str, AfterValidator(_inside)]
 
 
 class DataFile(Values):
-    """One file of a data set by its path inside the set's folder, or a whole folder when the path ends with /."""
+    """One file of a data set, by its path inside the set's folder; a whole folder when it ends with /."""
 
     path: Inside
     url: Url | None = None
@@ -48,7 +48,10 @@ class DataFile(Values):
 
 
 class Archive(Values):
-    """A tar or zip that brings the files that have no url of their own; a copy that lies in the set's folder is used instead."""
+    """A tar or zip that brings the files that have no url of their own.
+
+    A copy that lies in the set's folder is used instead.
+    """
 
     url: Url
     sha256: Sha256 | None = None
@@ -136,7 +139,10 @@ class Entry(Values):
         return f"{shown(path)}: sha256 {digest}, expected {expected}: damaged or changed; {anew}"
 
     def identity(self) -> dict[str, Any]:
-        """What decides the content: how it is read and cut, and digests (of the files here, if the entry has none)."""
+        """What decides the content: how it is read and cut, and the digests of its files.
+
+        Where the entry has no digests: those of the files that are here.
+        """
         how = self.model_dump(mode="json", include={"kind", "reader", "options", "splits"})
         own = readers.identity(self.reader, self.options)
         if own:
@@ -150,13 +156,17 @@ class Entry(Values):
 
 
 def shared() -> list[Path]:
-    """The folder $OVERNIGHT_DATA names, if it is set; relative: to here, else to the checkout. Raises DataError."""
+    """The folder $OVERNIGHT_DATA names, if it is set; relative: to here, else to the checkout.
+
+    Raises DataError.
+    """
     given = os.environ.get("OVERNIGHT_DATA")
     if not given:
         return []
     found = [place for place in (Path(given), root() / given) if place.is_dir()]
     if not found:
         raise DataError(
-            f"OVERNIGHT_DATA={given}: there is no such folder; name the one that holds the folders of the sets, or unset it"
+            f"OVERNIGHT_DATA={given}: there is no such folder; name the one that holds the folders of the "
+            "sets, or unset it"
         )
     return found[:1]

@@ -14,7 +14,9 @@ from overnight.paths import shown
 
 
 def fetch_missing(entry: Entry, progress: Progress | None = None) -> Path:
-    """Download what is missing or damaged in the last of the entry's folders; raises DataError when it cannot be had.
+    """Download what is missing or damaged in the last of the entry's folders.
+
+    Raises DataError when it cannot be had.
 
     One process fetches a set at a time; others wait and find it done.
     """
@@ -24,7 +26,8 @@ def fetch_missing(entry: Entry, progress: Progress | None = None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(
-            f"{shown(folder)}: cannot be made for data set {entry.name!r}: {error.strerror}; mend it, or set OVERNIGHT_DATA"
+            f"{shown(folder)}: cannot be made for data set {entry.name!r}: {error.strerror}; mend it, or "
+            "set OVERNIGHT_DATA"
         ) from None
     with hold(folder / ".lock", f"fetching {entry.name}", wait=True):
         _fetch_files(entry, folder, progress)
@@ -48,7 +51,8 @@ def _check_can_fetch(entry: Entry, folder: Path) -> None:
         raise DataError(f"data set {entry.name!r}: {looked} lacks a file of the set; install {source} anew")
     if not entry.files:
         raise DataError(
-            f"data set {entry.name!r}: there is no folder {looked}, and its entry has no address; put the files there"
+            f"data set {entry.name!r}: there is no folder {looked}, and its entry has no address; put the "
+            "files there"
         )
     lost = [] if entry.archives else [f for f in _missing(entry, folder) if not f.url]
     damaged = [entry.problem(folder, f) for f in lost if (folder / f.path).exists()]
@@ -58,7 +62,8 @@ def _check_can_fetch(entry: Entry, folder: Path) -> None:
         names = ", ".join(f.path for f in lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
         hint = f" (see {entry.homepage})" if entry.homepage else ""
         raise DataError(
-            f"data set {entry.name!r}: {names} not in {looked}; the entry has no address, so `overnight data fetch {entry.name}` "
+            f"data set {entry.name!r}: {names} not in {looked}; the entry has no address, so `overnight "
+            f"data fetch {entry.name}` "
             f"cannot get it: put it there yourself{hint}"
         )
 

@@ -51,7 +51,10 @@ def of_array(pixels: "np.ndarray") -> "Callable[[], Image]":
 
 
 def opened(items: Iterable[Item], handled: Handled) -> "Iterator[tuple[Item, Image]]":
-    """Each item with its image; those that do not decode are counted and left out. None at all decodes: DataError."""
+    """Each item with its image; those that do not decode are counted and left out.
+
+    None at all decodes: DataError.
+    """
     good, first = 0, None
     for item in items:
         try:
@@ -72,7 +75,10 @@ def to_rgb(image: "Image") -> "Image":
 
 
 def to_mode(image: "Image", mode: str) -> "Image":
-    """8 bits a channel, mode "RGB" or "L": 16-bit values are scaled (not clipped), transparency is laid on white."""
+    """8 bits a channel, mode "RGB" or "L".
+
+    16-bit values are scaled (not clipped), transparency is laid on white.
+    """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _scaled(image)
     if image.mode == "LAB":
@@ -85,7 +91,10 @@ def to_mode(image: "Image", mode: str) -> "Image":
 
 
 def _scaled(image: "Image") -> "Image":
-    """16 bits to 8 by the range of the type; a float or 32-bit image by its own range when it leaves 0..65535."""
+    """16 bits to 8 by the range of the type.
+
+    A float or 32-bit image by its own range when it leaves 0..65535.
+    """
     import numpy as np
     from PIL import Image
 

@@ -1,4 +1,7 @@
-"""Which grid cell learns which box: task-aligned assignment (Feng et al. 2021, TOOD), for a whole batch at once."""
+"""Which grid cell learns which box.
+
+Task-aligned assignment (Feng et al. 2021, TOOD), for a whole batch at once.
+"""
 
 from dataclasses import dataclass
 
@@ -13,7 +16,10 @@ SCORE_POWER, IOU_POWER = 1.0, 6.0  # of the alignment between class score and ov
 
 @dataclass(frozen=True)
 class Targets:
-    """For each of A cells of B images: the box to learn (B, A, 4), and how sure it should be of each class (B, A, C) in 0..1."""
+    """For each of A cells of B images.
+
+    The box to learn (B, A, 4), and how sure it should be of each class (B, A, C) in 0..1.
+    """
 
     boxes: Tensor
     scores: Tensor
@@ -30,9 +36,10 @@ def assign(
 ) -> Targets:
     """Targets from what the model believes now and what is true.
 
-    scores (B, A, C) in 0..1, boxes (B, A, 4), centres (A, 2); true_boxes (B, M, 4), true_labels (B, M) with -1 for padding.
-    A box thinner than `least` pixels (the finest stride) is taken as that wide when asking which centres lie in it, so that none is missed.
-    Works on fixed shapes, without a branch on data: nothing waits for the device. All arithmetic is float32.
+    scores (B, A, C) in 0..1, boxes (B, A, 4), centres (A, 2); true_boxes (B, M, 4), true_labels (B, M) with
+    -1 for padding. A box thinner than `least` pixels (the finest stride) is taken as that wide when asking
+    which centres lie in it, so that none is missed. Works on fixed shapes, without a branch on data: nothing
+    waits for the device. All arithmetic is float32.
     """
     real = true_labels >= 0  # B M
     classes = true_labels.clamp(min=0)

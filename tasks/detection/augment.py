@@ -1,7 +1,8 @@
 """Augmentation of whole batches as tensor operations.
 
-What is random is drawn on the host with the generator of the run, as numbers in the batch: one row for each image. The pixels change on
-the card, inside the loss, image by image; so a batch cut into micro-batches is augmented exactly as the whole one.
+What is random is drawn on the host with the generator of the run, as numbers in the batch: one row for each
+image. The pixels change on the card, inside the loss, image by image; so a batch cut into micro-batches is
+augmented exactly as the whole one.
 """
 
 import math
@@ -21,9 +22,12 @@ def draw(
     colour: float,
     generator: torch.Generator,
 ) -> Batch:
-    """Random numbers for `count` images: warp (B, 4) scale x, y and shift x, y; tint (B, 3) brightness, contrast, saturation.
+    """Random numbers for `count` images: warp (B, 4) scale x, y and shift x, y.
 
-    A negative scale is a flip; flips: chance of left-right and of up-down. scale 0.4: by 1/1.4 to 1.4. Shifts: shares of the image.
+    tint (B, 3) brightness, contrast, saturation.
+
+    A negative scale is a flip; flips: chance of left-right and of up-down. scale 0.4: by 1/1.4 to 1.4.
+    Shifts: shares of the image.
     """
     signs = torch.where(torch.rand(count, 2, generator=generator) < torch.tensor(flips), -1.0, 1.0)
     spread = torch.rand(count, 1, generator=generator) * 2 - 1
@@ -33,9 +37,12 @@ def draw(
 
 
 def mosaic(batch: Batch, share: float, generator: torch.Generator) -> Batch:
-    """Each image, with chance `share`, becomes four quarters: its own and those of three others of the batch (Bochkovskiy et al. 2020).
+    """Each image, with chance `share`, becomes four quarters.
 
-    The quarters meet at one random point for the whole batch and keep their scale. Boxes (B, M, 4) become (B, 2 M, 4).
+    Its own and those of three others of the batch (Bochkovskiy et al. 2020).
+
+    The quarters meet at one random point for the whole batch and keep their scale. Boxes (B, M, 4) become (B,
+    2 M, 4).
     """
     images, boxes, labels = batch["images"], batch["boxes"], batch["labels"]
     size, (height, width) = len(images), images.shape[2:]
@@ -71,7 +78,10 @@ def mosaic(batch: Batch, share: float, generator: torch.Generator) -> Batch:
 
 
 def crop(boxes: Tensor, labels: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes cut to their windows (broadcast against (B, M, 4)); those hardly in sight any more are taken out (label -1)."""
+    """Boxes cut to their windows (broadcast against (B, M, 4)).
+
+    Those hardly in sight any more are taken out (label -1).
+    """
     cut = torch.cat(
         [torch.maximum(boxes[..., :2], windows[..., :2]), torch.minimum(boxes[..., 2:], windows[..., 2:])], -1
     )

@@ -1,6 +1,7 @@
 """Box geometry on tensors: overlaps, and a batched non-maximum suppression that needs torch alone.
 
-A box is x1 y1 x2 y2 in pixels. Everything here expects float32: half precision is too coarse for coordinates above 256.
+A box is x1 y1 x2 y2 in pixels. Everything here expects float32: half precision is too coarse for coordinates
+above 256.
 """
 
 import torch
@@ -37,10 +38,13 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Which of the boxes (B, K, 4), sorted by falling score, survive greedy suppression within their class: bool (B, K).
+    """Which of the boxes (B, K, 4), sorted by falling score, survive greedy suppression within their class.
 
-    The greedy rule "a box falls to any kept better one" is iterated from "all are kept" to its fixed point, which is the greedy
-    result itself (Zheng et al. 2021, Cluster-NMS) after as many rounds as the longest chain of boxes that suppress each other.
+    bool (B, K).
+
+    The greedy rule "a box falls to any kept better one" is iterated from "all are kept" to its fixed point,
+    which is the greedy result itself (Zheng et al. 2021, Cluster-NMS) after as many rounds as the longest
+    chain of boxes that suppress each other.
     """
     clash = (pairwise_iou(boxes, boxes) > threshold) & (labels[:, :, None] == labels[:, None, :])
     clash = clash.triu(1).float()
@@ -64,7 +68,8 @@ def detections(
 ) -> Tensor:
     """The best boxes of each image: (B, limit, 6) x1 y1 x2 y2 score class, by falling score, padded with -1.
 
-    scores (B, A, C) in 0..1 and boxes (B, A, 4). The `candidates` best pairs of box and class scoring at least `least` compete.
+    scores (B, A, C) in 0..1 and boxes (B, A, 4). The `candidates` best pairs of box and class scoring at
+    least `least` compete.
     """
     size, _, classes = scores.shape
     flat = scores.flatten(1)

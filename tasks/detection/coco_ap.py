@@ -11,7 +11,10 @@ RECALLS = np.linspace(0, 1, 101)
 
 @dataclass(frozen=True)
 class Precision:
-    """ap (C, 10): average precision by class and overlap threshold, NaN for a class without boxes. curves (C, 101): precision at overlap 0.5."""
+    """ap (C, 10): average precision by class and overlap threshold, NaN for a class without boxes.
+
+    curves (C, 101): precision at overlap 0.5.
+    """
 
     ap: np.ndarray
     curves: np.ndarray
@@ -31,7 +34,10 @@ class Precision:
 def precision(
     found: Sequence[np.ndarray], boxes: Sequence[np.ndarray], labels: Sequence[np.ndarray], classes: int
 ) -> Precision:
-    """Of all images: found (K, 6) x1 y1 x2 y2 score class, true boxes (M, 4) and labels (M,). Rows with a negative class are padding."""
+    """Of all images: found (K, 6) x1 y1 x2 y2 score class, true boxes (M, 4) and labels (M,).
+
+    Rows with a negative class are padding.
+    """
     matched: list[list[np.ndarray]] = [[] for _ in range(classes)]
     true = [0] * classes
     for detections, truth, kinds in zip(found, boxes, labels, strict=True):
@@ -55,7 +61,10 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _match(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """For each detection of one image and class: its score, then whether it hits at each threshold (K, 11). The better score picks first."""
+    """For each detection of one image and class: its score, then whether it hits at each threshold (K, 11).
+
+    The better score picks first.
+    """
     ours = ours[np.argsort(-ours[:, 4], kind="stable")]
     hits = np.zeros((len(ours), len(THRESHOLDS)), bool)
     overlaps = iou(ours[:, :4], theirs)
@@ -69,7 +78,10 @@ def _match(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 
 
 def _precision_at_recall(rows: np.ndarray, true: int) -> np.ndarray:
-    """Precision (10, 101) at each threshold and level of recall: the best that is reached at that recall or a higher one."""
+    """Precision (10, 101) at each threshold and level of recall.
+
+    The best that is reached at that recall or a higher one.
+    """
     rows = rows[np.argsort(-rows[:, 0], kind="stable")]
     hits = rows[:, 1:].T.cumsum(1)  # thresholds, detections
     levels = np.zeros((len(THRESHOLDS), len(RECALLS)))

@@ -13,11 +13,13 @@ BOX_GAIN, SIDES_GAIN = 2.0, 0.5  # beside 1 for the classes
 def detection_loss(
     logits: Tensor, sides: Tensor, shape: tuple[int, int], boxes: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(sum, count) for logits (B, A, C), sides (B, A, 4, K), images of `shape` (H, W), true boxes (B, M, 4) and labels (B, M).
+    """Detection loss as (sum, count).
 
-    The count is, summed over images, how much object each holds: the sum of its target scores, at least 1. Both parts are sums over
-    images, so a batch may be cut anywhere: sums and counts of the parts add up to those of the whole. Computed in float32 (or
-    float64, when the model is).
+    logits (B, A, C), sides (B, A, 4, K), images of `shape` (H, W), true boxes (B, M, 4) and labels (B,
+    M).
+    The count is, summed over images, how much object each holds: the sum of its target scores, at least 1.
+    Both parts are sums over images, so a batch may be cut anywhere: sums and counts of the parts add up to
+    those of the whole. Computed in float32 (or float64, when the model is).
     """
     with torch.autocast(logits.device.type, enabled=False):
         kind = torch.promote_types(logits.dtype, torch.float32)
@@ -35,10 +37,13 @@ def detection_loss(
 
 
 def _classes(logits: Tensor, targets: Targets) -> Tensor:
-    """Cross entropy towards the overlap; background counts by how wrong it is (after the quality focal loss, Li et al. 2020).
+    """Cross entropy towards the overlap.
 
-    Where a box is learnt, its class counts fully and every other class as much as the box does: with the focal weight for those,
-    telling ten classes apart takes many times as many steps as finding the boxes; with full weight, rare classes of small objects suffer.
+    Background counts by how wrong it is (after the quality focal loss, Li et al. 2020).
+
+    Where a box is learnt, its class counts fully and every other class as much as the box does: with the
+    focal weight for those, telling ten classes apart takes many times as many steps as finding the boxes;
+    with full weight, rare classes of small objects suffer.
     """
     off = (targets.scores - logits.detach().sigmoid()).abs()
     others = torch.maximum(off.square(), targets.weights[..., None])

@@ -1,8 +1,9 @@
 """A compact anchor-free detector in plain torch.
 
-CSP stages of residual blocks and a pooling pyramid (CSPNet; PP-YOLOE, YOLOX), a path-aggregation neck (PANet), and a decoupled head
-whose convolutions serve all strides while each stride keeps its own normalisation (RTMDet). Each side of a box is a distribution
-over distances (Generalized Focal Loss). Suffixes: B images, A places on all grids, C classes, K bins.
+CSP stages of residual blocks and a pooling pyramid (CSPNet; PP-YOLOE, YOLOX), a path-aggregation neck
+(PANet), and a decoupled head whose convolutions serve all strides while each stride keeps its own
+normalisation (RTMDet). Each side of a box is a distribution over distances (Generalized Focal Loss).
+Suffixes: B images, A places on all grids, C classes, K bins.
 """
 
 import math
@@ -135,7 +136,10 @@ class Head(nn.Module):
 
 
 def _start(score: nn.Conv2d, sides: nn.Conv2d) -> None:
-    """Start from few objects, and boxes about three strides wide: nearer to most than the 15 of an even distribution."""
+    """Start from few objects, and boxes about three strides wide.
+
+    Nearer to most than the 15 of an even distribution.
+    """
     assert score.bias is not None
     assert sides.bias is not None
     for conv in (score, sides):
@@ -146,7 +150,10 @@ def _start(score: nn.Conv2d, sides: nn.Conv2d) -> None:
 
 
 class Yolo(nn.Module):
-    """uint8 images (B, 3, H, W), sides divisible by 32 -> class logits (B, A, C) and logits of the box sides (B, A, 4, K)."""
+    """Class logits (B, A, C) and logits of the box sides (B, A, 4, K).
+
+    Of uint8 images (B, 3, H, W) with sides divisible by 32.
+    """
 
     def __init__(self, classes: int, width: float = 1.0) -> None:
         super().__init__()

@@ -52,7 +52,8 @@ class ComposeParams(Params):
     background: Literal["plain", "noise"] = "noise"
     blend: Literal["lighten", "paste"] = Field(
         "lighten",
-        description="lighten: bright strokes on black, boxes tight around them; paste: the whole image as it is",
+        description="lighten: bright strokes on black, boxes tight around them; paste: the whole image as "
+        "it is",
     )
     overlap: float = Field(
         0.1, ge=0, lt=1, description="most that two boxes may share, as a share of the smaller"
@@ -64,13 +65,17 @@ class ComposeParams(Params):
             raise ValueError(f"objects {list(self.objects)}: write the fewest, then the most")
         if not 0 < self.object_scale[0] <= self.object_scale[1] <= 1:
             raise ValueError(
-                f"object_scale {list(self.object_scale)}: write the smallest, then the largest, between 0 and 1"
+                f"object_scale {list(self.object_scale)}: write the smallest, then the largest, between 0 "
+                "and 1"
             )
         return self
 
 
 def boxes_spec(params: SceneParams, data: Entry) -> DataSpec | None:
-    """What load_boxes will hand on, as far as the entry tells; where it does not tell how many boxes an image has, many."""
+    """What load_boxes will hand on, as far as the entry tells.
+
+    Where it does not tell how many boxes an image has, many.
+    """
     seen = data.expected
     more = {"shape": (3, params.size, params.size), "boxes": seen.boxes or MANY_BOXES}
     return seen.model_copy(update=more) if seen.classes else None
@@ -78,11 +83,12 @@ def boxes_spec(params: SceneParams, data: Entry) -> DataSpec | None:
 
 @step(spec=boxes_spec)
 def load_boxes(run: Run, params: SceneParams, data: Dataset) -> Artifact:
-    """Letterbox every image: shrunk or grown to fit a square of `params.size` px, centred on grey, its boxes with it.
+    """Letterbox every image with its boxes to a square of `params.size` px, centred on grey.
 
-    Out: artifact "boxes": {split}_images uint8 (N, 3, H, W), {split}_boxes float32 (N, M, 4) in pixels of the canvas padded with 0,
-    {split}_labels int64 (N, M) padded with -1. A missing val is cut from train, seeded; a missing test stays empty. Logs what was
-    handled. Raises DataError for another kind of data set, and for one without training images.
+    Out: artifact "boxes": {split}_images uint8 (N, 3, H, W), {split}_boxes float32 (N, M, 4) in pixels of the
+    canvas padded with 0, {split}_labels int64 (N, M) padded with -1. A missing val is cut from train, seeded;
+    a missing test stays empty. Logs what was handled. Raises DataError for another kind of data set, and for
+    one without training images.
     """
     content = data.load_as(Boxes)
     handled, done = Handled(content.handled), 0
@@ -115,10 +121,12 @@ def scenes_spec(params: ComposeParams, images: DataSpec) -> DataSpec:
 
 @step(spec=scenes_spec)
 def compose_scenes(run: Run, params: ComposeParams, images: Artifact) -> Artifact:
-    """Compose scenes from the objects of an "images" artifact, those of each split from its own images, at random places and sizes.
+    """Compose scenes from the objects of an "images" artifact, at random places and sizes.
 
-    Out: artifact "boxes", as from load_boxes. Objects overlap little; one that finds no room is left out. A split without images, or
-    asked for 0 scenes, stays empty. Raises DataError when there are no training images.
+    Each split is composed of its own images.
+    Out: artifact "boxes", as from load_boxes. Objects overlap little; one that finds no room is left out. A
+    split without images, or asked for 0 scenes, stays empty. Raises DataError when there are no training
+    images.
     """
     spec, source = images.expect("images").spec, images.arrays()
     if not len(source["train_images"]):
@@ -138,7 +146,10 @@ def compose_scenes(run: Run, params: ComposeParams, images: Artifact) -> Artifac
 
 
 def _letterbox(image: np.ndarray, item: BoxItem, size: int, handled: Handled) -> Scene:
-    """One image and its boxes on the canvas. A box is cut at the image's edge; what is left thinner than a pixel is dropped."""
+    """One image and its boxes on the canvas.
+
+    A box is cut at the image's edge; what is left thinner than a pixel is dropped.
+    """
     from PIL import Image
 
     height, width = image.shape[:2]

@@ -1,7 +1,8 @@
 """A compact anchor-free object detector, trained from scratch.
 
-Written from the papers: CSP stages (PP-YOLOE), PANet, shared towers with norms per stride (RTMDet), task-aligned assignment (TOOD),
-quality and distribution focal loss (GFL), GIoU, the RetinaNet prior, mosaic (YOLOv4), COCO's average precision.
+Written from the papers: CSP stages (PP-YOLOE), PANet, shared towers with norms per stride (RTMDet),
+task-aligned assignment (TOOD), quality and distribution focal loss (GFL), GIoU, the RetinaNet prior, mosaic
+(YOLOv4), COCO's average precision.
 """
 
 import re
@@ -74,7 +75,8 @@ class YoloParams(TrainParams):
 def yolo_recipe(params: YoloParams, spec: DataSpec) -> Recipe[Arrays]:
     """The training of a detector for images of `spec.shape` (3, H, W) with `spec.classes`.
 
-    The loss is normalised by how much object the images hold (see detection_loss), a count that adds up over micro-batches.
+    The loss is normalised by how much object the images hold (see detection_loss), a count that adds up over
+    micro-batches.
     """
     _checked(spec)
     counts = max(1, spec.counts.get("train", 1))
@@ -101,9 +103,10 @@ def yolo_recipe(params: YoloParams, spec: DataSpec) -> Recipe[Arrays]:
 def train_yolo(run: Run, params: YoloParams, boxes: Artifact) -> Artifact:
     """Train on the images of a "boxes" artifact; val chooses the epoch by map50, test is only reported.
 
-    Logs test/map50, test/map50_95 (COCO's definitions) and test/ap50/<class>, detections drawn on test images, precision-recall curves.
-    Hands on a model: images uint8 (N, H, W, 3) or (N, 3, H, W) of any size in, (N, 100, 6) x1 y1 x2 y2 score class out.
-    Raises DataError for a set without training images, or of a size that is no multiple of 32.
+    Logs test/map50, test/map50_95 (COCO's definitions) and test/ap50/<class>, detections drawn on test
+    images, precision-recall curves. Hands on a model: images uint8 (N, H, W, 3) or (N, 3, H, W) of any size
+    in, (N, 100, 6) x1 y1 x2 y2 score class out. Raises DataError for a set without training images, or of a
+    size that is no multiple of 32.
     """
     spec, data = boxes.expect("boxes").spec, boxes.arrays()
     recipe = yolo_recipe(params, spec)
@@ -128,9 +131,12 @@ def train_yolo(run: Run, params: YoloParams, boxes: Artifact) -> Artifact:
 
 
 def predictor(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """The model in `folder` as a function: uint8 (N, H, W, 3) or (N, 3, H, W) -> (N, 100, 6) x1 y1 x2 y2 score class, padded with -1.
+    """The model in `folder` as a function.
 
-    Images of another size than the model's are letterboxed to it; boxes come back in pixels of the images given.
+    Uint8 (N, H, W, 3) or (N, 3, H, W) -> (N, 100, 6) x1 y1 x2 y2 score class, padded with -1.
+
+    Images of another size than the model's are letterboxed to it; boxes come back in pixels of the images
+    given.
     """
     config, weights = load_model(folder)
     config = current_keys(YoloParams, config)
@@ -162,7 +168,8 @@ def _checked(spec: DataSpec) -> tuple[int, int]:
         or any(side % STRIDES[-1] or side < 64 for side in spec.shape[1:])
     ):
         raise DataError(
-            f"images of shape {spec.shape}: a detector takes (3, H, W) with sides of 64 pixels or more, divisible by 32"
+            f"images of shape {spec.shape}: a detector takes (3, H, W) with sides of 64 pixels or more, "
+            "divisible by 32"
         )
     if not spec.classes:
         raise DataError("the data set names no classes; a detector needs at least one")
@@ -282,19 +289,23 @@ def _report(
     run.picture("precision_recall", report.curves(tested, shown(spec.classes)))
     scores = tested.scores
     run.note(
-        f"detector: mAP50 {scores['map50']:.3f}, mAP50:95 {scores['map50_95']:.3f} on {len(images)} test images; {by}"
+        f"detector: mAP50 {scores['map50']:.3f}, mAP50:95 {scores['map50_95']:.3f} on {len(images)} test "
+        f"images; {by}"
     )
 
 
 def _plain(classes: tuple[str, ...], kind: int) -> str:
-    """A class as part of a metric's name: letters of any script, digits, - and _; its number where that is not unique."""
+    """A class as part of a metric's name: letters of any script, digits, - and _.
+
+    Its number where that is not unique.
+    """
     names = [re.sub(r"[^\w\-]+", "_", name).strip("_") for name in classes]
     name = names[kind]
     return name if name and names.count(name) == 1 else f"{name}_{kind}".lstrip("_")
 
 
 def _letterboxed(images: Tensor, height: int, width: int) -> tuple[Tensor, float, Tensor]:
-    """The images on a grey canvas of the model's size, the scale they took and the pixels (x, y) they moved by."""
+    """The images on a grey canvas of the model's size, their scale, and the pixels (x, y) they moved by."""
     if tuple(images.shape[2:]) == (height, width):
         return images, 1.0, torch.zeros(2)
     scale = min(height / images.shape[2], width / images.shape[3])

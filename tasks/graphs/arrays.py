@@ -29,12 +29,16 @@ class Shares:
 
 
 def save(run: Run, graph: Graph, name: str, shares: Shares, scale: Scale, blank: Blank) -> Artifact:
-    """Split, scale and hand on a graph as an artifact of kind "graph"; logs what was handled and how large it is."""
+    """Split, scale and hand on a graph as an artifact of kind "graph".
+
+    Logs what was handled and how large it is.
+    """
     handled = Handled(graph.handled)
     labelled = np.unique(graph.labels[graph.labels >= 0])
     if len(labelled) < 2:
         raise DataError(
-            f"{name}: {len(labelled)} of {len(graph.classes)} classes occur among {graph.nodes} nodes; telling them apart needs 2"
+            f"{name}: {len(labelled)} of {len(graph.classes)} classes occur among {graph.nodes} nodes; "
+            "telling them apart needs 2"
         )
     masks = split(graph, shares, run.seed, name, handled)
     features = scaled(_features(graph, blank, handled), scale, handled)
@@ -69,7 +73,10 @@ def save(run: Run, graph: Graph, name: str, shares: Shares, scale: Scale, blank:
 
 
 def split(graph: Graph, shares: Shares, seed: int, name: str, handled: Handled) -> dict[str, np.ndarray]:
-    """Bool (N,) by split: those of the set, and what it lacks cut off the labelled rest, every class in proportion."""
+    """Masks, bool (N,), by split.
+
+    Splits that the set lacks are cut off the labelled rest, every class in proportion.
+    """
     known = graph.labels >= 0
     masks = {part: graph.masks.get(part, np.zeros(graph.nodes, bool)).astype(bool) for part in SPLITS}
     handled["unlabelled node left out of a split"] += int(
@@ -95,13 +102,17 @@ def split(graph: Graph, shares: Shares, seed: int, name: str, handled: Handled) 
     empty = [part for part in SPLITS if not masks[part].any()]
     if empty:
         raise DataError(
-            f"{name}: {int(known.sum())} labelled nodes leave none for {', '.join(empty)}; label more, or raise its share"
+            f"{name}: {int(known.sum())} labelled nodes leave none for {', '.join(empty)}; label more, or "
+            "raise its share"
         )
     return masks
 
 
 def _features(graph: Graph, blank: Blank, handled: Handled) -> "np.ndarray | sp.csr_matrix":
-    """The features, sparse where most are zero; a graph without any gets its node ids (an embedding to learn) or its degrees."""
+    """The features, sparse where most are zero.
+
+    A graph without any gets its node ids (an embedding to learn) or its degrees.
+    """
     import scipy.sparse as sp
 
     given = graph.features
@@ -120,7 +131,10 @@ def _features(graph: Graph, blank: Blank, handled: Handled) -> "np.ndarray | sp.
 def scaled(
     features: "np.ndarray | sp.csr_matrix", scale: Scale, handled: Handled
 ) -> "np.ndarray | sp.csr_matrix":
-    """Rows to sum 1 ("auto" for sparse features) or columns to mean 0 and deviation 1 ("auto" for dense ones); odd numbers become 0."""
+    """Features normalised by rows (to sum 1) or columns (to mean 0 and deviation 1).
+
+    "auto": rows of sparse features, columns of dense ones. Values that are not finite become 0.
+    """
     import scipy.sparse as sp
 
     values = features if isinstance(features, np.ndarray) else features.data
@@ -155,7 +169,10 @@ def _named(features: "np.ndarray | sp.csr_matrix") -> dict[str, np.ndarray]:
 
 
 def adjacency(edges: np.ndarray, nodes: int, weights: np.ndarray | None = None) -> "sp.csr_matrix":
-    """Float32 (N, N): both directions of every edge and a self loop, scaled by the square roots of both degrees (Kipf & Welling 2017)."""
+    """The normalised adjacency (Kipf & Welling 2017): float32 (N, N).
+
+    Both directions of every edge and a self loop, scaled by the square roots of both degrees.
+    """
     import scipy.sparse as sp
 
     one = np.ones(edges.shape[1], np.float32) if weights is None else weights.astype(np.float32)

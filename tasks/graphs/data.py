@@ -11,7 +11,10 @@ from tasks.graphs.sparse import Csr, csr
 
 
 class GraphData:
-    """A graph artifact's arrays as tensors on the device: what every batch shares, and the nodes of each split."""
+    """A graph artifact's arrays as tensors on the device.
+
+    What every batch shares, and the nodes of each split.
+    """
 
     def __init__(self, arrays: dict[str, np.ndarray], spec: DataSpec, conv: str, device: str) -> None:
         if conv == "gcn":
@@ -38,7 +41,10 @@ class GraphData:
 
 
 def _links(edges: np.ndarray, nodes: int, conv: str) -> np.ndarray:
-    """Both directions of every edge, (2, 2 E); for attention every node attends to itself as well, (2, 2 E + N)."""
+    """Both directions of every edge, (2, 2 E).
+
+    For attention every node attends to itself as well, (2, 2 E + N).
+    """
     loops = [np.stack([np.arange(nodes)] * 2)] if conv == "gat" else []
     return np.concatenate([edges, edges[::-1], *loops], 1).astype(np.int64)
 
@@ -48,7 +54,10 @@ def csr_named(name: str, matrix: Csr) -> Batch:
 
 
 def _sparse_features(arrays: dict[str, np.ndarray], width: int) -> Batch:
-    """The features, their transpose, and where each of its values stands in the features (dropout must hit both alike)."""
+    """The features, their transpose, and where each of its values stands in the features.
+
+    Dropout must hit both alike.
+    """
     import scipy.sparse as sp
 
     indptr, indices = arrays["features_indptr"], arrays["features_indices"]

@@ -69,16 +69,22 @@ class LinkParams(GraphParams):
 
 
 def graph_spec(_params: GraphParams, data: Entry) -> DataSpec | None:
-    """What load_graph will hand on, as far as the entry tells; features whose stored values are not counted are taken to be dense."""
+    """What load_graph will hand on, as far as the entry tells.
+
+    Features whose stored values are not counted are taken to be dense.
+    """
     seen = data.expected
     return seen if seen.shape and seen.nodes and seen.edges and seen.classes else None
 
 
 @step(spec=graph_spec)
 def load_graph(run: Run, params: GraphParams, data: Dataset) -> Artifact:
-    """A graph data set -> artifact "graph": edges, scaled features, labels and masks; splits are cut, seeded, when the set has none.
+    """A graph data set -> artifact "graph": edges, scaled features, labels and masks.
 
-    Logs nodes, edges, features and what was handled. Raises DataError when fewer than two classes occur or a split would be empty.
+    Splits are cut, seeded, when the set has none.
+
+    Logs nodes, edges, features and what was handled. Raises DataError when fewer than two classes occur or a
+    split would be empty.
     """
     content = data.load_as(Graph)
     saved = arrays.save(
@@ -96,10 +102,13 @@ def load_graph(run: Run, params: GraphParams, data: Dataset) -> Artifact:
 
 @step
 def link_rows(run: Run, params: LinkParams, table: Artifact) -> Artifact:
-    """A table -> artifact "graph": its nodes are the values of one column, linked to the most similar by the keys they share.
+    """A table -> artifact "graph".
 
-    The weight of an edge is the similarity, in (0, 1]. Equal similarities are drawn by seed. Logs as load_graph does; raises DataError
-    for a missing column, a feature that is made of the label, fewer than two classes, or no two nodes that share a key.
+    Its nodes are the values of one column, linked to the most similar by the keys they share.
+
+    The weight of an edge is the similarity, in (0, 1]. Equal similarities are drawn by seed. Logs as
+    load_graph does; raises DataError for a missing column, a feature that is made of the label, fewer than
+    two classes, or no two nodes that share a key.
     """
     frame = _checked(params, table.expect("table"))
     handled = Handled()
@@ -164,7 +173,10 @@ def _feature_problem(name: str, expression: str, label: str, frame: "pl.LazyFram
 
 
 def _nodes(frame: "pl.LazyFrame", params: LinkParams, handled: Handled) -> "pl.DataFrame":
-    """One row per node, by name: its features, its commonest label (ties: the first by name), and how many rows disagree."""
+    """One row per node, by name: its features, its commonest label, and how many rows disagree.
+
+    Of equally common labels the first by name is taken.
+    """
     import polars as pl
 
     label = pl.col(params.label).cast(pl.String)
@@ -210,7 +222,8 @@ def _links(
     )
     if not len(rows):
         raise DataError(
-            f"link_rows: no two values of {params.node!r} share {' + '.join(params.by)} more than {params.threshold}; link by other columns"
+            f"link_rows: no two values of {params.node!r} share {' + '.join(params.by)} more than "
+            f"{params.threshold}; link by other columns"
         )
     low, high = np.minimum(rows, columns), np.maximum(rows, columns)
     _, first = np.unique(low * len(names) + high, return_index=True)
@@ -218,7 +231,10 @@ def _links(
 
 
 def _usage(frame: "pl.LazyFrame", names: "pl.Series", params: LinkParams) -> "sp.csr_matrix":
-    """Float32 (N, keys), rows of length 1: how often each node's rows have each key, or for Jaccard whether they do."""
+    """Float32 (N, keys), rows of length 1.
+
+    How often each node's rows have each key, or for Jaccard whether they do.
+    """
     import polars as pl
     import scipy.sparse as sp
 
@@ -251,7 +267,10 @@ def _usage(frame: "pl.LazyFrame", names: "pl.Series", params: LinkParams) -> "sp
 def _nearest(
     used: "sp.csr_matrix", params: LinkParams, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(node, other, similarity) of the most similar ones, a block of nodes at a time; draws between equals by seed."""
+    """(node, other, similarity) of the most similar ones, a block of nodes at a time.
+
+    Draws between equals by seed.
+    """
     sizes = np.asarray(used.sum(1)).ravel()
     other = used.T.tocsr()
     for start in range(0, used.shape[0], BLOCK):

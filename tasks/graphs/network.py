@@ -45,7 +45,8 @@ class GnnParams(TrainParams):
 class Gnn(nn.Module):
     """Logits of the nodes in batch["nodes"], from the graph that the batch carries. N nodes, H hidden values.
 
-    gcn: `layers` times spread(x W) + b. sage, gat: a linear layer on the features (never made dense), then `layers` of PyG's.
+    gcn: `layers` times spread(x W) + b. sage, gat: a linear layer on the features (never made dense), then
+    `layers` of PyG's.
     """
 
     def __init__(self, params: GnnParams, spec: DataSpec) -> None:
@@ -112,6 +113,9 @@ def _matrix(batch: Batch, name: str) -> Csr:
 
 
 def _spread(batch: Batch, x_NH: Tensor) -> Tensor:
-    """Every node's average over itself and its neighbours; the adjacency is symmetric, so it is its own transpose."""
+    """Every node's average over itself and its neighbours.
+
+    The adjacency is symmetric, so it is its own transpose.
+    """
     matrix = _matrix(batch, "adjacency")
     return spmm(matrix, matrix, x_NH)

@@ -32,7 +32,10 @@ DRAWN = 2000  # nodes in the picture of the embedding
 
 
 def gnn_recipe(params: GnnParams, spec: DataSpec) -> Recipe[GraphData]:
-    """Adam on the cross entropy of the training nodes, weight decay on the first layer; accuracy on "val" picks the epoch."""
+    """Adam on the cross entropy of the training nodes, weight decay on the first layer.
+
+    Accuracy on "val" picks the epoch.
+    """
 
     def batches(data: GraphData, _generator: torch.Generator) -> Iterator[Batch]:
         yield data.batch(data.nodes["train"])
@@ -78,8 +81,9 @@ def _whole(batch: Batch, _size: int) -> Iterator[Batch]:
 def train_gnn(run: Run, params: GnnParams, graph: Artifact) -> Artifact:
     """An artifact "graph" -> a model that gives each node's class.
 
-    Logs train/*, val/* by epoch; test/accuracy beside test/majority and test/without_edges (the same network on a graph without
-    edges), test/macro_f1; pictures: confusion matrix, and the hidden values in two dimensions. Raises OutOfMemory, Stopped.
+    Logs train/*, val/* by epoch; test/accuracy beside test/majority and test/without_edges (the same network
+    on a graph without edges), test/macro_f1; pictures: confusion matrix, and the hidden values in two
+    dimensions. Raises OutOfMemory, Stopped.
     """
     spec, arrays = graph.expect("graph").spec, graph.arrays()
     recipe = gnn_recipe(params, spec)
@@ -99,7 +103,8 @@ def train_gnn(run: Run, params: GnnParams, graph: Artifact) -> Artifact:
     run.picture("confusion", figures.confusion(truth, predicted, spec.classes))
     run.picture("embedding", _embedding(embedding, truth, spec.classes, run.seed))
     run.note(
-        f"{params.conv.upper()}: {100 * scores['accuracy']:.1f} % of {len(truth):,} test nodes, best epoch {fitted.epoch}; "
+        f"{params.conv.upper()}: {100 * scores['accuracy']:.1f} % of {len(truth):,} test nodes, best epoch "
+        f"{fitted.epoch}; "
         f"{100 * alone:.1f} % without the edges, {100 * scores['majority']:.1f} % by the commonest class"
     )
     return _save(run, params, spec, model, data)
@@ -174,7 +179,7 @@ def _save(run: Run, params: GnnParams, spec: DataSpec, model: Gnn, data: GraphDa
 
 
 def predictor(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Probabilities (n, classes) of the nodes (n,) of the graph that the model was trained on, which it carries."""
+    """Probabilities (n, classes) of nodes (n,) of the training graph, which the model carries."""
     config, tensors = load_model(folder)
     graph = {
         name.removeprefix("graph."): tensors.pop(name) for name in list(tensors) if name.startswith("graph.")

@@ -1,4 +1,7 @@
-"""Sparse times dense as one opaque operator, so that gradients need no transposing at run time and traces see its shape."""
+"""Sparse times dense as one opaque operator.
+
+Gradients need no transposing at run time, and traces see its shape.
+"""
 
 import warnings
 from typing import TYPE_CHECKING, NamedTuple
@@ -72,6 +75,9 @@ torch.library.register_autograd("overnight::spmm", _backward, setup_context=_kee
 
 
 def spmm(matrix: Csr, transposed: Csr, dense: Tensor) -> Tensor:
-    """The matrix (R, C) @ dense (C, F) in float32; the gradient goes to `dense` alone, by the transposed matrix."""
+    """The matrix (R, C) @ dense (C, F) in float32.
+
+    The gradient goes to `dense` alone, by the transposed matrix.
+    """
     with torch.autocast(dense.device.type, enabled=False):
         return torch.ops.overnight.spmm(*matrix, *transposed, dense.float())  # type: ignore[no-any-return]

@@ -42,7 +42,8 @@ def spaces_of(params: AgentParams) -> dict[str, Any]:
         observation = {"shape": [], "states": int(seen.n)}
     else:
         raise ConfigError(
-            f"agent.env: observations of {params.env!r} are {seen}; this step takes vectors (Box) or numbers (Discrete)"
+            f"agent.env: observations of {params.env!r} are {seen}; this step takes vectors (Box) or "
+            "numbers (Discrete)"
         )
     if isinstance(act, Discrete) and act.start == 0:
         action: dict[str, Any] = {"actions": int(act.n)}
@@ -54,15 +55,18 @@ def spaces_of(params: AgentParams) -> dict[str, Any]:
         )
     else:
         raise ConfigError(
-            f"agent.env: actions of {params.env!r} are {act}; ppo here takes Discrete or a bounded vector (Box)"
+            f"agent.env: actions of {params.env!r} are {act}; ppo here takes Discrete or a bounded vector "
+            "(Box)"
         )
     return {"algorithm": params.algorithm, "hidden": params.learner.hidden, **observation, **action}
 
 
 def memory(params: AgentParams) -> formulas.Memory:
-    """What its learner keeps: two nets (of actor and critic, or of values and their target), and the steps that it remembers.
+    """Host memory of the learner: its two nets, and the steps that it remembers.
 
-    Those of a rollout have the observation once, and action, return, advantage, value and probability as single numbers beside it.
+    The nets are those of actor and critic, or of values and their target.
+    Those of a rollout have the observation once, and action, return, advantage, value and probability as
+    single numbers beside it.
     """
     env = make(params.env)
     seen, act = env.observation_space, env.action_space
@@ -101,7 +105,7 @@ def play(env: str, seeds: np.ndarray, act: Act, longest: int) -> tuple[np.ndarra
 
 
 def episode_seeds(seed: int, purpose: str, episodes: int) -> np.ndarray:
-    """Of evaluation episodes: the same each time, others for another purpose, none of them those of the training."""
+    """Seeds of evaluation episodes: fixed, different for each purpose, none used in training."""
     found: np.ndarray = np.random.SeedSequence([seed, *purpose.encode()]).generate_state(episodes)
     return found
 

@@ -1,4 +1,7 @@
-"""An agent learns by trial: PPO (Schulman et al. 2017) or DQN (Mnih et al. 2015), as Stable-Baselines3 has them."""
+"""Reinforcement learning with Stable-Baselines3.
+
+PPO (Schulman et al. 2017) or DQN (Mnih et al. 2015).
+"""
 
 from typing import Any
 
@@ -17,7 +20,10 @@ __all__ = ["AgentParams", "predictor", "train_agent"]
 
 
 def agent_peak(params: AgentParams) -> formulas.Formula:
-    """Nothing of the card, since the learner is on the processor; of the host what its nets and what it remembers need."""
+    """Nothing of the card, since the learner is on the processor.
+
+    Of the host what its nets and what it remembers need.
+    """
     found = memory(params)
     why = f"nets {found.nets / formulas.MIB:,.1f} MiB, remembered steps {found.remembered / formulas.MIB:,.1f} MiB, on the processor"
     return formulas.Formula(host_mib=found.mib, why=why)
@@ -27,10 +33,11 @@ def agent_peak(params: AgentParams) -> formulas.Formula:
 def train_agent(run: Run, params: AgentParams) -> Artifact:
     """Train an agent; evaluations during training pick the policy, fresh episodes at the end test it.
 
-    Out: artifact "model" whose predictor maps observations (N, ...) to actions. Runs on the CPU, where a small MLP is fastest.
-    Logs rollout/ep_rew_mean and rollout/ep_len_mean (of the last 100 episodes), losses, train/steps_per_s, val/mean_return; at the end
-    test/mean_return and test/std_return beside test/random_return: random actions on the same episodes. Pictures: returns, lengths.
-    Raises ConfigError: unknown environment, or spaces that the algorithm or an MLP cannot handle.
+    Out: artifact "model" whose predictor maps observations (N, ...) to actions. Runs on the CPU, where a
+    small MLP is fastest. Logs rollout/ep_rew_mean and rollout/ep_len_mean (of the last 100 episodes), losses,
+    train/steps_per_s, val/mean_return; at the end test/mean_return and test/std_return beside
+    test/random_return: random actions on the same episodes. Pictures: returns, lengths. Raises ConfigError:
+    unknown environment, or spaces that the algorithm or an MLP cannot handle.
     """
     spaces = spaces_of(params)
     with one_thread():
@@ -59,7 +66,8 @@ def _report(run: Run, params: AgentParams, spaces: dict[str, Any], watch: Watch)
     run.param("best_step", watch.best_step)
     _pictures(run, params, watch, float(chance.mean()))
     run.note(
-        f"{params.algorithm.upper()} on {params.env}: mean return {returns.mean():.1f} +- {returns.std():.1f} over {len(seeds)} fresh "
+        f"{params.algorithm.upper()} on {params.env}: mean return {returns.mean():.1f} +- "
+        f"{returns.std():.1f} over {len(seeds)} fresh "
         f"episodes (random {chance.mean():.1f}), policy of step {watch.best_step:,} of {watch.looked:,}"
     )
 

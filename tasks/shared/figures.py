@@ -1,4 +1,4 @@
-"""Pictures for a run's page: matplotlib figures without global state, readable for any number of classes and any script."""
+"""Pictures for a run's page: matplotlib figures for any number of classes and any script."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ LONGEST = 18  # characters of a name
 
 
 def confusion(labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str]) -> "Figure":
-    """Confusion matrix: rows are the truth with its accuracy, columns the prediction, colour the share of the row."""
+    """Confusion matrix: truth by row with its accuracy, prediction by column, colour by share of the row."""
     n = len(classes)
     counts = np.bincount(np.asarray(labels) * n + np.asarray(predictions), minlength=n * n).reshape(n, n)
     totals = counts.sum(1)
@@ -143,11 +143,15 @@ def _cycle(n: int) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(n)]
 
 
-# ------------------------------------------------------------------------------------------------ names in any script
+# ------------------------------------------------------------------------------------------------ names in
+# any script
 
 
 def names(classes: Sequence[str]) -> list[str]:
-    """Class names as they can be drawn here: shortened, and by their number where no installed font has the glyphs."""
+    """Class names as they can be drawn here.
+
+    Shortened, and by their number where no installed font has the glyphs.
+    """
     known = _glyphs()
     return [
         _short(name) if name.strip() and _known(name, known) else f"#{i}"

@@ -21,7 +21,10 @@ def load_model(folder: Path) -> "tuple[dict[str, Any], dict[str, Tensor]]":
 
 
 def current_keys(model: type[Values], values: dict[str, Any]) -> dict[str, Any]:
-    """Values that an earlier version saved, by the keys of today and without those that *model* no longer has."""
+    """Values that an earlier version saved, by the keys of today.
+
+    Keys that *model* no longer has are left out.
+    """
     return {model.RENAMED.get(key, key): v for key, v in values.items() if key not in model.MEANINGLESS}
 
 

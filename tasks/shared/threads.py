@@ -6,7 +6,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def one_thread(when: bool = True) -> Iterator[None]:
-    """One thread inside, if `when`: small operations end before a second thread wakes, and its waiting burns a core that others need."""
+    """One thread inside, if `when`.
+
+    Small operations end before a second thread wakes, and its waiting burns a core that others need.
+    """
     import torch
 
     before = torch.get_num_threads()

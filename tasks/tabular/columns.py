@@ -11,7 +11,10 @@ TRUTH = {"true": True, "t": True, "yes": True, "1": True, "false": False, "f": F
 
 
 def cast(column: str, dtype: "pl.DataType", kind: Type) -> "pl.Expr | None":
-    """The column as that type, null where it cannot be; None when it is of that type. Times without a zone are UTC."""
+    """The column as that type, null where it cannot be; None when it is of that type.
+
+    Times without a zone are UTC.
+    """
     import polars as pl
 
     text = dtype == pl.String
@@ -53,7 +56,10 @@ def _whole(at: "pl.Expr", text: bool) -> "pl.Expr":
 
 
 def misfits(frame: "pl.LazyFrame", casts: "Mapping[str, pl.Expr]") -> dict[str, tuple[int, int, object]]:
-    """Values that are there but do not fit their cast, by column: how many, and row (from 1) and value of the first."""
+    """Values that are there but do not fit their cast, by column.
+
+    How many, and row (from 1) and value of the first.
+    """
     import polars as pl
 
     if not casts:

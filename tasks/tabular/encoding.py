@@ -46,7 +46,10 @@ class Encoder:
         )
 
     def codes(self, frame: "pl.DataFrame") -> np.ndarray:
-        """Float64 (n, numeric + categorical): numbers as they are (nan: missing), then the index of each level."""
+        """Float64 (n, numeric + categorical).
+
+        Numbers as they are (nan: missing), then the index of each level.
+        """
         import polars as pl
 
         coded = [_numbers(frame, self.numeric)]

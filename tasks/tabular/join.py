@@ -87,10 +87,12 @@ def tables_probe(card: Card | None, params: TableParams, _data: Entry) -> dict[s
 
 @step(gpu=True, vram_mib=2048, spec=tables_spec, peak=tables_peak, probe=tables_probe)
 def join_tables(run: Run, params: TableParams, data: Dataset) -> Artifact:
-    """Named tables -> one typed Parquet file with the fact table's rows in their order, its profile in meta()["profile"].
+    """Join named tables to one typed Parquet file with the fact table's rows in their order.
 
-    Logs rows/in, rows/out, rows/dropped and each join's matches; publishes the profile as a page and a picture.
-    Raises DataError for a missing table or column, a value of the wrong type, an expression that fails, or when no row is left.
+    Its profile is in meta()["profile"].
+    Logs rows/in, rows/out, rows/dropped and each join's matches; publishes the profile as a page and a
+    picture. Raises DataError for a missing table or column, a value of the wrong type, an expression that
+    fails, or when no row is left.
     """
     content = data.load_as(Tables)
     run.handled(content.handled)
@@ -114,7 +116,8 @@ def _polars_errors(name: str) -> Iterator[None]:
         yield
     except pl.exceptions.PolarsError as error:
         raise DataError(
-            f"data set {name!r}: {str(error).strip().splitlines()[0][:300]}; mend the file, its entry or the config"
+            f"data set {name!r}: {str(error).strip().splitlines()[0][:300]}; mend the file, its entry or "
+            "the config"
         ) from None
 
 
@@ -122,7 +125,10 @@ def _polars_errors(name: str) -> Iterator[None]:
 
 
 def _typed(frames: Frames, params: TableParams, name: str) -> dict[str, "pl.LazyFrame"]:
-    """The tables with their columns cast; raises DataError with everything that is missing or not of its type."""
+    """The tables with their columns cast.
+
+    Raises DataError with everything that is missing or not of its type.
+    """
     schemas = {table: dict(frame.collect_schema()) for table, frame in frames.items()}
     problems = list(_missing(params, schemas))
     if problems:
@@ -135,7 +141,8 @@ def _typed(frames: Frames, params: TableParams, name: str) -> dict[str, "pl.Lazy
         }
         for column, (count, row, value) in columns.misfits(frame, casts).items():
             problems.append(
-                f"{table}.{column}: {count} values are not {kinds[column]}; the first is {value!r} in data row {row}"
+                f"{table}.{column}: {count} values are not {kinds[column]}; the first is {value!r} in data "
+                f"row {row}"
             )
         typed[table] = frame.with_columns(**casts)
     if problems:
@@ -157,7 +164,10 @@ def _missing(params: TableParams, schemas: Mapping[str, Mapping[str, Any]]) -> I
 
 
 def _repeated(frame: "pl.LazyFrame", join: Join, name: str) -> int:
-    """Rows of a joined table beyond the first with their key; rows without a key never match and are not counted."""
+    """Rows of a joined table beyond the first with their key.
+
+    Rows without a key never match and are not counted.
+    """
     import polars as pl
 
     keys = list(join.by.values())
@@ -173,7 +183,8 @@ def _repeated(frame: "pl.LazyFrame", join: Join, name: str) -> int:
     if extra and join.duplicates == "error":
         key = ", ".join(f"{k}={v!r}" for k, v in zip(keys, counts.row(0), strict=False))
         raise DataError(
-            f"data set {name!r}: {join.table} holds {counts.height} keys more than once (first {key}); set duplicates: first or multiply"
+            f"data set {name!r}: {join.table} holds {counts.height} keys more than once (first {key}); set "
+            "duplicates: first or multiply"
         )
     return extra
 
@@ -182,7 +193,10 @@ def _repeated(frame: "pl.LazyFrame", join: Join, name: str) -> int:
 
 
 def _joined(frames: Frames, params: TableParams) -> "pl.LazyFrame":
-    """All rows, with a flag for each join's match and, in REASON, the number of the first rule that drops the row."""
+    """All rows, with a flag for each join's match.
+
+    The column REASON holds the number of the first rule that drops the row.
+    """
     import polars as pl
 
     frame = frames[params.fact]
@@ -218,7 +232,8 @@ def _join(left: "pl.LazyFrame", right: "pl.LazyFrame", join: Join, flag: str) ->
     clash = [name for name in taken.values() if name in have]
     if clash:
         raise DataError(
-            f"the join with {join.table} brings {', '.join(clash)}, which is already there; give the join a prefix or take less"
+            f"the join with {join.table} brings {', '.join(clash)}, which is already there; give the join a "
+            "prefix or take less"
         )
     keys = [f"\0key{i}" for i in range(len(casts))]
     right = right.select(
@@ -244,7 +259,8 @@ def _like(have: "pl.Schema", theirs: "pl.Schema", join: Join, mine: str, other: 
         exact = columns.cast(other, theirs[other], "int") if have[mine].is_integer() else None
         return (pl.col(other) if exact is None else exact).cast(have[mine], strict=False)
     raise DataError(
-        f"the join with {join.table}: {mine} is {have[mine]}, {join.table}.{other} is {theirs[other]}; give both the same type under types"
+        f"the join with {join.table}: {mine} is {have[mine]}, {join.table}.{other} is {theirs[other]}; give "
+        "both the same type under types"
     )
 
 
@@ -318,7 +334,8 @@ def _profile(
     if rows == 0:
         why = ", ".join(f"{reason}: {n}" for reason, n in dropped.items() if n) or "the fact table is empty"
         raise DataError(
-            f"the table {params.fact!r} has no row left of {counts['rows']} ({why}); loosen require, where or the inner joins"
+            f"the table {params.fact!r} has no row left of {counts['rows']} ({why}); loosen require, where "
+            "or the inner joins"
         )
     added = counts["joined"] - counts["rows"]
     return {

@@ -30,14 +30,19 @@ MOST_CLASSES = 50
 
 
 class ClassifierParams(Params):
-    """What to predict, and from which columns: choosing ones known before the answer is, is up to these values."""
+    """What to predict, and from which columns.
+
+    Choosing ones known before the answer is, is up to these values.
+    """
 
     target: str = Field(
-        description="an SQL expression over the columns; its values are the classes, rows where it is null are left out"
+        description="an SQL expression over the columns; its values are the classes, rows where it is null "
+        "are left out"
     )
     numeric: list[str] = Field(
         [],
-        description="columns scaled to mean 0 and deviation 1; a missing value becomes the median and is flagged",
+        description="columns scaled to mean 0 and deviation 1; a missing value becomes the median and is "
+        "flagged",
     )
     categorical: list[str] = Field(
         [], description="columns of which every level gets a weight; missing is a level"
@@ -60,7 +65,10 @@ class ClassifierParams(Params):
 
 
 def classifier_peak(params: ClassifierParams, table: DataSpec) -> formulas.Formula:
-    """Nothing of the card with scikit-learn, which small tables take; with cuML what its matrix and its solver need."""
+    """Nothing of the card with scikit-learn, which small tables take.
+
+    With cuML what its matrix and its solver need.
+    """
     if params.backend == "sklearn" or (params.backend == "auto" and 0 < table.rows < params.cuml_from_rows):
         return formulas.Formula(
             why=f"scikit-learn on the processor (cuML from {params.cuml_from_rows:,} rows on)"
@@ -68,7 +76,8 @@ def classifier_peak(params: ClassifierParams, table: DataSpec) -> formulas.Formu
     if not table.rows:
         return formulas.Formula(
             needs="cuml",
-            unknown="the rows of its table are unknown: run join_tables once, or write them into the set's entry",
+            unknown="the rows of its table are unknown: run join_tables once, or write them into the set's "
+            "entry",
         )
     features = 2 * len(params.numeric) + params.levels * len(
         params.categorical
@@ -87,8 +96,9 @@ def classifier_probe(card: Card | None, params: ClassifierParams, table: Artifac
 def fit_classifier(run: Run, params: ClassifierParams, table: Artifact) -> Artifact:
     """A table -> logistic regression over scaled numbers and one-hot levels.
 
-    Logs test/accuracy beside test/majority, test/log_loss beside test/log_loss_prior, test/roc_auc (one against the rest, averaged);
-    pictures: ROC and calibration, and the largest weights. Raises DataError for a column that is missing or of the wrong type.
+    Logs test/accuracy beside test/majority, test/log_loss beside test/log_loss_prior, test/roc_auc (one
+    against the rest, averaged); pictures: ROC and calibration, and the largest weights. Raises DataError for
+    a column that is missing or of the wrong type.
     """
     frame, labels, classes = _labelled(run, params, table.expect("table"))
     train, test = _split(run, params, frame, labels)
@@ -107,7 +117,9 @@ def fit_classifier(run: Run, params: ClassifierParams, table: Artifact) -> Artif
     _draw(run, encoder, weights, classes, labels[test], probabilities)
     auc = f"ROC AUC {scores['roc_auc']:.3f}, " if "roc_auc" in scores else ""
     run.note(
-        f"{' or '.join(classes) if len(classes) < 5 else f'{len(classes)} classes'}: {auc}{100 * scores['accuracy']:.1f} % of {len(test):,} {'later' if params.order else 'held-out'} rows, "
+        f"{' or '.join(classes) if len(classes) < 5 else f'{len(classes)} classes'}: "
+        f"{auc}{100 * scores['accuracy']:.1f} % of {len(test):,} {'later' if params.order else 'held-out'} "
+        "rows, "
         f"{100 * scores['majority']:.1f} % by always saying the commonest class"
     )
     return _save(run, encoder, weights, bias, classes, codes[test[:5]])
@@ -147,7 +159,8 @@ def _labelled(
     classes = sorted(known["\0class"].unique().to_list())
     if not 2 <= len(classes) <= MOST_CLASSES:
         raise DataError(
-            f"classifier: target {params.target!r} has {len(classes)} classes in {known.height} rows; it needs 2 to {MOST_CLASSES}"
+            f"classifier: target {params.target!r} has {len(classes)} classes in {known.height} rows; it "
+            f"needs 2 to {MOST_CLASSES}"
         )
     labels = (
         known["\0class"]
@@ -165,7 +178,8 @@ def _split(
         column = frame[params.order]
         if column.null_count():
             raise DataError(
-                f"classifier: {column.null_count()} rows have no {params.order!r} to order them by; require it in the table"
+                f"classifier: {column.null_count()} rows have no {params.order!r} to order them by; require "
+                "it in the table"
             )
         first = column.sort()[int(len(column) * (1 - params.test))]
         late = (column >= first).to_numpy()
@@ -177,7 +191,8 @@ def _split(
     train, test = np.flatnonzero(~late), np.flatnonzero(late)
     if not len(test) or len(np.unique(labels[train])) < 2:
         raise DataError(
-            f"classifier: the split leaves {len(train)} rows to learn from with fewer than 2 classes, or no test row ({len(test)})"
+            f"classifier: the split leaves {len(train)} rows to learn from with fewer than 2 classes, or no "
+            f"test row ({len(test)})"
         )
     return train, test
 
@@ -185,7 +200,10 @@ def _split(
 def _fit(
     run: Run, params: ClassifierParams, matrix: "sp.csr_matrix", labels: np.ndarray, classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (classes, features) and bias (classes,) of a softmax; a class that never occurs in training gets none of it."""
+    """Weights (classes, features) and bias (classes,) of a softmax.
+
+    A class that never occurs in training gets none of it.
+    """
     problem = rapids.cuml_problem(run)
     if params.backend == "cuml" and problem:
         raise DataError(f"classifier: backend cuml was asked for, but {problem}; set backend: auto")
@@ -218,7 +236,10 @@ def _cuml_model(run: Run, params: ClassifierParams) -> Any:
 
 
 def _scores(train: np.ndarray, test: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Accuracy, log loss and ROC AUC on the test rows, beside what the class shares of the training rows alone achieve."""
+    """Accuracy, log loss and ROC AUC on the test rows.
+
+    Beside each, what the class shares of the training rows alone achieve.
+    """
     from sklearn.metrics import roc_auc_score
 
     shares = np.maximum(np.bincount(train, minlength=probabilities.shape[1]) / len(train), 1e-9)
@@ -300,7 +321,8 @@ def _save(
 def predictor(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
     """Probabilities (n, classes) of rows (n, numeric + categorical columns, in the order of the config).
 
-    Rows of text or mixed objects hold the values as the table had them (None or nan: missing); rows of numbers hold level indices.
+    Rows of text or mixed objects hold the values as the table had them (None or nan: missing); rows of
+    numbers hold level indices.
     """
     config, tensors = load_model(folder)
     encoder = Encoder(**config["encoder"])

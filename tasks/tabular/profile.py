@@ -70,7 +70,8 @@ def page(profile: Json) -> str:
     return (
         "<!doctype html><meta charset='utf-8'><title>Table profile</title>"
         "<style>body{font:14px system-ui,sans-serif;margin:2em}table{border-collapse:collapse}"
-        "td,th{padding:.25em .8em;border-bottom:1px solid #ddd;text-align:right}td:first-child,th:first-child{text-align:left}</style>"
+        "td,th{padding:.25em .8em;border-bottom:1px solid "
+        "#ddd;text-align:right}td:first-child,th:first-child{text-align:left}</style>"
         f"<h1>{profile['rows_in']:,} rows in, {profile['rows_out']:,} rows out</h1>"
         f"<h2>Dropped</h2><ul>{dropped}</ul><h2>Joins</h2><ul>{joins or '<li>none</li>'}</ul>"
         f"<h2>Columns</h2><table><tr>{head}</tr>{body}</table>"

@@ -1,4 +1,7 @@
-"""RAPIDS, where it works: the engine a Polars query runs on, and whether cuML can fit. An import proves nothing here: only a result does."""
+"""RAPIDS, where it works: the engine a Polars query runs on, and whether cuML can fit.
+
+An import proves nothing here: only a result does.
+"""
 
 from collections.abc import Sequence
 from functools import cache
@@ -17,9 +20,12 @@ Engine = Literal["auto", "gpu", "streaming", "in-memory"]
 
 
 def collect(frames: "Sequence[pl.LazyFrame]", asked: Engine, run: Run) -> "list[pl.DataFrame]":
-    """Run the queries together on the engine that was asked for, or the best that works; logs which as the parameter `engine`.
+    """Run the queries together on the engine that was asked for, or the best that works.
 
-    "auto" takes the GPU when this run holds the card and can run these very queries on it, else streaming. "gpu" raises ServiceError instead.
+    Logs which as the parameter `engine`.
+
+    "auto" takes the GPU when this run holds the card and can run these very queries on it, else streaming.
+    "gpu" raises ServiceError instead.
     """
     import polars as pl
 
@@ -34,7 +40,8 @@ def collect(frames: "Sequence[pl.LazyFrame]", asked: Engine, run: Run) -> "list[
             problem = f"this query does not run there: {' '.join(str(error).split())[:300]}"
         if asked == "gpu":
             raise ServiceError(
-                f"engine: gpu was asked for, but {problem}; set engine: auto to use the processor where it must"
+                f"engine: gpu was asked for, but {problem}; set engine: auto to use the processor where it "
+                "must"
             )
         run.log(f"engine: streaming, because {problem}")
     engine: Literal["streaming", "in-memory"] = "in-memory" if asked == "in-memory" else "streaming"

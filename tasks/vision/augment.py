@@ -1,7 +1,8 @@
 """Augmentation of whole batches of bytes.
 
-What is random is drawn on the host, as small tensors in the batch with a row for each image. The pixels move inside the loss, where the
-micro-batch lies: so a batch cut into parts is augmented as the whole one, and a card does it at the speed of its memory.
+What is random is drawn on the host, as small tensors in the batch with a row for each image. The pixels move
+inside the loss, where the micro-batch lies: so a batch cut into parts is augmented as the whole one, and a
+card does it at the speed of its memory.
 """
 
 import torch
@@ -19,7 +20,10 @@ def example(params: CnnParams, shape: tuple[int, ...], n: int) -> Batch:
 
 
 def draw(params: CnnParams, shape: tuple[int, ...], n: int, generator: torch.Generator) -> Batch:
-    """For n images (C, H, W) shift (n, 2) in px down and right, mirror (n), hole (n, 2) top and left; those that `params` ask for."""
+    """For n images (C, H, W) shift (n, 2) in px down and right, mirror (n), hole (n, 2) top and left.
+
+    Those that `params` ask for.
+    """
     found: Batch = {}
     if params.crop:
         most = [min(params.crop, side - 1) for side in shape[1:]]
@@ -38,7 +42,9 @@ def draw(params: CnnParams, shape: tuple[int, ...], n: int, generator: torch.Gen
 
 
 def alternating(n: int, generator: torch.Generator) -> Tensor:
-    """Which of n training images are mirrored in the epoch of this generator: a random half, the others in the next one.
+    """Which of n training images are mirrored in the epoch of this generator.
+
+    A random half, the others in the next one.
 
     Of two epochs in a row each image is then seen both ways (Jordan 2024, arXiv:2404.00498, section 3.6).
     """
@@ -57,7 +63,10 @@ def apply(batch: Batch, params: CnnParams) -> Tensor:
 
 
 def _moved(images: Tensor, shift: Tensor | None, mirror: Tensor | None, most: int) -> Tensor:
-    """Each image mirrored or not, then a window of its padded self: gathers for the whole batch, no loop over samples."""
+    """Each image mirrored or not, then a window of its padded self.
+
+    Gathers for the whole batch, no loop over samples.
+    """
     n, channels, height, width = images.shape
     each = torch.arange(n, device=images.device)
     if mirror is not None:
@@ -78,7 +87,10 @@ def _moved(images: Tensor, shift: Tensor | None, mirror: Tensor | None, most: in
 
 
 def _reflected(images: Tensor, by: int, side: int) -> Tensor:
-    """Padded along one side with its own pixels, mirrored about the border (torch has no such padding for bytes)."""
+    """Padded along one side with its own pixels, mirrored about the border.
+
+    Torch has no such padding for bytes.
+    """
     if not by:
         return images
     length = images.shape[side]
@@ -96,7 +108,10 @@ def _square(corner: Tensor, size: int, shape: torch.Size) -> Tensor:
 
 
 def views(images: Tensor, flip: bool) -> list[tuple[float, Tensor]]:
-    """Copies of uint8 (N, C, H, W) whose answers are averaged, with their weights: as it is, moved by one pixel each way, mirrored."""
+    """Copies of uint8 (N, C, H, W) whose answers are averaged, with their weights.
+
+    As it is, moved by one pixel each way, mirrored.
+    """
     moved, share = [], 0.5 if flip else 1.0
     for weight, by in ((0.5, 0), (0.25, -1), (0.25, 1)):
         shift = torch.full((len(images), 2), by)

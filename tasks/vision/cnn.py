@@ -47,7 +47,10 @@ SMALL = 2**18  # values of a layer below which a second thread costs more than i
 
 
 def cnn_recipe(params: CnnParams, spec: DataSpec) -> Recipe[Data]:
-    """How the classifier trains; what is measured on the training images, and published weights, are put in by the step, which has them."""
+    """How the classifier trains.
+
+    The step adds what needs files: measures of the training images, and published weights.
+    """
 
     def example(n: int) -> Batch:
         images = {
@@ -124,10 +127,11 @@ def _evaluate(model: nn.Module, data: Data, split: str) -> Scores:
 def train_cnn(run: Run, params: CnnParams, images: Artifact) -> Artifact:
     """Train a classifier of images; val picks the epoch, test is only reported.
 
-    In: artifact "images". Out: artifact "model" whose predictor maps uint8 (N, C, H, W) to probabilities (N, classes).
-    Logs test/accuracy beside test/majority (always the class most frequent in train), test/loss, test/balanced_accuracy, a table by
-    class, the confusion matrix, the most confident mistakes, and test/accuracy_tta where asked for. Raises DataError: fewer than two
-    classes, weights that do not fit. Source: He et al. 2016, table 1 and section 4.2; Jordan 2024 (arXiv:2404.00498); one cycle: Smith 2018.
+    In: artifact "images". Out: artifact "model" whose predictor maps uint8 (N, C, H, W) to probabilities (N,
+    classes). Logs test/accuracy beside test/majority (always the class most frequent in train), test/loss,
+    test/balanced_accuracy, a table by class, the confusion matrix, the most confident mistakes, and
+    test/accuracy_tta where asked for. Raises DataError: fewer than two classes, weights that do not fit.
+    Source: He et al. 2016, table 1 and section 4.2; Jordan 2024 (arXiv:2404.00498); one cycle: Smith 2018.
     """
     if len(images.expect("images").spec.classes) < 2:
         raise DataError(
@@ -161,7 +165,7 @@ def _layer(params: CnnParams, spec: DataSpec) -> int:
 
 
 def prepared(net: nn.Module, images: Tensor, weights: dict[str, Tensor] | None = None) -> nn.Module:
-    """The net with all that it takes from the training images (scale, whitened patches), and with weights to begin with."""
+    """The net with the scale and whitened patches of the training images, and with initial weights."""
     assert isinstance(net, Scaled)
     net.measure(images)
     if isinstance(net, Speedrun):

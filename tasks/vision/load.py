@@ -57,9 +57,10 @@ def images_spec(params: ImageParams, data: Entry) -> DataSpec | None:
 def load_images(run: Run, params: ImageParams, data: Dataset) -> Artifact:
     """Decode every labelled image once, at one size and one number of channels.
 
-    Out: artifact "images", {split}_images uint8 (N, C, H, W) and {split}_labels int64 (N,) for train, val and test. Resizing is
-    bilinear with antialiasing and does not keep the aspect ratio. A missing test, then a missing val, is cut from train, seeded, the
-    same share of every class. Logs what was handled. Raises DataError: no images, or sizes that differ while none is set.
+    Out: artifact "images", {split}_images uint8 (N, C, H, W) and {split}_labels int64 (N,) for train, val and
+    test. Resizing is bilinear with antialiasing and does not keep the aspect ratio. A missing test, then a
+    missing val, is cut from train, seeded, the same share of every class. Logs what was handled. Raises
+    DataError: no images, or sizes that differ while none is set.
     """
     content = data.load_as(Images)
     handled = Handled(content.handled)
@@ -92,10 +93,12 @@ def _labelled(
         found = {name: list(items) for name, items in parts.splits.items()}
         if not found[split]:
             raise DataError(
-                f"data set {name!r}: {whole} training images are too few to cut {share:.0%} for {split}; raise images.{split}"
+                f"data set {name!r}: {whole} training images are too few to cut {share:.0%} for {split}; "
+                f"raise images.{split}"
             )
         run.log(
-            f"data: no {split} split: {len(found[split])} of {whole} training images were cut for it, by class, seed {run.seed}"
+            f"data: no {split} split: {len(found[split])} of {whole} training images were cut for it, by "
+            f"class, seed {run.seed}"
         )
     return found
 
@@ -125,7 +128,8 @@ class _Split:
 def _sizes_differ(first: str, one: np.ndarray, second: str, other: np.ndarray) -> None:
     a, b = (f"{image.shape[1]}x{image.shape[0]} px" for image in (one, other))
     raise DataError(
-        f"images differ in size ({first}: {a}, {second}: {b}); set images.size to the px of the square they are resized to"
+        f"images differ in size ({first}: {a}, {second}: {b}); set images.size to the px of the square they "
+        "are resized to"
     )
 
 

@@ -38,9 +38,11 @@ def optimizer(params: CnnParams, model: nn.Module) -> torch.optim.Optimizer:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum; the update of a group that is `orthogonal` is replaced by the nearest orthogonal matrix (Jordan et al. 2024).
+    """Nesterov momentum, with orthogonal updates for groups that are `orthogonal` (Jordan et al. 2024).
 
-    Such filters are held at a norm of sqrt(filters): they come before a norm, so their length means nothing but how far a step turns them.
+    Such an update is replaced by the nearest orthogonal matrix.
+    Such filters are held at a norm of sqrt(filters): they come before a norm, so their length means nothing
+    but how far a step turns them.
     """
 
     def __init__(self, groups: list[dict[str, Any]], momentum: float) -> None:
@@ -71,7 +73,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor, rounds: int = 3) -> Tensor:
-    """Nearly the orthogonal factor of the polar decomposition, by Newton-Schulz rounds of fifth degree; singular values end near 1."""
+    """Nearly the orthogonal factor of the polar decomposition, by Newton-Schulz rounds of fifth degree.
+
+    Singular values end near 1.
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.bfloat16() if matrix.is_cuda else matrix
     x = x / (x.norm() + 1e-7)

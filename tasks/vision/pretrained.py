@@ -31,7 +31,10 @@ OPTIONAL = (
 
 
 def initial(params: CnnParams, net: Weights, note: Note) -> Weights | None:
-    """What a net with the state `net` begins with, by `init`; None: from scratch. Raises DataError when a file's weights do not fit."""
+    """What a net with the state `net` begins with, by `init`; None: from scratch.
+
+    Raises DataError when a file's weights do not fit.
+    """
     if params.init == "scratch" or (params.init == "auto" and params.arch != "resnet18"):
         return None
     if params.weights is not None:
@@ -42,7 +45,8 @@ def initial(params: CnnParams, net: Weights, note: Note) -> Weights | None:
         or params.first_channels != 64
     ):
         note(
-            "from scratch: the published ResNet-18 has 64 channels and is for grey or coloured images of at least 64 px"
+            "from scratch: the published ResNet-18 has 64 channels and is for grey or coloured images of at "
+            "least 64 px"
         )
         return None
     url, folder = published(), Path(torch.hub.get_dir()) / "checkpoints"
@@ -58,7 +62,10 @@ def published() -> str:
 
 
 def cached(url: str, folder: Path, note: Note) -> Path | None:
-    """The file behind the url, in torch's own cache or fetched to there; None, with a note, when it cannot be had."""
+    """The file behind the url, in torch's own cache or fetched to there.
+
+    None, with a note, when it cannot be had.
+    """
     path = folder / url.rsplit("/", 1)[-1]
     try:
         if not path.is_file():
@@ -66,13 +73,15 @@ def cached(url: str, folder: Path, note: Note) -> Path | None:
         found = file_sha256(path)
     except (DataError, OSError) as error:
         note(
-            f"from scratch: the published weights are not in {shown(folder)} and could not be fetched ({' '.join(str(error).split())[:200]})"
+            f"from scratch: the published weights are not in {shown(folder)} and could not be fetched "
+            f"({' '.join(str(error).split())[:200]})"
         )
         return None
     if not found.startswith(path.stem.rsplit("-", 1)[-1]):
         os.replace(path, path.with_suffix(".damaged"))
         note(
-            f"from scratch: {path.name} is damaged (its sha256 begins with {found[:8]}); it was set aside, the next run fetches it anew"
+            f"from scratch: {path.name} is damaged (its sha256 begins with {found[:8]}); it was set aside, "
+            "the next run fetches it anew"
         )
         return None
     return path
@@ -89,7 +98,8 @@ def read(path: Path) -> Weights:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DataError(
-            f"init: there is no file {shown(path)}; give the path of a .safetensors or .pt, or auto, or scratch"
+            f"init: there is no file {shown(path)}; give the path of a .safetensors or .pt, or auto, or "
+            "scratch"
         ) from None
     except (
         SafetensorError,
@@ -131,7 +141,10 @@ def _tensors(found: Any, path: Path) -> Weights:
 
 
 def fitting(found: Weights, net: Weights, arch: str, where: str, note: Note) -> Weights:
-    """`found` for this net: channels of the first layer as the images have them, a head of other classes left out. Raises DataError."""
+    """`found` for this net: first layer by the images' channels, without a head of other classes.
+
+    Raises DataError when the weights do not fit.
+    """
     found = dict(found)
     first, head = FIRST[arch], [name for name in net if name.startswith(HEAD[arch])]
     if first in found:
@@ -164,13 +177,18 @@ def fitting(found: Weights, net: Weights, arch: str, where: str, note: Note) -> 
 
 HINT = {
     "resnet20": "Give the same channels, blocks and stem as they were trained with, or init: scratch",
-    "resnet18": "ResNet-18 has a 7x7 stem for images of at least 64 px (images.size), a 3x3 one below; else init: scratch",
-    "speedrun": "Give the same channels, and images of the same size and mode, as they were trained with, or init: scratch",
+    "resnet18": "ResNet-18 has a 7x7 stem for images of at least 64 px (images.size), a 3x3 one below; else "
+    "init: scratch",
+    "speedrun": "Give the same channels, and images of the same size and mode, as they were trained with, "
+    "or init: scratch",
 }
 
 
 def _channels(kernel: Tensor, wanted: torch.Size) -> Tensor:
-    """Colour filters summed for grey images, grey ones spread over colours: the answer on the same grey image stays the same."""
+    """Colour filters summed for grey images, grey ones spread over colours.
+
+    The answer on the same grey image stays the same.
+    """
     if kernel.ndim != 4 or kernel.shape[1] == wanted[1]:
         return kernel
     if wanted[1] == 1:

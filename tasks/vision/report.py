@@ -22,7 +22,10 @@ Data = dict[str, Tensor]
 def report(
     run: Run, images: Artifact, data: Data, probabilities: np.ndarray, averaged: np.ndarray | None
 ) -> None:
-    """Scores and pictures of the test split; `averaged`: probabilities over several views of each image, a score apart."""
+    """Scores and pictures of the test split.
+
+    `averaged`: probabilities over several views of each image, a score apart.
+    """
     labels, guesses, classes = data["test_labels"].numpy(), probabilities.argmax(1), images.spec.classes
     right = guesses == labels
     majority = int(torch.bincount(data["train_labels"]).argmax())

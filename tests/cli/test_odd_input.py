@@ -1,4 +1,6 @@
-"""What a person can get wrong at the prompt, in a config, in an entry or in its files: told as a message, never as a traceback."""
+"""What a person can get wrong at the prompt, in a config, in an entry or in its files: told as a message,
+never as a traceback.
+"""
 
 import json
 

@@ -49,7 +49,8 @@ def rows(name: str = "made") -> list[tuple]:
 def entry_text(server, data: bytes) -> str:
     return (
         TEXT.format()
-        + f"files: [{{path: sub/t.csv, url: '{server.url('t.csv')}', bytes: {len(data)}, sha256: {sha(data)}}}]\n"
+        + f"files: [{{path: sub/t.csv, url: '{server.url('t.csv')}', bytes: {len(data)}, sha256: "
+        f"{sha(data)}}}]\n"
     )
 
 
@@ -110,7 +111,8 @@ def packed(kind: str, files: dict[str, bytes]) -> bytes:
 
 def archive_text(server, data: bytes, more: str = "") -> str:
     return TEXT.format() + (
-        f"archives: [{{url: '{server.url('a.bin')}', sha256: {sha(data)}, inside: '*/in'{more}}}]\nfiles: [{{path: sub/t.csv}}, {{path: d/}}]\n"
+        f"archives: [{{url: '{server.url('a.bin')}', sha256: {sha(data)}, inside: '*/in'{more}}}]\nfiles: "
+        f"[{{path: sub/t.csv}}, {{path: d/}}]\n"
     )
 
 

@@ -1,4 +1,6 @@
-"""The experiments on tables and graphs: what their configs refuse, and the chain from tables to a graph of their rows."""
+"""The experiments on tables and graphs: what their configs refuse, and the chain from tables to a graph of
+their rows.
+"""
 
 from pathlib import Path
 
@@ -52,7 +54,9 @@ def test_the_experiment_on_tables_predicts_from_what_is_known_before() -> None:
 
 @pytest.mark.slow
 def test_who_built_this_plane(tmp_path: Path) -> None:
-    """The demo's chain with fewer epochs: joined flights, planes linked by routes, a network that tells their makers."""
+    """The demo's chain with fewer epochs: joined flights, planes linked by routes, a network that tells their
+    makers.
+    """
     cfg = Graph.load(paths.configs() / "graph.yaml")
     assert cfg.etl is not None
     assert cfg.link is not None

@@ -13,8 +13,8 @@ from overnight.data.content import Content
 class Reader(Protocol):
     """What a file of this folder offers.
 
-    One whose files do not lie below the data folders also has `locate(options)`, the folder that holds them; `identity(options)`,
-    what decides their content; and `source(options)`, what brings them, for messages.
+    One whose files do not lie below the data folders also has `locate(options)`, the folder that holds them;
+    `identity(options)`, what decides their content; and `source(options)`, what brings them, for messages.
     """
 
     Options: type[Values]

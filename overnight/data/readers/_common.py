@@ -18,7 +18,9 @@ IMAGE_ENDINGS = frozenset(
 MOST_CLASSES = 100_000
 SIGNATURES = {
     b"PK\x03\x04": "zip", b"\x1f\x8b": "gzip", b"PAR1": "parquet", b"\x93NUMPY": "npy", b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg",
-    b"%PDF": "pdf", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"version https://git-lfs": "git-lfs pointer (the data itself was not fetched)",
+    b"%PDF": "pdf", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"version https://git-lfs": "git-lfs pointer (the "
+                                                                                    "data itself was not "
+                                                                                    "fetched)",
 }  # fmt: skip
 
 
@@ -63,7 +65,10 @@ def _is_file(path: Path) -> bool:
 
 
 def matching(folder: Path, name: str) -> list[Path]:
-    """The file of that name, or, when the name holds a *, every file it fits, sorted; raises DataError when there is none."""
+    """The file of that name, or, when the name holds a *, every file it fits, sorted.
+
+    Raises DataError when there is none.
+    """
     if "*" not in name:
         return [present(folder, name)]
     found = sorted(folder.glob(name))
@@ -83,7 +88,8 @@ def expect(path: Path, form: str, named: Path | None = None) -> Path:
         found = "web page"
     if found and found != form:
         raise DataError(
-            f"{shown(named or path)}: expected {form}, found a {found} file; get the right file, or correct the entry"
+            f"{shown(named or path)}: expected {form}, found a {found} file; get the right file, or correct "
+            "the entry"
         )
     return path
 
@@ -104,10 +110,14 @@ def lines(path: Path) -> list[str]:
 
 
 def numbered(top: int, where: Path) -> tuple[str, ...]:
-    """Class names for labels that are numbers from 0; raises DataError when they are so large that they cannot be."""
+    """Class names for labels that are numbers from 0.
+
+    Raises DataError when they are so large that they cannot be.
+    """
     if top >= MOST_CLASSES:
         raise DataError(
-            f"{shown(where)}: a label is {top}, so labels are no numbers of classes; name the classes in the entry"
+            f"{shown(where)}: a label is {top}, so labels are no numbers of classes; name the classes in "
+            "the entry"
         )
     return tuple(map(str, range(top + 1)))
 

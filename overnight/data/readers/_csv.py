@@ -48,7 +48,8 @@ class Column:
         if not given:
             return cls(name, "text", "", given=False, file=file)
         raise DataError(
-            f"{shown(file)}: column {name!r} should be a {kind}, but {sample[0]!r} has no form that is known; "
+            f"{shown(file)}: column {name!r} should be a {kind}, but {sample[0]!r} has no form that is "
+            "known; "
             f"state it in the entry: `{name}: {kind} %d.%m.%Y`"
         )
 
@@ -100,7 +101,10 @@ class Column:
         return there & self.value().is_null()
 
     def mended(self, text: "pl.LazyFrame", nulls: Sequence[str], handled: Handled) -> "Column":
-        """Blanks around values trimmed, an inferred whole number read as a decimal; else DataError with the first wrong value."""
+        """Blanks around values trimmed, an inferred whole number read as a decimal.
+
+        Else DataError with the first wrong value.
+        """
         trimmed = replace(self, trim=tuple(nulls))
         rules = [("column with blanks around values trimmed", trimmed)]
         if self.type == "int" and not self.given:
@@ -164,7 +168,10 @@ def _sample(text: "pl.LazyFrame", name: str) -> "pl.Series":
 def without_blank_rows(
     frame: "pl.LazyFrame", text: "pl.LazyFrame", columns: Sequence[Column], handled: Handled
 ) -> "pl.LazyFrame":
-    """The frame without rows that hold nothing, such as empty lines; the filter is added only where there are any."""
+    """The frame without rows that hold nothing, such as empty lines.
+
+    The filter is added only where there are any.
+    """
     import polars as pl
 
     blank = pl.all_horizontal(pl.col(c.name).is_null() for c in columns)
@@ -183,7 +190,8 @@ def check_end(path: Path, file: Path, separator: str) -> None:
     fields, expected = last.count(separator.encode()), header.count(separator.encode())
     if last.strip() and b'"' not in tail and b"\n" in tail and fields < expected:
         raise DataError(
-            f"{shown(file)}: breaks off in its last line ({fields + 1} of {expected + 1} fields); get the whole file"
+            f"{shown(file)}: breaks off in its last line ({fields + 1} of {expected + 1} fields); get the "
+            "whole file"
         )
 
 

@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
 
 def cleaned_edges(edges: "np.ndarray", nodes: int, handled: Handled, where: str) -> "np.ndarray":
-    """int64 (2, E) with the smaller node first, sorted; self loops and repeated edges are counted and dropped."""
+    """int64 (2, E) with the smaller node first, sorted.
+
+    Self loops and repeated edges are counted and dropped.
+    """
     import numpy as np
 
     if edges.size and (edges.min() < 0 or edges.max() >= nodes):

@@ -1,4 +1,4 @@
-"""CIFAR's binary version: records of one or two label bytes and 3 x 32 x 32 bytes, one colour plane after the other."""
+"""CIFAR's binary version: records of one or two label bytes and 3 x 32 x 32 bytes, plane by plane."""
 
 from pathlib import Path
 
@@ -38,7 +38,8 @@ def read(folder: Path, options: Options, _kind: str) -> Images:
     classes = tuple(given) or numbered(max(labels, default=-1), folder)
     if max(labels, default=-1) >= len(classes):
         raise DataError(
-            f"{shown(folder)}: a label is {max(labels)}, but there are {len(classes)} class names; name them all"
+            f"{shown(folder)}: a label is {max(labels)}, but there are {len(classes)} class names; name "
+            "them all"
         )
     count_empty(classes, labels, handled)
     return Images(classes, splits, handled)
@@ -51,7 +52,8 @@ def _items(path: Path, options: Options) -> list[ImageItem]:
     data = np.frombuffer(expect(path, "cifar binary").read_bytes(), dtype=np.uint8)
     if len(data) % record:
         raise DataError(
-            f"{shown(path)}: {len(data)} bytes, expected a multiple of {record}; it is cut short or of another format"
+            f"{shown(path)}: {len(data)} bytes, expected a multiple of {record}; it is cut short or of "
+            "another format"
         )
     records = data.reshape(-1, record)
     images = records[:, options.labels :].reshape(-1, 3, options.size, options.size).transpose(0, 2, 3, 1)

@@ -1,4 +1,7 @@
-"""Tables as csv files, plain or inside a zip or gz: scanned lazily, after every value was checked against its type once."""
+"""Tables as csv files, plain or inside a zip or gz.
+
+Scanned lazily, after every value was checked against its type once.
+"""
 
 import codecs
 from collections.abc import Mapping, Sequence
@@ -58,7 +61,10 @@ class Options(Values):
 
 
 def read(folder: Path, options: Options, _kind: str) -> Tables:
-    """Lazy frames. Times with a zone are in UTC. A column without a type gets that of its first 10,000 rows, and must keep it."""
+    """Lazy frames. Times with a zone are in UTC.
+
+    A column without a type gets that of its first 10,000 rows, and must keep it.
+    """
     handled = Handled()
     frames: dict[str, pl.LazyFrame] = {}
     for name, given in options.tables.items():
@@ -87,7 +93,8 @@ def _scan(file: Path, table: Table, options: Options, handled: Handled) -> "pl.L
         return _csv.without_blank_rows(frame, text, columns, handled)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(
-            f"{shown(file)}: expected a csv file: {_csv.brief(error)}; mend it, or the entry's delimiter or encoding"
+            f"{shown(file)}: expected a csv file: {_csv.brief(error)}; mend it, or the entry's delimiter or "
+            "encoding"
         ) from None
 
 

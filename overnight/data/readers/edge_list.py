@@ -1,4 +1,7 @@
-"""A graph as a csv of edges, with optional features (json: id -> feature ids or values) and optional targets (csv: id -> class)."""
+"""A graph as a csv of edges, with optional features and targets.
+
+Features: json, id -> feature ids or values. Targets: csv, id -> class.
+"""
 
 import json
 import math
@@ -98,7 +101,8 @@ def _table(path: Path, columns: Iterable[str], delimiter: str) -> "pl.DataFrame"
     missing = [c for c in columns if c not in frame.columns]
     if missing:
         raise DataError(
-            f"{shown(path)}: no column {', '.join(map(repr, missing))}; the file has: {', '.join(frame.columns)}"
+            f"{shown(path)}: no column {', '.join(map(repr, missing))}; the file has: "
+            f"{', '.join(frame.columns)}"
         )
     stripped = frame.select(pl.col(c).str.strip_chars() for c in columns)
     return stripped.with_columns(pl.when(pl.all() != "").then(pl.all()))
@@ -136,7 +140,8 @@ def _names(folder: Path, options: Targets, handled: Handled) -> dict[str, str | 
     for node, name in rows:
         if names.setdefault(node, name) != name:
             raise DataError(
-                f"{shown(folder / options.file)}: node {node!r} has two classes, {names[node]!r} and {name!r}; keep one"
+                f"{shown(folder / options.file)}: node {node!r} has two classes, {names[node]!r} and "
+                f"{name!r}; keep one"
             )
     handled["repeated target dropped"] += len(rows) - len(names)
     return names
@@ -163,7 +168,10 @@ def _codes(ends: "list[pl.Series]", index: dict[str, int]) -> "np.ndarray":
 def _features(
     bags: dict[str, Any], index: dict[str, int], handled: Handled, folder: Path, options: Options
 ) -> Features:
-    """CSR over the nodes; a node without features has a row of zeros. Ids that are numbers without large gaps are the columns."""
+    """CSR over the nodes; a node without features has a row of zeros.
+
+    Ids that are numbers without large gaps are the columns.
+    """
     import numpy as np
 
     pairs = {node: _pairs(bag, node, folder, options) for node, bag in bags.items()}
@@ -192,7 +200,8 @@ def _pairs(bag: Any, node: str, folder: Path, options: Options) -> dict[str, flo
         return {str(f): _number(v) for f, v in bag.items()}
     where = shown(folder / (options.features or ""))
     raise DataError(
-        f"{where}: node {node!r} has features of an unknown form; expected [feature ids] or {{feature id: value}}, or set vectors"
+        f"{where}: node {node!r} has features of an unknown form; expected [feature ids] or {{feature id: "
+        f"value}}, or set vectors"
     )
 
 

@@ -55,14 +55,16 @@ def _pair(folder: Path, files: Split) -> "tuple[np.ndarray, np.ndarray]":
     images = array(present(folder, files.images))
     if images.ndim not in (3, 4) or images.dtype != np.uint8 or (images.ndim == 4 and images.shape[3] != 3):
         raise DataError(
-            f"{shown(folder / files.images)}: expected bytes (N, H, W) or (N, H, W, 3), found {images.dtype} {images.shape}"
+            f"{shown(folder / files.images)}: expected bytes (N, H, W) or (N, H, W, 3), found "
+            f"{images.dtype} {images.shape}"
         )
     if files.labels is None:
         return images, np.full(len(images), -1, dtype=np.int64)
     labels = array(present(folder, files.labels))
     if labels.shape != (len(images),):
         raise DataError(
-            f"{shown(folder / files.labels)}: {labels.shape} labels for {len(images)} images of {files.images}"
+            f"{shown(folder / files.labels)}: {labels.shape} labels for {len(images)} images of "
+            f"{files.images}"
         )
     return images, labels.astype(np.int64)
 
@@ -83,7 +85,8 @@ def array(path: Path) -> "np.ndarray":
     types = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in types or not data[3]:
         raise DataError(
-            f"{shown(path)}: expected an idx file (it starts with 0 0, a type and a number of dimensions); get the right file"
+            f"{shown(path)}: expected an idx file (it starts with 0 0, a type and a number of dimensions); "
+            "get the right file"
         )
     dtype, start = np.dtype(types[data[2]]), 4 + 4 * data[3]
     if len(data) < start:
@@ -93,7 +96,8 @@ def array(path: Path) -> "np.ndarray":
         raise DataError(f"{shown(path)}: samples of the size {shape[1:]} hold nothing; get the right file")
     if len(data) - start != math.prod(shape) * dtype.itemsize:
         raise DataError(
-            f"{shown(path)}: {len(data) - start} bytes of data, expected {math.prod(shape) * dtype.itemsize} for {shape}; get it anew"
+            f"{shown(path)}: {len(data) - start} bytes of data, expected "
+            f"{math.prod(shape) * dtype.itemsize} for {shape}; get it anew"
         )
     return np.frombuffer(data, dtype, offset=start).reshape(shape)
 

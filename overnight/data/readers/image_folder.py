@@ -39,7 +39,10 @@ class Options(Values):
 
 
 def read(folder: Path, options: Options, _kind: str) -> Images:
-    """Every image below a class's folder, at any depth; hidden files are passed over, others that are no images counted."""
+    """Every image below a class's folder, at any depth.
+
+    Hidden files are passed over, others that are no images counted.
+    """
     handled, homes = Handled(), _homes(folder, options)
     found = sorted({d.name for home in homes.values() for d in _folders(home)})
     classes = tuple(options.classes) or tuple(found)
@@ -48,7 +51,8 @@ def read(folder: Path, options: Options, _kind: str) -> Images:
     splits = {split: list(_items(home, classes, handled)) for split, home in homes.items()}
     if not any(splits.values()):
         raise DataError(
-            f"{shown(folder)}: there is no image in folders named after classes; expected split/class/file or class/file"
+            f"{shown(folder)}: there is no image in folders named after classes; expected split/class/file "
+            "or class/file"
         )
     count_empty(classes, (item.label for items in splits.values() for item in items), handled)
     return Images(classes, splits, handled)

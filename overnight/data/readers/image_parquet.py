@@ -1,4 +1,7 @@
-"""Parquet files with one encoded image a row: a column of bytes (or of {bytes, path}) and a column with the class."""
+"""Parquet files with one encoded image a row.
+
+A column of bytes (or of {bytes, path}) and a column with the class.
+"""
 
 import json
 import threading
@@ -67,7 +70,7 @@ def _classes(files: "list[_File]") -> tuple[str, ...]:
 
 
 def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
-    """What the schema says: a comma-separated list under "classes", or the names that Hugging Face's datasets write."""
+    """Classes by the schema: a comma-separated "classes", or the names that Hugging Face datasets writes."""
     if metadata.get(b"classes"):
         return tuple(metadata[b"classes"].decode().split(","))
     try:
@@ -108,7 +111,8 @@ class _File:
         ]
         if missing:
             raise DataError(
-                f"{shown(self.path)}: no column {', '.join(map(repr, missing))}; the file has: {', '.join(there)}"
+                f"{shown(self.path)}: no column {', '.join(map(repr, missing))}; the file has: "
+                f"{', '.join(there)}"
             )
 
     def _column(self, name: str) -> list[Any]:
@@ -123,7 +127,8 @@ class _File:
         groups = sum(self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups))
         if len(values) != groups:
             raise DataError(
-                f"{shown(self.path)}: column {name!r} has {len(values)} values for {groups} rows; get the file anew"
+                f"{shown(self.path)}: column {name!r} has {len(values)} values for {groups} rows; get the "
+                "file anew"
             )
         return values
 

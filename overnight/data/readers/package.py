@@ -1,4 +1,7 @@
-"""Data that ships in an installed package: its files, read by another reader, or what one of its functions returns."""
+"""Data that ships in an installed package.
+
+Its files, read by another reader, or what one of its functions returns.
+"""
 
 import difflib
 from collections.abc import Mapping
@@ -56,14 +59,18 @@ def read(folder: Path, options: Options, kind: str) -> Content:
     content = convert(found, options) if convert else None
     if content is None:
         raise DataError(
-            f"package {options.module!r}: {options.function} returned a {type(found).__name__}, which is no {kind}; "
+            f"package {options.module!r}: {options.function} returned a {type(found).__name__}, which is no "
+            f"{kind}; "
             "expected a mapping with images and target, a networkx graph, or a data frame"
         )
     return content
 
 
 def locate(options: Mapping[str, Any]) -> Path:
-    """The folder of an installed package, found without importing it (some take seconds); raises DataError when it is not installed."""
+    """The folder of an installed package, found without importing it (some take seconds).
+
+    Raises DataError when it is not installed.
+    """
     module = str(options["module"])
     spec = find_spec(module.partition(".")[0])
     places = list(spec.submodule_search_locations or []) if spec else []

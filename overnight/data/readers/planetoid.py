@@ -48,7 +48,8 @@ def read(folder: Path, options: Options, _kind: str) -> Graph:
     classes = tuple(options.classes) or numbered(int(labels.max(initial=-1)), path)
     if labels.max(initial=-1) >= len(classes):
         raise DataError(
-            f"{shown(path)}: y has the class {labels.max()}, the entry names {len(classes)} classes; name them all"
+            f"{shown(path)}: y has the class {labels.max()}, the entry names {len(classes)} classes; name "
+            "them all"
         )
     handled["unlabelled node kept"] += int((labels < 0).sum())
     count_empty(classes, labels.tolist(), handled)
@@ -84,7 +85,8 @@ def _load(path: Path) -> "dict[str, np.ndarray]":
     ]
     if odd:
         raise DataError(
-            f"{shown(path)}: {'; '.join(odd)}; expected finite numbers: edge_index (2, E), y (N,), x (N, F) or CSR, masks (N,)"
+            f"{shown(path)}: {'; '.join(odd)}; expected finite numbers: edge_index (2, E), y (N,), x (N, F) "
+            "or CSR, masks (N,)"
         )
     wrong = [
         n
@@ -94,7 +96,8 @@ def _load(path: Path) -> "dict[str, np.ndarray]":
     wrong += [n for n in ("x_data", "x_indices", "x_shape") if "x_indptr" in arrays and n not in arrays]
     if wrong or arrays["edge_index"].shape[:1] != (2,):
         raise DataError(
-            f"{shown(path)}: {wrong[0] if wrong else 'edge_index'} has the wrong shape or is missing; expected masks (N,), edges (2, E) and CSR"
+            f"{shown(path)}: {wrong[0] if wrong else 'edge_index'} has the wrong shape or is missing; "
+            "expected masks (N,), edges (2, E) and CSR"
         )
     return arrays
 

@@ -31,7 +31,10 @@ class Options(Values):
 
 
 def read(folder: Path, options: Options, _kind: str) -> Texts:
-    """Each file as one string, with line ends of one character and no byte order mark; files of a split in their order."""
+    """Each file as one string, with line ends of one character and no byte order mark.
+
+    Files of a split in their order.
+    """
     found = {
         split: [
             (text(plain(present(folder, name))), -1)

@@ -26,7 +26,8 @@ class Options(Values):
     header: bool = Field(default=False, description="the first line names the columns")
     classes: dict[str, str] = Field(
         {},
-        description="name of the class by label, in the order of their indices; the sorted labels when left out",
+        description="name of the class by label, in the order of their indices; the sorted labels when left "
+        "out",
     )
 
     @model_validator(mode="after")
@@ -46,7 +47,8 @@ def read(folder: Path, options: Options, _kind: str) -> Texts:
         unknown = next((label for label, _ in some if label not in index), None)
         if unknown is not None:
             raise DataError(
-                f"{shown(folder / options.splits[split])}: label {unknown!r} is not among {', '.join(map(repr, labels))}"
+                f"{shown(folder / options.splits[split])}: label {unknown!r} is not among "
+                f"{', '.join(map(repr, labels))}"
             )
     splits = {split: [(sentence, index[label]) for label, sentence in some] for split, some in rows.items()}
     classes = tuple(options.classes.values()) or labels
@@ -65,7 +67,8 @@ def _rows(path: Path, options: Options, handled: Handled) -> list[Row]:
         fields = line.rstrip("\r").split(options.separator, last if options.separator == " " else -1)
         if len(fields) <= last or not fields[options.label].strip():
             raise DataError(
-                f"{shown(path)}: line {number}: expected a label and a sentence, found {line[:60]!r}; mend the line or the options"
+                f"{shown(path)}: line {number}: expected a label and a sentence, found {line[:60]!r}; mend "
+                "the line or the options"
             )
         rows.append((fields[options.label].strip(), fields[options.text].strip()))
     handled["blank line dropped"] -= text(plain(path)).endswith(

@@ -35,7 +35,10 @@ class Options(Values):
 
 
 def read(folder: Path, options: Options, _kind: str) -> Boxes:
-    """Boxes now, images as they are opened. A box of zero size is dropped, one that leaves its image is clipped."""
+    """Boxes now, images as they are opened.
+
+    A box of zero size is dropped, one that leaves its image is clipped.
+    """
     handled = Handled()
     pictures = _pictures(folder / options.images, handled)
     found = {
@@ -91,7 +94,8 @@ def _annotation(
     """The image of that name, and its boxes in its own pixels."""
     if name not in pictures:
         raise DataError(
-            f"{shown(folder / options.images / name)}.*: there is no such image, but a list of the set names it"
+            f"{shown(folder / options.images / name)}.*: there is no such image, but a list of the set "
+            "names it"
         )
     xml = present(folder, f"{options.annotations}/{name}.xml")
     try:
@@ -119,7 +123,10 @@ def _annotation(
 
 
 def _size(picture: Path, tree: ET.Element) -> tuple[float, float]:
-    """Width and height: the image's own header is the truth; the annotation's word is taken when it cannot be read."""
+    """Width and height: the image's own header is the truth.
+
+    The annotation's word is taken when it cannot be read.
+    """
     from PIL import Image
 
     try:

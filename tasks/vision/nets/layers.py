@@ -41,7 +41,10 @@ class Scaled(nn.Module):
 def conv(
     inside: int, outside: int, kernel: int = 3, stride: int = 1, padding: int | None = None
 ) -> nn.Conv2d:
-    """Convolution without bias; its weights lie as the pixels do (not by Module.to, which fake tensors cannot follow)."""
+    """Convolution without bias, its weights laid out as the pixels are.
+
+    Not by Module.to, which fake tensors cannot follow.
+    """
     made = nn.Conv2d(inside, outside, kernel, stride, kernel // 2 if padding is None else padding, bias=False)
     made.weight = nn.Parameter(made.weight.detach().contiguous(memory_format=torch.channels_last))
     return made

@@ -26,7 +26,10 @@ class Block(nn.Module):
 
 
 class Net(Scaled):
-    """uint8 (N, C, H, W) -> logits (N, classes). Images above 64 px are first halved, by strided convolutions, to at most 64."""
+    """uint8 (N, C, H, W) -> logits (N, classes).
+
+    Images above 64 px are first halved, by strided convolutions, to at most 64.
+    """
 
     def __init__(self, shape: tuple[int, ...], classes: int, width: int, blocks: int, stem: int) -> None:
         super().__init__(shape[0])
@@ -49,6 +52,9 @@ class Net(Scaled):
 
 
 def stem_strides(side: int, stem: int) -> list[int]:
-    """Strides of the first convolutions: the stages see at most 64 px, and at least 8 where the image has them."""
+    """Strides of the first convolutions.
+
+    The stages see at most 64 px, and at least 8 where the image has them.
+    """
     halvings = max(stem - 1, math.ceil(math.log2(side / 64)))
     return [2] * min(halvings, int(math.log2(max(side, 8) / 8))) or [1]

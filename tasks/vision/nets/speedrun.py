@@ -1,4 +1,7 @@
-"""A small wide net that learns in few epochs (Jordan 2024, arXiv:2404.00498): a frozen whitening of patches, then three plain cells."""
+"""A small wide net that learns in few epochs (Jordan 2024, arXiv:2404.00498).
+
+A frozen whitening of patches, then three plain cells.
+"""
 
 import math
 
@@ -30,7 +33,10 @@ class Cell(nn.Module):
 
 
 class Speedrun(Scaled):
-    """uint8 (N, C, H, W) -> logits (N, classes). `whiten` has to have seen training images before it is of use."""
+    """uint8 (N, C, H, W) -> logits (N, classes).
+
+    `whiten` has to have seen training images before it is of use.
+    """
 
     def __init__(self, shape: tuple[int, ...], classes: int, width: int) -> None:
         super().__init__(shape[0])
@@ -48,14 +54,20 @@ class Speedrun(Scaled):
         self.head = nn.Linear(4 * width, classes, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Whitened, three cells, the maximum over the picture, classified; logits are scaled down, so that training begins gently."""
+        """Whitened, three cells, the maximum over the picture, classified.
+
+        Logits are scaled down, so that training begins gently.
+        """
         x = functional.silu(self.whitening(self.scaled(images)) + self.bias)
         logits: Tensor = self.head(self.cells(x).amax((2, 3))) / 9
         return logits
 
     @torch.no_grad()
     def whiten(self, images: Tensor) -> None:
-        """Set the first layer so that its outputs on patches of uint8 (N, C, H, W) have mean 0 and covariance 1, and their negatives."""
+        """Set the first layer to whiten patches of the images, uint8 (N, C, H, W).
+
+        Its outputs have mean 0 and covariance 1, followed by their negatives.
+        """
         weight = self.whitening.weight
         size, kept = weight.shape[-1], len(weight) // 2
         most = max(1, PATCHES // math.prod((side - size) // self.stride + 1 for side in images.shape[2:]))
@@ -70,7 +82,7 @@ class Speedrun(Scaled):
 
 
 def patch(channels: int) -> int:
-    """Side of the patches: the smallest of which at least nine values are seen, so that there is something to tell apart."""
+    """Side of the patches: the smallest that covers at least nine values."""
     return max(1, math.ceil(math.sqrt(9 / channels)))
 
 

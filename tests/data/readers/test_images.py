@@ -220,7 +220,8 @@ def test_idx_errors(load, folder, images: bytes, classes, said: str) -> None:
         load("idx", IDX | ({"classes": classes} if classes else {}))
 
 
-# ------------------------------------------------------------------------------------------------ CIFAR's binary version
+# ------------------------------------------------------------------------------------------------ CIFAR's
+# binary version
 
 
 def test_cifar_binary(load, folder) -> None:

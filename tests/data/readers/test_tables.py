@@ -20,7 +20,8 @@ def options(**table) -> dict[str, object]:
 
 def test_types_are_inferred(load, folder) -> None:
     (folder / "t.csv").write_text(
-        "i,f,b,d,dt,code,text,none\n1,1.5,true,2024-02-29,2024-01-01 10:00:00,007,häuser,\n-2,3,False,2024-03-01,2024-01-01 11:30:00,12,東京,\n"
+        "i,f,b,d,dt,code,text,none\n1,1.5,true,2024-02-29,2024-01-01 "
+        "10:00:00,007,häuser,\n-2,3,False,2024-03-01,2024-01-01 11:30:00,12,東京,\n"
     )
     table = frame(load("csv", {"tables": {"t": "t.csv"}}))
     assert table.row(0) == (1, 1.5, True, date(2024, 2, 29), datetime(2024, 1, 1, 10), "007", "häuser", None)  # noqa: DTZ001

@@ -31,7 +31,8 @@ def test_the_best_cell_aims_at_its_overlap():
     centres, strides = places(64, 64, torch.device("cpu"))
     boxes = torch.cat([centres - strides, centres + strides], -1)[None]
     _, targets = assigned([[8.0, 8.0, 24.0, 24.0]], [0], boxes=boxes)
-    # the middle cell of stride 16 believes in 8 8 40 40 shifted by half a cell: the best overlap is computed here by hand
+    # the middle cell of stride 16 believes in 8 8 40 40 shifted by half a cell: the best overlap is computed
+    # here by hand
     overlaps = [
         max(0, min(24, b[2]) - max(8, b[0])) * max(0, min(24, b[3]) - max(8, b[1])) for b in boxes[0].tolist()
     ]

@@ -235,7 +235,8 @@ def test_the_loss_is_least_where_the_outputs_are_the_truth():
         assert found[image, best, 5] == label
 
 
-# ------------------------------------------------------------------------------------------------ augmentation
+# ------------------------------------------------------------------------------------------------
+# augmentation
 
 
 def painted(boxes, size=64):

@@ -155,11 +155,14 @@ def test_adjacency_is_the_normalised_one() -> None:
     )
 
 
-# ------------------------------------------------------------------------------------------------ linked out of a table
+# ------------------------------------------------------------------------------------------------ linked out
+# of a table
 
 
 def people(tmp_path: Path) -> Artifact:
-    """60 people in two towns, each in 6 of their town's 10 clubs; the town is unknown for some, two are from elsewhere."""
+    """60 people in two towns, each in 6 of their town's 10 clubs; the town is unknown for some, two are from
+    elsewhere.
+    """
     rng = np.random.default_rng(0)
     rows = []
     for i in range(60):

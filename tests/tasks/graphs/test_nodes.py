@@ -1,4 +1,6 @@
-"""The graph network: its product and gradient are right, it learns what only the edges tell, and it reaches its floors on real graphs."""
+"""The graph network: its product and gradient are right, it learns what only the edges tell, and it reaches
+its floors on real graphs.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""An agent learns, is tested on fresh episodes beside a random one, and its policy can be used without its learner."""
+"""An agent learns, is tested on fresh episodes beside a random one, and its policy can be used without its
+learner.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""Tables are joined, typed, thinned and profiled by values alone, and whatever is odd is counted or refused by name."""
+"""Tables are joined, typed, thinned and profiled by values alone, and whatever is odd is counted or refused
+by name.
+"""
 
 import os
 import subprocess

@@ -1,4 +1,6 @@
-"""A classifier on a table: finds what is there, claims nothing where nothing is, and its saved form says the same."""
+"""A classifier on a table: finds what is there, claims nothing where nothing is, and its saved form says the
+same.
+"""
 
 from pathlib import Path
 

@@ -120,7 +120,8 @@ def test_its_memory_is_predicted(name, tmp_path):
     assert predicted == pytest.approx(live_peak(make(), 8, tmp_path), rel=0.005)
 
 
-# ------------------------------------------------------------------------------------------------ ideas of the speedrun
+# ------------------------------------------------------------------------------------------------ ideas of
+# the speedrun
 
 
 @pytest.mark.parametrize("shape", [(3, 12, 12), (1, 9, 11)])

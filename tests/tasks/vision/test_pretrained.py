@@ -139,7 +139,8 @@ def test_other_weights_make_another_key(tmp_path):
     assert keys[0] == keys[1] != keys[2]
 
 
-# ------------------------------------------------------------------------------------------------ published ones
+# ------------------------------------------------------------------------------------------------ published
+# ones
 
 
 def hub(folder: Path, state) -> tuple[str, Path]:
