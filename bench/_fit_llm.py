@@ -15,8 +15,7 @@ from overnight.memory.architectures.language import Tuning, language_recipe, tra
 from overnight.memory.architectures.layers import _same
 from overnight.memory.architectures.shapes import config_of, shape_of
 from overnight.memory.architectures.weights import weight_bytes
-from overnight.memory.prediction import traced
-from overnight.memory.silence import quiet
+from overnight.memory.prediction import silence, traced
 
 MIB, GB, RSS_MIB = 2**20, 10**9, 4096
 TRAININGS: dict[str, tuple[Tuning, float]] = {  # name -> what, CPU-seconds of the whole trace at most
@@ -64,7 +63,7 @@ def measure(only: str) -> int:
 def _training(name: str) -> list[str]:
     tuning, bar = TRAININGS[name]
     layers: Any = config_of(tuning.model)["num_hidden_layers"]
-    with quiet():
+    with silence():
         begun = time.process_time()
         whole = traced(language_recipe(tuning.model_copy(update={"layers": layers})), tuning.batch, "cuda")
         traced_at = time.process_time()

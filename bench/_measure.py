@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from overnight.memory.program import resident
+from overnight.memory.program import stays_on_device
 from overnight.run import RecordingRun
 from overnight.training.batches import Batch
 from overnight.training.loop import train
@@ -45,7 +45,7 @@ def shortened(recipe: Recipe[Any], micro: int, made: list[Batch]) -> Recipe[Any]
 
 def whole_batch(recipe: Recipe[Any], micro: int) -> Batch:
     """Made-up samples of an optimizer's step."""
-    return recipe.example_batch(micro if resident(recipe) else max(micro, recipe.params.batch))
+    return recipe.example_batch(micro if stays_on_device(recipe) else max(micro, recipe.params.batch))
 
 
 def _scored(recipe: Recipe[Any], model: torch.nn.Module, batch: Batch, micro: int) -> dict[str, float]:

@@ -19,8 +19,7 @@ from overnight.gpu.card import RESERVE_MIB
 from overnight.memory.architectures.diffusion import Painting, predict_painting
 from overnight.memory.architectures.inference import Serving, layers_that_fit, predict_inference
 from overnight.memory.architectures.language import Tuning, predict_language
-from overnight.memory.prediction import Constants, Prediction, predict
-from overnight.memory.silence import quiet
+from overnight.memory.prediction import Constants, Prediction, predict, silence
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "what-fits.md"
 CARDS, GIB = (8, 10, 12, 16, 24), 1024
@@ -222,7 +221,7 @@ def table(title: str, rows: Rows) -> Iterator[str]:
     yield f"| what | GiB | band | {' | '.join(f'{card} GB' for card in CARDS)} |"
     yield f"| --- | ---: | ---: | {' | '.join(':---:' for _ in CARDS)} |"
     for name, make in rows.items():
-        with quiet():
+        with silence():
             yield line(name, make())
 
 
@@ -248,7 +247,7 @@ def main() -> int:
         for name, make in (
             (n, m) for rows in sections().values() for n, m in rows.items() if arguments.only in n
         ):
-            with quiet():
+            with silence():
                 print(line(name, make()), flush=True)
         return 0
     text = page()

@@ -1,11 +1,10 @@
-"""`overnight fit --model NAME`: what a language model or Stable Diffusion takes, told from its sizes alone; nothing is downloaded."""
+"""`overnight fit --model NAME`: memory of a language model or Stable Diffusion from its sizes, without a download."""
 
 import argparse
-import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from overnight.cli.fit import Verdict, context_mib, print_verdicts
 from overnight.errors import BadInput
 from overnight.gpu.card import Card
 from overnight.memory.architectures.diffusion import SIDES, Painting, predict_painting
@@ -19,11 +18,11 @@ from overnight.memory.architectures.inference import (
     refusal,
 )
 from overnight.memory.architectures.language import Tuning, language_recipe, predict_language, traced_language
-from overnight.memory.search import Scaled
-from overnight.memory.silence import quiet
+from overnight.memory.prediction import silence
+from overnight.memory.request import ROUND_MIB
+from overnight.memory.search import ScaledPredictions
 
 if TYPE_CHECKING:
-    from overnight.cli.fit import Judged
     from overnight.memory.prediction import Constants, Prediction
     from overnight.memory.trace import Trace
 
@@ -82,7 +81,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def asked(arguments: argparse.Namespace) -> bool:
-    """Whether a model is meant, and no config. Raises BadInput for both or neither, or for flags of the one beside the other."""
+    """Whether a model is meant instead of a config. Raises BadInput for both, neither, or flags of the other."""
     given = [
         f"--{name}"
         for name in dict.fromkeys((*TUNING, *PAINTING, *SERVING))
@@ -90,7 +89,8 @@ def asked(arguments: argparse.Namespace) -> bool:
     ]
     if (arguments.config is None) == (arguments.model is None):
         raise BadInput(
-            "give either a config (overnight fit vision) or a model (overnight fit --model llama-2-7b --method qlora)"
+            "give either a config (overnight fit vision) "
+            "or a model (overnight fit --model llama-2-7b --method qlora)"
         )
     if arguments.config is not None and given:
         raise BadInput(
@@ -100,18 +100,13 @@ def asked(arguments: argparse.Namespace) -> bool:
 
 
 def show(arguments: argparse.Namespace, card: Card) -> int:
-    """Print the verdict; 3 when it does not fit, 2 when nobody knows, else 0. Raises BadInput."""
-    row = judged({name: value for name, value in vars(arguments).items() if value is not None}, card)
-    if arguments.json:
-        print(json.dumps({"card": card.model_dump(), "steps": [asdict(row)]}, indent=1))
-    else:
-        from overnight.cli.fit_report import printed
-
-        printed([row], card)
+    """Print the verdict; 3 when it does not fit, 2 when it is unknown, else 0. Raises BadInput."""
+    row = verdict_of({name: value for name, value in vars(arguments).items() if value is not None}, card)
+    print_verdicts([row], card, arguments.json)
     return {"fits": 0, "does not fit": 3}.get(row.verdict, 2)
 
 
-def judged(given: dict[str, Any], card: Card) -> "Judged":
+def verdict_of(given: dict[str, Any], card: Card) -> Verdict:
     """One model on one card. given: what options() names, without what was left out."""
     method, name = given.get("method", "infer"), str(given["model"]).strip()
     known = (*TUNING, *PAINTING, *SERVING)
@@ -132,16 +127,16 @@ def judged(given: dict[str, Any], card: Card) -> "Judged":
 def _only(given: dict[str, Any], allowed: tuple[str, ...], known: tuple[str, ...], what: str) -> None:
     extra = [f"--{name}" for name in dict.fromkeys(known) if name in given and name not in allowed]
     if extra:
-        raise BadInput(
-            f"{', '.join(extra)} has no meaning for {what}; it takes {', '.join(f'--{name}' for name in allowed)}"
-        )
+        takes = ", ".join(f"--{name}" for name in allowed)
+        raise BadInput(f"{', '.join(extra)} has no meaning for {what}; it takes {takes}")
 
 
 # ------------------------------------------------------------------------------------------------ the three kinds
 
 
-def _serving(serving: Serving, card: Card) -> "Judged":
-    found, budget = predict_inference(serving, _context(card)), card.budget_mib
+def _serving(serving: Serving, card: Card) -> Verdict:
+    found = predict_inference(serving, context_mib(card))
+    budget = card.budget_mib
     longest = most_context(serving, budget)
     best = at_once(serving, budget)
     why = refusal(serving, budget) or f"up to {longest:,} tokens fit"
@@ -150,16 +145,16 @@ def _serving(serving: Serving, card: Card) -> "Judged":
         found,
         card,
         best,
-        cheaper(serving, budget) if found.verdict(budget) != "fits" else [],
+        [] if found.fits(budget) else cheaper(serving, budget),
         why,
     )
 
 
-class _Deep(Scaled):
-    """Other batches of the same training."""
+class _Batches(ScaledPredictions):
+    """Predictions of the same training for any batch."""
 
     def __init__(self, tuning: Tuning, constants: "Constants") -> None:
-        with quiet():
+        with silence():
             super().__init__(language_recipe(tuning), "cuda", 0.0, constants)
         self.tuning = tuning
 
@@ -169,16 +164,17 @@ class _Deep(Scaled):
         return self.traces[n]
 
 
-def _tuning(tuning: Tuning, card: Card) -> "Judged":
-    label, budget = f"{tuning.model} {tuning.method}", card.budget_mib
-    scaled = _Deep(tuning, _constants(card))
+def _tuning(tuning: Tuning, card: Card) -> Verdict:
+    label = f"{tuning.model} {tuning.method}"
+    budget = card.budget_mib
+    scaled = _Batches(tuning, _constants(card))
     found = scaled.exact(tuning.batch)
     if found.unknown:
         return _row(label, found, card, None, [], "")
-    best = scaled.largest(budget) if tuning.batch > 1 or found.verdict(budget) == "fits" else None
-    if found.verdict(budget) == "fits":
+    best = scaled.largest(budget) if tuning.batch > 1 or found.fits(budget) else None
+    if found.fits(budget):
         return _row(label, found, card, best, [], "")
-    ways = [(words({"batch": best.micro_batch}), best)] if best else _ways(tuning, card)
+    ways = [(as_options({"batch": best.micro_batch}), best)] if best else _ways(tuning, card)
     least = (
         f"{found.parts.get('weights', 0) / 1024:.1f} GiB of weights for {budget / 1024:.1f} GiB of the card"
         if not ways
@@ -196,10 +192,10 @@ def _ways(tuning: Tuning, card: Card) -> Ways:
         if changed == tuning:
             continue
         found = predict_language(changed, constants=_constants(card))
-        if found.verdict(card.budget_mib) == "fits":
+        if found.fits(card.budget_mib):
             return [
                 (
-                    words(
+                    as_options(
                         {k: getattr(changed, k) for k in values if getattr(changed, k) != getattr(tuning, k)}
                     ),
                     found,
@@ -208,7 +204,7 @@ def _ways(tuning: Tuning, card: Card) -> Ways:
     return []
 
 
-def words(values: Mapping[str, Any]) -> str:
+def as_options(values: Mapping[str, Any]) -> str:
     """Settings as options of the command."""
     return " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in values.items())
 
@@ -218,8 +214,9 @@ def _more(tuning: Tuning, name: str) -> bool:
     return tuning.method != "qlora" if name == "method" else tuning.precision in ("fp32", "amp")
 
 
-def _painting(painting: Painting, card: Card) -> "Judged":
-    found, ways = predict_painting(painting, _constants(card)), list[Any]()
+def _painting(painting: Painting, card: Card) -> Verdict:
+    found = predict_painting(painting, _constants(card))
+    ways = list[Any]()
     if found.verdict(card.budget_mib) == "does not fit":
         changed: list[dict[str, Any]] = (
             [{"offload": "model"}, {"offload": "sequential"}]
@@ -227,16 +224,14 @@ def _painting(painting: Painting, card: Card) -> "Judged":
             else [{"checkpointing": True}]
         )
         tried = [(v, predict_painting(painting.model_copy(update=v), _constants(card))) for v in changed]
-        ways = [(words(v), p) for v, p in tried if p.verdict(card.budget_mib) == "fits"]
+        ways = [(as_options(v), p) for v, p in tried if p.fits(card.budget_mib)]
     return _row(f"{painting.model} {painting.method} {painting.side} px", found, card, None, ways[:1], "")
 
 
 def _row(
     label: str, found: "Prediction", card: Card, best: "Prediction | None", ways: Ways, why: str
-) -> "Judged":
-    from overnight.cli.fit import ROUND_MIB, Judged
-
-    return Judged(
+) -> Verdict:
+    return Verdict(
         step=label,
         verdict=found.verdict(card.budget_mib),
         mib=round(found.mib, 1),
@@ -252,13 +247,7 @@ def _row(
     )
 
 
-def _context(card: Card) -> float:
-    from overnight.gpu.cuda_context import UNMEASURED_MIB, overhead
-
-    return float(UNMEASURED_MIB if card.virtual else overhead(card))
-
-
 def _constants(card: Card) -> "Constants":
     from overnight.memory.prediction import Constants
 
-    return Constants(context_mib=_context(card))
+    return Constants(context_mib=context_mib(card))

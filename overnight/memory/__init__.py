@@ -1,7 +1,7 @@
-"""Whether a step fits the card, known before it runs and without a card.
+"""How much memory a step will need, known before it runs and without a card, and how much it needed.
 
-predict(recipe or module, batch, target) -> Prediction, with its parts and a band; predict_peak(recipe, micro_batch, target)
--> (low, high) MiB or None.
+predict(recipe or module, batch, target) -> Prediction, with its parts and an interval;
+predict_peak(recipe, micro_batch, target) -> (low, high) MiB or None.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,9 +1,10 @@
 """A model of PyTorch's caching allocator on CUDA, written from its documented rules.
 
-Sizes are rounded to 512 B. Up to 1 MiB they come out of segments of 2 MiB; below 10 MiB out of segments of 20 MiB; larger ones get a
-segment of their size rounded to 2 MiB. The smallest free block that is large enough is taken and split; neighbours that are both free
-become one. What the driver has given stays reserved until an allocation meets the limit, then segments that are wholly free go back.
-With expandable segments each pool is one range of addresses that grows by pages of 2 or 20 MiB.
+Sizes are rounded to 512 B. Up to 1 MiB they come out of segments of 2 MiB; below 10 MiB out of segments of
+20 MiB; larger ones get a segment of their size rounded to 2 MiB. The smallest free block that is large enough
+is taken and split; free neighbours are joined. Memory of the driver stays reserved until an allocation meets
+the limit; then segments that are wholly free are returned. With expandable segments each pool is one range of
+addresses that grows by pages of 2 or 20 MiB.
 """
 
 from bisect import bisect_left, insort
@@ -19,21 +20,21 @@ LARGE_ROUND = 2 * MIB
 
 
 @dataclass(frozen=True)
-class Usage:
-    """What a replay found, bytes: the most in use, the most reserved; fits is False when the limit was met in spite of all."""
+class Replay:
+    """Bytes: the most in use, the most reserved. fits: within the limit.
+
+    at: phase and operator of the most reserved, or of the allocation that did not fit.
+    """
 
     allocated: int
     reserved: int
     fits: bool = True
-    at: tuple[str, str] = (
-        "",
-        "",
-    )  # phase and operator of the most reserved, or of the allocation that had no room
+    at: tuple[str, str] = ("", "")
 
 
 @dataclass(eq=False)
 class _Piece:
-    """A stretch of a segment. Of a free one, `gone` bytes have been given back to the driver (expandable segments alone)."""
+    """A block of a segment. gone: bytes of a free block that were returned to the driver (expandable segments)."""
 
     start: int
     size: int
@@ -57,7 +58,7 @@ class _Segment:
 
 @dataclass
 class _Pool:
-    """Free pieces in the order in which they are looked at: by size, then by address."""
+    """Free pieces in the order of the search: by size, then by address."""
 
     keys: list[tuple[int, int, int]] = field(default_factory=list)
     pieces: dict[tuple[int, int, int], _Piece] = field(default_factory=dict)
@@ -77,13 +78,15 @@ class _Pool:
 
 
 class Allocator:
-    """allocate() and release() as the program does; reserved and allocated tell what that takes."""
+    """Call allocate() and release() as the program does; read `reserved` and `allocated`, bytes."""
 
     def __init__(self, expandable: bool = True, limit: int | None = None) -> None:
-        self.expandable, self.limit = expandable, limit
+        self.expandable = expandable
+        self.limit = limit
         self.pools = {True: _Pool(), False: _Pool()}
         self.growing = {small: _Segment(number, small) for number, small in enumerate((True, False))}
-        self.allocated = self.reserved = 0
+        self.allocated = 0
+        self.reserved = 0
         self.count = len(self.growing)
 
     def allocate(self, size: int) -> _Piece | None:
@@ -127,15 +130,17 @@ class Allocator:
                     self.reserved -= piece.size
 
     def _new(self, size: int, small: bool) -> _Piece | None:
-        """A free piece that is large enough, of memory that the driver gives now; None above the limit."""
+        """A free piece of memory that is large enough, new from the driver; None above the limit."""
         if self.expandable:
             return self._grown(self.growing[small], size)
-        whole = SMALL_SEGMENT if small else MEDIUM_SEGMENT if size < MEDIUM else rounded(size, LARGE_ROUND)
+        whole = MEDIUM_SEGMENT if size < MEDIUM else rounded(size, LARGE_ROUND)
+        if small:
+            whole = SMALL_SEGMENT
         self.count += 1
         return self._lengthened(_Segment(self.count, small), whole)
 
     def _grown(self, segment: _Segment, size: int) -> _Piece | None:
-        """The end of the pool's one segment, made long enough by whole pages; what is free there is used first."""
+        """Extend the pool's one segment by whole pages; the free piece at its end is used first."""
         last = segment.last
         own = last.size if last is not None and last.free else 0
         return self._lengthened(
@@ -146,9 +151,11 @@ class Allocator:
         if self.limit is not None and self.reserved + more > self.limit:
             return None
         self.reserved += more
-        pool, last = self.pools[segment.small], segment.last
+        pool = self.pools[segment.small]
+        last = segment.last
         piece = _Piece(segment.size, more, segment, before=last)
-        segment.size, segment.last = segment.size + more, piece
+        segment.size += more
+        segment.last = piece
         if last is not None:
             last.after = piece
             if last.free:
@@ -158,7 +165,7 @@ class Allocator:
         return piece
 
     def _mapped(self, piece: _Piece, size: int) -> bool:
-        """Ask the driver again for what was given back of the piece; False above the limit."""
+        """Map the returned part of the piece again; False above the limit."""
         more = min(piece.gone, rounded(size, SMALL_SEGMENT if piece.segment.small else MEDIUM_SEGMENT))
         if self.limit is not None and self.reserved + more > self.limit:
             return False
@@ -167,7 +174,7 @@ class Allocator:
         return True
 
     def _split(self, piece: _Piece, size: int) -> None:
-        """Cut off what is not needed, unless it is too little to be worth it."""
+        """Cut off the rest, unless it is too small."""
         rest = piece.size - size
         if rest < BLOCK or (not self.expandable and not piece.segment.small and rest <= SMALL):
             return
@@ -184,7 +191,9 @@ class Allocator:
 
 def _joined(one: _Piece, other: _Piece) -> _Piece:
     """Two neighbours as one."""
-    one.size, one.after, one.gone = one.size + other.size, other.after, one.gone + other.gone
+    one.size += other.size
+    one.after = other.after
+    one.gone += other.gone
     if other.after is not None:
         other.after.before = one
     if one.segment.last is other:
@@ -192,10 +201,12 @@ def _joined(one: _Piece, other: _Piece) -> _Piece:
     return one
 
 
-def replay(trace: Trace, expandable: bool = True, limit: int | None = None) -> Usage:
-    """Run a program's allocations through the model; it ends at the first that finds no room within `limit` bytes."""
-    model, pieces = Allocator(expandable, limit), dict[int, _Piece]()
-    allocated = reserved = 0
+def replay(trace: Trace, expandable: bool = True, limit: int | None = None) -> Replay:
+    """Run a program's allocations through the model, up to the first that exceeds `limit` bytes."""
+    model = Allocator(expandable, limit)
+    pieces = dict[int, _Piece]()
+    allocated = 0
+    reserved = 0
     at = ("", "")
     for event, place in zip(trace.events, trace.places, strict=True):
         if event < 0:
@@ -203,9 +214,9 @@ def replay(trace: Trace, expandable: bool = True, limit: int | None = None) -> U
             continue
         piece = model.allocate(trace.sizes[event])
         if piece is None:
-            return Usage(allocated, reserved, False, place)
+            return Replay(allocated, reserved, False, place)
         pieces[event] = piece
         allocated = max(allocated, model.allocated)
         if model.reserved > reserved:
             reserved, at = model.reserved, place
-    return Usage(allocated, reserved, True, at)
+    return Replay(allocated, reserved, True, at)

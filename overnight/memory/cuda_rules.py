@@ -1,10 +1,12 @@
-"""What a card does differently, laid over a trace of fake CPU tensors while it lasts.
+"""What a card does differently from a CPU, applied to a trace of fake CPU tensors.
 
-autocast   a card runs softmax, norms, powers and sums in float32 where a CPU keeps the lower precision, and the other way round for
-           cross_entropy: read off the dispatcher's own tables
+autocast   a card runs softmax, norms, powers and sums in float32 where a CPU keeps the lower precision, and
+the
+           reverse for cross_entropy: read off the dispatcher's own tables
 dropout    a card keeps a mask of bytes, a CPU one of floats
-attention  a card never holds the matrix of scores: flash for half precision without a mask, else the memory-efficient kernel
-optimizer  on a card all weights are updated in one go, which holds temporaries of the size of all weights (drive.py)
+attention  a card never holds the matrix of scores: flash for half precision without a mask, else the
+           memory-efficient kernel
+optimizer  a card updates all weights at once, with temporaries of the size of all weights (program.py)
 """
 
 import contextlib
@@ -43,7 +45,7 @@ PROMOTED |= {"stack", "tensordot", "vdot"}
 
 
 def workspace(func: Any, args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> int:
-    """What cuDNN takes for a convolution: it re-orders operands that do not lie channels-last, for the tensor cores."""
+    """Bytes that cuDNN takes for a convolution: it re-orders operands that are not channels-last."""
     if func is aten.convolution.default:
         operands = (args[0], args[1], out)
     elif func is aten.convolution_backward.default:
@@ -60,10 +62,10 @@ def _bytes(tensor: Tensor) -> int:
 
 @contextlib.contextmanager
 def as_on_cuda() -> Iterator[None]:
-    """While the block lasts, operators of CPU tensors are taken apart as those of a card are."""
+    """In the block operators of CPU tensors decompose as those of a card do."""
     lib: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "overriding a previously registered kernel" is what this is for
+        warnings.simplefilter("ignore")  # "overriding a previously registered kernel" is intended
         for name, kernel in _casts():
             lib.impl(name, kernel, "AutocastCPU")
         lib.impl("dropout", _dropout, "AutogradCPU")
@@ -78,7 +80,7 @@ def as_on_cuda() -> Iterator[None]:
 
 
 def _casts() -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Kernels for the operators whose treatment under autocast differs."""
+    """Kernels for the operators that autocast treats differently."""
     for whole in torch._C._dispatch_get_all_op_names():
         if not whole.startswith("aten::"):
             continue
@@ -93,7 +95,7 @@ def _casts() -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 def _cast(name: str) -> Callable[..., Any]:
-    """What a card's autocast makes of an operator: lowers it, or runs it in float32, or has it put out float32."""
+    """A card's autocast of an operator: in lower precision, in float32, or with a float32 result."""
     packet, _, overload = name.partition(".")
     operator = getattr(getattr(aten, packet), overload or "default")
     here = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
@@ -105,12 +107,9 @@ def _cast(name: str) -> Callable[..., Any]:
                 untyped = half and kwargs.get("dtype") is None and (len(args) < 3 or args[2] is None)
                 return _Softmax.apply(args[0]) if untyped else operator(*args, **kwargs)
             if name in WITH_DTYPE:
-                return operator(
-                    *args,
-                    **(
-                        {**kwargs, "dtype": torch.float32} if half and kwargs.get("dtype") is None else kwargs
-                    ),
-                )
+                if half and kwargs.get("dtype") is None:
+                    kwargs["dtype"] = torch.float32
+                return operator(*args, **kwargs)
             dtype = torch.get_autocast_dtype("cpu") if packet in LOWERED else torch.float32
             return operator(*(_to(a, dtype) for a in args), **{k: _to(v, dtype) for k, v in kwargs.items()})
 
@@ -118,7 +117,7 @@ def _cast(name: str) -> Callable[..., Any]:
 
 
 class _Softmax(torch.autograd.Function):
-    """Half precision in, float32 out, without a copy between: what a card's kernel keeps and returns, no values."""
+    """Half precision in, float32 out, without a copy, as the kernel of a card; no values."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -133,7 +132,7 @@ class _Softmax(torch.autograd.Function):
 
 
 def _to(value: Any, dtype: torch.dtype) -> Any:
-    """Tensors of single and half precision in `dtype`, anything else as it is."""
+    """Cast tensors of single and half precision to `dtype`, return anything else unchanged."""
     if isinstance(value, Tensor) and value.dtype in (*HALVES, torch.float32):
         return value.to(dtype)
     return [_to(v, dtype) for v in value] if isinstance(value, list) else value
@@ -157,7 +156,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """The kernel that a card of the last years takes."""
+    """The kernel that a card takes since Ampere."""
     if query.ndim != 4:
         return aten._scaled_dot_product_attention_math.default(  # type: ignore[no-any-return]
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
@@ -178,7 +177,7 @@ def _attention(
 
 
 def _bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
-    """A mask as what is added to the scores."""
+    """A mask as a bias added to the scores."""
     if mask is None:
         return None
     added = (

@@ -1,4 +1,4 @@
-"""A world of tensors that have shapes but no bytes: whatever runs in it costs no memory and no arithmetic."""
+"""A world of fake tensors, which have shapes but no bytes: programs run in it without memory or arithmetic."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,42 +9,43 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from overnight.memory.program import by_the_loop, resident
+from overnight.memory.program import by_own_loop, stays_on_device
 from overnight.memory.tracer import Spare, Tracer
 from overnight.training.batches import Batch
 from overnight.training.recipe import Recipe
 
-LEAVES = (".numpy() is not supported", ".tolist() is not supported")  # what a fake tensor says to that
+LEAVES = (".numpy() is not supported", ".tolist() is not supported")  # messages of a fake tensor
 
 
 class FakeWorld:
-    """Fake tensors, and a tracer that notes them; enter it to run something in it."""
+    """A mode of fake tensors and a tracer of their storages; enter it to run a program."""
 
     def __init__(self, target: str, spare: Spare) -> None:
         self.target = target
-        self.mode, self.tracer = FakeTensorMode(allow_non_fake_inputs=True), Tracer(spare)
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.tracer = Tracer(spare)
 
     @contextlib.contextmanager
     def entered(self) -> Iterator["FakeWorld"]:
-        """Inside the block nothing is real."""
-        with _copied(), _taken_apart(), self.mode, self.tracer:
+        """Inside the block all tensors are fake."""
+        with _fake_deepcopy(), _no_inference_mode(), self.mode, self.tracer:
             yield self
 
     def model(self, recipe: Recipe[Any]) -> nn.Module:
         """Built on the meta device, then given fake weights."""
-        return self.take(recipe.build, self.target == "cuda" and by_the_loop(recipe))
+        return self.take(recipe.build, self.target == "cuda" and by_own_loop(recipe))
 
     def take(self, build: Any, laid_out: bool = False) -> nn.Module:
-        """The module that build() makes, with fake tensors in place of its own; laid_out: channels last, where it convolves, as on a card."""
+        """The module that build() makes, with fake tensors; laid_out: a net that convolves is channels-last, as on a card."""
         with _outside(self.tracer), _outside(self.mode), torch.device("meta"):
             model: nn.Module = build()
         convolves = any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in model.modules())
         swap(model, self.mode, laid_out and convolves)
-        self.tracer.call((*model.parameters(), *model.buffers()), "weights")
+        self.tracer.label((*model.parameters(), *model.buffers()), "weights")
         return model
 
     def batch(self, recipe: Recipe[Any], size: int) -> Batch:
-        """The recipe's example, made of fakes; where that cannot be, made for real and replaced."""
+        """The recipe's example of fake tensors, or of real ones that are replaced when that fails."""
         with _outside(self.tracer):
             try:
                 found = recipe.example_batch(size)
@@ -52,13 +53,13 @@ class FakeWorld:
                 with _outside(self.mode):
                     real = recipe.example_batch(size)
                     found = {name: self.mode.from_tensor(tensor) for name, tensor in real.items()}
-        if self.target == "cpu" or resident(recipe):  # else on the host until it is copied to the card
+        if self.target == "cpu" or stays_on_device(recipe):  # else on the host until it is copied to the card
             for tensor in found.values():
                 self.tracer.note(tensor, "data")
         return found
 
     def score(self, recipe: Recipe[Any], model: nn.Module) -> None:
-        """See World. What happens once values leave the device for numpy is of no interest."""
+        """See World. Ends where values leave the device for numpy."""
         with _outside(self.tracer), _outside(self.mode):
             data = recipe.eval_example() if recipe.eval_example else None
         try:
@@ -70,13 +71,16 @@ class FakeWorld:
 
     @contextlib.contextmanager
     def _hosted(self) -> Iterator[None]:
-        """Real tensors that come in are data of the host, not of torch's allocator; on a card they count as the slice that is copied to it."""
+        """Do not count real tensors: they are data of the host.
+
+        On a card they count as the slice copied to it.
+        """
         converter = self.mode.fake_tensor_converter
         convert = converter.from_real_tensor
 
         def hosted(*args: Any, **kwargs: Any) -> FakeTensor:
             found = convert(*args, **kwargs)
-            self.tracer.pass_over(found)
+            self.tracer.ignore(found)
             return found
 
         converter.from_real_tensor = hosted  # type: ignore[method-assign]
@@ -93,17 +97,17 @@ class FakeWorld:
         self, model: nn.Module, optimizer: torch.optim.Optimizer | None, copies: list[list[Tensor]]
     ) -> None:
         """See World."""
-        self.tracer.call((p.grad for p in model.parameters() if p.grad is not None), "gradients")
+        self.tracer.label((p.grad for p in model.parameters() if p.grad is not None), "gradients")
         for twin in copies:
-            self.tracer.call(twin, "copies")
+            self.tracer.label(twin, "copies")
         if optimizer is not None:
             state = (value for values in optimizer.state.values() for value in values.values())
-            self.tracer.call((v for v in state if isinstance(v, Tensor)), "optimizer")
+            self.tracer.label((v for v in state if isinstance(v, Tensor)), "optimizer")
 
 
 @contextlib.contextmanager
-def _copied() -> Iterator[None]:
-    """copy.deepcopy() of a fake tensor copies bytes that are not there, over whatever lies behind; in the block it makes another fake."""
+def _fake_deepcopy() -> Iterator[None]:
+    """Let copy.deepcopy() of a fake tensor make another fake; torch's own copies bytes that do not exist."""
 
     def deepcopy(self: Tensor, memo: dict[int, Any]) -> Tensor:
         with torch.no_grad():
@@ -124,8 +128,8 @@ def _copied() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _taken_apart() -> Iterator[None]:
-    """Inference mode hands on composite operators whole, so that what is inside them is not seen; in the block it is no_grad, which does not."""
+def _no_inference_mode() -> Iterator[None]:
+    """Replace inference mode, which hides what composite operators do, by no_grad, which shows it."""
     before = torch.inference_mode.__enter__
 
     def enter(self: Any) -> None:
@@ -141,7 +145,7 @@ def _taken_apart() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _outside(mode: Any) -> Iterator[None]:
-    """Leave a mode for a while."""
+    """Leave a mode in the block."""
     mode.__exit__(None, None, None)
     try:
         yield
@@ -150,7 +154,7 @@ def _outside(mode: Any) -> Iterator[None]:
 
 
 def swap(model: nn.Module, mode: FakeTensorMode, channels_last: bool = False) -> None:
-    """Replace every tensor of the module by an empty fake one, tied ones by the same."""
+    """Replace every tensor of the module by an empty fake one; tied weights stay tied."""
     done = dict[int, Tensor]()
     for module in model.modules():
         tables: list[dict[str, Any]] = [module._parameters, module._buffers, module.__dict__]

@@ -1,4 +1,4 @@
-"""Memory that needs no trace: tables by their bytes, matrices by their shape, agents by their nets and what they remember."""
+"""Memory by formula: tables by their bytes, matrices by their shape, agents by their nets and replay buffers."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -11,23 +11,21 @@ from overnight.errors import OvernightError
 from overnight.gpu.card import Card
 
 MIB = 2**20
-PACKED = 8  # at most, of text in a zip or gz
+PACKED = 8  # largest compression of text in a zip or gz
 JOIN = 3  # tables are read, sorted by key and gathered into the result
 ENDINGS = (".zip", ".gz", ".bz2", ".xz", ".zst", ".parquet")
-SOLVER = 4  # of a matrix: itself, what the solver copies, and its products
+SOLVER = 4  # times the matrix: itself, the copies of the solver, and its products
 FLOAT = 4
-WIDTHS, WIDE = (
-    {"bool": 1, "int": 8, "float": 8, "date": 4, "datetime": 8},
-    24,
-)  # bytes of a value; of a text with its offset
+WIDTHS = {"bool": 1, "int": 8, "float": 8, "date": 4, "datetime": 8}  # bytes of a value
+WIDE = 24  # of a text with its offset
 
 
 @dataclass(frozen=True)
 class Formula:
     """MiB of the card between two edges, without the context.
 
-    needs: the package that takes them; without it, and on a machine without a CUDA card, the step runs on the processor and takes none.
-    host_mib: of the machine's own memory. unknown: why there are no edges. why: what they are made of, in words.
+    needs: the package that computes on the card; without it, or without a CUDA card, the step runs on the
+    processor. host_mib: of the machine's own memory. unknown: why there are no edges. why: how they add up.
     """
 
     low: float = 0.0
@@ -40,27 +38,29 @@ class Formula:
 
     @classmethod
     def of(cls, found: Any) -> "Formula | None":
-        """What a step's `peak` says: a Formula, or (low, high) alone."""
+        """From what a step's `peak` returns: a Formula, or (low, high)."""
         return found if found is None or isinstance(found, cls) else cls(*found)
 
     def none_of(self, card: Card) -> bool:
-        """Whether it takes nothing of a card."""
+        """Whether it takes no memory of the card."""
         if self.needs:
             return card.virtual or importlib.util.find_spec(self.needs) is None
         return not self.high and not self.unknown
 
 
 def joined(data: Entry, tables: Sequence[str] = ()) -> Formula:
-    """Of joining tables of a data set on the card: by their rows and columns where the entry tells, else by the bytes of its files."""
+    """Join tables of a data set on the card: by their rows and columns in the entry, else by the bytes of its files."""
     held = _columns(data, tables)
     if held:
-        why = f"{len(held)} tables of {sum(held.values()):,.0f} MiB by their rows and columns; read, sorted by key, gathered"
-        return _join(sum(held.values()), sum(held.values()), why)
+        mib = sum(held.values())
+        why = f"{len(held)} tables of {mib:,.0f} MiB by their rows and columns; read, sorted by key, gathered"
+        return _join(mib, mib, why)
     sizes = {file.path: file.bytes for file in data.files}
     if not sizes or None in sizes.values():
         sizes = _on_disk(data)
     if not sizes:
-        unknown = "the size of its tables is unknown: get the data, or write `bytes`, or counts and types, into the set's entry"
+        unknown = "the size of its tables is unknown: "
+        unknown += "get the data, or write `bytes`, or counts and types, into the set's entry"
         return Formula(needs="cudf_polars", unknown=unknown)
     plain = sum(size or 0 for size in sizes.values()) / MIB
     unpacked = (
@@ -80,17 +80,16 @@ def _join(low: float, read: float, why: str) -> Formula:
 
 
 def _columns(data: Entry, tables: Sequence[str]) -> dict[str, float]:
-    """MiB of each table; nothing where the rows or the columns of one are not told."""
+    """MiB of each table; empty when the rows or the columns of one are unknown."""
     options: Any = data.options
     inner = options.get("options")
     described = options.get("tables") or (inner.get("tables") if isinstance(inner, dict) else None)
     described = described if isinstance(described, dict) else {}
     found = dict[str, float]()
     for name in tables or described:
-        rows, table = data.expected.counts.get(name), described.get(name)
-        types = (
-            table.get("types") if isinstance(table, dict) else None
-        )  # a name of a file alone tells nothing of its columns
+        rows = data.expected.counts.get(name)
+        table = described.get(name)
+        types = table.get("types") if isinstance(table, dict) else None  # else the name of its file alone
         if not rows or not types:
             return {}
         found[name] = rows * sum(WIDTHS.get(kind, WIDE) for kind in types.values()) / MIB
@@ -98,9 +97,10 @@ def _columns(data: Entry, tables: Sequence[str]) -> dict[str, float]:
 
 
 def fitted(rows: int, features: int, classes: int, package: str) -> Formula:
-    """Of fitting a linear model to a dense matrix of single precision on the card."""
-    matrix, weights = rows * features * FLOAT / MIB, features * classes * FLOAT / MIB
-    high = SOLVER * matrix + 20 * weights  # L-BFGS remembers ten steps and their gradients
+    """Fit a linear model to a dense float32 matrix on the card."""
+    matrix = rows * features * FLOAT / MIB
+    weights = features * classes * FLOAT / MIB
+    high = SOLVER * matrix + 20 * weights  # L-BFGS keeps ten steps and their gradients
     parts = {"data": matrix, "workspace": (SOLVER - 1) * matrix, "optimizer": 20 * weights}
     return Formula(
         matrix, high, package, parts=parts, why=f"a matrix of {rows:,} rows and at most {features:,} features"
@@ -108,8 +108,8 @@ def fitted(rows: int, features: int, classes: int, package: str) -> Formula:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes of what an agent keeps: nets with their gradients and moments, the steps it remembers, a batch on its way through the net."""
+class AgentMemory:
+    """Bytes of an agent: nets with gradients and moments, stored steps, activations of a batch."""
 
     nets: int
     remembered: int
@@ -128,20 +128,22 @@ def agent(
     remembered: int,
     batch: int,
     doubled: bool = True,
-) -> Memory:
-    """Of a learner: its nets (layers of so many units each), and how many steps it remembers.
+) -> AgentMemory:
+    """Memory of an RL agent.
 
-    observation, action: bytes of one. doubled: each step holds the observation before and the one after, as a replay buffer does;
-    beside them an action, a reward and whether the episode ended. Every net has weights, gradients and two moments of Adam.
+    widths: units of each layer, by net; every net has weights, gradients and two moments of Adam.
+    observation, action: bytes of one. remembered: stored steps, each of an observation, an action, a reward
+    and a flag for the end of the episode. doubled: two observations a step (before and after), as in a replay
+    buffer.
     """
     weights = sum((a + 1) * b for net in widths for a, b in pairwise(net))
     units = sum(sum(net[1:]) for net in widths)
     step = (2 if doubled else 1) * observation + action + 2 * FLOAT
-    return Memory(4 * FLOAT * weights, remembered * step, batch * (observation + 3 * FLOAT * units))
+    return AgentMemory(4 * FLOAT * weights, remembered * step, batch * (observation + 3 * FLOAT * units))
 
 
 def _on_disk(data: Entry) -> dict[str, int | None]:
-    """The files that are here; none when the set is not."""
+    """The files of the set on this disk."""
     try:
         home = next(iter(data.found()), None)
     except OvernightError:

@@ -1,11 +1,10 @@
-"""What steps needed before: every outcome is an empty file whose name says it all, so nothing of it can be torn or half written.
+"""Usage history: how runs of a step ended, so that the next one asks for what it needs.
 
-Files of <card's folder>/sizes/<memory fingerprint>/:
-
-    <number>-<micro-batch>-<kind>-<MiB>
-
-number: outcomes in their order; micro-batch: 0 for a step that has none. Several processes write at once without a lock: an outcome is
-made in one step, is never changed, and what newer ones made worthless is removed by whoever comes next. Other names are left alone.
+Every outcome is an empty file <card's folder>/sizes/<memory key of the
+step>/<number>-<micro-batch>-<kind>-<MiB>.
+number: order of the outcomes; micro-batch: 0 for a step without one; kind: one of KINDS. Processes write
+without a lock: a file is created once and never changed. Obsolete files are removed by the next writer;
+files with other names are left alone.
 """
 
 import math
@@ -17,68 +16,71 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-CLEAN = "clean"  # the most its allocator held, in a run that stayed below 95 % of its cap and reached its end
+CLEAN = "clean"  # peak of its allocator, in a run that finished below 95 % of its cap
 NEAR = "near"  # a cap that was filled to 95 % or more, without an error
-OOM = "oom"  # a cap that was not enough
-FITS = "fits"  # a cap in which it came through, after a larger micro-batch had failed in it; how much it needs is not known
-ALONE = "alone"  # the most the whole card held above its baseline while the step ran alone
-OUTSIDE = "outside"  # it took memory that no cap holds; MiB is 0
-RESIDENT = "resident"  # of the last clean peak: data that lay on the card because there was room, and would go where there is none
-KINDS = (CLEAN, NEAR, OOM, FITS, ALONE, OUTSIDE, RESIDENT)
+OOM = "oom"  # a cap that was too small
+FITS = "fits"  # a cap that sufficed after a larger micro-batch had failed in it; the need is unknown
+ALONE = "alone"  # peak of the whole card above its baseline, while the step ran alone
+OUTSIDE = "outside"  # it took memory that no cap limits; MiB is 0
+CACHED_DATA = "resident"  # share of the last clean peak: data cached on the card because there was room
+KINDS = (CLEAN, NEAR, OOM, FITS, ALONE, OUTSIDE, CACHED_DATA)
 
 NEAR_SHARE = 0.95
 LAST = 5  # clean runs whose largest peak counts
 MARGIN = 1 / 8  # above a peak, so that an equal run stays below 95 % of its cap
 LEAST_MARGIN_MIB = 64
-RAISE, DOUBLE = 1.25, 2.0  # of a cap that was met; the second until a run has come through since
-WORTH = 0.97  # of the largest cap there is: with one above that, which was met, it is not tried again
+RAISE = 1.25  # of a cap that was filled
+DOUBLE = 2.0  # of a cap that was too small, until a run has finished since
+LARGEST_SHARE = 0.97  # a cap above this share of the room, once filled, is not tried again
 MOST_MIB = 10**8  # as many digits as a name has room for
-MOST_STEPS = 1000  # fingerprints that are kept
+MOST_STEPS = 1000  # folders that are kept
 _NAME = re.compile(rf"([0-9]{{1,15}})-([0-9]{{1,9}})-({'|'.join(KINDS)})-([0-9]{{1,8}})")
 
 
 @dataclass(frozen=True, order=True)
 class Outcome:
-    """How one run ended, as far as memory goes."""
+    """Memory result of one run. size: micro-batch, 0 for a step without one."""
 
     number: int
-    size: int  # micro-batch, 0: none
+    size: int
     kind: str
     mib: int
 
     @property
     def name(self) -> str:
-        """Its file."""
         return f"{self.number}-{self.size}-{self.kind}-{self.mib}"
 
 
 @dataclass(frozen=True)
-class Need:
-    """What the allocator needs (MiB): at least `least`, that is known; `wanted` is enough if `sure`, else a guess. met: the cap it met.
+class Requirement:
+    """MiB that the allocator needs, without the CUDA context.
 
-    likely: a cap that will probably do, with less to spare than `wanted`; 0 where there is no such figure.
+    least: known lower bound. wanted: enough if `sure`, else a guess. filled: the cap that was filled or too
+    small.
+    likely: a cap that probably suffices, tighter than `wanted`; 0 when unknown.
     """
 
     least: int
     wanted: int
     sure: bool = False
-    met: int = 0
+    filled: int = 0
     likely: int = 0
 
     def fits(self, room_mib: int) -> bool | None:
-        """Whether a cap of `room_mib` is worth a try. None: only if nothing smaller can be had."""
-        if (
+        """Whether to try a cap of `room_mib`. None: only when there is no smaller micro-batch."""
+        if self.least > room_mib:
+            return False
+        worth_a_try = (
             self.wanted <= room_mib
             or 0 < self.likely <= room_mib
             or (self.sure and self.least < NEAR_SHARE * room_mib)
-            or (self.met and self.met <= WORTH * room_mib)
-        ):
-            return self.least <= room_mib
-        return None if self.least <= room_mib else False
+            or 0 < self.filled <= LARGEST_SHARE * room_mib
+        )
+        return True if worth_a_try else None
 
 
-def read(folder: Path) -> list[Outcome]:
-    """Every outcome of a fingerprint, in order; what is no outcome is passed over."""
+def read_outcomes(folder: Path) -> list[Outcome]:
+    """All outcomes in order. Files with other names are ignored."""
     try:
         names = [path.name for path in folder.iterdir()]
     except OSError:
@@ -87,91 +89,93 @@ def read(folder: Path) -> list[Outcome]:
     return sorted(Outcome(int(m[1]), int(m[2]), m[3], int(m[4])) for m in found)
 
 
-def add(folder: Path, size: int, kind: str, mib: float) -> None:
-    """Note an outcome. Where that cannot be (a full disk, a folder that may not be written, no figure) nothing is learned."""
-    if not 0 <= mib < MOST_MIB or size < 0:  # NaN is neither
+def add_outcome(folder: Path, size: int, kind: str, mib: float) -> None:
+    """Record an outcome.
+
+    NaN, negative and huge values are ignored, and so is a disk that cannot be written.
+    """
+    if not 0 <= mib < MOST_MIB or size < 0:  # false for NaN
         return
-    known = read(folder)
+    known = read_outcomes(folder)
     new = Outcome(known[-1].number + 1 if known else 1, size, kind, math.ceil(mib))
     with suppress(OSError):
         open_folder(folder)
         os.close(os.open(folder / new.name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        for old in worthless([*known, new]):
+        for old in obsolete([*known, new]):
             (folder / old.name).unlink(missing_ok=True)
 
 
-def worthless(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Those that no figure needs: all but the last of each kind, the highest cap that was met, and the clean run that explains it."""
+def obsolete(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Outcomes that no figure uses: all but the last of each kind, the highest filled cap, and the largest later clean run."""
     kept = set[Outcome]()
     for size in {o.size for o in outcomes}:
-        mine = [o for o in outcomes if o.size == size]
+        own = [o for o in outcomes if o.size == size]
         for kind in (CLEAN, ALONE):
-            kept |= set([o for o in mine if o.kind == kind][-LAST:])
-        for kind in (OUTSIDE, FITS, RESIDENT):
-            kept |= set([o for o in mine if o.kind == kind][-1:])
-        met = [o for o in mine if o.kind in (NEAR, OOM)]
-        for one in [max(met, key=lambda o: (o.mib, o.kind == OOM, o.number))] if met else []:
-            kept |= {
-                one,
-                *sorted([o for o in mine if o.kind == CLEAN and o.number > one.number], key=lambda o: o.mib)[
-                    -1:
-                ],
-            }
+            kept |= set([o for o in own if o.kind == kind][-LAST:])
+        for kind in (OUTSIDE, FITS, CACHED_DATA):
+            kept |= set([o for o in own if o.kind == kind][-1:])
+        filled = [o for o in own if o.kind in (NEAR, OOM)]
+        if filled:
+            highest = max(filled, key=lambda o: (o.mib, o.kind == OOM, o.number))
+            since = [o for o in own if o.kind == CLEAN and o.number > highest.number]
+            kept |= {highest, *sorted(since, key=lambda o: o.mib)[-1:]}
     return [o for o in outcomes if o not in kept]
 
 
-def need(outcomes: Sequence[Outcome], size: int) -> Need | None:
-    """What a micro-batch needs by its own outcomes; None where there are none.
+def requirement(outcomes: Sequence[Outcome], size: int) -> Requirement | None:
+    """MiB that a micro-batch needs by its own outcomes, None without any.
 
-    Clean runs count by the largest of their last peaks, and a margin. A cap that was met raises that: one that was not enough to its
-    double until a run comes through; then, and where a cap was nearly filled, to 1.25 times the cap, until a later clean run holds as
-    much as that itself and so shows what is needed. That stays, too: no number of smaller runs lets the cap be asked again.
+    Clean runs need the largest of their last peaks plus a margin. A cap that was too small is doubled until a
+    run finishes; then, and where a cap was nearly filled, it is raised by 1.25 until a later clean run holds
+    as much as the cap itself, which measures the need. Smaller runs never lower it again.
     """
     clean = [o for o in outcomes if o.size == size and o.kind == CLEAN]
     recent = [o.mib for o in clean[-LAST:]]
-    needs = (
-        [Need(max(0, max(recent) - resident(outcomes, size)), with_margin(max(recent)), sure=True)]
-        if recent
-        else []
-    )
+    found = list[Requirement]()
+    if recent:
+        peak = max(recent)
+        found.append(
+            Requirement(max(0, peak - cached_data_mib(outcomes, size)), with_margin(peak), sure=True)
+        )
     fits = [o.mib for o in outcomes if o.size == size and o.kind == FITS]
-    needs += [Need(0, fits[-1], sure=True)] if fits and not recent else []
-    needs += [_met(o, clean) for o in outcomes if o.size == size and o.kind in (NEAR, OOM)]
-    if not needs:
+    if fits and not recent:
+        found.append(Requirement(0, fits[-1], sure=True))
+    found += [_after_filling(o, clean) for o in outcomes if o.size == size and o.kind in (NEAR, OOM)]
+    if not found:
         return None
-    most = max(needs, key=lambda n: n.wanted)
-    return Need(max(n.least for n in needs), most.wanted, most.sure, most.met)
+    most = max(found, key=lambda n: n.wanted)
+    return Requirement(max(n.least for n in found), most.wanted, most.sure, most.filled)
 
 
-def _met(one: Outcome, clean: Sequence[Outcome]) -> Need:
-    """What a cap that was met says, in the light of the clean runs since."""
-    since = [o.mib for o in clean if o.number > one.number]
-    least = one.mib + 1 if one.kind == OOM else math.ceil(NEAR_SHARE * one.mib)
+def _after_filling(outcome: Outcome, clean: Sequence[Outcome]) -> Requirement:
+    """Requirement from one filled cap and the clean runs since."""
+    since = [o.mib for o in clean if o.number > outcome.number]
+    too_small = outcome.kind == OOM
+    least = outcome.mib + 1 if too_small else math.ceil(NEAR_SHARE * outcome.mib)
     if since and max(since) >= least:
-        return Need(max(since), with_margin(max(since)), sure=True)
-    return Need(
-        least, math.ceil(one.mib * (DOUBLE if one.kind == OOM and not since else RAISE)) + 1, met=one.mib
-    )
+        return Requirement(max(since), with_margin(max(since)), sure=True)
+    factor = DOUBLE if too_small and not since else RAISE
+    return Requirement(least, math.ceil(outcome.mib * factor) + 1, filled=outcome.mib)
 
 
-def peak(outcomes: Sequence[Outcome], size: int) -> int | None:
-    """The largest peak that the last clean runs of a micro-batch had, without data that need not lie on the card.
+def measured_peak(outcomes: Sequence[Outcome], size: int) -> int | None:
+    """Largest of the last clean peaks of a micro-batch, without cached data.
 
-    None where a cap was met since, which says that it needs more.
+    None without any since the last filled cap.
     """
-    mine = [o for o in outcomes if o.size == size and o.kind in (CLEAN, NEAR, OOM)]
-    met = max((o.number for o in mine if o.kind != CLEAN), default=0)
-    most = max([o.mib for o in mine if o.kind == CLEAN and o.number > met][-LAST:], default=None)
-    return None if most is None else max(0, most - resident(outcomes, size))
+    own = [o for o in outcomes if o.size == size and o.kind in (CLEAN, NEAR, OOM)]
+    filled = max((o.number for o in own if o.kind != CLEAN), default=0)
+    most = max([o.mib for o in own if o.kind == CLEAN and o.number > filled][-LAST:], default=None)
+    return None if most is None else max(0, most - cached_data_mib(outcomes, size))
 
 
-def resident(outcomes: Sequence[Outcome], size: int) -> int:
-    """What of a micro-batch's peak is data that need not lie on the card."""
-    return next((o.mib for o in reversed(outcomes) if o.size == size and o.kind == RESIDENT), 0)
+def cached_data_mib(outcomes: Sequence[Outcome], size: int) -> int:
+    """Share of a micro-batch's peak that is data which need not lie on the card."""
+    return next((o.mib for o in reversed(outcomes) if o.size == size and o.kind == CACHED_DATA), 0)
 
 
 def device_mib(outcomes: Sequence[Outcome], size: int) -> int | None:
-    """What the whole card held for a micro-batch that ran alone; None until measured."""
+    """Peak of the whole card for a micro-batch that ran alone; None until measured."""
     return max([o.mib for o in outcomes if o.size == size and o.kind == ALONE][-LAST:], default=None)
 
 
@@ -181,7 +185,7 @@ def with_margin(peak_mib: float) -> int:
 
 
 def open_folder(folder: Path) -> None:
-    """Make a fingerprint's folder where it is missing, and keep no more than those that were used last."""
+    """Create a step's folder when it is missing, and keep the MOST_STEPS folders used last."""
     if folder.is_dir():
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Any nn.Module as a Recipe, so that its training can be predicted like a task's."""
+"""Any nn.Module as a Recipe, so that its training can be predicted."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ INPUT = "input"
 
 
 class ModuleParams(TrainParams):
-    """Of a module that is trained by a loop of somebody's own: nothing of ours is laid over it."""
+    """Of a module that a user's own loop trains, without overnight's accelerations."""
 
 
 def as_recipe(
@@ -29,11 +29,12 @@ def as_recipe(
 ) -> Recipe[Any]:
     """A recipe that trains the module on that batch.
 
-    batch: a tensor, a tuple of tensors or a mapping of names to tensors, on any device (meta will do), samples first.
-    loss(module, batch) -> scalar; left out: the output's `loss`, else the sum of its first tensor.
-    optimizer(parameters) -> optimizer; left out: AdamW. accumulate: micro-batches in an effective batch.
+    batch: a tensor, a tuple of tensors or a mapping of names to tensors, on any device, samples first.
+    loss(module, batch) -> scalar; default: the output's `loss`, else the sum of its first tensor.
+    optimizer(parameters) -> optimizer; default: AdamW. accumulate: micro-batches in an effective batch.
     """
-    inputs, by_name = _named(batch), isinstance(batch, Mapping)
+    inputs = _named(batch)
+    by_name = isinstance(batch, Mapping)
     trained = optimizer or torch.optim.AdamW
     params = ModuleParams(batch=accumulate, micro_batch=1, precision=precision)
     return Recipe(
@@ -46,12 +47,12 @@ def as_recipe(
         schedule=constant,
         evaluate=lambda _model, _data, _split: {},
         params=params,
-        micro_batches=lambda batch, _size: iter([batch] * min(2, accumulate)),  # two tell as much as many
+        micro_batches=lambda batch, _size: iter([batch] * min(2, accumulate)),  # two cost as much as many
     )
 
 
 def _twin(module: nn.Module) -> nn.Module:
-    """The module with tensors of the meta device; it stays as it is."""
+    """A copy of the module with tensors of the meta device."""
     tensors = [*module.parameters(), *module.buffers()]
     memo: dict[int, Any] = {id(t): _meta(t) for t in tensors}
     return copy.deepcopy(module, memo).train()
@@ -63,7 +64,7 @@ def _meta(tensor: Tensor) -> Tensor:
 
 
 def _named(batch: Any) -> dict[str, Tensor]:
-    """Inputs by name; those by position are numbered."""
+    """Inputs by name; those by position get numbers."""
     if isinstance(batch, Mapping):
         return dict(batch)
     return {
@@ -79,7 +80,7 @@ def _loss(loss: Loss | None, model: nn.Module, batch: Batch, *, by_name: bool) -
     own = getattr(out, "loss", None)
     if isinstance(own, Tensor):
         return own
-    first: Tensor = (
-        out if isinstance(out, Tensor) else next(iter(out.values() if isinstance(out, Mapping) else out))
-    )
+    if isinstance(out, Tensor):
+        return out.float().sum()
+    first: Tensor = next(iter(out.values() if isinstance(out, Mapping) else out))
     return first.float().sum()

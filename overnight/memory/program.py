@@ -1,6 +1,6 @@
-"""The program whose memory is asked for: warm-up, optimizer steps and evaluations, as the training loop makes them.
+"""The training program that is traced: warm-up, optimizer steps and evaluations, as the training loop runs them.
 
-It runs in a World: with made-up tensors that have shapes alone (fake.py), or for real (measure.py).
+It runs in a World of fake tensors, which have shapes but no bytes (fake_tensors.py).
 """
 
 import contextlib
@@ -16,11 +16,11 @@ from overnight.training.acceleration import FUSED
 from overnight.training.batches import Batch, split_by_sample
 from overnight.training.recipe import Recipe
 
-STEPS = 3  # a warm-up that makes the optimizer's state, one step with it, one after an evaluation
+STEPS = 3  # one that creates the optimizer's state, one with it, one after an evaluation
 
 
 class World(Protocol):
-    """Where the program runs."""
+    """Where the program runs, and what it is given there."""
 
     target: str
 
@@ -28,49 +28,46 @@ class World(Protocol):
         """The untrained net."""
 
     def batch(self, recipe: Recipe[Any], size: int) -> Batch:
-        """Made-up samples as the loop hands them to the loss."""
+        """Example samples, as the loop passes them to the loss."""
 
     def score(self, recipe: Recipe[Any], model: nn.Module) -> None:
-        """Evaluate the recipe on made-up data."""
+        """Evaluate the recipe on example data."""
 
     def during(self, phase: str) -> AbstractContextManager[None]:
-        """A phase of the program."""
+        """Allocations in the block belong to the phase."""
 
     def settled(
         self, model: nn.Module, optimizer: torch.optim.Optimizer | None, copies: list[list[Tensor]]
     ) -> None:
-        """After a step: what belongs to whom."""
+        """After a step: label gradients, optimizer state and copies of the weights."""
 
 
-def drive(recipe: Recipe[Any], micro: int, world: World) -> None:
+def run_program(recipe: Recipe[Any], micro: int, world: World) -> None:
     """Run the program with micro-batches of `micro` samples."""
     with world.during("build"):
         model = world.model(recipe).train()
         averaged = copy.deepcopy(model).requires_grad_(False).eval() if recipe.ema else None
         optimizer = recipe.optimizer(model)
-        as_on(world.target, optimizer, recipe)
-        undo = (
-            [buffer.detach().clone() for buffer in model.buffers()] if by_the_loop(recipe) else []
-        )  # what a step that fails is undone by
+        choose_kernels(world.target, optimizer, recipe)
+        # the loop restores buffers after a failed step
+        undo = [buffer.detach().clone() for buffer in model.buffers()] if by_own_loop(recipe) else []
     with world.during("data"):
         parts = _parts(recipe, micro, world)
-    judged, best = averaged or model, dict[str, Tensor]()
+    evaluated = averaged or model
+    best = dict[str, Tensor]()
     for number in range(STEPS):
         _step(recipe, model, optimizer, parts, world)
-        world.settled(
-            model, optimizer, [undo, list(judged.state_dict().values()) if averaged is not None else []]
-        )
+        average = list(evaluated.state_dict().values()) if averaged is not None else []
+        world.settled(model, optimizer, [undo, average])
         if averaged is not None:
             with world.during("optimizer"), torch.no_grad():
-                _follow(averaged, model)
+                _update_average(averaged, model)
         if number:
             with world.during("evaluate"):
-                _evaluate(recipe, judged, parts[0], world)
-            if world.target == "cpu" and by_the_loop(
-                recipe
-            ):  # the best weights wait on the host, which is where all is on a CPU
+                _evaluate(recipe, evaluated, parts[0], world)
+            if world.target == "cpu" and by_own_loop(recipe):  # the best weights are kept on the host
                 with world.during("keep"):
-                    best = {name: tensor.detach().clone() for name, tensor in judged.state_dict().items()}
+                    best = {name: tensor.detach().clone() for name, tensor in evaluated.state_dict().items()}
                 world.settled(model, optimizer, [list(best.values())])
 
 
@@ -82,38 +79,40 @@ def precision(recipe: Recipe[Any], target: str) -> torch.dtype | None:
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[asked]
 
 
-def resident(recipe: Recipe[Any]) -> bool:
-    """Whether the batch is one whole that stays on the device, as a graph is."""
+def stays_on_device(recipe: Recipe[Any]) -> bool:
+    """Whether the whole batch stays on the device, as a graph does."""
     return recipe.micro_batches is not split_by_sample
 
 
-def as_on(target: str, optimizer: torch.optim.Optimizer, recipe: Recipe[Any]) -> None:
-    """Let it update weights as on the target: on a CPU one after the other, on a card by fused kernels, which hold nothing beside the state.
+def choose_kernels(target: str, optimizer: torch.optim.Optimizer, recipe: Recipe[Any]) -> None:
+    """Let the optimizer update weights as on the target.
 
-    In a loop of somebody's own, and where an optimizer has no such kernel, a card updates all weights in one go, with temporaries.
+    A CPU updates one weight after the other; a card uses fused kernels, which need no temporaries. In a
+    user's own loop, and without such a kernel, a card updates all weights at once (foreach), with
+    temporaries.
     """
-    fused = by_the_loop(recipe) and isinstance(optimizer, FUSED)
+    fused = by_own_loop(recipe) and isinstance(optimizer, FUSED)
     for group in optimizer.param_groups:
         if target != "cuda" or group.get("foreach", 0) is not None or group.get("fused"):
             continue
         group["fused" if fused and all(p.is_floating_point() for p in group["params"]) else "foreach"] = True
 
 
-def by_the_loop(recipe: Recipe[Any]) -> bool:
-    """Whether overnight's own loop trains it."""
+def by_own_loop(recipe: Recipe[Any]) -> bool:
+    """Whether overnight's own training loop runs it."""
     from overnight.memory.modules import ModuleParams
 
     return not isinstance(recipe.params, ModuleParams)
 
 
 def _parts(recipe: Recipe[Any], micro: int, world: World) -> list[Batch]:
-    """The first micro-batches of an effective batch: two of them tell what accumulation costs."""
-    whole = world.batch(recipe, micro if resident(recipe) else max(micro, recipe.params.batch))
+    """The first two micro-batches of an effective batch, which show what accumulation costs."""
+    whole = world.batch(recipe, micro if stays_on_device(recipe) else max(micro, recipe.params.batch))
     return list(itertools.islice(recipe.micro_batches(whole, micro), 2))
 
 
 def cast(recipe: Recipe[Any], target: str) -> AbstractContextManager[Any]:
-    """The autocast region of a forward pass. Always of the CPU: where the target is a card, its lists are laid over."""
+    """The autocast region of a forward pass: always the CPU's, which cuda_rules makes behave as on a card."""
     dtype = precision(recipe, target)
     return torch.autocast("cpu", dtype) if dtype else contextlib.nullcontext()
 
@@ -140,14 +139,14 @@ def _step(
 
 
 def on_device(recipe: Recipe[Any], part: Batch, target: str) -> Batch:
-    """The part as the loss sees it: on a card a copy, unless the whole batch lives there."""
-    if target == "cpu" or resident(recipe):
+    """The part as the loss sees it: a copy on a card, unless the whole batch stays there."""
+    if target == "cpu" or stays_on_device(recipe):
         return dict(part)
     return {name: tensor.clone() for name, tensor in part.items()}
 
 
 def _evaluate(recipe: Recipe[Any], model: nn.Module, part: Batch, world: World) -> None:
-    """The scores of a split of made-up data; where the recipe has none, a forward pass on a micro-batch."""
+    """Evaluate example data, or run a forward pass on a micro-batch when the recipe has none."""
     was = model.training
     model.eval()
     with torch.inference_mode(), cast(recipe, world.target):
@@ -158,8 +157,8 @@ def _evaluate(recipe: Recipe[Any], model: nn.Module, part: Batch, world: World) 
     model.train(was)
 
 
-def _follow(averaged: nn.Module, model: nn.Module) -> None:
-    """What keeping an average of the weights costs."""
-    ours: list[Tensor] = list(averaged.parameters())
-    theirs: list[Tensor] = list(model.parameters())
-    torch._foreach_lerp_(ours, theirs, 0.1)
+def _update_average(averaged: nn.Module, model: nn.Module) -> None:
+    """Update the moving average of the weights."""
+    averages: list[Tensor] = list(averaged.parameters())
+    weights: list[Tensor] = list(model.parameters())
+    torch._foreach_lerp_(averages, weights, 0.1)

@@ -1,10 +1,12 @@
-"""How much of the card a step asks for, and with which micro-batch: what it needed before, else what is predicted, else what it declares.
+"""How many MiB of the card a step requests and with which micro-batch: measured, else predicted, else declared.
 
-The amount of a micro-batch is what it was measured to need (history.py) and the CUDA context; without a measurement the prediction and the
-context: as other micro-batches that ran have corrected it (intervals.py), else its upper edge, as its family has moved it (calibration.py);
-without one the step's own `vram_mib`, of which a quarter is taken to be the same for every micro-batch and the rest to be in proportion to
-it, as with other micro-batches where those have run. Of the divisors and the halves of the effective batch, the largest whose amount is
-within the budget is chosen. Where none is, and micro-batch 1 is not known to be too large, the smallest gets the whole budget.
+measured   what the micro-batch was measured to need (history.py), plus the CUDA context
+predicted  the interval of overnight.memory as other micro-batches that ran have calibrated it, else its upper
+           edge as its family has calibrated it (intervals.py), or the step's own formula; plus the context
+declared   the step's `vram_mib`: FIXED of it for every micro-batch, the rest in proportion to the micro-batch
+
+Of the divisors and halves of the effective batch, the largest whose amount is within the budget is chosen.
+If none is, and micro-batch 1 is not known to be too large, the smallest gets the whole budget.
 """
 
 import os
@@ -19,38 +21,48 @@ from overnight.artifact import Artifact, DataSpec
 from overnight.errors import DoesNotFit, OvernightError
 from overnight.gpu.card import Card
 from overnight.gpu.cuda_context import overhead
-from overnight.memory import calibration, history, intervals
+from overnight.memory import history, intervals
 from overnight.memory.formulas import Formula
-from overnight.memory.history import Need
-from overnight.memory.intervals import Band, Predict
-from overnight.memory.micro_batches import even, half
+from overnight.memory.history import Requirement
+from overnight.memory.intervals import Predict, PredictionInterval
 
 if TYPE_CHECKING:
     from overnight.memory.usage import Usage
     from overnight.step import Step
 
 ROUND_MIB = 64
-FIXED = 0.25  # of a declared amount, whatever the micro-batch: weights, optimizer, workspace
+FIXED = 0.25  # of a declared amount, for every micro-batch: weights, optimizer, workspace
+REFUSED_DATA = (
+    OvernightError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)  # what a recipe raises for data that it cannot take
 
 
 @dataclass(frozen=True)
-class Ask:
-    """What to ask the ledger for. micro_batch: None for a step that has none; smaller: (MiB, micro-batch), the largest first."""
+class MemoryRequest:
+    """What to request from the ledger, MiB. micro_batch: None for a step without one.
+
+    smaller: (MiB, micro-batch) that would do as well, the largest first. predicted: of the micro-batch,
+    before calibration. note: why there is no prediction.
+    """
 
     mib: int
     micro_batch: int | None = None
     exclusive: bool = False
     smaller: tuple[tuple[int, int], ...] = ()
     why: str = ""
-    predicted: Band | None = field(
-        default=None, compare=False
-    )  # of the micro-batch, before anything corrected it
-    note: str = field(default="", compare=False)  # what a person should know of the prediction
+    predicted: PredictionInterval | None = field(default=None, compare=False)
+    note: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
-class Amount:
-    """What one micro-batch (0: none) would ask. fits: None means perhaps, with the whole budget."""
+class Candidate:
+    """What one micro-batch (0: none) would request. fits: None means perhaps, with the whole budget."""
 
     size: int
     mib: int
@@ -58,64 +70,90 @@ class Amount:
     why: str
 
 
-def ask(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, predict: Predict | None = None) -> Ask:
-    """The micro-batch to start with, and the amount to lease for it.
+def half(size: int) -> int:
+    """The micro-batch to try after `size` ran out of memory: the larger half."""
+    return -(-size // 2)
 
-    Raises DoesNotFit when micro-batch 1 is known not to fit, or the one that a user set, or a step that has none.
+
+def micro_batches(batch: int) -> list[int]:
+    """Candidates, the largest first: the divisors of the batch, and its halves, which a prime batch has, too."""
+    found = {n for n in range(1, batch + 1) if batch % n == 0}
+    while batch > 1:
+        batch = half(batch)
+        found.add(batch)
+    return sorted(found, reverse=True)
+
+
+def folder_of(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card) -> Path:
+    """Folder of a step's usage history and stored predictions."""
+    return card.folder / "sizes" / step.memory_key(arguments)[:32]
+
+
+def plan_request(
+    step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, predict: Predict | None = None
+) -> MemoryRequest:
+    """The micro-batch to start with, and the MiB to lease for it.
+
+    Raises DoesNotFit when the smallest micro-batch is known not to fit: 1, or the one that a user set, or the
+    whole of a step that has none.
     """
-    question = _Question(step, arguments, card, predict)
-    amounts = list[Amount]()
-    for size in question.sizes:
-        amounts.append(question.amount(size))
-        if amounts[-1].fits:
+    planner = _Planner(step, arguments, card, predict)
+    candidates = list[Candidate]()
+    for size in planner.sizes:
+        candidates.append(planner.candidate(size))
+        if candidates[-1].fits:
             break
-    chosen = next((a for a in reversed(amounts) if a.fits is not False), None)
+    chosen = next((c for c in reversed(candidates) if c.fits is not False), None)
     if chosen is None:
-        raise DoesNotFit(question.refusal(amounts[-1]))
-    below = [n for n in question.sizes if n < chosen.size] if card.policy == "shrink" else []
-    smaller = _descending(chosen.mib, [question.amount(size) for size in below])
-    return Ask(
+        raise DoesNotFit(planner.refusal(candidates[-1]))
+    below = [n for n in planner.sizes if n < chosen.size] if card.policy == "shrink" else []
+    return MemoryRequest(
         chosen.mib,
         chosen.size or None,
-        question.exclusive(chosen.size),
-        smaller,
+        planner.exclusive(chosen.size),
+        _descending(chosen.mib, [planner.candidate(size) for size in below]),
         chosen.why,
-        question.band(chosen.size),
+        planner.interval(chosen.size),
     )
 
 
-def learn(
+# ------------------------------------------------------------------------------------------------ after a run
+
+
+def record_usage(
     step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, used: "Usage", finished: bool
 ) -> None:
-    """Remember how a run ended. One that met its cap only raises the figure; only one that came through below it may lower it."""
+    """Add a run to the step's history.
+
+    A filled cap only raises the figure; a run below its cap may lower it.
+    """
     if not used.cap_mib or (card.virtual and not card.count):
         return
-    folder, first = folder_of(step, arguments, card), used.asked_micro_batch or 0
+    folder = folder_of(step, arguments, card)
+    first = used.asked_micro_batch or 0
     last = (used.micro_batch or first) if first else 0
     filled = used.peak_mib is not None and used.peak_mib >= history.NEAR_SHARE * used.cap_mib
-    survived = (
-        finished and last == first
-    )  # what ran out had no part in the micro-batch: an evaluation, say, that was done in slices
-    if used.out_of_memory and not survived:
-        for size in _failed(first, last) if filled or not _crowded(card, used) else []:
-            history.add(folder, size, history.OOM, used.cap_mib)
+    crowded = _crowded(card, used)
+    if used.out_of_memory and not (finished and last == first):  # else an evaluation was cut into slices
+        for size in _failed(first, last) if filled or not crowded else []:
+            history.add_outcome(folder, size, history.OOM, used.cap_mib)
         if finished and last < first:
-            history.add(folder, last, history.FITS, used.cap_mib)
-    elif filled or (used.met_cap and not (used.out_of_memory and _crowded(card, used))):
-        history.add(folder, last, history.NEAR, used.cap_mib)
+            history.add_outcome(folder, last, history.FITS, used.cap_mib)
+    elif filled or (used.met_cap and not (used.out_of_memory and crowded)):
+        history.add_outcome(folder, last, history.NEAR, used.cap_mib)
     elif finished and used.peak_mib is not None and not used.out_of_memory:
-        if used.resident_mib or history.resident(history.read(folder), last):
-            history.add(folder, last, history.RESIDENT, used.resident_mib)
-        history.add(folder, last, history.CLEAN, used.peak_mib)
-        _tell_family(step, arguments, card, last, used.peak_mib - used.resident_mib)
+        if used.resident_mib or history.cached_data_mib(history.read_outcomes(folder), last):
+            history.add_outcome(folder, last, history.CACHED_DATA, used.resident_mib)
+        history.add_outcome(folder, last, history.CLEAN, used.peak_mib)
+        _record_error(step, arguments, card, last, used.peak_mib - used.resident_mib)
     if step.outside or used.outside:
-        history.add(folder, first, history.OUTSIDE, 0)
+        history.add_outcome(folder, first, history.OUTSIDE, 0)
         if finished and used.exclusive and used.device_peak_mib:
-            history.add(folder, first, history.ALONE, used.device_peak_mib)
+            history.add_outcome(folder, first, history.ALONE, used.device_peak_mib)
 
 
 def _failed(first: int, last: int) -> list[int]:
-    """The micro-batches that were too large: from the one it began with, by halves, to the one before the last."""
+    """The micro-batches that were too large: from the first one, by halves, to the one before the last."""
     found = [first]
     while half(found[-1]) > last:
         found.append(half(found[-1]))
@@ -123,214 +161,212 @@ def _failed(first: int, last: int) -> list[int]:
 
 
 def _crowded(card: Card, used: "Usage") -> bool:
-    """Whether other programs took more than the card keeps for them: then the card was full, not the lease too small."""
+    """Whether other programs took more than the card's reserve: then the card was full, not the lease too small."""
     return not card.virtual and (used.foreign_peak_mib or 0) > card.total_mib - card.budget_mib
 
 
-def _tell_family(
+def _record_error(
     step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, size: int, peak_mib: float
 ) -> None:
-    """How far the prediction was off, for those that are made of the same family."""
+    """Record by how much the prediction was off, for the family."""
     params = arguments[0] if arguments else None
-    band = intervals.read(
-        folder_of(step, arguments, card),
-        intervals.version(),
-        size or max(int(getattr(params, "batch", 1)), 1),
-    )
-    if isinstance(band, Band):
-        calibration.add(card, calibration.name(step, params), band.mid, peak_mib)
+    micro_batch = size or max(int(getattr(params, "batch", 1)), 1)
+    found = intervals.read_interval(folder_of(step, arguments, card), intervals.version(), micro_batch)
+    if isinstance(found, PredictionInterval):
+        intervals.add_error(card, intervals.family(step, params), found.mid, peak_mib)
 
 
-class _Question:
+# ------------------------------------------------------------------------------------------------ before a run
+
+
+class _Planner:
     """What is known of one step on one card."""
 
     def __init__(
         self, step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, predict: Predict | None
     ) -> None:
-        self.step, self.arguments, self.card, self.predict = step, arguments, card, predict
+        self.step = step
+        self.arguments = arguments
+        self.card = card
+        self.predict = predict
         self.params: Any = arguments[0] if arguments else None
         self.batch = getattr(self.params, "batch", 0) if hasattr(self.params, "micro_batch") else 0
         self.overhead_mib = overhead(card)
-        self.outcomes = history.read(folder_of(step, arguments, card))
+        self.outcomes = history.read_outcomes(folder_of(step, arguments, card))
+        self.measured_sizes = {o.size for o in self.outcomes}
 
     @cached_property
     def recipe(self) -> Any:
-        """How the step trains; None without a Recipe, while nobody knows the shapes of its data, and where it refuses them."""
+        """How the step trains; None without a recipe, for data of unknown shape, and for data that it refuses."""
         spec = next((a.spec for a in self.arguments if isinstance(a, Artifact)), None)
         if self.step.recipe is None or spec in (None, DataSpec()):
             return None
-        with suppress(
-            OvernightError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
-        ):
+        with suppress(*REFUSED_DATA):  # the step itself will report it
             return self.step.recipe(self.params, spec)
-        return None  # the step itself is about to say what is wrong
+        return None
 
     @cached_property
     def sizes(self) -> list[int]:
-        """The micro-batches to choose from, the largest first: the one that a user set, or those that cut the batch evenly, or [0]."""
-        if given := getattr(self.params, "micro_batch", None):
+        """The candidate micro-batches, the largest first: the one that a user set, or those of the batch, or [0]."""
+        given = getattr(self.params, "micro_batch", None)
+        if given:
             return [int(given)]
-        if self.step.recipe is None or not self.batch or not _cuts(self.recipe):
+        if self.step.recipe is None or not self.batch or not _splittable(self.recipe):
             return [0]
-        return even(self.batch)
+        return micro_batches(self.batch)
 
     def exclusive(self, size: int) -> bool:
-        """Whether nobody may run beside it: asked for, or memory outside the cap that nobody has measured yet."""
+        """Whether it must run alone: by request, or for memory outside the cap that was not measured yet."""
         outside = self.step.outside or any(o.kind == history.OUTSIDE for o in self.outcomes)
-        return bool(getattr(self.params, "exclusive", False)) or (
-            outside and history.device_mib(self.outcomes, size) is None
-        )
+        unmeasured = outside and history.device_mib(self.outcomes, size) is None
+        return bool(getattr(self.params, "exclusive", False)) or unmeasured
 
-    def amount(self, size: int) -> Amount:
+    def candidate(self, size: int) -> Candidate:
         """By measurement, else by prediction (a trace, a formula), else by declaration."""
-        if nothing := self._nothing(size):
-            return nothing
-        found = self._learned(size) or self._predicted(size) or self._formula(size) or self._declared(size)
+        if self.formula is not None and self.formula.none_of(self.card):
+            return Candidate(size, 0, fits=True, why="it runs on the processor here: nothing of the card")
+        found = (
+            self._measured(size) or self._predicted(size) or self._by_formula(size) or self._declared(size)
+        )
         device = history.device_mib(self.outcomes, size)
         if device is None or found.mib >= history.with_margin(device):
             return found
         mib = min(_rounded(history.with_margin(device)), self.card.budget_mib)
-        return Amount(
-            size, mib, found.fits, f"learned: the whole card held {device:,} MiB more while it ran alone"
-        )
+        why = f"measured: the whole card held {device:,} MiB more while it ran alone"
+        return Candidate(size, mib, found.fits, why)
 
-    def _learned(self, size: int) -> Amount | None:
-        need = history.need(self.outcomes, size)
-        return (
-            self._sized(size, need, f"learned: it needs {need.least:,} MiB{'' if need.sure else ' or more'}")
-            if need
-            else None
-        )
-
-    def band(self, size: int) -> Band | None:
-        """What is predicted of a micro-batch, before any measurement."""
-        found = (
-            self.predict(self.recipe, size or max(self.batch, 1), self.card)
-            if self.predict and self.recipe
-            else None
-        )
-        return Band.of(found) if found else None
-
-    def _predicted(self, size: int) -> Amount | None:
-        band = self.band(size)
-        if band is None:
+    def _measured(self, size: int) -> Candidate | None:
+        found = history.requirement(self.outcomes, size)
+        if found is None:
             return None
-        peaks = {
-            n: peak
-            for n in {o.size for o in self.outcomes} - {size}
-            if (peak := history.peak(self.outcomes, n)) is not None
-        }
-        between = intervals.corrected(band, {n: found for n in peaks if (found := self.band(n))}, peaks)
-        if (
-            between is not None
-        ):  # tried if the lower figure fits: where that was wrong, a training goes on with less, once
-            enough = int(between[0] * intervals.SLACK / history.NEAR_SHARE) + 1
-            by = f"corrected by what micro-batch {', '.join(map(str, sorted(peaks)))} took"
-            why = f"predicted: {between[0]:,.0f} to {between[1]:,.0f} MiB, {by}"
-            return self._sized(
-                size,
-                Need(int(min(band.low, between[0])), history.with_margin(between[1]), likely=enough),
-                why,
-            )
-        seen = calibration.errors(self.card, calibration.name(self.step, self.params))
-        band = calibration.moved(band, seen)
-        why = f"predicted: {band.low:,.0f} to {band.high:,.0f} MiB; {calibration.told(band.mid, seen)}"
-        return self._sized(size, Need(int(band.low), int(band.high) + 1, likely=int(band.needed) + 1), why)
+        return self._sized(
+            size, found, f"measured: it needs {found.least:,} MiB{'' if found.sure else ' or more'}"
+        )
+
+    def interval(self, size: int) -> PredictionInterval | None:
+        """The prediction for a micro-batch, before calibration."""
+        if not self.predict or not self.recipe:
+            return None
+        found = self.predict(self.recipe, size or max(self.batch, 1), self.card)
+        return PredictionInterval.of(found) if found else None
+
+    def _predicted(self, size: int) -> Candidate | None:
+        interval = self.interval(size)
+        if interval is None:
+            return None
+        return self._calibrated_by_runs(size, interval) or self._calibrated_by_family(size, interval)
+
+    def _calibrated_by_runs(self, size: int, interval: PredictionInterval) -> Candidate | None:
+        """Tried if the lower figure fits: where that is wrong, a training continues with less, once."""
+        measured = {n: history.measured_peak(self.outcomes, n) for n in self.measured_sizes - {size}}
+        peaks = {n: peak for n, peak in measured.items() if peak is not None}
+        predicted = {n: self.interval(n) for n in peaks}
+        others = {n: other for n, other in predicted.items() if other}
+        between = intervals.calibrated_by_runs(interval, others, peaks)
+        if between is None:
+            return None
+        low, high = between
+        runs = ", ".join(map(str, sorted(peaks)))
+        return self._sized(
+            size,
+            Requirement(
+                int(min(interval.low, low)),
+                history.with_margin(high),
+                likely=int(low * intervals.SLACK / history.NEAR_SHARE) + 1,
+            ),
+            f"predicted: {low:,.0f} to {high:,.0f} MiB, corrected by what micro-batch {runs} took",
+        )
+
+    def _calibrated_by_family(self, size: int, interval: PredictionInterval) -> Candidate:
+        errors = intervals.read_errors(self.card, intervals.family(self.step, self.params))
+        found = intervals.calibrated(interval, errors)
+        need = Requirement(int(found.low), int(found.high) + 1, likely=int(found.needed) + 1)
+        tested = intervals.describe_errors(found.mid, errors)
+        return self._sized(size, need, f"predicted: {found.low:,.0f} to {found.high:,.0f} MiB; {tested}")
 
     @cached_property
     def formula(self) -> Formula | None:
-        """What the step's own formula says, where it has one and knows its data."""
+        """The step's own formula for its data; None without one, or for data of unknown shape."""
         given = [a.spec if isinstance(a, Artifact) else a for a in self.arguments[1:]]
         if self.step.peak is None or DataSpec() in given:
             return None
-        with suppress(OvernightError):  # the step itself is about to say what is wrong
+        with suppress(OvernightError):  # the step itself will report it
             return Formula.of(self.step.peak(self.params, *given))
         return None
 
-    def _nothing(self, size: int) -> Amount | None:
-        """Of a step that computes on the processor here."""
-        nothing = self.formula is not None and self.formula.none_of(self.card)
-        return (
-            Amount(size, 0, fits=True, why="it runs on the processor here: nothing of the card")
-            if nothing
-            else None
-        )
-
-    def _formula(self, size: int) -> Amount | None:
+    def _by_formula(self, size: int) -> Candidate | None:
         if self.formula is None or self.formula.unknown:
             return None
         low, high = self.formula.low, self.formula.high
-        return self._sized(
-            size, Need(0, int(high) + 1, likely=int(high) + 1), f"by formula: {low:,.0f} to {high:,.0f} MiB"
-        )
+        need = Requirement(0, int(high) + 1, likely=int(high) + 1)
+        return self._sized(size, need, f"by formula: {low:,.0f} to {high:,.0f} MiB")
 
-    def _declared(self, size: int) -> Amount:
-        """In proportion to other micro-batches that ran, else to what the step says of its whole batch; one that says nothing gets all."""
+    def _declared(self, size: int) -> Candidate:
+        """In proportion to other micro-batches that ran, else to the declaration for the whole batch, else all."""
+        whole = self.step.vram_mib or self.card.budget_mib
         if not size:
-            mib = self.step.vram_mib or self.card.budget_mib
-            wanted = mib - self.overhead_mib
-            return self._sized(
-                size, Need(0 if self.step.recipe else wanted, wanted), f"declared: {mib:,} MiB"
-            )
-        needs = {
-            n: need for n in {o.size for o in self.outcomes} if n and (need := history.need(self.outcomes, n))
-        }
-        whole, batch = self.step.vram_mib or self.card.budget_mib, self.batch or size
+            wanted = whole - self.overhead_mib
+            least = 0 if self.step.recipe else wanted
+            return self._sized(size, Requirement(least, wanted), f"declared: {whole:,} MiB")
+        measured = {n: history.requirement(self.outcomes, n) for n in self.measured_sizes if n}
+        needs = {n: need for n, need in measured.items() if need}
+        batch = self.batch or size
+        wanted = self._scaled(size, batch, whole, needs)
+        if needs:
+            why = f"scaled from micro-batches {sorted(needs)} that ran"
+        else:
+            why = f"declared: {whole:,} MiB{'' if size == batch else f' for all {batch} samples at once'}"
+        if wanted + self.overhead_mib > self.card.budget_mib:
+            why += f", so about {wanted + self.overhead_mib:,} for {size}"
+            why += f"; there is no more than {self.card.budget_mib:,}, which may do"
+        return self._sized(size, Requirement(0, wanted), why)
+
+    def _scaled(self, size: int, batch: int, whole_mib: int, needs: dict[int, Requirement]) -> int:
+        """MiB for `size` samples: of the next larger micro-batch that ran, or of all those below, the least."""
 
         def share(n: int) -> float:
             return FIXED + (1 - FIXED) * n / batch
 
-        near = min((n for n in needs if n > size), default=0)
-        guesses = [needs[near].wanted / share(near) if near else whole - self.overhead_mib]
-        guesses += [need.wanted / share(n) for n, need in needs.items() if n < size and need.sure]
-        why = (
-            f"scaled from micro-batches {sorted(needs)} that ran"
-            if needs
-            else f"declared: {whole:,} MiB{'' if size == batch else f' for all {batch} samples at once'}"
-        )
-        wanted = int(min(guesses) * share(size))
-        if wanted + self.overhead_mib > self.card.budget_mib:
-            why += f", so about {wanted + self.overhead_mib:,} for {size}; there is no more than {self.card.budget_mib:,}, which may do"
-        return self._sized(size, Need(0, wanted), why)
+        larger = min((n for n in needs if n > size), default=0)
+        estimates = [needs[larger].wanted / share(larger) if larger else whole_mib - self.overhead_mib]
+        estimates += [need.wanted / share(n) for n, need in needs.items() if n < size and need.sure]
+        return int(min(estimates) * share(size))
 
-    def _sized(self, size: int, need: Need, why: str) -> Amount:
-        """In MiB of the card. What smaller micro-batches are known to need, this one needs as well."""
-        below = [history.need(self.outcomes, s) for s in {o.size for o in self.outcomes} if 0 < s < size]
+    def _sized(self, size: int, need: Requirement, why: str) -> Candidate:
+        """In MiB of the card. It needs at least what smaller micro-batches are known to need."""
+        below = [history.requirement(self.outcomes, n) for n in self.measured_sizes if 0 < n < size]
         least = max([need.least, *(n.least for n in below if n)])
         need = replace(need, least=least, wanted=max(need.wanted, least, history.LEAST_MARGIN_MIB))
         mib = min(_rounded(need.wanted + self.overhead_mib), self.card.budget_mib)
-        return Amount(size, mib, need.fits(self.card.budget_mib - self.overhead_mib), why)
+        return Candidate(size, mib, need.fits(self.card.budget_mib - self.overhead_mib), why)
 
-    def refusal(self, last: Amount) -> str:
+    def refusal(self, last: Candidate) -> str:
         """Why it does not fit, and what would change that."""
         given = getattr(self.params, "micro_batch", None) or 0
-        what = f"{self.step.name}{f' with micro_batch {last.size}' if last.size else ''}"
-        fixed = (
-            f"leave out micro_batch, which was set to {given} and is not changed then; " if given > 1 else ""
-        )
+        context = f", {self.overhead_mib} of them for the CUDA context" if self.overhead_mib else ""
+        fixed = f"leave out micro_batch, which was set to {given} and is not changed then; "
         parts = (
             "the model, its input or the data" if last.size else "the model, its input, its batch or the data"
         )
         return (
-            f"{what} does not fit the card: {last.why}; the whole budget is {self.card.budget_mib} MiB"
-            f"{f', {self.overhead_mib} of them for the CUDA context' if self.overhead_mib else ''}. What helps: {fixed}make {parts} smaller, "
-            f"compute in bf16, {_more(self.card)}, or use a larger card"
+            f"{self.step.name}{f' with micro_batch {last.size}' if last.size else ''} does not fit the card: "
+            f"{last.why}; the whole budget is {self.card.budget_mib} MiB{context}. What helps: "
+            f"{fixed if given > 1 else ''}make {parts} smaller, compute in bf16, {_larger_budget(self.card)}, "
+            "or use a larger card"
         )
 
 
-def _more(card: Card) -> str:
+def _larger_budget(card: Card) -> str:
     """The setting that grants more of a card."""
     if os.environ.get("OVERNIGHT_BUDGET_MIB"):
         return "set OVERNIGHT_BUDGET_MIB higher"
-    return (
-        "set OVERNIGHT_VIRTUAL_MIB higher"
-        if card.virtual
-        else "set OVERNIGHT_RESERVE_MIB lower if the desktop needs less"
-    )
+    if card.virtual:
+        return "set OVERNIGHT_VIRTUAL_MIB higher"
+    return "set OVERNIGHT_RESERVE_MIB lower if the desktop needs less"
 
 
-def _cuts(recipe: Any) -> bool:
-    """Whether a batch can be computed in parts; a graph, say, cannot."""
+def _splittable(recipe: Any) -> bool:
+    """Whether a batch can be computed in parts; a graph cannot."""
     if recipe is None:
         return True
     import torch
@@ -340,12 +376,12 @@ def _cuts(recipe: Any) -> bool:
     return True
 
 
-def _descending(mib: int, amounts: Sequence[Amount]) -> tuple[tuple[int, int], ...]:
-    """Those that fit and ask for less, each for less than the one before."""
+def _descending(mib: int, candidates: Sequence[Candidate]) -> tuple[tuple[int, int], ...]:
+    """(MiB, micro-batch) of those that fit, each for less than the one before."""
     found = list[tuple[int, int]]()
-    for amount in amounts:
-        if amount.fits and amount.mib < (found[-1][0] if found else mib):
-            found.append((amount.mib, amount.size))
+    for candidate in candidates:
+        if candidate.fits and candidate.mib < (found[-1][0] if found else mib):
+            found.append((candidate.mib, candidate.size))
     return tuple(found)
 
 
@@ -353,6 +389,6 @@ def _rounded(mib: float) -> int:
     return -int(-mib // ROUND_MIB) * ROUND_MIB
 
 
-def folder_of(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card) -> Path:
-    """Where all is kept that is known of a step's memory."""
-    return card.folder / "sizes" / step.memory_key(arguments)[:32]
+ask = plan_request
+learn = record_usage
+Ask = MemoryRequest

@@ -1,8 +1,10 @@
-"""A prediction in a process of its own: a trace changes operators of the whole process, and what crashes there costs no step.
+"""Predict in a process of its own: a trace changes operators of the whole process, and a crash costs no step.
 
-`python -m overnight.memory.subprocess` reads {step, arguments, card} from its standard input and leaves in the step's folder what it predicts of
-each micro-batch that is looked at (intervals.py), so that it is asked once. Whatever ends it (a fault in a library, the kernel when the
-machine's memory runs out, the limit of time) leaves the rest unknown: the step asks for what it declares, and says why.
+`python -m overnight.memory.subprocess` reads {step, arguments, card} from its standard input and stores the
+interval of each micro-batch that the planner looks at in the step's folder (intervals.py), so each is traced
+once. If the process ends early (a fault in a library, the machine's memory, the time limit) the remaining
+intervals are
+unknown: the step requests what it declares, and logs why.
 """
 
 import contextlib
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from overnight.errors import DoesNotFit, Stopped
 from overnight.gpu.card import Card
 from overnight.memory import intervals, request
-from overnight.memory.request import Ask
+from overnight.memory.request import MemoryRequest
 from overnight.paths import root
 from overnight.processes import die_with_parent
 
@@ -29,64 +31,65 @@ if TYPE_CHECKING:
     from overnight.step import Step
 
 COMMAND = (sys.executable, "-P", "-m", "overnight.memory.subprocess")
-LIMIT_S = 240.0  # of a machine that does other things as well; a trace takes 1 to 15 s of one core
+LIMIT_S = 240.0  # on a busy machine; a trace takes 1 to 15 s of one core
 POLL_S = 0.05
 FIRST_TO_GO = 1000  # when the machine's memory runs out (oom_score_adj)
 
 
-def ask(
+def plan_request(
     step: "Step[Any, Any]",
     arguments: Sequence[Any],
     card: Card,
     should_stop: Callable[[], bool],
     limit_s: float = LIMIT_S,
-) -> Ask:
-    """sizes.ask, with the prediction made elsewhere. Raises DoesNotFit, Stopped."""
-    known = intervals.Known(request.folder_of(step, arguments, card), intervals.version())
+) -> MemoryRequest:
+    """request.plan_request, with the prediction made in a process of its own. Raises DoesNotFit, Stopped."""
+    known = intervals.StoredIntervals(request.folder_of(step, arguments, card), intervals.version())
     with contextlib.suppress(DoesNotFit):
-        found = request.ask(step, arguments, card, known)
+        found = request.plan_request(step, arguments, card, known)
         if not known.missing:
-            return _noted(found, known)
+            return _with_note(found, known)
     if known.missing:
         known.missing.clear()
         why = run(_question(step, arguments, card), COMMAND, should_stop, limit_s)
         with contextlib.suppress(DoesNotFit):
-            request.ask(step, arguments, card, known)
+            request.plan_request(step, arguments, card, known)
         if known.missing:
-            known.give_up(why or "nothing was said of it")
-    return _noted(request.ask(step, arguments, card, known), known)
+            known.give_up(why or "the process made no prediction")
+    return _with_note(request.plan_request(step, arguments, card, known), known)
 
 
-def _noted(found: Ask, known: intervals.Known) -> Ask:
-    """With the reason, where nothing is predicted of what it asks for."""
-    told = known.unknown and found.predicted is None
-    return replace(found, note=f"its memory is not predicted: {known.unknown}") if told else found
+def _with_note(found: MemoryRequest, known: intervals.StoredIntervals) -> MemoryRequest:
+    """Add the reason when there is no prediction."""
+    if not known.unknown or found.predicted is not None:
+        return found
+    return replace(found, note=f"its memory is not predicted: {known.unknown}")
 
 
 def run(
     question: Mapping[str, Any], command: Sequence[str], should_stop: Callable[[], bool], limit_s: float
 ) -> str:
-    """Have a process answer; why it did not, or nothing. Raises Stopped."""
-    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as said:
+    """Run the command with the question as its input. Returns why it failed, or nothing. Raises Stopped."""
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as output:
         given.write(json.dumps(question).encode())
         given.seek(0)
         process = subprocess.Popen(
             command,
             stdin=given,
-            stdout=said,
+            stdout=output,
             stderr=subprocess.STDOUT,
             cwd=root(),
             env=_environment(),
             process_group=0,
         )
         try:
-            late = _waited(process, should_stop, limit_s)
+            late = _wait(process, should_stop, limit_s)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        said.seek(0)
-        last = (said.read().decode(errors="replace").strip().splitlines() or [""])[-1][:300]
+        output.seek(0)
+        last = (output.read().decode(errors="replace").strip().splitlines() or [""])[-1][:300]
     if late:
         return f"the prediction was not there after {limit_s:g} s"
     if process.returncode < 0:
@@ -94,8 +97,8 @@ def run(
     return f"the process that predicts ended with {process.returncode}: {last}" if process.returncode else ""
 
 
-def _waited(process: "subprocess.Popen[bytes]", should_stop: Callable[[], bool], limit_s: float) -> bool:
-    """Whether the time ran out. Raises Stopped."""
+def _wait(process: "subprocess.Popen[bytes]", should_stop: Callable[[], bool], limit_s: float) -> bool:
+    """Wait for the end; True when the time ran out. Raises Stopped."""
     until = time.monotonic() + limit_s
     while process.poll() is None:
         if should_stop():
@@ -107,7 +110,7 @@ def _waited(process: "subprocess.Popen[bytes]", should_stop: Callable[[], bool],
 
 
 def _environment() -> dict[str, str]:
-    """One thread, no card, and nothing that would make it talk to a server."""
+    """One thread, no card, no server."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
     return {**kept, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -123,7 +126,7 @@ def _question(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card) -> d
 
 
 def main() -> int:
-    """Predict what the question asks for; 0 whatever fits or not."""
+    """Predict the step of the question; 0 whether it fits or not."""
     question = json.loads(sys.stdin.read())
     die_with_parent(int(question["parent"]))
     with contextlib.suppress(OSError):
@@ -134,11 +137,13 @@ def main() -> int:
     arguments = step.from_json(question["arguments"])
     folder = request.folder_of(step, arguments, card)
     with contextlib.suppress(DoesNotFit):
-        request.ask(
-            step, arguments, card, intervals.remembered(intervals.tracing, folder, intervals.version())
+        request.plan_request(
+            step, arguments, card, intervals.stored(intervals.predict_here, folder, intervals.version())
         )
     return 0
 
+
+ask = plan_request
 
 if __name__ == "__main__":
     code = main()

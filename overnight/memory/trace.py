@@ -1,4 +1,4 @@
-"""What a program asks of its allocator: every allocation and release in order, with the operator and the phase that made it."""
+"""Every allocation and release of a program in order, with its operator and phase."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ KINDS = ("weights", "gradients", "optimizer", "copies", "data", "activations", "
 
 @dataclass
 class Trace:
-    """Allocations by id, and the order in which they come and go. Sizes are bytes as asked for, before any rounding."""
+    """Allocations by id, and the order of allocations and releases. Sizes are bytes before rounding."""
 
     sizes: list[int] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
@@ -18,7 +18,7 @@ class Trace:
     places: list[tuple[str, str]] = field(default_factory=list)  # phase and operator of each event
 
     def allocate(self, size: int, kind: str, place: tuple[str, str]) -> int:
-        """A new allocation; its id."""
+        """Record an allocation; returns its id."""
         self.sizes.append(size)
         self.kinds.append(kind)
         self.events.append(len(self.sizes) - 1)
@@ -26,12 +26,12 @@ class Trace:
         return len(self.sizes) - 1
 
     def release(self, number: int, place: tuple[str, str]) -> None:
-        """The end of an allocation."""
+        """Record the end of an allocation."""
         self.events.append(~number)
         self.places.append(place)
 
     def settled(self) -> "Trace":
-        """The same with releases that follow one another in the order of birth: torch empties a graph in no order of its own."""
+        """The same with consecutive releases in the order of allocation, since torch frees a graph in random order."""
         runs = [list(run) for _, run in groupby(self.events, key=lambda event: event < 0)]
         events = [event for run in runs for event in (sorted(run, reverse=True) if run[0] < 0 else run)]
         return Trace(self.sizes, self.kinds, events, self.places)
@@ -59,25 +59,29 @@ class Trace:
         return {kind: parts[kind] for kind in KINDS if parts[kind]}
 
     def between(self, other: "Trace", share: float) -> "Trace | None":
-        """The program at another number of samples, where this and `other` are 0 and 1; None when the two differ in more than sizes."""
+        """Interpolate sizes to another number of samples: this is share 0, `other` 1.
+
+        None when events differ.
+        """
         if self.events != other.events:
             return None
         sizes = [round(a + (b - a) * share) for a, b in zip(self.sizes, other.sizes, strict=True)]
         return Trace(sizes, self.kinds, self.events, self.places)
 
     def without(self, phase: str) -> "Trace":
-        """The same program, had it never come to what a phase allocates."""
-        gone = {
+        """The same program without the allocations of a phase."""
+        dropped = {
             event
             for event, (name, _) in zip(self.events, self.places, strict=True)
             if event >= 0 and name == phase
         }
-        kept = [i for i, event in enumerate(self.events) if max(event, ~event) not in gone]
+        kept = [i for i, event in enumerate(self.events) if max(event, ~event) not in dropped]
         return Trace(self.sizes, self.kinds, [self.events[i] for i in kept], [self.places[i] for i in kept])
 
     def by_phase(self) -> dict[str, int]:
         """The most bytes alive in each phase."""
-        now, most = 0, dict[str, int]()
+        now = 0
+        most = dict[str, int]()
         for event, (phase, _) in zip(self.events, self.places, strict=True):
             now += self.sizes[event] if event >= 0 else -self.sizes[~event]
             most[phase] = max(most.get(phase, 0), now)
@@ -86,7 +90,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Peak:
-    """The moment of most bytes: how many, in which phase, at which operator, and of what kinds."""
+    """The moment of most bytes; parts: bytes by kind."""
 
     bytes: int
     phase: str
@@ -95,7 +99,7 @@ class Peak:
 
 
 def alive(events: list[int]) -> Iterator[int]:
-    """The allocations that are not released by the end of the events."""
+    """Allocations that are not released by the end of the events."""
     yield from sorted({e for e in events if e >= 0} - {~e for e in events if e < 0})
 
 

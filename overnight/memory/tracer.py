@@ -1,4 +1,4 @@
-"""A dispatch mode that notes when each storage is born and when it dies."""
+"""A dispatch mode that records when each storage is allocated and released."""
 
 import contextlib
 import weakref
@@ -13,44 +13,47 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from overnight.memory.trace import Trace
 
 DEVICE = torch.ops.prim.device.default
-READ = (
-    torch.ops.aten._local_scalar_dense.default,
-    torch.ops.aten.equal.default,
-)  # what float(tensor) and torch.equal() become
+ITEM = torch.ops.aten._local_scalar_dense.default  # float(tensor)
+EQUAL = torch.ops.aten.equal.default  # torch.equal()
 REPORTS = (
     "optimizer",
     "evaluate",
-)  # phases in which numbers are read to be shown, or are counters: they steer no allocation
-HIDING = (
-    torch.ops.aten.mkldnn_rnn_layer.default,
-)  # its shape rule says nothing of the workspace, which is most of what an LSTM takes
+)  # phases in which values are shown or count steps, and change no allocation
+FUSED_LSTM = (
+    torch.ops.aten.mkldnn_rnn_layer.default
+)  # its shape rule omits the workspace, most of what it takes
 Spare = Callable[[Any, tuple[Any, ...], dict[str, Any], Any], int]
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Entered inside a fake mode it sees every operator of the program, of the backward pass as well.
+    """Entered inside a fake mode it sees every operator, including the backward pass.
 
-    spare(operator, args, kwargs, out) -> bytes that the operator takes for itself beside what it returns, and gives back at its end.
+    spare(operator, args, kwargs, out) -> bytes of workspace that the operator takes and releases.
     """
 
     def __init__(self, spare: Spare) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.trace, self.spare, self.phase = Trace(), spare, ""
-        self.known: dict[
-            int, tuple[int, Any]
-        ] = {}  # storage -> allocation and the weak reference that tells its end
-        self.passed: dict[int, Any] = {}
-        self.operator = self.failed = ""
+        self.trace = Trace()
+        self.spare = spare
+        self.phase = ""
+        self.operator = ""
+        self.failed = ""  # the innermost phase of an error
+        self.known: dict[int, tuple[int, Any]] = {}  # storage -> allocation, weak reference that ends it
+        self.ignored: dict[int, Any] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is DEVICE:  # asked for at every turn
+        if func is DEVICE:  # called constantly
             return args[0].fake_device
-        if func in HIDING:
+        if func is FUSED_LSTM:
             raise NotImplementedError("a fused LSTM keeps memory for its backward pass that no shape tells")
-        out = _stand_in(func, args[0]) if func in READ and self.phase in REPORTS else func(*args, **kwargs)
+        out = (
+            _stand_in(func, args[0])
+            if func in (ITEM, EQUAL) and self.phase in REPORTS
+            else func(*args, **kwargs)
+        )
         self.operator = str(func)
         spare = self.spare(func, args, kwargs, out)
         held = self.trace.allocate(spare, "workspace", (self.phase, self.operator)) if spare else None
@@ -61,11 +64,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def note(self, tensor: Tensor, kind: str) -> None:
-        """Take down the tensor's storage, if it is new or has grown."""
+        """Record the tensor's storage, if it is new or has grown."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         found = self.known.get(key)
-        if key in self.passed or (found is not None and self.trace.sizes[found[0]] >= size):
+        if key in self.ignored or (found is not None and self.trace.sizes[found[0]] >= size):
             return
         if found is not None:  # resized: the old bytes go once the new ones are there
             self._end(key)
@@ -73,20 +76,20 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             number = self.trace.allocate(size, kind, (self.phase, self.operator))
             self.known[key] = (number, weakref.ref(storage, partial(self._end, key)))
 
-    def pass_over(self, tensor: Tensor) -> None:
-        """Take no notice of the tensor's storage, which somebody else has allocated."""
+    def ignore(self, tensor: Tensor) -> None:
+        """Ignore the tensor's storage, which torch's allocator did not allocate."""
         storage = tensor.untyped_storage()
-        self.passed[storage._cdata] = weakref.ref(storage, partial(self._forget, storage._cdata))
+        self.ignored[storage._cdata] = weakref.ref(storage, partial(self._forget, storage._cdata))
 
     def _forget(self, key: int, _gone: object = None) -> None:
-        self.passed.pop(key, None)
+        self.ignored.pop(key, None)
 
     def _end(self, key: int, _gone: object = None) -> None:
         number, _ = self.known.pop(key)
         self.trace.release(number, (self.phase, self.operator))
 
-    def call(self, found: Iterable[Tensor], kind: str) -> None:
-        """Say what the storages of these tensors are: weights, gradients ..."""
+    def label(self, found: Iterable[Tensor], kind: str) -> None:
+        """Set the kind of these tensors: weights, gradients ..."""
         for tensor in found:
             entry = self.known.get(tensor.untyped_storage()._cdata)
             if entry is not None:
@@ -94,7 +97,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextlib.contextmanager
     def during(self, phase: str) -> Iterator[None]:
-        """Whatever is allocated in the block belongs to that phase."""
+        """Allocations in the block belong to that phase."""
         before, self.phase = self.phase, phase
         try:
             yield
@@ -106,16 +109,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _stand_in(func: Any, tensor: Tensor) -> float | int | bool:
-    """A number in place of one that nobody knows."""
-    return (
-        True
-        if func is READ[1]
-        else 1.0
-        if tensor.is_floating_point()
-        else True
-        if tensor.dtype == torch.bool
-        else 1
-    )
+    """A value in place of one that a fake tensor does not have."""
+    if func is EQUAL or tensor.dtype == torch.bool:
+        return True
+    return 1.0 if tensor.is_floating_point() else 1
 
 
 def _kind(phase: str) -> str:

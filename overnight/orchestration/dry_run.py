@@ -1,4 +1,4 @@
-"""What a config would run, step by step, with the shapes of the data as far as they are known; nothing runs."""
+"""Dry run: the steps of a config with the shapes of their data as far as they are known; nothing runs."""
 
 import contextlib
 import inspect
@@ -21,18 +21,23 @@ from overnight.step import Builder, Step, building
 
 
 @dataclass(frozen=True, eq=False)
-class Foreseen:
-    """A step that would run: what it is given (data set entries, shapes of what comes from upstream) and what it would hand on."""
+class PlannedStep:
+    """A step that would run.
+
+    given: data set entries, and specs of upstream artifacts. spec: of its result. artifact: of the last run with the
+    same values and data. source: where the shapes come from, or why there are none. section: of its values in the
+    config, with a dot at the end (`cnn.`). above: the steps whose results it is given.
+    """
 
     label: str
     step: Step[Any, Any]
     params: Any
     given: tuple[Entry | DataSpec | None, ...]
     spec: DataSpec | None
-    artifact: Artifact | None  # of the last run with the same values and data
-    source: str  # where the shapes come from, or why there are none
-    section: str = ""  # where its values stand in the config, with a dot at the end: `cnn.`
-    above: tuple["Foreseen", ...] = ()
+    artifact: Artifact | None
+    source: str
+    section: str = ""
+    above: tuple["PlannedStep", ...] = ()
 
     @property
     def shapes(self) -> DataSpec | None:
@@ -52,35 +57,39 @@ class Foreseen:
         )
 
 
-class Outline(Builder):
-    """Stands where a chain of steps stands while a flow's code runs, and takes down what is submitted."""
+class DryRun(Builder):
+    """Collects the steps that a flow's code submits."""
 
     def __init__(self, experiment: Experiment) -> None:
-        self.seed, self.steps = experiment.seed, list[Foreseen]()
+        self.seed = experiment.seed
+        self.steps = list[PlannedStep]()
         self.card: Card | None = None  # that finished steps ran on
         with contextlib.suppress(OvernightError):  # a card that cannot be used
             self.card = find(experiment.card.use)
         self.sections = dict(_sections(experiment, ""))
 
-    def submit(self, step: Step[Any, Any], *args: Any, **kwargs: Any) -> Foreseen:
-        """Called by a step in place of running it."""
+    def submit(self, step: Step[Any, Any], *args: Any, **kwargs: Any) -> PlannedStep:
+        """Plan a step instead of running it."""
         bound = inspect.signature(step.body).bind(None, *args, **kwargs)
         bound.apply_defaults()
         params, *rest = list(bound.arguments.values())[1:]
-        given = tuple(a.spec if isinstance(a, Foreseen) else a for a in rest)
+        given = tuple(a.spec if isinstance(a, PlannedStep) else a for a in rest)
         artifact = self._finished(
-            step, [params, *(a.artifact if isinstance(a, Foreseen) else a for a in rest)]
+            step, [params, *(a.artifact if isinstance(a, PlannedStep) else a for a in rest)]
         )
-        spec = (
-            artifact.spec
-            if artifact
-            else step.spec(params, *given)
-            if step.spec and None not in given
-            else None
+        spec = None
+        if artifact:
+            spec = artifact.spec
+            source = "the last finished run"
+        else:
+            if step.spec and None not in given:
+                spec = step.spec(params, *given)
+            source = "the data set's entry" if spec else self._why(rest)
+        section = self.sections.get(id(params), "")
+        above = tuple(a for a in rest if isinstance(a, PlannedStep))
+        found = PlannedStep(
+            self.label(step.name), step, params, given, spec, artifact, source, section, above
         )
-        source = "the last finished run" if artifact else "the data set's entry" if spec else self._why(rest)
-        section, above = self.sections.get(id(params), ""), tuple(a for a in rest if isinstance(a, Foreseen))
-        found = Foreseen(self.label(step.name), step, params, given, spec, artifact, source, section, above)
         for one in self.steps:  # the same step with the same arguments runs once
             if (one.step, one.params, one.given) == (step, params, given) and given and None not in given:
                 return one
@@ -89,14 +98,14 @@ class Outline(Builder):
 
     def _why(self, given: Sequence[Any]) -> str:
         names = [a.name for a in given if isinstance(a, Entry)]
-        lacking = next((a for a in given if isinstance(a, Foreseen) and a.spec is None), None)
+        lacking = next((a for a in given if isinstance(a, PlannedStep) and a.spec is None), None)
         if lacking is not None:
             return lacking.source
         where = f", or write them into datasets/{names[0]}.yaml under `expected`" if names else ""
         return f"the shapes of what it makes are unknown: run it once{where}"
 
     def _finished(self, step: Step[Any, Any], arguments: list[Any]) -> Artifact | None:
-        """What the same step made of the same values and data before, if that is still there."""
+        """The result of the last run with the same values and data, if it still exists."""
         if any(a is None for a in arguments):
             return None
         try:
@@ -118,17 +127,17 @@ class Outline(Builder):
         return done
 
 
-def outline(path: Path, overrides: Sequence[str] = ()) -> list[Foreseen]:
+def planned_steps(path: Path, overrides: Sequence[str] = ()) -> list[PlannedStep]:
     """Every step that the config would run. Raises ConfigError."""
     pipeline, experiment = load(path, overrides)
-    found = Outline(experiment)
+    found = DryRun(experiment)
     with building(found):
         pipeline.body(experiment)
     return found.steps
 
 
 def _sections(values: Any, where: str) -> Iterator[tuple[int, str]]:
-    """Where in the config each step's values stand, by identity."""
+    """(id of a step's values, their section in the config)."""
     if isinstance(values, Params):
         yield id(values), where
     fields = dict(values) if isinstance(values, Values) else {}

@@ -61,7 +61,7 @@ def spaces_of(params: AgentParams) -> dict[str, Any]:
     return {"algorithm": params.algorithm, "hidden": params.learner.hidden, **observation, **action}
 
 
-def memory(params: AgentParams) -> formulas.Memory:
+def memory(params: AgentParams) -> formulas.AgentMemory:
     """Host memory of the learner: its two nets, and the steps that it remembers.
 
     The nets are those of actor and critic, or of values and their target.

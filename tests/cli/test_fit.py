@@ -5,12 +5,12 @@ from typing import Literal
 
 import pytest
 
+from overnight.cli.fit_suggestions import options
 from overnight.cli.main import main
 from overnight.gpu.card import Card
-from overnight.memory import calibration
+from overnight.memory import intervals
 from overnight.memory.formulas import joined
-from overnight.memory.suggestions import options
-from overnight.orchestration.dry_run import outline
+from overnight.orchestration.dry_run import planned_steps
 from overnight.paths import configs
 from overnight.training.recipe import TrainParams
 
@@ -129,7 +129,7 @@ def test_an_unknown_environment_is_unknown_with_its_reason(capsys):
 def test_every_shipped_config_can_be_judged():
     """Each step is traced, has a formula, or runs on the processor; where its data are not described it says what to run."""
     for config in configs().glob("*.yaml"):
-        for found in outline(config):
+        for found in planned_steps(config):
             assert found.step.recipe or found.step.peak or not found.step.gpu, (config, found.label)
             assert found.step.recipe is None or found.shapes or "link_rows: the shapes" in found.missing, (
                 config,
@@ -140,7 +140,7 @@ def test_every_shipped_config_can_be_judged():
 def test_a_family_s_errors_are_shown(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("OVERNIGHT_CARD_DIR", str(tmp_path))
     for measured in (99, 103):
-        calibration.add(
+        intervals.add_error(
             Card(uuid="virtual", name="virtual", total_mib=8192, budget_mib=8192),
             "train_gnn-gcn",
             100,
@@ -153,14 +153,14 @@ def test_a_family_s_errors_are_shown(capsys, tmp_path, monkeypatch):
 def test_shapes_pass_from_step_to_step():
     steps = {
         found.label: found
-        for found in outline(configs() / "detect.yaml", ["compose.size=128", "compose.objects=[1, 9]"])
+        for found in planned_steps(configs() / "detect.yaml", ["compose.size=128", "compose.objects=[1, 9]"])
     }
     spec = steps["train_yolo"].given[0]
     assert (spec.shape, spec.boxes, len(spec.classes)) == ((3, 128, 128), 9, 10)
 
 
 def test_a_part_of_a_night_carries_its_name():
-    labels = [found.label for found in outline(configs() / "demo.yaml")]
+    labels = [found.label for found in planned_steps(configs() / "demo.yaml")]
     assert "digits/train_cnn" in labels
     assert len(labels) == len(set(labels))
 

@@ -3,7 +3,7 @@
 import pytest
 
 from overnight.errors import ConfigError
-from overnight.orchestration.dry_run import outline
+from overnight.orchestration.dry_run import planned_steps
 from overnight.orchestration.pipeline import load
 from overnight.paths import configs
 
@@ -87,7 +87,7 @@ def test_a_night_that_is_wrong_says_what_to_write(night, text, message):
 
 @pytest.mark.parametrize("name", ["demo", "nightly"])
 def test_the_table_that_two_experiments_need_is_joined_once(name):
-    labels = [planned.label for planned in outline(configs() / f"{name}.yaml")]
+    labels = [planned.label for planned in planned_steps(configs() / f"{name}.yaml")]
     assert [label for label in labels if "join_tables" in label] == ["etl/join_tables"]
     assert {"etl/fit_classifier", "planes/link_rows", "planes/train_gnn", "cartpole/train_agent"} <= set(
         labels

@@ -183,7 +183,7 @@ def test_what_a_step_took_is_told_and_asked_for_next_time(card):
     assert (result.met_cap, result.out_of_memory) == (False, False)
     assert 52 <= result.peak_mib < 53
     again = request.ask(take, [TakeParams(own_mib=20), IMAGES], card)
-    assert (again.mib, again.why) == (128, "learned: it needs 52 MiB")
+    assert (again.mib, again.why) == (128, "measured: it needs 52 MiB")
 
 
 def test_out_of_memory_raises_the_figure_until_it_is_enough(card):
@@ -192,7 +192,7 @@ def test_out_of_memory_raises_the_figure_until_it_is_enough(card):
     assert [result.out_of_memory for _, result in asked] == [True, False]
     assert [ask.mib for ask, _ in asked] == [128, 320]
     assert asked[0][1].peak_mib <= 128 < 232 <= asked[1][1].peak_mib < 233
-    assert request.ask(take, [TakeParams(own_mib=200), IMAGES], card).why == "learned: it needs 232 MiB"
+    assert request.ask(take, [TakeParams(own_mib=200), IMAGES], card).why == "measured: it needs 232 MiB"
 
 
 def test_memory_that_no_cap_holds_is_measured_while_its_step_runs_alone(card):

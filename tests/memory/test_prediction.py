@@ -13,7 +13,7 @@ from bench._measure import live_peak
 from overnight.memory import Constants, Prediction, predict, predict_peak
 from overnight.memory.modules import ModuleParams, as_recipe
 from overnight.memory.prediction import Unknown, traced
-from overnight.memory.search import Scaled, largest
+from overnight.memory.search import ScaledPredictions, largest
 from overnight.training.recipe import TrainParams
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -274,13 +274,13 @@ def test_the_largest_micro_batch_is_found_in_few_traces(start):
 
 
 def test_few_traces_tell_all_micro_batches():
-    scaled = Scaled(made.critic_recipe(made.NetParams(batch=4096)), "cuda", 0.0, Constants())
+    scaled = ScaledPredictions(made.critic_recipe(made.NetParams(batch=4096)), "cuda", 0.0, Constants())
     for n in (16, 512, 4096, 9000):
         assert scaled.near(n).mib == pytest.approx(scaled.exact(n).mib, rel=0.001)
 
 
 def test_the_largest_micro_batch_that_fits_cuts_the_batch_evenly_or_exceeds_it():
-    scaled = Scaled(
+    scaled = ScaledPredictions(
         made.critic_recipe(made.NetParams(batch=8192, precision="fp32", optimizer="sgd")),
         "cuda",
         0.0,
@@ -293,7 +293,7 @@ def test_the_largest_micro_batch_that_fits_cuts_the_batch_evenly_or_exceeds_it()
     more = scaled.largest(scaled.exact(4 * 8192).needed_mib)
     assert more.micro_batch > 8192
     assert scaled.largest(100) is None
-    odd = Scaled(
+    odd = ScaledPredictions(
         made.critic_recipe(made.NetParams(batch=8191, precision="fp32", optimizer="sgd")),
         "cuda",
         0.0,

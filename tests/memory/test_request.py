@@ -11,7 +11,7 @@ from overnight.data.entry import DataFile, Entry
 from overnight.errors import DoesNotFit
 from overnight.gpu.card import Card
 from overnight.memory import history, intervals, request
-from overnight.memory.micro_batches import even
+from overnight.memory.request import micro_batches
 from overnight.memory.usage import Usage
 from tests.support.steps_sized import (
     BUDGET,
@@ -76,7 +76,7 @@ def test_a_measurement_decides_before_a_prediction(card):
     (101, [101, 51, 26, 13, 7, 4, 2, 1]),
 ])  # fmt: skip
 def test_also_a_batch_that_nothing_divides_has_micro_batches_to_choose_from(card, batch, sizes_):
-    assert even(batch) == sizes_
+    assert micro_batches(batch) == sizes_
     asked = request.ask(
         net, given(NetParams(batch=batch)), card, lambda _recipe, size, _card: (100.0 * size, 200.0 * size)
     )
@@ -135,7 +135,7 @@ def test_what_is_known_not_to_fit_is_refused_with_what_to_change(card, monkeypat
     )
     for _ in range(3):  # 2048, 4160 and 8192 MiB
         ended(card, plain, [PlainParams()], request.ask(plain, [PlainParams()], card), 9000)
-    with pytest.raises(DoesNotFit, match="learned: it needs 8,193 MiB or more"):
+    with pytest.raises(DoesNotFit, match="measured: it needs 8,193 MiB or more"):
         request.ask(plain, [PlainParams()], card)
 
 
@@ -258,8 +258,8 @@ def test_a_training_that_came_through_as_it_began_is_not_refused_the_next_time(c
 def test_a_training_that_resumed_with_less_measures_what_it_ran_with(card):
     used = Usage(asked_micro_batch=64, micro_batch=16, cap_mib=2048, lease_mib=2048, peak_mib=500)
     request.learn(net, given(), card, used, finished=True)
-    assert "learned" not in request.ask(net, given(), card).why
-    assert "learned: it needs 500" in request.ask(net, given(NetParams(batch=64, micro_batch=16)), card).why
+    assert "measured" not in request.ask(net, given(), card).why
+    assert "measured: it needs 500" in request.ask(net, given(NetParams(batch=64, micro_batch=16)), card).why
 
 
 def test_what_a_smaller_micro_batch_needs_a_larger_one_needs_as_well(card):
@@ -336,7 +336,7 @@ def test_memory_that_no_cap_holds_makes_a_step_run_alone_until_it_is_measured(ca
     assert first.exclusive
     ended(card, cupy, [PlainParams()], first, 100, device_peak_mib=1500.0)
     assert request.ask(cupy, [PlainParams()], card) == request.Ask(
-        1728, why="learned: the whole card held 1,500 MiB more while it ran alone"
+        1728, why="measured: the whole card held 1,500 MiB more while it ran alone"
     )
     ended(card, plain, [PlainParams()], request.ask(plain, [PlainParams()], card), 100, outside=("cupy",))
     assert request.ask(plain, [PlainParams()], card).exclusive  # found out while it ran
@@ -374,15 +374,15 @@ def test_a_prediction_is_made_once_for_each_micro_batch_and_version(tmp_path, ca
 
     def asked(version):
         return [
-            intervals.remembered(predict, tmp_path / "step", version)(None, size, card) for size in (64, 6, 1)
+            intervals.stored(predict, tmp_path / "step", version)(None, size, card) for size in (64, 6, 1)
         ]
 
-    band = intervals.Band(10.25, 20.5, 20.5, 20.5)
+    band = intervals.PredictionInterval(10.25, 20.5, 20.5, 20.5)
     assert asked("v1") == [band, band, None]
     (tmp_path / "step" / "band-v1-6-torn").touch()
     assert asked("v1") == [band, band, None]
     assert made == [64, 6, 1]
-    assert intervals.read(tmp_path / "step", "v1", 1) == intervals.Unknown("it reads a value")
+    assert intervals.read_interval(tmp_path / "step", "v1", 1) == intervals.Unknown("it reads a value")
     assert asked("v2") == [band, band, None]
     assert made == [64, 6, 1] * 2
     assert len(list((tmp_path / "step").iterdir())) == 3
@@ -402,7 +402,7 @@ def test_few_outcomes_are_kept_and_several_processes_write_them(tmp_path):
         if not (pid := os.fork()):
             own = random.Random(seed)
             for _ in range(100):
-                history.add(
+                history.add_outcome(
                     folder,
                     own.choice([0, 4]),
                     own.choice([history.CLEAN, history.OOM, history.NEAR]),
@@ -411,8 +411,8 @@ def test_few_outcomes_are_kept_and_several_processes_write_them(tmp_path):
             os._exit(0)
         children.append(pid)
     assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
-    history.add(folder, 0, history.CLEAN, random_.randint(1, 5000))
-    found = history.read(folder)
+    history.add_outcome(folder, 0, history.CLEAN, random_.randint(1, 5000))
+    found = history.read_outcomes(folder)
     assert 0 < len(found) <= 2 * (history.LAST + 2) + 4
     assert (
         max(o.mib for o in found if o.kind != history.CLEAN) > 4900
@@ -426,12 +426,12 @@ def test_what_is_thrown_away_lowers_no_figure():
         story = [
             history.Outcome(i, 0, random_.choice(kinds), random_.randint(100, 4000)) for i in range(1, 20)
         ]
-        dropped = set(history.worthless(story))
+        dropped = set(history.obsolete(story))
         kept = [o for o in story if o not in dropped]
-        before, after = history.need(story, 0), history.need(kept, 0)
+        before, after = history.requirement(story, 0), history.requirement(kept, 0)
         highest = max((o.mib for o in story if o.kind != history.CLEAN), default=0)
         assert highest < after.wanted <= before.wanted
-        assert history.worthless(kept) == []
+        assert history.obsolete(kept) == []
 
 
 def test_only_the_steps_that_ran_last_are_remembered(tmp_path, monkeypatch):
@@ -440,7 +440,7 @@ def test_only_the_steps_that_ran_last_are_remembered(tmp_path, monkeypatch):
     (tmp_path / "sizes" / "notes.txt").write_text("somebody's")
     os.utime(tmp_path / "sizes" / "notes.txt", (0, 0))
     for i in range(6):
-        history.add(tmp_path / "sizes" / f"step{i}", 0, history.CLEAN, 10)
+        history.add_outcome(tmp_path / "sizes" / f"step{i}", 0, history.CLEAN, 10)
         os.utime(tmp_path / "sizes" / f"step{i}", (i, i))
     assert {p.name for p in (tmp_path / "sizes").iterdir()} == {"notes.txt", "step3", "step4", "step5"}
-    assert history.need(history.read(tmp_path / "sizes" / "step5"), 0)
+    assert history.requirement(history.read_outcomes(tmp_path / "sizes" / "step5"), 0)

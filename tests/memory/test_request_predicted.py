@@ -4,7 +4,7 @@ import pytest
 
 from overnight import Artifact, Run, step
 from overnight.data.entry import DataFile, Entry
-from overnight.memory import calibration, history, intervals, request
+from overnight.memory import history, intervals, request
 from overnight.memory.formulas import Formula, joined
 from overnight.memory.usage import Usage
 from tests.support.steps_sized import BUDGET, NetParams, PlainParams, card, ended, given, net, plain
@@ -63,7 +63,7 @@ def foreseen(off=1.0, more=0.0, margin=0.5):
     mid = lambda size: 20 + 10.0 * size
 
     def predict(_recipe, size, _card):
-        return intervals.Band(
+        return intervals.PredictionInterval(
             mid(size) * (1 - margin), mid(size) * (1 + margin), mid(size), mid(size) * (1 + margin)
         )
 
@@ -100,7 +100,7 @@ def test_a_neighbour_that_made_it_small_once_does_not_keep_it_small(card):
     small = request.Ask(64, 1)
     assert nights(card, predict, need, first=small)[1:] == [64] * 5
     asked = request.ask(net, given(), card, predict)
-    assert "learned" in asked.why
+    assert "measured" in asked.why
     assert nights(card, None, need, first=small, count=2)[1] == 64  # without any prediction as well
 
 
@@ -124,26 +124,26 @@ def test_a_band_too_wide_for_the_card_is_corrected_by_what_ran(card):
 
 def test_what_cannot_be_cut_smaller_is_not_corrected_by_an_evaluation_that_was_smaller():
     """One sample: 48 MiB predicted, nearly all of it an evaluation that was in truth of few samples. 16 train in 49 all the same."""
-    one, sixteen = intervals.Band(16, 58, 48, 24), intervals.Band(49, 59, 49, 59)
-    assert intervals.corrected(sixteen, {1: one}, {1: 36.0}) == (49, 49)
-    assert intervals.corrected(sixteen, {1: one}, {1: 12.0}) == pytest.approx(
+    one, sixteen = intervals.PredictionInterval(16, 58, 48, 24), intervals.PredictionInterval(49, 59, 49, 59)
+    assert intervals.calibrated_by_runs(sixteen, {1: one}, {1: 36.0}) == (49, 49)
+    assert intervals.calibrated_by_runs(sixteen, {1: one}, {1: 12.0}) == pytest.approx(
         (49 * 12 / 16,) * 2
     )  # even the training took less than predicted
-    assert intervals.corrected(sixteen, {1: one}, {1: 1.0}) == pytest.approx(
+    assert intervals.calibrated_by_runs(sixteen, {1: one}, {1: 1.0}) == pytest.approx(
         (49 / 2,) * 2
     )  # a reading lowers it by no more than that
-    assert intervals.corrected(sixteen, {1: one}, {1: 480.0}) == (98, 49 + 480 - 48)
-    assert intervals.corrected(sixteen, {}, {1: 36.0}) is None
+    assert intervals.calibrated_by_runs(sixteen, {1: one}, {1: 480.0}) == (98, 49 + 480 - 48)
+    assert intervals.calibrated_by_runs(sixteen, {}, {1: 36.0}) is None
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), -1.0, 1e300])
 def test_what_is_no_figure_poisons_nothing(card, tmp_path, odd):
-    history.add(tmp_path / "step", 0, history.CLEAN, odd)
-    calibration.add(card, "net", odd, 10.0)
-    calibration.add(card, "net", 10.0, odd)
-    intervals.keep(tmp_path / "step", "v", 1, intervals.Band(1.0, odd, 1.0, 1.0))
-    assert (history.read(tmp_path / "step"), calibration.errors(card, "net")) == ([], [])
-    assert isinstance(intervals.read(tmp_path / "step", "v", 1), intervals.Unknown)
+    history.add_outcome(tmp_path / "step", 0, history.CLEAN, odd)
+    intervals.add_error(card, "net", odd, 10.0)
+    intervals.add_error(card, "net", 10.0, odd)
+    intervals.store_interval(tmp_path / "step", "v", 1, intervals.PredictionInterval(1.0, odd, 1.0, 1.0))
+    assert (history.read_outcomes(tmp_path / "step"), intervals.read_errors(card, "net")) == ([], [])
+    assert isinstance(intervals.read_interval(tmp_path / "step", "v", 1), intervals.Unknown)
     ended(card, plain, [PlainParams()], request.Ask(512), odd if odd == odd else 0.0)
     assert request.ask(plain, [PlainParams()], card).mib >= 64
 
@@ -151,7 +151,7 @@ def test_what_is_no_figure_poisons_nothing(card, tmp_path, odd):
 def test_data_that_lay_on_the_card_for_speed_alone_are_asked_for_and_refuse_nothing(card):
     """At 32 samples 340 MiB of a training, and 150 of data that went where there was room."""
     predict, need = foreseen()
-    kept = intervals.remembered(predict, request.folder_of(net, given(), card), intervals.version())
+    kept = intervals.stored(predict, request.folder_of(net, given(), card), intervals.version())
     assert kept(None, 32, card)
     used = Usage(
         asked_micro_batch=32,
@@ -162,7 +162,7 @@ def test_data_that_lay_on_the_card_for_speed_alone_are_asked_for_and_refuse_noth
         resident_mib=150,
     )
     request.learn(net, given(), card, used, finished=True)
-    (told,) = calibration.errors(card, "net")
+    (told,) = intervals.read_errors(card, "net")
     assert told.share == 0
     fixed = given(NetParams(batch=64, micro_batch=32))
     assert (
@@ -178,47 +178,47 @@ def test_data_that_lay_on_the_card_for_speed_alone_are_asked_for_and_refuse_noth
 
 # ------------------------------------------------------------------------------------------------ families
 
-BAND = intervals.Band(80, 130, 100, 120)
+BAND = intervals.PredictionInterval(80, 130, 100, 120)
 
 
 def runs(card, *shares, predicted=100.0):
     for share in shares:
-        calibration.add(card, "net", predicted, predicted * (1 + share))
-    return calibration.errors(card, "net")
+        intervals.add_error(card, "net", predicted, predicted * (1 + share))
+    return intervals.read_errors(card, "net")
 
 
 def test_the_errors_of_a_family_move_the_edges(card):
-    assert calibration.moved(BAND, []) == BAND
-    worse = calibration.moved(BAND, runs(card, 0.5))
+    assert intervals.calibrated(BAND, []) == BAND
+    worse = intervals.calibrated(BAND, runs(card, 0.5))
     assert (worse.low, worse.high, worse.mid) == (80, pytest.approx(151), 100)
     assert worse.needed == pytest.approx(BAND.needed + 21)  # what cannot be cut smaller needs as much more
-    assert calibration.moved(BAND, runs(card, *[0.02] * 3)).high == pytest.approx(
+    assert intervals.calibrated(BAND, runs(card, *[0.02] * 3)).high == pytest.approx(
         151
     )  # four runs narrow nothing
 
 
 def test_five_good_runs_narrow_the_edges_and_never_to_nothing(card):
-    assert calibration.moved(BAND, runs(card, 0.0, 0.01, 0.02, 0.0)) == BAND
-    good = calibration.moved(BAND, runs(card, 0.0))
+    assert intervals.calibrated(BAND, runs(card, 0.0, 0.01, 0.02, 0.0)) == BAND
+    good = intervals.calibrated(BAND, runs(card, 0.0))
     assert (good.low, good.high) == (90, 115)
-    assert calibration.moved(BAND, runs(card, 0.2, -0.18))[:2] == pytest.approx((81, 121))
+    assert intervals.calibrated(BAND, runs(card, 0.2, -0.18))[:2] == pytest.approx((81, 121))
     far = BAND._replace(low=800, high=1300, mid=1000, needed=1200)
-    assert calibration.moved(far, calibration.errors(card, "net")) == far  # ten times what was tested
+    assert intervals.calibrated(far, intervals.read_errors(card, "net")) == far  # ten times what was tested
 
 
 def test_what_is_told_of_a_family(card):
-    assert calibration.told(100, []) == "no run of its family was measured: outside the tested range"
+    assert intervals.describe_errors(100, []) == "no run of its family was measured: outside the tested range"
     seen = runs(card, -0.012, 0.034)
-    assert calibration.told(390, seen) == "2 runs of its family measured, -1.2 % to +3.4 %"
+    assert intervals.describe_errors(390, seen) == "2 runs of its family measured, -1.2 % to +3.4 %"
     assert (
-        calibration.told(410, seen)
+        intervals.describe_errors(410, seen)
         == "2 runs of its family measured, -1.2 % to +3.4 %; outside the tested range of 100 to 100 MiB"
     )
-    assert calibration.name(net, NetParams()) == "net"
+    assert intervals.family(net, NetParams()) == "net"
 
 
 def test_runs_of_a_family_are_numbered_bounded_and_odd_files_are_passed_over(card, monkeypatch):
-    monkeypatch.setattr(calibration, "MOST", 3)
+    monkeypatch.setattr(intervals, "MOST_RUNS", 3)
     runs(card, 0.1)
     (card.folder / "families" / "net" / "notes.txt").write_text("somebody's")
     (card.folder / "families" / "net" / "9-0-5").touch()
@@ -229,10 +229,10 @@ def test_runs_of_a_family_are_numbered_bounded_and_odd_files_are_passed_over(car
 def test_a_finished_run_tells_its_family_what_was_predicted_and_measured(card):
     predict, need = foreseen(1.1)
     values, folder = given(), request.folder_of(net, given(), card)
-    asked = request.ask(net, values, card, intervals.remembered(predict, folder, intervals.version()))
+    asked = request.ask(net, values, card, intervals.stored(predict, folder, intervals.version()))
     assert asked.predicted.mid == 660
     ended(card, net, values, asked, need(asked.micro_batch))
-    (told,) = calibration.errors(card, "net")
+    (told,) = intervals.read_errors(card, "net")
     assert (told.predicted_mib, round(told.measured_mib)) == (660, 726)
     ended(card, net, values, asked, 10**6)  # met its cap: how much it needs is not known
-    assert len(calibration.errors(card, "net")) == 1
+    assert len(intervals.read_errors(card, "net")) == 1

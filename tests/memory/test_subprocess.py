@@ -85,7 +85,7 @@ def test_a_crash_costs_the_prediction_alone_and_happens_once(card):
     )  # whoever starts a process asks this while it waits
     assert (second, second.note) == (first, first.note)
     folder = request.folder_of(made, values, card)
-    assert "AttributeError" in intervals.read(folder, intervals.version(), 8).why
+    assert "AttributeError" in intervals.read_interval(folder, intervals.version(), 8).why
 
 
 PARENT = """

@@ -6,7 +6,7 @@ import pytest
 
 from overnight.gpu.card import Card
 from overnight.memory import usage
-from overnight.memory.intervals import Band
+from overnight.memory.intervals import PredictionInterval
 from overnight.memory.request import Ask
 from overnight.orchestration.launcher import readable
 from overnight.orchestration.protocol import StepResult
@@ -74,7 +74,7 @@ def test_what_is_asked_is_said_with_its_reason():
 
 
 def test_what_was_predicted_stands_beside_what_was_measured():
-    asked = Ask(512, 64, why="predicted: 90 to 120 MiB", predicted=Band(90, 120, 100, 120))
+    asked = Ask(512, 64, why="predicted: 90 to 120 MiB", predicted=PredictionInterval(90, 120, 100, 120))
     clean = {"micro_batch": 64, "met_cap": False, "out_of_memory": False, "peak_mib": 103.0}
     metrics, params = told(TOOK.model_copy(update={**usage.of_prediction(asked), **clean}))
     wanted = {

@@ -2,8 +2,9 @@
 
     predict_painting(Painting(model="sdxl", offload="model")) -> Prediction
 
-Painting is text encoder(s), U-Net (twice the batch: with and without the prompt), decoder, one after the other; whichever takes most is
-the peak. offload "model": one of them on the card at a time; "sequential": one layer's weights at a time.
+Painting is text encoder(s), U-Net (twice the batch: with and without the prompt), decoder, one after the
+other; whichever takes most is the peak. offload "model": one of them on the card at a time; "sequential": one
+layer's weights at a time.
 """
 
 import functools
@@ -99,11 +100,10 @@ class Painting(Values):
 
 def predict_painting(painting: Painting, constants: "Constants | None" = None) -> "Prediction":
     """The peak; `phase` says of what. Raises BadInput without the extra `diffusion`."""
-    from overnight.memory.prediction import Constants, Prediction, Unknown, predict
-    from overnight.memory.silence import quiet
+    from overnight.memory.prediction import Constants, Prediction, Unknown, predict, silence
 
     try:
-        with quiet():
+        with silence():
             if painting.method == "lora":
                 return predict(painting_recipe(painting), painting.batch, constants=constants)
             return _painted(painting, constants or Constants())
@@ -117,17 +117,16 @@ def predict_painting(painting: Painting, constants: "Constants | None" = None) -
 
 def _painted(painting: Painting, constants: "Constants") -> "Prediction":
     """Of the net that takes most."""
-    from overnight.memory.call_traces import traced_calls
-    from overnight.memory.prediction import weighed
+    from overnight.memory.prediction import estimate, traced_calls
 
     parts, n = _parts(painting), painting.batch
     if painting.offload == "none":
-        return weighed(traced_calls(parts), n, "cuda", 0.0, constants)
+        return estimate(traced_calls(parts), n, "cuda", 0.0, constants)
     each = [traced_calls({name: part}) for name, part in parts.items()]
     if painting.offload == "model":
-        return max((weighed(trace, n, "cuda", 0.0, constants) for trace in each), key=lambda p: p.mib)
+        return max((estimate(trace, n, "cuda", 0.0, constants) for trace in each), key=lambda p: p.mib)
     leaves = [_largest_leaf(build) for build, _ in parts.values()]
-    found = [weighed(trace.without("build"), n, "cuda", 0.0, constants) for trace in each]
+    found = [estimate(trace.without("build"), n, "cuda", 0.0, constants) for trace in each]
     return max((_with(p, leaf) for p, leaf in zip(found, leaves, strict=True)), key=lambda p: p.mib)
 
 

@@ -2,8 +2,8 @@
 
     predict_inference(Serving(model="llama-2-13b", way="q4_k_m", context=4096)) -> Prediction
 
-The cache is exact: 2 x layers x heads of keys x width of a head x bytes x tokens. transformers grows its cache by copying it, which
-was seen to take twice that; a static cache and llama.cpp take it once.
+The cache is exact: 2 x layers x heads of keys x width of a head x bytes x tokens. transformers grows its
+cache by copying it, which was seen to take twice that; a static cache and llama.cpp take it once.
 """
 
 import math
@@ -117,7 +117,10 @@ def form(serving: Serving) -> str:
 
 
 def parts_of(serving: Serving) -> dict[str, float]:
-    """MiB by kind; `scores` are there only where attention is computed without a fused kernel. Raises BadInput."""
+    """MiB by kind; `scores` are there only where attention is computed without a fused kernel.
+
+    Raises BadInput.
+    """
     model = _model(serving)
     return {kind: size / MIB for kind, size in _parts(serving, model).items()}
 
@@ -145,7 +148,10 @@ def _parts(serving: Serving, model: _Model) -> dict[str, float]:
 def predict_inference(
     serving: Serving, context_mib: float | None = None, margin: float = 0.01, margin_mib: float = 32.0
 ) -> "Prediction":
-    """The peak of answering with the context full; the upper edge is without a fused attention kernel. Raises BadInput."""
+    """The peak of answering with the context full; the upper edge is without a fused attention kernel.
+
+    Raises BadInput.
+    """
     from overnight.memory.prediction import Constants, Prediction
 
     parts = parts_of(serving)
@@ -201,7 +207,7 @@ def layers_that_fit(serving: Serving, budget_mib: float) -> tuple[int, int]:
 def refusal(serving: Serving, budget_mib: float) -> str:
     """Why it does not fit, in a sentence; empty when it does."""
     found = predict_inference(serving)
-    if found.verdict(budget_mib) == "fits":
+    if found.fits(budget_mib):
         return ""
     count, layers = layers_that_fit(serving, budget_mib)
     gib = found.parts["weights"] * MIB / GIB
@@ -220,7 +226,7 @@ def cheaper(serving: Serving, budget_mib: float) -> list[tuple[str, "Prediction"
         (f"--quant {way}", {"way": way, "weights": None}) for way in smaller if form(serving) == serving.way
     ]
     tried = [(what, predict_inference(serving.model_copy(update=values))) for what, values in ways]
-    return [(what, found) for what, found in tried if found.verdict(budget_mib) == "fits"]
+    return [(what, found) for what, found in tried if found.fits(budget_mib)]
 
 
 def at_once(serving: Serving, budget_mib: float) -> "Prediction | None":

@@ -2,8 +2,9 @@
 
     predict_language(Tuning(model="llama-2-7b", method="qlora", sequence=512)) -> Prediction
 
-Needs the extra `llm`. Adapters go through peft as a user would write them; the layers of 4 bits and the 8-bit optimizer are tensors of
-the bytes that bitsandbytes holds (quantised.py). Encoders (BERT ...) are trained as classifiers, all else on the next token.
+Needs the extra `llm`. Adapters go through peft as a user would write them; the layers of 4 bits and the 8-bit
+optimizer are tensors of the bytes that bitsandbytes holds (quantised.py). Encoders (BERT ...) are trained as
+classifiers, all else on the next token.
 """
 
 import functools
@@ -92,7 +93,10 @@ class Tuning(Values):
 
 
 def language_recipe(tuning: Tuning) -> "Recipe[Any]":
-    """The training as a Recipe; its batches are made up, of the longest sequence. Raises BadInput for a model that nobody here knows."""
+    """The training as a Recipe; its batches are made up, of the longest sequence.
+
+    Raises BadInput for a model that nobody here knows.
+    """
     import torch
 
     from overnight.training.recipe import Recipe, TrainParams, constant
@@ -122,26 +126,28 @@ def language_recipe(tuning: Tuning) -> "Recipe[Any]":
 def predict_language(
     tuning: Tuning, target: "Target" = "cuda", constants: "Constants | None" = None
 ) -> "Prediction":
-    """The peak of a training step. A model that cannot be traced ends with `unknown` set; raises BadInput for nonsense."""
-    from overnight.memory.prediction import Constants, Prediction, Unknown, weighed
+    """The peak of a training step.
+
+    A model that cannot be traced ends with `unknown` set; raises BadInput for nonsense.
+    """
+    from overnight.memory.prediction import Constants, Prediction, Unknown, estimate
 
     try:
         trace = traced_language(tuning, target)
     except Unknown as error:
         return Prediction(target, tuning.batch, unknown=str(error))
-    return weighed(trace, tuning.batch, target, 0.0, constants or Constants())
+    return estimate(trace, tuning.batch, target, 0.0, constants or Constants())
 
 
 def traced_language(tuning: Tuning, target: "Target" = "cuda") -> "Trace":
     """Every allocation of a step; of layers that are alike few are traced. Raises Unknown and BadInput."""
     from overnight.memory.architectures.layers import deep
-    from overnight.memory.prediction import traced
-    from overnight.memory.silence import quiet
+    from overnight.memory.prediction import silence, traced
 
     def at(layers: int | None) -> "Trace":
         return traced(language_recipe(tuning.model_copy(update={"layers": layers})), tuning.batch, target)
 
-    with quiet():
+    with silence():
         count = _layers(tuning)
         return deep(at, count) if count else at(tuning.layers)
 

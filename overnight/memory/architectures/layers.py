@@ -1,7 +1,8 @@
 """The trace of a deep net out of those of shallow ones: layers that are alike ask for the same memory in the same order.
 
-Where a program with one layer more differs from the one with fewer, it repeats what stands before: that block is written down once and
-repeated as often as there are layers. Whether a release meets the newest or the oldest allocation of its kind tells which it is.
+Where a program with one layer more differs from the one with fewer, it repeats what stands before: that block
+is written down once and repeated as often as there are layers. Whether a release meets the newest or the
+oldest allocation of its kind tells which it is.
 """
 
 from collections import defaultdict

@@ -1,8 +1,9 @@
 """What 4-bit weights and 8-bit optimizers hold, in tensors that a trace can see.
 
-Written from the published formats of bitsandbytes: two weights of 4 bits to a byte, a scale for each 64 weights, itself in 8 bits with a
-scale for each 256 scales (double quantisation); for a product the weights are made whole again for the while it takes, forward and
-backward alike. An 8-bit optimizer keeps its two states in a byte each with a scale for each 256.
+Written from the published formats of bitsandbytes: two weights of 4 bits to a byte, a scale for each 64
+weights, itself in 8 bits with a scale for each 256 scales (double quantisation); for a product the weights
+are made whole again for the while it takes, forward and backward alike. An 8-bit optimizer keeps its two
+states in a byte each with a scale for each 256.
 """
 
 from collections.abc import Iterable

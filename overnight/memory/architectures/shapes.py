@@ -66,7 +66,10 @@ ENCODERS = (
 
 
 def config_of(model: str) -> dict[str, Any]:
-    """What a model's config.json says: of a name in MODELS, a file, or a folder that holds one. Raises BadInput; downloads nothing."""
+    """What a model's config.json says: of a name in MODELS, a file, or a folder that holds one.
+
+    Raises BadInput; downloads nothing.
+    """
     name = model.strip().lower()
     if name in MODELS:
         return dict(MODELS[name])

@@ -99,7 +99,10 @@ class Weights:
 
 
 def read_header(path: Path) -> Weights:
-    """Of a .gguf, a .safetensors or its index (.json, for several files); reads no weights. Raises BadInput."""
+    """Of a .gguf, a .safetensors or its index (.json, for several files); reads no weights.
+
+    Raises BadInput.
+    """
     try:
         readers = {".gguf": _gguf, ".safetensors": _safetensors}
         found = readers.get(path.suffix, _index)(path)
