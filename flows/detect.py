@@ -11,7 +11,7 @@ from tasks.vision.load import ImageParams, load_images
 
 
 class Detect(Experiment):
-    """A data set of boxes, letterboxed as `scenes` says; or one of images, which `compose` puts into scenes."""
+    """A data set of boxes, letterboxed by `scenes`; or one of images, put into scenes by `compose`."""
 
     data: Dataset
     images: ImageParams | None = None

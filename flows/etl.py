@@ -9,7 +9,7 @@ from tasks.tabular.linear import ClassifierParams, fit_classifier
 
 
 class Etl(Experiment):
-    """Which tables, how they join, and what a classifier predicts of a row; without its section none is fitted."""
+    """Which tables, how they join, and what a classifier predicts; without that section none is fitted."""
 
     data: Annotated[Dataset, of_kind("table")]
     tables: TableParams

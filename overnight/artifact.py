@@ -86,8 +86,8 @@ def save(
         shutil.rmtree(part, ignore_errors=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(
-                f"{shown(folder)}: the disk is full; free some room (old runs are folders in .overnight/steps) "
-                "and run it again"
+                f"{shown(folder)}: the disk is full; free some room (old runs are folders in "
+                ".overnight/steps) and run it again"
             ) from None
         raise
     return Artifact(kind=kind, path=folder, digest=found, spec=spec or DataSpec())

@@ -1,7 +1,7 @@
 """Event logs: files of events, one line of JSON each, which stay when the process that writes them ends.
 
 <folder of a step>/events.jsonl   written by its child
-                   parent.jsonl   written by its parent: inputs, memory asked for and used, the reason of its end
+                   parent.jsonl   written by its parent: inputs, memory asked for and used, how it ended
 A line that a crash cut short is ignored: it is neither uploaded nor counted as logged.
 """
 
@@ -155,7 +155,7 @@ class Portion:
 
 
 def read(path: Path, start: int) -> Portion:
-    """Events after byte `start`, about as many as MLflow takes at once; `end` is `start` when there are none."""
+    """Events after byte `start`, as many as MLflow takes at once; `end` is `start` when there are none."""
     events, end, numbers = list[Json](), start, 0
     for line in _lines(path, start):
         end += len(line)

@@ -75,7 +75,7 @@ class Run(ABC):
         return self.checkpoints and self.checkpoints / str(self.trainings - 1)
 
     def named(self, name: str) -> str:
-        """The name of a metric of the newest training: train-2/loss in the second of a step, which counts from 1 again."""
+        """The name of a metric of the newest training: train-2/loss in the second of a step."""
         kind, _, rest = name.partition("/")
         return f"{kind}-{self.trainings}/{rest}" if self.trainings > 1 else name
 

@@ -1,4 +1,4 @@
-"""Configs: typed, closed, overridden by dotted keys, and all their mistakes told at once."""
+"""Configs: typed, closed, overridden by dotted keys, and all their mistakes reported at once."""
 
 import pytest
 
@@ -48,7 +48,7 @@ def test_values_and_overrides(tmp_path):
     assert whole.maybe.net.epochs == 4
 
 
-def test_every_mistake_is_told_at_once_with_its_place_and_the_nearest_key(tmp_path):
+def test_every_mistake_is_reported_at_once_with_its_place_and_the_nearest_key(tmp_path):
     path = write(tmp_path, "net:\n  epochss: 5\n  rate: fast\nparts: {a: {nett: {}}}\nnmae: x\n")
     found = problems(path, "net.epoch=2", "parts.a.net.epoch=1", "what")
     text = "\n".join(found)
@@ -126,7 +126,7 @@ def test_a_section_may_be_another_config_with_changes(tmp_path):
     assert whole.parts["b"].net == NetParams(epochs=6, rate=0.25)
 
 
-def test_mistakes_in_a_named_config_are_told_with_its_name(tmp_path):
+def test_mistakes_in_a_named_config_are_reported_with_its_name(tmp_path):
     (tmp_path / "part.yaml").write_text("flow: part\nnet:\n  epocs: 6\n")
     (tmp_path / "loop.yaml").write_text("net: {}\nmaybe: loop.yaml\n")
     assert (
@@ -149,7 +149,7 @@ def test_the_card_is_an_index_a_uuid_or_a_mapping(tmp_path):
     assert Experiment(card=CardChoice(use=2)).result_params() == Experiment().result_params()
 
 
-def test_every_mistake_of_a_card_is_told(tmp_path):
+def test_every_mistake_of_a_card_is_reported(tmp_path):
     found = problems(write(tmp_path, "net: {}\ncard:\n  polcy: shrink\n  policy: sleep\n  count: maybe\n"))
     assert len(found) == 3
     assert (
@@ -161,7 +161,10 @@ def test_every_mistake_of_a_card_is_told(tmp_path):
     )
     for wrong in ("true", "[1]", "1.5", "{use: true}"):
         assert problems(write(tmp_path, f"net: {{}}\ncard: {wrong}\n")) == [
-            f"{tmp_path}/whole.yaml:2: card: expected an index, a UUID, or {{use: ..., policy: ..., count: ...}}"
+            (
+                f"{tmp_path}/whole.yaml:2: card: expected an index, a UUID, "
+                "or {use: ..., policy: ..., count: ...}"
+            )
         ]
     assert "belongs at the top" in "".join(
         problems(write(tmp_path, "net: {}\nparts: {a: {card: {policy: shrink}}}\n"))

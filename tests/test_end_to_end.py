@@ -1,4 +1,4 @@
-"""The command as a person types it, in a checkout of its own: what it runs, what it leaves, and how it ends."""
+"""The command as a person types it, in its own checkout: what it runs, what it leaves, how it ends."""
 
 import json
 import os
@@ -211,7 +211,7 @@ def holders(root):
 
 
 def pair(root, *words):
-    """Both trainings in line; the first that holds is stopped at that moment, so that nothing can end too early. Both, in the end."""
+    """Run two trainings; the first that holds the card is paused, so that it cannot end too early."""
     with ledger(root).acquire(12288):
         process = start("run", "pair", *words)
         until(

@@ -1,4 +1,4 @@
-"""Steps: the body is a plain function, and the key changes with what decides the result and with nothing else."""
+"""Steps: the body is a plain function, and steps are found by name."""
 
 import pytest
 

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             raise
         print(
-            f"overnight: {error.filename or 'the machine'}: {error.strerror or error}; fix that and try again",
+            f"overnight: {error.filename or 'the machine'}: {error.strerror or error}; fix it and try again",
             file=sys.stderr,
         )
         return 2

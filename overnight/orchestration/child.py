@@ -50,18 +50,19 @@ def main(folder: Path) -> int:
         result = _reason(error)
     try:
         atomic_write(folder / "result.json", result.model_copy(update=facts).model_dump_json())
-    except OSError as error:  # the exit code is all that is left to say it with
+    except OSError as error:  # the exit code has to do
         return _reason(error).code
     return result.code
 
 
 def _run(folder: Path, spec: ChildSpec, stop: list[int], facts: dict[str, Any]) -> Any:
-    """The step's value, as JSON; what it took goes into `facts`, however it ends."""
+    """The step's value, as JSON. Its usage goes into `facts`, however it ends."""
     from overnight.gpu import memory_limit
     from overnight.gpu.monitor import watch
 
     run = SpoolRun(folder, spec.seed)
-    run.should_stop, run.restarts = lambda: bool(stop), True
+    run.should_stop = lambda: bool(stop)
+    run.restarts = True
     memory_limit.prepare(spec.card, bool(spec.ask_mib))
     step = load_step(spec.step)
     arguments = step.from_json(spec.arguments)
@@ -85,14 +86,14 @@ def _run(folder: Path, spec: ChildSpec, stop: list[int], facts: dict[str, Any]) 
                 "host_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             }
             facts |= {**monitor.facts(), **(cap.facts() if cap else {})}
-            facts |= _story(run, facts.get("asked_micro_batch"))
+            facts |= _training_usage(run, facts.get("asked_micro_batch"))
     return value.model_dump(mode="json") if isinstance(value, Values) else value
 
 
 def _keep_checkpoints(
     held: contextlib.ExitStack, step: Step[Any, Any], run: SpoolRun, spec: ChildSpec
 ) -> None:
-    """Under the step's key, where it trains."""
+    """Acquire the checkpoints of the step's key, for a step that trains."""
     from overnight.training.resume import acquire_checkpoints
 
     if step.recipe is not None:
@@ -103,14 +104,14 @@ def _keep_checkpoints(
         )
 
 
-def _story(run: SpoolRun, asked: int | None) -> dict[str, Any]:
-    """What its training made of the memory it had, where it had one."""
+def _training_usage(run: SpoolRun, asked: int | None) -> dict[str, Any]:
+    """How its training used the memory."""
     used = {"micro_batch": run.micro_batch or asked, "resident_mib": run.resident_mib}
     return used | ({"out_of_memory": True, "met_cap": True} if run.out_of_memory else {})
 
 
 def _sized(arguments: list[Any], micro_batch: int | None) -> list[Any]:
-    """The arguments, with the micro-batch that belongs to what was granted."""
+    """The arguments, with the micro-batch of the granted amount."""
     first = arguments[0] if arguments else None
     if micro_batch is None or not isinstance(first, Params) or "micro_batch" not in type(first).model_fields:
         return arguments
@@ -120,7 +121,7 @@ def _sized(arguments: list[Any], micro_batch: int | None) -> list[Any]:
 def _take_lease(
     held: contextlib.ExitStack, run: SpoolRun, spec: ChildSpec, facts: dict[str, Any]
 ) -> "Lease | None":
-    """Wait for the step's part of the card."""
+    """Wait for the step's lease; None when it needs none."""
     if not spec.ask_mib:
         return None
     from overnight.gpu import messages
@@ -145,7 +146,7 @@ def _take_lease(
 
 
 def _cap(lease: "Lease", run: SpoolRun, spec: ChildSpec) -> "Cap":
-    """Let the step see the card, and keep it inside its part."""
+    """Let the step see the card, and limit it to its lease."""
     from overnight.gpu import memory_limit
 
     if not spec.card.virtual:
@@ -172,7 +173,7 @@ def _reason(error: Exception) -> StepResult:
 
 
 def _failed(code: int, text: str) -> StepResult:
-    """A result that can be written: names of files may hold bytes that are no text (lone surrogates)."""
+    """A result that can be written: bytes in file names that are no text are replaced."""
     return StepResult(code=code, error=text.encode(errors="replace").decode())
 
 

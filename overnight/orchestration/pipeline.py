@@ -24,7 +24,7 @@ from overnight.gpu.preflight import ready, ready_host
 from overnight.orchestration import provenance
 from overnight.orchestration.launcher import Launcher, Local, Stop, new_folder
 from overnight.orchestration.protocol import StepResult
-from overnight.orchestration.terminal import Display, Row
+from overnight.orchestration.terminal import Display, StepRow
 from overnight.services import flow_processes
 from overnight.step import Builder, Pipeline, Step, building, flow_names, load_pipeline
 from overnight.tracking.backlog import Record
@@ -66,7 +66,7 @@ class Outcome:
 class Pending:
     """A step that was submitted; its result is there once it has ended."""
 
-    def __init__(self, label: str, step: Step[Any, Any], upstream: "list[Pending]", row: Row) -> None:
+    def __init__(self, label: str, step: Step[Any, Any], upstream: "list[Pending]", row: StepRow) -> None:
         self.label = label
         self.step = step
         self.upstream = upstream

@@ -1,4 +1,4 @@
-"""spec.json, which a parent writes for the child that runs a step, and result.json, which the child writes."""
+"""spec.json, which a parent writes for the child that runs a step, and the child's result.json."""
 
 from typing import Any, Self
 

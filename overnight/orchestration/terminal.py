@@ -26,7 +26,7 @@ PLAIN_EVERY_S = 10.0
 
 
 @dataclass
-class Row:
+class StepRow:
     """One step in the table."""
 
     label: str
@@ -53,7 +53,7 @@ class Display:
         self.console = console or Console()
         if not self.console.is_terminal:
             self.console.width = max(self.console.width, 140)  # a log file has no edge
-        self.rows: list[Row] = []
+        self.rows: list[StepRow] = []
         self._lock = threading.Lock()
         self._live: Live | None = None
 
@@ -74,13 +74,13 @@ class Display:
         """A line that stays; brackets in it are text, whatever a step's message holds."""
         self.console.print(Text(line), highlight=False, soft_wrap=True)
 
-    def add(self, label: str) -> Row:
+    def add(self, label: str) -> StepRow:
         """A new row."""
         with self._lock:
-            self.rows.append(Row(label))
+            self.rows.append(StepRow(label))
             return self.rows[-1]
 
-    def change(self, row: Row, state: str, text: str = "") -> None:
+    def change(self, row: StepRow, state: str, text: str = "") -> None:
         """A step entered another state."""
         row.state, row.text = state, text
         if state == "running":
@@ -90,13 +90,13 @@ class Display:
         if not self._live and state != "pending":
             self._plain(row)
 
-    def progress(self, row: Row, event: dict[str, Any]) -> None:
+    def progress(self, row: StepRow, event: dict[str, Any]) -> None:
         """How far a step is; plain output says so every 10 s."""
         row.done, row.text = event["done"] / max(event["total"], 1e-9), event["text"]
         if not self._live and time.monotonic() - row.printed_at > PLAIN_EVERY_S:
             self._plain(row)
 
-    def _plain(self, row: Row) -> None:
+    def _plain(self, row: StepRow) -> None:
         row.printed_at = time.monotonic()
         share = f" {row.done:4.0%}" if row.state == "running" and row.done else ""
         parts = (f"{row.label:<24} {row.state}{share}", row.text, scores(row.scores, 3))

@@ -1,4 +1,4 @@
-"""A training that leaves its process goes on in a fresh one: after out of memory in the optimizer, and when others want the card."""
+"""A training goes on in a fresh process: after out of memory in the optimizer, and when others want the card."""
 
 import os
 import threading
@@ -42,7 +42,8 @@ class Parent:
         params = LastingParams(epochs=4, batch=32, folder=str(folder), **values)
         self.params = params
         self.spec = ChildSpec(
-            step="tests.support.steps_checkpointed:lasts", label="lasts", experiment="test", arguments=[params.model_dump(mode="json")], seed=5, key="k",
+            step="tests.support.steps_checkpointed:lasts", label="lasts", experiment="test",
+            arguments=[params.model_dump(mode="json")], seed=5, key="k",
             parent=os.getpid(), card=card, ask_mib=800, micro_batch=32,
         )  # fmt: skip
         self.result: StepResult | None = None
@@ -135,9 +136,9 @@ def test_a_step_yields_to_other_programs_and_goes_on_at_its_place_when_they_are_
         waiter.join(PATIENCE_S)
     assert parent.result.code == 0, parent.result.error
     assert not parent.result.out_of_memory
-    told = notes(parent.folder)
-    assert any("other programs use 500 of the card's 1000 MiB" in text for text in told)
-    assert any("goes on after optimizer step 9 of 20" in text for text in told)
+    written = notes(parent.folder)
+    assert any("other programs use 500 of the card's 1000 MiB" in text for text in written)
+    assert any("goes on after optimizer step 9 of 20" in text for text in written)
     assert doubled(parent.folder) == []
     assert parent.ended_as_undisturbed(tmp_path)
 

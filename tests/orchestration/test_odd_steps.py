@@ -36,7 +36,8 @@ def sleeper(mark: str) -> "subprocess.Popen[bytes]":
         start_new_session=True,
     )
     assert process.stdout is not None
-    process.stdout.readline()  # only now does the kernel surely show its environment: for an instant after exec it shows none
+    # Only now does the kernel surely show its environment: for an instant after exec it shows none.
+    process.stdout.readline()
     return process
 
 

@@ -23,7 +23,8 @@ def checkout(tmp_path, monkeypatch):
 def test_a_flow_of_one_s_own_is_run_without_being_named_anywhere(checkout, monkeypatch):
     (checkout / "flows").mkdir()
     (checkout / "flows" / "mine.py").write_text(
-        'from overnight import Experiment, pipeline\n\n\n@pipeline\ndef mine(cfg: Experiment) -> None:\n    """Mine."""\n'
+        "from overnight import Experiment, pipeline\n\n\n@pipeline\n"
+        'def mine(cfg: Experiment) -> None:\n    """Mine."""\n'
     )
     monkeypatch.setattr(flows, "__path__", [*flows.__path__, str(checkout / "flows")])
     own = prefect.flow_of("mine")

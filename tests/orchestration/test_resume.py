@@ -1,4 +1,4 @@
-"""A run that was killed, or stopped, in the middle of a training goes on inside the epoch when the same command is typed again."""
+"""A run that was killed or stopped inside an epoch goes on there when the same command is typed again."""
 
 import json
 import signal
@@ -56,7 +56,7 @@ def trained(folder):
 
 
 def ended_at(root, seed, attempt, steps, end):
-    """Start the command; end it, in its attempt of this number, as soon as it has logged so many steps of its own. Whether it trained still."""
+    """Start the command; end it when this attempt has logged so many steps. Whether it was still training."""
     process = start(seed)
 
     def there():
@@ -91,7 +91,7 @@ def ctrl_c(process):
 
 @pytest.fixture(scope="module")
 def story(home):
-    """A training that was killed with all its services, then stopped by Ctrl-C, and then came to its end; its seed."""
+    """The seed of a training that was killed with its services, then stopped by Ctrl-C, and then ended."""
     for seed in range(TRIES):
         if ended_at(home, seed, 0, 20, power_cut(home)) and ended_at(home, seed, 1, 20, ctrl_c):
             break
@@ -156,6 +156,6 @@ def test_every_point_is_there_once_and_as_if_nothing_had_happened(home, story, w
 
 def test_each_attempt_keeps_what_it_took(home, story, whole, tracker):
     run = run_of(tracker, [folder for folder in spools(home, story) if folder != whole][-1])
-    told = sorted(name for name in run.data.params if name.startswith("usage/lease_mib"))
-    assert told == ["usage/lease_mib.2", "usage/lease_mib.3"]  # the first was killed before it could say it
+    logged = sorted(name for name in run.data.params if name.startswith("usage/lease_mib"))
+    assert logged == ["usage/lease_mib.2", "usage/lease_mib.3"]  # the first was killed before it could say it
     assert {step for step, _ in points(tracker, run)["usage/run_s"]} == {1, 2}

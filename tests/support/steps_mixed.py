@@ -1,4 +1,4 @@
-"""Steps as a night has them together, each in a real child: one training that fills the card's cores, small ones that hardly do."""
+"""Steps of a night, each in a real child: one training that fills the card's cores, and small ones."""
 
 import os
 import select
@@ -31,43 +31,45 @@ class RoundParams(Params):
 
 @dataclass
 class Child:
-    """A step that says when it is ready to begin, begins when it is told to, and says when it is done."""
+    """A step that signals when it is ready, begins at a signal, and signals when it is done."""
 
     folder: Path
     process: "subprocess.Popen[bytes]"
-    said: int
-    told: int
+    ready_pipe: int
+    go_pipe: int
 
     @classmethod
     def start(cls, folder: Path, card: Card, name: str, ask_mib: int, rounds: int) -> Self:
         folder.mkdir()
         spec = ChildSpec(
-            step=f"{__name__}:{name}", label=name, experiment="mixture", arguments=[{"rounds": rounds}], seed=0, key=folder.name,
+            step=f"{__name__}:{name}", label=name, experiment="mixture", arguments=[{"rounds": rounds}],
+            seed=0, key=folder.name,
             parent=os.getpid(), card=card, ask_mib=ask_mib,
         )  # fmt: skip
         (folder / "spec.json").write_text(spec.model_dump_json())
-        (said, say), (go, told) = os.pipe(), os.pipe()
+        ready_pipe, say = os.pipe()
+        go, go_pipe = os.pipe()
         environment = {**os.environ, "SAY": str(say), "GO": str(go), "OMP_NUM_THREADS": "1"}
         with (folder / "log.txt").open("wb") as log:
             command = [sys.executable, "-m", "overnight.orchestration.child", str(folder)]
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, pass_fds=(say, go))
         os.close(say)
         os.close(go)
-        return cls(folder, process, said, told)
+        return cls(folder, process, ready_pipe, go_pipe)
 
     def hear(self) -> None:
         """Until it says something."""
-        assert select.select([self.said], [], [], PATIENCE_S)[0], self.log()
-        assert os.read(self.said, 1), self.log()  # its end without a word
+        assert select.select([self.ready_pipe], [], [], PATIENCE_S)[0], self.log()
+        assert os.read(self.ready_pipe, 1), self.log()  # its end without a word
 
     def go(self) -> None:
-        os.write(self.told, b"x")
+        os.write(self.go_pipe, b"x")
 
     def end(self) -> StepResult:
         """Its result."""
         self.process.wait(PATIENCE_S)
-        os.close(self.said)
-        os.close(self.told)
+        os.close(self.ready_pipe)
+        os.close(self.go_pipe)
         return StepResult.model_validate_json((self.folder / "result.json").read_text())
 
     def log(self) -> str:
@@ -75,7 +77,7 @@ class Child:
 
 
 def play(folder: Path, card: Card, rounds: dict[str, int], together: bool) -> tuple[float, list[StepResult]]:
-    """Seconds that the mix takes from the word to begin to the last end, without what starting processes takes; and the results.
+    """Seconds of the mix from the signal to begin to the last end, without the start of processes; the results.
 
     together: all of them at once; else one after the other, each with the card for itself.
     """
@@ -157,7 +159,7 @@ def pass_messages(run: Run, params: RoundParams) -> None:
 
 @step(gpu=True)
 def act(run: Run, params: RoundParams) -> None:
-    """A small agent: act in a world on the CPU 16 times, one answer of the net at a time, then learn from it."""
+    """A small agent: act 16 times in an environment on the CPU, one prediction at a time, then learn."""
     import torch
     from torch import nn
 
