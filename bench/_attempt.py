@@ -1,4 +1,4 @@
-"""One attempt at a training as a run makes it, but for Prefect: MLflow run, child, shipping, end. `python -m bench._attempt CASE.json`."""
+"""`python -m bench._attempt CASE.json`: one attempt at a training: MLflow run, child, uploads, no Prefect."""
 
 import json
 import os
@@ -36,10 +36,9 @@ def attempt(case: dict[str, Any], tracker: Tracker) -> tuple[int, Path]:
     threading.Thread(target=ship, daemon=True).start()
     result = run_child(folder, spec_of(case, uploader), 1, Stop(), lambda _event: None, lambda _line: None)
     done.set()
-    told = uploader.finish("FAILED" if result.code else "FINISHED", lambda: False) or uploader.conclude(
-        300
-    )  # as the supervisor would, later
-    return (result.code if told else 99), folder
+    finished = uploader.finish("FAILED" if result.code else "FINISHED", lambda: False)
+    uploaded = finished or uploader.conclude(300)  # as the supervisor would, later
+    return (result.code if uploaded else 99), folder
 
 
 def spec_of(case: dict[str, Any], uploader: Uploader) -> ChildSpec:

@@ -1,4 +1,4 @@
-"""Out of memory in every phase and epoch of trainings, by injector and by the cap of a card that counts: how many are survived."""
+"""Out of memory in every phase and epoch, by injector and by the limit of a card that counts."""
 
 import argparse
 import random
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bench._arms import Injector, faulty, images, resnet, tensors
+from bench._baselines import Injector, faulty, images, resnet, tensors
 from bench._rows import Row, bar, folder, kept
 from overnight.errors import DoesNotFit, Stopped
 from overnight.gpu.memory_counter import Counter
@@ -70,7 +70,7 @@ def injected(artifact: Any, data: Data, number: int) -> Row:
 
 
 def resumed(artifact: Any, data: Data, number: int) -> Row:
-    """Stopped anywhere; what follows meets faults in the first forward and backward pass, optimizer step and evaluation after it."""
+    """Stopped anywhere; the next attempt meets faults in each phase of its first step and evaluation."""
     draws, place = random.Random(number), folder()
     params = PARAMS.model_copy(update={"checkpoint_s": 0.0})
     before, after, inject, lost = (

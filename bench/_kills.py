@@ -1,6 +1,6 @@
-"""Trainings whose child, or whose parent, is killed with signal 9 at a random moment, and started again by the same command.
+"""Trainings whose child or parent is killed with signal 9 at a random moment, and started again.
 
-Afterwards MLflow is asked for every point of the run, and the spools for what was logged: each must be there once, none besides.
+Afterwards every point in the spools must be in MLflow exactly once, and no other.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from typing import Any
 
 import psutil
 
-from bench._arms import images
 from bench._attempt import attempt
+from bench._baselines import images
 from bench._overhead import PARAMS
 from bench._rows import OUT, Row, bar, kept
 from bench._server import serving
@@ -41,7 +41,7 @@ Point = tuple[str, int, str]  # name, step, value: as text, since nan is not its
 
 @dataclass
 class Whole:
-    """What a training gives that nobody disturbs."""
+    """The results of a training that is not disturbed."""
 
     weights: str
     points: set[tuple[str, int]]
@@ -135,26 +135,26 @@ def killed(case: Row, whole: str, after_s: float, tracker: Tracker, place: Path)
     time.sleep(after_s)
     parent.send_signal(signal.SIGKILL)
     code = parent.wait()
-    while locks.holder(checkpoints_of(case["key"]) / "lock"):  # its child dies with it
+    while locks.holder(checkpoints_of(case["key"]) / "lock"):  # its child ends with it
         time.sleep(0.02)
     return code == -signal.SIGKILL and not (folders_of(case["key"])[-1] / "result.json").exists()
 
 
 def kill_and_resume(case: Row, who: str, whole: Whole, after_s: float, tracker: Tracker, place: Path) -> Row:
-    """One kill, `after_s` seconds of training after the first optimizer step; earlier when it had come to its end before."""
+    """One kill, `after_s` seconds after the first optimizer step, or earlier if training ends before."""
     name, tries = case["key"], 0
     while not killed(case := {**case, "key": f"{name}-{tries}"}, who, after_s / 2**tries, tracker, place):
         tries += 1
     at_death = logged(folders_of(case["key"]))
     run_id = tracker.find("overnight.key", case["key"])
-    told = Counter(shipped(tracker, run_id)) if run_id else Counter()
+    uploaded = Counter(shipped(tracker, run_id)) if run_id else Counter()
     code, folder = attempt(case, tracker)
     return {
         "killed": who,
         "after_s": round(after_s / 2**tries, 2),
         "code": code,
         "points_at_death": len(at_death),
-        "of_these_told": sum(told.values()),
+        "of_these_uploaded": sum(uploaded.values()),
         **resumed(folders_of(case["key"])),
         **compared(case, folder, whole, tracker),
     }
@@ -197,11 +197,9 @@ def compared(case: Row, folder: Path, whole: Whole, tracker: Tracker) -> Row:
 
 
 def kills(options: argparse.Namespace) -> bool:
-    """Children and parents, in turn, killed with signal 9 at a random moment; the same command goes on; MLflow is asked what it has."""
-    place, digits = (
-        OUT / "kills",
-        images("digits"),
-    )  # read before the root is another one, which has no data sets
+    """Kill children and parents in turn, run the same command again, and compare what MLflow has."""
+    place = OUT / "kills"
+    digits = images("digits")  # read before the root is another one, which has no data sets
     shutil.rmtree(place, ignore_errors=True)
     os.environ["OVERNIGHT_ROOT"] = str(place)
     params = PARAMS["digits"].model_copy(
@@ -228,11 +226,11 @@ def kills(options: argparse.Namespace) -> bool:
 
 
 def the_rest() -> bool:
-    """Parents that were killed when their training had ended: nobody goes on with those, and the supervisor's part is to tell them."""
+    """Upload the spools of parents that were killed after their training, as the supervisor would."""
     left = backlog.pending()
     code = uploader.main() if left else 0
     return bar(
-        "spools that nobody went on with, uploaded by overnight.tracking.uploader",
+        "spools without a next attempt, uploaded by overnight.tracking.uploader",
         f"{len(left) - len(backlog.pending())} of {len(left)}",
         "all",
         code == 0,
@@ -248,13 +246,11 @@ def judged_kills(rows: list[Row]) -> bool:
     )
     equal = sum(row["weights_equal"] and row["losses_equal"] for row in rows)
     good &= bar("bit-equal weights and losses", f"{equal} of {len(rows)}", "all", equal == len(rows))
-    print(
-        f"| went on from a checkpoint (the others: before the first) | {sum(row['resumed_at'] > 0 for row in rows)} of {len(rows)} | | |"
-    )
-    untold = sum(row["points_at_death"] - row["of_these_told"] for row in rows)
-    print(
-        f"| points that MLflow did not have yet at the kills | {untold} of {sum(row['points_at_death'] for row in rows)} | | |"
-    )
+    continued = sum(row["resumed_at"] > 0 for row in rows)
+    print(f"| went on from a checkpoint (the others: before the first) | {continued} of {len(rows)} | | |")
+    missing = sum(row["points_at_death"] - row["of_these_uploaded"] for row in rows)
+    points = sum(row["points_at_death"] for row in rows)
+    print(f"| points that MLflow did not have yet at the kills | {missing} of {points} | | |")
     faults = {name: sum(row[name] for row in rows) for name in ("lost", "added", "doubled")}
     faults["missing"] = sum(len(row["missing"]) for row in rows)
     what = f"points at fault, of {sum(row['points'] for row in rows)} read back from MLflow"

@@ -1,4 +1,4 @@
-"""What a logged metric costs: the child's line, the parent's shipping and the server, beside MLflow's own log_metric."""
+"""What a logged metric costs: the child, the parent's upload and the server, beside MLflow's log_metric."""
 
 import argparse
 import os
@@ -27,7 +27,7 @@ def server_s(server: psutil.Process) -> float:
 
 
 def spooled(place: Path, tracker: Tracker, server: psutil.Process, metrics: int, between: int) -> Row:
-    """CPU-milliseconds per metric, `between` of them to a shipment, two to a line; what MLflow has at the end."""
+    """CPU-milliseconds per metric, `between` of them to an upload, two to a line; what MLflow has then."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     uploader = Uploader(tracker, place, Record(uri=tracker.uri, experiment="bench", label="spooled"))
@@ -59,7 +59,7 @@ def synchronous(tracker: Tracker, server: psutil.Process | None, metrics: int) -
 
 
 def logged(options: argparse.Namespace) -> bool:
-    """CPU of one logged metric, interleaved with MLflow's own synchronous log_metric: by the same server, and on sqlite without one."""
+    """CPU of one logged metric, interleaved with MLflow's log_metric by the same server, and on sqlite."""
     place = Path(tempfile.mkdtemp(prefix="overnight-bench-"))
     os.environ["OVERNIGHT_ROOT"] = str(place)
     with serving(place) as (uri, server):
@@ -82,7 +82,7 @@ def logged(options: argparse.Namespace) -> bool:
 
 
 def judged_costs(rows: list[Row]) -> bool:
-    """The table of the costs; the bar is for the same server on sqlite, whose own CPU counts on both sides."""
+    """The table of the costs; the bar is for the same server on sqlite: its CPU counts on both sides."""
 
     def each(arm: str, *parts: str) -> list[float]:
         return [
@@ -120,6 +120,7 @@ def judged_costs(rows: list[Row]) -> bool:
         ):
             ratio, low, high = interval(each("alone"), each(ours, *parts))
             print(
-                f"| log_metric on sqlite without a server, over ours {ours}, {what} | {ratio:.1f} [{low:.1f}, {high:.1f}] | | |"
+                f"| log_metric on sqlite without a server, over ours {ours}, {what} "
+                f"| {ratio:.1f} [{low:.1f}, {high:.1f}] | | |"
             )
     return good

@@ -1,4 +1,4 @@
-"""What the engine costs beside a plain loop written by hand, what logging costs in it, and what MLflow's own logging would."""
+"""What the engine and its logging cost beside a plain loop by hand, and what MLflow's logging would."""
 
 import argparse
 import os
@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from bench._arms import by_hand, images, resnet, tensors
+from bench._baselines import by_hand, images, resnet, tensors
+from bench._interleave import Wait, Work, every, played, ratio
 from bench._rows import Row, bar, folder, kept
-from bench._turns import Wait, Work, every, played, ratio
 from overnight.run import RecordingRun, Run, SpoolRun
 from overnight.training.loop import train
 from overnight.training.recipe import Recipe
@@ -25,7 +25,7 @@ PARAMS = {  # as in configs/, one epoch of as many steps as are asked for
     "fashion_mnist": CnnParams(epochs=1, batch=128, channels=32, blocks=1, stem=2, flip=True, crop=2, lr=0.2),
 }
 ARMS = ("plain", "control", "ours", "logged", "mlflow")
-TURNS = Path(__file__).with_name("_turns.py")
+TURNS = Path(__file__).with_name("_interleave.py")
 TURN = 2  # steps of an arm, then it is the next one's turn
 
 
@@ -45,7 +45,8 @@ def overhead(options: argparse.Namespace) -> bool:
     )
     each = statistics.median(sum(row["plain"]["cpu_s"]) for row in rows) / arms.steps * 1e3
     print(
-        f"\n{options.data}: {arms.steps} steps of {arms.params.batch}, {each:.1f} CPU-ms each, {len(rows)} rounds, turns of {TURN} steps"
+        f"\n{options.data}: {arms.steps} steps of {arms.params.batch}, {each:.1f} CPU-ms each, "
+        f"{len(rows)} rounds, turns of {TURN} steps"
     )
     good = bar("losses equal, bit for bit", f"{same} of {len(losses)}", "all", equal == losses)
     return timed(rows) and good
@@ -162,8 +163,12 @@ class server(AbstractContextManager[Callable[[float], None]]):  # noqa: N801 - r
 def timed(rows: list[Row]) -> bool:
     """The ratios; bars are on CPU-seconds, wall is shown."""
     bars = {"control": None, "ours": 1.01, "logged": 1.015, "mlflow": None}
-    says = {"control": "plain against plain (A/A)", "ours": "ours against plain", "logged": "ours, 2 metrics a step logged, against plain",
-            "mlflow": "plain with MLflow's log_metric, 2 a step, against plain"}  # fmt: skip
+    says = {
+        "control": "plain against plain (A/A)",
+        "ours": "ours against plain",
+        "logged": "ours, 2 metrics a step logged, against plain",
+        "mlflow": "plain with MLflow's log_metric, 2 a step, against plain",
+    }
     good = True
     for clock in ("cpu_s", "wall_s"):
         for arm, wanted in bars.items():

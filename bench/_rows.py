@@ -1,4 +1,4 @@
-"""What every benchmark of this folder needs: rows that are kept as they are made, intervals, and tables with bars."""
+"""Rows that are kept as they are made, intervals, and tables with bars: for every benchmark here."""
 
 import importlib.metadata
 import json
@@ -29,9 +29,9 @@ def kept(
     code: Sequence[Path] = (),
     **settings: Any,
 ) -> list[Row]:
-    """A row for each key, those of an earlier start with the same code and settings as they were; each is written as soon as it is made.
+    """A row for each key, written as soon as it is made; of the same code and settings, not made again.
 
-    code: files besides the loop's, and besides the one that `make` is written in, whose change makes rows anew.
+    code: files besides the loop's and `make`'s own whose change makes rows anew.
     """
     path, same = (
         OUT / f"{name}.json",
@@ -57,7 +57,7 @@ def write(path: Path, value: Row) -> None:
 
 def digest(*measures: Path) -> str:
     """Of the loop's source, and of the files that measure it: rows of another code are made anew."""
-    arms = Path(__file__).with_name("_arms.py")
+    arms = Path(__file__).with_name("_baselines.py")
     files = [*sorted((ENGINE / "training").glob("*.py")), arms, *measures]
     return source_sha256(files)[:16]
 
@@ -109,6 +109,6 @@ def interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, flo
     return statistics.median(ours) / statistics.median(theirs), found[100], found[-101]
 
 
-def told(found: tuple[float, float, float]) -> str:
+def shown(found: tuple[float, float, float]) -> str:
     """An interval in words."""
     return f"{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bench._arms import Injector, faulty, images, plain_net, tensors
+from bench._baselines import Injector, faulty, images, plain_net, tensors
 from bench._faults import PHASES
 from bench._rows import Row, bar, folder, kept
 from overnight.run import RecordingRun
@@ -22,7 +22,7 @@ BATCHES = 30  # whose gradients are compared, each at the weights that training 
 
 
 class Spread(Injector):
-    """Three faults a phase, anywhere in the training: a phase fails the first time it comes after one of its optimizer steps."""
+    """Three faults a phase: it fails the first time it comes after one of its optimizer steps."""
 
     def __init__(self, seed: int, steps: int) -> None:
         super().__init__()
@@ -82,7 +82,10 @@ def science(options: argparse.Namespace) -> bool:
         options.fresh,
         lambda _n: gradients_apart(artifact, params, data),
     )[0]
-    what = f"fp32 gradients split by {SIZES[1:]} against whole, {BATCHES} batches, each at the weights of its step"
+    what = (
+        f"fp32 gradients split by {SIZES[1:]} against whole, {BATCHES} batches, "
+        "each at the weights of its step"
+    )
     shown = f"{found['parameter']:.1e} relative (of all parameters as one: {found['batch']:.1e})"
     good &= bar(what, shown, "<= 1e-5", found["parameter"] <= 1e-5)
     return accurate(rows) and good
@@ -101,7 +104,7 @@ def accurate(rows: list[Row]) -> bool:
 
 
 def gradients_apart(artifact: Any, params: CnnParams, data: dict[str, torch.Tensor]) -> Row:
-    """Largest relative distance of the gradient from that of the unsplit batch: of all parameters as one vector, and of each alone."""
+    """Largest relative distance from the unsplit batch's gradient: as one vector, and of each parameter."""
     recipe, run, worst, single = plain_net(artifact, params, torch.float32), RecordingRun(folder()), 0.0, 0.0
     torch.manual_seed(0)
     model = recipe.build()

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from bench._cnn_arms import CONFIGS, by_batch, by_pil, experiment, images, jpegs, ours, plain, tensors
-from bench._rows import OUT, Row, bar, interval, kept, machine, told
+from bench._rows import OUT, Row, bar, interval, kept, machine, shown
 
 METHOD = Path(__file__).resolve().parent.parent / "tasks" / "vision"
 RATES = (0.05, 0.1, 0.2)
@@ -75,11 +75,11 @@ def input_(options: argparse.Namespace) -> bool:
         "\nimages per CPU-second, medians: "
         f"{ {name: round(statistics.median(values)) for name, values in speed.items()} }, n {len(rows)}"
     )
-    print(f"| PIL against PIL (control) | {told(interval(speed['control'], speed['pil']))} | 1 | |")
+    print(f"| PIL against PIL (control) | {shown(interval(speed['control'], speed['pil']))} | 1 | |")
     found = interval(speed["ours"], speed["pil"])
     good = bar(
         "crop + flip, against PIL from decoded pictures",
-        told(found),
+        shown(found),
         ">= 5, with the whole interval",
         found[1] >= 5,
     )
@@ -90,7 +90,7 @@ def input_(options: argparse.Namespace) -> bool:
         once = [1 / (1 / s + 1 / (decoded * epochs)) for s in speed["ours"]]
         print(
             f"| with our decoding ({decoded:.0f} images/CPU-s), {epochs} epochs, against PIL from JPEGs | "
-            f"{told(interval(once, speed['jpeg']))} | | |"
+            f"{shown(interval(once, speed['jpeg']))} | | |"
         )
     return good
 
@@ -185,9 +185,9 @@ def beaten(ours_: list[Row], theirs: list[Row], name: str) -> bool:
     """Whether ours is two points better, or as good in a third of the time."""
     mine, other = (statistics.mean(row["accuracy"] for row in rows) for rows in (ours_, theirs))
     share = statistics.mean(row["cpu_s"] for row in ours_) / statistics.mean(row["cpu_s"] for row in theirs)
-    told_ = f"{mine:.4f} against {other:.4f} ({(mine - other) * 100:+.1f} points), {share:.2f} of its CPU time, n {len(ours_)} and {len(theirs)}"
+    text = f"{mine:.4f} against {other:.4f} ({(mine - other) * 100:+.1f} points), {share:.2f} of its CPU time, n {len(ours_)} and {len(theirs)}"
     good = (mine - other >= 0.02 and share <= 1.05) or (mine >= other and share <= 1 / 3)
-    return bar(f"against {name}", told_, ">= +2 points, or as good in <= 1/3 of the time", good)
+    return bar(f"against {name}", text, ">= +2 points, or as good in <= 1/3 of the time", good)
 
 
 # ------------------------------------------------------------------------------------------------ on a card
@@ -227,7 +227,7 @@ def card(options: argparse.Namespace) -> bool:
     return (
         bar(
             f"resnet18, images/s against the plain script, n {len(pairs)}",
-            told(found),
+            shown(found),
             ">= 2.5",
             found[1] >= 2.5,
         )

@@ -1,7 +1,9 @@
-"""`python -m bench.golden [--write] [--part PART]`: what a change of form must not change, held against bench/golden.json.
+"""`python -m bench.golden [--write] [--part PART]`: what refactoring must not change.
 
-losses: trainings of four recipes, each with and without injected out of memory; predictions: what `overnight fit` says for a card of
-12 GB; demo: every score that `overnight run configs/demo.yaml` leaves in MLflow. One thread, on the CPU. Prints each difference; exit 1.
+It compares with bench/golden.json, in one thread on the CPU, prints each difference, and then exits with 1.
+losses: trainings of four recipes, each with and without injected out of memory;
+predictions: what `overnight fit` says for a card of 12 GB;
+demo: every score that `overnight run configs/demo.yaml` leaves in MLflow.
 """
 
 import argparse
@@ -15,7 +17,7 @@ from typing import Any
 
 import torch
 
-from bench._arms import Injector, faulty, images, plain_net, tensors
+from bench._baselines import Injector, faulty, images, plain_net, tensors
 from bench._rows import folder
 from overnight.artifact import Artifact
 from overnight.data.dataset import load_entry
@@ -140,7 +142,7 @@ def predictions() -> dict[str, Any]:
 
 
 def demo() -> dict[str, Any]:
-    """Every metric of the demo's steps in MLflow whose value the machine's speed does not decide: how many points, first and last."""
+    """Every metric of the demo's steps in MLflow that does not depend on speed: points, first and last."""
     overnight("run", "configs/demo.yaml", state=folder())
     from mlflow import MlflowClient
 

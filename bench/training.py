@@ -1,7 +1,7 @@
-"""`python -m bench.training overhead | faults | science | kills | logged | all`: what the elastic loop and its spool promise, measured.
+"""`python -m bench.training overhead | faults | science | kills | logged | all`: the training loop measured.
 
-Every command writes bench/out/training-<name>.json as it goes, and goes on from there when it is started again with the same code
-(`--fresh`: anew). Prints a table either way; exit code 1 when a bar is missed.
+Every command writes bench/out/training-<name>.json as it goes, and continues from there when it is started
+again with the same code (`--fresh`: anew). Prints a table either way; exit code 1 when a bar is missed.
 """
 
 import argparse

@@ -9,8 +9,8 @@
     ├── DoesNotFit          3, 12   no card of this size can run it
     ├── Stopped             1, 13   asked to stop, and did
     ├── DiskFull            1, 14   no room left for what was to be written
-    ├── RestartProcess              1, 15   no end: a fresh process is to go on from the checkpoint
-    ├── Diverged            1, 1    a training's loss is no number any more
+    ├── RestartProcess      1, 15   a fresh process is to continue from the checkpoint
+    ├── Diverged            1, 1    a loss became NaN, infinite or far too large
     └── StepFailed          1, 1    a step of the pipeline ended badly
 
 A message says what was asked, what is the case, and what to do.
@@ -81,7 +81,7 @@ class RestartProcess(OvernightError):
 
 
 class Diverged(OvernightError):
-    """A training's loss became infinite, no number, or larger than anything comes back from."""
+    """A loss became NaN, infinite, or larger than 1e4 times the first loss."""
 
 
 class StepFailed(OvernightError):

@@ -1,7 +1,7 @@
-"""Several trainings that take turns, a few steps each: what slows the machine down for a second slows all of them.
+"""Several trainings that take turns, a few steps each: a slow second of the machine slows all of them.
 
-Each runs in a thread of its own that waits while it is another's turn, so that a process has at any moment one that computes, and what the
-process takes meanwhile is charged to that one.
+Each runs in a thread of its own that waits while it is another's turn, so that one computes at a time, and
+what the process takes meanwhile is charged to that one.
 """
 
 import threading
@@ -25,7 +25,7 @@ class Took:
 
 
 class Turns:
-    """One work, and the two bells between it and whoever gives it turns."""
+    """One work, and the two semaphores that hand it its turns."""
 
     def __init__(self, work: Work) -> None:
         self.took = Took()
@@ -81,10 +81,10 @@ def every(steps: int, wait: Wait, first: bool) -> Wait:
 
 
 def ratio(ours: "np.ndarray", theirs: "np.ndarray") -> tuple[float, float, float]:
-    """What ours takes of what theirs does, from start to end, with 95 % of what resampled rounds give; (rounds, turns) each.
+    """Ratio of ours to theirs, with the 95 % interval of resampled rounds; each an array (rounds, turns).
 
-    The medians, over the rounds, of each turn's ratio, weighted by what theirs takes at that turn: neighbours in time are compared, and
-    the turns of the start and the end, where fixed costs lie, count as much as they are of the whole.
+    The medians, over the rounds, of each turn's ratio, weighted by what theirs takes at that turn: neighbours
+    in time are compared, and the first and last turns, with fixed costs, count for their part of the whole.
     """
     weights = np.median(theirs, 0) / np.median(theirs, 0).sum()
     each = ours / theirs

@@ -1,4 +1,4 @@
-"""What bench/training.py compares: real images, recipes with and without batch normalisation, and a plain loop written by hand."""
+"""Baselines of bench/training.py: recipes with and without batch normalisation, and a plain loop by hand."""
 
 import os
 import tempfile
@@ -46,7 +46,7 @@ def resnet(artifact: Artifact, params: CnnParams, judged: bool = True) -> Recipe
 
 
 def plain_net(artifact: Artifact, params: CnnParams, dtype: torch.dtype) -> Recipe[Data]:
-    """A convolutional net without normalisation or dropout: how its batch is split changes nothing but the rounding."""
+    """A convolutional net without normalisation or dropout: splitting its batch changes only the rounding."""
     channels, classes = artifact.spec.shape[0], len(artifact.spec.classes)
 
     def build() -> nn.Module:
