@@ -107,4 +107,4 @@ def test_a_server_that_hangs_keeps_no_step_from_beginning(hang, checkout):
     assert not hung.wait_until_open(lambda: False, patience_s=0.1)
     assert hung.upload() is False  # somebody is waiting for the server already, and that is enough
     hung.log({"event": "note", "text": "begun"})
-    assert hung.left() == 1
+    assert hung.waiting() == 1

@@ -323,7 +323,9 @@ def _handlers(stop: Stop) -> Iterator[None]:
     def reason(number: int) -> str:
         if number == signal.SIGINT:
             return "stopped by Ctrl-C"
-        return flow_processes.orphaned(os.environ.get("PREFECT__FLOW_RUN_ID", "")) or "stopped by SIGTERM"
+        return (
+            flow_processes.orphan_reason(os.environ.get("PREFECT__FLOW_RUN_ID", "")) or "stopped by SIGTERM"
+        )
 
     before = {
         n: signal.signal(n, lambda number, _frame: stop.ask(reason(number)))

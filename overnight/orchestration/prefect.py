@@ -29,7 +29,7 @@ from overnight.errors import ConfigError, OvernightError, StepFailed
 from overnight.orchestration.attempt import run_step
 from overnight.orchestration.pipeline import Outcome, Pending, PipelineRun, execute
 from overnight.processes import Identity
-from overnight.services import flow_processes, orphans
+from overnight.services import flow_processes
 from overnight.services.definitions import answers
 from overnight.services.settings import ENTRYPOINT, settings
 from overnight.step import flow_names, load_pipeline
@@ -85,15 +85,15 @@ def _raise_exception_of(state: "State[Any]") -> None:
 
 def _enter(name: str, config: str, overrides: list[str]) -> Any:
     """The body of every flow; while this process lives, the supervisor knows that the run does."""
-    with flow_processes.running(str(flow_run.id)) as life:
-        orphans.keep_talking()
+    with flow_processes.running(str(flow_run.id)) as record:
+        flow_processes.detach_from_worker_pipe()
         _label_with_process()
         if deployment.id:
             state = _by_deployment(name, config, overrides)
         else:
             state = as_state(execute(paths.root() / config, overrides, PrefectEngine()))
         wait_for_server(HURRIED_S if state.is_cancelled() else AWAY_S)
-        life.ends(flow_processes.End(state.type.value, str(state.name), state.message or ""))
+        record.save_end(flow_processes.End(state.type.value, str(state.name), state.message or ""))
     if deployment.id and not state.is_completed():
         raise Abort(state.message)  # Prefect has the state: a worker that got it again would log a traceback
     return state
@@ -128,7 +128,7 @@ def _by_deployment(name: str, config: str, overrides: list[str]) -> "State[Any]"
         state = Cancelled(message=f"not started, since a night never overlaps itself: {held.by}")
     except OvernightError as error:
         state = Failed(message=str(error))
-    why = flow_processes.orphaned(str(flow_run.id))
+    why = flow_processes.orphan_reason(str(flow_run.id))
     if why and state.is_cancelled():  # by the supervisor, not by a person
         state = Crashed(message=why)
     if not state.is_completed():

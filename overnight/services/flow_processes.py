@@ -1,8 +1,8 @@
-"""What a flow process leaves on the disk for whoever finds it dead: that it runs, when it was last alive, and how it meant to end.
+"""What a flow process leaves on the disk, so that the reconciler can close its run when the process was killed.
 
-Files of .overnight/services/runs, by the id of the Prefect run: `.lock`, locked and touched as long as the run is alive; `.parent`, the
-process that started it; `.end`, the state that it is about to report; `.orphan`, why somebody else ends it. Nothing depends on them alone: the identity of the process stands in
-Prefect's labels and MLflow's tags, too.
+Files of .overnight/services/runs, by the id of the Prefect run: `.lock`, locked and touched while the process runs; `.parent`, the
+process that started it; `.end`, the state that it is about to report; `.orphan`, why the supervisor ends it. The identity of the
+process stands in Prefect's labels and MLflow's tags, too, so a lost file loses no run.
 """
 
 import json
@@ -10,108 +10,146 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import psutil
 
 from overnight import locks, paths
 from overnight.files import atomic_write, read_json
-from overnight.processes import Process
+from overnight.processes import Process, environment_of
 
 KINDS = ("lock", "parent", "end", "orphan")
-TOUCH_S = 5.0  # how precisely its death can be told
+TOUCH_S = 5.0  # how precisely the time of a process's death is known
 STEP_FILES = ("events.jsonl", "log.txt", "result.json", "spec.json")
+VARIABLE = "PREFECT__FLOW_RUN_ID"  # by which Prefect's worker names the run to the process that it starts
 
 
 @dataclass(frozen=True)
 class End:
-    """The state in which a run ends."""
+    """The final state of a Prefect run."""
 
     type: str
     name: str
     message: str
 
 
-class Life:
-    """A run that this process runs."""
+class FlowProcessRecord:
+    """The files of a run that this process runs."""
 
     def __init__(self, flow_run_id: str) -> None:
         self.flow_run_id = flow_run_id
 
-    def ends(self, end: End) -> None:
-        """About to be told to Prefect; if that fails, it is told from here. For a full disk nothing can be done."""
+    def save_end(self, end: End) -> None:
+        """Keep the final state before it is reported to Prefect, in case that fails; ignored on a full disk."""
         with suppress(OSError):
-            _write(
-                _file(self.flow_run_id, "end"), {"type": end.type, "name": end.name, "message": end.message}
-            )
+            _write(_file(self.flow_run_id, "end"), asdict(end))
 
 
 @contextmanager
-def running(flow_run_id: str) -> Iterator[Life]:
-    """This process runs it, until the block ends."""
+def running(flow_run_id: str) -> Iterator[FlowProcessRecord]:
+    """Hold the run's lock until the block ends, as the process that runs it."""
     path, done = _file(flow_run_id, "lock"), threading.Event()
     with locks.hold(path, f"flow run {flow_run_id}"):
         _remember_parent(flow_run_id)
         threading.Thread(target=_touch, args=(path, done), daemon=True, name="alive").start()
         try:
-            yield Life(flow_run_id)
+            yield FlowProcessRecord(flow_run_id)
         finally:
             done.set()
         _file(flow_run_id, "parent").unlink(missing_ok=True)
-        path.unlink(missing_ok=True)  # not when the block was left by an error: closing asks how it ended
+        path.unlink(missing_ok=True)  # kept after an error: closing the run needs it
 
 
 def runs_folder() -> Path:
-    """Files of the runs that have not said goodbye."""
+    """Files of the runs that are not closed yet."""
     return paths.services() / "runs"
 
 
 def held() -> dict[str, locks.Holder]:
-    """Who holds which run now."""
-    return {
-        path.stem: holder for path in sorted(runs_folder().glob("*.lock")) if (holder := locks.holder(path))
-    }
+    """The runs whose process runs, and these processes."""
+    holders = {path.stem: locks.holder(path) for path in sorted(runs_folder().glob("*.lock"))}
+    return {flow_run_id: holder for flow_run_id, holder in holders.items() if holder}
 
 
-def left() -> list[str]:
-    """Runs that left a file and are not held: they ended without a word, or have just said it."""
-    alive = held()
-    return sorted({path.stem for path in runs_folder().glob("*.*") if path.suffix[1:] in KINDS} - set(alive))
+def abandoned() -> list[str]:
+    """Runs that left a file and have no process: killed, or just ended and about to remove it."""
+    known = {path.stem for path in runs_folder().glob("*.*") if path.suffix[1:] in KINDS}
+    return sorted(known - set(held()))
 
 
 def end_of(flow_run_id: str) -> End | None:
-    """How it meant to end."""
-    said = _read(_file(flow_run_id, "end"))
-    return (
-        End(said["type"], said["name"], said["message"])
-        if said.keys() >= {"type", "name", "message"}
-        else None
-    )
+    """The final state that the process was about to report."""
+    saved = _read(_file(flow_run_id, "end"))
+    if not saved.keys() >= {"type", "name", "message"}:
+        return None
+    return End(saved["type"], saved["name"], saved["message"])
 
 
-def orphaned(flow_run_id: str) -> str:
-    """Why somebody ends it; empty when nobody does."""
+def orphan_reason(flow_run_id: str) -> str:
+    """Why the supervisor ends this run; empty when it does not."""
     return _read(_file(flow_run_id, "orphan")).get("why", "")
 
 
-def orphan(flow_run_id: str, why: str) -> None:
-    """It is being ended."""
+def mark_orphan(flow_run_id: str, why: str) -> None:
+    """Note why the supervisor ends this run."""
     _write(_file(flow_run_id, "orphan"), {"why": why})
 
 
 def last_seen(flow_run_id: str) -> float:
-    """When its process was last alive, as its lock file tells; 0 when that is gone."""
+    """Unix time at which its process last touched the lock file; 0 when that is gone."""
     return _mtime(_file(flow_run_id, "lock"))
 
 
 def last_written(step: Path) -> float:
-    """When something was last written to a step's folder; 0 when that is gone."""
+    """Unix time of the last write to a step's folder; 0 when that is gone."""
     return max((_mtime(step / name) for name in STEP_FILES), default=0.0)
 
 
 def parent(flow_run_id: str) -> Process | None:
-    """Who started its process; None when that is not known any more."""
-    said = _read(_file(flow_run_id, "parent"))
-    return Process(int(said["pid"]), said["started"]) if said.keys() >= {"pid", "started"} else None
+    """The process that started the run's process; None when its file is gone."""
+    saved = _read(_file(flow_run_id, "parent"))
+    return Process(int(saved["pid"]), saved["started"]) if saved.keys() >= {"pid", "started"} else None
+
+
+def forget(flow_run_id: str) -> None:
+    """Remove the files of a run that is closed."""
+    for kind in KINDS:
+        _file(flow_run_id, kind).unlink(missing_ok=True)
+
+
+def flow_run_of(pid: int) -> str:
+    """The run that Prefect's worker started a process for; empty for other processes."""
+    return environment_of(pid).get(VARIABLE, "")
+
+
+def flow_runs_of_processes() -> set[str]:
+    """The runs that Prefect workers of this machine started processes for, where these still run."""
+    return {flow_run_of(pid) for pid in psutil.pids()} - {""}
+
+
+def started_by_workers() -> dict[str, Process]:
+    """Flow runs of this checkout that a worker started, and their processes."""
+    found = {}
+    for flow_run_id, holder in held().items():
+        process = Process.of(holder.pid)
+        if process and flow_run_of(holder.pid) == flow_run_id:
+            found[flow_run_id] = process
+    return found
+
+
+def detach_from_worker_pipe() -> None:
+    """In a process that a worker started: write to the worker's log directly instead of through the worker's pipe.
+
+    The pipe breaks when the worker is killed, and the next line of output would then break the run.
+    """
+    log = paths.log_file("worker")
+    with suppress(OSError):
+        if flow_run_of(os.getpid()) and Path(f"/proc/{os.getppid()}/fd/1").resolve() == log.resolve():
+            descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+            for stream in (1, 2):
+                os.dup2(descriptor, stream)
+            os.close(descriptor)
 
 
 def _remember_parent(flow_run_id: str) -> None:
@@ -121,15 +159,9 @@ def _remember_parent(flow_run_id: str) -> None:
             _write(_file(flow_run_id, "parent"), {"pid": str(found.pid), "started": found.started})
 
 
-def forget(flow_run_id: str) -> None:
-    """It is closed."""
-    for kind in KINDS:
-        _file(flow_run_id, kind).unlink(missing_ok=True)
-
-
 def _touch(path: Path, done: threading.Event) -> None:
     while not done.wait(TOUCH_S):
-        with suppress(OSError):  # somebody removed it
+        with suppress(OSError):  # it was removed
             os.utime(path)
 
 

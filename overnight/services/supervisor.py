@@ -16,8 +16,7 @@ from overnight.files import atomic_write
 from overnight.processes import Process, die_with_parent, port_is_free, port_listener, stop
 from overnight.services import backup
 from overnight.services.definitions import Spec, databases, services
-from overnight.services.orphans import Orphans
-from overnight.services.reconcile import Keeper
+from overnight.services.reconcile import Orphans, Reconciler
 from overnight.services.settings import (
     Settings,
     environment,
@@ -29,7 +28,7 @@ from overnight.services.settings import (
     supervisor_lock,
     users_folder,
 )
-from overnight.services.vram_limit import Projection
+from overnight.services.vram_limit import VramLimitMirror
 
 TICK_S = 0.2
 HEALTH_S = 5.0  # between two looks at a service that is well
@@ -166,9 +165,11 @@ class Supervisor:
         self.stopping = False
         self.unopened = set[str]()
         self.needed, self.looked = time.monotonic(), 0.0
-        self.keeper, self.orphans, self.projection = Keeper(now), Orphans(), Projection()
+        self.reconciler = Reconciler(now)
+        self.orphans = Orphans()
+        self.vram_limit = VramLimitMirror()
         for service in [s for s in self.services if s.spec.name == "worker"]:
-            service.hung = self.orphans.spare
+            service.hung = self.orphans.keep_runs_of
         self._told: Process | None = None
         self._said: Any = None
 
@@ -220,13 +221,13 @@ class Supervisor:
         """What is shown is what is the case: orphans end, dead runs are closed, the card's limit says what is held."""
         if "prefect" in ready:
             self._register_again()
-            self.projection.tell(self.settings)
+            self.vram_limit.update(self.settings)
         if time.monotonic() - self.looked < TRUTH_S:
             return
         lines = self.orphans.end()
         if {s.spec.name for s in self.services} & {"prefect", "mlflow"} <= ready:
             since = next((s.since for s in self.services if s.spec.name == "worker" and s.process), 0.0)
-            lines += self.keeper.look(since)
+            lines += self.reconciler.reconcile(since)
         print("\n".join(lines), end="\n" if lines else "", flush=True)
         self.looked = time.monotonic()
 
@@ -238,7 +239,7 @@ class Supervisor:
         self._told = server.process
 
     def _linger(self, linger_s: float) -> None:
-        if keep_file().exists() or locks.users(users_folder()) or self.keeper.backlog_worker.busy():
+        if keep_file().exists() or locks.users(users_folder()) or self.reconciler.backlog_worker.busy():
             self.needed = time.monotonic()
         if time.monotonic() - self.needed < linger_s:
             return

@@ -1,4 +1,7 @@
-"""The ledger as Prefect shows it: a limit `gpu0-vram` for each card, one slot for each GiB. One way: nothing acquires it, nothing waits for it."""
+"""Mirrors the GPU ledger in Prefect: a limit `gpu0-vram` for each card, one slot for each GiB.
+
+One way only: no run acquires the limit or waits for it.
+"""
 
 import time
 import urllib.error
@@ -9,9 +12,9 @@ from overnight.gpu.ledger.ledger import Ledger
 from overnight.services.definitions import ask_prefect, get
 from overnight.services.settings import Settings
 
-EVERY_S = 2.0
-AGAIN_S = 20.0  # a person or another program may have changed it
-AWAY_S = 8.0  # a server that hangs must not take the supervisor's time
+UPDATE_S = 2.0
+RECHECK_S = 20.0  # a person or another program may have changed it
+UNAVAILABLE_S = 8.0  # a server that hangs must not take the supervisor's time
 Values = dict[str, float]
 
 
@@ -30,53 +33,55 @@ def slots(mib: int) -> int:
     return -(-mib // 1024)
 
 
-class Projection:
-    """What was told to the server, so that only news is told."""
+class VramLimitMirror:
+    """Keeps the limits of a Prefect server up to date; remembers what it sent, to send only changes."""
 
     def __init__(self) -> None:
         self.cards = cards()
-        self.told: dict[str, Values] = {}
-        self.looked = self.checked = 0.0
+        self.sent: dict[str, Values] = {}
+        self.next_update = 0.0
+        self.checked = 0.0
 
-    def tell(self, now: Settings) -> None:
-        """Bring the server's limits up to date; one that is away is told everything when it is back."""
-        moment = time.monotonic()
-        if moment - self.looked < EVERY_S:
+    def update(self, settings: Settings) -> None:
+        """Send changes; everything is sent again when the server comes back, and every 20 s in case it was changed there."""
+        now = time.monotonic()
+        if now < self.next_update:
             return
-        self.looked = moment
-        if moment - self.checked > AGAIN_S:
-            self.told.clear()
+        self.next_update = now + UPDATE_S
+        recheck = now - self.checked > RECHECK_S
+        if recheck:
+            self.sent.clear()
         try:
             for card in self.cards:
-                self._tell(now, name(card), _values(card))
+                self._send(settings, name(card), _values(card))
         except (OSError, ValueError, KeyError, OvernightError):
-            self.told.clear()
-            self.looked = moment + AWAY_S
+            self.sent.clear()
+            self.next_update = now + UPDATE_S + UNAVAILABLE_S
             return
-        if moment - self.checked > AGAIN_S:
-            self.checked = moment
+        if recheck:
+            self.checked = now
 
-    def _tell(self, now: Settings, limit: str, values: Values) -> None:
-        if self.told.get(limit) == values:
+    def _send(self, settings: Settings, limit: str, values: Values) -> None:
+        if self.sent.get(limit) == values:
             return
-        there = _read(now, limit)
-        if there is None:
-            ask_prefect(now, "/v2/concurrency_limits/", {"name": limit, **values})
-        elif there != values:
-            ask_prefect(now, f"/v2/concurrency_limits/{limit}", values, method="PATCH")
-        self.told[limit] = values
+        found = _server_values(settings, limit)
+        if found is None:
+            ask_prefect(settings, "/v2/concurrency_limits/", {"name": limit, **values})
+        elif found != values:
+            ask_prefect(settings, f"/v2/concurrency_limits/{limit}", values, method="PATCH")
+        self.sent[limit] = values
 
 
 def _values(card: Card) -> Values:
-    """What the server should say; that it decays or is switched off would be somebody's edit."""
+    """The limit as it should be; one that decays or is inactive was edited by hand."""
     limit = max(1, slots(card.budget_mib))
     held = slots(Ledger(card.folder, card.budget_mib).held_mib())
     return {"limit": limit, "active_slots": min(limit, held), "active": True, "slot_decay_per_second": 0}
 
 
-def _read(now: Settings, limit: str) -> Values | None:
+def _server_values(settings: Settings, limit: str) -> Values | None:
     try:
-        found = get(f"{now.prefect}/v2/concurrency_limits/{limit}")
+        found = get(f"{settings.prefect}/v2/concurrency_limits/{limit}")
     except urllib.error.HTTPError as error:
         if error.code == 404:
             return None

@@ -19,7 +19,7 @@ from overnight.gpu.ledger.entries import Request
 from overnight.gpu.ledger.ledger import Ledger
 from overnight.processes import Identity
 from overnight.services import definitions
-from overnight.services.orphans import flow_run_of
+from overnight.services.flow_processes import flow_run_of
 from overnight.services.settings import read_state, supervisor_lock
 from tests.chaos.case import ROOT
 from tests.support.checkouts import OURS, free_port, make_checkout

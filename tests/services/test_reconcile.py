@@ -17,7 +17,7 @@ from overnight.gpu.ledger.ledger import Ledger
 from overnight.processes import Identity, Process, boot
 from overnight.run import SpoolRun
 from overnight.services import definitions, flow_processes, vram_limit
-from overnight.services.reconcile import Keeper
+from overnight.services.reconcile import Reconciler
 from overnight.tracking import backlog
 from overnight.tracking.backlog import End, Record
 from tests.services.test_services import prefect
@@ -73,19 +73,19 @@ def test_an_obituary_says_what_died_and_when(folder):
 
 
 def test_a_run_leaves_what_it_meant_to_say_until_somebody_has_read_it(folder):
-    with flow_processes.running("a") as life:
+    with flow_processes.running("a") as files:
         assert list(flow_processes.held()) == ["a"]
-        assert flow_processes.left() == []
-        life.ends(flow_processes.End("COMPLETED", "Completed", "1 of 1"))
+        assert flow_processes.abandoned() == []
+        files.save_end(flow_processes.End("COMPLETED", "Completed", "1 of 1"))
         assert flow_processes.parent("a").pid == os.getppid()
-    assert flow_processes.left() == ["a"]
+    assert flow_processes.abandoned() == ["a"]
     assert flow_processes.end_of("a") == flow_processes.End("COMPLETED", "Completed", "1 of 1")
     flow_processes.forget("a")
-    assert flow_processes.left() == []
+    assert flow_processes.abandoned() == []
     assert flow_processes.end_of("a") is None
     with pytest.raises(ValueError, match="broke"), flow_processes.running("b"):
         raise ValueError("broke")
-    assert flow_processes.left() == ["b"]
+    assert flow_processes.abandoned() == ["b"]
 
 
 def test_torn_files_say_nothing(folder):
@@ -93,7 +93,7 @@ def test_torn_files_say_nothing(folder):
     (flow_processes.runs_folder() / "a.end").write_text('{"type": "COM')
     (flow_processes.runs_folder() / "a.orphan").write_text("[]")
     assert flow_processes.end_of("a") is None
-    assert flow_processes.orphaned("a") == ""
+    assert flow_processes.orphan_reason("a") == ""
 
 
 def test_slots_are_gib_rounded_up():
@@ -134,14 +134,14 @@ def test_a_run_that_could_not_tell_its_end_ends_as_it_meant_to(running, dead):
     with leaving(step):
         logged = mlflow_run(dead, "", **{"overnight.folder": str(step)})
         record(logged, end=End(status="FINISHED", at=1.79e9)).write(step)
-    with flow_processes.running(run) as life:
-        life.ends(flow_processes.End("COMPLETED", "Completed", "2 of 2 steps done"))
-    Keeper(services.settings()).look(0.0)
+    with flow_processes.running(run) as files:
+        files.save_end(flow_processes.End("COMPLETED", "Completed", "2 of 2 steps done"))
+    Reconciler(services.settings()).reconcile(0.0)
     assert state(run)["type"] == "COMPLETED"
     assert state(run)["message"] == "2 of 2 steps done"
     until(lambda: status(logged)["status"] == "FINISHED")
     assert status(logged)["end_time"] == 1_790_000_000_000
-    until(lambda: flow_processes.left() == [])
+    until(lambda: flow_processes.abandoned() == [])
 
 
 def test_what_a_killed_run_has_left_in_its_spool_is_told_before_it_is_closed(running, dead):

@@ -10,10 +10,8 @@ import pytest
 from overnight import paths
 from overnight.processes import Process
 from overnight.services import flow_processes
-from overnight.services.orphans import Orphans, flow_run_of
-from overnight.services.settings import environment
-from overnight.tracking import backlog
-from overnight.tracking.backlog import RETRY_S, BacklogWorker, Record
+from overnight.services.flow_processes import flow_run_of
+from overnight.services.reconcile import Orphans
 from tests.support.checkouts import until
 
 FLOW = """
@@ -54,7 +52,7 @@ def test_a_run_whose_worker_lives_is_left_alone(worker):
     _, flow = worker()
     assert flow_run_of(flow.pid) == "a-run"
     assert Orphans().end() == []
-    assert flow_processes.orphaned("a-run") == ""
+    assert flow_processes.orphan_reason("a-run") == ""
 
 
 def test_a_run_whose_worker_was_killed_is_asked_to_end_once_and_knows_why(worker):
@@ -64,16 +62,16 @@ def test_a_run_whose_worker_was_killed_is_asked_to_end_once_and_knows_why(worker
     orphans = Orphans()
     (line,) = orphans.end()
     assert f"worker (pid {process.pid}) is gone" in line
-    assert f"worker (pid {process.pid}) is gone" in flow_processes.orphaned("a-run")
+    assert f"worker (pid {process.pid}) is gone" in flow_processes.orphan_reason("a-run")
     assert orphans.end() == []
     until(lambda: not flow.alive())
-    assert flow_processes.left() == ["a-run"]  # for the supervisor, which puts its state right
+    assert flow_processes.abandoned() == ["a-run"]  # for the supervisor, which puts its state right
 
 
 def test_a_run_whose_worker_was_stopped_because_it_hung_goes_on(worker):
     process, flow = worker()
     orphans = Orphans()
-    orphans.spare(Process.of(process.pid))
+    orphans.keep_runs_of(Process.of(process.pid))
     process.kill()
     process.wait()
     assert orphans.end() == []
@@ -90,8 +88,8 @@ def test_a_run_by_hand_has_no_worker_to_lose(worker):
 
 TALKER = """
 import sys
-from overnight.services.orphans import keep_talking
-keep_talking()
+from overnight.services.flow_processes import detach_from_worker_pipe
+detach_from_worker_pipe()
 print("before", flush=True)
 input()
 print("after", flush=True)
@@ -125,39 +123,3 @@ def test_a_run_goes_on_talking_when_its_worker_is_dead(tmp_path, monkeypatch):
     worker.stdin.write("\n")
     worker.stdin.close()
     until(lambda: not flow.alive())
-
-
-# ------------------------------------------------------------------------------------------------ what the dead have left to tell
-
-
-def test_one_process_at_a_time_tells_what_is_left(tmp_path, monkeypatch):
-    monkeypatch.setenv("OVERNIGHT_ROOT", str(tmp_path))
-    step, worker = tmp_path / "step", BacklogWorker(environment)
-    step.mkdir()
-    assert worker.poll() == []
-    backlog.enqueue(step)  # without a record nobody can know where it belongs: said, and settled
-    (line,) = worker.poll()
-    assert "step left" in line
-    assert not worker.busy() or worker.poll() == []
-    until(lambda: not worker.busy())
-    assert worker.poll() == []
-    assert (worker.failures, backlog.pending()) == (0, [])
-    assert "no readable record" in paths.log_file("ship").read_text()
-
-
-def test_a_server_that_stays_away_is_asked_ever_more_rarely(tmp_path, monkeypatch):
-    monkeypatch.setenv("OVERNIGHT_ROOT", str(tmp_path))
-    step, worker = tmp_path / "step", BacklogWorker(environment)
-    step.mkdir()
-    backlog.enqueue(step)
-    Record(uri=f"sqlite:///{step}/record.json/a-file-is-no-folder.db", experiment="x", label="step").write(
-        step
-    )
-    worker.poll()
-    until(lambda: not worker.busy())
-    (line,) = worker.poll()  # and no other one yet
-    assert "does not have all" in line
-    assert backlog.pending() == [step]
-    first, worker.failures = worker.next_start, 5
-    worker._ended(1)
-    assert worker.next_start - first > RETRY_S
