@@ -28,9 +28,9 @@ from overnight.training.loop import train
 from overnight.training.recipe import Recipe
 from tasks.detection.scenes import compose_scenes
 from tasks.detection.yolo import yolo_recipe
-from tasks.graphs.data import GraphData
 from tasks.graphs.load import GraphParams, load_graph
 from tasks.graphs.nodes import GnnParams, gnn_recipe
+from tasks.graphs.tensors import GraphTensors
 from tasks.vision.cnn import CnnParams, cnn_recipe
 from tasks.vision.load import ImageParams, load_images
 
@@ -106,7 +106,7 @@ def losses() -> dict[str, Any]:
         "yolo": (lambda: yolo_recipe(detect.yolo, boxes.spec), boxes.arrays()),
         "gnn": (
             lambda: gnn_recipe(nodes, karate.spec),
-            GraphData(karate.arrays(), karate.spec, nodes.conv, "cpu"),
+            GraphTensors(karate.arrays(), karate.spec, nodes.conv, "cpu"),
         ),
     }
     found = {f"{name}": curves(make, data, False) for name, (make, data) in cases.items()}

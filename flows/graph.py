@@ -6,7 +6,8 @@ from pydantic import model_validator
 
 from flows.etl import Etl, etl
 from overnight import Artifact, Dataset, Experiment, pipeline
-from tasks.graphs.load import GraphParams, LinkParams, link_rows, load_graph
+from tasks.graphs.link_table import LinkParams, link_rows
+from tasks.graphs.load import GraphParams, load_graph
 from tasks.graphs.nodes import GnnParams, train_gnn
 
 

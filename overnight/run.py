@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from overnight import artifact, events
 from overnight.artifact import Artifact, DataSpec, Writer
-from overnight.data.content import Handled
+from overnight.data.content import CleaningCounts
 from overnight.errors import Stopped
 from overnight.events import Event
 
@@ -98,7 +98,7 @@ class Run(ABC):
         """A line for the log alone."""
         self._emit({"event": "log", "text": text})
 
-    def handled(self, counts: Handled) -> None:
+    def cleaned(self, counts: CleaningCounts) -> None:
         """Odd data that a rule took care of: logged line by line and as metrics."""
         for reason, times in sorted(counts.items()):
             self.log(f"data: {reason}: {times}")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class Handled(Counter[str]):
+class CleaningCounts(Counter[str]):
     """How often each rule for odd data was applied: {"box of zero size dropped": 2}."""
 
 
@@ -20,7 +20,7 @@ class Tables:
     """Named tables, lazy."""
 
     frames: Mapping[str, "pl.LazyFrame"]
-    handled: Handled = field(default_factory=Handled)
+    cleaned: CleaningCounts = field(default_factory=CleaningCounts)
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,16 @@ class Images:
 
     classes: tuple[str, ...]
     splits: Mapping[str, Sequence[ImageItem]]
-    handled: Handled = field(default_factory=Handled)
+    cleaned: CleaningCounts = field(default_factory=CleaningCounts)
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """Images with boxes by split; `handled` counts the boxes that were dropped or clipped, and why."""
+    """Images with boxes by split; `cleaned` counts the boxes that were dropped or clipped, and why."""
 
     classes: tuple[str, ...]
     splits: Mapping[str, Sequence[BoxItem]]
-    handled: Handled = field(default_factory=Handled)
+    cleaned: CleaningCounts = field(default_factory=CleaningCounts)
 
 
 Features = Union["np.ndarray", tuple["np.ndarray", "np.ndarray", "np.ndarray", tuple[int, int]], None]
@@ -79,7 +79,7 @@ class Graph:
     labels: "np.ndarray"
     classes: tuple[str, ...]
     masks: Mapping[str, "np.ndarray"] = field(default_factory=dict)
-    handled: Handled = field(default_factory=Handled)
+    cleaned: CleaningCounts = field(default_factory=CleaningCounts)
     weights: "np.ndarray | None" = None
 
 
@@ -89,7 +89,7 @@ class Texts:
 
     splits: Mapping[str, list[tuple[str, int]]]
     classes: tuple[str, ...] = ()
-    handled: Handled = field(default_factory=Handled)
+    cleaned: CleaningCounts = field(default_factory=CleaningCounts)
 
 
 Content = Tables | Images | Boxes | Graph | Texts

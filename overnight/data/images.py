@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from overnight.data.content import BoxItem, Handled, ImageItem
+from overnight.data.content import BoxItem, CleaningCounts, ImageItem
 from overnight.errors import DataError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def of_array(pixels: "np.ndarray") -> "Callable[[], Image]":
     return make
 
 
-def opened(items: Iterable[Item], handled: Handled) -> "Iterator[tuple[Item, Image]]":
+def opened(items: Iterable[Item], cleaned: CleaningCounts) -> "Iterator[tuple[Item, Image]]":
     """Each item with its image; those that do not decode are counted and left out.
 
     None at all decodes: DataError.
@@ -60,7 +60,7 @@ def opened(items: Iterable[Item], handled: Handled) -> "Iterator[tuple[Item, Ima
         try:
             image = item.open()
         except DataError as error:
-            handled[DROPPED] += 1
+            cleaned[DROPPED] += 1
             first = first or error
             continue
         good += 1

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from overnight import Artifact, Dataset, DataSpec, Params, Run, step
-from overnight.data.content import Boxes, BoxItem, Handled
+from overnight.data.content import Boxes, BoxItem, CleaningCounts
 from overnight.data.entry import Entry
 from overnight.data.images import opened, to_rgb
 from overnight.errors import DataError
@@ -87,17 +87,17 @@ def load_boxes(run: Run, params: SceneParams, data: Dataset) -> Artifact:
 
     Out: artifact "boxes": {split}_images uint8 (N, 3, H, W), {split}_boxes float32 (N, M, 4) in pixels of the
     canvas padded with 0, {split}_labels int64 (N, M) padded with -1. A missing val is cut from train, seeded;
-    a missing test stays empty. Logs what was handled. Raises DataError for another kind of data set, and for
+    a missing test stays empty. Logs what was cleaned. Raises DataError for another kind of data set, and for
     one without training images.
     """
     content = data.load_as(Boxes)
-    handled, done = Handled(content.handled), 0
+    cleaned, done = CleaningCounts(content.cleaned), 0
     splits = dict[str, list[tuple[str, Scene]]]()
     for split in SPLITS:
         splits[split] = []
-        for item, image in opened(content.splits.get(split, ()), handled):
+        for item, image in opened(content.splits.get(split, ()), cleaned):
             splits[split].append(
-                (item.name, _letterbox(np.asarray(to_rgb(image)), item, params.size, handled))
+                (item.name, _letterbox(np.asarray(to_rgb(image)), item, params.size, cleaned))
             )
             done += 1
             if done % 50 == 0:
@@ -107,7 +107,7 @@ def load_boxes(run: Run, params: SceneParams, data: Dataset) -> Artifact:
     if "val" not in content.splits:
         splits["train"], splits["val"] = _cut(splits["train"], params.val, run.seed)
         run.log(f"data: the set has no val split: {len(splits['val'])} images of train are its val now")
-    run.handled(Handled(+handled))
+    run.cleaned(CleaningCounts(+cleaned))
     return _handed_on(run, data.name, splits, content.classes, params.size)
 
 
@@ -145,7 +145,7 @@ def compose_scenes(run: Run, params: ComposeParams, images: Artifact) -> Artifac
 # ------------------------------------------------------------------------------------------------ letterbox
 
 
-def _letterbox(image: np.ndarray, item: BoxItem, size: int, handled: Handled) -> Scene:
+def _letterbox(image: np.ndarray, item: BoxItem, size: int, cleaned: CleaningCounts) -> Scene:
     """One image and its boxes on the canvas.
 
     A box is cut at the image's edge; what is left thinner than a pixel is dropped.
@@ -162,10 +162,10 @@ def _letterbox(image: np.ndarray, item: BoxItem, size: int, handled: Handled) ->
     )
     edges = np.array([width, height, width, height], np.float32)
     boxes = np.clip(np.asarray(item.boxes, np.float32).reshape(-1, 4), 0, edges)
-    handled["box clipped to its image"] += int((boxes != item.boxes).any(-1).sum()) if len(boxes) else 0
+    cleaned["box clipped to its image"] += int((boxes != item.boxes).any(-1).sum()) if len(boxes) else 0
     boxes = boxes * (np.array([*sides, *sides]) / edges) + np.array([left, top, left, top])
     large = (boxes[:, 2:] - boxes[:, :2] >= 1).all(-1)
-    handled["box under a pixel after resizing dropped"] += int((~large).sum())
+    cleaned["box under a pixel after resizing dropped"] += int((~large).sum())
     return canvas, boxes[large].astype(np.float32), np.asarray(item.labels, np.int64)[large]
 
 

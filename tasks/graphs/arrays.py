@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from overnight.artifact import Artifact, DataSpec
-from overnight.data.content import Graph, Handled
+from overnight.data.content import CleaningCounts, Graph
 from overnight.data.splits import stratified
 from overnight.errors import DataError
 from overnight.run import Run
@@ -31,17 +31,17 @@ class Shares:
 def save(run: Run, graph: Graph, name: str, shares: Shares, scale: Scale, blank: Blank) -> Artifact:
     """Split, scale and hand on a graph as an artifact of kind "graph".
 
-    Logs what was handled and how large it is.
+    Logs cleaning counts and sizes.
     """
-    handled = Handled(graph.handled)
+    cleaned = CleaningCounts(graph.cleaned)
     labelled = np.unique(graph.labels[graph.labels >= 0])
     if len(labelled) < 2:
         raise DataError(
             f"{name}: {len(labelled)} of {len(graph.classes)} classes occur among {graph.nodes} nodes; "
             "telling them apart needs 2"
         )
-    masks = split(graph, shares, run.seed, name, handled)
-    features = scaled(_features(graph, blank, handled), scale, handled)
+    masks = split(graph, shares, run.seed, name, cleaned)
+    features = scaled(_features(graph, blank, cleaned), scale, cleaned)
     arrays = {
         "edges": graph.edges.astype(np.int64),
         "labels": graph.labels.astype(np.int64),
@@ -50,8 +50,8 @@ def save(run: Run, graph: Graph, name: str, shares: Shares, scale: Scale, blank:
     arrays |= {f"{name}_mask": mask for name, mask in masks.items()}
     if graph.weights is not None:
         arrays["weights"] = graph.weights.astype(np.float32)
-    handled["isolated node kept"] += graph.nodes - len(np.unique(graph.edges))
-    run.handled(Handled(+handled))
+    cleaned["isolated node kept"] += graph.nodes - len(np.unique(graph.edges))
+    run.cleaned(CleaningCounts(+cleaned))
     spec = DataSpec(
         shape=(features.shape[1],),
         dtype="float32",
@@ -72,20 +72,22 @@ def save(run: Run, graph: Graph, name: str, shares: Shares, scale: Scale, blank:
     return run.save("graph", spec, arrays, {"classes": list(graph.classes)})
 
 
-def split(graph: Graph, shares: Shares, seed: int, name: str, handled: Handled) -> dict[str, np.ndarray]:
+def split(
+    graph: Graph, shares: Shares, seed: int, name: str, cleaned: CleaningCounts
+) -> dict[str, np.ndarray]:
     """Masks, bool (N,), by split.
 
     Splits that the set lacks are cut off the labelled rest, every class in proportion.
     """
     known = graph.labels >= 0
     masks = {part: graph.masks.get(part, np.zeros(graph.nodes, bool)).astype(bool) for part in SPLITS}
-    handled["unlabelled node left out of a split"] += int(
+    cleaned["unlabelled node left out of a split"] += int(
         sum((mask & ~known).sum() for mask in masks.values())
     )
     masks = {part: mask & known for part, mask in masks.items()}
     for part, others in (("val", ("train",)), ("test", ("train", "val"))):
         twice = masks[part] & np.logical_or.reduce([masks[o] for o in others])
-        handled["node of two splits kept in the first"] += int(twice.sum())
+        cleaned["node of two splits kept in the first"] += int(twice.sum())
         masks[part] &= ~twice
     if not masks["train"].any():
         masks["train"] = known & ~masks["val"] & ~masks["test"]
@@ -108,7 +110,7 @@ def split(graph: Graph, shares: Shares, seed: int, name: str, handled: Handled) 
     return masks
 
 
-def _features(graph: Graph, blank: Blank, handled: Handled) -> "np.ndarray | sp.csr_matrix":
+def _features(graph: Graph, blank: Blank, cleaned: CleaningCounts) -> "np.ndarray | sp.csr_matrix":
     """The features, sparse where most are zero.
 
     A graph without any gets its node ids (an embedding to learn) or its degrees.
@@ -121,7 +123,7 @@ def _features(graph: Graph, blank: Blank, handled: Handled) -> "np.ndarray | sp.
     if given is not None and given.shape[1]:
         few = np.count_nonzero(given) < DENSE * given.size
         return sp.csr_matrix(given, dtype=np.float32) if few else given.astype(np.float32)
-    handled[f"graph without features given the {blank} of its nodes"] += 1
+    cleaned[f"graph without features given the {blank} of its nodes"] += 1
     if blank == "identity":
         return sp.identity(graph.nodes, dtype=np.float32, format="csr")
     degrees = np.bincount(graph.edges.ravel(), minlength=graph.nodes).astype(np.float32)
@@ -129,7 +131,7 @@ def _features(graph: Graph, blank: Blank, handled: Handled) -> "np.ndarray | sp.
 
 
 def scaled(
-    features: "np.ndarray | sp.csr_matrix", scale: Scale, handled: Handled
+    features: "np.ndarray | sp.csr_matrix", scale: Scale, cleaned: CleaningCounts
 ) -> "np.ndarray | sp.csr_matrix":
     """Features normalised by rows (to sum 1) or columns (to mean 0 and deviation 1).
 
@@ -139,7 +141,7 @@ def scaled(
 
     values = features if isinstance(features, np.ndarray) else features.data
     odd = ~np.isfinite(values)
-    handled["feature that is no finite number set to 0"] += int(odd.sum())
+    cleaned["feature that is no finite number set to 0"] += int(odd.sum())
     values[odd] = 0.0
     if isinstance(features, np.ndarray):
         if scale in ("auto", "columns"):
@@ -150,7 +152,7 @@ def scaled(
             np.asarray(features / np.where(sums > 0, sums, 1.0), np.float32) if scale == "rows" else features
         )
     if scale == "columns":
-        return scaled(features.toarray(), scale, handled)
+        return scaled(features.toarray(), scale, cleaned)
     if scale == "none":
         return features
     sums = np.asarray(abs(features).sum(1)).ravel()

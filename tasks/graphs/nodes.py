@@ -17,8 +17,8 @@ from overnight.training.batches import Batch
 from overnight.training.evaluate import evaluate
 from overnight.training.loop import train
 from overnight.training.recipe import Recipe, Scores, constant
-from tasks.graphs.data import GraphData, example
 from tasks.graphs.network import Gnn, GnnParams
+from tasks.graphs.tensors import GraphTensors, example
 from tasks.shared import figures
 from tasks.shared.predictors import load_model, saved_params
 from tasks.shared.threads import one_thread
@@ -31,13 +31,13 @@ SMALL = 100_000_000  # multiplications of a product
 DRAWN = 2000  # nodes in the picture of the embedding
 
 
-def gnn_recipe(params: GnnParams, spec: DataSpec) -> Recipe[GraphData]:
+def gnn_recipe(params: GnnParams, spec: DataSpec) -> Recipe[GraphTensors]:
     """Adam on the cross entropy of the training nodes, weight decay on the first layer.
 
     Accuracy on "val" picks the epoch.
     """
 
-    def batches(data: GraphData, _generator: torch.Generator) -> Iterator[Batch]:
+    def batches(data: GraphTensors, _generator: torch.Generator) -> Iterator[Batch]:
         yield data.batch(data.nodes["train"])
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -65,7 +65,7 @@ def gnn_recipe(params: GnnParams, spec: DataSpec) -> Recipe[GraphData]:
     )
 
 
-def _evaluate(model: nn.Module, data: GraphData, split: str) -> Scores:
+def _evaluate(model: nn.Module, data: GraphTensors, split: str) -> Scores:
     batch = data.batch(data.nodes[split])
     logits = model(batch).float()
     loss = F.cross_entropy(logits, batch["labels"])
@@ -89,7 +89,7 @@ def train_gnn(run: Run, params: GnnParams, graph: Artifact) -> Artifact:
     recipe = gnn_recipe(params, spec)
     with one_thread(_small(spec, params)):
         alone = _without_edges(run, recipe, arrays, spec)
-        data = GraphData(arrays, spec, params.conv, run.device)
+        data = GraphTensors(arrays, spec, params.conv, run.device)
         fitted = train(recipe, run, data)
     model = fitted.model
     assert isinstance(model, Gnn)
@@ -122,7 +122,7 @@ class _Silent(Run):
 
 
 def _without_edges(
-    run: Run, recipe: Recipe[GraphData], arrays: dict[str, np.ndarray], spec: DataSpec
+    run: Run, recipe: Recipe[GraphTensors], arrays: dict[str, np.ndarray], spec: DataSpec
 ) -> float:
     """Test accuracy of the same network when every node stands alone."""
     silent = _Silent(run.folder, run.seed, run.device, run.budget_mib)
@@ -131,7 +131,7 @@ def _without_edges(
     bare = {name: array for name, array in arrays.items() if name != "weights"} | {
         "edges": np.zeros((2, 0), np.int64)
     }
-    data = GraphData(bare, spec, recipe.params.conv, run.device)
+    data = GraphTensors(bare, spec, recipe.params.conv, run.device)
     return evaluate(recipe, train(recipe, silent, data).model, data, "test")["accuracy"]
 
 
@@ -166,7 +166,7 @@ def _embedding(values: np.ndarray, labels: np.ndarray, classes: tuple[str, ...],
     return figure
 
 
-def _save(run: Run, params: GnnParams, spec: DataSpec, model: Gnn, data: GraphData) -> Artifact:
+def _save(run: Run, params: GnnParams, spec: DataSpec, model: Gnn, data: GraphTensors) -> Artifact:
     weights = {**model.state_dict(), **{f"graph.{name}": tensor for name, tensor in data.shared.items()}}
     config = {
         "params": params.model_dump(mode="json"),

@@ -95,7 +95,7 @@ def join_tables(run: Run, params: TableParams, data: Dataset) -> Artifact:
     fails, or when no row is left.
     """
     content = data.load_as(Tables)
-    run.handled(content.handled)
+    run.cleaned(content.cleaned)
     file = run.folder / "joined.parquet"
     with _polars_errors(data.name):
         frames = _typed(content.frames, params, data.name)

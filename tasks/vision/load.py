@@ -9,7 +9,7 @@ from pydantic import Field
 
 from overnight.artifact import Artifact, DataSpec
 from overnight.config import Params
-from overnight.data.content import Handled, ImageItem, Images
+from overnight.data.content import CleaningCounts, ImageItem, Images
 from overnight.data.dataset import Dataset
 from overnight.data.entry import Entry
 from overnight.data.images import opened, to_mode
@@ -59,25 +59,25 @@ def load_images(run: Run, params: ImageParams, data: Dataset) -> Artifact:
 
     Out: artifact "images", {split}_images uint8 (N, C, H, W) and {split}_labels int64 (N,) for train, val and
     test. Resizing is bilinear with antialiasing and does not keep the aspect ratio. A missing test, then a
-    missing val, is cut from train, seeded, the same share of every class. Logs what was handled. Raises
+    missing val, is cut from train, seeded, the same share of every class. Logs what was cleaned. Raises
     DataError: no images, or sizes that differ while none is set.
     """
     content = data.load_as(Images)
-    handled = Handled(content.handled)
-    items = _labelled(run, params, content, data.name, handled)
-    splits = {name: _decode(run, params, name, items[name], handled) for name in SPLITS}
+    cleaned = CleaningCounts(content.cleaned)
+    items = _labelled(run, params, content, data.name, cleaned)
+    splits = {name: _decode(run, params, name, items[name], cleaned) for name in SPLITS}
     empty = len(set(range(len(content.classes))) - set(splits["train"].labels))
-    handled.update({"class without a training image": empty})
-    run.handled(Handled(+handled))
+    cleaned.update({"class without a training image": empty})
+    run.cleaned(CleaningCounts(+cleaned))
     return _save(run, params, data.name, content.classes, splits)
 
 
 def _labelled(
-    run: Run, params: ImageParams, content: Images, name: str, handled: Handled
+    run: Run, params: ImageParams, content: Images, name: str, cleaned: CleaningCounts
 ) -> dict[str, list[ImageItem]]:
     """The labelled images of all three splits; a missing one is cut from train."""
     found = {split: [item for item in items if item.label >= 0] for split, items in content.splits.items()}
-    handled.update(
+    cleaned.update(
         {"unlabelled image left out": sum(map(len, content.splits.values())) - sum(map(len, found.values()))}
     )
     if not found.get("train"):
@@ -134,26 +134,26 @@ def _sizes_differ(first: str, one: np.ndarray, second: str, other: np.ndarray) -
 
 
 def _decode(
-    run: Run, params: ImageParams, split: str, items: Sequence[ImageItem], handled: Handled
+    run: Run, params: ImageParams, split: str, items: Sequence[ImageItem], cleaned: CleaningCounts
 ) -> _Split:
     found = _Split()
-    for seen, (item, image) in enumerate(opened(items, handled), 1):
-        found.add(_array(image, params, handled), item.label, item.name)
+    for seen, (item, image) in enumerate(opened(items, cleaned), 1):
+        found.add(_array(image, params, cleaned), item.label, item.name)
         if seen % 500 == 0:
             run.progress(seen, len(items), f"decoding {split}")
     return found
 
 
-def _array(image: "Image", params: ImageParams, handled: Handled) -> np.ndarray:
+def _array(image: "Image", params: ImageParams, cleaned: CleaningCounts) -> np.ndarray:
     """uint8 (H, W) of a grey image or (H, W, 3) of a coloured one."""
     from PIL.Image import Resampling
 
     grey = params.channels == 1 if params.channels else image.mode.startswith(GREY)
     if image.mode not in ("L", "RGB"):
-        handled[f"image of mode {image.mode} converted"] += 1
+        cleaned[f"image of mode {image.mode} converted"] += 1
     image = to_mode(image, "L" if grey else "RGB")
     if params.size and image.size != (params.size, params.size):
-        handled["image resized"] += 1
+        cleaned["image resized"] += 1
         image = image.resize((params.size, params.size), Resampling.BILINEAR)
     return np.asarray(image)
 

@@ -40,7 +40,7 @@ def test_nycflights13(shared_data: Path) -> None:
     missing = flights.select(pl.col("dep_time", "arr_delay", "tailnum").null_count()).collect().row(0)
     assert missing == (8255, 9430, 2512)
     assert flights.collect_schema()["time_hour"] == pl.Datetime("us", "UTC")
-    assert content.handled == {}
+    assert content.cleaned == {}
 
 
 def test_cifar10_jpeg(shared_data: Path) -> None:
@@ -58,7 +58,7 @@ def test_bccd(shared_data: Path) -> None:
     assert counts(content) == {"train": 205, "val": 87, "test": 72}
     labels = np.concatenate([item.labels for items in content.splits.values() for item in items])
     assert len(labels) == 4888 - 2
-    assert content.handled["box of zero size dropped"] == 2
+    assert content.cleaned["box of zero size dropped"] == 2
     by_name = dict(zip(content.classes, np.bincount(labels).tolist(), strict=True))
     assert by_name["WBC"] == 372
     assert by_name["RBC"] + by_name["Platelets"] == 4155 + 361 - 2
@@ -89,13 +89,13 @@ def test_cora(shared_data: Path) -> None:
     }
     assert np.bincount(graph.labels[graph.masks["train"]]).tolist() == [20] * 7
     assert graph.classes[np.bincount(graph.labels).argmax()] == "Neural_Networks"
-    assert graph.handled == {}
+    assert graph.cleaned == {}
 
 
 def test_facebook(shared_data: Path) -> None:
     graph = real(shared_data, "facebook")
     assert (graph.nodes, graph.edges.shape[1]) == (22470, 171002 - 179)
-    assert graph.handled == {"self loop dropped": 179}
+    assert graph.cleaned == {"self loop dropped": 179}
     assert graph.features[3] == (22470, 4714)
     assert set(graph.features[0].tolist()) == {1.0}
     found = dict(zip(graph.classes, np.bincount(graph.labels).tolist(), strict=True))

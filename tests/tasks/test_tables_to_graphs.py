@@ -11,7 +11,7 @@ from flows.etl import Etl
 from flows.graph import Graph
 from overnight import Artifact, RecordingRun, paths
 from overnight.errors import ConfigError
-from tasks.graphs.load import link_rows
+from tasks.graphs.link_table import link_rows
 from tasks.graphs.nodes import train_gnn
 from tasks.tabular.join import join_tables
 

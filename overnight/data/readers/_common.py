@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from overnight.data.content import Handled
+from overnight.data.content import CleaningCounts
 from overnight.errors import DataError
 from overnight.paths import shown
 
@@ -122,7 +122,7 @@ def numbered(top: int, where: Path) -> tuple[str, ...]:
     return tuple(map(str, range(top + 1)))
 
 
-def count_empty(classes: Sequence[str], labels: Iterable[int], handled: Handled) -> None:
+def count_empty(classes: Sequence[str], labels: Iterable[int], cleaned: CleaningCounts) -> None:
     """Count the classes that no sample has: they are kept, so that indices stay what the entry says."""
     seen = Counter(labels)
-    handled["empty class kept"] += sum(seen[i] == 0 for i in range(len(classes)))
+    cleaned["empty class kept"] += sum(seen[i] == 0 for i in range(len(classes)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overnight.data.content import Handled
+from overnight.data.content import CleaningCounts
 from overnight.errors import DataError
 from overnight.paths import shown
 
@@ -100,7 +100,7 @@ class Column:
             there &= ~pl.col(self.name).str.strip_chars().is_in(["", *self.trim])
         return there & self.value().is_null()
 
-    def mended(self, text: "pl.LazyFrame", nulls: Sequence[str], handled: Handled) -> "Column":
+    def mended(self, text: "pl.LazyFrame", nulls: Sequence[str], cleaned: CleaningCounts) -> "Column":
         """Blanks around values trimmed, an inferred whole number read as a decimal.
 
         Else DataError with the first wrong value.
@@ -113,7 +113,7 @@ class Column:
             ]
         for rule, column in rules:
             if text.select(column.wrong()).collect(engine="streaming").item() == 0:
-                handled[rule] += 1
+                cleaned[rule] += 1
                 return column
         raise self._error(text)
 
@@ -166,7 +166,7 @@ def _sample(text: "pl.LazyFrame", name: str) -> "pl.Series":
 
 
 def without_blank_rows(
-    frame: "pl.LazyFrame", text: "pl.LazyFrame", columns: Sequence[Column], handled: Handled
+    frame: "pl.LazyFrame", text: "pl.LazyFrame", columns: Sequence[Column], cleaned: CleaningCounts
 ) -> "pl.LazyFrame":
     """The frame without rows that hold nothing, such as empty lines.
 
@@ -176,7 +176,7 @@ def without_blank_rows(
 
     blank = pl.all_horizontal(pl.col(c.name).is_null() for c in columns)
     count = int(text.select(blank.sum()).collect(engine="streaming").item())
-    handled["blank row dropped"] += count
+    cleaned["blank row dropped"] += count
     return frame.filter(~blank) if count else frame
 
 

@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING
 
-from overnight.data.content import Handled
+from overnight.data.content import CleaningCounts
 from overnight.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-def cleaned_edges(edges: "np.ndarray", nodes: int, handled: Handled, where: str) -> "np.ndarray":
+def cleaned_edges(edges: "np.ndarray", nodes: int, cleaned: CleaningCounts, where: str) -> "np.ndarray":
     """int64 (2, E) with the smaller node first, sorted.
 
     Self loops and repeated edges are counted and dropped.
@@ -24,6 +24,6 @@ def cleaned_edges(edges: "np.ndarray", nodes: int, handled: Handled, where: str)
     loops = low == high
     codes = low[~loops] * max(nodes, 1) + high[~loops]
     unique = np.unique(codes)
-    handled["self loop dropped"] += int(loops.sum())
-    handled["repeated edge dropped"] += len(codes) - len(unique)
+    cleaned["self loop dropped"] += int(loops.sum())
+    cleaned["repeated edge dropped"] += len(codes) - len(unique)
     return np.stack([unique // max(nodes, 1), unique % max(nodes, 1)]).astype(np.int64)

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field
 
 from overnight.config import Values
-from overnight.data.content import Handled, ImageItem, Images
+from overnight.data.content import CleaningCounts, ImageItem, Images
 from overnight.data.images import of_array
 from overnight.data.readers._common import count_empty, expect, lines, numbered, present
 from overnight.errors import DataError
@@ -28,7 +28,7 @@ class Options(Values):
 
 def read(folder: Path, options: Options, _kind: str) -> Images:
     """Records as images in colour."""
-    handled = Handled()
+    cleaned = CleaningCounts()
     given = lines(present(folder, options.classes)) if isinstance(options.classes, str) else options.classes
     splits = {
         split: [item for file in files for item in _items(present(folder, file), options)]
@@ -41,8 +41,8 @@ def read(folder: Path, options: Options, _kind: str) -> Images:
             f"{shown(folder)}: a label is {max(labels)}, but there are {len(classes)} class names; name "
             "them all"
         )
-    count_empty(classes, labels, handled)
-    return Images(classes, splits, handled)
+    count_empty(classes, labels, cleaned)
+    return Images(classes, splits, cleaned)
 
 
 def _items(path: Path, options: Options) -> list[ImageItem]:

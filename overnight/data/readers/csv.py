@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from overnight.config import Values
 from overnight.data.archives import plain, recoded
-from overnight.data.content import Handled, Tables
+from overnight.data.content import CleaningCounts, Tables
 from overnight.data.readers import _csv
 from overnight.data.readers._common import Delimiter, expect, present
 from overnight.errors import DataError
@@ -65,15 +65,15 @@ def read(folder: Path, options: Options, _kind: str) -> Tables:
 
     A column without a type gets that of its first 10,000 rows, and must keep it.
     """
-    handled = Handled()
+    cleaned = CleaningCounts()
     frames: dict[str, pl.LazyFrame] = {}
     for name, given in options.tables.items():
         table = Table(file=given) if isinstance(given, str) else given
-        frames[name] = _scan(present(folder, table.file), table, options, handled)
-    return Tables(frames, handled)
+        frames[name] = _scan(present(folder, table.file), table, options, cleaned)
+    return Tables(frames, cleaned)
 
 
-def _scan(file: Path, table: Table, options: Options, handled: Handled) -> "pl.LazyFrame":
+def _scan(file: Path, table: Table, options: Options, cleaned: CleaningCounts) -> "pl.LazyFrame":
     import polars as pl
 
     path = recoded(expect(plain(file), "csv", file), options.encoding)
@@ -82,15 +82,15 @@ def _scan(file: Path, table: Table, options: Options, handled: Handled) -> "pl.L
     _csv.check_end(path, file, how["separator"])
     try:
         text = pl.scan_csv(path, infer_schema=False, **how)
-        columns = _columns(text, file, _types(text, file, table, options), nulls, handled)
+        columns = _columns(text, file, _types(text, file, table, options), nulls, cleaned)
         if expected := len(columns) - 1:
-            handled["row with too few fields: the rest counts as missing"] += _csv.short_rows(
+            cleaned["row with too few fields: the rest counts as missing"] += _csv.short_rows(
                 path, how["separator"], expected + 1
             )
         native = {c.name: c.dtype for c in columns if c.is_native}
         typed = pl.scan_csv(path, infer_schema=False, schema_overrides=native, **how)
         frame = typed.with_columns(c.value() for c in columns if not c.is_native)
-        return _csv.without_blank_rows(frame, text, columns, handled)
+        return _csv.without_blank_rows(frame, text, columns, cleaned)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(
             f"{shown(file)}: expected a csv file: {_csv.brief(error)}; mend it, or the entry's delimiter or "
@@ -99,7 +99,7 @@ def _scan(file: Path, table: Table, options: Options, handled: Handled) -> "pl.L
 
 
 def _columns(
-    text: "pl.LazyFrame", file: Path, types: Mapping[str, str], nulls: Sequence[str], handled: Handled
+    text: "pl.LazyFrame", file: Path, types: Mapping[str, str], nulls: Sequence[str], cleaned: CleaningCounts
 ) -> list[_csv.Column]:
     """One pass over every value; only columns in which something is wrong are looked at again."""
     import polars as pl
@@ -111,9 +111,9 @@ def _columns(
         .collect(engine="streaming")
         .row(0, named=True)
     )
-    handled["column of a name that is taken renamed"] += sum("_duplicated_" in name for name in names)
-    handled["table without rows kept"] += not found[ROWS]
-    return [c.mended(text, nulls, handled) if found[c.name] else c for c in columns]
+    cleaned["column of a name that is taken renamed"] += sum("_duplicated_" in name for name in names)
+    cleaned["table without rows kept"] += not found[ROWS]
+    return [c.mended(text, nulls, cleaned) if found[c.name] else c for c in columns]
 
 
 def _types(text: "pl.LazyFrame", file: Path, table: Table, options: Options) -> Mapping[str, str]:

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from overnight.config import Values
 from overnight.data.archives import plain
-from overnight.data.content import Features, Graph, Handled
+from overnight.data.content import CleaningCounts, Features, Graph
 from overnight.data.readers._common import Classes, Delimiter, count_empty, expect, present, text
 from overnight.data.readers._graph import cleaned_edges
 from overnight.errors import DataError
@@ -76,16 +76,16 @@ class Options(Values):
 
 def read(folder: Path, options: Options, _kind: str) -> Graph:
     """Nodes are all ids of all files: numbers in their order, then names in theirs."""
-    handled = Handled()
-    ends = _edges(folder, options.edges, handled)
+    cleaned = CleaningCounts()
+    ends = _edges(folder, options.edges, cleaned)
     bags = _bags(present(folder, options.features)) if options.features else {}
-    names = _names(folder, options.targets, handled) if options.targets else {}
+    names = _names(folder, options.targets, cleaned) if options.targets else {}
     index = _index(*(end.unique().to_list() for end in ends), bags, names)
-    edges = cleaned_edges(_codes(ends, index), len(index), handled, shown(folder / options.edges.file))
-    features = _features(bags, index, handled, folder, options) if options.features else None
-    labels, classes = _labels(names, options, index, handled, folder)
-    count_empty(classes, labels.tolist(), handled)
-    return Graph(edges, len(index), features, labels, classes, {}, handled)
+    edges = cleaned_edges(_codes(ends, index), len(index), cleaned, shown(folder / options.edges.file))
+    features = _features(bags, index, cleaned, folder, options) if options.features else None
+    labels, classes = _labels(names, options, index, cleaned, folder)
+    count_empty(classes, labels.tolist(), cleaned)
+    return Graph(edges, len(index), features, labels, classes, {}, cleaned)
 
 
 def _table(path: Path, columns: Iterable[str], delimiter: str) -> "pl.DataFrame":
@@ -108,11 +108,11 @@ def _table(path: Path, columns: Iterable[str], delimiter: str) -> "pl.DataFrame"
     return stripped.with_columns(pl.when(pl.all() != "").then(pl.all()))
 
 
-def _edges(folder: Path, options: Edges, handled: Handled) -> "list[pl.Series]":
+def _edges(folder: Path, options: Edges, cleaned: CleaningCounts) -> "list[pl.Series]":
     """Ids of both ends of each edge."""
     frame = _table(present(folder, options.file), (options.source, options.target), options.delimiter)
     whole = frame.drop_nulls()
-    handled["edge without both ends dropped"] += frame.height - whole.height
+    cleaned["edge without both ends dropped"] += frame.height - whole.height
     return [whole[options.source], whole[options.target]]
 
 
@@ -131,11 +131,11 @@ def _bags(path: Path) -> dict[str, Any]:
     return {key.strip(): bag for key, bag in bags.items()}
 
 
-def _names(folder: Path, options: Targets, handled: Handled) -> dict[str, str | None]:
+def _names(folder: Path, options: Targets, cleaned: CleaningCounts) -> dict[str, str | None]:
     """The class name by id; None where the field is empty."""
     frame = _table(present(folder, options.file), (options.id, options.label), options.delimiter)
     rows = [row for row in frame.rows() if row[0] is not None]
-    handled["target without an id dropped"] += frame.height - len(rows)
+    cleaned["target without an id dropped"] += frame.height - len(rows)
     names: dict[str, str | None] = {}
     for node, name in rows:
         if names.setdefault(node, name) != name:
@@ -143,7 +143,7 @@ def _names(folder: Path, options: Targets, handled: Handled) -> dict[str, str | 
                 f"{shown(folder / options.file)}: node {node!r} has two classes, {names[node]!r} and "
                 f"{name!r}; keep one"
             )
-    handled["repeated target dropped"] += len(rows) - len(names)
+    cleaned["repeated target dropped"] += len(rows) - len(names)
     return names
 
 
@@ -166,7 +166,7 @@ def _codes(ends: "list[pl.Series]", index: dict[str, int]) -> "np.ndarray":
 
 
 def _features(
-    bags: dict[str, Any], index: dict[str, int], handled: Handled, folder: Path, options: Options
+    bags: dict[str, Any], index: dict[str, int], cleaned: CleaningCounts, folder: Path, options: Options
 ) -> Features:
     """CSR over the nodes; a node without features has a row of zeros.
 
@@ -179,7 +179,7 @@ def _features(
     close = all(f.isdecimal() and len(f) < LONGEST and int(f) < 10 * len(wide) + 1000 for f in wide)
     column = {f: int(f) if close else i for i, f in enumerate(sorted(wide))}
     rows = [sorted((column[f], v) for f, v in pairs.get(node, {}).items()) for node in index]
-    handled["node without features given zeros"] += sum(not row for row in rows)
+    cleaned["node without features given zeros"] += sum(not row for row in rows)
     indptr = np.cumsum([0, *map(len, rows)], dtype=np.int64)
     flat = [pair for row in rows for pair in row]
     with np.errstate(
@@ -213,7 +213,11 @@ def _number(value: float) -> float:
 
 
 def _labels(
-    names: dict[str, str | None], options: Options, index: dict[str, int], handled: Handled, folder: Path
+    names: dict[str, str | None],
+    options: Options,
+    index: dict[str, int],
+    cleaned: CleaningCounts,
+    folder: Path,
 ) -> "tuple[np.ndarray, tuple[str, ...]]":
     import numpy as np
 
@@ -226,5 +230,5 @@ def _labels(
             f"{shown(file)}: class {unknown[0]!r} is not among the entry's classes: {', '.join(classes)}"
         )
     labels = np.array([at.get(names.get(node) or "", -1) for node in index], dtype=np.int64)
-    handled["unlabelled node kept"] += int((labels < 0).sum()) if options.targets else 0
+    cleaned["unlabelled node kept"] += int((labels < 0).sum()) if options.targets else 0
     return labels, classes

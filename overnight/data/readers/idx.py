@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from overnight.config import Values
-from overnight.data.content import Handled, ImageItem, Images
+from overnight.data.content import CleaningCounts, ImageItem, Images
 from overnight.data.images import of_array
 from overnight.data.readers._common import count_empty, numbered, present
 from overnight.errors import DataError
@@ -36,7 +36,7 @@ class Options(Values):
 
 def read(folder: Path, options: Options, _kind: str) -> Images:
     """Images (N, H, W) grey or (N, H, W, 3) in colour, labels (N,)."""
-    handled = Handled()
+    cleaned = CleaningCounts()
     arrays = {split: _pair(folder, files) for split, files in options.splits.items()}
     top = max((int(labels.max(initial=-1)) for _, labels in arrays.values()), default=-1)
     classes = tuple(options.classes) or numbered(top, folder)
@@ -44,9 +44,9 @@ def read(folder: Path, options: Options, _kind: str) -> Images:
         raise DataError(
             f"{shown(folder)}: a label is {top}, but the entry names {len(classes)} classes; name them all"
         )
-    count_empty(classes, (int(i) for _, labels in arrays.values() for i in labels), handled)
+    count_empty(classes, (int(i) for _, labels in arrays.values() for i in labels), cleaned)
     splits = {split: _items(options.splits[split].images, *pair) for split, pair in arrays.items()}
-    return Images(classes, splits, handled)
+    return Images(classes, splits, cleaned)
 
 
 def _pair(folder: Path, files: Split) -> "tuple[np.ndarray, np.ndarray]":

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from overnight.config import Values
-from overnight.data.content import Handled, ImageItem, Images
+from overnight.data.content import CleaningCounts, ImageItem, Images
 from overnight.data.images import opener
 from overnight.data.readers._common import IMAGE_ENDINGS, Classes, count_empty
 from overnight.errors import DataError
@@ -43,19 +43,19 @@ def read(folder: Path, options: Options, _kind: str) -> Images:
 
     Hidden files are passed over, others that are no images counted.
     """
-    handled, homes = Handled(), _homes(folder, options)
+    cleaned, homes = CleaningCounts(), _homes(folder, options)
     found = sorted({d.name for home in homes.values() for d in _folders(home)})
     classes = tuple(options.classes) or tuple(found)
     for name in sorted(set(found) - set(classes)):
-        handled[f"folder of the unlisted class {name!r} left out"] += 1
-    splits = {split: list(_items(home, classes, handled)) for split, home in homes.items()}
+        cleaned[f"folder of the unlisted class {name!r} left out"] += 1
+    splits = {split: list(_items(home, classes, cleaned)) for split, home in homes.items()}
     if not any(splits.values()):
         raise DataError(
             f"{shown(folder)}: there is no image in folders named after classes; expected split/class/file "
             "or class/file"
         )
-    count_empty(classes, (item.label for items in splits.values() for item in items), handled)
-    return Images(classes, splits, handled)
+    count_empty(classes, (item.label for items in splits.values() for item in items), cleaned)
+    return Images(classes, splits, cleaned)
 
 
 def _homes(folder: Path, options: Options) -> dict[str, Path]:
@@ -76,7 +76,7 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.startswith("."))
 
 
-def _items(home: Path, classes: tuple[str, ...], handled: Handled) -> Iterator[ImageItem]:
+def _items(home: Path, classes: tuple[str, ...], cleaned: CleaningCounts) -> Iterator[ImageItem]:
     for label, name in enumerate(classes):
         for file in sorted((home / name).rglob("*")):
             if file.name.startswith(".") or not file.is_file():
@@ -84,4 +84,4 @@ def _items(home: Path, classes: tuple[str, ...], handled: Handled) -> Iterator[I
             if file.suffix.lower() in IMAGE_ENDINGS:
                 yield ImageItem(file.relative_to(home).as_posix(), opener(file), label)
             else:
-                handled["file that is no image left out"] += 1
+                cleaned["file that is no image left out"] += 1

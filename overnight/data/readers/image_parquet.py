@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from overnight.config import Values
-from overnight.data.content import Handled, ImageItem, Images
+from overnight.data.content import CleaningCounts, ImageItem, Images
 from overnight.data.images import decode
 from overnight.data.readers._common import count_empty, matching, numbered
 from overnight.errors import DataError
@@ -39,7 +39,7 @@ class Options(Values):
 
 def read(folder: Path, options: Options, _kind: str) -> Images:
     """Labels now, images a row group at a time as they are opened."""
-    handled = Handled()
+    cleaned = CleaningCounts()
     files = {
         split: [
             _File(path, options)
@@ -50,12 +50,12 @@ def read(folder: Path, options: Options, _kind: str) -> Images:
     }
     classes = tuple(options.classes) or _classes([file for some in files.values() for file in some])
     splits = {
-        split: [item for file in some for item in file.items(classes, handled)]
+        split: [item for file in some for item in file.items(classes, cleaned)]
         for split, some in files.items()
     }
     if classes:
-        count_empty(classes, (item.label for items in splits.values() for item in items), handled)
-    return Images(classes, splits, handled)
+        count_empty(classes, (item.label for items in splits.values() for item in items), cleaned)
+    return Images(classes, splits, cleaned)
 
 
 def _classes(files: "list[_File]") -> tuple[str, ...]:
@@ -132,20 +132,20 @@ class _File:
             )
         return values
 
-    def items(self, classes: tuple[str, ...], handled: Handled) -> list[ImageItem]:
+    def items(self, classes: tuple[str, ...], cleaned: CleaningCounts) -> list[ImageItem]:
         index = {name: i for i, name in enumerate(classes)}
         ends, items, row = 0, [], 0
         for group in range(self.file.num_row_groups):
             start, ends = ends, ends + self.file.metadata.row_group(group).num_rows
             for row in range(start, ends):
-                label = self._label(row, index, handled)
+                label = self._label(row, index, cleaned)
                 items.append(ImageItem(str(self.names[row]), self._opener(group, row - start, row), label))
         return items
 
-    def _label(self, row: int, index: dict[str, int], handled: Handled) -> int:
+    def _label(self, row: int, index: dict[str, int], cleaned: CleaningCounts) -> int:
         given = self.labels[row]
         if given is None or given == -1:
-            handled["unlabelled image kept"] += 1
+            cleaned["unlabelled image kept"] += 1
             return -1
         if isinstance(given, int) and 0 <= given < len(index):
             return given

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from overnight.config import Source, Values, validate
-from overnight.data.content import Content, Graph, Handled, ImageItem, Images, Tables
+from overnight.data.content import CleaningCounts, Content, Graph, ImageItem, Images, Tables
 from overnight.data.images import of_array
 from overnight.data.readers import reader
 from overnight.data.readers._graph import cleaned_edges
@@ -146,18 +146,18 @@ def _graph(found: Any, options: Options) -> Graph | None:
 
     if not hasattr(found, "adjacency"):
         return None
-    index, handled = {node: i for i, node in enumerate(found.nodes)}, Handled()
+    index, cleaned = {node: i for i, node in enumerate(found.nodes)}, CleaningCounts()
     edges = np.array([[index[a], index[b]] for a, b in found.edges()], dtype=np.int64).reshape(-1, 2).T
     names = [None if options.label is None else data.get(options.label) for _, data in found.nodes(data=True)]
     classes = tuple(sorted({str(n) for n in names if n is not None}))
     labels = np.array([-1 if n is None else classes.index(str(n)) for n in names], dtype=np.int64)
-    handled["unlabelled node kept"] += int((labels < 0).sum()) if options.label else 0
+    cleaned["unlabelled node kept"] += int((labels < 0).sum()) if options.label else 0
     return Graph(
-        cleaned_edges(edges, len(index), handled, options.module),
+        cleaned_edges(edges, len(index), cleaned, options.module),
         len(index),
         None,
         labels,
         classes,
         {},
-        handled,
+        cleaned,
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from overnight.config import Values
-from overnight.data.content import Features, Graph, Handled
+from overnight.data.content import CleaningCounts, Features, Graph
 from overnight.data.readers._common import Classes, count_empty, numbered, present
 from overnight.data.readers._graph import cleaned_edges
 from overnight.errors import DataError
@@ -40,26 +40,26 @@ def read(folder: Path, options: Options, _kind: str) -> Graph:
     """Arrays as they stand, checked against one another; no pickles."""
     import numpy as np
 
-    path, handled = present(folder, options.file), Handled()
+    path, cleaned = present(folder, options.file), CleaningCounts()
     arrays = _load(path)
     labels = arrays["y"].astype(np.int64)
     nodes = len(labels)
-    edges = cleaned_edges(arrays["edge_index"].astype(np.int64), nodes, handled, shown(path))
+    edges = cleaned_edges(arrays["edge_index"].astype(np.int64), nodes, cleaned, shown(path))
     classes = tuple(options.classes) or numbered(int(labels.max(initial=-1)), path)
     if labels.max(initial=-1) >= len(classes):
         raise DataError(
             f"{shown(path)}: y has the class {labels.max()}, the entry names {len(classes)} classes; name "
             "them all"
         )
-    handled["unlabelled node kept"] += int((labels < 0).sum())
-    count_empty(classes, labels.tolist(), handled)
+    cleaned["unlabelled node kept"] += int((labels < 0).sum())
+    count_empty(classes, labels.tolist(), cleaned)
     masks = {
         split: arrays[f"{split}_mask"].astype(bool)
         for split in ("train", "val", "test")
         if f"{split}_mask" in arrays
     }
     return Graph(
-        edges, nodes, _features(arrays, nodes, path), np.maximum(labels, -1), classes, masks, handled
+        edges, nodes, _features(arrays, nodes, path), np.maximum(labels, -1), classes, masks, cleaned
     )
 
 

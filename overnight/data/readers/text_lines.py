@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from overnight.config import Values
 from overnight.data.archives import plain
-from overnight.data.content import Handled, Texts
+from overnight.data.content import CleaningCounts, Texts
 from overnight.data.readers._common import count_empty, present, text
 from overnight.errors import DataError
 from overnight.paths import shown
@@ -39,8 +39,8 @@ class Options(Values):
 
 def read(folder: Path, options: Options, _kind: str) -> Texts:
     """Sentences with a class each. Blank lines are passed over and counted."""
-    handled = Handled()
-    rows = {split: _rows(present(folder, file), options, handled) for split, file in options.splits.items()}
+    cleaned = CleaningCounts()
+    rows = {split: _rows(present(folder, file), options, cleaned) for split, file in options.splits.items()}
     labels = tuple(options.classes) or tuple(sorted({label for some in rows.values() for label, _ in some}))
     index = {label: i for i, label in enumerate(labels)}
     for split, some in rows.items():
@@ -52,15 +52,15 @@ def read(folder: Path, options: Options, _kind: str) -> Texts:
             )
     splits = {split: [(sentence, index[label]) for label, sentence in some] for split, some in rows.items()}
     classes = tuple(options.classes.values()) or labels
-    count_empty(classes, (i for some in splits.values() for _, i in some), handled)
-    return Texts(splits, classes, handled)
+    count_empty(classes, (i for some in splits.values() for _, i in some), cleaned)
+    return Texts(splits, classes, cleaned)
 
 
-def _rows(path: Path, options: Options, handled: Handled) -> list[Row]:
+def _rows(path: Path, options: Options, cleaned: CleaningCounts) -> list[Row]:
     rows, last = list[Row](), max(options.label, options.text)
     for number, line in enumerate(text(plain(path)).split("\n"), 1):
         if not line.strip():
-            handled["blank line dropped"] += 1
+            cleaned["blank line dropped"] += 1
             continue
         if options.header and number == 1:
             continue
@@ -71,7 +71,7 @@ def _rows(path: Path, options: Options, handled: Handled) -> list[Row]:
                 "the line or the options"
             )
         rows.append((fields[options.label].strip(), fields[options.text].strip()))
-    handled["blank line dropped"] -= text(plain(path)).endswith(
+    cleaned["blank line dropped"] -= text(plain(path)).endswith(
         "\n"
     )  # the end of the last line is no blank line
     return rows

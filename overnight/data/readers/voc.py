@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 from pydantic import Field
 
 from overnight.config import Values
-from overnight.data.content import Boxes, BoxItem, Handled
+from overnight.data.content import Boxes, BoxItem, CleaningCounts
 from overnight.data.images import opener
 from overnight.data.readers._common import IMAGE_ENDINGS, Classes, count_empty, lines, present
 from overnight.errors import DataError
@@ -39,31 +39,31 @@ def read(folder: Path, options: Options, _kind: str) -> Boxes:
 
     A box of zero size is dropped, one that leaves its image is clipped.
     """
-    handled = Handled()
-    pictures = _pictures(folder / options.images, handled)
+    cleaned = CleaningCounts()
+    pictures = _pictures(folder / options.images, cleaned)
     found = {
-        split: [_annotation(folder, options, name, pictures, handled) for name in names]
+        split: [_annotation(folder, options, name, pictures, cleaned) for name in names]
         for split, names in _splits(folder, options, pictures).items()
     }
     classes = tuple(options.classes) or tuple(
         sorted({box[0] for items in found.values() for _, boxes in items for box in boxes})
     )
     splits = {
-        split: [_item(path, boxes, classes, handled) for path, boxes in items]
+        split: [_item(path, boxes, classes, cleaned) for path, boxes in items]
         for split, items in found.items()
     }
     count_empty(
-        classes, (int(i) for items in splits.values() for item in items for i in item.labels), handled
+        classes, (int(i) for items in splits.values() for item in items for i in item.labels), cleaned
     )
-    return Boxes(classes, splits, handled)
+    return Boxes(classes, splits, cleaned)
 
 
-def _pictures(folder: Path, handled: Handled) -> dict[str, Path]:
+def _pictures(folder: Path, cleaned: CleaningCounts) -> dict[str, Path]:
     """Images by their name without its ending."""
     found: dict[str, Path] = {}
     for path in sorted(folder.glob("*")):
         if path.suffix.lower() in IMAGE_ENDINGS and found.setdefault(path.stem, path) != path:
-            handled["second image of the same name left out"] += 1
+            cleaned["second image of the same name left out"] += 1
     return found
 
 
@@ -89,7 +89,7 @@ def _splits(folder: Path, options: Options, pictures: dict[str, Path]) -> dict[s
 
 
 def _annotation(
-    folder: Path, options: Options, name: str, pictures: dict[str, Path], handled: Handled
+    folder: Path, options: Options, name: str, pictures: dict[str, Path], cleaned: CleaningCounts
 ) -> tuple[Path, list[Box]]:
     """The image of that name, and its boxes in its own pixels."""
     if name not in pictures:
@@ -112,13 +112,13 @@ def _annotation(
     boxes = []
     for element in tree.iter("object"):
         if options.drop_difficult and (element.findtext("difficult") or "0").strip() == "1":
-            handled["difficult box dropped"] += 1
+            cleaned["difficult box dropped"] += 1
             continue
-        box = _clipped(_corners(element, xml, options.first_pixel, handled), width, height, handled)
+        box = _clipped(_corners(element, xml, options.first_pixel, cleaned), width, height, cleaned)
         if box is not None:
             boxes.append(((element.findtext("name") or "").strip(), *box))
     if not boxes:
-        handled["image without boxes kept"] += 1
+        cleaned["image without boxes kept"] += 1
     return pictures[name], boxes
 
 
@@ -146,7 +146,7 @@ def _stated(tree: ET.Element, side: str) -> float:
 
 
 def _corners(
-    element: ET.Element, xml: Path, first: int, handled: Handled
+    element: ET.Element, xml: Path, first: int, cleaned: CleaningCounts
 ) -> tuple[float, float, float, float]:
     """x1 y1 x2 y2 as edges: a box over the first pixel alone is 0 0 1 1 when corners include their pixel."""
     try:
@@ -157,31 +157,31 @@ def _corners(
         raise DataError(
             f"{shown(xml)}: a box of {element.findtext('name')!r} lacks a corner; expected four numbers"
         ) from None
-    handled["box with swapped corners turned"] += x1 > x2 or y1 > y2
+    cleaned["box with swapped corners turned"] += x1 > x2 or y1 > y2
     return min(x1, x2) - first, min(y1, y2) - first, max(x1, x2), max(y1, y2)
 
 
 def _clipped(
-    box: tuple[float, float, float, float], width: float, height: float, handled: Handled
+    box: tuple[float, float, float, float], width: float, height: float, cleaned: CleaningCounts
 ) -> tuple[float, float, float, float] | None:
     x1, y1, x2, y2 = max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height)
     if not all(map(math.isfinite, box)) or box[0] >= box[2] or box[1] >= box[3]:
-        handled["box of zero size dropped"] += 1
+        cleaned["box of zero size dropped"] += 1
         return None
     if x1 >= x2 or y1 >= y2:
-        handled["box outside its image dropped"] += 1
+        cleaned["box outside its image dropped"] += 1
         return None
-    handled["box clipped to its image"] += (x1, y1, x2, y2) != box
+    cleaned["box clipped to its image"] += (x1, y1, x2, y2) != box
     return x1, y1, x2, y2
 
 
-def _item(path: Path, boxes: Sequence[Box], classes: tuple[str, ...], handled: Handled) -> BoxItem:
+def _item(path: Path, boxes: Sequence[Box], classes: tuple[str, ...], cleaned: CleaningCounts) -> BoxItem:
     import numpy as np
 
     known = [box for box in boxes if box[0] in classes]
     for box in boxes:
         if box[0] not in classes:
-            handled[f"box of the unlisted class {box[0]!r} dropped"] += 1
+            cleaned[f"box of the unlisted class {box[0]!r} dropped"] += 1
     corners = np.array([box[1:] for box in known], dtype=np.float32).reshape(-1, 4)
     labels = np.array([classes.index(box[0]) for box in known], dtype=np.int64)
     read_image: Callable[[], object] = opener(path)

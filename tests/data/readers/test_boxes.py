@@ -58,7 +58,7 @@ def test_splits_classes_and_corners(load, made) -> None:
     assert item.boxes.tolist() == [[1, 2, 11, 12], [0, 0, 40, 30]]
     assert (item.labels.tolist(), item.boxes.dtype, item.labels.dtype) == ([1, 0], np.float32, np.int64)
     assert (item.name, item.open().size) == ("a.jpg", (40, 30))
-    assert content.handled == {}
+    assert content.cleaned == {}
 
 
 def test_odd_boxes_are_mended_or_dropped_and_counted(load, made) -> None:
@@ -77,7 +77,7 @@ def test_odd_boxes_are_mended_or_dropped_and_counted(load, made) -> None:
     boxes = [item.boxes.tolist() for item in content.splits["train"]]
     assert boxes == [[[0, 5, 40, 30], [2, 3, 9, 8]], []]
     assert content.splits["train"][1].boxes.shape == (0, 4)
-    assert content.handled == {
+    assert content.cleaned == {
         "box of zero size dropped": 2,
         "box clipped to its image": 1,
         "box outside its image dropped": 1,
@@ -101,7 +101,7 @@ def test_corners_that_count_from_one(load, made) -> None:
     made.listed("train", "a")
     content = load("voc", {"first_pixel": 1})
     assert content.splits["train"][0].boxes.tolist() == [[0, 0, 1, 1], [0, 0, 40, 30]]
-    assert content.handled == {}
+    assert content.cleaned == {}
 
 
 def test_difficult_boxes_can_be_left_out(load, made) -> None:
@@ -109,7 +109,7 @@ def test_difficult_boxes_can_be_left_out(load, made) -> None:
     made.listed("train", "a")
     assert len(load("voc", {}).splits["train"][0].boxes) == 1
     content = load("voc", {"drop_difficult": True})
-    assert content.handled == {"difficult box dropped": 1, "image without boxes kept": 1}
+    assert content.cleaned == {"difficult box dropped": 1, "image without boxes kept": 1}
 
 
 def test_parts_of_an_object_are_not_taken_for_its_box(load, made) -> None:
@@ -139,7 +139,7 @@ def test_two_images_of_one_name(load, made) -> None:
     made.image("a", ("x", 1, 1, 5, 5), ending="png")
     made.listed("train", "a")
     content = load("voc", {})
-    assert (content.splits["train"][0].name, content.handled) == (
+    assert (content.splits["train"][0].name, content.cleaned) == (
         "a.jpg",
         {"second image of the same name left out": 1},
     )

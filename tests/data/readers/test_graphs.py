@@ -36,7 +36,7 @@ def test_edges_alone(load, write) -> None:
     assert graph.edges.tolist() == [[0, 1], [1, 2]]
     assert graph.edges.dtype == np.int64
     assert (graph.features, graph.classes, graph.labels.tolist()) == (None, (), [-1, -1, -1])
-    assert graph.handled == {
+    assert graph.cleaned == {
         "self loop dropped": 1,
         "repeated edge dropped": 2,
         "edge without both ends dropped": 1,
@@ -53,7 +53,7 @@ def test_ids_of_any_kind_and_nodes_that_only_one_file_knows(load, write) -> None
     assert graph.classes == ("brot", "käse")
     assert graph.labels.tolist() == [-1, 0, -1, -1, -1, 0, 1]
     assert dense(graph) == [[0, 0, 0], [0, 0, 0], [0, 0.5, 0], [0, 0, 0], [0, 0, 1], [0, 0, 0], [1, 0, 1]]
-    assert graph.handled == {
+    assert graph.cleaned == {
         "unlabelled node kept": 4,
         "node without features given zeros": 4,
         "target without an id dropped": 1,
@@ -64,7 +64,7 @@ def test_classes_of_the_entry_fix_the_order(load, write) -> None:
     write()
     graph = load("edge_list", FULL | {"classes": ["z", "y", "x"]})
     assert graph.labels.tolist() == [2, 1]
-    assert graph.handled["empty class kept"] == 1
+    assert graph.cleaned["empty class kept"] == 1
 
 
 def test_features_with_names(load, write) -> None:
@@ -86,7 +86,7 @@ def test_features_as_vectors(load, write) -> None:
 
 def test_a_repeated_target_is_dropped_unless_it_says_otherwise(load, write) -> None:
     write(targets="node,kind\na,x\na,x\nb,y\n")
-    assert load("edge_list", FULL).handled["repeated target dropped"] == 1
+    assert load("edge_list", FULL).cleaned["repeated target dropped"] == 1
     write(targets="node,kind\na,x\na,y\n")
     with pytest.raises(DataError, match=r"t\.csv: node 'a' has two classes, 'x' and 'y'"):
         load("edge_list", FULL)
@@ -141,7 +141,7 @@ def test_planetoid(load, folder) -> None:
     assert dense(graph) == [[0, 0, 0, 1], [0, 0, 0, 0], [2, 0, 0, 0]]
     assert graph.labels.tolist() == [0, 2, -1]
     assert {name: mask.tolist() for name, mask in graph.masks.items()}["val"] == [False, True, False]
-    assert graph.handled == {
+    assert graph.cleaned == {
         "self loop dropped": 1,
         "repeated edge dropped": 1,
         "unlabelled node kept": 1,

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from overnight.data.content import Handled, ImageItem
+from overnight.data.content import CleaningCounts, ImageItem
 from overnight.data.images import DROPPED, decode, opened, to_mode, to_rgb
 from overnight.errors import DataError
 
@@ -81,15 +81,15 @@ def test_of_an_animation_the_first_frame_is_taken() -> None:
 
 def test_images_that_do_not_decode_are_counted() -> None:
     items = [ImageItem(str(i), lambda i=i: decode(str(i), png() if i else b"no image"), 0) for i in range(3)]
-    handled = Handled()
-    assert [item.name for item, _ in opened(items, handled)] == ["1", "2"]
-    assert handled == {DROPPED: 1}
+    cleaned = CleaningCounts()
+    assert [item.name for item, _ in opened(items, cleaned)] == ["1", "2"]
+    assert cleaned == {DROPPED: 1}
 
 
 def test_when_none_decodes_it_is_an_error() -> None:
     items = [ImageItem("a", lambda: decode("a.png", png()[:-30]), 0)]
     with pytest.raises(DataError, match=r"a\.png: expected an image, but it does not decode"):
-        list(opened(items, Handled()))
+        list(opened(items, CleaningCounts()))
 
 
 # ------------------------------------------------------------------------------------------------ parquet
@@ -151,10 +151,10 @@ def test_parquet_odd_labels(load, folder) -> None:
     write_parquet(folder / "a.parquet", [png(), png(), b"", None], [0, None, -1, 0])
     content = load("image_parquet", {"splits": {"train": "a.parquet"}, "classes": ["one", "two"]})
     assert labels(content, "train") == [0, -1, -1, 0]
-    assert content.handled == {"unlabelled image kept": 2, "empty class kept": 1}
-    handled = Handled()
-    assert len(list(opened(content.splits["train"], handled))) == 2
-    assert handled == {DROPPED: 2}
+    assert content.cleaned == {"unlabelled image kept": 2, "empty class kept": 1}
+    cleaned = CleaningCounts()
+    assert len(list(opened(content.splits["train"], cleaned))) == 2
+    assert cleaned == {DROPPED: 2}
 
 
 def test_parquet_errors(load, folder) -> None:
@@ -190,7 +190,7 @@ def test_idx_plain_and_gz_of_any_size(load, folder) -> None:
     (folder / "l").write_bytes(idx(np.array([2, 0, 2])))
     content = load("idx", IDX)
     assert content.classes == ("0", "1", "2")
-    assert content.handled == {"empty class kept": 1}
+    assert content.cleaned == {"empty class kept": 1}
     assert np.asarray(content.splits["train"][1].open()).tolist() == pixels[1].tolist()
 
 
@@ -276,7 +276,7 @@ def test_folders_with_splits(load, folder) -> None:
     assert content.classes == ("Ähre", "猫")
     assert counts(content) == {"train": 3, "val": 1, "test": 1}
     assert labels(content, "train") == [0, 0, 1]
-    assert content.handled == {"file that is no image left out": 1}
+    assert content.cleaned == {"file that is no image left out": 1}
     assert [item.open().size for item in content.splits["train"]] == [(3, 2)] * 3
 
 
@@ -300,7 +300,7 @@ def test_folders_listed_by_the_entry(load, folder) -> None:
     put(folder / "a" / "other" / "2.png", png())
     content = load("image_folder", {"splits": {"train": "a"}, "classes": ["dog", "cat"]})
     assert labels(content, "train") == [1]
-    assert content.handled == {"empty class kept": 1, "folder of the unlisted class 'other' left out": 1}
+    assert content.cleaned == {"empty class kept": 1, "folder of the unlisted class 'other' left out": 1}
 
 
 def test_folder_errors(load, folder) -> None:

@@ -81,7 +81,7 @@ def test_a_graph_of_a_function(checkout, module) -> None:
     graph = load("graph", module=module(), function="network", label="side")
     assert (graph.nodes, graph.edges.tolist(), graph.classes) == (3, [[0, 1], [1, 2]], ("left",))
     assert graph.labels.tolist() == [0, -1, -1]
-    assert graph.handled == {"self loop dropped": 1, "unlabelled node kept": 2}
+    assert graph.cleaned == {"self loop dropped": 1, "unlabelled node kept": 2}
     assert load("graph", module=module(), function="directed").edges.tolist() == [[0, 1], [1, 2]]
 
 

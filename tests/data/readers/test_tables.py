@@ -77,7 +77,7 @@ def test_own_null_strings(load, folder) -> None:
 def test_rows_with_too_few_fields_are_counted(load, folder, text: str, short: int) -> None:
     (folder / "t.csv").write_bytes(text.encode())
     content = load("csv", {"tables": {"t": "t.csv"}})
-    assert content.handled["row with too few fields: the rest counts as missing"] == short
+    assert content.cleaned["row with too few fields: the rest counts as missing"] == short
     assert frame(content)["a"].to_list()[-1] == 5
 
 
@@ -105,7 +105,7 @@ def test_bom_crlf_and_blank_lines(load, folder) -> None:
     (folder / "t.csv").write_bytes(b"\xef\xbb\xbfa,b\r\n1,2\r\n\r\n3,4\r\n\r\n")
     content = load("csv", options(types={"a": "int", "b": "int"}))
     assert frame(content).rows() == [(1, 2), (3, 4)]
-    assert content.handled == {"blank row dropped": 2}
+    assert content.cleaned == {"blank row dropped": 2}
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "cp1252"])
@@ -126,7 +126,7 @@ def test_blanks_around_values_are_trimmed_and_counted(load, folder) -> None:
     (folder / "t.csv").write_text("a,b\n1 , 2.5\n NA,7\n")
     content = load("csv", options(types={"a": "int", "b": "float"}))
     assert frame(content).rows() == [(1, 2.5), (None, 7.0)]
-    assert content.handled["column with blanks around values trimmed"] >= 1
+    assert content.cleaned["column with blanks around values trimmed"] >= 1
 
 
 def test_quoted_separators_and_line_ends(load, folder) -> None:
@@ -141,14 +141,14 @@ def test_columns_without_a_name_or_with_the_same_name(load, folder) -> None:
     (folder / "t.csv").write_text(",a,a\n1,2,3\n")
     content = load("csv", {"tables": {"t": "t.csv"}})
     assert frame(content).to_dict(as_series=False) == {"": [1], "a": [2], "a_duplicated_0": [3]}
-    assert content.handled == {"column of a name that is taken renamed": 1}
+    assert content.cleaned == {"column of a name that is taken renamed": 1}
 
 
 def test_a_table_without_rows_is_kept_and_counted(load, folder) -> None:
     (folder / "t.csv").write_text("a,b\n")
     content = load("csv", options(types={"a": "int"}))
     assert frame(content).shape == (0, 2)
-    assert content.handled == {"table without rows kept": 1}
+    assert content.cleaned == {"table without rows kept": 1}
 
 
 def test_the_first_value_past_the_sample_decides_when_all_before_are_missing(load, folder) -> None:
@@ -161,7 +161,7 @@ def test_whole_numbers_that_become_decimals_are_read_as_decimals_and_counted(loa
     (folder / "t.csv").write_text("a\n" + "1\n" * 12_000 + "2.5\n")
     content = load("csv", {"tables": {"t": "t.csv"}})
     assert frame(content)["a"][-1] == 2.5
-    assert content.handled == {"column 'a' read as decimals": 1}
+    assert content.cleaned == {"column 'a' read as decimals": 1}
 
 
 @pytest.mark.parametrize("types", [{"a": "int"}, {}])

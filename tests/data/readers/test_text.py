@@ -14,7 +14,7 @@ def test_label_first(load, folder) -> None:
     )
     assert content.splits["train"] == [("gut , sehr gut", 1), ("schlecht", 0), ("猫\u2028x", 1)]
     assert content.classes == ("neg", "pos", "never")
-    assert content.handled == {"blank line dropped": 1, "empty class kept": 1}
+    assert content.cleaned == {"blank line dropped": 1, "empty class kept": 1}
 
 
 def test_tab_separated_with_a_header(load, folder) -> None:
@@ -22,7 +22,7 @@ def test_tab_separated_with_a_header(load, folder) -> None:
     options = {"splits": {"train": "a.tsv"}, "separator": "\t", "label": 2, "text": 0, "header": True}
     content = load("text_lines", options)
     assert (content.splits["train"], content.classes) == ([("a b", 0), ("c", 1)], ("ham", "spam"))
-    assert content.handled == {}
+    assert content.cleaned == {}
 
 
 def test_splits_are_cut_by_the_entry(load, folder) -> None:

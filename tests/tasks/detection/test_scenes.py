@@ -8,7 +8,7 @@ from overnight import DataSpec, RecordingRun
 from overnight.artifact import save
 from overnight.config import ConfigError
 from overnight.data import dataset
-from overnight.data.content import Boxes, BoxItem, Handled, Images
+from overnight.data.content import Boxes, BoxItem, CleaningCounts, Images
 from overnight.data.dataset import Dataset
 from overnight.errors import DataError
 from tasks.detection.scenes import ComposeParams, SceneParams, compose_scenes, load_boxes
@@ -37,9 +37,9 @@ def photo(width, height, boxes, labels=None, mode="RGB", name="a.png"):
     return BoxItem(name, lambda: image, np.array(boxes, np.float32).reshape(-1, 4), labels)
 
 
-def loaded(tmp_path, splits, size=64, handled=None, **values):
+def loaded(tmp_path, splits, size=64, cleaned=None, **values):
     run = RecordingRun(tmp_path)
-    content = Boxes(("thing", "other"), splits, Handled(handled or {}))
+    content = Boxes(("thing", "other"), splits, CleaningCounts(cleaned or {}))
     out = load_boxes.body(run, SceneParams(size=size, **values), entry(content))
     return run, out, out.arrays()
 
@@ -77,7 +77,7 @@ def test_margins_are_grey_and_padding_is_marked(tmp_path):
 def test_boxes_beyond_the_image_are_clipped_and_counted(tmp_path):
     boxes = [[-5, -5, 32, 32], [10, 10, 10.2, 20], [70, 70, 90, 90]]
     run, _, arrays = loaded(
-        tmp_path, {"train": [photo(64, 64, boxes)], "val": []}, handled={"box of zero size dropped": 2}
+        tmp_path, {"train": [photo(64, 64, boxes)], "val": []}, cleaned={"box of zero size dropped": 2}
     )
     assert arrays["train_boxes"][0].tolist() == [[0, 0, 32, 32]]
     lines = {event["text"] for event in run.of("log")}

@@ -11,14 +11,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from overnight import Artifact, DataSpec, RecordingRun, artifact
-from overnight.data.content import Graph, Handled
+from overnight.data.content import CleaningCounts, Graph
 from overnight.data.dataset import load_entry
 from overnight.errors import Stopped
 from tasks.graphs.arrays import Shares, save
-from tasks.graphs.data import GraphData, example
 from tasks.graphs.load import GraphParams, load_graph
 from tasks.graphs.nodes import GnnParams, gnn_recipe, predictor, train_gnn
 from tasks.graphs.sparse import csr, spmm
+from tasks.graphs.tensors import GraphTensors, example
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,13 @@ def blocks(folder: Path, features: str = "dense", nodes: int = 300, **values: ob
     if features == "sparse":
         x = np.where(x > 1.2, x, 0).astype(np.float32)
     graph = Graph(
-        edges, nodes, None if features == "none" else x, labels, ("a", "b", "c"), handled=Handled(), **values
+        edges,
+        nodes,
+        None if features == "none" else x,
+        labels,
+        ("a", "b", "c"),
+        cleaned=CleaningCounts(),
+        **values,
     )
     return save(run_in(folder), graph, "made", Shares(0.2, 0.3), "auto", "identity")
 
@@ -71,7 +77,7 @@ def test_the_network_equals_its_formula(tmp_path: Path, features: str) -> None:
     torch.manual_seed(0)
     model = gnn_recipe(params, graph.spec).build().eval()
     arrays = graph.arrays()
-    data = GraphData(arrays, graph.spec, "gcn", "cpu")
+    data = GraphTensors(arrays, graph.spec, "gcn", "cpu")
     a_NN = np.eye(300, dtype=np.float32)
     a_NN[arrays["edges"][0], arrays["edges"][1]] = a_NN[arrays["edges"][1], arrays["edges"][0]] = 1
     a_NN /= np.sqrt(a_NN.sum(0)[:, None] * a_NN.sum(0)[None])
@@ -89,7 +95,7 @@ def test_every_node_attends_to_itself_once(tmp_path: Path) -> None:
     from torch_geometric.nn import GATConv
 
     graph = blocks(tmp_path / "g")
-    data = GraphData(graph.arrays(), graph.spec, "gat", "cpu")
+    data = GraphTensors(graph.arrays(), graph.spec, "gat", "cpu")
     ours = gnn_recipe(GnnParams(conv="gat", hidden=8), graph.spec).build().eval().rest[0]
     theirs = GATConv(ours.in_channels, ours.out_channels)  # looks for the loops by itself
     theirs.load_state_dict(ours.state_dict())
@@ -182,7 +188,7 @@ def test_the_recipe_traces_from_the_spec_alone(conv: str, nonzeros: int) -> None
 
 def test_the_example_has_the_shapes_and_types_of_the_real_batch(tmp_path: Path) -> None:
     graph = blocks(tmp_path / "g", "sparse")
-    data = GraphData(graph.arrays(), graph.spec, "gcn", "cpu")
+    data = GraphTensors(graph.arrays(), graph.spec, "gcn", "cpu")
     real, made = data.batch(data.nodes["train"]), example(graph.spec, "gcn", len(data.nodes["train"]))
     assert {k: (v.shape, v.dtype) for k, v in real.items()} == {
         k: (v.shape, v.dtype) for k, v in made.items()

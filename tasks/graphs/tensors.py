@@ -10,7 +10,7 @@ from tasks.graphs.arrays import adjacency
 from tasks.graphs.sparse import Csr, csr
 
 
-class GraphData:
+class GraphTensors:
     """A graph artifact's arrays as tensors on the device.
 
     What every batch shares, and the nodes of each split.
