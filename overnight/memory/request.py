@@ -27,7 +27,6 @@ from overnight.memory.history import Requirement
 from overnight.memory.intervals import Predict, PredictionInterval
 
 if TYPE_CHECKING:
-    from overnight.memory.usage import Usage
     from overnight.step import Step
 
 ROUND_MIB = 64
@@ -115,68 +114,6 @@ def plan_request(
         chosen.why,
         planner.interval(chosen.size),
     )
-
-
-# ------------------------------------------------------------------------------------------------ after a run
-
-
-def record_usage(
-    step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, used: "Usage", finished: bool
-) -> None:
-    """Add a run to the step's history.
-
-    A filled cap only raises the figure; a run below its cap may lower it.
-    """
-    if not used.cap_mib or (card.virtual and not card.count):
-        return
-    folder = folder_of(step, arguments, card)
-    first = used.asked_micro_batch or 0
-    last = (used.micro_batch or first) if first else 0
-    filled = used.peak_mib is not None and used.peak_mib >= history.NEAR_SHARE * used.cap_mib
-    crowded = _crowded(card, used)
-    if used.out_of_memory and not (finished and last == first):  # else an evaluation was cut into slices
-        for size in _failed(first, last) if filled or not crowded else []:
-            history.add_outcome(folder, size, history.OOM, used.cap_mib)
-        if finished and last < first:
-            history.add_outcome(folder, last, history.FITS, used.cap_mib)
-    elif filled or (used.met_cap and not (used.out_of_memory and crowded)):
-        history.add_outcome(folder, last, history.NEAR, used.cap_mib)
-    elif finished and used.peak_mib is not None and not used.out_of_memory:
-        if used.resident_mib or history.cached_data_mib(history.read_outcomes(folder), last):
-            history.add_outcome(folder, last, history.CACHED_DATA, used.resident_mib)
-        history.add_outcome(folder, last, history.CLEAN, used.peak_mib)
-        _record_error(step, arguments, card, last, used.peak_mib - used.resident_mib)
-    if step.outside or used.outside:
-        history.add_outcome(folder, first, history.OUTSIDE, 0)
-        if finished and used.exclusive and used.device_peak_mib:
-            history.add_outcome(folder, first, history.ALONE, used.device_peak_mib)
-
-
-def _failed(first: int, last: int) -> list[int]:
-    """The micro-batches that were too large: from the first one, by halves, to the one before the last."""
-    found = [first]
-    while half(found[-1]) > last:
-        found.append(half(found[-1]))
-    return found
-
-
-def _crowded(card: Card, used: "Usage") -> bool:
-    """Whether other programs took more than the card's reserve: then the card was full, not the lease too small."""
-    return not card.virtual and (used.foreign_peak_mib or 0) > card.total_mib - card.budget_mib
-
-
-def _record_error(
-    step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, size: int, peak_mib: float
-) -> None:
-    """Record by how much the prediction was off, for the family."""
-    params = arguments[0] if arguments else None
-    micro_batch = size or max(int(getattr(params, "batch", 1)), 1)
-    found = intervals.read_interval(folder_of(step, arguments, card), intervals.version(), micro_batch)
-    if isinstance(found, PredictionInterval):
-        intervals.add_error(card, intervals.family(step, params), found.mid, peak_mib)
-
-
-# ------------------------------------------------------------------------------------------------ before a run
 
 
 class _Planner:
@@ -387,8 +324,3 @@ def _descending(mib: int, candidates: Sequence[Candidate]) -> tuple[tuple[int, i
 
 def _rounded(mib: float) -> int:
     return -int(-mib // ROUND_MIB) * ROUND_MIB
-
-
-ask = plan_request
-learn = record_usage
-Ask = MemoryRequest

@@ -143,8 +143,6 @@ def main() -> int:
     return 0
 
 
-ask = plan_request
-
 if __name__ == "__main__":
     code = main()
     sys.stdout.flush()

@@ -201,7 +201,7 @@ class Attempt:
         row.wait_s = result.wait_s
         row.memory = memory(result)
         row.scores = self.latest
-        for event in usage.of_ending(result):
+        for event in usage.usage_metrics(result):
             self._take(event)
         if result.code:
             uploader.log({"event": "note", "text": result.error, "at": at})

@@ -22,9 +22,9 @@ from overnight.errors import DiskFull, RestartProcess, Stopped
 from overnight.events import CHILD, readable
 from overnight.gpu.card import Card
 from overnight.gpu.ledger.ledger import Ledger
-from overnight.memory import request, usage
 from overnight.memory import subprocess as memory_subprocess
-from overnight.memory.request import Ask
+from overnight.memory import usage
+from overnight.memory.request import MemoryRequest
 from overnight.orchestration.protocol import ChildSpec, StepResult, StepSpec
 from overnight.orchestration.provenance import stamp
 from overnight.paths import root, state, steps
@@ -110,23 +110,25 @@ class Local:
                 lambda one: run_child(folder, one, threads, stop, listener.event, listener.log),
                 self._child_spec(spec, asked),
             )
-            asked_for = {"asked_mib": asked.mib, **usage.of_prediction(asked)}
+            asked_for = {"asked_mib": asked.mib, **usage.prediction_fields(asked)}
             result = result.model_copy(update=asked_for).judged_for(self.card)
             if step.gpu:
-                request.learn(step, arguments, self.card, result, finished=result.code == 0)
+                usage.record_usage(step, arguments, self.card, result, finished=result.code == 0)
             return result
 
-    def _ask(self, step: Step[Any, Any], arguments: list[Any], stop: Stop, listener: Listener) -> Ask:
+    def _ask(
+        self, step: Step[Any, Any], arguments: list[Any], stop: Stop, listener: Listener
+    ) -> MemoryRequest:
         """How much of the card the step asks for. Raises DoesNotFit, Stopped."""
         if not step.gpu:
-            return Ask(0)
+            return MemoryRequest(0)
         listener.waits("works out how much of the card it needs")
-        asked = memory_subprocess.ask(step, arguments, self.card, stop)
-        for event in usage.of_asking(asked):
+        asked = memory_subprocess.plan_request(step, arguments, self.card, stop)
+        for event in usage.request_metrics(asked):
             listener.estimated(event)
         return asked
 
-    def _child_spec(self, spec: StepSpec, asked: Ask) -> ChildSpec:
+    def _child_spec(self, spec: StepSpec, asked: MemoryRequest) -> ChildSpec:
         return ChildSpec(
             **dict(spec),
             parent=os.getpid(),

@@ -11,7 +11,7 @@ import pytest
 from overnight import Artifact, DataSpec, Params, Run, runtime_option, step
 from overnight.gpu.card import Card
 from overnight.gpu.ledger.ledger import Ledger
-from overnight.memory import request
+from overnight.memory import request, usage
 from overnight.orchestration import launcher
 from overnight.orchestration.protocol import ChildSpec
 from overnight.run import Json
@@ -93,7 +93,7 @@ class Child(threading.Thread):
     def __init__(self, card: Card, name: str, *arguments: object) -> None:
         super().__init__(daemon=True)
         self.card, self.step, self.arguments = card, globals()[name], list(arguments)
-        self.asked = request.ask(self.step, self.arguments, card)
+        self.asked = request.plan_request(self.step, self.arguments, card)
         self.events: list[Json] = []
         self.stop = launcher.Stop()
         self.folder = launcher.new_folder(name)
@@ -118,7 +118,7 @@ class Child(threading.Thread):
         self.result = launcher.run_child(
             self.folder, spec, 1, self.stop, self.events.append, lambda _line: None
         )
-        request.learn(self.step, self.arguments, self.card, self.result, finished=self.result.code == 0)
+        usage.record_usage(self.step, self.arguments, self.card, self.result, finished=self.result.code == 0)
 
     def end(self):
         self.join()
@@ -182,7 +182,7 @@ def test_what_a_step_took_is_told_and_asked_for_next_time(card):
     )
     assert (result.met_cap, result.out_of_memory) == (False, False)
     assert 52 <= result.peak_mib < 53
-    again = request.ask(take, [TakeParams(own_mib=20), IMAGES], card)
+    again = request.plan_request(take, [TakeParams(own_mib=20), IMAGES], card)
     assert (again.mib, again.why) == (128, "measured: it needs 52 MiB")
 
 
@@ -192,7 +192,10 @@ def test_out_of_memory_raises_the_figure_until_it_is_enough(card):
     assert [result.out_of_memory for _, result in asked] == [True, False]
     assert [ask.mib for ask, _ in asked] == [128, 320]
     assert asked[0][1].peak_mib <= 128 < 232 <= asked[1][1].peak_mib < 233
-    assert request.ask(take, [TakeParams(own_mib=200), IMAGES], card).why == "measured: it needs 232 MiB"
+    assert (
+        request.plan_request(take, [TakeParams(own_mib=200), IMAGES], card).why
+        == "measured: it needs 232 MiB"
+    )
 
 
 def test_memory_that_no_cap_holds_is_measured_while_its_step_runs_alone(card):
@@ -201,7 +204,7 @@ def test_memory_that_no_cap_holds_is_measured_while_its_step_runs_alone(card):
     result = child.end()
     assert (result.code, child.asked.exclusive, result.exclusive) == (0, True, True)
     assert 300 <= result.device_peak_mib <= 310
-    again = request.ask(elsewhere, [MeetParams(place=card.folder)], card)
+    again = request.plan_request(elsewhere, [MeetParams(place=card.folder)], card)
     assert (again.exclusive, again.mib) == (False, 384)
 
 

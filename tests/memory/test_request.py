@@ -10,7 +10,7 @@ from overnight import DataSpec
 from overnight.data.entry import DataFile, Entry
 from overnight.errors import DoesNotFit
 from overnight.gpu.card import Card
-from overnight.memory import history, intervals, request
+from overnight.memory import history, intervals, request, usage
 from overnight.memory.request import micro_batches
 from overnight.memory.usage import Usage
 from tests.support.steps_sized import (
@@ -36,18 +36,18 @@ UNSEEN = "no run of its family was measured: outside the tested range"
 
 
 def test_without_knowledge_the_declared_amount_is_asked_for_the_whole_batch(card):
-    asked = request.ask(net, given(), card)
+    asked = request.plan_request(net, given(), card)
     assert (asked.mib, asked.micro_batch, asked.exclusive, asked.smaller) == (2048, 64, False, ())
     assert "declared" in asked.why
 
 
 def test_a_declared_amount_above_the_budget_shrinks_with_the_micro_batch(card):
     small = card.model_copy(update={"budget_mib": 1000})
-    asked = request.ask(net, given(), small)
+    asked = request.plan_request(net, given(), small)
     assert asked.micro_batch == 16  # 2048 * (1/4 + 3/4 * 16/64) = 896; with 32 it would be 1280
     assert asked.mib == 896
     assert (
-        request.ask(net, given(), card.model_copy(update={"budget_mib": 300})).mib == 300
+        request.plan_request(net, given(), card.model_copy(update={"budget_mib": 300})).mib == 300
     )  # perhaps: nobody knows that it does not fit
 
 
@@ -55,17 +55,17 @@ def test_the_band_of_a_prediction_decides_before_the_declared_amount(card):
     def predict(_recipe, size, _card):
         return (100.0 * size, 200.0 * size)
 
-    asked = request.ask(net, given(), card, predict)
+    asked = request.plan_request(net, given(), card, predict)
     assert (asked.micro_batch, asked.mib) == (32, 6464)
     assert "predicted: 3,200 to 6,400" in asked.why
     assert (
-        request.ask(net, given(spec=DataSpec()), card, predict).mib == 2048
+        request.plan_request(net, given(spec=DataSpec()), card, predict).mib == 2048
     )  # nobody knows the data: nothing to predict from
 
 
 def test_a_measurement_decides_before_a_prediction(card):
-    assert ended(card, net, given(), request.ask(net, given(), card), 1000)
-    asked = request.ask(net, given(), card, lambda *_: (1.0, 2.0))
+    assert ended(card, net, given(), request.plan_request(net, given(), card), 1000)
+    asked = request.plan_request(net, given(), card, lambda *_: (1.0, 2.0))
     assert (asked.mib, asked.micro_batch) == (1152, 64)
     assert history.NEAR_SHARE * asked.mib > 1000  # an equal run does not come near its cap
 
@@ -77,7 +77,7 @@ def test_a_measurement_decides_before_a_prediction(card):
 ])  # fmt: skip
 def test_also_a_batch_that_nothing_divides_has_micro_batches_to_choose_from(card, batch, sizes_):
     assert micro_batches(batch) == sizes_
-    asked = request.ask(
+    asked = request.plan_request(
         net, given(NetParams(batch=batch)), card, lambda _recipe, size, _card: (100.0 * size, 200.0 * size)
     )
     assert asked.micro_batch == max(n for n in sizes_ if 200 * n < BUDGET)
@@ -93,65 +93,70 @@ def test_a_training_that_went_on_with_the_larger_halves_says_which_failed(card):
         out_of_memory=True,
         met_cap=True,
     )
-    request.learn(net, given(NetParams(batch=101)), card, used, finished=True)
+    usage.record_usage(net, given(NetParams(batch=101)), card, used, finished=True)
     tight = card.model_copy(update={"budget_mib": 2048})
-    assert request.ask(net, given(NetParams(batch=101)), tight).micro_batch == 26
+    assert request.plan_request(net, given(NetParams(batch=101)), tight).micro_batch == 26
 
 
 def test_a_micro_batch_that_a_user_set_is_never_changed(card):
     fixed = given(NetParams(batch=64, micro_batch=24))
-    asked = request.ask(net, fixed, card.model_copy(update={"budget_mib": 1000}))
+    asked = request.plan_request(net, fixed, card.model_copy(update={"budget_mib": 1000}))
     assert (asked.micro_batch, asked.mib, asked.smaller) == (24, 1000, ())
     with pytest.raises(DoesNotFit, match="leave out micro_batch"):
-        request.ask(net, fixed, card, lambda *_: (9000.0, 9999.0))
+        request.plan_request(net, fixed, card, lambda *_: (9000.0, 9999.0))
 
 
 def test_a_step_that_says_nothing_gets_the_whole_budget_until_it_is_measured(card):
-    asked = request.ask(silent, [PlainParams()], card)
+    asked = request.plan_request(silent, [PlainParams()], card)
     assert (asked.mib, asked.micro_batch) == (BUDGET, None)
     ended(card, silent, [PlainParams()], asked, 500)
-    assert request.ask(silent, [PlainParams()], card).mib == 576
+    assert request.plan_request(silent, [PlainParams()], card).mib == 576
 
 
 def test_what_cannot_be_cut_has_no_micro_batch(card):
-    assert request.ask(graph, given(), card).micro_batch is None
+    assert request.plan_request(graph, given(), card).micro_batch is None
 
 
 def test_what_is_known_not_to_fit_is_refused_with_what_to_change(card, monkeypatch):
     with pytest.raises(
         DoesNotFit, match=r"micro_batch 1 does not fit.*9,000.*budget is 8192.*bf16.*VIRTUAL_MIB higher"
     ):
-        request.ask(net, given(), card, lambda *_: (9000.0, 9999.0))
+        request.plan_request(net, given(), card, lambda *_: (9000.0, 9999.0))
     with pytest.raises(DoesNotFit, match=r"plain does not fit.*2,048.*budget is 1000"):
-        request.ask(plain, [PlainParams()], card.model_copy(update={"budget_mib": 1000}))
+        request.plan_request(plain, [PlainParams()], card.model_copy(update={"budget_mib": 1000}))
     monkeypatch.setenv("OVERNIGHT_BUDGET_MIB", "1000")
     with pytest.raises(DoesNotFit, match="set OVERNIGHT_BUDGET_MIB higher"):
-        request.ask(plain, [PlainParams()], card.model_copy(update={"budget_mib": 1000}))
+        request.plan_request(plain, [PlainParams()], card.model_copy(update={"budget_mib": 1000}))
     monkeypatch.delenv("OVERNIGHT_BUDGET_MIB")
     with pytest.raises(DoesNotFit, match="set OVERNIGHT_RESERVE_MIB lower"):
-        request.ask(plain, [PlainParams()], card.model_copy(update={"budget_mib": 1000, "uuid": "GPU-1"}))
-    assert request.ask(net, given(), card, lambda *_: (8000.0, 9999.0)) == request.Ask(
+        request.plan_request(
+            plain, [PlainParams()], card.model_copy(update={"budget_mib": 1000, "uuid": "GPU-1"})
+        )
+    assert request.plan_request(net, given(), card, lambda *_: (8000.0, 9999.0)) == request.MemoryRequest(
         8192, 1, why=f"predicted: 8,000 to 9,999 MiB; {UNSEEN}"
     )
     for _ in range(3):  # 2048, 4160 and 8192 MiB
-        ended(card, plain, [PlainParams()], request.ask(plain, [PlainParams()], card), 9000)
+        ended(card, plain, [PlainParams()], request.plan_request(plain, [PlainParams()], card), 9000)
     with pytest.raises(DoesNotFit, match="measured: it needs 8,193 MiB or more"):
-        request.ask(plain, [PlainParams()], card)
+        request.plan_request(plain, [PlainParams()], card)
 
 
 def test_with_the_policy_shrink_smaller_amounts_are_offered(card):
-    asked = request.ask(net, given(), card.model_copy(update={"policy": "shrink"}))
+    asked = request.plan_request(net, given(), card.model_copy(update={"policy": "shrink"}))
     assert asked.smaller[:3] == ((1280, 32), (896, 16), (704, 8))
     assert sorted(asked.smaller, reverse=True) == list(asked.smaller)
     assert len({mib for mib, _ in asked.smaller}) == len(asked.smaller)
 
 
 def test_the_figure_is_of_the_shapes_and_not_of_the_content_or_the_seed(card):
-    ended(card, net, given(), request.ask(net, given(), card), 1000)
-    assert request.ask(net, given(digest="other"), card).mib == 1152
-    assert request.ask(net, given(NetParams(batch=64, exclusive=True)), card).mib == 1152
-    assert request.ask(net, given(NetParams(batch=64, width=9)), card).mib == 2048
-    assert request.ask(net, given(spec=IMAGES.model_copy(update={"shape": (3, 9, 9)})), card).mib == 2048
+    ended(card, net, given(), request.plan_request(net, given(), card), 1000)
+    assert request.plan_request(net, given(digest="other"), card).mib == 1152
+    assert request.plan_request(net, given(NetParams(batch=64, exclusive=True)), card).mib == 1152
+    assert request.plan_request(net, given(NetParams(batch=64, width=9)), card).mib == 2048
+    assert (
+        request.plan_request(net, given(spec=IMAGES.model_copy(update={"shape": (3, 9, 9)})), card).mib
+        == 2048
+    )
     one, other = (
         Entry(name="x", kind="table", reader="csv", files=[DataFile(path="a.csv", sha256=c * 64)])
         for c in "ab"
@@ -176,7 +181,7 @@ class Night:
     def run(self, share=1.0):
         """(came through, micro-batch, cap) of one run that needs `share` of the most it ever needs."""
         arguments = given(NetParams(batch=self.batch))
-        asked = request.ask(net, arguments, self.card)
+        asked = request.plan_request(net, arguments, self.card)
         assert asked.mib <= self.card.budget_mib
         return (
             ended(self.card, net, arguments, asked, self.needs[asked.micro_batch] * share),
@@ -226,12 +231,21 @@ def test_a_training_that_went_on_with_less_says_what_failed_and_what_fits(card):
         out_of_memory=True,
         met_cap=True,
     )
-    request.learn(net, given(), card, used, finished=True)
-    assert (request.ask(net, given(), card).micro_batch, request.ask(net, given(), card).mib) == (64, 4160)
+    usage.record_usage(net, given(), card, used, finished=True)
+    assert (
+        request.plan_request(net, given(), card).micro_batch,
+        request.plan_request(net, given(), card).mib,
+    ) == (64, 4160)
     tight = card.model_copy(update={"budget_mib": 2048})
-    assert (request.ask(net, given(), tight).micro_batch, request.ask(net, given(), tight).mib) == (16, 2048)
-    ended(tight, net, given(), request.ask(net, given(), tight), 1000)
-    assert (request.ask(net, given(), tight).micro_batch, request.ask(net, given(), tight).mib) == (16, 1152)
+    assert (
+        request.plan_request(net, given(), tight).micro_batch,
+        request.plan_request(net, given(), tight).mib,
+    ) == (16, 2048)
+    ended(tight, net, given(), request.plan_request(net, given(), tight), 1000)
+    assert (
+        request.plan_request(net, given(), tight).micro_batch,
+        request.plan_request(net, given(), tight).mib,
+    ) == (16, 1152)
 
 
 def test_a_training_that_came_through_as_it_began_is_not_refused_the_next_time(card):
@@ -247,26 +261,32 @@ def test_a_training_that_came_through_as_it_began_is_not_refused_the_next_time(c
         met_cap=True,
     )
     arguments = given(NetParams(batch=64, micro_batch=1))
-    request.learn(net, arguments, tight, used, finished=True)
-    assert (request.ask(net, arguments, tight).micro_batch, request.ask(net, arguments, tight).mib) == (1, 8)
-    assert request.ask(net, arguments, card).mib > 8
-    request.learn(net, arguments, tight, used, finished=False)
+    usage.record_usage(net, arguments, tight, used, finished=True)
+    assert (
+        request.plan_request(net, arguments, tight).micro_batch,
+        request.plan_request(net, arguments, tight).mib,
+    ) == (1, 8)
+    assert request.plan_request(net, arguments, card).mib > 8
+    usage.record_usage(net, arguments, tight, used, finished=False)
     with pytest.raises(DoesNotFit):
-        request.ask(net, arguments, tight)
+        request.plan_request(net, arguments, tight)
 
 
 def test_a_training_that_resumed_with_less_measures_what_it_ran_with(card):
     used = Usage(asked_micro_batch=64, micro_batch=16, cap_mib=2048, lease_mib=2048, peak_mib=500)
-    request.learn(net, given(), card, used, finished=True)
-    assert "measured" not in request.ask(net, given(), card).why
-    assert "measured: it needs 500" in request.ask(net, given(NetParams(batch=64, micro_batch=16)), card).why
+    usage.record_usage(net, given(), card, used, finished=True)
+    assert "measured" not in request.plan_request(net, given(), card).why
+    assert (
+        "measured: it needs 500"
+        in request.plan_request(net, given(NetParams(batch=64, micro_batch=16)), card).why
+    )
 
 
 def test_what_a_smaller_micro_batch_needs_a_larger_one_needs_as_well(card):
     used = Usage(asked_micro_batch=64, micro_batch=16, cap_mib=2048, lease_mib=2048, peak_mib=500)
-    request.learn(net, given(), card, used, finished=True)
+    usage.record_usage(net, given(), card, used, finished=True)
     assert (
-        request.ask(net, given(), card, lambda *_: (10.0, 20.0)).mib == 576
+        request.plan_request(net, given(), card, lambda *_: (10.0, 20.0)).mib == 576
     )  # the prediction knows less than the measurement
 
 
@@ -274,79 +294,88 @@ def test_a_micro_batch_between_two_that_ran_is_tried_if_it_may_fit(card):
     """16 samples were too many for the whole card, 4 take 1000 MiB: 8 may take 1000 * 9/8 * 10/7, with a quarter of what 16 take that is always there."""
     cap = {"cap_mib": BUDGET, "lease_mib": BUDGET}
     arguments = given(NetParams(batch=16))
-    request.learn(
+    usage.record_usage(
         net,
         arguments,
         card,
         Usage(asked_micro_batch=16, micro_batch=16, out_of_memory=True, **cap),
         finished=False,
     )
-    request.learn(
+    usage.record_usage(
         net, arguments, card, Usage(asked_micro_batch=4, micro_batch=4, peak_mib=1000, **cap), finished=True
     )
-    asked = request.ask(net, arguments, card)
+    asked = request.plan_request(net, arguments, card)
     assert (asked.micro_batch, asked.mib) == (8, 1664)
     assert "scaled from micro-batches [4, 16] that ran" in asked.why
 
 
 def test_a_run_that_came_near_its_cap_only_raises(card):
-    before = request.ask(plain, [PlainParams()], card).mib
-    ended(card, plain, [PlainParams()], request.ask(plain, [PlainParams()], card), 0.96 * before)
-    assert request.ask(plain, [PlainParams()], card).mib >= 1.25 * before
+    before = request.plan_request(plain, [PlainParams()], card).mib
+    ended(card, plain, [PlainParams()], request.plan_request(plain, [PlainParams()], card), 0.96 * before)
+    assert request.plan_request(plain, [PlainParams()], card).mib >= 1.25 * before
 
 
 def test_a_clean_run_lowers_and_the_largest_of_the_last_counts(card):
     for peak in (1500, 300, 300, 300, 300):
-        ended(card, plain, [PlainParams()], request.ask(plain, [PlainParams()], card), peak)
-        assert request.ask(plain, [PlainParams()], card).mib == 1728
-    ended(card, plain, [PlainParams()], request.ask(plain, [PlainParams()], card), 300)
-    assert request.ask(plain, [PlainParams()], card).mib == 384
+        ended(card, plain, [PlainParams()], request.plan_request(plain, [PlainParams()], card), peak)
+        assert request.plan_request(plain, [PlainParams()], card).mib == 1728
+    ended(card, plain, [PlainParams()], request.plan_request(plain, [PlainParams()], card), 300)
+    assert request.plan_request(plain, [PlainParams()], card).mib == 384
 
 
 def test_a_run_that_filled_the_whole_budget_takes_a_smaller_micro_batch_if_there_is_one(card):
     tight = card.model_copy(update={"budget_mib": 2048})
-    ended(tight, net, given(), request.ask(net, given(), tight), 2000)
-    assert request.ask(net, given(), tight).micro_batch == 32
-    ended(tight, plain, [PlainParams()], request.ask(plain, [PlainParams()], tight), 2000)
-    assert request.ask(plain, [PlainParams()], tight).mib == 2048
+    ended(tight, net, given(), request.plan_request(net, given(), tight), 2000)
+    assert request.plan_request(net, given(), tight).micro_batch == 32
+    ended(tight, plain, [PlainParams()], request.plan_request(plain, [PlainParams()], tight), 2000)
+    assert request.plan_request(plain, [PlainParams()], tight).mib == 2048
 
 
 def test_a_run_that_failed_or_was_not_counted_lowers_nothing(card):
-    asked = request.ask(plain, [PlainParams()], card)
+    asked = request.plan_request(plain, [PlainParams()], card)
     used = Usage(cap_mib=asked.mib, peak_mib=10.0)
-    request.learn(plain, [PlainParams()], card, used, finished=False)
-    request.learn(plain, [PlainParams()], card, used.model_copy(update={"peak_mib": None}), finished=True)
-    request.learn(plain, [PlainParams()], card.model_copy(update={"count": False}), used, finished=True)
-    assert request.ask(plain, [PlainParams()], card) == asked
+    usage.record_usage(plain, [PlainParams()], card, used, finished=False)
+    usage.record_usage(
+        plain, [PlainParams()], card, used.model_copy(update={"peak_mib": None}), finished=True
+    )
+    usage.record_usage(plain, [PlainParams()], card.model_copy(update={"count": False}), used, finished=True)
+    assert request.plan_request(plain, [PlainParams()], card) == asked
 
 
 def test_a_card_that_others_filled_does_not_raise_the_figure(card):
     real = Card(uuid="GPU-1", name="real", total_mib=BUDGET + 1024, budget_mib=BUDGET)
     used = Usage(cap_mib=1448, peak_mib=700.0, out_of_memory=True, met_cap=True, foreign_peak_mib=3000.0)
-    request.learn(plain, [PlainParams()], real, used, finished=False)
-    assert request.ask(plain, [PlainParams()], real).mib == 2048
-    request.learn(
+    usage.record_usage(plain, [PlainParams()], real, used, finished=False)
+    assert request.plan_request(plain, [PlainParams()], real).mib == 2048
+    usage.record_usage(
         plain, [PlainParams()], real, used.model_copy(update={"foreign_peak_mib": 500.0}), finished=False
     )
-    assert request.ask(plain, [PlainParams()], real).mib > 2048
+    assert request.plan_request(plain, [PlainParams()], real).mib > 2048
 
 
 def test_memory_that_no_cap_holds_makes_a_step_run_alone_until_it_is_measured(card):
-    first = request.ask(cupy, [PlainParams()], card)
+    first = request.plan_request(cupy, [PlainParams()], card)
     assert first.exclusive
     ended(card, cupy, [PlainParams()], first, 100, device_peak_mib=1500.0)
-    assert request.ask(cupy, [PlainParams()], card) == request.Ask(
+    assert request.plan_request(cupy, [PlainParams()], card) == request.MemoryRequest(
         1728, why="measured: the whole card held 1,500 MiB more while it ran alone"
     )
-    ended(card, plain, [PlainParams()], request.ask(plain, [PlainParams()], card), 100, outside=("cupy",))
-    assert request.ask(plain, [PlainParams()], card).exclusive  # found out while it ran
+    ended(
+        card,
+        plain,
+        [PlainParams()],
+        request.plan_request(plain, [PlainParams()], card),
+        100,
+        outside=("cupy",),
+    )
+    assert request.plan_request(plain, [PlainParams()], card).exclusive  # found out while it ran
 
 
 # ------------------------------------------------------------------------------------------------ how it is kept
 
 
 def test_what_is_no_outcome_is_passed_over(card, tmp_path):
-    asked = request.ask(plain, [PlainParams()], card)
+    asked = request.plan_request(plain, [PlainParams()], card)
     ended(card, plain, [PlainParams()], asked, 1000)
     (kept,) = (tmp_path / "virtual" / "sizes").iterdir()
     for name in (
@@ -360,9 +389,9 @@ def test_what_is_no_outcome_is_passed_over(card, tmp_path):
     ):
         (kept / name).write_bytes(os.urandom(9))
     (kept / "3-0-oom-folder").mkdir()
-    assert request.ask(plain, [PlainParams()], card).mib == 1152
-    ended(card, plain, [PlainParams()], request.ask(plain, [PlainParams()], card), 1100)
-    assert request.ask(plain, [PlainParams()], card).mib > 1152
+    assert request.plan_request(plain, [PlainParams()], card).mib == 1152
+    ended(card, plain, [PlainParams()], request.plan_request(plain, [PlainParams()], card), 1100)
+    assert request.plan_request(plain, [PlainParams()], card).mib > 1152
 
 
 def test_a_prediction_is_made_once_for_each_micro_batch_and_version(tmp_path, card):
@@ -391,8 +420,8 @@ def test_a_prediction_is_made_once_for_each_micro_batch_and_version(tmp_path, ca
 def test_where_nothing_can_be_kept_a_step_runs_all_the_same(card, tmp_path):
     (tmp_path / "virtual").mkdir()
     (tmp_path / "virtual" / "sizes").write_text("a file where the folder belongs")
-    ended(card, plain, [PlainParams()], request.ask(plain, [PlainParams()], card), 1000)
-    assert request.ask(plain, [PlainParams()], card).mib == 2048
+    ended(card, plain, [PlainParams()], request.plan_request(plain, [PlainParams()], card), 1000)
+    assert request.plan_request(plain, [PlainParams()], card).mib == 2048
 
 
 def test_few_outcomes_are_kept_and_several_processes_write_them(tmp_path):

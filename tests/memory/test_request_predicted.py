@@ -4,7 +4,7 @@ import pytest
 
 from overnight import Artifact, Run, step
 from overnight.data.entry import DataFile, Entry
-from overnight.memory import history, intervals, request
+from overnight.memory import history, intervals, request, usage
 from overnight.memory.formulas import Formula, joined
 from overnight.memory.usage import Usage
 from tests.support.steps_sized import BUDGET, NetParams, PlainParams, card, ended, given, net, plain
@@ -33,10 +33,10 @@ def tables(run: Run, params: PlainParams, data: Entry) -> Artifact:
 def test_what_the_processor_computes_asks_for_nothing_of_the_card(card):
     tiny = card.model_copy(update={"budget_mib": 10})
     for found in (
-        request.ask(tables, [PlainParams(), ROWS], tiny),
-        request.ask(tables, [PlainParams(), ROWS], card.model_copy(update=REAL)),
+        request.plan_request(tables, [PlainParams(), ROWS], tiny),
+        request.plan_request(tables, [PlainParams(), ROWS], card.model_copy(update=REAL)),
     ):
-        assert found == request.Ask(0, why="it runs on the processor here: nothing of the card")
+        assert found == request.MemoryRequest(0, why="it runs on the processor here: nothing of the card")
 
 
 @pytest.mark.parametrize(("low", "high", "mib"), [(1.0, 3.0, 64), (100.0, 300.0, 320), (0.0, 0.0, 0)])
@@ -45,10 +45,10 @@ def test_a_formula_decides_before_the_declared_amount(card, low, high, mib):
     def counted(run: Run, params: PlainParams) -> Artifact:
         """Never run here."""
 
-    assert request.ask(counted, [PlainParams()], card).mib == mib
+    assert request.plan_request(counted, [PlainParams()], card).mib == mib
     unknown = Formula(needs="", unknown="nobody knows")
     assert (
-        request.ask(
+        request.plan_request(
             step(gpu=True, vram_mib=2048, peak=lambda _params: unknown)(counted.body), [PlainParams()], card
         ).mib
         == 2048
@@ -74,7 +74,7 @@ def nights(card, predict, need, first=None, count=6):
     """The micro-batches of some nights; the first one as if its grant had been the smallest of those it would be content with."""
     found = []
     for _ in range(count):
-        asked = first or request.ask(net, given(), card, predict)
+        asked = first or request.plan_request(net, given(), card, predict)
         first = None
         ended(card, net, given(), asked, need(asked.micro_batch))
         found.append(asked.micro_batch)
@@ -97,9 +97,9 @@ def test_from_the_second_night_on_the_largest_that_fits_is_chosen(card, off, mor
 def test_a_neighbour_that_made_it_small_once_does_not_keep_it_small(card):
     """It was content with one sample, because others held the card: 64 MiB in place of 1,024."""
     predict, need = foreseen(0.7)
-    small = request.Ask(64, 1)
+    small = request.MemoryRequest(64, 1)
     assert nights(card, predict, need, first=small)[1:] == [64] * 5
-    asked = request.ask(net, given(), card, predict)
+    asked = request.plan_request(net, given(), card, predict)
     assert "measured" in asked.why
     assert nights(card, None, need, first=small, count=2)[1] == 64  # without any prediction as well
 
@@ -108,16 +108,16 @@ def test_a_band_too_wide_for_the_card_is_corrected_by_what_ran(card):
     """Both edges were far from it: 64 samples were predicted to take up to 990 MiB, one took 21 where 30 were predicted."""
     predict, need = foreseen(0.7)
     tight = card.model_copy(update={"budget_mib": 600})
-    first = request.ask(net, given(), tight, predict)
+    first = request.plan_request(net, given(), tight, predict)
     assert (first.micro_batch, first.predicted.mid) == (32, 340)
-    request.learn(
+    usage.record_usage(
         net,
         given(),
         card,
         Usage(asked_micro_batch=1, micro_batch=1, cap_mib=64, lease_mib=64, peak_mib=need(1)),
         finished=True,
     )
-    asked = request.ask(net, given(), tight, predict)
+    asked = request.plan_request(net, given(), tight, predict)
     assert asked.micro_batch == 64  # 462 MiB in truth
     assert "corrected by what micro-batch 1 took" in asked.why
 
@@ -144,8 +144,8 @@ def test_what_is_no_figure_poisons_nothing(card, tmp_path, odd):
     intervals.store_interval(tmp_path / "step", "v", 1, intervals.PredictionInterval(1.0, odd, 1.0, 1.0))
     assert (history.read_outcomes(tmp_path / "step"), intervals.read_errors(card, "net")) == ([], [])
     assert isinstance(intervals.read_interval(tmp_path / "step", "v", 1), intervals.Unknown)
-    ended(card, plain, [PlainParams()], request.Ask(512), odd if odd == odd else 0.0)
-    assert request.ask(plain, [PlainParams()], card).mib >= 64
+    ended(card, plain, [PlainParams()], request.MemoryRequest(512), odd if odd == odd else 0.0)
+    assert request.plan_request(plain, [PlainParams()], card).mib >= 64
 
 
 def test_data_that_lay_on_the_card_for_speed_alone_are_asked_for_and_refuse_nothing(card):
@@ -161,15 +161,15 @@ def test_data_that_lay_on_the_card_for_speed_alone_are_asked_for_and_refuse_noth
         peak_mib=need(32) + 150,
         resident_mib=150,
     )
-    request.learn(net, given(), card, used, finished=True)
+    usage.record_usage(net, given(), card, used, finished=True)
     (told,) = intervals.read_errors(card, "net")
     assert told.share == 0
     fixed = given(NetParams(batch=64, micro_batch=32))
     assert (
-        request.ask(net, fixed, card, kept).mib == 576
+        request.plan_request(net, fixed, card, kept).mib == 576
     )  # 490, and room so that an equal run is not near its cap
-    assert request.ask(net, fixed, card.model_copy(update={"budget_mib": 400}), kept).mib == 400
-    asked = request.ask(net, given(), card.model_copy(update={"budget_mib": 750}), kept)
+    assert request.plan_request(net, fixed, card.model_copy(update={"budget_mib": 400}), kept).mib == 400
+    asked = request.plan_request(net, given(), card.model_copy(update={"budget_mib": 750}), kept)
     assert (asked.micro_batch, asked.why) == (
         64,
         "predicted: 660 to 660 MiB, corrected by what micro-batch 32 took",
@@ -229,7 +229,7 @@ def test_runs_of_a_family_are_numbered_bounded_and_odd_files_are_passed_over(car
 def test_a_finished_run_tells_its_family_what_was_predicted_and_measured(card):
     predict, need = foreseen(1.1)
     values, folder = given(), request.folder_of(net, given(), card)
-    asked = request.ask(net, values, card, intervals.stored(predict, folder, intervals.version()))
+    asked = request.plan_request(net, values, card, intervals.stored(predict, folder, intervals.version()))
     assert asked.predicted.mid == 660
     ended(card, net, values, asked, need(asked.micro_batch))
     (told,) = intervals.read_errors(card, "net")

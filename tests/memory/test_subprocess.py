@@ -77,10 +77,10 @@ def test_a_stop_ends_it_at_once(tmp_path):
 
 def test_a_crash_costs_the_prediction_alone_and_happens_once(card):
     made, values = hidden(), given(TrainParams(batch=8))
-    first = prediction_process.ask(made, values, card, never)
+    first = prediction_process.plan_request(made, values, card, never)
     assert (first.mib, first.micro_batch) == (512, 8)
     assert "is not predicted: the process that predicts ended with 1: AttributeError" in first.note
-    second = prediction_process.ask(
+    second = prediction_process.plan_request(
         made, values, card, pytest.fail
     )  # whoever starts a process asks this while it waits
     assert (second, second.note) == (first, first.note)
@@ -98,8 +98,8 @@ PARENT = """
     card = Card(uuid="virtual", name="virtual", total_mib=8192, budget_mib=8192, count=True)
     images = Artifact(kind="images", path="/made", digest="d", spec=DataSpec.model_validate_json(sys.argv[1]))
     values = [CnnParams(batch=16, channels=8, blocks=1), images]
-    first = subprocess.ask(train_cnn, values, card, lambda: False)
-    second = subprocess.ask(train_cnn, values, card, lambda: sys.exit("asked again"))
+    first = subprocess.plan_request(train_cnn, values, card, lambda: False)
+    second = subprocess.plan_request(train_cnn, values, card, lambda: sys.exit("asked again"))
     import json
     print(json.dumps([first.why, first.note, first == second, [m for m in sys.modules if m in ("overnight.memory.program", "overnight.memory.fake_tensors")]]))
 """

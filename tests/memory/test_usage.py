@@ -7,7 +7,7 @@ import pytest
 from overnight.gpu.card import Card
 from overnight.memory import usage
 from overnight.memory.intervals import PredictionInterval
-from overnight.memory.request import Ask
+from overnight.memory.request import MemoryRequest
 from overnight.orchestration.launcher import readable
 from overnight.orchestration.protocol import StepResult
 from overnight.orchestration.terminal import memory
@@ -19,7 +19,7 @@ TOOK = StepResult(code=0, asked_mib=2048, lease_mib=1024, cap_mib=400, overhead_
 
 def told(result):
     """(metrics, params) of the events."""
-    events = usage.of_ending(result)
+    events = usage.usage_metrics(result)
     assert [readable(json.dumps(e)) for e in events] == events
     return events[0]["values"], {e["name"]: e["value"] for e in events if e["event"] == "param"}
 
@@ -68,15 +68,17 @@ def test_the_table_says_how_much_of_what(changes, shown):
 
 
 def test_what_is_asked_is_said_with_its_reason():
-    log, why = usage.of_asking(Ask(2048, 64, exclusive=True, why="declared: 2,048 MiB"))
+    log, why = usage.request_metrics(MemoryRequest(2048, 64, exclusive=True, why="declared: 2,048 MiB"))
     assert log["text"] == "asks for 2,048 MiB of the card, alone (micro-batch 64, declared: 2,048 MiB)"
     assert why["value"] == "declared: 2,048 MiB"
 
 
 def test_what_was_predicted_stands_beside_what_was_measured():
-    asked = Ask(512, 64, why="predicted: 90 to 120 MiB", predicted=PredictionInterval(90, 120, 100, 120))
+    asked = MemoryRequest(
+        512, 64, why="predicted: 90 to 120 MiB", predicted=PredictionInterval(90, 120, 100, 120)
+    )
     clean = {"micro_batch": 64, "met_cap": False, "out_of_memory": False, "peak_mib": 103.0}
-    metrics, params = told(TOOK.model_copy(update={**usage.of_prediction(asked), **clean}))
+    metrics, params = told(TOOK.model_copy(update={**usage.prediction_fields(asked), **clean}))
     wanted = {
         "predicted_low_mib": 90,
         "predicted_mib": 100,
@@ -90,14 +92,16 @@ def test_what_was_predicted_stands_beside_what_was_measured():
         {"met_cap": True},
         {"peak_mib": None},
     ):  # then the two say nothing of each other
-        metrics, _ = told(TOOK.model_copy(update={**usage.of_prediction(asked), **clean, **other}))
+        metrics, _ = told(TOOK.model_copy(update={**usage.prediction_fields(asked), **clean, **other}))
         assert "usage/prediction_error" not in metrics
-    assert usage.of_prediction(Ask(512)) == {}
+    assert usage.prediction_fields(MemoryRequest(512)) == {}
 
 
 def test_what_is_not_predicted_says_why():
-    events = usage.of_asking(
-        Ask(2048, 64, why="declared: 2,048 MiB", note="its memory is not predicted: it reads a value")
+    events = usage.request_metrics(
+        MemoryRequest(
+            2048, 64, why="declared: 2,048 MiB", note="its memory is not predicted: it reads a value"
+        )
     )
     assert [e["text"] for e in events if e["event"] == "log"][1:] == [
         "its memory is not predicted: it reads a value"
