@@ -1,4 +1,4 @@
-"""A small training that several test files share: three blobs of points, told apart by a net of one hidden layer."""
+"""A small training for several test files: a net of one hidden layer classifies three blobs of points."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""A step that trains, in real children, and meets what a test arranges by files: out of memory in the optimizer, a pause."""
+"""A step that trains in real children; by files a test arranges out of memory in the optimizer, or a pause."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What the engine does for speed changes nothing that is computed: compiling, where the data lie, who makes the batches, what is counted."""
+"""Compiling, moving data and prefetching change nothing that is computed."""
 
 import math
 import threading
@@ -157,7 +157,7 @@ def test_auto_compiles_on_cuda_alone_and_only_long_trainings():
     assert short.call is off.call is None
 
 
-# ------------------------------------------------------------------------------------------------ layout, fused optimizers
+# ----------------------------------------------------------------------------------- layout, fused optimizers
 
 
 def test_on_the_cpu_layout_and_optimizer_are_the_author_s():
@@ -167,7 +167,7 @@ def test_on_the_cpu_layout_and_optimizer_are_the_author_s():
     assert optimizer.param_groups[0]["fused"] is None
 
 
-# ------------------------------------------------------------------------------------------------ operations and pace
+# ---------------------------------------------------------------------------------------- operations and pace
 
 
 def test_operations_are_counted_forward_and_backward():
@@ -188,7 +188,7 @@ def test_operations_and_pace_are_logged(tmp_path, blobs):
     )
 
 
-# ------------------------------------------------------------------------------------------------ where the data lie
+# ----------------------------------------------------------------------------------------- where the data lie
 
 
 def same(ours, theirs):
@@ -290,7 +290,7 @@ def test_out_of_memory_sends_the_data_back_before_it_touches_the_micro_batch(tmp
     assert equal(state, plain)
 
 
-# ------------------------------------------------------------------------------------------------ batches made ahead
+# ----------------------------------------------------------------------------------------- batches made ahead
 
 
 def test_batches_made_ahead_are_the_same_in_the_same_order(blobs):
@@ -324,7 +324,7 @@ def test_whoever_stops_early_leaves_no_thread_behind(blobs):
     assert not any(t.name.startswith("batches") for t in threading.enumerate())
 
 
-# ------------------------------------------------------------------------------------------------ room for the optimizer
+# ------------------------------------------------------------------------------------- room for the optimizer
 
 
 class Norming(torch.optim.Optimizer):

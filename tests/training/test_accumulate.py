@@ -133,7 +133,7 @@ def test_training_with_faults_is_training_without(tmp_path, data, phase, error):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
-def test_the_story_is_told(tmp_path, data):
+def test_each_smaller_micro_batch_is_noted(tmp_path, data):
     run = RecordingRun(tmp_path)
     injector = Injector(room=10)
     train(recipe(TrainParams(epochs=2, batch=32), forward=injector), run, data)
@@ -215,8 +215,8 @@ def test_what_splitting_changes_is_written_down(tmp_path, data, net, couples, sa
         run,
         data,
     )
-    (told,) = [event["value"] for event in run.of("param") if event["name"] == "elastic"]
-    assert said in told
+    (effects,) = [event["value"] for event in run.of("param") if event["name"] == "elastic"]
+    assert said in effects
     assert (said in noted(run)[0]) == (said != "exact")
 
 

@@ -103,7 +103,7 @@ def test_a_reason_is_told_again_when_it_came_back(tmp_path):
     assert len(said) == 2
 
 
-# ------------------------------------------------------------------------------------------------ what cannot be read
+# ---------------------------------------------------------------------------------------- what cannot be read
 
 
 def stopped(folder, chosen, data, steps=10):
@@ -127,7 +127,7 @@ def spoilt(folder, how):
 
 
 @pytest.mark.parametrize("how", [
-    lambda found: found.update(history=[{"accuracy": np.float64(0.5)}]),  # cannot be read without running code
+    lambda found: found.update(history=[{"accuracy": np.float64(0.5)}]),  # needs code to be run
     lambda found: found.pop("random"),  # is missed when all else is loaded
     lambda found: found["optimizer"].update(param_groups=[]),
 ])  # fmt: skip
@@ -156,15 +156,15 @@ def test_scores_become_plain_numbers(tmp_path, blobs, score):
     assert {type(scores["accuracy"]) for scores in fitted.history} == {float}
 
 
-@pytest.mark.parametrize(("scores", "told"), [
+@pytest.mark.parametrize(("scores", "reason"), [
     (None, "returned NoneType: expected"),
     (0.5, "returned float: expected"),
     ({"accuracy": "good"}, "returned str as accuracy: expected"),
     ({"accuracy": torch.ones(3)}, r"returned Tensor of shape \(3,\) as accuracy: expected"),
     ({1: 0.5}, "calls a score 1: expected"),
 ])  # fmt: skip
-def test_scores_that_are_none_end_with_what_was_expected(tmp_path, blobs, scores, told):
-    with pytest.raises(BadInput, match=told):
+def test_scores_that_are_none_end_with_what_was_expected(tmp_path, blobs, scores, reason):
+    with pytest.raises(BadInput, match=reason):
         train(recipe(PARAMS, evaluate=lambda *_: scores), RecordingRun(tmp_path), blobs)
 
 

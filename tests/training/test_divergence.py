@@ -1,4 +1,4 @@
-"""A training that has diverged goes on only from weights that gave a fine loss, however often it is begun again."""
+"""A training that has diverged goes on only from weights that gave a fine loss, in every attempt."""
 
 import json
 
@@ -81,12 +81,13 @@ class Counting(nn.Linear):
 
 
 def outlying():
-    """Losses of 1e5, then of 0.01, and one of 2e4 among them, as of a regression whose targets were not scaled."""
+    """Losses of 1e5, then 0.01, and one of 2e4 among them, as of a regression with unscaled targets."""
 
     def loss(model, batch):
         size, total = len(batch["y"]), model(batch["x"]).sum() * 0
         step = int(model.seen)
-        return total + (1e5 if step < 6 else 2e4 if step == 16 else 0.01) * size, torch.tensor(size)
+        value = 2e4 if step == 16 else 0.01
+        return total + (1e5 if step < 6 else value) * size, torch.tensor(size)
 
     return recipe(PARAMS, build=Counting, loss=loss)
 

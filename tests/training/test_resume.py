@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Killed(BaseException):
-    """Stands for a signal that nobody can handle."""
+    """Stands for a signal that cannot be handled."""
 
 
 class Net(nn.Module):
@@ -248,6 +248,22 @@ def test_what_is_of_another_training_is_refused_with_the_reason(tmp_path):
         assert curve(run)[0][0] == 1  # from its own start
 
 
+def test_a_checkpoint_of_another_version_of_the_loop_is_refused_with_the_reason(tmp_path):
+    first, chosen = attempt(tmp_path, 0, recipe(PARAMS, die_at(4)))
+    with pytest.raises(Killed):
+        train(chosen, first, blobs())
+    for facts in tmp_path.rglob("0*.json"):
+        content = json.loads(facts.read_text())
+        content["identity"]["code of the loop"] = "older"
+        facts.write_text(json.dumps(content))
+    run, chosen = attempt(tmp_path, 1, recipe(PARAMS))
+    run.should_stop = lambda: bool(run.curve("train/loss"))
+    with pytest.raises(Stopped):
+        train(chosen, run, blobs())
+    assert any("code of the loop was 'older', is" in event["text"] for event in run.of("log"))
+    assert curve(run)[0][0] == 1
+
+
 def test_points_of_an_attempt_whose_checkpoint_is_of_no_use_are_named_as_such(tmp_path):
     run, chosen = attempt(tmp_path, 0, recipe(PARAMS))
     run.logged_before = {"train/loss": 12}
@@ -299,7 +315,7 @@ def test_a_write_that_is_cut_short_leaves_the_one_before(tmp_path):
     assert newest.read_bytes() == b"whole"
 
 
-# ------------------------------------------------------------------------------------------------ attempts at a step
+# ----------------------------------------------------------------------------------------- attempts at a step
 
 
 def test_only_one_of_two_runs_keeps_checkpoints_and_a_finished_one_removes_them(checkout, tmp_path):
@@ -394,7 +410,7 @@ torch.save(fitted.model.state_dict(), folder / "weights.pt")
 
 
 def test_a_process_that_is_killed_with_signal_9_goes_on_in_the_next(checkout, tmp_path):
-    """Real processes: the first is killed as soon as a step is logged; when it is not, it stands still in the step after."""
+    """Real processes: the first is killed once a step is logged, and waits in the next step until then."""
     script = tmp_path / "child.py"
     script.write_text(CHILD.format(tests=str(ROOT / "tests" / "training")))
 

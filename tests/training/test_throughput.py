@@ -1,4 +1,4 @@
-"""Where memory of the card is paged to the host in silence, a training that becomes slow is stopped, with the reason."""
+"""A training that silent paging makes slow is stopped, with the reason."""
 
 import pytest
 import torch
@@ -97,7 +97,7 @@ def test_the_training_ends_as_out_of_memory_so_that_more_is_asked_next_time(tmp_
 
 @pytest.mark.parametrize("phase", ["forward", "backward"])
 def test_the_loss_scale_of_fp16_survives_what_is_done_again(tmp_path, phase):
-    """Bit for bit, where the batch cannot be cut; the scale shrinks on the way, since the first one is too large for these losses."""
+    """Bit for bit, without splitting the batch; the scale shrinks, as the first is too large."""
 
     def trained(at):
         calls, whole = [], {"micro_batches": lambda batch, _size: iter([batch])}
