@@ -17,7 +17,7 @@ from pathlib import Path
 
 from overnight.gpu.card import Card, find
 from overnight.gpu.lease import lease
-from overnight.gpu.monitor import LOOK_S, watch
+from overnight.gpu.monitor import SAMPLE_S, watch
 from overnight.run import SpoolRun
 
 BAR_PERCENT = 0.5
@@ -46,7 +46,7 @@ def watched(card: Card, seconds: float) -> tuple[float, int]:
         lease(512, card) as one,
         lease(512, card),
     ):
-        one.tell(use_mib=100, peak_mib=300)
+        one.update(use_mib=100, peak_mib=300)
         if card.virtual:
             (card.folder / "foreign").write_text("300 game\n")
         with watch(SpoolRun(Path(folder)), card, held, own) as monitor:
@@ -59,7 +59,7 @@ def idle(seconds: float) -> float:
     done, took = threading.Event(), list[float]()
 
     def body() -> None:
-        while not done.wait(LOOK_S):
+        while not done.wait(SAMPLE_S):
             pass
         took.append(time.thread_time())
 

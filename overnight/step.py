@@ -51,7 +51,7 @@ class Step(Generic[P, R]):
     gpu: its body holds a lease while it runs
     recipe: (params, DataSpec) -> Recipe, for a step that trains
     vram_mib: MiB to lease when neither a measurement nor a prediction exists; 0: the whole budget
-    outside: it takes memory of the card that neither torch nor RMM allocates; it runs alone until measured
+    uncapped: it takes memory of the card that neither torch nor RMM allocates; it runs alone until measured
     spec: (params, *given) -> DataSpec of its result, or None when unknown
     peak: (params, *given) -> Formula or (low, high) MiB of the card, or None when unknown
     `given` are data set entries and the DataSpecs of upstream artifacts.
@@ -64,7 +64,7 @@ class Step(Generic[P, R]):
         gpu: bool = False,
         recipe: "Callable[..., Recipe[Any]] | None" = None,
         vram_mib: int = 0,
-        outside: bool = False,
+        uncapped: bool = False,
         spec: "Callable[..., DataSpec | None] | None" = None,
         peak: Callable[..., Any] | None = None,
         probe: Callable[..., Mapping[str, str]] | None = None,
@@ -74,7 +74,7 @@ class Step(Generic[P, R]):
         self.gpu = gpu
         self.recipe = recipe
         self.vram_mib = vram_mib
-        self.outside = outside
+        self.uncapped = uncapped
         self.spec = spec
         self.peak = peak
         self.name = body.__name__
@@ -157,7 +157,7 @@ def step(
     gpu: bool = False,
     recipe: "Callable[..., Recipe[Any]] | None" = None,
     vram_mib: int = 0,
-    outside: bool = False,
+    uncapped: bool = False,
     spec: "Callable[..., DataSpec | None] | None" = None,
     peak: Callable[..., Any] | None = None,
     probe: Callable[..., Mapping[str, str]] | None = None,

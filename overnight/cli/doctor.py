@@ -8,10 +8,16 @@ from typing import Any
 from overnight.errors import OvernightError, ServiceError
 from overnight.gpu import cuda_context
 from overnight.gpu.card import VIRTUAL_MIB, Card, find, torch_cuda
-from overnight.gpu.device_usage import foreign_mib, gauge, holders, of_budget, outsiders
+from overnight.gpu.device_usage import (
+    device_of,
+    holders,
+    other_processes,
+    other_processes_mib,
+    over_reserve_mib,
+)
+from overnight.gpu.ledger.filesystem import check_ledger, check_slots, file_system_type
 from overnight.gpu.ledger.ledger import Ledger
-from overnight.gpu.messages import strangers
-from overnight.gpu.preflight import file_system, ready, ready_host
+from overnight.gpu.messages import describe_other_processes
 from overnight.paths import root
 
 FREE_GIB = 5
@@ -50,10 +56,10 @@ def _card() -> Check:
 
 def _ledger() -> Check:
     card = _found()
-    kind = file_system(card.folder) or "unknown"
+    kind = file_system_type(card.folder) or "unknown"
     try:
-        ready(card)
-        ready_host()
+        check_ledger(card)
+        check_slots()
         held = Ledger(card.folder, card.budget_mib).held_mib()
     except OvernightError as error:
         return Check("ledger", False, str(error))
@@ -63,16 +69,16 @@ def _ledger() -> Check:
 def _others() -> Check:
     """What programs without a lease use: not wrong, but what steps may have to wait for."""
     card = _found()
-    held, by = holders(card), gauge(card)
-    foreign = foreign_mib(card, held, by)
+    held, by = holders(card), device_of(card)
+    foreign = other_processes_mib(card, held, by)
     if by.problem:
         return Check("other programs", False, f"the card does not say what it uses: {by.problem}")
     beyond = (
-        f"; {of_budget(card, foreign):,} MiB of it of the budget"
-        if of_budget(card, foreign) and not card.virtual
+        f"; {over_reserve_mib(card, foreign):,} MiB of it of the budget"
+        if over_reserve_mib(card, foreign) and not card.virtual
         else ""
     )
-    named = ", ".join(strangers(outsiders(card, held, by), foreign)) + beyond
+    named = ", ".join(describe_other_processes(other_processes(card, held, by), foreign)) + beyond
     return Check("other programs", True, named if foreign else "use nothing of the card")
 
 

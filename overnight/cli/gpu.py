@@ -1,184 +1,36 @@
-"""`overnight gpu`: who holds how much of the card, who waits, what other programs use.
-
-`--json` prints a Snapshot; its fields stay. With `--watch` it is one line for each change.
-"""
+"""`overnight gpu`: the card as a picture for a terminal, as one line for each change, or as JSON."""
 
 import os
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
-from pydantic import Field
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
-from overnight.config import Values
 from overnight.gpu.card import Card
-from overnight.gpu.device_usage import Gauge, foreign_mib, gauge, of_budget, outsiders, printable
-from overnight.gpu.ledger import holders
-from overnight.gpu.ledger.entries import Request
-from overnight.gpu.ledger.ledger import Ledger
-from overnight.gpu.ledger.metadata import amount
+from overnight.gpu.device_usage import Program
+from overnight.gpu.messages import describe_other_processes
+from overnight.gpu.snapshot import RequestRow, Snapshot, snapshot
 
 EVERY_S = 1.0
-CLOCKS_S = 2.0  # what two ways to tell the same moment may differ by
 WIDTH = 110
-
-
-class Process(Values):
-    """A process that keeps a lease alive whose owner has ended."""
-
-    pid: int
-    command: str
-
-
-class Row(Values):
-    """One request on the card's budget."""
-
-    experiment: str
-    step: str
-    pid: int
-    mib: int
-    seconds: float = Field(description="since it holds, or waits")
-    use_mib: float | None = Field(
-        None, description="what the holder says it uses now, its CUDA context included"
-    )
-    peak_mib: float | None = Field(None, description="the most it ever used")
-    cap_mib: float | None = Field(None, description="what its allocator is held to")
-    exclusive: bool = Field(False, description="nobody may run beside it")
-    stopped: bool = Field(False, description="its process is stopped (SIGSTOP, a debugger)")
-    survivors: tuple[Process, ...] = Field(
-        (), description="its owner has given it back or ended; these still hold its memory until they end"
-    )
-    ended: bool = Field(False, description="its owner has ended")
-
-
-class Outsider(Values):
-    """A program on the card without a lease. mib: None where the driver does not say."""
-
-    name: str
-    pid: int
-    mib: int | None
-
-
-class Snapshot(Values):
-    """The card at one moment. All amounts in MiB; held + taken + free is the budget, unless others came after a grant."""
-
-    at: float = Field(description="seconds since 1970")
-    card: Card
-    budget_mib: int
-    held_mib: int = Field(description="the sum of all leases")
-    free_mib: int = Field(description="what could be granted now")
-    used_mib: int = Field(description="on the whole card, by everybody")
-    foreign_mib: int = Field(description="by programs without a lease")
-    taken_mib: int = Field(description="of the budget, by programs without a lease: what exceeds the reserve")
-    holders: tuple[Row, ...]
-    queue: tuple[Row, ...] = Field(description="in its order")
-    outside: tuple[Outsider, ...] = Field(
-        description="programs without a lease, the largest first, as far as the driver names them"
-    )
-    problem: str = Field("", description="why the card does not say what it uses")
-
-
-def snapshot(card: Card, by: Gauge | None = None) -> Snapshot:
-    """Look once."""
-    by = by or gauge(card)
-    requests = Ledger(card.folder, card.budget_mib).requests()
-    held, queue = [r for r in requests if r.holds], [r for r in requests if not r.holds]
-    foreign = foreign_mib(card, held, by)
-    taken, granted = of_budget(card, foreign), sum(r.mib for r in held)
-    return Snapshot(
-        at=round(time.time(), 3),
-        card=card,
-        budget_mib=card.budget_mib,
-        held_mib=granted,
-        free_mib=max(0, card.budget_mib - granted - taken),
-        used_mib=by.used_mib(card, held),
-        foreign_mib=foreign,
-        taken_mib=taken,
-        holders=tuple(map(_row, held)),
-        queue=tuple(map(_row, queue)),
-        outside=tuple(Outsider(name=p.name, pid=p.pid, mib=p.mib) for p in outsiders(card, held, by)),
-        problem=by.problem,
-    )
-
-
-def _row(request: Request) -> Row:
-    who, owner = request.who, _has_open(request.pid, request.path)
-    keepers = [] if owner else [pid for pid in holders.keepers(request) if pid != request.pid]
-    since_ns = amount(who.get("granted_ns"), most=1 << 63) if request.holds else None
-    return Row(
-        experiment=printable(str(who.get("experiment", ""))),
-        step=printable(str(who.get("step", ""))),
-        pid=request.pid,
-        mib=request.mib,
-        seconds=_since(request.ticket if since_ns is None else since_ns),
-        **{
-            name: value
-            for name in ("use_mib", "peak_mib", "cap_mib")
-            if (value := amount(who.get(name))) is not None
-        },
-        exclusive=request.exclusive,
-        stopped=owner and _state(request.pid) in ("T", "t"),
-        ended=not owner and not _lives(request),
-        survivors=tuple(Process(pid=pid, command=_command(pid)) for pid in sorted(keepers)),
-    )
-
-
-def _since(boot_ns: float) -> float:
-    """Seconds since a moment on the clock that counts from boot and that nobody sets."""
-    return round(max(0, time.clock_gettime_ns(time.CLOCK_BOOTTIME) - boot_ns) / 1e9, 1) if boot_ns else 0.0
-
-
-def _lives(request: Request) -> bool:
-    """Whether the process that made a request is still there, and no other with its number."""
-    import psutil
-
-    try:
-        began = psutil.Process(request.pid).create_time() - psutil.boot_time()
-    except psutil.Error:
-        return False
-    return bool(began <= request.ticket / 1e9 + CLOCKS_S)
-
-
-def _has_open(pid: int, path: Path) -> bool:
-    """Whether a process still has its request's file; its number alone may have gone to another."""
-    folder = Path(f"/proc/{pid}/fd")
-    try:
-        links = [os.readlink(folder / name) for name in os.listdir(folder)]  # noqa: PTH115, PTH208 - many, and read once a second
-    except FileNotFoundError:
-        return False
-    except OSError:  # it ends just now, or belongs to somebody else
-        return True
-    return any(link.removesuffix(" (deleted)") == str(path) for link in links)
-
-
-def _state(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return ""
-
-
-def _command(pid: int) -> str:
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return ""
-    return " ".join(" ".join(word.decode(errors="replace") for word in words).split())[:200]
-
-
-# ------------------------------------------------------------------------------------------------ the command
+NARROW = 72  # columns; a narrower terminal shows names and amounts only
+COLOURS = ("cyan", "green", "blue", "yellow", "bright_cyan", "bright_green", "bright_blue", "bright_yellow")
+OTHERS = "magenta"
 
 
 def show(card: Card, as_json: bool, watching: bool, pause: Callable[[float], None] = time.sleep) -> None:
     """Print the card once, or until Ctrl-C."""
     try:
         if not watching:
-            _once(snapshot(card), as_json)
+            _print_once(snapshot(card), as_json)
         elif as_json or not sys.stdout.isatty():
-            _lines(card, as_json, pause)
+            _print_changes(card, as_json, pause)
         else:
-            _live(card, pause)
+            _print_live(card, pause)
         sys.stdout.flush()
     except KeyboardInterrupt:
         if not watching:
@@ -187,43 +39,233 @@ def show(card: Card, as_json: bool, watching: bool, pause: Callable[[float], Non
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _once(now: Snapshot, as_json: bool) -> None:
+def _print_once(now: Snapshot, as_json: bool) -> None:
     if as_json:
         print(now.model_dump_json(indent=1))
         return
-    from rich.console import Console
-
-    from overnight.cli.gpu_table import panel
-
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, WIDTH)  # a file has no edge
     console.print(panel(now, min(console.width, WIDTH)))
 
 
-def _lines(card: Card, as_json: bool, pause: Callable[[float], None]) -> None:
-    """A line for each change, for files and programs."""
-    from overnight.cli.gpu_table import line
-
+def _print_changes(card: Card, as_json: bool, pause: Callable[[float], None]) -> None:
+    """Print a line for each change, for files and programs."""
     last = ""
     while True:
         now = snapshot(card)
-        news = line(now)
-        if news != last:
-            print(now.model_dump_json() if as_json else f"{time.strftime('%H:%M:%S')}  {news}", flush=True)
-        last = news
+        text = line(now)
+        if text != last:
+            print(now.model_dump_json() if as_json else f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+        last = text
         pause(EVERY_S)
 
 
-def _live(card: Card, pause: Callable[[float], None]) -> None:
-    """The picture, drawn anew each second on a screen of its own, so that the terminal is afterwards as it was before."""
-    from rich.console import Console
-    from rich.live import Live
-
-    from overnight.cli.gpu_table import panel
-
+def _print_live(card: Card, pause: Callable[[float], None]) -> None:
+    """Redraw the picture each second on the alternate screen, which leaves the terminal as it was."""
     console = Console()
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             live.update(panel(snapshot(card), min(console.width, WIDTH), clock=True), refresh=True)
             pause(EVERY_S)
+
+
+# ------------------------------------------------------------------------------------------------ the picture
+
+
+def panel(now: Snapshot, width: int, clock: bool = False) -> Group:
+    """The card's bar, its sums, holders, queue, other processes and problems.
+
+    Less of it in a narrow terminal.
+    """
+    parts: list[RenderableType] = [_title(now, width, clock), _bar(now, width), _sums(now)]
+    if now.holders:
+        parts += [Text(), _holders(now, width >= NARROW)]
+    if now.queue:
+        parts += [Text(), _queue(now, width >= NARROW)]
+    if not (now.holders or now.queue):
+        parts += [Text(), Text("nobody holds anything, nobody waits", style="dim")]
+    notes = list(_notes(now))
+    if notes:
+        parts += [Text(), *notes]
+    return Group(*parts)
+
+
+def _title(now: Snapshot, width: int, clock: bool) -> Text:
+    card = now.card
+    name = card.name
+    about = f"card {card.index}, driver {card.driver}"
+    if card.virtual:
+        name = "virtual card"
+        about = "no GPU is used, steps run on the CPU under the same rules"
+    title = Text.assemble((name, "bold"), (f"   {about}", "dim"), no_wrap=True, overflow="ellipsis")
+    if clock:
+        right = time.strftime("  %H:%M:%S", time.localtime(now.at))
+        title.truncate(width - len(right), overflow="ellipsis", pad=True)
+        title.append(right, "dim")
+    return title
+
+
+def _bar(now: Snapshot, width: int) -> Text:
+    """The whole card from left to right: leases (full where used), free, other processes and their reserve."""
+    reserve = now.card.total_mib - now.card.budget_mib
+    parts = list[tuple[float, str, str]]()
+    for row, colour in zip(now.holders, _colours(now), strict=True):
+        used = min(row.mib, row.use_mib or 0.0)
+        parts += [(used, "█", colour), (row.mib - used, "▒", colour)]
+    parts += [
+        (now.free_mib, "─", "dim"),
+        (now.other_processes_mib, "█", OTHERS),
+        (max(0, reserve - min(now.other_processes_mib, reserve)), "·", "dim"),
+    ]
+    total = sum(mib for mib, _, _ in parts) or 1
+    bar = Text()
+    end = 0.0
+    drawn = 0
+    for mib, character, style in parts:
+        end += mib
+        cells = round(end / total * width) - drawn  # rounded at its end, so that the cells of all add up
+        bar.append(character * cells, style)
+        drawn += cells
+    return bar
+
+
+def _colours(now: Snapshot) -> list[str]:
+    return [COLOURS[index % len(COLOURS)] for index in range(len(now.holders))]
+
+
+def _sums(now: Snapshot) -> Text:
+    """The amounts behind the bar."""
+    text = Text(no_wrap=True, overflow="ellipsis")
+    for mib, what in ((now.budget_mib, "MiB may be granted"), (now.held_mib, "held"), (now.free_mib, "free")):
+        text.append(f"{mib:,}", "bold").append(f" {what}   ", "dim")
+    if now.other_processes_mib:
+        text.append(f"{now.other_processes_mib:,}", OTHERS).append(" used by other programs", "dim")
+    return text
+
+
+def _holders(now: Snapshot, wide: bool) -> Table:
+    table = _table(
+        ("", "holds", "experiment") if wide else ("", "holds"),
+        ("pid", "MiB", "in use", "peak", "for") if wide else ("MiB", "for"),
+    )
+    for row, colour in zip(now.holders, _colours(now), strict=True):
+        cells = [f"{row.mib:,}", _mib(row.use_mib), _mib(row.peak_mib)] if wide else [f"{row.mib:,}"]
+        table.add_row(Text("■", colour), *_names(row, wide), *map(Text, cells), Text(_time(row.seconds)))
+    return table
+
+
+def _queue(now: Snapshot, wide: bool) -> Table:
+    table = _table(
+        ("", "waits", "experiment") if wide else ("", "waits"),
+        ("pid", "MiB", "for") if wide else ("MiB", "for"),
+    )
+    table.add_column("", overflow="ellipsis", no_wrap=True)
+    for place, row in enumerate(now.queue, 1):
+        cells = (Text(f"{row.mib:,}"), Text(_time(row.seconds)), Text(_why_waiting(row, now), "dim"))
+        table.add_row(Text(str(place), "dim"), *_names(row, wide), *cells)
+    return table
+
+
+def _why_waiting(row: RequestRow, now: Snapshot) -> str:
+    if row.exclusive and now.holders:
+        return "until it is alone"
+    short_mib = row.mib + now.held_mib + now.overuse_mib - now.budget_mib
+    return f"{short_mib:,} MiB short" if short_mib > 0 else "behind those ahead"
+
+
+def _table(left: tuple[str, ...], right: tuple[str, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold dim")
+    for name in left:
+        table.add_column(name, no_wrap=True, overflow="ellipsis", min_width=1 if not name else 8)
+    for name in right:
+        table.add_column(name, justify="right", no_wrap=True, min_width=7 if name != "for" else 5)
+    return table
+
+
+def _names(row: RequestRow, wide: bool) -> list[Text]:
+    """The cells of step, experiment and pid; in a narrow table the step alone."""
+    step = Text(row.step or "a script")
+    if row.exclusive:
+        step.append(" alone", "dim")
+    return [step, Text(row.experiment), Text(str(row.pid))] if wide else [step]
+
+
+def _notes(now: Snapshot) -> Iterator[Text]:
+    """Other processes, warnings, and what to do about them."""
+    if now.other_processes_mib:
+        kept_mib = now.card.total_mib - now.card.reserved_mib - now.budget_mib
+        about = f"; {kept_mib:,} MiB are kept for such programs" if kept_mib and not now.card.virtual else ""
+        yield Text.assemble(("■ ", OTHERS), ", ".join(_other_processes(now)), (about, "dim"))
+    short_mib = now.held_mib + now.overuse_mib - now.budget_mib
+    if now.held_mib > now.budget_mib:
+        yield _warning(
+            f"{now.held_mib - now.budget_mib:,} MiB more are held than may be granted here: "
+            "the holders began with another budget"
+        )
+    elif short_mib > 0:
+        yield _warning(
+            "other programs came after a grant: "
+            f"with every lease in full use the card would be {short_mib:,} MiB short"
+        )
+    for row in (*now.holders, *now.queue):
+        name = row.step or f"pid {row.pid}"
+        if row.stopped:
+            yield _warning(f"{name} is stopped; `kill -CONT {row.pid}` lets it go on")
+        if row.orphaned_processes:
+            yield from _orphan_notes(row, name)
+    if now.problem:
+        yield _warning(
+            f"the card does not say what it uses ({now.problem}); "
+            "what is shown of other programs is the last known"
+        )
+
+
+def _warning(text: str) -> Text:
+    return Text(f"! {text}", "yellow")
+
+
+def _orphan_notes(row: RequestRow, name: str) -> Iterator[Text]:
+    """The processes that keep a lease which its owner no longer has."""
+    pids = " ".join(str(p.pid) for p in row.orphaned_processes)
+    what = "is done with its lease, and processes that it forked keep the"
+    if row.ended:
+        what = "has ended, and processes that it left behind keep its"
+    yield Text(f"! {name} {what} {row.mib:,} MiB; `kill {pids}` frees them:", "red")
+    for process in row.orphaned_processes:
+        yield Text(f"    {process.pid}  {process.command}", "dim", no_wrap=True, overflow="ellipsis")
+
+
+def _other_processes(now: Snapshot) -> list[str]:
+    programs = [Program(p.name, p.pid, p.mib) for p in now.other_processes]
+    return describe_other_processes(programs, now.other_processes_mib)
+
+
+def line(now: Snapshot) -> str:
+    """The same in one line, without what changes by itself."""
+    parts = [f"{now.held_mib:,} of {now.budget_mib:,} MiB held, {now.free_mib:,} free"]
+    for verb, rows in (("holds", now.holders), ("waits", now.queue)):
+        if rows:
+            parts.append(f"{verb}: {', '.join(_short(row) for row in rows)}")
+    if now.other_processes_mib:
+        parts += _other_processes(now)
+    warnings = [note.plain for note in _notes(now) if note.plain.startswith("!")]
+    return "; ".join([*parts, *(text.removeprefix("! ").removesuffix(":") for text in warnings)])
+
+
+def _short(row: RequestRow) -> str:
+    use = f", {row.use_mib:,.0f} in use" if row.use_mib is not None else ""
+    return f"{row.step or f'pid {row.pid}'} ({row.mib:,} MiB{use})"
+
+
+def _mib(mib: float | None) -> str:
+    return "" if mib is None else f"{mib:,.0f}"
+
+
+def _time(seconds: float) -> str:
+    """`12 s`, `3:07`, `2:03:09`."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

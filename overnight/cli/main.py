@@ -139,7 +139,7 @@ def _config(text: str) -> Path:
 
 def _run(arguments: argparse.Namespace) -> int:
     from overnight.gpu.card import find
-    from overnight.gpu.preflight import ready, ready_host
+    from overnight.gpu.ledger.filesystem import check_ledger, check_slots
     from overnight.orchestration.pipeline import load
 
     path = _config(arguments.config)
@@ -147,8 +147,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.cpu:
         os.environ["OVERNIGHT_CPU"] = "1"
     card = find(experiment.card.use, arguments.cpu, experiment.card.count, experiment.card.policy)
-    ready(card)
-    ready_host()
+    check_ledger(card)
+    check_slots()
     print(card, flush=True)
     from overnight import services
 
@@ -203,10 +203,10 @@ def _status(arguments: argparse.Namespace) -> None:
 def _gpu(arguments: argparse.Namespace) -> None:
     from overnight.cli.gpu import show
     from overnight.gpu.card import find
-    from overnight.gpu.preflight import placed
+    from overnight.gpu.ledger.filesystem import check_location
 
     card = find(arguments.card, cpu=arguments.cpu)
-    placed(card)
+    check_location(card)
     show(card, arguments.json, arguments.watch)
 
 

@@ -12,7 +12,7 @@ from overnight.errors import ServiceError
 from overnight.paths import state
 
 VIRTUAL_MIB = 12288
-MOST_DIGITS = 8  # of an amount: some 100 TB, which the sums of policy.py can still be made of
+MAX_DIGITS = 8  # of an amount: some 100 TB, which the sums of scheduler.py can still hold
 RESERVE_MIB = 1024  # for the desktop, its browser and the CUDA contexts
 YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 Policy = Literal["wait", "shrink", "yield"]
@@ -22,9 +22,10 @@ DRIVERS = {13: 580, 12: 525}  # the oldest driver of a CUDA major version (CUDA 
 class Card(Values):
     """One card and what of it may be granted.
 
-    reserved_mib: what the driver keeps for itself, granted to nobody; count: the virtual card counts the bytes of tensors and caps them;
-    policy: what a step does while other programs use the card: wait for what it asked, shrink to what is left, or wait, and yield when they
-    take what it holds: it then goes on from its checkpoint once they are gone.
+    reserved_mib: what the driver keeps for itself; count: whether the virtual card counts and caps the bytes
+    of tensors; policy: what a step does while other programs use the card: wait for the amount it asked,
+    shrink to what is left, or wait and yield what it holds when they take it, to resume from its checkpoint
+    once they are gone.
     """
 
     uuid: str
@@ -39,21 +40,23 @@ class Card(Values):
 
     @property
     def virtual(self) -> bool:
-        """No GPU stands behind it: the same budget and rules, on the CPU."""
+        """Whether no GPU stands behind it: the same budget and rules, on the CPU."""
         return self.uuid == "virtual"
 
     @property
     def folder(self) -> Path:
-        """Where its ledger lies: one for each user and card, outside every checkout; the virtual card's lies inside."""
+        """The folder of its ledger: one for each user and card outside every checkout.
+
+        The virtual card's lies inside.
+        """
         named = os.environ.get("OVERNIGHT_CARD_DIR")
         if named:
             return _home(named) / self.uuid
         if self.virtual:
             return state() / "cards" / "virtual"
         home = Path(os.environ.get("XDG_STATE_HOME", ""))
-        home = (
-            home if home.is_absolute() else Path.home() / ".local" / "state"
-        )  # a relative one counts as none (XDG base directories)
+        if not home.is_absolute():  # a relative one counts as unset (XDG base directories)
+            home = Path.home() / ".local" / "state"
         return home / "overnight" / "cards" / self.uuid
 
     def fast_precision(self) -> str:
@@ -70,23 +73,27 @@ class Card(Values):
 
     def __str__(self) -> str:
         if self.virtual:
-            size = (
-                f"{self.budget_mib / 1024:.3g} GiB" if self.budget_mib >= 1024 else f"{self.budget_mib} MiB"
-            )
+            gib = f"{self.budget_mib / 1024:.3g} GiB"
+            size = gib if self.budget_mib >= 1024 else f"{self.budget_mib} MiB"
             return f"virtual card, {size}: no GPU is used, steps run on the CPU under the same rules"
-        return f"{self.name} (card {self.index}, driver {self.driver}): {self.budget_mib} of {self.total_mib} MiB may be granted"
+        amounts = f"{self.budget_mib} of {self.total_mib} MiB may be granted"
+        return f"{self.name} (card {self.index}, driver {self.driver}): {amounts}"
 
 
 def find(
     wanted: str | int | None = None, cpu: bool = False, count: bool = False, policy: Policy = "wait"
 ) -> Card:
-    """The card to use: by index, UUID or "virtual", else the first of `$CUDA_VISIBLE_DEVICES`, the virtual one without a GPU or with `cpu`.
+    """The card to use.
 
-    count: count bytes on the virtual card (`$OVERNIGHT_COUNT=1` does, too). Raises ServiceError when there is no such card, when torch
-    cannot use what NVML sees, or when the budget that was set is not one that the card has.
+    wanted: index, UUID or "virtual"; None: the first of `$CUDA_VISIBLE_DEVICES`, or the virtual card without
+    a GPU. cpu: the virtual card. count: count bytes on the virtual card (`$OVERNIGHT_COUNT=1` does, too).
+
+    Raises ServiceError when there is no such card, when torch cannot use what NVML sees, or when the budget
+    exceeds the card.
     """
     if wanted == "virtual":
-        cpu, wanted = True, None
+        cpu = True
+        wanted = None
     cards = [] if cpu else real()
     cards = visible(cards, os.environ.get("CUDA_VISIBLE_DEVICES")) if wanted is None else cards
     if not cards:
@@ -95,22 +102,21 @@ def find(
                 f"card {wanted!r}: this machine shows no NVIDIA card; leave `card` out, or use --cpu"
             )
         return virtual(count, policy)
-    chosen = (
-        cards[0]
-        if wanted is None
-        else next((c for c in cards if wanted in (c.index, str(c.index), c.uuid)), None)
-    )
-    if chosen is None:
-        raise ServiceError(
-            f"card {wanted!r}: there is no such card; there are {', '.join(f'{c.index} ({c.uuid})' for c in cards)}"
-        )
+    matching = [c for c in cards if wanted is None or wanted in (c.index, str(c.index), c.uuid)]
+    if not matching:
+        known = ", ".join(f"{c.index} ({c.uuid})" for c in cards)
+        raise ServiceError(f"card {wanted!r}: there is no such card; there are {known}")
+    chosen = matching[0]
     check_budget(chosen.name, chosen.total_mib, RESERVE_MIB)
     check_driver(chosen.driver, torch_cuda())
     return chosen.model_copy(update={"policy": policy})
 
 
 def visible(cards: list[Card], variable: str | None) -> list[Card]:
-    """Those that `$CUDA_VISIBLE_DEVICES` leaves, in its order, up to the first name that is no card's, as CUDA itself reads it."""
+    """The cards that `$CUDA_VISIBLE_DEVICES` leaves, in its order.
+
+    As CUDA reads it, the list ends at the first unknown name.
+    """
     if variable is None:
         return cards
     found = []
@@ -123,7 +129,7 @@ def visible(cards: list[Card], variable: str | None) -> list[Card]:
 
 
 def virtual(count: bool = False, policy: Policy = "wait") -> Card:
-    """A card of `$OVERNIGHT_VIRTUAL_MIB` (12 GiB) that is not there."""
+    """The virtual card, of `$OVERNIGHT_VIRTUAL_MIB` (12 GiB)."""
     size = _mib("OVERNIGHT_VIRTUAL_MIB", VIRTUAL_MIB)
     check_budget("the virtual card", size, 0)
     count = count or _flag("OVERNIGHT_COUNT")
@@ -138,7 +144,10 @@ def virtual(count: bool = False, policy: Policy = "wait") -> Card:
 
 
 def real() -> list[Card]:
-    """Every card that NVML sees; none when there is no driver. Raises ServiceError when there is one, and it does not answer."""
+    """Every card that NVML sees.
+
+    None without a driver. Raises ServiceError when there is a driver that does not answer.
+    """
     import pynvml as nvml
 
     try:
@@ -147,9 +156,7 @@ def real() -> list[Card]:
         return []
     try:
         return [_card(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
-    except (
-        nvml.NVMLError
-    ) as error:  # a card that fell off the bus, a driver that was updated under the running system
+    except nvml.NVMLError as error:  # a card that fell off the bus, a driver updated under the running system
         raise ServiceError(
             f"the NVIDIA driver does not say what the card is ({error}): see `nvidia-smi`, or use --cpu"
         ) from None
@@ -173,7 +180,7 @@ def _card(nvml: Any, index: int) -> Card:
 
 
 def memory(nvml: Any, handle: Any) -> tuple[int, int, int]:
-    """MiB of a card in all, used by programs, and kept by the driver for itself; old drivers count the last as used."""
+    """(total, used by programs, kept by the driver) in MiB; old drivers count the last as used."""
     try:
         found = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
     except nvml.NVMLError:
@@ -182,24 +189,31 @@ def memory(nvml: Any, handle: Any) -> tuple[int, int, int]:
 
 
 def _budget(total_mib: int, reserve_mib: int) -> int:
-    """What may be granted: `$OVERNIGHT_BUDGET_MIB`, else all but `$OVERNIGHT_RESERVE_MIB`; `check_budget` refuses what cannot be."""
+    """What may be granted: `$OVERNIGHT_BUDGET_MIB`, else all but `$OVERNIGHT_RESERVE_MIB`."""
     if os.environ.get("OVERNIGHT_BUDGET_MIB"):
         return min(total_mib, _mib("OVERNIGHT_BUDGET_MIB", total_mib))
-    return max(1, total_mib - (_mib("OVERNIGHT_RESERVE_MIB", reserve_mib, least=0) if reserve_mib else 0))
+    return max(1, total_mib - _reserve(reserve_mib))
 
 
 def check_budget(name: str, total_mib: int, reserve_mib: int) -> None:
-    """ServiceError when more is to be granted than the card has, or when nothing is left to grant."""
+    """Raise ServiceError when more is to be granted than the card has, or when nothing is left to grant."""
     wanted = _mib("OVERNIGHT_BUDGET_MIB", total_mib)
     if wanted > total_mib:
         raise ServiceError(
-            f"OVERNIGHT_BUDGET_MIB={wanted}: {name} has {total_mib} MiB in all; ask for that or less, or unset it"
+            f"OVERNIGHT_BUDGET_MIB={wanted}: {name} has {total_mib} MiB in all; "
+            "ask for that or less, or unset it"
         )
-    reserve = _mib("OVERNIGHT_RESERVE_MIB", reserve_mib, least=0) if reserve_mib else 0
+    reserve = _reserve(reserve_mib)
     if not os.environ.get("OVERNIGHT_BUDGET_MIB") and reserve >= total_mib:
         raise ServiceError(
-            f"OVERNIGHT_RESERVE_MIB={reserve}: {name} has {total_mib} MiB in all, so nothing is left to grant; reserve less"
+            f"OVERNIGHT_RESERVE_MIB={reserve}: {name} has {total_mib} MiB in all, so nothing is left to grant; "
+            "reserve less"
         )
+
+
+def _reserve(default_mib: int) -> int:
+    """What is kept for other programs; nothing where the default is 0, on the virtual card."""
+    return _mib("OVERNIGHT_RESERVE_MIB", default_mib, least=0) if default_mib else 0
 
 
 def torch_cuda() -> str | None:
@@ -207,16 +221,13 @@ def torch_cuda() -> str | None:
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
-    found = re.search(
-        r"^cuda\b.*=\s*['\"]([\d.]+)['\"]",
-        (Path(spec.origin).parent / "version.py").read_text(),
-        re.MULTILINE,
-    )
+    text = (Path(spec.origin).parent / "version.py").read_text()
+    found = re.search(r"^cuda\b.*=\s*['\"]([\d.]+)['\"]", text, re.MULTILINE)
     return found.group(1) if found else None
 
 
 def check_driver(driver: str, cuda: str | None) -> None:
-    """ServiceError when torch cannot use the card: never a silent fall-back to the CPU."""
+    """Raise ServiceError when torch cannot use the card: never a silent fall-back to the CPU."""
     if cuda is None:
         raise ServiceError(
             "the installed torch has no CUDA in it, so it cannot use the card: run `make setup`, or use --cpu"
@@ -224,12 +235,16 @@ def check_driver(driver: str, cuda: str | None) -> None:
     needed = DRIVERS.get(int(cuda.partition(".")[0]), 0)
     if int(driver.partition(".")[0] or 0) < needed:
         raise ServiceError(
-            f"the NVIDIA driver is {driver}, and torch's CUDA {cuda} needs {needed} or newer: update it, or use --cpu"
+            f"the NVIDIA driver is {driver}, and torch's CUDA {cuda} needs {needed} or newer: "
+            "update it, or use --cpu"
         )
 
 
 def _home(named: str) -> Path:
-    """The folder that `$OVERNIGHT_CARD_DIR` names; with a user who is not there it stays relative, and is refused as such."""
+    """The folder that `$OVERNIGHT_CARD_DIR` names.
+
+    `~` of an unknown user stays relative, and is refused as such.
+    """
     with suppress(RuntimeError):
         return Path(named).expanduser()
     return Path(named)
@@ -237,9 +252,9 @@ def _home(named: str) -> Path:
 
 def _mib(variable: str, default: int, least: int = 1) -> int:
     text = os.environ.get(variable) or str(default)
-    if not (text.isascii() and text.isdecimal()) or len(text.lstrip("0")) > MOST_DIGITS or int(text) < least:
+    if not (text.isascii() and text.isdecimal()) or len(text.lstrip("0")) > MAX_DIGITS or int(text) < least:
         raise ServiceError(
-            f"{variable}={text[:40]!r}: expected a whole number of MiB, {least} to {'9' * MOST_DIGITS}"
+            f"{variable}={text[:40]!r}: expected a whole number of MiB, {least} to {'9' * MAX_DIGITS}"
         )
     return int(text)
 

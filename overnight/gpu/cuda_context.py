@@ -1,8 +1,9 @@
-"""What a CUDA context costs on this machine: memory of the card that every process takes before its first tensor.
+"""The cost of a CUDA context on this machine: card memory taken before the first tensor.
 
-The driver's part, the libraries' handles and the kernels' code cannot be capped, so they come off the lease. Which process holds how
-much is unknown on WSL2, so the figure is the difference of the whole card's use around the making of a context. Neighbours may take
-or give back memory in that moment: what is not plausible is dropped, and the middle of several processes' figures counts.
+The driver's part, the libraries' handles and the kernels' code cannot be capped, so they come off the lease.
+Which process holds how much is unknown on WSL2, so the cost is the difference of the whole card's use around
+the creation of a context. Other processes may allocate or free at that moment: implausible figures are
+dropped, and the median of several processes counts.
 """
 
 import importlib.metadata
@@ -17,10 +18,7 @@ from overnight.gpu.ledger import metadata
 
 MIB = 1 << 20
 UNMEASURED_MIB = 600
-PLAUSIBLE_MIB = (
-    100,
-    1600,
-)  # 1343 MiB is the most that was ever reported for a context without a leak (V100, 2022)
+PLAUSIBLE_MIB = (100, 1600)  # 1343 MiB is the most ever reported for a context without a leak (V100, 2022)
 TIMES = 3
 
 
@@ -38,9 +36,10 @@ def is_measured(card: Card) -> bool:
 
 
 def measure(card: Card, used_mib: Callable[[], int], warm: Callable[[], int]) -> None:
-    """Measure it once more, unless that was done often enough for this driver and this torch.
+    """Measure the cost once more, unless it was measured TIMES times for this driver and this torch.
 
-    used_mib: what the whole card uses; warm: makes the context and the handles, returns what torch's allocator took meanwhile (bytes).
+    used_mib: returns what the whole card uses; warm: makes the context and the handles, returns what torch's
+    allocator took (bytes).
     """
     found = _measured(card)
     if len(found) >= TIMES:
@@ -53,7 +52,10 @@ def measure(card: Card, used_mib: Callable[[], int], warm: Callable[[], int]) ->
 
 
 def warm_up() -> int:
-    """Make the context, and what a training will want of it: a kernel's code, the handles of cuBLAS and cuDNN; bytes torch now holds."""
+    """Make the context and what a training needs of it: kernel code, handles of cuBLAS and cuDNN.
+
+    Returns bytes torch holds.
+    """
     import torch
 
     device = torch.device("cuda")
@@ -67,13 +69,13 @@ def warm_up() -> int:
 
 
 def _measured(card: Card) -> list[int]:
-    """What was measured on this card with this driver and this torch."""
+    """MiB measured on this card with this driver and this torch."""
     values = metadata.read(_path(card)).get(_key(card))
     return [v for v in values if isinstance(v, int)] if isinstance(values, list) else []
 
 
 def _keep(card: Card, values: list[int]) -> None:
-    """For the processes to come; a full disk is no reason to stop."""
+    """Write the figures for later processes. A full disk is no error."""
     path = _path(card)
     with suppress(OSError):
         atomic_write(path, json.dumps({**metadata.read(path), _key(card): values}, indent=1))
@@ -84,5 +86,4 @@ def _path(card: Card) -> Path:
 
 
 def _key(card: Card) -> str:
-    """The folder is the card's own; the driver and torch are what may change."""
     return f"driver {card.driver}, torch {importlib.metadata.version('torch')}"

@@ -4,27 +4,30 @@ import operator
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from overnight.errors import BadInput
 from overnight.gpu import messages
 from overnight.gpu.card import Card, find
-from overnight.gpu.device_usage import steady_taken_mib
+from overnight.gpu.cuda_context import overhead
+from overnight.gpu.device_usage import steady_overuse_mib
+from overnight.gpu.ledger.filesystem import check_ledger
 from overnight.gpu.ledger.ledger import Grant, Ledger
 from overnight.gpu.ledger.waiter import OnWait
-from overnight.gpu.preflight import ready
-from overnight.gpu.usage_reporter import called, talking
+from overnight.gpu.memory_limit import MIB, CudaMeter
 
-_mine = threading.local()  # what each thread holds already, in `held`
+REPORT_EVERY_S = 1.0
+_this_thread = threading.local()  # `held`: the leases of each thread
 
 
 @dataclass(frozen=True)
 class Lease:
-    """What was granted, and how long it took."""
+    """A granted part of the card, and how long the wait for it took."""
 
     card: Card
     mib: int
@@ -33,87 +36,92 @@ class Lease:
 
     @property
     def ticket(self) -> int:
-        """Its place in the order of all requests: who gives the card back for a while asks with it again, `lease(mib, ticket=...)`."""
+        """Its number in the order of all requests.
+
+        Pass it as `lease(mib, ticket=...)` to ask again after giving back.
+        """
         return self.grant.ticket
 
-    def tell(self, **facts: Any) -> None:
-        """Say something of the holder that `overnight gpu` and other steps may read: use_mib, peak_mib."""
-        self.grant.tell(**facts)
+    def update(self, **values: Any) -> None:
+        """Add metadata that `overnight gpu` and other steps may read: use_mib, peak_mib."""
+        self.grant.update(**values)
 
 
 @contextmanager
 def lease(
     mib: int,
     card: Card | None = None,
-    who: dict[str, Any] | None = None,
+    owner: dict[str, Any] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     on_wait: OnWait | None = None,
     exclusive: bool = False,
     smaller: Sequence[int] = (),
     ticket: int | None = None,
 ) -> Iterator[Lease]:
-    """Hold `mib` of the card; waits in line for it, and says on stderr for whom unless `on_wait` does.
+    """Hold `mib` of the card.
+
+    Waits in the queue, and prints to stderr what it waits for unless `on_wait` is given.
+
+    owner: metadata of a step, which reports its use itself; for a script it is reported here. exclusive: let
+    no other lease run beside it. smaller: amounts (MiB) to accept while other programs use the card, where
+    the card's policy is to shrink. ticket: of an earlier lease of its own that was given back; a lease inside
+    another stands in the queue where that one stood.
 
     Raises DoesNotFit, Stopped, and BadInput for what is no amount or would wait for this thread itself.
-
-    who: a step, which says itself what it uses; for a script that is done here.
-    exclusive: let nobody run beside it; smaller: amounts (MiB) to be content with while other programs use the card, where the card's
-    policy is to shrink. What these programs use counts as held. A lease inside another stands in line where that one stood. ticket: that of an own lease which was given back for a while.
     """
     card = card or find()
-    mib = _whole("", mib)
+    mib = _positive_int(mib, f"lease({mib!r})", "a whole number of MiB, 1 or more")
     if ticket is not None:
-        _whole(f"{mib}, ticket=", ticket)
+        _positive_int(ticket, f"lease({mib}, ticket={ticket!r})", "the ticket of an earlier lease")
     if not isinstance(exclusive, bool):
         raise BadInput(f"lease({mib}, exclusive={exclusive!r}): expected True or False")
-    ready(card)
-    less = smaller if card.policy == "shrink" else ()
-    taken = partial(steady_taken_mib, card)
+    check_ledger(card)
+
+    def print_wait(ahead: Sequence[Any], overuse_mib: int) -> None:
+        _print_to_stderr(messages.waiting(card, mib, ahead, overuse_mib))
+
     began = time.monotonic()
-    named = who or {"step": called(sys.argv[0])}
-    on_wait = on_wait or (lambda ahead, taken_mib: _say(messages.waiting(card, mib, ahead, taken_mib)))
     with (
-        _holding(mib, exclusive, card) as (mine, outer),
+        _noted(mib, exclusive, card) as (mine, outer),
         Ledger(card.folder, card.budget_mib).acquire(
             mib,
-            named | outer,
+            (owner or {"step": program_name(sys.argv[0])}) | outer,
             should_stop,
-            on_wait,
+            on_wait or print_wait,
             exclusive,
-            taken,
-            less,
+            partial(steady_overuse_mib, card),
+            smaller if card.policy == "shrink" else (),
             ticket or min(outer.get("holding", [0])) or None,
         ) as grant,
     ):
         mine.ticket = grant.ticket
-        grant.tell(granted_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME))  # a clock that nobody sets
+        grant.update(granted_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME))  # no change of a clock touches it
         held = Lease(card, grant.mib, time.monotonic() - began, grant)
-        with nullcontext() if who or card.virtual else talking(held, card):
+        with nullcontext() if owner or card.virtual else report_usage(held, card):
             yield held
 
 
-def _say(line: str) -> None:
-    """On stderr, where there is one: a pipe that nobody reads, or a full disk, is no reason not to wait."""
+def _print_to_stderr(line: str) -> None:
+    """Without a stderr, with a closed pipe or a full disk, go on waiting in silence."""
     if sys.stderr:
         with suppress(OSError, ValueError):
             print(line, file=sys.stderr)
 
 
-def _whole(before: str, number: Any) -> int:
-    """A number as the ledger writes it into names: half a MiB would be a request that nobody can read."""
+def _positive_int(value: Any, call: str, expected: str) -> int:
+    """The value as the ledger writes it into file names. Raises BadInput for half a MiB, or less than one."""
     try:
-        found = 0 if isinstance(number, bool) else operator.index(number)
+        found = 0 if isinstance(value, bool) else operator.index(value)
     except TypeError:
         found = 0
     if found < 1:
-        what = "the ticket of an earlier lease" if before else "a whole number of MiB, 1 or more"
-        raise BadInput(f"lease({before}{number!r}): expected {what}")
+        raise BadInput(f"{call}: expected {expected}")
     return found
 
 
 @dataclass
 class _Held:
-    """What a thread holds of a card."""
+    """A lease of one thread."""
 
     uuid: str
     mib: int
@@ -122,21 +130,73 @@ class _Held:
 
 
 @contextmanager
-def _holding(mib: int, exclusive: bool, card: Card) -> Iterator[tuple[_Held, dict[str, Any]]]:
-    """Note what this thread holds; BadInput when it asks for what only its own lease keeps from it: that would be waited for in vain.
+def _noted(mib: int, exclusive: bool, card: Card) -> Iterator[tuple[_Held, dict[str, Any]]]:
+    """Note what this thread holds; yields the note, and metadata on what the thread holds already.
 
-    Also what its request says of what the thread holds already.
+    Raises BadInput when the thread's own lease keeps the amount from it: the wait would never end.
     """
-    held = _mine.__dict__.setdefault("held", list[_Held]())
+    held = _this_thread.__dict__.setdefault("held", list[_Held]())
     here = [h for h in held if h.uuid == card.uuid]
     sum_mib = sum(h.mib for h in here)
     if here and (exclusive or any(h.exclusive for h in here) or mib <= card.budget_mib < sum_mib + mib):
         raise BadInput(
-            f"lease({mib}): this thread holds {sum_mib} of the card's {card.budget_mib} MiB already, so it would wait for itself; "
-            "ask for all of it at once, or leave the first `with` block before"
+            f"lease({mib}): this thread holds {sum_mib} of the card's {card.budget_mib} MiB already, so it would wait "
+            "for itself; ask for all of it at once, or leave the first `with` block before"
         )
-    held.append(entry := _Held(card.uuid, mib, exclusive))
+    entry = _Held(card.uuid, mib, exclusive)
+    held.append(entry)
     try:
         yield entry, {"holding": [h.ticket for h in here]} if here else {}
     finally:
         held.remove(entry)
+
+
+# ------------------------------------------------------------------------------------------------ leases of scripts
+
+
+def program_name(argument: str) -> str:
+    """A name for people of the program that Python was started with as `argument` (sys.argv[0])."""
+    file = Path(argument)
+    if file.name == "ipykernel_launcher.py":
+        return "a notebook"
+    if argument in ("", "-c", "-"):
+        return f"python {argument}".strip()
+    return file.parent.name if file.name == "__main__.py" else file.name
+
+
+@contextmanager
+def report_usage(
+    held: Lease, card: Card, modules: Mapping[str, Any] = sys.modules, every_s: float = REPORT_EVERY_S
+) -> Iterator[None]:
+    """While the block runs, report to the ledger what torch uses.
+
+    An unused part of a lease then hides no other program.
+    """
+    done = threading.Event()
+
+    def loop() -> None:
+        while not done.wait(every_s):
+            update_usage(held, card, modules)
+
+    thread = threading.Thread(target=loop, daemon=True, name="lease")
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def update_usage(held: Lease, card: Card, modules: Mapping[str, Any]) -> None:
+    """Report once.
+
+    A script that does not use torch on this one card reports nothing: its whole lease counts as used.
+    """
+    cuda = getattr(modules.get("torch"), "cuda", None)
+    if not getattr(cuda, "is_initialized", bool)() or cuda is None or cuda.device_count() != 1:
+        return
+    meter = CudaMeter(cuda)
+    context_mib = overhead(card)
+    use_mib = meter.use() / MIB + context_mib
+    peak_mib = meter.peak() / MIB + context_mib
+    held.update(use_mib=round(use_mib, 1), peak_mib=round(peak_mib, 1))

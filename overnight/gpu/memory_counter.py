@@ -1,14 +1,16 @@
-"""The virtual card's memory: every byte that torch's operators take on the CPU, counted by storage and held below a cap.
+"""The virtual card's memory: bytes that torch's operators allocate on the CPU, below a cap.
 
-A storage counts from the operator that makes it until its memory is given back, whoever holds it until then: a variable, autograd
-for the backward pass, an optimizer's state, autocast's cache. Views and operators that work in place add nothing; an operator that
-grows what it is given (resize_, set_, out=) adds what is new. Not counted is what no operator made while the counter was on: tensors
-from before it, arrays borrowed from NumPy or a file, what other threads make, the resizing of a bare storage. Not seen either is what
-an operator takes and gives back while it runs (the workspace of a convolution, the parts of a fused kernel): peaks are lower bounds.
-On the virtual card the host's work is the card's: batches that are made or augmented by torch count as well.
+A storage counts from the operator that makes it until its memory is given back, whoever holds it until then:
+a variable, autograd for the backward pass, an optimizer's state, autocast's cache. Views and operators that
+work in place add nothing; an operator that grows what it is given (resize_, set_, out=) adds what is new. Not
+counted is what no operator made while the counter was on: tensors from before it, arrays borrowed from NumPy
+or a file, what other threads make, the resizing of a bare storage. Not seen either is what an operator takes
+and gives back while it runs (the workspace of a convolution, the parts of a fused kernel): peaks are lower
+bounds. On the virtual card the host's work is the card's: batches that are made or augmented by torch count
+as well.
 
-A storage that is watched looks shared to autograd, which then adds up gradients in new memory rather than in place. That costs time;
-the peaks were the same.
+A storage that is watched looks shared to autograd, which then adds up gradients in new memory rather than in
+place. That costs time; the peaks were the same.
 """
 
 import weakref
@@ -29,9 +31,12 @@ MIB = 1 << 20
 
 
 class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts live bytes while it is entered; raises torch.OutOfMemoryError where an operator would exceed `cap` (bytes; None: no cap).
+    """Counts live bytes while it is entered.
 
-    The memory of the refused operator is given back before the error is raised: the count is what it was, and work may go on.
+    Raises torch.OutOfMemoryError where an operator would exceed `cap` (bytes; None: no cap).
+
+    The memory of the refused operator is given back before the error is raised: the count is what it was, and
+    work may go on.
     """
 
     def __init__(self, cap: int | None = None) -> None:
@@ -47,7 +52,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Torch's wrapper against compilation inside the handler costs more than the handler, and loads a compiler."""
+        """Skip torch's guard against compilation: it costs more than the handler, and loads a compiler."""
         return False
 
     def use(self) -> int:
@@ -104,7 +109,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ]
 
     def _take(self, made: Any, given: Any) -> None:
-        """Count the storages of what an operator made, but for those it was given and that were never counted."""
+        """Count the storages that an operator made, except uncounted ones that it was given."""
         for item in made if type(made) in SEVERAL else (made,):
             for tensor in (item,) if type(item) is Tensor and item.layout is STRIDED else _tensors(item):
                 storage = tensor.untyped_storage()
@@ -230,7 +235,10 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _parts(tensor: Any) -> list[Tensor]:
-    """What a tensor without a storage of its own is made of; nothing for those of which that is not known (mkldnn, fake)."""
+    """What a tensor without a storage of its own is made of.
+
+    Nothing for those of which that is not known (mkldnn, fake).
+    """
     if is_traceable_wrapper_subclass(tensor):
         return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
     if tensor.layout is torch.sparse_coo:

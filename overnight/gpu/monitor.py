@@ -1,48 +1,67 @@
-"""What a step uses while it runs: of the card ten times a second, of the machine every 5 s, under the names that MLflow knows."""
+"""Monitor a step while it runs: the card ten times a second, the host every 5 s.
+
+Metrics have the names that MLflow knows.
+"""
 
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from overnight.errors import DiskFull
 from overnight.gpu import timeline
 from overnight.gpu.card import Card
-from overnight.gpu.device_usage import Gauge, gauge, holders, outsiders, said_mib
+from overnight.gpu.device_usage import (
+    Device,
+    device_of,
+    holders,
+    other_processes,
+    over_reserve_mib,
+    reported_mib,
+)
+from overnight.gpu.lease import Lease
 from overnight.gpu.ledger.entries import Request
-from overnight.gpu.preemption import Crowd
-from overnight.run import Run
+from overnight.gpu.memory_limit import MemoryLimit
 
-if TYPE_CHECKING:
-    from overnight.gpu.lease import Lease
-    from overnight.gpu.memory_limit import Cap
+REPORT_S = 5.0
+SAMPLE_S = 0.1
+REREAD_EVERY = 6  # samples, after which the reports of other holders are read again
+JOIN_S = 5.0
+MIN_CHANGE_MIB = 1.0  # of this step's use, to be reported to others
+MIN_NAMED_MIB = 64  # of other processes, to ask for their names
+PREEMPT_AFTER = 20  # samples in a row, ten a second: what is gone after two seconds is no reason
+MIB_TO_MB = 1.048576
 
-EVERY_S = 5.0
-LOOK_S = 0.1
-WORDS = 6  # looks, after which it is read again what the other holders say
-END_S = 5.0
-CHANGE_MIB = 1.0  # of a holder's use that is worth telling the others
-FOREIGN_MIB = 64  # of programs outside that is worth asking for their names
+
+class RunLog(Protocol):
+    """What the monitor writes to; a Run is one. reports: how many reports earlier attempts have logged."""
+
+    reports: int
+
+    def metrics(self, values: dict[str, float], step: int) -> None: ...
+
+    def note(self, text: str) -> None: ...
 
 
 @contextmanager
 def watch(
-    run: Run,
+    run: RunLog,
     card: Card,
-    lease: "Lease | None" = None,
-    own: "Cap | None" = None,
-    by: Gauge | None = None,
-    end_s: float = END_S,
+    lease: Lease | None = None,
+    limit: MemoryLimit | None = None,
+    device: Device | None = None,
+    join_s: float = JOIN_S,
 ) -> Iterator["Monitor"]:
-    """Watch the machine, and with a lease the card, while the block runs.
+    """Monitor the host, and with a lease the card, while the block runs.
 
-    by: who is asked what the card holds; end_s: how long a driver that hangs is waited for when the block has ended.
+    device: asked for the card's figures; join_s: how long to wait for a driver that hangs when the block has
+    ended.
     """
-    monitor = Monitor(run, card, lease, own, by)
-    monitor.look()  # what the card held before the step took anything of it
+    monitor = Monitor(run, card, lease, limit, device)
+    monitor.sample()  # before the step takes anything of the card
     if lease is not None:
         monitor.report({})  # the moment of the grant
     thread = threading.Thread(target=monitor.loop, daemon=True, name="monitor")
@@ -51,182 +70,244 @@ def watch(
         yield monitor
     finally:
         monitor.end()
-        thread.join(end_s)
+        thread.join(join_s)
         if not thread.is_alive():
             monitor.close()
 
 
 class Monitor:
-    """Looks at the card (`look`) and says what it saw (`report`); `loop` does both at their times, in a thread of its own.
+    """Samples the card (`sample`) and logs the maxima (`report`).
 
-    device_peak_mib: the most that the card held beyond what other steps said and what was foreign at first, None while this step does
-    not say what it uses; foreign_peak_mib: the most that programs without a lease held; cpu_s: what the thread took.
+    `loop` does both at their times, in its own thread.
+
+    device_peak_mib: the most that the card held beyond what other steps reported and what other processes
+    used at first; None while this step reports no use. other_processes_peak_mib: the most that processes
+    without a lease held. cpu_s: CPU time of the thread.
     """
 
     def __init__(
         self,
-        run: Run,
+        run: RunLog,
         card: Card,
-        lease: "Lease | None",
-        own: "Cap | None",
-        by: Gauge | None = None,
-        words_every: int = WORDS,
+        lease: Lease | None,
+        limit: MemoryLimit | None,
+        device: Device | None = None,
+        reread_every: int = REREAD_EVERY,
     ) -> None:
-        self.run, self.card, self.lease, self.own, self.by = run, card, lease, own, by or gauge(card)
-        self._alarm = threading.Lock()  # which costs less to wait for than an event, ten times a second
-        self._alarm.acquire()
+        self.run = run
+        self.card = card
+        self.lease = lease
+        self.limit = limit
+        self.device = device or device_of(card)
+        self.preemption = PreemptionPolicy(card, lease.ticket) if lease and card.policy == "yield" else None
         self.device_peak_mib: float | None = None
-        self.foreign_peak_mib: float | None = None
+        self.other_processes_peak_mib: float | None = None
         self.cpu_s = 0.0
-        self.most = dict[str, float]()  # since the last report
-        self._told: tuple[float, float] | None = None
-        self._spoke, self._pace = (
-            -words_every,
-            max(1, words_every // 2),
-        )  # the look at which it was told, and looks from then to the next
+        self.maxima = dict[str, float]()  # since the last report
+        self._ending = threading.Lock()  # cheaper to wait for than an event, ten times a second
+        self._ending.acquire()
+        self._pid = os.getpid()
+        self._reports = run.reports
+        self._problem = ""
+        self._samples = 0
+        self._reread_every = reread_every
+        # this step's own use: as last reported, at which sample, how many samples apart, and the peak
+        self._reported: tuple[float, float] | None = None
+        self._reported_at = -reread_every
+        self._report_every = max(1, reread_every // 2)
         self._peak = 0.0
+        self._leases = _Leases([])
+        # a neighbour's new memory looks foreign until its report was written and read: only what stays longer counts
+        self._recent = deque[int](maxlen=reread_every + self._report_every + 1)
         self._first: int | None = None
-        self.crowd = Crowd(card, lease.ticket) if lease and card.policy == "yield" else None
-        self._every, self._looks = words_every, 0
-        self._held, self._mine = list[Request](), list[Request]()  # all who hold, and of these who runs here
-        self._leased = self._others = 0  # MiB: of all leases, and what the others say they use
-        # a neighbour's new memory is foreign until it has said so and that was read: only what stays for longer counts
-        self._foreign = deque[int](maxlen=words_every + self._pace + 1)
-        self._steps, self._problem, self._pid = run.reports, "", os.getpid()
 
     def loop(self) -> None:
-        """Until `end`; what was not yet reported then is reported by `close`."""
-        machine = _Machine()
+        """Run until `end`; `close` reports the rest."""
+        host = _Host()
         due = time.monotonic() + 0.5
-        while not self._alarm.acquire(timeout=LOOK_S if self.lease else max(0.0, due - time.monotonic())):
-            self.look()
+        while not self._ending.acquire(timeout=SAMPLE_S if self.lease else max(0.0, due - time.monotonic())):
+            self.sample()
             if time.monotonic() >= due:
-                self.report(machine.values())
-                due = time.monotonic() + EVERY_S
+                self.report(host.metrics())
+                due = time.monotonic() + REPORT_S
         self.cpu_s = time.thread_time()
 
     def end(self) -> None:
         """Let the loop end, now."""
-        self._alarm.release()
+        self._ending.release()
 
     def close(self) -> None:
-        """The last of it, and all of a step that took less than a tenth of a second."""
-        self.look()
-        if self.most:
+        """Report the rest; of a step that took less than a tenth of a second, everything."""
+        self.sample()
+        if self.maxima:
             self.report({})
 
-    def facts(self) -> dict[str, float | None]:
-        """For the step's result."""
-        return {"device_peak_mib": self.device_peak_mib, "foreign_peak_mib": self.foreign_peak_mib}
+    def summary(self) -> dict[str, float | None]:
+        """Fields of the step's result."""
+        return {
+            "device_peak_mib": self.device_peak_mib,
+            "other_processes_peak_mib": self.other_processes_peak_mib,
+        }
 
-    def look(self) -> None:
-        """One look at the card: tell the ledger what this step uses, keep the most of everything."""
+    def preemption_reason(self) -> str:
+        """Why this step should give the card back; empty while it need not."""
+        return self.preemption.reason if self.preemption else ""
+
+    def sample(self) -> None:
+        """Sample the card once: report this step's use to the ledger, keep the maxima."""
         if self.lease is None:
             return
-        if self._looks % self._every == 0:
-            self._listen()
-        self._looks += 1
-        own = self._tell(self.lease)
-        used = self.by.used_mib(self.card, self._held)
-        foreign = self._outside(used)
-        if self.crowd:
-            self.crowd.see(self._held, foreign)
-        for name, value in (("used", used), ("leased", self._leased), ("own", own), ("foreign", foreign)):
-            if value is not None and value >= self.most.get(name, 0.0):
-                self.most[name] = value
-        if self.by.problem:
-            self._complain(self.by.problem)
+        if self._samples % self._reread_every == 0:
+            self._leases = _Leases(holders(self.card))
+        self._samples += 1
+        own_mib = self._report_own(self.lease)
+        used_mib = self.device.used_mib(self.card, self._leases.held)
+        others_mib = self._other_processes(used_mib)
+        if self.preemption:
+            self.preemption.observe(self._leases.held, others_mib)
+        self._keep_maximum("used", used_mib)
+        self._keep_maximum("leased", self._leases.leased_mib)
+        self._keep_maximum("own", own_mib)
+        if others_mib is not None:
+            self._keep_maximum("other_processes", others_mib)
+        if self.device.problem:
+            self._note_problem(self.device.problem)
 
-    def _listen(self) -> None:
-        """Who holds, and what they say."""
-        self._held = holders(self.card)
-        self._mine = [r for r in self._held if r.pid == self._pid]
-        self._leased = sum(r.mib for r in self._held)
-        self._others = sum(said_mib(r) for r in self._held if r.pid != self._pid)
+    def _keep_maximum(self, name: str, value: float) -> None:
+        self.maxima[name] = max(value, self.maxima.get(name, 0.0))
 
-    def _tell(self, lease: "Lease") -> float:
-        """What this step has of the card, the context included; the most of it since the last look."""
-        if self.own is None:
+    def _report_own(self, lease: Lease) -> float:
+        """Report this step's use to the ledger when it has changed.
+
+        Returns its maximum since the last sample, context included.
+        """
+        if self.limit is None:
             return 0.0
-        use, peak = self.own.use_mib(), self.own.peak_mib() + self.own.overhead_mib
-        rose, self._peak = peak > self._peak, max(peak, self._peak)
-        if peak > 0:  # one who counts nothing says nothing
-            for mine in self._mine:
-                mine.who["use_mib"] = use  # read from its file, so nobody else's
-            if self._looks - self._spoke >= self._pace and self._news(use, peak):
-                self._told, self._spoke = (use, peak), self._looks
-                lease.tell(use_mib=round(use, 1), peak_mib=round(peak, 1))
+        use = self.limit.use_mib()
+        peak = self.limit.peak_mib() + self.limit.overhead_mib
+        rose = peak > self._peak
+        self._peak = max(peak, self._peak)
+        if peak > 0:  # without a meter there is nothing to report
+            for request in self._leases.own:
+                request.owner["use_mib"] = use  # read from its file, so no other thread has it
+            if self._samples - self._reported_at >= self._report_every and self._has_changed(use, peak):
+                self._reported = (use, peak)
+                self._reported_at = self._samples
+                lease.update(use_mib=round(use, 1), peak_mib=round(peak, 1))
         return peak if rose else use
 
-    def _news(self, use: float, peak: float) -> bool:
-        """Whether the others should hear of it."""
-        return self._told is None or max(abs(use - self._told[0]), abs(peak - self._told[1])) > CHANGE_MIB
+    def _has_changed(self, use: float, peak: float) -> bool:
+        if self._reported is None:
+            return True
+        return max(abs(use - self._reported[0]), abs(peak - self._reported[1])) > MIN_CHANGE_MIB
 
-    def _outside(self, used: int) -> int | None:
-        """What programs without a lease use, of *used* on the whole card; None until that is known."""
-        now = max(0, used - self._others - sum(map(said_mib, self._mine)))
-        self._foreign.append(now)
-        foreign = min(self._foreign) if len(self._foreign) == self._foreign.maxlen else None
+    def _other_processes(self, used_mib: int) -> int | None:
+        """What processes without a lease use, of `used_mib` on the whole card; None until that is known."""
+        now = max(0, used_mib - self._leases.others_mib - sum(map(reported_mib, self._leases.own)))
+        self._recent.append(now)
         self._first = now if self._first is None else min(self._first, now)
-        if self._told is not None:
-            self.device_peak_mib = max(self.device_peak_mib or 0, used - self._others - self._first)
-        if foreign is not None:
-            self.foreign_peak_mib = max(self.foreign_peak_mib or 0, foreign)
-        return foreign
+        if self._reported is not None:
+            own = used_mib - self._leases.others_mib - self._first
+            self.device_peak_mib = max(self.device_peak_mib or 0, own)
+        if len(self._recent) < (self._recent.maxlen or 0):
+            return None
+        steady = min(self._recent)
+        self.other_processes_peak_mib = max(self.other_processes_peak_mib or 0, steady)
+        return steady
 
-    def _complain(self, problem: str) -> None:
-        """A card that does not answer is said once; its last known values stand."""
+    def _note_problem(self, problem: str) -> None:
+        """Note once that the card does not answer; its last known values stand."""
         if not self._problem:
             with suppress(OSError, DiskFull):
                 self.run.note(f"the card does not say what it uses ({problem}); the last known values stand")
         self._problem = self._problem or problem
 
-    def report(self, machine: dict[str, float]) -> None:
-        """Log the machine's figures and the most of the card's since the last time, and add a line to the card's timeline."""
-        card = {f"card/{name}_mib": value for name, value in self.most.items()}
-        with suppress(OSError, DiskFull):  # a disk that was full for a moment must not end the watch
-            self.run.metrics({**machine, **self._device(), **card}, self._steps)
-        self._steps += 1
-        if self.lease is not None and self.most:
-            timeline.append(self.card, self._point(self.lease))
-        self.most = {}
+    def report(self, host: dict[str, float]) -> None:
+        """Log the host's metrics and the card's maxima since the last report.
 
-    def _device(self) -> dict[str, float]:
+        Add a line to the card's timeline.
+        """
+        card = {f"card/{name}_mib": value for name, value in self.maxima.items()}
+        with suppress(OSError, DiskFull):  # a disk that was full for a moment must not end the monitor
+            self.run.metrics({**host, **self._device_metrics(), **card}, self._reports)
+        self._reports += 1
+        if self.lease is not None and self.maxima:
+            timeline.append(self.card, self._point(self.lease))
+        self.maxima = {}
+
+    def _device_metrics(self) -> dict[str, float]:
         """Under the names of MLflow's page of system metrics."""
         if self.card.virtual:
             return {}
-        used, load = self.most.get("used") or self.by.used_mib(self.card, []), self.by.load_percent(self.card)
+        used_mib = self.maxima.get("used") or self.device.used_mib(self.card, [])
+        load = self.device.load_percent(self.card)
         prefix = f"system/gpu_{self.card.index}"
         found = {
-            f"{prefix}_memory_usage_megabytes": used * 1.048576,
-            f"{prefix}_memory_usage_percentage": 100 * used / self.card.total_mib,
+            f"{prefix}_memory_usage_megabytes": used_mib * MIB_TO_MB,
+            f"{prefix}_memory_usage_percentage": 100 * used_mib / self.card.total_mib,
         }
         return found if load is None else {**found, f"{prefix}_utilization_percentage": load}
 
-    def _point(self, lease: "Lease") -> timeline.Point:
+    def _point(self, lease: Lease) -> timeline.Point:
         held = holders(self.card)
-        who: dict[str, Any] = next((r.who for r in held if r.pid == self._pid), {})
-        names = (
-            [p.name for p in outsiders(self.card, held, self.by)]
-            if self.most.get("foreign", 0) >= FOREIGN_MIB
-            else []
-        )
+        owner: dict[str, Any] = next((r.owner for r in held if r.pid == self._pid), {})
+        others_mib = self.maxima.get("other_processes", 0)
+        named = other_processes(self.card, held, self.device) if others_mib >= MIN_NAMED_MIB else []
         return timeline.Point(
             at=round(time.time(), 1),
-            experiment=str(who.get("experiment", "")),
-            step=str(who.get("step", "")),
+            experiment=str(owner.get("experiment", "")),
+            step=str(owner.get("step", "")),
             pid=self._pid,
             lease_mib=lease.mib,
-            leased_mib=int(self.most["leased"]),
-            own_mib=round(self.most["own"], 1),
-            used_mib=int(self.most["used"]),
-            foreign_mib=int(self.most.get("foreign", 0)),
-            outside=tuple(dict.fromkeys(names))[:5],
+            leased_mib=int(self.maxima["leased"]),
+            own_mib=round(self.maxima["own"], 1),
+            used_mib=int(self.maxima["used"]),
+            other_processes_mib=int(others_mib),
+            other_processes=tuple(dict.fromkeys(p.name for p in named))[:5],
         )
 
 
-class _Machine:
-    """The host's part of the figures."""
+class _Leases:
+    """All leases of the card, as last read: those of this process, and what the others report to use."""
+
+    def __init__(self, held: list[Request]) -> None:
+        pid = os.getpid()
+        self.held = held
+        self.own = [r for r in held if r.pid == pid]
+        self.leased_mib = sum(r.mib for r in held)
+        self.others_mib = sum(reported_mib(r) for r in held if r.pid != pid)
+
+
+class PreemptionPolicy:
+    """When a lease holder gives the card back to other processes: the policy `yield`.
+
+    The youngest ticket goes first: a holder stays as long as its own lease and those of the older ones fit
+    beside what other processes use. reason: why this holder should go, empty while it need not.
+    """
+
+    def __init__(self, card: Card, ticket: int, samples: int = PREEMPT_AFTER) -> None:
+        self.card = card
+        self.ticket = ticket
+        self.samples = samples
+        self.reason = ""
+        self._in_a_row = 0
+
+    def observe(self, held: Sequence[Request], others_mib: int | None) -> None:
+        """Take one sample: the holders, and what other processes use, None while that is unknown."""
+        if others_mib is None:
+            return
+        overuse = over_reserve_mib(self.card, others_mib)
+        leases = sum(r.mib for r in held if r.ticket <= self.ticket)
+        self._in_a_row = self._in_a_row + 1 if overuse + leases > self.card.budget_mib else 0
+        if self._in_a_row >= self.samples:
+            self.reason = (
+                f"other programs use {overuse} of the card's {self.card.budget_mib} MiB, which leaves no room for this "
+                "lease: it is given back, and asked for again at the head of the line"
+            )
+
+
+class _Host:
+    """The metrics of the host and this process."""
 
     def __init__(self) -> None:
         import psutil
@@ -235,7 +316,7 @@ class _Machine:
         self._process.cpu_percent()
         psutil.cpu_percent()
 
-    def values(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         import psutil
 
         memory = psutil.virtual_memory()

@@ -6,16 +6,17 @@ from typing import Any
 
 
 def limit_memory(cap_mib: int | None, mr: Any = None, torch: Any = None) -> Any:
-    """Make RAPIDS allocate no more than the step's cap less what torch holds of it, and torch no more than it holds; the memory resource.
+    """Limit RAPIDS to the step's cap less what torch holds, and torch to what it holds.
 
-    mr, torch: rmm.mr and, where it is loaded, torch.
+    Returns the memory resource.
+
+    cap_mib: None for no limit; mr, torch: rmm.mr and, where it is loaded, torch.
     """
     mr = mr or importlib.import_module("rmm.mr")
-    if (resource := _limited(mr)) is not None:  # made anew, it would forget what it gave out
+    resource = _limited(mr)
+    if resource is not None:  # a new one would forget its allocations
         return resource
-    resource = mr.CudaAsyncMemoryResource(
-        initial_pool_size=1 << 20
-    )  # its default is half of what is free on the card
+    resource = mr.CudaAsyncMemoryResource(initial_pool_size=1 << 20)  # the default is half of the free memory
     if cap_mib is not None:
         left = (cap_mib << 20) - _taken(torch or sys.modules.get("torch"))
         resource = mr.LimitingResourceAdaptor(mr.StatisticsResourceAdaptor(resource), left)
@@ -24,7 +25,7 @@ def limit_memory(cap_mib: int | None, mr: Any = None, torch: Any = None) -> Any:
 
 
 def _taken(torch: Any) -> int:
-    """What torch's allocator holds (bytes), which is all it may have from now on: two allocators share one cap."""
+    """Freeze torch's allocator at what it holds, since two allocators share one cap; returns that (bytes)."""
     if torch is None or not torch.cuda.is_initialized():
         return 0
     torch.cuda.empty_cache()
@@ -34,12 +35,12 @@ def _taken(torch: Any) -> int:
 
 
 def is_limited() -> bool:
-    """Whether RMM is loaded and takes memory below a cap."""
+    """Whether RMM is loaded and has a limit."""
     return _limited() is not None
 
 
 def held(mr: Any = None) -> tuple[int, int]:
-    """What RMM holds of the card, now and at most (bytes), where it is limited."""
+    """What a limited RMM holds of the card, now and at its peak (bytes)."""
     resource = _limited(mr)
     if resource is None:
         return 0, 0
@@ -48,11 +49,12 @@ def held(mr: Any = None) -> tuple[int, int]:
 
 
 def _limited(mr: Any = None) -> Any:
-    """The memory resource, when it is one with a limit; asked by the monitor's thread too, while rmm may be half imported."""
+    """The memory resource, when it has a limit.
+
+    The monitor's thread asks, too, when rmm may be half imported.
+    """
     mr = mr or sys.modules.get("rmm.mr")
-    current, limiting = (
-        getattr(mr, "get_current_device_resource", None),
-        getattr(mr, "LimitingResourceAdaptor", None),
-    )
+    current = getattr(mr, "get_current_device_resource", None)
+    limiting = getattr(mr, "LimitingResourceAdaptor", None)
     resource = current() if current and limiting else None
     return resource if limiting and isinstance(resource, limiting) else None

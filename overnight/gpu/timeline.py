@@ -1,7 +1,8 @@
-"""What happened on a card: a line every few seconds from each holder of a lease, for the report of the morning.
+"""The timeline of a card: a line every few seconds from each lease holder, for the morning report.
 
-`timeline.jsonl` lies beside the ledger. It has several writers and a bound: above LIMIT_BYTES it becomes `timeline.1.jsonl`, the one before
-that goes. A line is one write at the file's end, so that lines do not mix; a torn one (a full disk, a power cut) is passed over.
+`timeline.jsonl` lies beside the ledger. It has several writers and a bound: above LIMIT_BYTES it becomes
+`timeline.1.jsonl` and replaces the one before. A line is one write at the file's end, so that lines do not
+mix; a torn one is skipped.
 """
 
 import dataclasses
@@ -17,14 +18,16 @@ from overnight.gpu.card import Card
 from overnight.locks import same_file
 
 LIMIT_BYTES = 4 << 20  # two of these: a few weeks of nights
+RENAMED = {"foreign_mib": "other_processes_mib", "outside": "other_processes"}  # keys of older lines
 
 
 @dataclass(frozen=True)
 class Point:
-    """One holder at one moment; each figure is the most since its line before.
+    """One holder at one moment; each amount is the maximum since its previous line.
 
-    at: seconds since 1970; lease_mib: of this holder; leased_mib: of all holders; own_mib: used by this one; used_mib: on the whole card;
-    foreign_mib: by programs without a lease, whose names are in `outside` as far as they are known.
+    at: seconds since 1970; lease_mib: of this holder; leased_mib: of all holders; own_mib: used by this one;
+    used_mib: on the whole card; other_processes_mib: used by processes without a lease; other_processes:
+    their names, as far as known.
     """
 
     at: float
@@ -35,12 +38,12 @@ class Point:
     leased_mib: int
     own_mib: float
     used_mib: int
-    foreign_mib: int
-    outside: tuple[str, ...] = ()
+    other_processes_mib: int
+    other_processes: tuple[str, ...] = ()
 
 
 def append(card: Card, point: Point) -> None:
-    """Add a line. It is for people, so a full disk is no reason to stop."""
+    """Add a line. A full disk is no error."""
     line = json.dumps(dataclasses.asdict(point), separators=(",", ":")).encode() + b"\n"
     path = _path(card)
     with suppress(OSError):
@@ -55,7 +58,7 @@ def append(card: Card, point: Point) -> None:
 
 
 def _rotate(descriptor: int, path: Path) -> None:
-    """Only who has the file that bears the name now, and alone, may rename it: of several writers one does."""
+    """Rename the file; of several writers only the one that locks the file of this name does it."""
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     if same_file(descriptor, path):
         path.replace(path.with_name("timeline.1.jsonl"))
@@ -63,9 +66,7 @@ def _rotate(descriptor: int, path: Path) -> None:
 
 def read(card: Card, since: float = 0.0) -> list[Point]:
     """Every point from *since* (seconds since 1970) on, in order."""
-    points = [
-        point for name in ("timeline.1.jsonl", "timeline.jsonl") for point in _points(card.folder / name)
-    ]
+    points = [*_points(card.folder / "timeline.1.jsonl"), *_points(_path(card))]
     return sorted((p for p in points if p.at >= since), key=lambda p: p.at)
 
 
@@ -75,9 +76,10 @@ def _points(path: Path) -> Iterator[Point]:
     except OSError:
         return
     for line in lines:
-        with suppress(ValueError, TypeError, LookupError, RecursionError):
-            values = json.loads(line)
-            yield Point(**{**values, "at": float(values["at"]), "outside": tuple(values.get("outside", ()))})
+        with suppress(ValueError, TypeError, AttributeError, LookupError, RecursionError):
+            values = {RENAMED.get(key, key): value for key, value in json.loads(line).items()}
+            names = tuple(values.get("other_processes", ()))
+            yield Point(**{**values, "at": float(values["at"]), "other_processes": names})
 
 
 def _path(card: Card) -> Path:

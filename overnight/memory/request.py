@@ -154,8 +154,8 @@ class _Planner:
 
     def exclusive(self, size: int) -> bool:
         """Whether it must run alone: by request, or for memory outside the cap that was not measured yet."""
-        outside = self.step.outside or any(o.kind == history.OUTSIDE for o in self.outcomes)
-        unmeasured = outside and history.device_mib(self.outcomes, size) is None
+        uncapped = self.step.uncapped or any(o.kind == history.OUTSIDE for o in self.outcomes)
+        unmeasured = uncapped and history.device_mib(self.outcomes, size) is None
         return bool(getattr(self.params, "exclusive", False)) or unmeasured
 
     def candidate(self, size: int) -> Candidate:

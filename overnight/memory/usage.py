@@ -24,7 +24,7 @@ AS_PARAMS = (  # so that runs can be searched by them
     "asked_micro_batch",
     "micro_batch",
     "exclusive",
-    "outside",
+    "uncapped",
 )
 NOT_MEASURED = "not measured"
 
@@ -46,16 +46,16 @@ class Usage(Values):
     device_peak_mib: float | None = Field(
         None, description="the most the whole card held above what it held at the grant"
     )
-    foreign_peak_mib: float | None = Field(None, description="the most other programs held meanwhile")
+    other_processes_peak_mib: float | None = Field(None, description="the most other programs held meanwhile")
     host_peak_mib: float = 0.0
     wait_s: float = 0.0
     run_s: float = 0.0
     asked_micro_batch: int | None = Field(None, description="samples on the card at once that it began with")
     micro_batch: int | None = Field(None, description="samples on the card at once at its end")
     exclusive: bool = False
-    met_cap: bool = Field(False, description="met out of memory, or held 95 % of the cap")
+    hit_limit: bool = Field(False, description="met out of memory, or held 95 % of the cap")
     out_of_memory: bool = Field(False, description="met out of memory, survived or not")
-    outside: tuple[str, ...] = Field((), description="allocators in its process that no cap holds")
+    uncapped: tuple[str, ...] = Field((), description="allocators in its process that no cap holds")
 
 
 # ---------------------------------------------------------------------------------------- events of the run
@@ -86,13 +86,13 @@ def usage_metrics(used: Usage) -> list[dict[str, Any]]:
     fields = {name: getattr(used, name) for name in Usage.model_fields}
     values = {name: value for name, value in fields.items() if value is not None}
     metrics = {f"usage/{name}": float(v) for name, v in values.items() if isinstance(v, int | float)}
-    comparable = not used.met_cap and used.micro_batch == used.asked_micro_batch
+    comparable = not used.hit_limit and used.micro_batch == used.asked_micro_batch
     if used.peak_mib and used.predicted_mib and comparable:
         metrics["usage/prediction_error"] = (used.peak_mib - used.resident_mib) / used.predicted_mib - 1
     if not used.lease_mib:
         return [_event("metrics", values=metrics, step=0)]
     empty = {"peak_mib": NOT_MEASURED, "predicted_mib": "", "asked_micro_batch": "", "micro_batch": ""}
-    shown = {**empty, **values, "outside": ", ".join(used.outside)}
+    shown = {**empty, **values, "uncapped": ", ".join(used.uncapped)}
     params = [_event("param", name=f"usage/{name}", value=str(shown[name])) for name in AS_PARAMS]
     return [_event("metrics", values=metrics, step=0), *params]
 
@@ -123,14 +123,14 @@ def record_usage(
             history.add_outcome(folder, size, history.OOM, used.cap_mib)
         if finished and last < first:
             history.add_outcome(folder, last, history.FITS, used.cap_mib)
-    elif filled or (used.met_cap and not (used.out_of_memory and crowded)):
+    elif filled or (used.hit_limit and not (used.out_of_memory and crowded)):
         history.add_outcome(folder, last, history.NEAR, used.cap_mib)
     elif finished and used.peak_mib is not None and not used.out_of_memory:
         if used.resident_mib or history.cached_data_mib(history.read_outcomes(folder), last):
             history.add_outcome(folder, last, history.CACHED_DATA, used.resident_mib)
         history.add_outcome(folder, last, history.CLEAN, used.peak_mib)
         _record_error(step, arguments, card, last, used.peak_mib - used.resident_mib)
-    if step.outside or used.outside:
+    if step.uncapped or used.uncapped:
         history.add_outcome(folder, first, history.OUTSIDE, 0)
         if finished and used.exclusive and used.device_peak_mib:
             history.add_outcome(folder, first, history.ALONE, used.device_peak_mib)
@@ -146,7 +146,7 @@ def _failed(first: int, last: int) -> list[int]:
 
 def _crowded(card: Card, used: Usage) -> bool:
     """Whether other programs took more than the card's reserve: then the card was full, not the lease too small."""
-    return not card.virtual and (used.foreign_peak_mib or 0) > card.total_mib - card.budget_mib
+    return not card.virtual and (used.other_processes_peak_mib or 0) > card.total_mib - card.budget_mib
 
 
 def _record_error(

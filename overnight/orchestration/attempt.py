@@ -97,7 +97,7 @@ class Attempt:
             arguments=[a.model_dump(mode="json") if hasattr(a, "model_dump") else a for a in self.arguments],
             seed=self.pipeline.experiment.seed,
             key=self.key,
-            outside=self.pending.step.outside,
+            uncapped=self.pending.step.uncapped,
         )
 
     # ------------------------------------------------------------------------ what the launcher reports

@@ -27,7 +27,7 @@ from overnight.step import Step, load_step
 
 if TYPE_CHECKING:
     from overnight.gpu.lease import Lease
-    from overnight.gpu.memory_limit import Cap
+    from overnight.gpu.memory_limit import MemoryLimit
 
 
 def main(folder: Path) -> int:
@@ -78,14 +78,14 @@ def _run(folder: Path, spec: ChildSpec, stop: list[int], facts: dict[str, Any]) 
                 watch(run, spec.card, lease, cap) as monitor,
                 cap.body() if cap else contextlib.nullcontext(),
             ):
-                run.should_yield = lambda: monitor.crowd.why if monitor.crowd else ""
+                run.should_yield = monitor.preemption_reason
                 value = step.body(run, *_sized(arguments, facts.get("asked_micro_batch")))
         finally:
             facts |= {
                 "run_s": time.monotonic() - began,
                 "host_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             }
-            facts |= {**monitor.facts(), **(cap.facts() if cap else {})}
+            facts |= {**monitor.summary(), **(cap.summary() if cap else {})}
             facts |= _training_usage(run, facts.get("asked_micro_batch"))
     return value.model_dump(mode="json") if isinstance(value, Values) else value
 
@@ -107,7 +107,7 @@ def _keep_checkpoints(
 def _training_usage(run: SpoolRun, asked: int | None) -> dict[str, Any]:
     """How its training used the memory."""
     used = {"micro_batch": run.micro_batch or asked, "resident_mib": run.resident_mib}
-    return used | ({"out_of_memory": True, "met_cap": True} if run.out_of_memory else {})
+    return used | ({"out_of_memory": True, "hit_limit": True} if run.out_of_memory else {})
 
 
 def _sized(arguments: list[Any], micro_batch: int | None) -> list[Any]:
@@ -127,8 +127,8 @@ def _take_lease(
     from overnight.gpu import messages
     from overnight.gpu.lease import lease
 
-    def waiting(ahead: list[Request], taken_mib: int) -> None:
-        run.log(messages.waiting(spec.card, spec.ask_mib, ahead, taken_mib))
+    def waiting(ahead: list[Request], overuse_mib: int) -> None:
+        run.log(messages.waiting(spec.card, spec.ask_mib, ahead, overuse_mib))
 
     who = {"step": spec.label, "experiment": spec.experiment}
     facts |= {"asked_mib": spec.ask_mib, "exclusive": spec.exclusive}
@@ -145,16 +145,17 @@ def _take_lease(
     return granted
 
 
-def _cap(lease: "Lease", run: SpoolRun, spec: ChildSpec) -> "Cap":
+def _cap(lease: "Lease", run: SpoolRun, spec: ChildSpec) -> "MemoryLimit":
     """Let the step see the card, and limit it to its lease."""
     from overnight.gpu import memory_limit
+    from overnight.gpu.cuda_context import overhead
 
     if not spec.card.virtual:
-        lease.tell(
-            use_mib=memory_limit.overhead(spec.card)
+        lease.update(
+            use_mib=overhead(spec.card)
         )  # one who says nothing counts with its lease, and would hide other programs
-    cap = memory_limit.apply(lease, spec.card)
-    lease.tell(cap_mib=cap.cap_mib)
+    cap = memory_limit.apply(lease.mib, spec.card)
+    lease.update(cap_mib=cap.cap_mib)
     run.device = "cpu" if spec.card.virtual else "cuda"
     run.budget_mib = cap.cap_mib
     return cap

@@ -20,7 +20,7 @@ from overnight.best_effort import best_effort
 from overnight.config import Experiment, Params, Source, read, validate
 from overnight.errors import ConfigError, DoesNotFit
 from overnight.gpu.card import Card, find
-from overnight.gpu.preflight import ready, ready_host
+from overnight.gpu.ledger.filesystem import check_ledger, check_slots
 from overnight.orchestration import provenance
 from overnight.orchestration.launcher import Launcher, Local, Stop, new_folder
 from overnight.orchestration.protocol import StepResult
@@ -184,8 +184,8 @@ def execute(path: Path, overrides: Sequence[str], engine: Engine) -> Outcome:
     """Run a config from beginning to end. Raises ConfigError, ServiceError before anything is started."""
     pipeline, experiment = load(path, overrides)
     card = find(experiment.card.use, wants_cpu(), experiment.card.count, experiment.card.policy)
-    ready(card)
-    ready_host()
+    check_ledger(card)
+    check_slots()
     tracker = Tracker(services.environment()["MLFLOW_TRACKING_URI"], str(experiment.name))
     tags = {**engine.tags(), "overnight.config": paths.shown(path), "overnight.flow": pipeline.name}
     with Display() as display:

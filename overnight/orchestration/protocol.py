@@ -9,7 +9,7 @@ from overnight.errors import DoesNotFit, OutOfMemory
 from overnight.gpu.card import Card
 from overnight.memory.usage import Usage
 
-PEAKS = ("peak_mib", "device_peak_mib", "foreign_peak_mib", "host_peak_mib")
+PEAKS = ("peak_mib", "device_peak_mib", "other_processes_peak_mib", "host_peak_mib")
 
 
 class StepSpec(Values):
@@ -21,7 +21,7 @@ class StepSpec(Values):
     arguments: list[Any] = Field(description="of the step's body, as JSON")
     seed: int
     key: str
-    outside: bool = Field(False, description="declared to take memory that no cap holds")
+    uncapped: bool = Field(False, description="declared to take memory that no cap holds")
     earlier: tuple[str, ...] = Field(
         (), description="folders of the attempts whose MLflow run it goes on with"
     )
@@ -80,9 +80,9 @@ class StepResult(Usage):
                 "wait_s": self.wait_s + after.wait_s,
                 "run_s": self.run_s + after.run_s,
                 "asked_micro_batch": self.asked_micro_batch or after.asked_micro_batch,
-                "met_cap": self.met_cap or after.met_cap,
+                "hit_limit": self.hit_limit or after.hit_limit,
                 "out_of_memory": self.out_of_memory or after.out_of_memory,
-                "outside": tuple(sorted({*self.outside, *after.outside})),
+                "uncapped": tuple(sorted({*self.uncapped, *after.uncapped})),
             }
         )
 

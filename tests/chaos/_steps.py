@@ -19,14 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from overnight.gpu.ledger import entries, ledger, liveness, notify, waiter
+from overnight.gpu.ledger import entries, inotify, ledger, liveness, waiter
 
 CALLS = re.compile(
-    r"\bos\.|fcntl|\.unlink\(|\.rename\(|\.stat\(|mkdir|exists\(|lstat\(|_remove\(|time\.sleep|\.bind\(|_witness\.close|witness\.close"
+    r"\bos\.|fcntl|\.unlink\(|\.rename\(|\.stat\(|mkdir|exists\(|lstat\(|_remove\(|time\.sleep|\.bind\(|token\.close"
 )
 FILES = {
     module.__file__: Path(str(module.__file__)).read_text().splitlines()
-    for module in (notify, ledger, waiter, entries, liveness)
+    for module in (inotify, ledger, waiter, entries, liveness)
 }
 PAUSES = {
     (name, number)
@@ -40,7 +40,7 @@ PAUSES -= {
     if name == liveness.__file__ and "os.read(" in FILES[name][number - 1]
 }
 BUDGET = 12
-QUICK = {"POLL_S": 0.0, "WAKE_S": 0.0, "MOST_S": 0.0}
+QUICK = {"POLL_S": 0.0, "WAKE_S": 0.0, "BEHIND_MAX_S": 0.0}
 LONG = 400  # pauses: enough to look a few times, claim and hold
 PATIENCE_S = 60  # for all of them to finish, once nobody is held back
 
@@ -150,7 +150,7 @@ class Play:
         # with looks that never come by themselves only the bell leads on, and one that misses it is stuck; of a holder whose folder was
         # removed no bell tells
         looks = [0.0, 0.02] if self.removing else [0.0, 0.02, 1e9]
-        settings = QUICK | {"LOOK_S": choose.choice(looks), "PASSED_S": choose.choice([0.0, 0.0, 0.02])}
+        settings = QUICK | {"REFRESH_S": choose.choice(looks), "PASSED_S": choose.choice([0.0, 0.0, 0.02])}
         least = choose.choice([2, BUDGET // 2 + 1])
         amounts = [
             [choose.randint(least, BUDGET) for _ in range(choose.randint(1, 3))]
@@ -206,7 +206,7 @@ class Play:
         if pattern == "one":
             _remove(folder, choose.choice([*sorted(path.name for path in folder.glob("*")), "none"]))
         elif pattern == "the youngest's":
-            _remove(folder, youngest := f"g-{entries.youngest(folder)}")
+            _remove(folder, youngest := f"g-{entries.youngest_grant(folder)}")
             _remove(
                 folder,
                 next((path.name for path in folder.glob("h-*") if path.stat().st_nlink == 1), youngest),
@@ -249,7 +249,7 @@ class Stops:
     def run(self, folder: Path) -> int:
         """The most that was held at once."""
         shutil.rmtree(folder, ignore_errors=True)
-        settings = QUICK | {"LOOK_S": 0.0, "PASSED_S": 0.0}
+        settings = QUICK | {"REFRESH_S": 0.0, "PASSED_S": 0.0}
         players = [Player.start(folder, [BUDGET // 2 + 1], settings) for _ in range(2)]
         worst = 0
         try:

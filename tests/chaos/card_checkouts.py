@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.chaos._crowd import BUDGET, Crowd, Hold, crowd, most
+from tests.chaos._workers import BUDGET, Hold, Workers, most, start_workers
 from tests.chaos.case import ROOT, Case, Measured
 
 HOLDS = 25
@@ -36,9 +36,9 @@ def cases() -> list[Case]:
 
 def _both(seed: int) -> Measured:
     choose = random.Random(seed)
-    with crowd() as people:
-        places = [_checkout(people.notes.parent / name) for name in ("one", "two")]
-        scripts = [_start(place, people, [(choose.randint(500, BUDGET), choose.random() * 0.05) for _ in range(HOLDS)])
+    with start_workers() as workers:
+        places = [_checkout(workers.notes.parent / name) for name in ("one", "two")]
+        scripts = [_start(place, workers, [(choose.randint(500, BUDGET), choose.random() * 0.05) for _ in range(HOLDS)])
                    for place in places for _ in range(3)]  # fmt: skip
         told = [json.loads(script.communicate()[0]) for script in scripts]
     holds = [Hold(*hold, pid=n) for n, (_, _, found) in enumerate(told) for hold in found]
@@ -56,7 +56,7 @@ def _checkout(place: Path) -> Path:
     return place
 
 
-def _start(place: Path, people: Crowd, amounts: list[tuple[int, float]]) -> "subprocess.Popen[str]":
-    ours = {"PYTHONPATH": str(place), "OVERNIGHT_ROOT": str(place), "OVERNIGHT_CARD_DIR": str(people.card), "OVERNIGHT_VIRTUAL_MIB": str(BUDGET)}  # fmt: skip
+def _start(place: Path, workers: Workers, amounts: list[tuple[int, float]]) -> "subprocess.Popen[str]":
+    ours = {"PYTHONPATH": str(place), "OVERNIGHT_ROOT": str(place), "OVERNIGHT_CARD_DIR": str(workers.card), "OVERNIGHT_VIRTUAL_MIB": str(BUDGET)}  # fmt: skip
     command = [sys.executable, "-P", "-c", SCRIPT, json.dumps(amounts)]
     return subprocess.Popen(command, env={**os.environ, **ours}, cwd=place, stdout=subprocess.PIPE, text=True)

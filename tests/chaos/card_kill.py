@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from tests.chaos._crowd import BUDGET, NS, Crowd, crowd, median, most, quantile
+from tests.chaos._workers import BUDGET, NS, Workers, median, most, quantile, start_workers
 from tests.chaos.case import Case, Measured
 
 KILLS = 1000
@@ -49,38 +49,38 @@ def _kills(seed: int, stops: bool = False, removes: bool = False) -> Measured:
     choose = random.Random(seed)
     stopped: dict[int, float] = {}
     began = time.monotonic()
-    with crowd() as people:
+    with start_workers() as workers:
         for _ in range(KILLS):
-            while len(people.alive) < PEOPLE:
-                people.loop(
+            while len(workers.alive) < PEOPLE:
+                workers.loop(
                     [(choose.choice([500, 3000, 6000, BUDGET]), choose.random() * 0.05) for _ in range(1000)]
                 )
             time.sleep(choose.random() * 0.08)
             if stops:
-                _stop_and_go(choose, people, stopped)
+                _stop_and_go(choose, workers, stopped)
             if removes and choose.random() < 0.2:
-                _remove(choose, people.card)
-            people.kill(choose.choice(sorted(people.alive)))
-        for pid in tuple(people.alive):
-            people.kill(pid)
-        holds = people.held()
+                _remove(choose, workers.card)
+            workers.kill(choose.choice(sorted(workers.alive)))
+        for pid in tuple(workers.alive):
+            workers.kill(pid)
+        holds = workers.held()
         return {
-            "kills": len(people.killed) - PEOPLE + 1,
+            "kills": len(workers.killed) - PEOPLE + 1,
             "double_grants": max(0, most(holds) - BUDGET),
-            "stuck_mib": people.stuck_mib(),
+            "stuck_mib": workers.stuck_mib(),
             "grants": len(holds),
             "most_mib": most(holds),
             "wall_s": time.monotonic() - began,
         }
 
 
-def _stop_and_go(choose: random.Random, people: Crowd, stopped: dict[int, float]) -> None:
-    for pid in [p for p, until in stopped.items() if p not in people.alive or until < time.monotonic()]:
+def _stop_and_go(choose: random.Random, workers: Workers, stopped: dict[int, float]) -> None:
+    for pid in [p for p, until in stopped.items() if p not in workers.alive or until < time.monotonic()]:
         del stopped[pid]
-        if pid in people.alive:
+        if pid in workers.alive:
             os.kill(pid, signal.SIGCONT)
     if choose.random() < 0.5 and len(stopped) < PEOPLE // 2:
-        pid = choose.choice(sorted(people.alive))
+        pid = choose.choice(sorted(workers.alive))
         os.kill(pid, signal.SIGSTOP)
         stopped[pid] = time.monotonic() + choose.choice([0.02, 0.2, 1.5])
 
@@ -101,16 +101,16 @@ def _remove(choose: random.Random, card: Path) -> None:
 def _hand_over(seed: int) -> Measured:
     """Seconds from each kill to the waiter's first line after its grant."""
     choose, waits = random.Random(seed), []
-    with crowd() as people:
-        holder = people.loop([(BUDGET, 600.0)])
+    with start_workers() as workers:
+        holder = workers.loop([(BUDGET, 600.0)])
         for _ in range(HOLDERS_KILLED):
-            until_held(people, holder)
-            waiter = people.loop([(BUDGET, 600.0)])
-            people.in_line(waiter)
+            until_held(workers, holder)
+            waiter = workers.loop([(BUDGET, 600.0)])
+            workers.in_line(waiter)
             time.sleep(choose.random() * 0.1)
-            killed = people.kill(holder)
-            until_held(people, waiter)
-            waits.append((_first(people, waiter) - killed) / NS)
+            killed = workers.kill(holder)
+            until_held(workers, waiter)
+            waits.append((_first(workers, waiter) - killed) / NS)
             holder = waiter
     return {
         "p99_s": quantile(waits, 0.99),
@@ -120,11 +120,11 @@ def _hand_over(seed: int) -> Measured:
     }
 
 
-def until_held(people: Crowd, pid: int) -> None:
-    path = people.notes / str(pid)
+def until_held(workers: Workers, pid: int) -> None:
+    path = workers.notes / str(pid)
     while not path.exists() or not path.stat().st_size:
         time.sleep(0.002)
 
 
-def _first(people: Crowd, pid: int) -> int:
-    return int((people.notes / str(pid)).read_text().split()[1])
+def _first(workers: Workers, pid: int) -> int:
+    return int((workers.notes / str(pid)).read_text().split()[1])

@@ -9,7 +9,7 @@ import random
 import time
 
 from overnight.errors import Stopped
-from tests.chaos._crowd import BUDGET, NS, Observer, Pen, crowd, later_s, median, most, quantile
+from tests.chaos._workers import BUDGET, NS, Observer, Pen, later_s, median, most, quantile, start_workers
 from tests.chaos.case import Case, Measured
 
 PROCESSES = 16
@@ -23,7 +23,7 @@ WAITED_MIB = 5000  # by each of those who wait: two of them and a small grant go
 
 def cases() -> list[Case]:
     return [
-        Case("card_crowd", "10,000 grants of random sizes to 16 processes", _crowded,
+        Case("card_crowd", "10,000 grants of random sizes to 16 processes", _busy,
              {"grants": f"== {GRANTS}", "above_budget_mib": "== 0", "observed_above_mib": "== 0", "stuck_mib": "== 0"}, 600),
         Case("card_fair", "starts beside those of the same schedule without backfill, jobs of seconds", _fair,
              {"later_p99_s": "<= 0.15", "later_most_s": "<= 0.5"}, 300),
@@ -47,19 +47,19 @@ def _sizes(choose: random.Random) -> int:
     )
 
 
-def _crowded(seed: int) -> Measured:
+def _busy(seed: int) -> Measured:
     """Holds of up to 20 ms, so that as many as can be compete; the hand-overs take most of the time."""
     choose = random.Random(seed)
-    with crowd() as people:
-        observer = Observer(people.card)
+    with start_workers() as workers:
+        observer = Observer(workers.card)
         jobs = [
             [(_sizes(choose), choose.random() * 0.02) for _ in range(GRANTS // PROCESSES)]
             for _ in range(PROCESSES)
         ]
-        for pid in [people.loop(amounts, choose.random() * 0.01) for amounts in jobs]:
-            people.wait(pid)
+        for pid in [workers.loop(amounts, choose.random() * 0.01) for amounts in jobs]:
+            workers.wait(pid)
         looks, seen = observer.end()
-        holds = people.held()
+        holds = workers.held()
         late = later_s(
             holds, 0.0
         )  # a hand-over on paper longer than the real one would let the line there grow without end
@@ -67,7 +67,7 @@ def _crowded(seed: int) -> Measured:
             "grants": len(holds),
             "above_budget_mib": max(0, most(holds) - BUDGET),
             "observed_above_mib": max(0, seen - BUDGET),
-            "stuck_mib": people.stuck_mib(),
+            "stuck_mib": workers.stuck_mib(),
             "observed_looks": looks,
             "observed_most_mib": seen,
             "later_than_plain_p99_s": quantile(late, 0.99),
@@ -79,14 +79,14 @@ def _crowded(seed: int) -> Measured:
 def _fair(seed: int) -> Measured:
     """Jobs of 0.2 to 2 s, so that a hand-over is little beside them."""
     choose = random.Random(seed)
-    with crowd() as people:
+    with start_workers() as workers:
         jobs = [
             [(_sizes(choose) // 2 or 1, choose.uniform(0.2, 2)) for _ in range(SLOW_JOBS // PROCESSES)]
             for _ in range(PROCESSES)
         ]
-        for pid in [people.loop(amounts, pause_s=choose.random()) for amounts in jobs]:
-            people.wait(pid)
-        holds = people.held()
+        for pid in [workers.loop(amounts, pause_s=choose.random()) for amounts in jobs]:
+            workers.wait(pid)
+        holds = workers.held()
         late = later_s(holds, HAND_OVER_S)
         return {
             "later_p99_s": quantile(late, 0.99),
@@ -101,34 +101,34 @@ def _fair(seed: int) -> Measured:
 def _big(seed: int) -> Measured:
     """Six processes hold small parts all the time; 20 times somebody asks for everything."""
     choose, after, waits = random.Random(seed), [], []
-    with crowd() as people:
+    with start_workers() as workers:
         small = [
-            people.loop([(choose.randint(1000, 4000), choose.uniform(0.1, 0.5)) for _ in range(10_000)])
+            workers.loop([(choose.randint(1000, 4000), choose.uniform(0.1, 0.5)) for _ in range(10_000)])
             for _ in range(6)
         ]
         for _ in range(20):
             time.sleep(choose.uniform(0.2, 1))
-            pid = people.loop([(BUDGET, 0.05)])
-            people.wait(pid)
-            holds = people.held()
+            pid = workers.loop([(BUDGET, 0.05)])
+            workers.wait(pid)
+            holds = workers.held()
             big = next(h for h in holds if h.pid == pid)
             before = [h.end for h in holds if h.pid != pid and h.start < big.start]
             after.append((big.start - max([*before, big.ticket])) / NS)
             waits.append((big.start - big.ticket) / NS)
-        passed = [h for h in people.held() if h.mib == BUDGET]
+        passed = [h for h in workers.held() if h.mib == BUDGET]
         for pid in small:
-            people.kill(pid)
+            workers.kill(pid)
         return {"after_last_before_most_s": max(after), "after_last_before_median_s": median(after), "waited_median_s": median(waits),
                 "waited_most_s": max(waits), "big_jobs": len(passed)}  # fmt: skip
 
 
 def _cost(_seed: int) -> Measured:
     took = []
-    with crowd() as people:
+    with start_workers() as workers:
         began_cpu = time.process_time()
         for _ in range(2050):
             began = time.perf_counter()
-            people.ledger.acquire(100).release()
+            workers.ledger.acquire(100).release()
             took.append((time.perf_counter() - began) * 1e3)
         cpu_ms = (time.process_time() - began_cpu) / len(took) * 1e3  # what a busy machine cannot lengthen
     return {
@@ -148,16 +148,16 @@ def _waiting(_seed: int) -> Measured:
 
 def _watch(waiters: int, stream: list[tuple[int, float]] | None = None) -> tuple[list[float], int]:
     """The share of each waiter in percent, and how often others passed them."""
-    with crowd() as people:
-        holder = people.loop([(BUDGET - 1000, 600.0)])
-        people.in_line(holder)
+    with start_workers() as workers:
+        holder = workers.loop([(BUDGET - 1000, 600.0)])
+        workers.in_line(holder)
         if stream:
-            people.loop(stream, pause_s=0.05)
-        pids = [people.fork(_wait) for _ in range(waiters)]
+            workers.loop(stream, pause_s=0.05)
+        pids = [workers.fork(_wait) for _ in range(waiters)]
         for pid in pids:
-            people.wait(pid)
-        people.kill(holder)
-        return [float((people.notes / f"{pid}.cpu").read_text()) for pid in pids], len(people.held()) - 1
+            workers.wait(pid)
+        workers.kill(holder)
+        return [float((workers.notes / f"{pid}.cpu").read_text()) for pid in pids], len(workers.held()) - 1
 
 
 def _wait(pen: Pen) -> None:

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 from overnight.gpu.ledger.ledger import Grant
 from overnight.gpu.ledger.scheduler import Size
-from tests.chaos._crowd import BUDGET, NS, Crowd, Pen, crowd, median, most, now, quantile
+from tests.chaos._workers import BUDGET, NS, Pen, Workers, median, most, now, quantile, start_workers
 from tests.chaos.case import Case, Measured
 from tests.support.schedules import starts
 
@@ -104,7 +104,7 @@ def summary(mixes: Sequence[Mix], ratios: Sequence[float]) -> dict[str, float]:
 def play(
     mixes: Sequence[Mix],
     work: Callable[[Pen, int, float], None],
-    then: Callable[[Crowd], None] = lambda _people: None,
+    then: Callable[[Workers], None] = lambda _people: None,
 ) -> list[tuple[float, int]]:
     """(seconds from the moment when the card is free to the last end, most MiB held) of each.
 
@@ -112,18 +112,18 @@ def play(
     takes to start processes is no part of the time.
     """
     with ExitStack() as stack:
-        crowds = [stack.enter_context(crowd()) for _ in mixes]
-        grants = [people.ledger.acquire(BUDGET) for people in crowds]
+        crowds = [stack.enter_context(start_workers()) for _ in mixes]
+        grants = [workers.ledger.acquire(BUDGET) for workers in crowds]
         pids = [
-            [_job(people, job, work, grants) for job in jobs]
-            for people, jobs in zip(crowds, mixes, strict=True)
+            [_job(workers, job, work, grants) for job in jobs]
+            for workers, jobs in zip(crowds, mixes, strict=True)
         ]
         began = [_free(grant) for grant in grants]
-        for people, waited in zip(crowds, pids, strict=True):
+        for workers, waited in zip(crowds, pids, strict=True):
             for pid in waited:
-                people.wait(pid)
-            then(people)
-        held = [people.held() for people in crowds]
+                workers.wait(pid)
+            then(workers)
+        held = [workers.held() for workers in crowds]
         return [
             ((max(h.end for h in holds) - start) / NS, most(holds))
             for holds, start in zip(held, began, strict=True)
@@ -131,7 +131,7 @@ def play(
 
 
 def _job(
-    people: Crowd, job: tuple[int, float], work: Callable[[Pen, int, float], None], grants: Sequence[Grant]
+    workers: Workers, job: tuple[int, float], work: Callable[[Pen, int, float], None], grants: Sequence[Grant]
 ) -> int:
     """A process that stands in line; what it was forked with of the grants keeps nobody waiting."""
 
@@ -140,8 +140,8 @@ def _job(
             grant.release()
         work(pen, *job)
 
-    pid = people.fork(body)
-    people.in_line(pid)
+    pid = workers.fork(body)
+    workers.in_line(pid)
     return pid
 
 

@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Sequence
 
-from tests.chaos._crowd import crowd
 from tests.chaos._steps import BUDGET, LONG, Play, Stops
+from tests.chaos._workers import start_workers
 from tests.chaos.case import Case, Measured
 
 PLAYS = 400
@@ -48,10 +48,10 @@ def _stops(_seed: int) -> Measured:
 def _count(plays: Sequence[Play | Stops]) -> Measured:
     """Those that went wrong are printed, so that they can be played again."""
     above = failed = held = 0
-    with crowd() as people:
+    with start_workers() as workers:
         for play in plays:
             try:
-                worst = play.run(people.card)
+                worst = play.run(workers.card)
             except AssertionError as error:
                 print(f"{play}: {error}", file=sys.stderr, flush=True)
                 failed += 1

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 
-from tests.chaos._crowd import BUDGET, Crowd, Pen
+from tests.chaos._workers import BUDGET, Pen, Workers
 from tests.chaos.card_mixes import NEAR, Mix, bound_s, mix, paper_s, play, summary
 from tests.chaos.case import ROOT, Case, Measured
 
@@ -54,7 +54,7 @@ def work(pen: Pen, mib: int, seconds: float) -> None:
     card = Card(uuid="virtual", name="virtual", total_mib=BUDGET, budget_mib=BUDGET, count=True)
     said = {"greedy": mib == GREEDY_MIB, "out_of_memory": False}
     with lease(mib, card, on_wait=lambda _ahead, _taken: None) as held, pen.noted(held.grant):
-        cap = memory_limit.apply(held, card)
+        cap = memory_limit.apply(held.mib, card)
         try:
             with cap.body():
                 train(mib, seconds, 1.5 if mib == GREEDY_MIB else 0.8)
@@ -91,8 +91,8 @@ def main(seed: int) -> None:
         )  # what torch loads and makes at the first step is loaded before the jobs are forked, too
     mixes, said, took, above = _mixes(seed), list[dict[str, float]](), list[float](), 0
 
-    def read(people: Crowd) -> None:
-        said.extend(json.loads(path.read_text()) for path in people.notes.glob("*.json"))
+    def read(workers: Workers) -> None:
+        said.extend(json.loads(path.read_text()) for path in workers.notes.glob("*.json"))
 
     for first in range(0, MIXES, AT_ONCE):
         for seconds, top in play(mixes[first : first + AT_ONCE], work, read):

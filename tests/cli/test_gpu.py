@@ -12,18 +12,18 @@ from contextlib import contextmanager
 import pytest
 from rich.console import Console
 
-from overnight.cli.gpu import Outsider, Row, Snapshot, show, snapshot
-from overnight.cli.gpu_table import line, panel
+from overnight.cli.gpu import line, panel, show
 from overnight.cli.main import main
 from overnight.gpu.card import Card, virtual
 from overnight.gpu.lease import lease
 from overnight.gpu.ledger.ledger import Ledger
+from overnight.gpu.snapshot import OtherProcess, RequestRow, Snapshot, snapshot
 
 PATIENCE_S = 120
 HOLD = """
 import os, sys, time
 from overnight.gpu.lease import lease
-with lease(int(sys.argv[1]), who={"step": sys.argv[2], "experiment": "night"}, exclusive=len(sys.argv) > 4):
+with lease(int(sys.argv[1]), owner={"step": sys.argv[2], "experiment": "night"}, exclusive=len(sys.argv) > 4):
     if sys.argv[3] == "leave" and os.fork():
         os._exit(0)
     print(os.getpid(), flush=True)
@@ -73,7 +73,7 @@ def test_holders_queue_and_other_programs_are_shown(card):
         lease(400, card, {"step": "train_cnn", "experiment": "vision"}) as held,
         process("500", "train_gnn", "stay"),
     ):
-        held.tell(use_mib=120.5, peak_mib=300, cap_mib=390)
+        held.update(use_mib=120.5, peak_mib=300, cap_mib=390)
         until(lambda: len(Ledger(card.folder, 1000).requests()) == 2)
         now = snapshot(card)
     (holder,), (waiter,) = now.holders, now.queue
@@ -85,7 +85,7 @@ def test_holders_queue_and_other_programs_are_shown(card):
     )
     assert (holder.use_mib, holder.peak_mib, holder.cap_mib) == (120.5, 300, 390)
     assert (waiter.step, waiter.mib, waiter.use_mib) == ("train_gnn", 500, None)
-    assert (now.held_mib, now.foreign_mib, now.taken_mib, now.free_mib, now.used_mib) == (
+    assert (now.held_mib, now.other_processes_mib, now.overuse_mib, now.free_mib, now.used_mib) == (
         400,
         250,
         250,
@@ -123,12 +123,12 @@ def test_for_programs_the_fields_stay(card, capsys):
         "held_mib",
         "free_mib",
         "used_mib",
-        "foreign_mib",
-        "taken_mib",
+        "other_processes_mib",
+        "overuse_mib",
         "holders",
         "queue",
     }
-    assert set(found) >= {"outside", "problem"}
+    assert set(found) >= {"other_processes", "problem"}
     assert {"uuid", "name", "index", "total_mib", "budget_mib", "driver"} <= set(found["card"])
     fields = {
         "experiment",
@@ -141,24 +141,24 @@ def test_for_programs_the_fields_stay(card, capsys):
         "cap_mib",
         "exclusive",
         "stopped",
-        "survivors",
+        "orphaned_processes",
     }
     assert set(found["holders"][0]) >= fields
 
 
 def test_who_keeps_the_lease_of_an_ended_owner_is_named_and_may_be_killed(card):
     with process("300", "etl", "leave") as owner:
-        survivor = int(owner.stdout.readline())
+        orphan = int(owner.stdout.readline())
         owner.wait()
         (row,) = until(lambda: snapshot(card).holders)
-        assert [(s.pid, "-c" in s.command) for s in row.survivors] == [(survivor, True)]
+        assert [(s.pid, "-c" in s.command) for s in row.orphaned_processes] == [(orphan, True)]
         assert row.pid == owner.pid
         assert row.ended
         assert (
-            f"etl has ended, and processes that it left behind keep its 300 MiB; `kill {survivor}` frees them"
+            f"etl has ended, and processes that it left behind keep its 300 MiB; `kill {orphan}` frees them"
             in drawn(snapshot(card), 200)
         )
-        os.kill(survivor, signal.SIGTERM)
+        os.kill(orphan, signal.SIGTERM)
         until(lambda: not snapshot(card).holders)
 
 
@@ -170,7 +170,7 @@ def test_who_lives_and_has_given_its_lease_back_is_not_said_to_have_ended(card):
             os.read(go, 1)
             os._exit(0)
     (row,) = snapshot(card).holders
-    assert ([s.pid for s in row.survivors], row.ended) == ([forked], False)
+    assert ([s.pid for s in row.orphaned_processes], row.ended) == ([forked], False)
     assert "etl is done with its lease, and processes that it forked keep the 300 MiB" in drawn(
         snapshot(card), 200
     )
@@ -194,7 +194,7 @@ def test_a_stopped_holder_is_shown_as_that(card):
         assert not snapshot(card).holders[0].stopped
         os.kill(owner.pid, signal.SIGSTOP)
         row = until(lambda: next((r for r in snapshot(card).holders if r.stopped), None))
-        assert row.survivors == ()
+        assert row.orphaned_processes == ()
         assert f"`kill -CONT {owner.pid}`" in drawn(snapshot(card))
 
 
@@ -233,7 +233,10 @@ def test_a_watch_for_programs_is_an_object_for_each_change(card, capsys):
         (card.folder / "foreign").write_text(text)
 
     show(card, as_json=True, watching=True, pause=pause)
-    assert [json.loads(text)["foreign_mib"] for text in capsys.readouterr().out.splitlines()] == [0, 500]
+    assert [json.loads(text)["other_processes_mib"] for text in capsys.readouterr().out.splitlines()] == [
+        0,
+        500,
+    ]
 
 
 def test_a_watch_in_a_terminal_ends_cleanly_with_ctrl_c(card):
@@ -267,14 +270,16 @@ def test_it_loads_no_heavy_library(card):
 # ------------------------------------------------------------------------------------------------ the picture of a real card
 
 REAL = Card(uuid="GPU-1", name="RTX", total_mib=12282, budget_mib=11258, reserved_mib=282, driver="580")
-TRAINS = Row(experiment="night", step="train", pid=7, mib=4096, seconds=3787, use_mib=3100, peak_mib=3500)
+TRAINS = RequestRow(
+    experiment="night", step="train", pid=7, mib=4096, seconds=3787, use_mib=3100, peak_mib=3500
+)
 
 
-def pictured(foreign_mib=0, taken_mib=0, holders=(TRAINS,), outside=(), problem=""):
+def pictured(other_processes_mib=0, overuse_mib=0, holders=(TRAINS,), others=(), problem=""):
     held = sum(r.mib for r in holders)
     return Snapshot(
-        at=0, card=REAL, budget_mib=REAL.budget_mib, held_mib=held, free_mib=max(0, REAL.budget_mib - held - taken_mib), used_mib=0,
-        foreign_mib=foreign_mib, taken_mib=taken_mib, holders=holders, queue=(), outside=outside, problem=problem,
+        at=0, card=REAL, budget_mib=REAL.budget_mib, held_mib=held, free_mib=max(0, REAL.budget_mib - held - overuse_mib), used_mib=0,
+        other_processes_mib=other_processes_mib, overuse_mib=overuse_mib, holders=holders, queue=(), other_processes=others, problem=problem,
     )  # fmt: skip
 
 
@@ -293,7 +298,7 @@ def test_the_bar_is_to_scale():
 
 def test_programs_that_came_after_a_grant_are_warned_of():
     holders = (TRAINS, TRAINS.model_copy(update={"step": "second"}))
-    text = drawn(pictured(5000, 4258, holders, (Outsider(name="game", pid=9, mib=None),)), 140)
+    text = drawn(pictured(5000, 4258, holders, (OtherProcess(name="game", pid=9, mib=None),)), 140)
     assert f"{4096 * 2 + 4258 - 11258:,} MiB short" in text
     assert "game (5,000 MiB, not ours); 742 MiB are kept for such programs" in text
 
@@ -318,7 +323,7 @@ def test_names_with_brackets_are_text():
 @pytest.mark.parametrize("odd", [float("inf"), 10**400, "much"])
 def test_odd_figures_of_a_holder_are_none(card, odd):
     with lease(600, card) as held:
-        held.tell(use_mib=odd, peak_mib=odd, cap_mib=odd, granted_ns=odd)
+        held.update(use_mib=odd, peak_mib=odd, cap_mib=odd, granted_ns=odd)
         (row,) = snapshot(card).holders
         assert (row.mib, row.use_mib, row.peak_mib, row.cap_mib) == (600, None, None, None)
         with lease(100, card):
@@ -330,10 +335,10 @@ def test_a_ledger_behind_a_link_is_shown_like_any_other(card, tmp_path, monkeypa
     monkeypatch.setenv("OVERNIGHT_CARD_DIR", str(tmp_path / "link"))
     with process("600", "train", "leave") as owner:
         owner.wait()
-        row = until(lambda: next((r for r in snapshot(virtual()).holders if r.survivors), None))
+        row = until(lambda: next((r for r in snapshot(virtual()).holders if r.orphaned_processes), None))
         assert (row.pid, row.ended) == (owner.pid, True)
-        for survivor in row.survivors:
-            os.kill(survivor.pid, signal.SIGKILL)
+        for orphan in row.orphaned_processes:
+            os.kill(orphan.pid, signal.SIGKILL)
         until(lambda: not snapshot(virtual()).holders)
 
 

@@ -90,7 +90,7 @@ def test_a_small_card_says_its_size_in_mib(monkeypatch):
 def test_names_of_others_command_no_terminal(card):
     card.folder.mkdir(exist_ok=True)
     (card.folder / "foreign").write_text("510 a\033[31mred\n")
-    assert [p.name for p in device_usage.gauge(card).programs(card)] == ["a[31mred"]
+    assert [p.name for p in device_usage.device_of(card).programs(card)] == ["a[31mred"]
 
 
 def test_a_run_on_a_card_that_is_not_there_ends_before_anything_is_started(checkout, tmp_path):

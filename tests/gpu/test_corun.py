@@ -70,7 +70,7 @@ def take(run: Run, params: TakeParams, images: Artifact) -> Artifact:
     )
 
 
-@step(gpu=True, vram_mib=64, outside=True)
+@step(gpu=True, vram_mib=64, uncapped=True)
 def elsewhere(run: Run, params: MeetParams) -> Artifact:
     """Take 300 MiB that no cap holds: what plays the other programs of the virtual card plays them."""
     import torch
@@ -113,7 +113,7 @@ class Child(threading.Thread):
             micro_batch=self.asked.micro_batch,
             exclusive=self.asked.exclusive,
             smaller=self.asked.smaller,
-            outside=self.step.outside,
+            uncapped=self.step.uncapped,
         )
         self.result = launcher.run_child(
             self.folder, spec, 1, self.stop, self.events.append, lambda _line: None
@@ -180,7 +180,7 @@ def test_what_a_step_took_is_told_and_asked_for_next_time(card):
         128,
         32,
     )
-    assert (result.met_cap, result.out_of_memory) == (False, False)
+    assert (result.hit_limit, result.out_of_memory) == (False, False)
     assert 52 <= result.peak_mib < 53
     again = request.plan_request(take, [TakeParams(own_mib=20), IMAGES], card)
     assert (again.mib, again.why) == (128, "measured: it needs 52 MiB")

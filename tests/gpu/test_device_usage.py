@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import pytest
 
 from overnight.errors import Stopped
-from overnight.gpu import device_usage, messages, usage_reporter
+from overnight.gpu import device_usage, messages
 from overnight.gpu.card import Card, virtual
 from overnight.gpu.cuda_context import UNMEASURED_MIB
-from overnight.gpu.device_usage import Nvml, Program
-from overnight.gpu.lease import lease
+from overnight.gpu.device_usage import NvmlDevice, Program
+from overnight.gpu.lease import lease, program_name, report_usage, update_usage
 from overnight.gpu.ledger.entries import Request
 from overnight.gpu.ledger.ledger import Ledger
 from tests.support import steps_leased
@@ -77,7 +77,7 @@ class Driver:
 
 
 def holder(mib, pid=999_999_999, **who):
-    return Request(REAL.folder, holds=True, ticket=1, mib=mib, pid=pid, who=who)
+    return Request(REAL.folder, holds=True, ticket=1, mib=mib, pid=pid, owner=who)
 
 
 @pytest.fixture
@@ -91,24 +91,26 @@ def card(tmp_path, monkeypatch):
 
 def test_foreign_is_what_the_whole_card_uses_beyond_what_holders_say():
     held = [holder(4096, use_mib=3000.4), holder(1024, step="says nothing")]
-    assert device_usage.foreign_mib(REAL, held, Nvml(Driver(used_mib=9124))) == 9124 - 3000 - 1024
-    assert device_usage.foreign_mib(REAL, held, Nvml(Driver(used_mib=100))) == 0
+    assert (
+        device_usage.other_processes_mib(REAL, held, NvmlDevice(Driver(used_mib=9124))) == 9124 - 3000 - 1024
+    )
+    assert device_usage.other_processes_mib(REAL, held, NvmlDevice(Driver(used_mib=100))) == 0
 
 
 def test_of_a_real_card_the_reserve_is_there_for_foreign_programs():
     reserve = 12282 - 282 - 11258
-    assert device_usage.taken_mib(REAL, [], Nvml(Driver(used_mib=reserve))) == 0
-    assert device_usage.taken_mib(REAL, [], Nvml(Driver(used_mib=5000))) == 5000 - reserve
+    assert device_usage.overuse_mib(REAL, [], NvmlDevice(Driver(used_mib=reserve))) == 0
+    assert device_usage.overuse_mib(REAL, [], NvmlDevice(Driver(used_mib=5000))) == 5000 - reserve
 
 
 def test_a_driver_without_the_second_version_of_the_memory_question():
-    assert Nvml(Driver(used_mib=700, version=1)).used_mib(REAL) == 700 + 282
+    assert NvmlDevice(Driver(used_mib=700, version=1)).used_mib(REAL) == 700 + 282
 
 
 def test_a_lost_card_keeps_its_last_value_and_is_asked_anew_later():
     now = [0.0]
     driver = Driver(used_mib=700)
-    asked = Nvml(driver, lambda: now[0])
+    asked = NvmlDevice(driver, lambda: now[0])
     assert asked.used_mib(REAL) == 700
     driver.lost, driver.used = True, 900
     assert asked.used_mib(REAL) == 700
@@ -122,35 +124,37 @@ def test_a_lost_card_keeps_its_last_value_and_is_asked_anew_later():
 def test_a_driver_that_never_answered_uses_nothing():
     driver = Driver(used_mib=700)
     driver.lost = True
-    assert Nvml(driver).used_mib(REAL) == 0
+    assert NvmlDevice(driver).used_mib(REAL) == 0
 
 
 def test_programs_are_named_where_the_driver_lists_them():
-    asked = Nvml(Driver(compute=[(os.getpid(), None), (999_999_999, 50)], graphics=[(999_999_999, 70)]))
+    asked = NvmlDevice(Driver(compute=[(os.getpid(), None), (999_999_999, 50)], graphics=[(999_999_999, 70)]))
     (mine,) = [p for p in asked.programs(REAL) if p.pid == os.getpid()]
     assert mine.mib is None
     assert mine.name
     assert Program("pid 999999999", 999_999_999, 70) in asked.programs(REAL)
-    assert Nvml(Driver(compute=None, graphics=None)).programs(REAL) == []
+    assert NvmlDevice(Driver(compute=None, graphics=None)).programs(REAL) == []
 
 
 def test_holders_are_no_outsiders():
-    asked = Nvml(Driver(compute=[(999_999_999, 50), (999_999_998, 90)]))
-    assert [p.pid for p in device_usage.outsiders(REAL, [holder(10, pid=999_999_998)], asked)] == [
+    asked = NvmlDevice(Driver(compute=[(999_999_999, 50), (999_999_998, 90)]))
+    assert [p.pid for p in device_usage.other_processes(REAL, [holder(10, pid=999_999_998)], asked)] == [
         999_999_999
     ]
 
 
 def test_strangers_in_words():
     ollama, game = Program("ollama", 1, 5100), Program("game", 2)
-    assert messages.strangers([ollama], 5150) == ["ollama (5,100 MiB, not ours)"]
-    assert messages.strangers([ollama], 6100) == [
+    assert messages.describe_other_processes([ollama], 5150) == ["ollama (5,100 MiB, not ours)"]
+    assert messages.describe_other_processes([ollama], 6100) == [
         "ollama (5,100 MiB, not ours)",
         "other programs (1,000 MiB, not ours)",
     ]
-    assert messages.strangers([game], 5100) == ["game (5,100 MiB, not ours)"]
-    assert messages.strangers([game, Program("Xorg")], 800) == ["game and Xorg (together 800 MiB, not ours)"]
-    assert messages.strangers([], 5100) == ["other programs (5,100 MiB, not ours)"]
+    assert messages.describe_other_processes([game], 5100) == ["game (5,100 MiB, not ours)"]
+    assert messages.describe_other_processes([game, Program("Xorg")], 800) == [
+        "game and Xorg (together 800 MiB, not ours)"
+    ]
+    assert messages.describe_other_processes([], 5100) == ["other programs (5,100 MiB, not ours)"]
 
 
 def test_one_who_waits_says_for_whom(card):
@@ -180,23 +184,23 @@ def test_one_who_waits_for_what_started_it_is_told_what_to_do(card):
 )
 def test_the_file_foreign_plays_other_programs(card, text, mib):
     (card.folder / "foreign").write_text(text)
-    assert device_usage.taken_mib(card, device_usage.holders(card)) == mib
+    assert device_usage.overuse_mib(card, device_usage.holders(card)) == mib
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
 def test_what_is_no_file_plays_nobody(card, make):
     make(card.folder / "foreign")
-    assert device_usage.taken_mib(card, device_usage.holders(card)) == 0
+    assert device_usage.overuse_mib(card, device_usage.holders(card)) == 0
 
 
 def test_holders_say_what_they_use_and_count_whole_until_they_do(card):
     with lease(300, card) as one, lease(200, card):
         held = device_usage.holders(card)
-        assert device_usage.gauge(card).used_mib(card, held) == 500
-        one.tell(use_mib=120.2)
-        assert device_usage.gauge(card).used_mib(card, device_usage.holders(card)) == 320
+        assert device_usage.device_of(card).used_mib(card, held) == 500
+        one.update(use_mib=120.2)
+        assert device_usage.device_of(card).used_mib(card, device_usage.holders(card)) == 320
         (card.folder / "foreign").write_text("70")
-        assert device_usage.foreign_mib(card, device_usage.holders(card)) == 70
+        assert device_usage.other_processes_mib(card, device_usage.holders(card)) == 70
     assert device_usage.holders(card) == []
 
 
@@ -205,19 +209,19 @@ def test_a_second_look_counts_where_holders_talk(card):
     foreign = card.folder / "foreign"
     foreign.write_text("500")
     assert (
-        device_usage.steady_taken_mib(card, pause=lambda _s: foreign.unlink()) == 500
+        device_usage.steady_overuse_mib(card, pause=lambda _s: foreign.unlink()) == 500
     )  # nobody talks: one look is enough
     with lease(100, card) as one:
-        one.tell(use_mib=1)
-        assert device_usage.steady_taken_mib(card, pause=lambda _s: foreign.unlink()) == 0
+        one.update(use_mib=1)
+        assert device_usage.steady_overuse_mib(card, pause=lambda _s: foreign.unlink()) == 0
 
 
 def test_a_grant_waits_for_another_program_and_goes_on_when_it_ends(card):
     foreign, said = card.folder / "foreign", []
     foreign.write_text("700 ollama")
 
-    def told(ahead, taken_mib):
-        said.append(messages.waiting(card, 400, ahead, taken_mib))
+    def told(ahead, overuse_mib):
+        said.append(messages.waiting(card, 400, ahead, overuse_mib))
         foreign.write_text("500 ollama")  # it takes less: the grant is possible
 
     with lease(400, card, on_wait=told) as granted:
@@ -249,9 +253,12 @@ class Torch:
 
 def test_a_script_with_torch_says_what_it_uses_with_its_context(card):
     with lease(1000, card) as held:
-        usage_reporter.say(held, REAL, {"torch": Torch()})
+        update_usage(held, REAL, {"torch": Torch()})
         (request,) = device_usage.holders(card)
-    assert (request.who["use_mib"], request.who["peak_mib"]) == (300 + UNMEASURED_MIB, 400 + UNMEASURED_MIB)
+    assert (request.owner["use_mib"], request.owner["peak_mib"]) == (
+        300 + UNMEASURED_MIB,
+        400 + UNMEASURED_MIB,
+    )
 
 
 @pytest.mark.parametrize(
@@ -259,18 +266,18 @@ def test_a_script_with_torch_says_what_it_uses_with_its_context(card):
 )
 def test_a_script_that_uses_no_torch_or_several_cards_counts_with_its_lease(card, modules):
     with lease(1000, card) as held:
-        usage_reporter.say(held, REAL, modules)
-        assert device_usage.said_mib(device_usage.holders(card)[0]) == 1000
+        update_usage(held, REAL, modules)
+        assert device_usage.reported_mib(device_usage.holders(card)[0]) == 1000
 
 
 def test_a_script_talks_as_long_as_it_holds(card):
     said = threading.Event()
 
     class Heard:
-        def tell(self, **facts):
+        def update(self, **facts):
             said.set()
 
-    with usage_reporter.talking(Heard(), REAL, {"torch": Torch()}, every_s=0.01):
+    with report_usage(Heard(), REAL, {"torch": Torch()}, every_s=0.01):
         assert said.wait(60)
     assert not any(thread.name == "lease" for thread in threading.enumerate())
 
@@ -286,7 +293,7 @@ def test_a_script_talks_as_long_as_it_holds(card):
     ],
 )
 def test_a_script_is_called_by_a_name_that_says_what_it_is(argument, name):
-    assert usage_reporter.called(argument) == name
+    assert program_name(argument) == name
 
 
 def test_those_that_fit_beside_another_program_start_at_once(card):
@@ -305,9 +312,9 @@ def test_with_the_policy_to_wait_the_whole_is_waited_for(card):
     (card.folder / "foreign").write_text("700")
     waited = threading.Event()
 
-    def told(_ahead, taken_mib):
+    def told(_ahead, overuse_mib):
         assert Ledger(card.folder, card.budget_mib).requests()[0].mib == 800
-        assert taken_mib == 700
+        assert overuse_mib == 700
         waited.set()
         (card.folder / "foreign").unlink()
 

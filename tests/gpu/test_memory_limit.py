@@ -15,7 +15,7 @@ import pytest
 from overnight.errors import DoesNotFit, OutOfMemory, ServiceError
 from overnight.gpu import cuda_context, memory_limit, rmm
 from overnight.gpu.card import Card
-from overnight.gpu.memory_limit import Cap
+from overnight.gpu.memory_limit import MemoryLimit
 from tests.support.steps_leased import events, losses, notes, result, start
 
 MIB = 1 << 20
@@ -111,13 +111,13 @@ def test_a_step_that_wants_more_than_its_lease_fails_alone(checkout, tmp_path):
         assert part in refused.error
     assert (refused.lease_mib, refused.cap_mib, refused.overhead_mib) == (200, 200, 0)
     assert refused.peak_mib == pytest.approx(20, abs=0.1)
-    assert refused.met_cap
+    assert refused.hit_limit
     assert refused.out_of_memory
     assert notes(tmp_path / "hog") == ["200 cpu ''"]
     assert [
         e["values"]["loss"] for e in events(tmp_path / "beside", "metrics") if "loss" in e["values"]
     ] == losses(10)
-    assert not fine.met_cap
+    assert not fine.hit_limit
     assert 0 < fine.peak_mib < 1
 
 
@@ -126,7 +126,7 @@ def test_out_of_memory_that_a_step_overcomes_is_told(checkout, tmp_path):
     assert notes(tmp_path / "wise") == ["not 150 MiB"]
     found = result(tmp_path / "wise")
     assert found.out_of_memory
-    assert found.met_cap
+    assert found.hit_limit
     assert found.peak_mib == 75
 
 
@@ -139,7 +139,7 @@ def twelve_mib() -> None:
 
 
 def test_the_message_says_what_to_do():
-    cap = memory_limit.apply(Lease(10), VIRTUAL)
+    cap = memory_limit.apply(10, VIRTUAL)
     with (
         pytest.raises(
             OutOfMemory, match=r"4\.0 MiB were asked for, 8\.0 of 10\.0 .*10 MiB.*8 MiB at most.*micro_batch"
@@ -154,13 +154,13 @@ def test_the_message_says_what_to_do():
 
 
 def test_without_counting_nothing_is_capped_or_claimed():
-    cap = memory_limit.apply(Lease(1), VIRTUAL.model_copy(update={"count": False}))
+    cap = memory_limit.apply(1, VIRTUAL.model_copy(update={"count": False}))
     import torch
 
     with cap.body():
         torch.zeros(2 << 20)
-    assert cap.facts() == {
-        "cap_mib": 1, "overhead_mib": 0, "peak_mib": None, "met_cap": False, "out_of_memory": False, "outside": (),
+    assert cap.summary() == {
+        "cap_mib": 1, "overhead_mib": 0, "peak_mib": None, "hit_limit": False, "out_of_memory": False, "uncapped": (),
     }  # fmt: skip
 
 
@@ -224,28 +224,25 @@ def test_no_context_is_made_before_the_lease(checkout, tmp_path):
 
 def test_the_allocator_gets_the_lease_without_the_context():
     device = Device()
-    cap = memory_limit.apply(Lease(4000), REAL, device, Whole(500), lambda: 0)
+    cap = memory_limit.apply(4000, REAL, device, Whole(500), lambda: 0)
     assert (cap.lease_mib, cap.overhead_mib, cap.cap_mib) == (4000, 500, 3500)
     assert device.fractions == [
         pytest.approx(3400 / 12000),
         pytest.approx(3500 / 12000),
     ]  # 600 MiB until it was measured
     device.reserved = device.peak = 3000 * MIB
-    assert (cap.use_mib(), cap.peak_mib(), cap.met) == (3500, 3000, False)
+    assert (cap.use_mib(), cap.peak_mib(), cap.hit_limit) == (3500, 3000, False)
     device.reserved, device.peak = 0, 3400 * MIB
-    assert (cap.use_mib(), cap.peak_mib(), cap.met, cap.out_of_memory) == (500, 3400, True, False)
+    assert (cap.use_mib(), cap.peak_mib(), cap.hit_limit, cap.out_of_memory) == (500, 3400, True, False)
     device.peak, device.ooms = 0, 1
-    assert cap.met
+    assert cap.hit_limit
     assert cap.out_of_memory
 
 
 def test_the_context_is_measured_until_it_is_known():
     whole = Whole(480, 520, 3000, 500, 900)
     assert cuda_context.overhead(REAL) == 600
-    known = [
-        memory_limit.apply(Lease(4000), REAL, Device(), whole, lambda: 20 * MIB).overhead_mib
-        for _ in range(5)
-    ]
+    known = [memory_limit.apply(4000, REAL, Device(), whole, lambda: 20 * MIB).overhead_mib for _ in range(5)]
     assert known == [460, 500, 500, 480, 480]  # 3000 is not plausible; after three there is no more measuring
     assert whole.asked == 8
     assert cuda_context.overhead(REAL.model_copy(update={"driver": "620.1"})) == 600
@@ -256,23 +253,23 @@ def test_the_context_is_measured_until_it_is_known():
 def test_a_damaged_record_of_the_context_is_none(text):
     (REAL.folder / "overhead.json").write_text(text.replace("KEY", json.dumps(cuda_context._key(REAL))))
     assert cuda_context.overhead(REAL) == 600
-    assert memory_limit.apply(Lease(4000), REAL, Device(), Whole(500), lambda: 0).overhead_mib == 500
+    assert memory_limit.apply(4000, REAL, Device(), Whole(500), lambda: 0).overhead_mib == 500
 
 
 def test_a_lease_that_the_context_eats_is_refused():
     with pytest.raises(DoesNotFit, match="600 MiB"):
-        memory_limit.apply(Lease(600), REAL, Device(), Whole(500), lambda: 0)
+        memory_limit.apply(600, REAL, Device(), Whole(500), lambda: 0)
 
 
 def test_a_card_that_torch_cannot_use_is_an_error():
     with pytest.raises(ServiceError, match="doctor"):
-        memory_limit.apply(Lease(4000), REAL, Device(available=False), Whole(500), lambda: 0)
+        memory_limit.apply(4000, REAL, Device(available=False), Whole(500), lambda: 0)
 
 
 def test_what_may_take_memory_past_the_cap_is_named():
     loaded = {"torch": 0, "numba": 0, "cupy": 0, "jax": 0, "rmm": 0, "cudf": 0}
-    assert Cap(10, 10, modules=loaded).outside() == ["cupy", "jax", "rmm"]  # no limit on RMM was set
-    assert Cap(10, 10).outside() == []
+    assert MemoryLimit(10, 10, modules=loaded).uncapped() == ["cupy", "jax", "rmm"]  # no limit on RMM was set
+    assert MemoryLimit(10, 10).uncapped() == []
 
 
 class Mr:

@@ -20,7 +20,7 @@ from overnight.run import RecordingRun
 
 @dataclass
 class Own:
-    """A process that says what it uses, as a Cap does."""
+    """A process that says what it uses, as a MemoryLimit does."""
 
     use: float = 0.0
     peak: float = 0.0
@@ -64,16 +64,16 @@ def test_the_ledger_is_told_what_a_holder_uses_when_that_changes(card, run):
     own = Own(use=10, peak=20, overhead_mib=600)
     with lease(1000, card) as held:
         said = []
-        monitor = Monitor(run, card, replace(held, grant=Recorder(held.grant, said)), own, words_every=1)
-        monitor.look()
-        monitor.look()
+        monitor = Monitor(run, card, replace(held, grant=Recorder(held.grant, said)), own, reread_every=1)
+        monitor.sample()
+        monitor.sample()
         own.use = 10.9  # not worth a word
-        monitor.look()
+        monitor.sample()
         assert said == [{"use_mib": 610.0, "peak_mib": 620.0}]
         own.use, own.peak = 300, 400
-        monitor.look()
+        monitor.sample()
         (request,) = device_usage.holders(card)
-        assert (request.who["use_mib"], request.who["peak_mib"]) == (900, 1000)
+        assert (request.owner["use_mib"], request.owner["peak_mib"]) == (900, 1000)
 
 
 class Recorder:
@@ -82,74 +82,80 @@ class Recorder:
     def __init__(self, grant, said):
         self.grant, self.said = grant, said
 
-    def tell(self, **facts):
+    def update(self, **facts):
         self.said.append(facts)
-        self.grant.tell(**facts)
+        self.grant.update(**facts)
 
 
 def test_the_first_that_a_holder_uses_is_told_however_little(card, run):
     with lease(1000, card) as held:
-        Monitor(run, card, held, Own(use=0.2, peak=0.2)).look()
-        assert device_usage.holders(card)[0].who["peak_mib"] == 0.2
+        Monitor(run, card, held, Own(use=0.2, peak=0.2)).sample()
+        assert device_usage.holders(card)[0].owner["peak_mib"] == 0.2
 
 
 def test_a_holder_that_counts_nothing_says_nothing_and_counts_with_its_lease(card, run):
     with lease(1000, card) as held:
         monitor = Monitor(run, card, held, Own())
-        monitor.look()
+        monitor.sample()
         (request,) = device_usage.holders(card)
-        assert "use_mib" not in request.who
-        assert monitor.facts()["device_peak_mib"] is None
-        assert device_usage.said_mib(request) == 1000
+        assert "use_mib" not in request.owner
+        assert monitor.summary()["device_peak_mib"] is None
+        assert device_usage.reported_mib(request) == 1000
 
 
 def test_the_most_since_the_last_report_is_logged(card, run):
     own = Own()
     with lease(1000, card, {"step": "train", "experiment": "x"}) as held:
         dial = Dial()
-        monitor = Monitor(run, card, held, own, dial, words_every=1)
+        monitor = Monitor(run, card, held, own, dial, reread_every=1)
         for own.use, own.peak, dial.used in (
             (100, 100, 100),
             (50, 700, 50),
             *3 * ((60, 700, 560),),
             (60, 700, 60),
         ):
-            monitor.look()
+            monitor.sample()
         monitor.report({"system/x": 1.0})
         assert run.last("card/own_mib") == 700  # between two looks, but its own peak knows
         assert run.last("card/used_mib") == 560
-        assert run.last("card/foreign_mib") == 500
+        assert run.last("card/other_processes_mib") == 500
         assert run.last("card/leased_mib") == 1000
         assert run.last("system/x") == 1.0
-        monitor.look()
+        monitor.sample()
         monitor.report({})
         assert run.last("card/own_mib") == 60
         first, second = timeline.read(card)
-        assert (first.step, first.experiment, first.lease_mib, first.foreign_mib, first.outside) == (
+        assert (
+            first.step,
+            first.experiment,
+            first.lease_mib,
+            first.other_processes_mib,
+            first.other_processes,
+        ) == (
             "train",
             "x",
             1000,
             500,
             ("ollama",),
         )
-        assert (second.foreign_mib, second.outside) == (0, ())
-        assert monitor.facts() == {"device_peak_mib": 560, "foreign_peak_mib": 500}
+        assert (second.other_processes_mib, second.other_processes) == (0, ())
+        assert monitor.summary() == {"device_peak_mib": 560, "other_processes_peak_mib": 500}
 
 
 def test_memory_that_a_neighbour_takes_is_not_foreign_once_it_says_so(card, run):
     with lease(1000, card) as held, lease(2000, card) as neighbour:
-        neighbour.tell(use_mib=10)
-        held.tell(use_mib=10)
+        neighbour.update(use_mib=10)
+        held.update(use_mib=10)
         dial = Dial(20)
         monitor = Monitor(run, card, held, None, dial)
-        monitor.look()
+        monitor.sample()
         dial.used = 1510  # it has taken 1490 more, and the ledger does not know yet
-        monitor.look()
-        neighbour.tell(use_mib=1500)
-        assert monitor.facts()["foreign_peak_mib"] is None  # too early to tell
+        monitor.sample()
+        neighbour.update(use_mib=1500)
+        assert monitor.summary()["other_processes_peak_mib"] is None  # too early to tell
         for _ in range(20):
-            monitor.look()
-        assert monitor.facts()["foreign_peak_mib"] == 0
+            monitor.sample()
+        assert monitor.summary()["other_processes_peak_mib"] == 0
 
 
 def test_what_a_program_outside_keeps_is_foreign(card, run):
@@ -159,27 +165,27 @@ def test_what_a_program_outside_keeps_is_foreign(card, run):
         for own.use in range(50, 850, 10):  # it grows while the other program comes
             dial.used = int(own.use) + (300 if own.use > 200 else 0)
             own.peak = own.use
-            monitor.look()
-        assert monitor.facts()["foreign_peak_mib"] == 300
+            monitor.sample()
+        assert monitor.summary()["other_processes_peak_mib"] == 300
 
 
 def test_a_card_that_does_not_answer_is_said_once(card, run):
     dial = Dial(problem="GPU is lost")
     with lease(1000, card) as held:
         monitor = Monitor(run, card, held, None, dial)
-        monitor.look()
-        monitor.look()
+        monitor.sample()
+        monitor.sample()
         dial.problem = ""
-        monitor.look()
+        monitor.sample()
         dial.problem = "GPU is lost"
-        monitor.look()
+        monitor.sample()
     (note,) = run.of("note")
     assert "GPU is lost" in note["text"]
 
 
 def test_without_a_lease_the_card_is_not_looked_at(card, run):
     monitor = Monitor(run, card, None, None, Dial(500))
-    monitor.look()
+    monitor.sample()
     monitor.report({"system/x": 1.0})
     assert run.last("system/x") == 1.0
     assert not any(name.startswith("card/") for e in run.of("metrics") for name in e["values"])
@@ -218,7 +224,7 @@ def test_a_driver_that_hangs_does_not_keep_the_step_from_its_end(card, run):
                 go.wait()
             return self.used
 
-    with lease(1000, card) as held, watch(run, card, held, Own(use=1, peak=1), Hanging(10), end_s=0.01):
+    with lease(1000, card) as held, watch(run, card, held, Own(use=1, peak=1), Hanging(10), join_s=0.01):
         assert hangs.wait(60)
     assert any(thread.name == "monitor" for thread in threading.enumerate())  # which still hangs
     go.set()
@@ -231,7 +237,7 @@ def test_a_full_disk_does_not_end_the_watch(card, run):
 
     with lease(1000, card) as held, watch(Full(run.folder), card, held, Own(use=300, peak=300)) as monitor:
         pass
-    assert monitor.facts()["device_peak_mib"] is not None
+    assert monitor.summary()["device_peak_mib"] is not None
 
 
 # ------------------------------------------------------------------------------------------------ the timeline
@@ -270,7 +276,7 @@ def test_without_a_folder_there_is_nothing_to_read_and_nothing_is_written(card):
 
 
 def test_the_timeline_is_bounded_and_keeps_the_younger_half(card, folder):
-    big = replace(POINT, outside=("y" * 60_000,))
+    big = replace(POINT, other_processes=("y" * 60_000,))
     for at in range(200):
         timeline.append(card, replace(big, at=float(at)))
     sizes = [path.stat().st_size for path in folder.iterdir()]

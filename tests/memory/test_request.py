@@ -91,7 +91,7 @@ def test_a_training_that_went_on_with_the_larger_halves_says_which_failed(card):
         lease_mib=2048,
         peak_mib=2048,
         out_of_memory=True,
-        met_cap=True,
+        hit_limit=True,
     )
     usage.record_usage(net, given(NetParams(batch=101)), card, used, finished=True)
     tight = card.model_copy(update={"budget_mib": 2048})
@@ -229,7 +229,7 @@ def test_a_training_that_went_on_with_less_says_what_failed_and_what_fits(card):
         lease_mib=2048,
         peak_mib=2048,
         out_of_memory=True,
-        met_cap=True,
+        hit_limit=True,
     )
     usage.record_usage(net, given(), card, used, finished=True)
     assert (
@@ -258,7 +258,7 @@ def test_a_training_that_came_through_as_it_began_is_not_refused_the_next_time(c
         lease_mib=8,
         peak_mib=8,
         out_of_memory=True,
-        met_cap=True,
+        hit_limit=True,
     )
     arguments = given(NetParams(batch=64, micro_batch=1))
     usage.record_usage(net, arguments, tight, used, finished=True)
@@ -344,11 +344,17 @@ def test_a_run_that_failed_or_was_not_counted_lowers_nothing(card):
 
 def test_a_card_that_others_filled_does_not_raise_the_figure(card):
     real = Card(uuid="GPU-1", name="real", total_mib=BUDGET + 1024, budget_mib=BUDGET)
-    used = Usage(cap_mib=1448, peak_mib=700.0, out_of_memory=True, met_cap=True, foreign_peak_mib=3000.0)
+    used = Usage(
+        cap_mib=1448, peak_mib=700.0, out_of_memory=True, hit_limit=True, other_processes_peak_mib=3000.0
+    )
     usage.record_usage(plain, [PlainParams()], real, used, finished=False)
     assert request.plan_request(plain, [PlainParams()], real).mib == 2048
     usage.record_usage(
-        plain, [PlainParams()], real, used.model_copy(update={"foreign_peak_mib": 500.0}), finished=False
+        plain,
+        [PlainParams()],
+        real,
+        used.model_copy(update={"other_processes_peak_mib": 500.0}),
+        finished=False,
     )
     assert request.plan_request(plain, [PlainParams()], real).mib > 2048
 
@@ -366,7 +372,7 @@ def test_memory_that_no_cap_holds_makes_a_step_run_alone_until_it_is_measured(ca
         [PlainParams()],
         request.plan_request(plain, [PlainParams()], card),
         100,
-        outside=("cupy",),
+        uncapped=("cupy",),
     )
     assert request.plan_request(plain, [PlainParams()], card).exclusive  # found out while it ran
 

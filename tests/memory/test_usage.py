@@ -14,7 +14,7 @@ from overnight.orchestration.terminal import memory
 
 CARD = Card(uuid="virtual", name="virtual", total_mib=8192, budget_mib=8192)
 TOOK = StepResult(code=0, asked_mib=2048, lease_mib=1024, cap_mib=400, overhead_mib=624, peak_mib=300.4, wait_s=3, asked_micro_batch=64,
-              micro_batch=16, met_cap=True, out_of_memory=True, outside=("cupy", "jax"), host_peak_mib=1234.5)  # fmt: skip
+              micro_batch=16, hit_limit=True, out_of_memory=True, uncapped=("cupy", "jax"), host_peak_mib=1234.5)  # fmt: skip
 
 
 def told(result):
@@ -36,15 +36,19 @@ def test_a_run_holds_what_was_asked_granted_and_taken():
         "micro_batch": 16,
     }
     assert {name: metrics[f"usage/{name}"] for name in wanted} == wanted
-    assert (metrics["usage/met_cap"], metrics["usage/out_of_memory"], metrics["usage/exclusive"]) == (1, 1, 0)
+    assert (metrics["usage/hit_limit"], metrics["usage/out_of_memory"], metrics["usage/exclusive"]) == (
+        1,
+        1,
+        0,
+    )
     assert params["usage/asked_micro_batch"] == "64"
-    assert params["usage/outside"] == "cupy, jax"
+    assert params["usage/uncapped"] == "cupy, jax"
     assert params["usage/peak_mib"] == "300.4"
 
 
 def test_what_was_not_measured_is_no_zero():
-    metrics, params = told(TOOK.model_copy(update={"peak_mib": None, "foreign_peak_mib": None}))
-    assert not {"usage/peak_mib", "usage/foreign_peak_mib"} & metrics.keys()
+    metrics, params = told(TOOK.model_copy(update={"peak_mib": None, "other_processes_peak_mib": None}))
+    assert not {"usage/peak_mib", "usage/other_processes_peak_mib"} & metrics.keys()
     assert params["usage/peak_mib"] == "not measured"
 
 
@@ -77,7 +81,7 @@ def test_what_was_predicted_stands_beside_what_was_measured():
     asked = MemoryRequest(
         512, 64, why="predicted: 90 to 120 MiB", predicted=PredictionInterval(90, 120, 100, 120)
     )
-    clean = {"micro_batch": 64, "met_cap": False, "out_of_memory": False, "peak_mib": 103.0}
+    clean = {"micro_batch": 64, "hit_limit": False, "out_of_memory": False, "peak_mib": 103.0}
     metrics, params = told(TOOK.model_copy(update={**usage.prediction_fields(asked), **clean}))
     wanted = {
         "predicted_low_mib": 90,
@@ -89,7 +93,7 @@ def test_what_was_predicted_stands_beside_what_was_measured():
     assert params["usage/predicted_mib"] == "100"
     for other in (
         {"micro_batch": 16},
-        {"met_cap": True},
+        {"hit_limit": True},
         {"peak_mib": None},
     ):  # then the two say nothing of each other
         metrics, _ = told(TOOK.model_copy(update={**usage.prediction_fields(asked), **clean, **other}))

@@ -12,7 +12,7 @@ import pytest
 
 from overnight.gpu import cuda_context
 from overnight.gpu.card import Card
-from overnight.gpu.device_usage import gauge
+from overnight.gpu.device_usage import device_of
 from overnight.gpu.ledger.ledger import Ledger
 from tests.support.steps_leased import events, notes, result, start
 
@@ -45,7 +45,7 @@ def pipes() -> Iterator[Pipes]:
 
 
 def used(card: Card) -> int:
-    return gauge(card).used_mib(card, [])
+    return device_of(card).used_mib(card, [])
 
 
 def taken(card: Card, before: int, process: "subprocess.Popen[bytes]", pipes: Pipes, folder: Path) -> int:
@@ -87,7 +87,7 @@ def test_a_step_that_takes_all_it_can_stays_inside_its_lease(card, checkout, tmp
     found = result(tmp_path / "fill")
     assert found.cap_mib - 2 * 64 <= int(got) <= found.cap_mib
     assert found.peak_mib <= found.cap_mib
-    assert found.met_cap
+    assert found.hit_limit
     assert expandable == "True"
 
 
@@ -121,7 +121,7 @@ def test_who_waits_has_no_context(card, checkout, tmp_path):
             assert process.poll() is None
             time.sleep(0.05)
         assert used(card) <= before + SLACK_MIB
-        assert process.pid not in {p.pid for p in gauge(card).programs(card)}
+        assert process.pid not in {p.pid for p in device_of(card).programs(card)}
     assert process.wait(PATIENCE_S) == 0
 
 
@@ -136,4 +136,4 @@ def test_rapids_stays_inside_too(card, checkout, tmp_path, pipes):
     assert process.returncode == 11
     assert notes(tmp_path / "rapids") == ["256"]
     assert result(tmp_path / "rapids").out_of_memory
-    assert result(tmp_path / "rapids").outside == ()
+    assert result(tmp_path / "rapids").uncapped == ()

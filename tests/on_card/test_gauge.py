@@ -13,10 +13,10 @@ from overnight.gpu.lease import lease
 
 pytestmark = pytest.mark.gpu
 PATIENCE_S = 120
-FOREIGN_MIB = 1500
+OTHER_PROCESSES_MIB = 1500
 PROGRAM = f"""
 import time, torch
-kept = torch.zeros({FOREIGN_MIB} << 20, dtype=torch.uint8, device="cuda")
+kept = torch.zeros({OTHER_PROCESSES_MIB} << 20, dtype=torch.uint8, device="cuda")
 torch.cuda.synchronize()
 print("there", flush=True)
 time.sleep(600)
@@ -44,22 +44,24 @@ def until(condition) -> None:
 
 
 def test_another_program_is_seen_while_it_is_there(card):
-    before = device_usage.foreign_mib(card, [])
+    before = device_usage.other_processes_mib(card, [])
     with program():
         assert (
-            FOREIGN_MIB <= device_usage.foreign_mib(card, []) - before <= FOREIGN_MIB + 1600
+            OTHER_PROCESSES_MIB
+            <= device_usage.other_processes_mib(card, []) - before
+            <= OTHER_PROCESSES_MIB + 1600
         )  # with its context
-    until(lambda: abs(device_usage.foreign_mib(card, []) - before) <= 16)
+    until(lambda: abs(device_usage.other_processes_mib(card, []) - before) <= 16)
 
 
 def test_a_step_waits_for_another_program_and_starts_when_it_ends(card):
-    free = card.total_mib - card.reserved_mib - device_usage.foreign_mib(card, [])
+    free = card.total_mib - card.reserved_mib - device_usage.other_processes_mib(card, [])
     tight = card.model_copy(update={"budget_mib": free - 256})
     said = []
     with program() as other:
 
-        def told(ahead, taken_mib):
-            said.append(messages.waiting(tight, tight.budget_mib, ahead, taken_mib))
+        def told(ahead, overuse_mib):
+            said.append(messages.waiting(tight, tight.budget_mib, ahead, overuse_mib))
             other.kill()
 
         with lease(tight.budget_mib, tight, on_wait=told) as granted:
@@ -73,7 +75,7 @@ def test_a_step_that_fits_beside_another_program_starts_at_once(card):
 
 
 def test_with_the_policy_to_shrink_a_step_takes_what_is_left(card):
-    free = card.total_mib - card.reserved_mib - device_usage.foreign_mib(card, [])
+    free = card.total_mib - card.reserved_mib - device_usage.other_processes_mib(card, [])
     tight = card.model_copy(update={"budget_mib": free - 256, "policy": "shrink"})
     with program(), lease(tight.budget_mib, tight, smaller=[free - 512, 700]) as granted:
         assert granted.mib == 700

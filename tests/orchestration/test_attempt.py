@@ -14,7 +14,7 @@ from overnight.errors import DoesNotFit, RestartProcess, Stopped
 from overnight.gpu.card import Card
 from overnight.gpu.ledger.entries import Request
 from overnight.gpu.ledger.ledger import Ledger
-from overnight.gpu.preemption import Crowd
+from overnight.gpu.monitor import PreemptionPolicy
 from overnight.orchestration.launcher import Stop, run_child, run_to_end
 from overnight.orchestration.protocol import ChildSpec, StepResult
 from overnight.run import RecordingRun
@@ -145,7 +145,7 @@ def test_a_step_yields_to_other_programs_and_goes_on_at_its_place_when_they_are_
 
 def _wait_in_line(ledger: Ledger, done: threading.Event) -> None:
     with suppress(Stopped):
-        ledger.acquire(700, {"step": "another"}, should_stop=done.is_set, taken=lambda: 500).release()
+        ledger.acquire(700, {"step": "another"}, should_stop=done.is_set, overuse=lambda: 500).release()
 
 
 def test_a_training_whose_optimizer_never_has_room_ends(tmp_path):
@@ -189,15 +189,15 @@ def test_what_both_children_took_is_the_step_s():
         peak_mib=30,
         asked_micro_batch=32,
         out_of_memory=True,
-        met_cap=True,
-        outside=("cupy",),
+        hit_limit=True,
+        uncapped=("cupy",),
     )
     after = StepResult(
         code=0, wait_s=10, run_s=20, peak_mib=20, asked_micro_batch=16, micro_batch=16, device_peak_mib=5
     )
     both = before.followed_by(after)
     assert (both.code, both.wait_s, both.run_s, both.peak_mib, both.device_peak_mib) == (0, 11, 22, 30, 5)
-    assert (both.asked_micro_batch, both.micro_batch, both.out_of_memory, both.met_cap, both.outside) == (
+    assert (both.asked_micro_batch, both.micro_batch, both.out_of_memory, both.hit_limit, both.uncapped) == (
         32,
         16,
         True,
@@ -227,22 +227,22 @@ def request(ticket: int, mib: int) -> Request:
 def test_who_came_last_goes_first_and_only_after_a_while(card):
     held = [request(1, 400), request(2, 300)]
 
-    def yields(ticket, foreign, looks=3):
-        crowd = Crowd(card, ticket, looks=3)
-        for _ in range(looks):
-            crowd.see(held, foreign)
-        return bool(crowd.why)
+    def yields(ticket, foreign, samples=3):
+        preemption = PreemptionPolicy(card, ticket, samples=3)
+        for _ in range(samples):
+            preemption.observe(held, foreign)
+        return bool(preemption.reason)
 
     assert not yields(2, 300)  # it all fits
     assert yields(2, 301)
     assert not yields(1, 301)
     assert not yields(1, 600)
     assert yields(1, 601)
-    assert not yields(2, 301, looks=2)
+    assert not yields(2, 301, samples=2)
 
 
 def test_a_moment_is_no_reason_to_go(card):
-    crowd = Crowd(card, 1, looks=3)
+    preemption = PreemptionPolicy(card, 1, samples=3)
     for foreign in (900, 900, 0, 900, 900, None, 0):
-        crowd.see([request(1, 400)], foreign)
-    assert not crowd.why
+        preemption.observe([request(1, 400)], foreign)
+    assert not preemption.reason

@@ -10,12 +10,12 @@ def starts(
     jobs: Sequence[tuple[float, float, Size]],
     backfill: bool = True,
     tickets: Sequence[float] = (),
-    taken_mib: int = 0,
+    overuse_mib: int = 0,
 ) -> Iterator[tuple[int, float]]:
     """Jobs of (arrival, duration, size) played through the policy: (job, its start), in the order of starts.
 
     backfill: False is plain first come, first served; for tests and for the bench. tickets: the order in line, where it is not that of
-    the arrivals. taken_mib: what other programs use all the time.
+    the arrivals. overuse_mib: what other programs use all the time.
     """
     arrivals = sorted(range(len(jobs)), key=lambda j: jobs[j][0])
     queue, running, now = list[int](), list[tuple[float, int]](), 0.0
@@ -27,7 +27,7 @@ def starts(
             queue.append(arrivals.pop(0))
         queue.sort(key=lambda j: tickets[j] if tickets else jobs[j][0])
         allowed = startable(
-            budget_mib, taken_mib, [jobs[j][2] for _, j in running], [jobs[j][2] for j in queue]
+            budget_mib, overuse_mib, [jobs[j][2] for _, j in running], [jobs[j][2] for j in queue]
         )
         if not backfill:
             allowed = [place for place, right in enumerate(allowed) if place == right]

@@ -52,7 +52,7 @@ def silent(run: Run, params: PlainParams) -> Artifact:
     """Says nothing of its memory."""
 
 
-@step(gpu=True, vram_mib=1024, outside=True)
+@step(gpu=True, vram_mib=1024, uncapped=True)
 def cupy(run: Run, params: PlainParams) -> Artifact:
     """Takes memory that no cap holds."""
 
@@ -77,7 +77,7 @@ def ended(card, step, arguments, ask, peak, cap=None, **more):
         lease_mib=ask.mib,
         peak_mib=min(peak, cap),
         out_of_memory=peak > cap,
-        met_cap=peak >= 0.95 * cap,
+        hit_limit=peak >= 0.95 * cap,
         exclusive=ask.exclusive,
         **more,
     )

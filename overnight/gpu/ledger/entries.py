@@ -1,10 +1,11 @@
-"""The files of a ledger: what a request is called, whether its owner lives, and a view of all of them at one moment."""
+"""The files of a ledger: requests, grants, and a view of all of them at one moment."""
 
 import errno
 import fcntl
 import os
 import stat
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,13 +14,17 @@ from typing import Any, Self
 from overnight.gpu.ledger import liveness, metadata
 
 TRIES = 8
-MOST = 10**12  # grants; what has a higher number is none of ours, and could not be counted up
-SETTLE_S = (0.0005, 0.001, 0.002, 0.004, 0.008)
+MAX_GRANTS = 10**12  # a file with a higher number is not the ledger's, and could not be counted up
+UNLOCK_PAUSES_S = (0.0005, 0.001, 0.002, 0.004, 0.008)
+DELETED = " (deleted)"
 
 
 @dataclass(frozen=True)
 class Request:
-    """One line of the ledger. `who`: what its owner says of itself (experiment, step, since, use_mib, peak_mib ...)."""
+    """A request for a part of the card.
+
+    `owner`: its metadata (experiment, step, since, use_mib, peak_mib ...).
+    """
 
     folder: Path
     holds: bool
@@ -27,58 +32,61 @@ class Request:
     mib: int
     pid: int
     exclusive: bool = False
-    who: dict[str, Any] = field(default_factory=dict)
+    owner: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """Of its file."""
-        return f"{'h' if self.holds else 'q'}-{self.ticket}-{self.mib}-{self.pid}{'-x' if self.exclusive else ''}"
+        """The name of its file."""
+        state = "h" if self.holds else "q"
+        return f"{state}-{self.ticket}-{self.mib}-{self.pid}{'-x' if self.exclusive else ''}"
 
     @property
     def path(self) -> Path:
-        """Its file."""
         return self.folder / self.name
 
     @property
     def order(self) -> tuple[int, int, int]:
-        """What those in line are sorted by."""
+        """The sort key of the queue."""
         return self.ticket, self.pid, self.mib
 
     @classmethod
     def parse(cls, folder: Path, name: str) -> Self | None:
-        """From a file's name; None for a file that is no request."""
+        """Parse a file name; None for a file that is no request."""
         state, *numbers = name.removesuffix("-x").split("-")
-        if (
-            state not in ("q", "h")
-            or len(numbers) != 3
-            or not all(n.isdecimal() and n.isascii() for n in numbers)
-        ):
+        if state not in ("q", "h") or len(numbers) != 3:
+            return None
+        if not all(n.isdecimal() and n.isascii() for n in numbers):
             return None
         ticket, mib, pid = map(int, numbers)
         found = cls(folder, state == "h", ticket, mib, pid, name.endswith("-x"))
         return found if found.name == name else None  # a number may be written in more than one way
 
-    def read(self) -> Self:
-        """The same with what its owner says; nothing when that is torn or gone."""
-        return self if self.who else replace(self, who=metadata.read(self.path))
+    def with_owner(self) -> Self:
+        """The same with the metadata in its file; empty when that is torn or gone."""
+        return self if self.owner else replace(self, owner=metadata.read(self.path))
 
 
 @dataclass(frozen=True)
 class View:
-    """The ledger as it was at one moment; not `sure` when it changed faster than one can look. lost: somebody holds without a file."""
+    """The ledger at one moment.
+
+    requests: holders first, then the queue in its order; grants: the number of the youngest grant;
+    has_orphans: some holder has no file; consistent: False when the files changed faster than they could be
+    read.
+    """
 
     folder: Path
     names: frozenset[str]
-    requests: list[Request]  # holders first, then the queue in its order
-    grants: int  # the number of the youngest grant
-    lost: bool = False
-    sure: bool = True
+    requests: list[Request]
+    grants: int
+    has_orphans: bool = False
+    consistent: bool = True
 
     def unchanged(self) -> bool:
-        """Whether nobody came, went or died since: much cheaper than to look again."""
+        """Whether no request came, went or died since; much cheaper than another snapshot."""
         try:
             return (
-                self.sure
+                self.consistent
                 and frozenset(os.listdir(self.folder)) == self.names
                 and all(locked(r.path) for r in self.requests if r.holds)
             )
@@ -86,105 +94,113 @@ class View:
             return False
 
 
-def look(folder: Path, budget_mib: int) -> View:
-    """Every request whose owner lives; the files of the others are removed.
+def snapshot(folder: Path, budget_mib: int) -> View:
+    """Every request whose owner lives; remove the files of the others.
 
-    A live grant whose request has no file, or a witness that has none: that one was renamed, or is ending, just now, so look again. When it
-    stays so, somebody removed files. Then the witness says how much is held, or else the content of the grant, and when that is torn, it
-    counts as the whole budget.
+    A live grant without a request file, or a liveness token without one, was just renamed or is ending, so
+    try again. When it stays so, somebody removed files: then the token says how much is held, or else the
+    content of the grant; a torn one counts as the whole budget.
     """
     for _ in range(TRIES):
-        names = liveness.bound(
-            folder
-        )  # read first: who comes meanwhile has files, or will see who is looking
-        view, lost = _look(folder)
+        tokens = liveness.bound_names(folder)  # read first: a later claim has files, or sees this reader
+        view, lost = _snapshot_once(folder)
         known = {r.order for r in view.requests}
-        gone = [r for name in names if (r := Request.parse(folder, name)) and r.order not in known]
-        if view.sure and not lost and not gone:
+        gone = [r for r in _parsed(folder, tokens) if r.order not in known]
+        if view.consistent and not lost and not gone:
             return view
     gone += _orphans(folder, lost, budget_mib, gone)
-    return replace(
-        view, requests=[replace(r, who=r.who or _said(r)) for r in gone] + view.requests, lost=bool(gone)
-    )
+    orphans = [replace(r, owner=r.owner or _metadata_of_removed(r)) for r in gone]
+    return replace(view, requests=orphans + view.requests, has_orphans=bool(gone))
 
 
-def _look(folder: Path) -> tuple[View, list[int]]:
-    """One look at the files: the view, and the live grants without a request."""
+def _snapshot_once(folder: Path) -> tuple[View, list[int]]:
+    """The view, and the live grants without a request."""
     names = _names(folder)
-    numbers = {number for n in names if (number := _number(n))}
-    grants = {number: inode for number in numbers if (inode := _inode(folder / f"g-{number}"))}
-    alive, sure = dict[int, Request](), True
-    for request in [r for name in names if (r := Request.parse(folder, name))]:
+    numbers = {_grant_number(name) for name in names} - {0}
+    grants = _grant_inodes(folder, numbers)
+    alive, consistent = _live_requests(folder, names, set(grants.values()))
+    last = max(numbers, default=0)
+    lost, still = _lost(folder, [number for number in grants if grants[number] not in alive])
+    live = {number for number, inode in grants.items() if inode in alive}
+    dead = _remove_dead(folder, names, numbers - live - {*lost, last})
+    requests = sorted(alive.values(), key=lambda r: (not r.holds, r.order))
+    return View(folder, frozenset(names - dead), requests, last, consistent=consistent and still), lost
+
+
+def _grant_inodes(folder: Path, numbers: set[int]) -> dict[int, int]:
+    inodes = {number: _inode(folder / f"g-{number}") for number in numbers}
+    return {number: inode for number, inode in inodes.items() if inode}
+
+
+def _live_requests(folder: Path, names: set[str], granted: set[int]) -> tuple[dict[int, Request], bool]:
+    """Requests with a living owner by inode, and whether none of them went meanwhile.
+
+    Remove the others from disk and `names`.
+    """
+    alive = dict[int, Request]()
+    consistent = True
+    for request in _parsed(folder, names):
         try:
             inode = locked(request.path)
-        except FileNotFoundError:  # it ended or was granted while we looked
-            sure = False
+        except FileNotFoundError:  # it ended or was granted meanwhile
+            consistent = False
             continue
         if inode:
-            alive[inode] = replace(request, holds=request.holds or inode in grants.values())
+            alive[inode] = replace(request, holds=request.holds or inode in granted)
         else:
             _remove(request.path)
             names.discard(request.name)
-    last = max(numbers, default=0)
-    lost, still = _lost(folder, [number for number in grants if grants[number] not in alive])
-    dead = _dead(
-        folder,
-        names,
-        numbers - {number for number, inode in grants.items() if inode in alive} - {*lost, last},
-    )
-    requests = sorted(alive.values(), key=lambda r: (not r.holds, r.order))
-    return View(folder, frozenset(names - dead), requests, last, sure=sure and still), lost
+    return alive, consistent
 
 
 def _lost(folder: Path, grants: list[int]) -> tuple[list[int], bool]:
-    """Those of these grants that live; and whether none of them has gone meanwhile."""
-    found, sure = list[int](), True
+    """The live ones among these grants, and whether none of the grants went meanwhile."""
+    found = list[int]()
+    consistent = True
     for number in grants:
         try:
             found += [number] if locked(folder / f"g-{number}") else []
         except FileNotFoundError:
-            sure = False
-    return found, sure
+            consistent = False
+    return found, consistent
 
 
-def _dead(folder: Path, names: set[str], grants: set[int]) -> set[str]:
-    """Files that nobody needs, now removed: ended grants, and requests that never will be shown."""
-    dead = {f"g-{number}" for number in grants} | {
-        n for n in names if n.startswith(".") and _abandoned(folder, n[1:])
-    }
+def _remove_dead(folder: Path, names: set[str], grants: set[int]) -> set[str]:
+    """Remove ended grants, and requests whose process ended before it showed them; their names."""
+    hidden = {name for name in names if name.startswith(".") and _abandoned(folder, name[1:])}
+    dead = {f"g-{number}" for number in grants} | hidden
     for name in dead:
         _remove(folder / name)
     return dead
 
 
-def named(folder: Path) -> list[Request]:
-    """The requests by their names alone, those of the dead among them."""
-    return [r for name in _names(folder) if (r := Request.parse(folder, name))]
+def requests_by_name(folder: Path) -> list[Request]:
+    """The requests by their names alone, dead ones included."""
+    return _parsed(folder, _names(folder))
 
 
-def settle(folder: Path, closed: list[str]) -> None:
-    """Wait for the locks and witnesses of those who have just closed their files: the kernel tells of it a moment before it drops them."""
-    for pause in SETTLE_S:
-        held = liveness.bound(folder) if closed else []
+def wait_for_unlock(folder: Path, closed: list[str]) -> None:
+    """Wait until these files are unlocked.
+
+    The kernel reports a close a moment before it drops lock and liveness token.
+    """
+    for pause in UNLOCK_PAUSES_S:
+        held = liveness.bound_names(folder) if closed else []
         if not any(name in held or _is_locked(folder / name) for name in closed):
             return
         time.sleep(pause)
 
 
 def locked(path: Path) -> int:
-    """The inode of a file that somebody has locked, 0 when nobody has. Raises FileNotFoundError."""
-    try:
-        descriptor = os.open(
-            path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
-        )  # a pipe of that name would be waited for
+    """The inode of a locked file, 0 when it is not locked. Raises FileNotFoundError."""
+    try:  # non-blocking, since opening a pipe of that name would wait
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # a link or a socket: no request, whatever its name
             return 0
         raise
-    try:
-        fcntl.flock(
-            descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB
-        )  # shared, so that two who look do not take each other for an owner
+    try:  # a shared lock, so that two readers do not take each other for an owner
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return os.fstat(descriptor).st_ino
     else:
@@ -193,13 +209,13 @@ def locked(path: Path) -> int:
         os.close(descriptor)
 
 
-def create(request: Request, who: dict[str, Any]) -> int:
-    """The file of a new request, locked before anybody can see it; its descriptor. Raises FileExistsError, OSError."""
+def create(request: Request, owner: dict[str, Any]) -> int:
+    """Create a request's file, locked before it is visible; its descriptor. Raises FileExistsError, OSError."""
     hidden = request.folder / f".{request.name}"  # while it is there, no other thread makes one of this name
     descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        tell(descriptor, request, who)
+        write_metadata(descriptor, request, owner)
         if in_use(request):
             raise FileExistsError(errno.EEXIST, "another request of this process", str(request.path))
         hidden.rename(request.path)
@@ -211,65 +227,85 @@ def create(request: Request, who: dict[str, Any]) -> int:
 
 
 def in_use(request: Request) -> bool:
-    """Whether this process has a request of that name, one that waits or (looked for only then: the former becomes the latter) holds."""
+    """Whether this process has a request of that name.
+
+    Waiting is checked first, since a waiting one becomes a holding one.
+    """
     return request.path.exists() or replace(request, holds=True).path.exists()
 
 
-def tell(descriptor: int, request: Request, who: dict[str, Any]) -> None:
-    """Replace what a request says of itself."""
-    metadata.write(
-        descriptor,
-        {"ticket": request.ticket, "mib": request.mib, "pid": request.pid, "exclusive": request.exclusive}
-        | who,
-    )
+def write_metadata(descriptor: int, request: Request, owner: dict[str, Any]) -> None:
+    """Replace the metadata in a request's file."""
+    own = {"ticket": request.ticket, "mib": request.mib, "pid": request.pid, "exclusive": request.exclusive}
+    metadata.write(descriptor, own | owner)
 
 
-def _said(request: Request) -> dict[str, Any]:
-    """What somebody without a file says of itself: its owner still has it open."""
-    at = Path(f"/proc/{request.pid}/fd")
+def open_in(request: Request) -> list[int]:
+    """Pids of the processes that have a request's file open: its owner, and what was forked from it."""
+    wanted = {str(request.path), f"{request.path}{DELETED}"}
+    return [int(pid) for pid in os.listdir("/proc") if pid.isdecimal() and wanted & set(_open_files(pid))]
+
+
+def _open_files(pid: str) -> Iterator[str]:
     with suppress(OSError):
-        for descriptor in at.iterdir():
+        for descriptor in os.listdir(f"/proc/{pid}/fd"):
             with suppress(OSError):
-                if descriptor.readlink().name.removesuffix(" (deleted)") in (
-                    request.name,
-                    f"q{request.name[1:]}",
-                ):
+                yield os.readlink(f"/proc/{pid}/fd/{descriptor}")
+
+
+def _metadata_of_removed(request: Request) -> dict[str, Any]:
+    """The metadata of a holder whose file was removed: its owner still has it open."""
+    names = (request.name, f"q{request.name[1:]}")
+    with suppress(OSError):
+        for descriptor in Path(f"/proc/{request.pid}/fd").iterdir():
+            with suppress(OSError):
+                if descriptor.readlink().name.removesuffix(DELETED) in names:
                     return metadata.read(descriptor)
     return {}
 
 
 def _orphans(folder: Path, grants: list[int], budget_mib: int, gone: list[Request]) -> list[Request]:
-    """Holders whose request was removed, from what their grants still say, but for those that witnesses tell of."""
-    found, known = [_orphan(folder, number, budget_mib) for number in grants], {r.order for r in gone}
-    torn, whole = [r for r in found if not r.pid], [r for r in found if r.pid]
-    spare = len(known - {r.order for r in whole})  # witnesses that may be of those who can say nothing
-    return [r for r in whole if r.order not in known] + torn[spare:]
+    """Holders whose request was removed, from the content of their grants.
+
+    `gone`: those known by their liveness tokens.
+    """
+    found = [_orphan(folder, number, budget_mib) for number in grants]
+    known = {r.order for r in gone}
+    readable = [r for r in found if r.pid]
+    torn = [r for r in found if not r.pid]
+    spare = len(known - {r.order for r in readable})  # tokens that may belong to torn grants
+    return [r for r in readable if r.order not in known] + torn[spare:]
 
 
 def _orphan(folder: Path, number: int, budget_mib: int) -> Request:
-    """From a grant; all of the budget, and of nobody, where that says nothing that could be."""
-    said = metadata.read(folder / f"g-{number}")
-    mib, ticket, pid = (metadata.amount(said.get(key), most=1 << 63) for key in ("mib", "ticket", "pid"))
+    """From a grant's content; the whole budget with pid 0 where that is not plausible."""
+    owner = metadata.read(folder / f"g-{number}")
+    mib, ticket, pid = (metadata.amount(owner.get(key), most=1 << 63) for key in ("mib", "ticket", "pid"))
     if not mib or not ticket or not pid or mib > budget_mib:
-        return Request(folder, True, 0, budget_mib, 0, who=said)
-    return Request(folder, True, int(ticket), int(mib), int(pid), said.get("exclusive") is True, said)
+        return Request(folder, True, 0, budget_mib, 0, owner=owner)
+    return Request(folder, True, int(ticket), int(mib), int(pid), owner.get("exclusive") is True, owner)
 
 
 def _names(folder: Path) -> set[str]:
     try:
         return set(os.listdir(folder))
-    except FileNotFoundError:  # somebody removed the whole folder; those who wait make it again
+    except FileNotFoundError:  # somebody removed the whole folder; waiting processes make it again
         return set()
 
 
-def _number(name: str) -> int:
-    """Of a grant's file, else 0."""
+def _parsed(folder: Path, names: set[str] | list[str]) -> list[Request]:
+    return [request for request in (Request.parse(folder, name) for name in names) if request]
+
+
+def _grant_number(name: str) -> int:
+    """The number of a grant's file, 0 for other files."""
     digits = name[2:] if name.startswith("g-") and name.isascii() and name[2:].isdecimal() else "0"
-    return int(digits) if digits[0] != "0" and len(digits) <= len(str(MOST)) and int(digits) <= MOST else 0
+    plausible = digits[0] != "0" and len(digits) <= len(str(MAX_GRANTS)) and int(digits) <= MAX_GRANTS
+    return int(digits) if plausible else 0
 
 
 def _inode(path: Path) -> int:
-    """Of a file; what else has such a name takes its number, and holds nothing."""
+    """The inode of a regular file, else 0: anything else of that name takes its number, and holds nothing."""
     try:
         found = path.lstat()
     except OSError:
@@ -278,13 +314,11 @@ def _inode(path: Path) -> int:
 
 
 def _abandoned(folder: Path, name: str) -> bool:
-    """Whether a request that was not yet shown will never be."""
+    """Whether the process of a request that is still hidden has ended."""
     request = Request.parse(folder, name)
-    return (
-        request is not None
-        and not Path(f"/proc/{request.pid}").exists()
-        and not _is_locked(folder / f".{name}")
-    )
+    if request is None or Path(f"/proc/{request.pid}").exists():
+        return False
+    return not _is_locked(folder / f".{name}")
 
 
 def _is_locked(path: Path) -> bool:
@@ -299,6 +333,6 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def youngest(folder: Path) -> int:
+def youngest_grant(folder: Path) -> int:
     """The number of the youngest grant."""
-    return max(map(_number, _names(folder)), default=0)
+    return max(map(_grant_number, _names(folder)), default=0)

@@ -1,8 +1,9 @@
-"""Who holds although their files were removed: a name that the kernel knows as long as the holder lives, and that lies in no folder.
+"""Liveness tokens: kernel names that let a holder count although its files were removed.
 
-Before its grant a process binds a socket to a name in the abstract namespace (unix(7)): nobody can remove or rename it, and none is left
-behind. It goes with the last process that has it, as the lock does. Reading the kernel's list of names takes a tenth of a millisecond.
-Processes in containers with a network of their own do not see each other's; for them the ledger's files alone speak.
+Before its grant a process binds a socket to a name in the abstract namespace (unix(7)), which nobody can
+remove or rename. The name goes with the last process that has the socket, like the file lock. Reading the
+kernel's list of names takes a tenth of a millisecond. Processes in containers with a network of their own do
+not see each other's tokens; there the ledger's files alone count.
 """
 
 import hashlib
@@ -15,33 +16,30 @@ LIST = "/proc/net/unix"
 
 
 def bind(folder: Path, name: str) -> socket.socket:
-    """Show the kernel who holds something of a folder; until this is closed by every process that has it.
+    """Bind a token for a folder; it lives until every process that has the socket has closed it.
 
-    Raises OSError, EADDRINUSE where another has that name.
+    Raises OSError; EADDRINUSE where another process has that name.
     """
-    bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    token = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
-        bound.bind(f"\0{_prefix(folder)}{name}")
+        token.bind(f"\0{_prefix(folder)}{name}")
     except OSError:
-        bound.close()
+        token.close()
         raise
-    return bound
+    return token
 
 
-def bound(folder: Path) -> list[str]:
-    """The names of all who hold something of a folder, or are about to claim it."""
+def bound_names(folder: Path) -> list[str]:
+    """The names of all tokens of a folder: its holders, and those about to claim."""
     prefix = f"@{_prefix(folder)}".encode()
-    return [
-        line.rpartition(prefix)[2].decode(errors="replace")
-        for line in _listed().split(b"\n")
-        if prefix in line
-    ]
+    lines = _listed().split(b"\n")
+    return [line.rpartition(prefix)[2].decode(errors="replace") for line in lines if prefix in line]
 
 
 def _listed() -> bytes:
     try:
         descriptor = os.open(LIST, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # nobody can be told apart then; files and locks still count
+    except OSError:  # without the list, files and locks still count
         return b""
     try:
         return b"".join(iter(lambda: os.read(descriptor, 1 << 16), b""))

@@ -1,4 +1,4 @@
-"""What the files of a card's folder say of themselves, as JSON."""
+"""The JSON in the files of a card's folder."""
 
 import json
 import os
@@ -8,30 +8,33 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-MOST = 1 << 16  # bytes that are read
-ROOM = 1 << 10  # bytes; a text is filled up to it, so that people see nothing of a longer one before it
-_TEXT = json.JSONEncoder(default=str).encode  # made once: a holder speaks several times a second
-_FIRST = json.JSONDecoder().raw_decode
+MAX_BYTES = 1 << 16  # that are read
+PAD_BYTES = 1 << 10  # a shorter text is padded to it, so that nothing remains of a longer one before it
+_encode = json.JSONEncoder(default=str).encode  # made once: a holder writes several times a second
+_decode = json.JSONDecoder().raw_decode
 
 
-def write(descriptor: int, facts: Mapping[str, Any]) -> None:
-    """Replace what a file says, without its longest parts where that is too much. A full disk is no reason to stop."""
-    text = _TEXT(facts).encode()
-    if len(text) > MOST:
-        text = _TEXT({name: value for name, value in facts.items() if len(_TEXT(value)) <= ROOM}).encode()
+def write(descriptor: int, values: Mapping[str, Any]) -> None:
+    """Replace the content of a file, without its longest values where it is too long.
+
+    A full disk is no error.
+    """
+    text = _encode(values).encode()
+    if len(text) > MAX_BYTES:
+        short = {name: value for name, value in values.items() if len(_encode(value)) <= PAD_BYTES}
+        text = _encode(short).encode()
     with suppress(OSError):
-        os.pwrite(descriptor, text.ljust(ROOM), 0)
+        os.pwrite(descriptor, text.ljust(PAD_BYTES), 0)
 
 
-def amount(said: Any, most: float = 1e12) -> float | None:
-    """A number that somebody said, from 0 to `most`; None for what is none: infinity, text, a thousand digits."""
-    return (
-        said if isinstance(said, int | float) and not isinstance(said, bool) and 0 <= said <= most else None
-    )
+def amount(value: Any, most: float = 1e12) -> float | None:
+    """A number from 0 to `most`; None for anything else: infinity, text, a thousand digits."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and 0 <= value <= most else None
 
 
 def read(path: Path | str) -> dict[str, Any]:
-    """What a request, or another file of a card's folder, says of itself; nothing when that is torn or gone."""
+    """The content of a file; empty when it is torn or gone."""
     return read_if_any(path) or {}
 
 
@@ -42,10 +45,10 @@ def read_if_any(path: Path | str) -> dict[str, Any] | None:
     except OSError:
         return None
     try:
-        text = os.read(descriptor, MOST)
+        text = os.read(descriptor, MAX_BYTES)
         if not text and not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return None
-        values, _ = _FIRST(text.decode())
+        values, _ = _decode(text.decode())
     except (IsADirectoryError, BlockingIOError):
         return None
     except (OSError, ValueError, RecursionError):

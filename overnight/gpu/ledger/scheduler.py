@@ -1,9 +1,10 @@
-"""Who of those in line may start now: a pure function of sizes, without clocks or guesses of how long anybody takes.
+"""Which waiting requests may start now: a pure function of sizes, without clocks or guesses of durations.
 
-First come, first served, with backfill: a request passes those ahead of it only when it cannot make any of them start later. Somebody
-ahead who asks for w MiB starts when what is left of the holders and of those between leaves room for w, whichever of them end first. So
-for every sum s that any subset of them can have, s + w within the budget must mean that s + w + mine is within the budget, too. The sums
-of all subsets are the bits of one integer, so that this is exact and cheap.
+First come, first served, with backfill: a request passes those ahead of it only when it cannot make any of
+them start later. A request ahead that asks for w MiB starts when what is left of the holders and of the
+requests between leaves room for w, whichever of them end first. So for every sum s that a subset of them can
+have, s + w within the budget must imply that s + w + mine is within the budget, too. The sums of all subsets
+are the bits of one integer, so that this is exact and cheap.
 """
 
 from collections.abc import Sequence
@@ -12,33 +13,34 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Size:
-    """What one request takes: its MiB, and whether it lets nobody run beside it."""
+    """What one request takes: its MiB, and whether it lets no other run beside it."""
 
     mib: int
     exclusive: bool = False
 
     def weight(self, budget_mib: int) -> int:
-        """What it keeps from others."""
+        """MiB that others cannot have."""
         return budget_mib if self.exclusive else self.mib
 
 
-def startable(budget_mib: int, taken_mib: int, held: Sequence[Size], queue: Sequence[Size]) -> list[int]:
-    """Which places of the queue may start now, all of them together.
+def startable(budget_mib: int, overuse_mib: int, held: Sequence[Size], queue: Sequence[Size]) -> list[int]:
+    """Indices of the queue that may start now, all of them together.
 
-    budget_mib: what may be granted in all; taken_mib: what programs that know nothing of it use of it now. Nobody knows when they end,
-    so while they alone keep somebody from starting, others may pass.
+    budget_mib: what may be granted in all; overuse_mib: what other programs use of it now. Nobody knows when
+    they end, so while they alone keep a request from starting, others may pass.
     """
     room = budget_mib - sum(h.weight(budget_mib) for h in held)
-    free = budget_mib - taken_mib - sum(h.mib for h in held)
+    free = budget_mib - overuse_mib - sum(h.mib for h in held)
     if not any(r.weight(budget_mib) <= room and r.mib <= free for r in queue):
         return []
-    line = _Line(budget_mib, taken_mib, [h.weight(budget_mib) for h in held])
+    line = _Line(budget_mib, overuse_mib, [h.weight(budget_mib) for h in held])
     starts = []
-    for place, request in enumerate(queue):
+    for index, request in enumerate(queue):
         weight = request.weight(budget_mib)
         if weight <= room and request.mib <= free and line.harmless(weight):
-            starts.append(place)
-            room, free = room - weight, free - request.mib
+            starts.append(index)
+            room -= weight
+            free -= request.mib
             line.start(weight)
         else:
             line.wait(request)
@@ -46,10 +48,11 @@ def startable(budget_mib: int, taken_mib: int, held: Sequence[Size], queue: Sequ
 
 
 class _Line:
-    """Those who wait ahead, each with the sums of what may be left of all before them."""
+    """The requests ahead, each with the possible sums of what may be left of all before it."""
 
-    def __init__(self, budget_mib: int, taken_mib: int, held: Sequence[int]) -> None:
-        self.all, self.budget = budget_mib, budget_mib - taken_mib
+    def __init__(self, budget_mib: int, overuse_mib: int, held: Sequence[int]) -> None:
+        self.budget_mib = budget_mib
+        self.free_mib = budget_mib - overuse_mib
         self.mask = (1 << (budget_mib + 1)) - 1
         self.sums = 1
         for weight in held:
@@ -65,18 +68,22 @@ class _Line:
 
     def wait(self, request: Size) -> None:
         self.ahead.append((self._beside(request), self.sums))
-        self.sums = self._with(self.sums, request.weight(self.all))
+        self.sums = self._with(self.sums, request.weight(self.budget_mib))
 
     def _beside(self, request: Size) -> int:
-        """The most that others may hold when it starts; negative while only programs outside could make room for it.
+        """The most that others may hold when it starts.
 
-        Who asks for more than all there is knows of a larger budget, and is waited for.
+        Negative while only other programs could make room for it.
+
+        A request for more than the whole budget comes from a process with a larger budget, and is waited for.
         """
-        most = self.budget - request.mib
-        return most if most < 0 <= self.all - request.mib else 0 if request.exclusive else max(0, most)
+        most = self.free_mib - request.mib
+        if most < 0 <= self.budget_mib - request.mib:
+            return most
+        return 0 if request.exclusive else max(0, most)
 
     def harmless(self, weight: int) -> bool:
-        """Whether nobody ahead could start later because of it."""
+        """Whether no request ahead could start later because of this weight."""
         return not any(_any_bit(sums, most - weight, most) for most, sums in self.ahead)
 
 

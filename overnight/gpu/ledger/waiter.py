@@ -1,4 +1,7 @@
-"""One place in the line for a card: stand in it, look, wait to be woken, take what is free when it is this request's turn."""
+"""A waiter: one request in the queue for a card, from its entry to its grant.
+
+And the search for deadlocks between waiters.
+"""
 
 import errno
 import os
@@ -10,274 +13,307 @@ from pathlib import Path
 from socket import socket
 from typing import Any
 
-from overnight.errors import DiskFull, OvernightError, ServiceError
+from overnight.errors import BadInput, ServiceError
 from overnight.gpu.ledger import entries, liveness
-from overnight.gpu.ledger.deadlock import gives_way, knot, loose_end, sizes
 from overnight.gpu.ledger.entries import Request, View
-from overnight.gpu.ledger.notify import CLOSED, Bell
+from overnight.gpu.ledger.filesystem import unusable
+from overnight.gpu.ledger.inotify import CLOSED, Watcher
 from overnight.gpu.ledger.scheduler import Size, startable
 
 POLL_S = 0.1
-LOOK_S = 2.0  # a whole look even when nothing seems to have changed: for what other programs gave back, and news that nobody told
-WAKE_S = 0.5  # the longest sleep, so that who is asked to stop hears of it
-BEHIND_S, STEP_S, MOST_S = (
-    0.002,
-    0.0003,
-    0.02,
-)  # who is not first in line leaves the others time to take what they may
-PASSED_S = 1.0  # a request that could start and does not is stopped; those behind it go on
-GAP_S = 1.0  # between two looks; after a longer one this process was stopped itself, and knows nothing of others who may have been, too
+REFRESH_S = 2.0  # a full snapshot even without an event: other programs may have given memory back
+WAKE_S = 0.5  # the longest sleep, so that a request to stop is noticed
+BEHIND_S = 0.002  # a waiter that is not first lets the others take what they may: so long,
+BEHIND_EACH_S = 0.0003  # so much more for each of them,
+BEHIND_MAX_S = 0.02  # and no longer
+PASSED_S = 1.0  # a request that could start and does not for so long is stopped; those behind it go on
+GAP_S = (
+    1.0  # a longer pause between two checks: this process was stopped, and the times of others mean nothing
+)
+NO_SECOND_TRY = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMFILE, errno.ENFILE)
 
 OnWait = Callable[[list[Request], int], None]
 
 
-class Place:
-    """A place in line: a request that waits, and what its owner has seen of the others."""
+class Waiter:
+    """A request that waits, and what its owner knows of the others."""
 
     def __init__(
         self,
         folder: Path,
         budget_mib: int,
         size: Size,
-        who: dict[str, Any],
-        taken: Callable[[], int],
+        owner: dict[str, Any],
+        overuse: Callable[[], int],
         smaller: Sequence[int],
         ticket: int | None,
-        what: str,
+        unit: str,
     ) -> None:
-        self.folder, self.budget_mib, self.what = folder, budget_mib, what
-        self.taken, self.smaller = taken, sorted(smaller, reverse=True)
-        self.who = {"since": time.time(), "pid": os.getpid(), **who}
-        self.taken_mib, self.told = 0, (False, False)
+        self.folder = folder
+        self.budget_mib = budget_mib
+        self.unit = unit
+        self.overuse = overuse
+        self.smaller = sorted(smaller, reverse=True)
+        self.owner = {"since": time.time(), "pid": os.getpid(), **owner}
+        self.overuse_mib = 0
+        self.reported = (
+            False,
+            False,
+        )  # whether `on_wait` was called, and whether other programs were in the way
         self.seen: View | None = None
-        self.looked = self.awake = 0.0
-        self.bell = Bell(folder)
-        self.tied: tuple[frozenset[str], float] = frozenset(), 0.0
-        self.witness: socket | None = None
+        self.seen_at = 0.0
+        self.checked_at = 0.0
+        self.watcher = Watcher(folder)
+        self.deadlock: tuple[frozenset[str], float] = (
+            frozenset(),
+            0.0,
+        )  # names of its requests, and since when
+        self.token: socket | None = None
         self.late: dict[str, float] = {}  # others that could start, and since when
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        ticket = (
-            now if ticket is None else min(ticket, now)
-        )  # one of before the last boot means nothing any more
+        ticket = now if ticket is None else min(ticket, now)  # one of before the last boot has no meaning
         self.request = Request(folder, False, ticket, size.mib, os.getpid(), size.exclusive)
-        self.descriptor = self._stand()
+        self.descriptor = self._enter()
 
-    def _stand(self) -> int:
+    def _enter(self) -> int:
+        """Create the request's file; its descriptor."""
         while True:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                return entries.create(self.request, self.who)
+                return entries.create(self.request, self.owner)
             except (
                 FileExistsError
-            ):  # another thread of this process came in the same nanosecond, or with the same old ticket
-                self.request = replace(self.request, ticket=self.request.ticket + 1)
+            ):  # another thread of this process, in the same nanosecond or with the same old ticket
+                self._next_ticket()
             except FileNotFoundError:  # somebody removed the folder at this moment
                 continue
             except OSError as error:
                 raise unusable(self.folder, error) from None
 
+    def _next_ticket(self) -> None:
+        self.request = replace(self.request, ticket=self.request.ticket + 1)
+
     def take(self) -> bool:
         """Hold the memory if it is this request's turn; cheap as long as nothing has changed."""
         now = time.monotonic()
-        if now - self.awake > GAP_S:
+        if now - self.checked_at > GAP_S:
             self.late = {}
-        self.awake = now
-        if not self._news(now):
+        self.checked_at = now
+        if not self._may_have_changed(now):
             return False
-        self.bell.heard()  # what is seen from here on needs no bell
-        self.looked, self.seen = now, entries.look(self.folder, self.budget_mib)
+        self.watcher.events()  # the snapshot covers all events until here
+        self.seen_at = now
+        self.seen = entries.snapshot(self.folder, self.budget_mib)
         if all(r.path != self.request.path for r in self.seen.requests):
-            return self.seen.sure and self._again()
-        self.taken_mib = self.taken()
+            return self.seen.consistent and self._enter_again()
+        self.overuse_mib = self.overuse()
         if self._shrink():
             return False
         return self._my_turn(self.seen, now) and self._claim(now)
 
     def wait(self) -> None:
-        """Until something has happened in line, or it is time to look."""
-        if self.bell.arm():
-            self.seen = None  # what happened before it was watched was told to nobody
-        else:
-            patient = self.bell.rings and self.seen and self.seen.sure and not self._expects(time.monotonic())
-            self.bell.wait(WAKE_S if patient else POLL_S)
+        """Wait for an event in the folder, or until it is time to check."""
+        if self.watcher.start():
+            self.seen = None  # events before the start were missed
+            return
+        settled = self.seen and self.seen.consistent and not self._must_poll(time.monotonic())
+        self.watcher.wait(WAKE_S if self.watcher.active and settled else POLL_S)
 
-    def _expects(self, now: float) -> bool:
-        """Whether others could start, and may yet be found to be stopped; or hold without a file, so that no bell tells of their end."""
-        return (self.seen is not None and self.seen.lost) or any(
-            now - since <= PASSED_S + POLL_S for since in self.late.values()
-        )
+    def _must_poll(self, now: float) -> bool:
+        """Whether changes may come without an event.
 
-    def _news(self, now: float) -> bool:
-        """Whether it is worth to look at everything."""
-        if (
-            not self.seen
-            or not self.seen.sure
-            or now - self.looked >= (POLL_S if self._expects(now) else LOOK_S)
-        ):
+        A late request may count as stopped, a holder without a file may end.
+        """
+        if self.seen is not None and self.seen.has_orphans:
             return True
-        if not self.bell.rings:
-            return not self.seen.unchanged()
-        heard = self.bell.heard()
-        if heard is None or not any(map(self._before, heard)):
-            return heard is None
-        if behind := sum(not r.holds and r.order < self.request.order for r in self.seen.requests):
-            time.sleep(min(BEHIND_S + STEP_S * behind, MOST_S))
-            heard = _both(heard, self.bell.heard())
-        closed = [name for name, what in heard.items() if what == CLOSED and self._before(name)]
-        entries.settle(self.folder, closed)
-        return bool(closed) or self._could()
+        return any(now - since <= PASSED_S + POLL_S for since in self.late.values())
 
-    def _before(self, name: str) -> bool:
-        """Whether a file is of somebody whose end could be this request's beginning, or its own."""
+    def _may_have_changed(self, now: float) -> bool:
+        """Whether a full snapshot is worth its cost."""
+        if not self.seen or not self.seen.consistent:
+            return True
+        if now - self.seen_at >= (POLL_S if self._must_poll(now) else REFRESH_S):
+            return True
+        if not self.watcher.active:
+            return not self.seen.unchanged()
+        events = self.watcher.events()
+        if events is None or not any(map(self._is_ahead, events)):
+            return events is None
+        return self._free_after(events, self.seen)
+
+    def _free_after(self, events: dict[str, int], seen: View) -> bool:
+        """Whether this request could start after these events.
+
+        Gives the waiters ahead of it time to take theirs first.
+        """
+        ahead = sum(not r.holds and r.order < self.request.order for r in seen.requests)
+        if ahead:
+            time.sleep(min(BEHIND_S + BEHIND_EACH_S * ahead, BEHIND_MAX_S))
+            for name, mask in (
+                self.watcher.events() or {}
+            ).items():  # None: the watcher ended, so the next check is a full one
+                events[name] = events.get(name, 0) | mask
+        closed = [name for name, mask in events.items() if mask == CLOSED and self._is_ahead(name)]
+        entries.wait_for_unlock(self.folder, closed)
+        return bool(closed) or self._could_start()
+
+    def _is_ahead(self, name: str) -> bool:
+        """Whether a file belongs to a holder, to a request ahead, or to this one."""
         request = Request.parse(self.folder, name)
         return request is not None and (request.holds or request.ticket <= self.request.ticket)
 
-    def _could(self) -> bool:
-        """Whether, by their names alone, this request could start, or one before it."""
-        found = entries.named(self.folder)
-        queue = sorted(
-            (r for r in found if not r.holds and r.order <= self.request.order), key=lambda r: r.order
-        )
+    def _could_start(self) -> bool:
+        """Whether, by file names alone, this request or one ahead of it could start."""
+        found = entries.requests_by_name(self.folder)
+        waiting = [r for r in found if not r.holds and r.order <= self.request.order]
+        if self.request not in waiting:
+            return True
         held = sizes([r for r in found if r.holds])
-        missing = self.request not in queue
-        return missing or bool(startable(self.budget_mib, self.taken_mib, held, sizes(queue)))
+        queue = sizes(sorted(waiting, key=lambda r: r.order))
+        return bool(startable(self.budget_mib, self.overuse_mib, held, queue))
 
     def _claim(self, now: float) -> bool:
-        """Hold what seems to be free; who is outrun by another looks again at once."""
+        """Hold what seems to be free; when another was faster, try again at once."""
         for _ in range(entries.TRIES):
-            self.seen = entries.look(self.folder, self.budget_mib)
+            self.seen = entries.snapshot(self.folder, self.budget_mib)
             if not self._my_turn(self.seen, now):
                 return False
             if self._link(self.seen):
                 return True
         return False
 
-    def _again(self) -> bool:
-        """Stand in line anew, with the old ticket: somebody removed the file, or a claim was given up."""
-        self._unbind()
-        descriptor, self.descriptor = self.descriptor, -1
+    def _enter_again(self) -> bool:
+        """Enter the queue anew with the old ticket: somebody removed the file, or a claim was given up."""
+        self._release_token()
+        descriptor = self.descriptor
+        self.descriptor = -1
         os.close(descriptor)
-        self.descriptor = self._stand()
+        self.descriptor = self._enter()
         return False
 
     def _my_turn(self, view: View, now: float) -> bool:
-        """Whether this request may start, those passed over who could have and did not for a second."""
-        if not view.sure:
+        """Whether this request may start.
+
+        Requests that could have started and did not for a second are passed over.
+        """
+        if not view.consistent:
             return False
         held = sizes([r for r in view.requests if r.holds])
         queue = {r.name: Size(r.mib, r.exclusive) for r in view.requests if not r.holds}
         mine = self.request.name
 
         def start(names: list[str]) -> set[str]:
-            places = startable(self.budget_mib, self.taken_mib, held, [queue[name] for name in names])
-            return {names[place] for place in places}
+            indices = startable(self.budget_mib, self.overuse_mib, held, [queue[name] for name in names])
+            return {names[index] for index in indices}
 
-        passed = {
-            name
-            for name, since in self.late.items()
-            if now - since > PASSED_S and name in queue and start([name])
-        }
+        overdue = [name for name, since in self.late.items() if now - since > PASSED_S and name in queue]
+        passed = {name for name in overdue if start([name])}
         first = start([name for name in queue if name not in passed])
-        if not first and not self.taken_mib and (loose := self._tied(view, now)):
-            first = {loose.name}
+        if not first and not self.overuse_mib:
+            first = self._break_deadlock(view, now)
         self.late = {name: self.late.get(name, now) for name in first | passed if name != mine}
         return mine in first
 
-    def _tied(self, view: View, now: float) -> Request | None:
-        """Who may start although it is behind others, since all who hold wait for more; BadInput when that is nobody, to the youngest."""
-        tied = knot(self.budget_mib, view.requests)
-        if tied and (loose := loose_end(self.budget_mib, view.requests, tied)):
-            return loose
-        names = frozenset(r.name for r in tied)
-        if not tied or names != self.tied[0]:
-            self.tied = names, now
-        elif (
-            tied[-1] == self.request and now - self.tied[1] > PASSED_S
-        ):  # it was so for a while, and not for a moment of somebody's end
-            raise gives_way(self.request, tied, self.what)
-        return None
+    def _break_deadlock(self, view: View, now: float) -> set[str]:
+        """The name of a request that may start although it is behind others, since all holders wait for more.
+
+        Raises BadInput when there is none and this request is the victim: the youngest.
+        """
+        deadlocked = find_deadlock(self.budget_mib, view.requests)
+        candidate = unblock_candidate(self.budget_mib, view.requests, deadlocked)
+        if candidate:
+            return {candidate.name}
+        names = frozenset(r.name for r in deadlocked)
+        if not deadlocked or names != self.deadlock[0]:
+            self.deadlock = names, now
+        elif deadlocked[-1] == self.request and now - self.deadlock[1] > PASSED_S:  # not only while one ends
+            raise victim_error(self.request, deadlocked, self.unit)
+        return set()
 
     def _link(self, view: View) -> bool:
-        """The compare-and-swap. True: this request holds. The witness comes first, so that whoever claims later knows of it."""
+        """The compare-and-swap: whether this request holds now.
+
+        The token comes first, so that later claims see it.
+        """
         grant = self.folder / f"g-{view.grants + 1}"
-        if view.grants >= entries.MOST:
+        if view.grants >= entries.MAX_GRANTS:
             raise ServiceError(f"{self.folder}/g-{view.grants} is none of the ledger's files: remove it")
-        holds, self.seen = replace(self.request, holds=True), None
-        entries.tell(self.descriptor, self.request, self.who)
+        holding = replace(self.request, holds=True)
+        self.seen = None
+        entries.write_metadata(self.descriptor, self.request, self.owner)
         try:
-            self.witness = liveness.bind(self.folder, holds.name)
+            self.token = liveness.bind(self.folder, holding.name)
             os.link(self.request.path, grant)
-        except (
-            OSError
-        ) as error:  # another came first, or somebody removed the file, or the disk is full: look again
-            return self._outrun(error)
-        if entries.youngest(self.folder) != view.grants + 1:  # the view was an old one
+        except OSError as error:  # another came first, or somebody removed the file, or the disk is full
+            return self._claim_refused(error)
+        if entries.youngest_grant(self.folder) != view.grants + 1:  # the view was an old one
             with suppress(OSError):
                 grant.unlink()
-            return self._unbind()
+            return self._release_token()
         try:
-            self.request.path.rename(holds.path)
+            self.request.path.rename(holding.path)
         except OSError:  # somebody removed the file; its number stays used, since others may have seen it
-            return self._again()
-        if self._too_much():
+            return self._enter_again()
+        if self._exceeds_budget():
             with suppress(OSError):
-                holds.path.unlink()
-            return self._again()
-        self.request = holds
+                holding.path.unlink()
+            return self._enter_again()
+        self.request = holding
         return True
 
-    def _outrun(self, error: OSError) -> bool:
-        """After a claim that the kernel refused; raises what no second look would help against."""
-        self._unbind()
-        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMFILE, errno.ENFILE):
+    def _claim_refused(self, error: OSError) -> bool:
+        """After a claim that the kernel refused; raises when another try would be refused, too."""
+        self._release_token()
+        if error.errno in NO_SECOND_TRY:
             raise unusable(self.folder, error) from None
         if (
             error.errno == errno.EADDRINUSE
-        ):  # what this process forked still holds under this name, though its files are gone
-            self.request = replace(self.request, ticket=self.request.ticket + 1)
-            return self._again()
+        ):  # a fork of this process still has this name, though its files are gone
+            self._next_ticket()
+            return self._enter_again()
         return False
 
-    def _unbind(self) -> bool:
-        if self.witness is not None:
-            self.witness.close()
-        self.witness = None
+    def _release_token(self) -> bool:
+        if self.token is not None:
+            self.token.close()
+        self.token = None
         return False
 
-    def _too_much(self) -> bool:
-        """Whether, with this claim, more is held than there is: files were removed, and others came, since it was seen to be free."""
-        budget, view = self.budget_mib, entries.look(self.folder, self.budget_mib)
-        return (
-            not view.sure
-            or sum(Size(r.mib, r.exclusive).weight(budget) for r in view.requests if r.holds) > budget
-        )
+    def _exceeds_budget(self) -> bool:
+        """Whether, with this claim, more is held than there is.
+
+        That is so when files were removed and others came meanwhile.
+        """
+        view = entries.snapshot(self.folder, self.budget_mib)
+        held = sizes([r for r in view.requests if r.holds])
+        return not view.consistent or sum(s.weight(self.budget_mib) for s in held) > self.budget_mib
 
     def _shrink(self) -> bool:
-        """Ask for less while programs outside leave no room for what was asked; whether that was so."""
-        most = self.budget_mib - self.taken_mib
+        """Ask for less while other programs leave no room for the amount; whether it did."""
+        most = self.budget_mib - self.overuse_mib
         less = next((mib for mib in self.smaller if mib <= most), None)
         if self.request.mib <= most or less is None:
             return False
-        asks = replace(self.request, mib=less)
-        while entries.in_use(asks):
-            asks = replace(asks, ticket=asks.ticket + 1)
+        request = replace(self.request, mib=less)
+        while entries.in_use(request):
+            request = replace(request, ticket=request.ticket + 1)
         with suppress(OSError):
-            self.request.path.rename(asks.path)
-            self.request = asks
+            self.request.path.rename(request.path)
+            self.request = request
         self.seen = None
         return True
 
-    def say(self, on_wait: OnWait) -> None:
-        """Tell who is in the way, when that is news."""
-        told = (True, self.taken_mib > 0)
-        if self.seen and told != self.told:
-            self.told = told
+    def report(self, on_wait: OnWait) -> None:
+        """Call `on_wait` with the requests ahead at the first wait, and when other programs come or go."""
+        state = (True, self.overuse_mib > 0)
+        if self.seen and state != self.reported:
+            self.reported = state
             ahead = [r for r in self.seen.requests if r.holds or r.ticket < self.request.ticket]
-            on_wait([r.read() for r in ahead], self.taken_mib)
+            on_wait([r.with_owner() for r in ahead], self.overuse_mib)
 
     def leave(self) -> None:
-        """Out of the line."""
-        self._unbind()
+        """Leave the queue."""
+        self._release_token()
         if self.descriptor >= 0:
             os.close(self.descriptor)
         for request in (self.request, replace(self.request, holds=True)):
@@ -285,21 +321,58 @@ class Place:
                 request.path.unlink()
 
 
-def _both(first: dict[str, int], then: dict[str, int] | None) -> dict[str, int]:
-    """All that was heard; what could be anything is told once more by the bell, which is silent from then on."""
-    return {name: first.get(name, 0) | (then or {}).get(name, 0) for name in (*first, *(then or ()))}
+# ------------------------------------------------------------------------------------------------ deadlocks
 
 
-def unusable(folder: Path, error: OSError) -> OvernightError:
-    """Why no ledger can be kept in a folder, and what to do."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull(
-            f"{folder}: the disk is full, so the ledger of the card cannot take another request; free some room"
-        )
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return ServiceError(
-            f"{folder}: no more leases, this process has too many open files; hold fewer at once, or raise `ulimit -n`"
-        )
-    return ServiceError(
-        f"{folder}: the ledger of the card cannot be kept there ({error.strerror}); set OVERNIGHT_CARD_DIR to another folder"
+def find_deadlock(budget_mib: int, requests: Sequence[Request]) -> list[Request]:
+    """When all holders wait for more and no request can start: the requests they wait with, oldest first.
+
+    Else empty.
+
+    A request's `holding` lists the tickets that its thread holds, and cannot give back while it waits.
+    """
+    held = [r for r in requests if r.holds]
+    queue = [r for r in requests if not r.holds]
+    owners = {h.pid for h in held}
+    if not held or not owners <= {r.pid for r in queue}:
+        return []
+    waiting = {(r.pid, ticket): r for r in queue if r.pid in owners for ticket in _holding(r)}
+    if not all((h.pid, h.ticket) in waiting for h in held):
+        return []
+    if startable(budget_mib, 0, sizes(held), sizes(queue)):
+        return []
+    found = [waiting[h.pid, h.ticket] for h in held]
+    return sorted({r.path: r for r in found}.values(), key=lambda r: r.order)
+
+
+def unblock_candidate(
+    budget_mib: int, requests: Sequence[Request], deadlocked: Sequence[Request]
+) -> Request | None:
+    """The oldest of a deadlock that has room beside all holders.
+
+    Those ahead of it wait for its end in any case.
+    """
+    held = sizes([r for r in requests if r.holds])
+    room = budget_mib - sum(s.weight(budget_mib) for s in held)
+    return next((r for r in deadlocked if Size(r.mib, r.exclusive).weight(budget_mib) <= room), None)
+
+
+def victim_error(victim: Request, deadlocked: Sequence[Request], unit: str) -> BadInput:
+    """The error that the youngest request of a deadlock ends with."""
+    names = [
+        f"{r.with_owner().owner.get('step') or 'a script'} (pid {r.pid}, {r.mib} more)" for r in deadlocked
+    ]
+    return BadInput(
+        f"asked for {victim.mib} {unit} while holding some: all who hold it wait for more, and nothing is left "
+        f"for any of them: {', '.join(names)}. This request is the youngest, so it gives way: ask for all of it "
+        "at once, or give back before asking again"
     )
+
+
+def sizes(requests: Sequence[Request]) -> list[Size]:
+    return [Size(r.mib, r.exclusive) for r in requests]
+
+
+def _holding(request: Request) -> list[int]:
+    tickets = request.with_owner().owner.get("holding")
+    return [t for t in tickets if isinstance(t, int)] if isinstance(tickets, list) else []

@@ -46,7 +46,7 @@ def test_nothing_is_told_after_the_release(tmp_path):
                 one.start()
         with mine.open("wb", buffering=0) as file:  # takes the number of what was closed
             file.write(b"MINE" * 1000)
-            grant.tell(step="x")
+            grant.update(step="x")
             over.set()
             for one in talkers:
                 one.join()
@@ -55,7 +55,7 @@ def test_nothing_is_told_after_the_release(tmp_path):
 
 def _talk(grant, over):
     while not over.is_set():
-        grant.tell(step="x" * 30_000)
+        grant.update(step="x" * 30_000)
 
 
 def test_what_a_callers_own_function_raises_is_no_fault_of_the_ledger(tmp_path):

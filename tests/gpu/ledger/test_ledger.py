@@ -13,7 +13,7 @@ import pytest
 import overnight
 from overnight.errors import BadInput, DoesNotFit, ServiceError, Stopped
 from overnight.gpu.card import check_driver, find
-from overnight.gpu.ledger.entries import MOST
+from overnight.gpu.ledger.entries import MAX_GRANTS
 from overnight.gpu.ledger.ledger import Ledger
 
 HOLD = """
@@ -45,7 +45,7 @@ def test_a_grant_is_counted_and_given_back(tmp_path):
     with ledger.acquire(400, {"step": "train_cnn"}) as grant:
         assert grant.mib == 400
         assert ledger.held_mib() == 400
-        assert ledger.requests()[0].who["step"] == "train_cnn"
+        assert ledger.requests()[0].owner["step"] == "train_cnn"
     assert ledger.requests() == []
 
 
@@ -145,10 +145,10 @@ def test_what_other_programs_take_is_waited_for_or_shrunk_to(tmp_path):
     ledger, told = Ledger(tmp_path, 1000), []
     taken = iter([500, 500, 0])
     with ledger.acquire(
-        600, on_wait=lambda _ahead, mib: told.append(mib), taken=lambda: next(taken)
+        600, on_wait=lambda _ahead, mib: told.append(mib), overuse=lambda: next(taken)
     ) as grant:
         assert (grant.mib, told) == (600, [500])
-    with ledger.acquire(600, taken=lambda: 500, smaller=[450, 550, 300]) as grant:
+    with ledger.acquire(600, overuse=lambda: 500, smaller=[450, 550, 300]) as grant:
         assert grant.mib == 450
         assert ledger.held_mib() == 450
 
@@ -224,8 +224,8 @@ def test_files_that_play_grants_and_requests_hold_up_nobody(tmp_path):
     for _ in range(3):
         with ledger.acquire(400):
             assert ledger.held_mib() == 400
-    (tmp_path / f"g-{MOST}").touch()
-    with pytest.raises(ServiceError, match=f"g-{MOST} is none of the ledger's files"):
+    (tmp_path / f"g-{MAX_GRANTS}").touch()
+    with pytest.raises(ServiceError, match=f"g-{MAX_GRANTS} is none of the ledger's files"):
         ledger.acquire(400)
 
 
@@ -247,7 +247,7 @@ def test_the_youngest_holder_robbed_of_both_files_beside_an_older_one_still_coun
         max(tmp_path.glob("g-*"), key=lambda path: int(path.name[2:])).unlink()
         assert waits(ledger, 300)
         assert not waits(ledger, 200)
-        assert [(r.mib, r.who["step"]) for r in ledger.requests() if r.mib == 700] == [(700, "train")]
+        assert [(r.mib, r.owner["step"]) for r in ledger.requests() if r.mib == 700] == [(700, "train")]
     assert not waits(ledger, 1000)
 
 
@@ -279,14 +279,14 @@ def test_a_removed_folder_does_not_free_what_is_held_and_those_in_line_keep_thei
 
 def test_processes_that_compete_never_exceed_the_budget(tmp_path):
     ledger = Ledger(tmp_path, 1000)
-    crowd = [spawn(CHURN, tmp_path, seed) for seed in range(6)]
+    waiters = [spawn(CHURN, tmp_path, seed) for seed in range(6)]
     sampled = []
-    while any(p.poll() is None for p in crowd):
+    while any(p.poll() is None for p in waiters):
         sampled.append(ledger.held_mib())
         if random.random() < 0.02:
             with ledger.acquire(10):
                 pass
-    assert [p.returncode for p in crowd] == [0] * 6
+    assert [p.returncode for p in waiters] == [0] * 6
     assert max(sampled) <= 1000
     assert max(sampled) > 0
     assert ledger.requests() == []
@@ -306,10 +306,10 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
 
 
 def test_a_script_takes_its_share_of_the_card(checkout):
-    with overnight.lease(300, who={"step": "my script"}) as held:
+    with overnight.lease(300, owner={"step": "my script"}) as held:
         assert (held.mib, held.card.virtual) == (300, True)
         ledger = Ledger(held.card.folder, held.card.budget_mib)
-        assert [(r.mib, r.who["step"]) for r in ledger.requests()] == [(300, "my script")]
+        assert [(r.mib, r.owner["step"]) for r in ledger.requests()] == [(300, "my script")]
     assert ledger.requests() == []
 
 

@@ -67,7 +67,7 @@ def test_nobody_starts_later_than_without_backfill(seed):
         )
         for _ in range(choose.randint(2, 14))
     ]
-    plain, ours = (dict(starts(budget, jobs, backfill, taken_mib=taken)) for backfill in (False, True))
+    plain, ours = (dict(starts(budget, jobs, backfill, overuse_mib=taken)) for backfill in (False, True))
     assert ours.keys() == plain.keys() == set(range(len(jobs)))
     assert all(ours[j] <= plain[j] + 1e-9 for j in plain)
 

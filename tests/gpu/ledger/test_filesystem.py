@@ -12,10 +12,10 @@ from overnight.cli.main import main
 from overnight.errors import DiskFull, ServiceError
 from overnight.gpu import card as cards
 from overnight.gpu.lease import lease
+from overnight.gpu.ledger.filesystem import check_ledger, check_slots, file_system_type, is_remote
 from overnight.gpu.ledger.ledger import Ledger
-from overnight.gpu.preflight import file_system, ready, ready_host, remote
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 MOUNTS = """\
 27 1 254:0 / / rw,relatime - ext4 /dev/vda rw
 30 27 0:40 / /net rw,relatime shared:12 - nfs4 server:/x rw,vers=4.2
@@ -48,11 +48,11 @@ def card(tmp_path, monkeypatch):
     ],
 )
 def test_the_file_system_of_a_path_is_that_of_the_nearest_mount(path, kind):
-    assert file_system(Path(path), MOUNTS) == kind
+    assert file_system_type(Path(path), MOUNTS) == kind
 
 
 def test_without_a_list_of_mounts_the_file_system_is_unknown():
-    assert file_system(Path("/"), "") == ""
+    assert file_system_type(Path("/"), "") == ""
 
 
 @pytest.mark.parametrize(
@@ -75,18 +75,18 @@ def test_without_a_list_of_mounts_the_file_system_is_unknown():
 def test_a_folder_on_a_network_is_refused_with_the_way_out(card, kind):
     mounts = f"1 0 0:1 / / rw - ext4 /dev/vda rw\n2 1 0:2 / {card.folder.parent} rw - {kind} there rw\n"
     with pytest.raises(ServiceError, match=rf"network file system \({kind}\); set OVERNIGHT_CARD_DIR"):
-        ready(card, mounts)
+        check_ledger(card, mounts)
     assert not card.folder.exists()
 
 
 def test_local_file_systems_are_not_remote():
     assert not any(
-        map(remote, ["ext4", "btrfs", "xfs", "zfs", "overlay", "tmpfs", "fuse.mergerfs", "fuseblk", ""])
+        map(is_remote, ["ext4", "btrfs", "xfs", "zfs", "overlay", "tmpfs", "fuse.mergerfs", "fuseblk", ""])
     )
 
 
 def test_a_local_folder_is_made_tried_and_left_clean(card):
-    ready(card)
+    check_ledger(card)
     assert list(card.folder.iterdir()) == []
 
 
@@ -106,7 +106,7 @@ def test_a_file_system_without_hard_links_is_found_by_trying(card):
         raise PermissionError(errno.EPERM, "Operation not permitted")  # as exfat and vfat say
 
     with pytest.raises(ServiceError, match="has no hard links; set OVERNIGHT_CARD_DIR"):
-        ready(card, link=no_links)
+        check_ledger(card, link=no_links)
     assert list(card.folder.iterdir()) == []
 
 
@@ -115,13 +115,13 @@ def test_a_full_disk_is_called_that(card):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(DiskFull):
-        ready(card, link=full)
+        check_ledger(card, link=full)
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(monkeypatch):
     monkeypatch.setenv("OVERNIGHT_CARD_DIR", "/proc/self/overnight")  # not even root can make a folder there
     with pytest.raises(ServiceError, match="OVERNIGHT_CARD_DIR"):
-        ready(cards.virtual())
+        check_ledger(cards.virtual())
     with pytest.raises(ServiceError, match="OVERNIGHT_CARD_DIR"), lease(100, cards.virtual()):
         pytest.fail("unprotected")
 
@@ -129,13 +129,13 @@ def test_a_folder_that_cannot_be_written_to_is_refused(monkeypatch):
 def test_a_file_where_the_folder_should_be_is_refused(card):
     card.folder.write_text("")
     with pytest.raises(ServiceError, match="cannot be kept"):
-        ready(card)
+        check_ledger(card)
 
 
 def test_a_relative_folder_would_be_another_one_in_every_shell(monkeypatch):
     monkeypatch.setenv("OVERNIGHT_CARD_DIR", "cards")
     with pytest.raises(ServiceError, match="OVERNIGHT_CARD_DIR=cards: is relative"):
-        ready(cards.virtual())
+        check_ledger(cards.virtual())
 
 
 def test_the_card_is_not_shown_from_where_no_run_would_keep_it(checkout, monkeypatch, capsys):
@@ -159,11 +159,11 @@ def test_where_a_real_cards_ledger_lies(monkeypatch, tmp_path):
 
 
 def test_the_places_of_this_host_are_counted_in_the_checkout(checkout):
-    ready_host()
+    check_slots()
     (checkout / ".overnight" / "slots").rmdir()
     (checkout / ".overnight" / "slots").write_text("")
     with pytest.raises(ServiceError, match="checkout"):
-        ready_host()
+        check_slots()
 
 
 # ------------------------------------------------------------------------------------------------ what the environment asks

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from overnight.errors import BadInput, Stopped
-from overnight.gpu.ledger.deadlock import knot, loose_end
 from overnight.gpu.ledger.entries import Request
 from overnight.gpu.ledger.ledger import Ledger
+from overnight.gpu.ledger.waiter import find_deadlock, unblock_candidate
 
 SCRIPT = """
 import sys
@@ -117,8 +117,8 @@ def requests(folder, *rows):
 )
 def test_what_is_a_knot(tmp_path, rows, tied, loose):
     found = requests(tmp_path, *rows)
-    assert [r.mib for r in knot(10, found)] == tied
-    assert getattr(loose_end(10, found, knot(10, found)), "mib", None) == loose
+    assert [r.mib for r in find_deadlock(10, found)] == tied
+    assert getattr(unblock_candidate(10, found, find_deadlock(10, found)), "mib", None) == loose
 
 
 def test_the_youngest_of_a_knot_is_told_and_nobody_else(tmp_path):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from overnight.errors import Stopped
+from overnight.gpu.ledger.inotify import CLOSED, REMOVED, Watcher
 from overnight.gpu.ledger.ledger import Ledger
-from overnight.gpu.ledger.notify import CLOSED, REMOVED, Bell
 
 FOREVER_S = 60.0  # a ceiling for slow machines: nothing waits for it
 CHURN = """
@@ -20,7 +20,7 @@ import random, sys
 from pathlib import Path
 from overnight.gpu.ledger import waiter
 from overnight.gpu.ledger.ledger import Ledger
-waiter.LOOK_S, waiter.WAKE_S = 1e6, 1e6  # nobody looks but who is told
+waiter.REFRESH_S, waiter.WAKE_S = 1e6, 1e6  # nobody looks but who is told
 choose = random.Random(int(sys.argv[2]))
 ledger = Ledger(Path(sys.argv[1]), 1000)
 print("begun", flush=True)
@@ -30,68 +30,68 @@ for _ in range(int(sys.argv[3])):
 
 
 @pytest.fixture
-def bell(tmp_path):
-    made = Bell(tmp_path)
-    assert made.arm()
+def watcher(tmp_path):
+    made = Watcher(tmp_path)
+    assert made.start()
     yield made
     made.close()
 
 
-def told(bell):
-    bell.wait(FOREVER_S)
-    return bell.heard()
+def told(watcher):
+    watcher.wait(FOREVER_S)
+    return watcher.events()
 
 
-def test_a_file_that_is_removed_or_closed_after_writing_rings(bell, tmp_path):
-    assert (bell.rings, bell.heard()) == (True, {})
+def test_a_file_that_is_removed_or_closed_after_writing_rings(watcher, tmp_path):
+    assert (watcher.active, watcher.events()) == (True, {})
     path = tmp_path / "h-1-2-3"
     path.write_text("x")
-    assert told(bell) == {path.name: CLOSED}
+    assert told(watcher) == {path.name: CLOSED}
     path.read_text()  # looking is nothing to be told of
     path.unlink()
-    assert told(bell) == {path.name: REMOVED}
-    assert not bell.arm()
+    assert told(watcher) == {path.name: REMOVED}
+    assert not watcher.start()
 
 
-def test_kill_9_of_a_holder_rings(bell, tmp_path):
+def test_kill_9_of_a_holder_rings(watcher, tmp_path):
     code = "import sys, time; from pathlib import Path; from overnight.gpu.ledger.ledger import Ledger\n"
     code += "grant = Ledger(Path(sys.argv[1]), 9).acquire(5); print(grant.request.path.name, flush=True); time.sleep(600)"
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     name = holder.stdout.readline().strip()
-    bell.heard()
+    watcher.events()
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    assert told(bell) == {name: CLOSED}
+    assert told(watcher) == {name: CLOSED}
 
 
-def test_a_folder_that_is_removed_and_made_again_is_watched_anew(bell, tmp_path):
+def test_a_folder_that_is_removed_and_made_again_is_watched_anew(watcher, tmp_path):
     shutil.rmtree(tmp_path)
-    assert told(bell) is None
-    assert not bell.rings
-    assert bell.arm()  # there is nothing to watch
-    assert not bell.rings
+    assert told(watcher) is None
+    assert not watcher.active
+    assert watcher.start()  # there is nothing to watch
+    assert not watcher.active
     tmp_path.mkdir()
-    assert bell.arm()
-    assert bell.rings
+    assert watcher.start()
+    assert watcher.active
     (tmp_path / "file").write_text("")
-    assert told(bell) == {"file": CLOSED}
+    assert told(watcher) == {"file": CLOSED}
 
 
-def test_a_folder_that_another_has_taken_the_place_of_is_watched_anew(bell, tmp_path):
+def test_a_folder_that_another_has_taken_the_place_of_is_watched_anew(watcher, tmp_path):
     tmp_path.rename(tmp_path.with_name("moved"))
     tmp_path.mkdir()
-    assert bell.arm()
+    assert watcher.start()
     (tmp_path / "file").write_text("")
-    assert told(bell) == {"file": CLOSED}
+    assert told(watcher) == {"file": CLOSED}
 
 
 def test_without_a_watch_to_be_had_a_waiter_still_gets_its_turn(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from overnight.gpu.ledger import notify
+from overnight.gpu.ledger import inotify
 from overnight.gpu.ledger.ledger import Ledger
-notify.ONLY_FOLDERS = 0xFFFFFFFF  # no kernel knows such a mask
+inotify.ONLY_FOLDERS = 0xFFFFFFFF  # no kernel knows such a mask
 grant = Ledger(Path(sys.argv[1]), 1000).acquire(900, on_wait=lambda ahead, taken: print("waits", flush=True))
 print("held", grant.mib, flush=True)
 """
@@ -135,10 +135,10 @@ ledger.acquire(1000).release()
 
 def test_no_ring_is_missed_among_many(tmp_path):
     """With no look but the told ones, a single missed one would leave somebody waiting for ever."""
-    crowd = [
+    waiters = [
         subprocess.Popen([sys.executable, "-c", CHURN, str(tmp_path), str(seed), "40"]) for seed in range(4)
     ]
-    assert [process.wait(FOREVER_S) for process in crowd] == [0] * 4
+    assert [process.wait(FOREVER_S) for process in waiters] == [0] * 4
 
 
 def test_no_ring_of_one_that_is_killed_is_missed(tmp_path):

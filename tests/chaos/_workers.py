@@ -40,7 +40,7 @@ class Hold:
     pid: int
 
 
-class Crowd:
+class Workers:
     """Processes forked from this one, with a folder for the ledger and one for what they write down. None of them outlives it."""
 
     def __init__(self, folder: Path) -> None:
@@ -147,9 +147,9 @@ class Pen:
 
 
 @contextmanager
-def crowd() -> Iterator[Crowd]:
-    with tempfile.TemporaryDirectory(prefix="chaos-") as folder, Crowd(Path(folder)) as people:
-        yield people
+def start_workers() -> Iterator[Workers]:
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder, Workers(Path(folder)) as workers:
+        yield workers
 
 
 def _read(path: Path, killed: int) -> Iterator[Hold]:

@@ -1,0 +1,195 @@
+"""Whether the file system can keep a card's ledger; one that cannot would let every step start unprotected."""
+
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from overnight.errors import DiskFull, OvernightError, ServiceError
+from overnight.gpu.card import Card
+from overnight.gpu.ledger.entries import Request, locked
+from overnight.paths import state
+
+# their locks are of one machine only, or are asked from a server that may be away, or come and go with the mount
+REMOTE = {
+    "9p",
+    "acfs",
+    "afs",
+    "beegfs",
+    "ceph",
+    "cifs",
+    "coda",
+    "davfs",
+    "drvfs",
+    "glusterfs",
+    "gpfs",
+    "lustre",
+    "ncpfs",
+    "nfs",
+    "nfs4",
+    "orangefs",
+    "prl_fs",
+    "pvfs2",
+    "smb3",
+    "smbfs",
+    "vboxsf",
+    "virtiofs",
+    "vmhgfs",
+    "wekafs",
+}
+REMOTE_FUSE = {
+    "ceph",
+    "gcsfuse",
+    "glusterfs",
+    "gvfsd-fuse",
+    "juicefs",
+    "rclone",
+    "s3fs",
+    "sshfs",
+    "vmhgfs-fuse",
+}
+NO_LOCAL_DISK = (
+    "set OVERNIGHT_CARD_DIR to a folder on a local disk, the same one in every shell and service, "
+    "e.g. /var/tmp/overnight"
+)
+Link = Callable[[Path, Path], None]
+
+
+def check_ledger(card: Card, mounts: str | None = None, link: Link = os.link) -> None:
+    """Raise ServiceError or DiskFull unless the ledger of *card* can be kept in its folder.
+
+    mounts: the text of /proc/self/mountinfo; link: the function that makes a hard link.
+    """
+    folder = card.folder
+    kind = check_location(card, mounts)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        problem = _try_grant(folder, link)
+    except OSError as error:
+        raise unusable(folder, error) from None
+    if problem:
+        raise ServiceError(
+            f"{folder}: the ledger of the card cannot be kept there, the file system ({kind}) {problem}; "
+            f"{NO_LOCAL_DISK}"
+        )
+
+
+def check_location(card: Card, mounts: str | None = None) -> str:
+    """The type of the file system of a ledger.
+
+    ServiceError where processes of this machine would not share one ledger.
+    """
+    folder = card.folder
+    if not folder.is_absolute():
+        raise ServiceError(
+            f"OVERNIGHT_CARD_DIR={folder.parent}: is relative, so every folder would have a ledger of its own; "
+            "write it whole"
+        )
+    kind = file_system_type(folder, mounts)
+    if is_remote(kind):
+        raise ServiceError(
+            f"{folder}: the ledger of the card cannot be kept on a network file system ({kind}); {NO_LOCAL_DISK}"
+        )
+    return kind
+
+
+def check_slots() -> None:
+    """Raise ServiceError or DiskFull unless slots for steps on this host can be counted in the checkout."""
+    folder = state() / "slots"
+    try:
+        folder.mkdir(exist_ok=True)
+        problem = _try_grant(folder, os.link)
+    except OSError as error:
+        raise ServiceError(
+            f"{folder}: cannot be written to ({error.strerror}); make it writable, or use a checkout that is"
+        ) from None
+    if problem:
+        raise ServiceError(
+            f"{folder}: its file system {problem}, which running steps side by side needs; "
+            "use a checkout on a local disk"
+        )
+
+
+def unusable(folder: Path, error: OSError) -> OvernightError:
+    """The error for a folder that can keep no ledger: the reason, and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(
+            f"{folder}: the disk is full, so the ledger of the card cannot take another request; free some room"
+        )
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return ServiceError(
+            f"{folder}: no more leases, this process has too many open files; hold fewer at once, "
+            "or raise `ulimit -n`"
+        )
+    return ServiceError(
+        f"{folder}: the ledger of the card cannot be kept there ({error.strerror}); "
+        "set OVERNIGHT_CARD_DIR to another folder"
+    )
+
+
+def is_remote(kind: str) -> bool:
+    """Whether locks of a file system of this type may not be those of this machine's processes."""
+    return kind in REMOTE or (kind.startswith("fuse.") and kind.removeprefix("fuse.") in REMOTE_FUSE)
+
+
+def file_system_type(path: Path, mounts: str | None = None) -> str:
+    """The type of the file system that holds *path*, which need not exist yet.
+
+    Empty when unknown. proc_pid_mountinfo(5).
+    """
+    with suppress(OSError):
+        mounts = Path("/proc/self/mountinfo").read_text() if mounts is None else mounts
+    real = Path(os.path.realpath(path))  # which stops at links that lead to themselves
+    above = {real, *real.parents}
+    depth = -1
+    kind = ""
+    for line in (mounts or "").splitlines():
+        left, _, right = line.partition(" - ")
+        if len(left.split()) < 5 or not right:
+            continue
+        point = Path(_unescaped(left.split()[4]))
+        if (
+            point in above and len(point.parts) >= depth
+        ):  # of two at one place, the later one covers the earlier
+            depth = len(point.parts)
+            kind = right.split()[0]
+    return kind
+
+
+def _unescaped(text: str) -> str:
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(code, character)
+    return text
+
+
+def _try_grant(folder: Path, link: Link) -> str:
+    """Try the steps of a grant in *folder*: what the file system lacks, empty when all work. Raises OSError."""
+    # requests that stay hidden; the next reader of the folder removes what a killed process leaves
+    ticket = secrets.randbits(60)
+    path, second = (folder / f".{Request(folder, False, ticket, mib, os.getpid()).name}" for mib in (0, 1))
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return _lacks("locks", error)
+        try:
+            link(path, second)
+        except OSError as error:
+            return _lacks("hard links", error)
+        return "" if locked(second) else "has locks that do not hold"
+    finally:
+        os.close(descriptor)
+        for name in (second, path):
+            with suppress(OSError):
+                name.unlink()
+
+
+def _lacks(feature: str, error: OSError) -> str:
+    """A sentence for the missing feature; raises the error again when it has other reasons."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        raise error
+    return f"has no {feature}"
