@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 def timed(config: Vision, artifact: Artifact, data: Data, seed: int) -> Row:
-    """One training on the card, from the arrays on the host to weights on the host: no pictures, no tables."""
+    """One training on the card, from arrays to weights on the host: no pictures, no tables."""
     recipe = cnn_recipe(config.cnn, artifact.spec)
     with tempfile.TemporaryDirectory(prefix="overnight-bench-") as folder:
         torch.cuda.synchronize()

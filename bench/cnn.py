@@ -67,7 +67,8 @@ def input_(options: argparse.Namespace) -> bool:
 
     def pair(number: int) -> Row:
         names = list(arms)[:: 1 if number % 2 == 0 else -1]
-        return {name: (row := arms[name]())["images"] / row["cpu_s"] for name in names}
+        rows = {name: arms[name]() for name in names}
+        return {name: row["images"] / row["cpu_s"] for name, row in rows.items()}
 
     rows = rows_of("input", list(range(options.pairs)), pair, options)
     speed = {name: [row[name] for row in rows] for name in arms}
@@ -185,7 +186,10 @@ def beaten(ours_: list[Row], theirs: list[Row], name: str) -> bool:
     """Whether ours is two points better, or as good in a third of the time."""
     mine, other = (statistics.mean(row["accuracy"] for row in rows) for rows in (ours_, theirs))
     share = statistics.mean(row["cpu_s"] for row in ours_) / statistics.mean(row["cpu_s"] for row in theirs)
-    text = f"{mine:.4f} against {other:.4f} ({(mine - other) * 100:+.1f} points), {share:.2f} of its CPU time, n {len(ours_)} and {len(theirs)}"
+    text = (
+        f"{mine:.4f} against {other:.4f} ({(mine - other) * 100:+.1f} points), {share:.2f} of its CPU time, "
+    )
+    text += f"n {len(ours_)} and {len(theirs)}"
     good = (mine - other >= 0.02 and share <= 1.05) or (mine >= other and share <= 1 / 3)
     return bar(f"against {name}", text, ">= +2 points, or as good in <= 1/3 of the time", good)
 
@@ -194,7 +198,7 @@ def beaten(ours_: list[Row], theirs: list[Row], name: str) -> bool:
 
 
 def card(options: argparse.Namespace) -> bool:
-    """Needs a CUDA card; both parts train on all images of the artifact, which the engine moves to the card."""
+    """Needs a CUDA card; both parts train on all images, which the engine moves to the card."""
     if not torch.cuda.is_available():
         print("not run: this machine has no CUDA card")
         return False

@@ -155,7 +155,8 @@ def _members(path: Path) -> Iterator[Iterator[Member]]:
     """(name, opener) of every regular file of a zip or tar, whatever its ending says."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            yield ((i.filename, lambda i=i: archive.open(i)) for i in archive.infolist() if _is_regular(i))  # type: ignore[misc]
+            regular = [info for info in archive.infolist() if _is_regular(info)]
+            yield ((i.filename, lambda i=i: archive.open(i)) for i in regular)  # type: ignore[misc]
         return
     with tarfile.open(path) as tar:
         yield ((m.name, lambda m=m: tar.extractfile(m)) for m in tar if m.isreg())  # type: ignore[misc]

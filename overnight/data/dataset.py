@@ -1,4 +1,4 @@
-"""A data set by the name of its entry: find its files or download them, read them, cut splits, check counts."""
+"""A data set by the name of its entry: locate or fetch its files, read them, cut splits, check counts."""
 
 import difflib
 from collections.abc import Mapping
@@ -58,14 +58,14 @@ class Dataset(Entry):
         return content
 
     def require_kind(self, kind: Kind, why: str = "") -> Self:
-        """The data set itself; raises ValueError when it is of another kind than a section of a config takes."""
+        """The data set itself; raises ValueError when it is of another kind."""
         if self.kind != kind:
             reason = f": {why}" if why else ""
-            raise ValueError(f"data: {self.name!r} is of kind {self.kind!r}, expected {kind!r}{reason}")
+            raise ValueError(f"data set {self.name!r} is of kind {self.kind!r}, expected {kind!r}{reason}")
         return self
 
     def locate(self, progress: "Progress | None" = None) -> Path:
-        """The first folder with every file as the entry says, after a download if need be. Raises DataError."""
+        """The first folder with every file as the entry says, downloaded if need be. Raises DataError."""
         problems = list[str]()
         for folder in self.found():
             wrong = self.problems(folder)

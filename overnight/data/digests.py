@@ -20,7 +20,7 @@ def sha256(path: Path) -> str:
     if known.get(key, (None, None))[0] == mark:
         return str(known[key][1])
     found = _tree(path) if path.is_dir() else file_sha256(path)
-    if _mark(path) == mark:  # nobody wrote to it meanwhile
+    if _mark(path) == mark:  # it did not change meanwhile
         _remember(key, mark, found)
     return found
 

@@ -17,7 +17,7 @@ from overnight.errors import DataError, DiskFull
 from overnight.paths import shown
 
 Progress = Callable[[str, int, int | None], None]
-"""Called with what is being fetched, the bytes that are here, and the bytes there are in all (None: the server does not say)."""
+"""Called with what is fetched, the bytes that are here, and the bytes in all (None: not known)."""
 
 TRIES, TRIES_TO_CONNECT, CHUNK = 5, 2, 1 << 20
 
@@ -112,7 +112,8 @@ def _receive(url: str, part: Path, sha256: Sequence[str], size: int | None, prog
 def _open(url: str, headers: dict[str, str], part: Path) -> Any:
     """The answer (200 or 206); a refusal is a DataError, a passing trouble a _BrokenOff."""
     try:
-        return _OPENER.open(urllib.request.Request(url, headers=headers), timeout=60)  # noqa: S310 - the entry admits https alone
+        request = urllib.request.Request(url, headers=headers)  # noqa: S310 - the entry admits https alone
+        return _OPENER.open(request, timeout=60)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # what is here is longer than what is there
             part.unlink(missing_ok=True)

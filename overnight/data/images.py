@@ -100,15 +100,14 @@ def _scaled(image: "Image") -> "Image":
 
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
     low, high = float(values.min(initial=0)), float(values.max(initial=0))
-    top = (
-        255.0
-        if 1 < high <= 255 and image.mode in ("I", "F")
-        else 1.0
-        if high <= 1 and image.mode == "F"
-        else 65535.0
-    )
+    top = 65535.0
+    if 1 < high <= 255 and image.mode in ("I", "F"):
+        top = 255.0
+    elif high <= 1 and image.mode == "F":
+        top = 1.0
     if low < 0 or high > 65535:
-        values, top = values - low, max(high - low, 1.0)
+        values = values - low
+        top = max(high - low, 1.0)
     return Image.fromarray(np.rint(values * (255 / top)).clip(0, 255).astype(np.uint8))
 
 

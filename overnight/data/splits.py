@@ -20,12 +20,12 @@ def stratified(labels: Sequence[int], fraction: float, seed: int = 0) -> list[in
     values = np.asarray(labels, dtype=np.int64)
     order = generator.permutation(len(values))
     cut: list[int] = []
-    owed = 0.0
+    remainder = 0.0
     for label in sorted(set(values[values >= 0].tolist())):
         mine = order[values[order] == label]
-        owed += len(mine) * fraction
-        take = min(int(owed + 0.5), max(len(mine) - 1, 0))
-        owed -= take
+        remainder += len(mine) * fraction
+        take = min(int(remainder + 0.5), max(len(mine) - 1, 0))
+        remainder -= take
         cut += mine[:take].tolist()
     return sorted(cut)
 

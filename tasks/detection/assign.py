@@ -45,9 +45,8 @@ def assign(
     classes = true_labels.clamp(min=0)
     believed = scores.transpose(1, 2).gather(1, classes[..., None].expand(-1, -1, scores.shape[1]))  # B M A
     iou = pairwise_iou(true_boxes, boxes)
-    alignment = (
-        believed.pow(SCORE_POWER) * iou.pow(IOU_POWER) + 1e-9
-    )  # never 0: a box nobody sees yet is still learnt by somebody
+    # Never 0: a box that no cell sees yet is still assigned to some.
+    alignment = believed.pow(SCORE_POWER) * iou.pow(IOU_POWER) + 1e-9
     alignment = alignment * (_inside(centres, true_boxes, least) & real[..., None])
     chosen = _best(alignment)
     chosen = chosen & (_owner(iou, chosen) == torch.arange(iou.shape[1], device=iou.device)[:, None])

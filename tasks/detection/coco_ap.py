@@ -1,4 +1,4 @@
-"""Average precision as COCO defines it, in numpy: matching by score, precision read at 101 levels of recall."""
+"""Average precision as COCO defines it, in numpy: matched by score, precision at 101 levels of recall."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -46,7 +46,8 @@ class Stage(nn.Module):
         self.join = Conv(2 * half, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.join(torch.cat([self.around(x), self.blocks(self.into(x))], 1))  # type: ignore[no-any-return]
+        both = torch.cat([self.around(x), self.blocks(self.into(x))], 1)
+        return self.join(both)  # type: ignore[no-any-return]
 
 
 class Pyramid(nn.Module):

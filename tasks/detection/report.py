@@ -47,9 +47,17 @@ def _labelled(axes: "Axes", row: np.ndarray, classes: Sequence[str]) -> None:
     _rectangle(axes, row[:4], colour, "-", 1.8)
     above = float(row[1]) > 0.05 * axes.get_ylim()[0]  # at the upper edge the name goes inside
     axes.text(
-        row[0], row[1] - 1 if above else row[1] + 1, f"{classes[int(row[5])]} {row[4]:.2f}", color="white", fontsize=7, fontfamily=list(fonts()), parse_math=False,
-        verticalalignment="bottom" if above else "top", clip_on=True, bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8},
-    )  # fmt: skip
+        row[0],
+        row[1] - 1 if above else row[1] + 1,
+        f"{classes[int(row[5])]} {row[4]:.2f}",
+        color="white",
+        fontsize=7,
+        fontfamily=list(fonts()),
+        parse_math=False,
+        verticalalignment="bottom" if above else "top",
+        clip_on=True,
+        bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8},
+    )
 
 
 def _rectangle(axes: "Axes", box: np.ndarray, colour: object, style: str, width: float) -> None:
@@ -57,7 +65,8 @@ def _rectangle(axes: "Axes", box: np.ndarray, colour: object, style: str, width:
 
     left, top, right, bottom = (float(v) for v in box[:4])
     edge = {"edgecolor": colour, "linestyle": style, "linewidth": width}
-    axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, **edge))  # type: ignore[arg-type]
+    patch = Rectangle((left, top), right - left, bottom - top, fill=False, **edge)  # type: ignore[arg-type]
+    axes.add_patch(patch)
 
 
 def curves(precision: Precision, classes: Sequence[str]) -> "Figure":

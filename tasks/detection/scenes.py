@@ -14,9 +14,7 @@ from overnight.errors import DataError
 
 SPLITS = ("train", "val", "test")
 GREY = 114  # of a letterbox's margins
-MANY_BOXES = (
-    100  # on one image, where nobody counted: more than there are takes a little more memory, never less
-)
+MANY_BOXES = 100  # on one image, where the entry has no count; too many costs a little memory, never less
 Scene = tuple[np.ndarray, np.ndarray, np.ndarray]  # uint8 (H, W, 3), float32 (n, 4), int64 (n,)
 SIZE = Field(
     192,

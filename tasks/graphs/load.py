@@ -47,8 +47,8 @@ def graph_spec(_params: GraphParams, data: Entry) -> DataSpec | None:
 def load_graph(run: Run, params: GraphParams, data: Dataset) -> Artifact:
     """Load a graph data set: an artifact "graph" of edges, normalised features, labels and masks.
 
-    Splits are cut, seeded, when the set has none. Logs nodes, edges, features and cleaning counts. Raises DataError when fewer than two classes occur or a
-    split would be empty.
+    Splits are cut, seeded, when the set has none. Logs nodes, edges, features and cleaning counts. Raises
+    DataError when fewer than two classes occur or a split would be empty.
     """
     content = data.load_as(Graph)
     saved = arrays.save(

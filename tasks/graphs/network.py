@@ -105,7 +105,8 @@ def _layer(conv: str, before: int, after: int) -> nn.Module:
 
     if conv == "sage":
         return geometric.SAGEConv(before, after)  # type: ignore[no-any-return]
-    return geometric.GATConv(before, after, add_self_loops=False)  # type: ignore[no-any-return]  # they are among the links: to look for them reads values
+    # The self loops are among the links already: adding them would read values.
+    return geometric.GATConv(before, after, add_self_loops=False)  # type: ignore[no-any-return]
 
 
 def _matrix(batch: Batch, name: str) -> Csr:

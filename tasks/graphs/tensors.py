@@ -71,7 +71,7 @@ def _sparse_features(arrays: dict[str, np.ndarray], width: int) -> Batch:
 
 
 def example(spec: DataSpec, conv: str, n: int) -> Batch:
-    """A made-up graph of the real size: n of its nodes are to be told, neighbours and features lie anywhere."""
+    """A made-up graph of the real size: n nodes to classify, neighbours and features anywhere."""
     nodes, width = spec.nodes, spec.shape[0]
     batch = {"nodes": torch.arange(n) % max(1, nodes), "labels": torch.zeros(n, dtype=torch.long)}
     if conv == "gcn":

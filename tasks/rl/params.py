@@ -51,7 +51,7 @@ class DqnParams(LearnerParams):
 
 
 class AgentParams(Params):
-    """The environment, the algorithm, and when the agent is looked at."""
+    """The environment, the algorithm, and when the agent is evaluated."""
 
     env: str = Field(
         "CartPole-v1", description="Gymnasium id, `module:id` when a module must be imported for it"

@@ -1,4 +1,4 @@
-"""The learner of Stable-Baselines3, and the one who watches it."""
+"""The learner of Stable-Baselines3, and the callback that logs and evaluates it."""
 
 import math
 import time
@@ -75,36 +75,43 @@ def _dqn(values: DqnParams) -> dict[str, Any]:
     }
 
 
-class Watch:
-    """Called after every step of the environments: logs, evaluates, keeps the best policy, ends the training."""
+class Evaluation:
+    """Called after every step of the environments: logs, evaluates, keeps the best policy, ends training."""
 
     def __init__(self, run: Run, params: AgentParams, spaces: dict[str, Any]) -> None:
-        self.run, self.params, self.spaces = run, params, spaces
-        self.best, self.best_return, self.best_step = build(spaces), -math.inf, 0
-        self.rollouts, self.looks = list[tuple[int, float, float]](), list[tuple[int, float, float]]()
-        self.logged, self.looked, self.since = 0, 0, time.perf_counter()
-        self.told = self.since
+        self.run = run
+        self.params = params
+        self.spaces = spaces
+        self.best = build(spaces)
+        self.best_return = -math.inf
+        self.best_step = 0
+        self.rollouts: list[tuple[int, float, float]] = []
+        self.evaluations: list[tuple[int, float, float]] = []
+        self.logged_at = 0
+        self.evaluated_at = 0
+        self.since = time.perf_counter()
+        self.progress_s = self.since
 
     def __call__(self, local: dict[str, Any], _global: dict[str, Any]) -> bool:
         """Log and evaluate when it is time; False ends the training."""
         model, params = local["self"], self.params
         done = int(model.num_timesteps)
-        if done - self.logged >= max(params.total_steps // 200, 1):
+        if done - self.logged_at >= max(params.total_steps // 200, 1):
             self._log(model, done)
-        if done - self.looked >= params.eval_every:
-            self.look(model)
-        if time.perf_counter() - self.told > 0.5:
-            self.told = time.perf_counter()
+        if done - self.evaluated_at >= params.eval_every:
+            self.evaluate(model)
+        if time.perf_counter() - self.progress_s > 0.5:
+            self.progress_s = time.perf_counter()
             self.run.progress(
                 min(done, params.total_steps), params.total_steps, f"best return {self.best_return:.1f}"
             )
-        return params.stop_at is None or not self.looks or self.looks[-1][1] < params.stop_at
+        return params.stop_at is None or not self.evaluations or self.evaluations[-1][1] < params.stop_at
 
     def _log(self, model: Any, done: int) -> None:
         """Episodes lately, losses of the last update, speed."""
         now = time.perf_counter()
-        values = {"train/steps_per_s": (done - self.logged) / max(now - self.since, 1e-9)}
-        self.logged, self.since = done, now
+        values = {"train/steps_per_s": (done - self.logged_at) / max(now - self.since, 1e-9)}
+        self.logged_at, self.since = done, now
         found = model.logger.name_to_value
         values |= {f"train/{name}": found[f"train/{name}"] for name in LOSSES if f"train/{name}" in found}
         episodes = list(model.ep_info_buffer)
@@ -114,16 +121,16 @@ class Watch:
             self.rollouts.append((done, reward, length))
         self.run.metrics(values, done)
 
-    def look(self, model: Any) -> None:
+    def evaluate(self, model: Any) -> None:
         """Play the evaluation episodes with the policy as it is now; of equals the later one is kept."""
         params, done = self.params, int(model.num_timesteps)
-        if done == self.looked:
+        if done == self.evaluated_at:
             return
-        self.looked, net = done, policy_of(model, self.spaces)
+        self.evaluated_at, net = done, policy_of(model, self.spaces)
         seeds = episode_seeds(self.run.seed, "val", params.eval_episodes)
         returns, lengths = play(params.env, seeds, acting(net, self.spaces), params.longest_episode)
         mean = float(returns.mean())
-        self.looks.append((done, mean, float(returns.std())))
+        self.evaluations.append((done, mean, float(returns.std())))
         self.run.metrics(
             {
                 "val/mean_return": mean,

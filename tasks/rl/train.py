@@ -12,7 +12,7 @@ from overnight.memory import formulas
 from tasks.rl.env import at_random, episode_seeds, make, memory, play, spaces_of
 from tasks.rl.params import AgentParams
 from tasks.rl.policy import acting, predictor
-from tasks.rl.sb3 import Watch, learner
+from tasks.rl.sb3 import Evaluation, learner
 from tasks.shared import figures
 from tasks.shared.threads import one_thread
 
@@ -20,12 +20,10 @@ __all__ = ["AgentParams", "predictor", "train_agent"]
 
 
 def agent_peak(params: AgentParams) -> formulas.Formula:
-    """Nothing of the card, since the learner is on the processor.
-
-    Of the host what its nets and what it remembers need.
-    """
+    """Host memory of the nets and the remembered steps; the learner does not use the card."""
     found = memory(params)
-    why = f"nets {found.nets / formulas.MIB:,.1f} MiB, remembered steps {found.remembered / formulas.MIB:,.1f} MiB, on the processor"
+    nets, remembered = found.nets / formulas.MIB, found.remembered / formulas.MIB
+    why = f"nets {nets:,.1f} MiB, remembered steps {remembered:,.1f} MiB, on the processor"
     return formulas.Formula(host_mib=found.mib, why=why)
 
 
@@ -42,19 +40,19 @@ def train_agent(run: Run, params: AgentParams) -> Artifact:
     spaces = spaces_of(params)
     with one_thread():
         model = learner(run, params)
-        watch = Watch(run, params, spaces)
-        model.learn(params.total_steps, callback=watch)
-        watch.look(model)
-        _report(run, params, spaces, watch)
+        evaluation = Evaluation(run, params, spaces)
+        model.learn(params.total_steps, callback=evaluation)
+        evaluation.evaluate(model)
+        _report(run, params, spaces, evaluation)
     example = np.stack([make(params.env).reset(seed=i)[0] for i in range(4)])
     spec = DataSpec(shape=example.shape[1:], dtype=str(example.dtype))
-    return run.save_model("tasks.rl.train:predictor", watch.best.state_dict(), spaces, spec, example)
+    return run.save_model("tasks.rl.train:predictor", evaluation.best.state_dict(), spaces, spec, example)
 
 
-def _report(run: Run, params: AgentParams, spaces: dict[str, Any], watch: Watch) -> None:
+def _report(run: Run, params: AgentParams, spaces: dict[str, Any], evaluation: Evaluation) -> None:
     """Test the policy that was kept, and a random one, on the same fresh episodes."""
     seeds = episode_seeds(run.seed, "test", params.test_episodes)
-    returns, lengths = play(params.env, seeds, acting(watch.best, spaces), params.longest_episode)
+    returns, lengths = play(params.env, seeds, acting(evaluation.best, spaces), params.longest_episode)
     chance, _ = play(params.env, seeds, at_random(params.env, run.seed), params.longest_episode)
     scores = {
         "mean_return": returns.mean(),
@@ -62,19 +60,19 @@ def _report(run: Run, params: AgentParams, spaces: dict[str, Any], watch: Watch)
         "random_return": chance.mean(),
         "mean_length": lengths.mean(),
     }
-    run.metrics({f"test/{name}": float(value) for name, value in scores.items()}, watch.looked)
-    run.param("best_step", watch.best_step)
-    _pictures(run, params, watch, float(chance.mean()))
+    run.metrics({f"test/{name}": float(value) for name, value in scores.items()}, evaluation.evaluated_at)
+    run.param("best_step", evaluation.best_step)
+    _pictures(run, params, evaluation, float(chance.mean()))
     run.note(
         f"{params.algorithm.upper()} on {params.env}: mean return {returns.mean():.1f} +- "
-        f"{returns.std():.1f} over {len(seeds)} fresh "
-        f"episodes (random {chance.mean():.1f}), policy of step {watch.best_step:,} of {watch.looked:,}"
+        f"{returns.std():.1f} over {len(seeds)} fresh episodes (random {chance.mean():.1f}), "
+        f"policy of step {evaluation.best_step:,} of {evaluation.evaluated_at:,}"
     )
 
 
-def _pictures(run: Run, params: AgentParams, watch: Watch, chance: float) -> None:
-    steps, rewards, lengths = ([row[i] for row in watch.rollouts] for i in range(3))
-    at, means, spread = ([row[i] for row in watch.looks] for i in range(3))
+def _pictures(run: Run, params: AgentParams, evaluation: Evaluation, chance: float) -> None:
+    steps, rewards, lengths = ([row[i] for row in evaluation.rollouts] for i in range(3))
+    at, means, spread = ([row[i] for row in evaluation.evaluations] for i in range(3))
     lines = {"training, last 100 episodes": (steps, rewards), "evaluation": (at, means)}
     title = f"{params.algorithm.upper()} on {params.env}"
     run.picture(

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 INK, SOFT, ACCENT = "#1f2933", "#9aa5b1", "#1f6feb"
 COLOURS = (ACCENT, "#d9480f", "#2b8a3e", "#862e9c", "#e67700", "#0b7285")
 FALLBACKS = (
-    "DejaVu Sans", "Noto Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "WenQuanYi Zen Hei", "Droid Sans Fallback",
-    "Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans Bengali", "Noto Sans Tamil", "Arial Unicode MS", "Unifont",
+    "DejaVu Sans", "Noto Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR",
+    "WenQuanYi Zen Hei", "Droid Sans Fallback", "Noto Sans Devanagari", "Noto Sans Thai",
+    "Noto Sans Bengali", "Noto Sans Tamil", "Arial Unicode MS", "Unifont",
 )  # fmt: skip
 LONGEST = 18  # characters of a name
 

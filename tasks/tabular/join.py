@@ -136,9 +136,10 @@ def _typed(frames: Frames, params: TableParams, name: str) -> dict[str, "pl.Lazy
     typed = {}
     for table, frame in frames.items():
         kinds = params.types.get(table, {})
-        casts = {
-            c: to for c, kind in kinds.items() if (to := columns.cast(c, schemas[table][c], kind)) is not None
+        wanted = {
+            column: columns.cast(column, schemas[table][column], kind) for column, kind in kinds.items()
         }
+        casts = {column: expression for column, expression in wanted.items() if expression is not None}
         for column, (count, row, value) in columns.misfits(frame, casts).items():
             problems.append(
                 f"{table}.{column}: {count} values are not {kinds[column]}; the first is {value!r} in data "

@@ -1,4 +1,4 @@
-"""Predict a class from a row of a table: logistic regression, the baseline that anything cleverer must beat."""
+"""Predict a class from a row of a table: logistic regression, the baseline to beat."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""What is in a table: nulls, range and distinct values of every column, as JSON, as a page and as a picture."""
+"""What is in a table: nulls, range and distinct values of every column, as JSON, page and picture."""
 
 import html
 import math

@@ -124,7 +124,10 @@ def _why(path: Path, error: BaseException) -> str:
     if path.is_file() and not path.stat().st_size:
         return "the file is empty"
     if isinstance(error, pickle.UnpicklingError):
-        return "it is damaged, or holds more than tensors, and code of a file is not run; save model.state_dict() alone, or as .safetensors"
+        return (
+            "it is damaged, or holds more than tensors, and code of a file is not run; "
+            "save model.state_dict() alone, or as .safetensors"
+        )
     return "it is damaged, or was not written by torch.save or safetensors"
 
 
@@ -167,9 +170,9 @@ def fitting(found: Weights, net: Weights, arch: str, where: str, note: Note) -> 
     ]
     if missing or unknown or wrong:
         parts = [("missing: ", missing), ("not in the net: ", unknown), ("of another shape: ", wrong)]
-        told = "; ".join(f"{len(names)} {word}{', '.join(names[:3])}" for word, names in parts if names)
+        problem = "; ".join(f"{len(names)} {word}{', '.join(names[:3])}" for word, names in parts if names)
         raise DataError(
-            f"init: the weights of {where} are not those of this net ({arch}): {told}. {HINT[arch]}"
+            f"init: the weights of {where} are not those of this net ({arch}): {problem}. {HINT[arch]}"
         )
     note(f"begins with the weights of {where}")
     return found

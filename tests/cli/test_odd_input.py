@@ -77,7 +77,7 @@ def test_ls_outlives_what_is_no_config(checkout, capsys) -> None:
     assert [row["flow"] for row in json.loads(capsys.readouterr().out)] == ["not readable as yaml"] * 2
 
 
-def test_a_run_that_breaks_off_is_told() -> None:
+def test_a_run_that_breaks_off_is_reported() -> None:
     from prefect.states import Failed
 
     from overnight.orchestration.prefect import BROKE, _raise_exception_of
@@ -141,10 +141,13 @@ SPARSE = {
     "more",
     [
         {"y": np.zeros((3, 2))}, {"y": np.array(["a"] * 3)}, {"y": np.array(1)}, {"y": np.full(3, np.nan)},
-        {"edge_index": np.array([["a"], ["b"]])}, {"edge_index": np.array([1, 2])}, {"edge_index": np.full((2, 3), np.nan)},
+        {"edge_index": np.array([["a"], ["b"]])}, {"edge_index": np.array([1, 2])},
+        {"edge_index": np.full((2, 3), np.nan)},
         {"x": np.zeros(3)}, {"x": np.zeros((3, 2, 2))}, {"x": np.array([["a"]] * 3)}, {"x": np.array(1)},
-        {**SPARSE, "x_shape": np.array([3])}, {**SPARSE, "x_shape": np.array(3)}, {**SPARSE, "x_indptr": np.array([-1, 0, 0, 0])},
-        {**SPARSE, "x_indptr": NOUGHT}, {**SPARSE, "x_indptr": np.zeros((4, 2))}, {"train_mask": np.zeros((3, 1), bool)},
+        {**SPARSE, "x_shape": np.array([3])}, {**SPARSE, "x_shape": np.array(3)},
+        {**SPARSE, "x_indptr": np.array([-1, 0, 0, 0])},
+        {**SPARSE, "x_indptr": NOUGHT}, {**SPARSE, "x_indptr": np.zeros((4, 2))},
+        {"train_mask": np.zeros((3, 1), bool)},
     ],
 )  # fmt: skip
 def test_arrays_that_are_no_graph(load, folder, more) -> None:
@@ -174,7 +177,8 @@ def test_an_annotation_in_an_unknown_encoding(load, annotated, encoding) -> None
 def test_an_image_that_says_no_size(load, annotated, monkeypatch) -> None:
     from PIL import Image
 
-    box = "<object><name>x</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>"
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    box = f"<object><name>x</name>{box}</object>"
     (annotated / "Annotations" / "a.xml").write_text(
         f"<annotation><size><width>wide</width></size>{box}</annotation>"
     )

@@ -1,4 +1,4 @@
-"""Entries: every mistake at once, files found, verified, remembered; what is missing is said before anything is read."""
+"""Entries: every mistake at once; files are found, verified and remembered; missing ones are refused."""
 
 import hashlib
 import os
@@ -64,20 +64,28 @@ def test_an_experiment_names_a_set_and_holds_its_entry(write, tmp_path) -> None:
 
 def test_every_mistake_of_an_entry_is_said_at_once_with_its_line(write) -> None:
     write(
-        "kind: tables\nreader: cvs\nfolder: ../up\nfiles:\n  - {path: a, sha: x, url: 'http://far.away/a'}\nexpected: {count: 3}\n"
+        "kind: tables\nreader: cvs\nfolder: ../up\nfiles:\n"
+        "  - {path: a, sha: x, url: 'http://far.away/a'}\nexpected: {count: 3}\n"
     )
     with pytest.raises(ConfigError) as caught:
         load_entry("made")
     said = "\n".join(caught.value.problems)
-    for part in ("yaml:1: kind", "yaml:2: reader: unknown reader 'cvs'; did you mean 'csv'", "yaml:3: folder: must be a path inside",
-                 "did you mean 'sha256'", "files.0.url", "did you mean 'counts'"):  # fmt: skip
+    for part in (
+        "yaml:1: kind",
+        "yaml:2: reader: unknown reader 'cvs'; did you mean 'csv'",
+        "yaml:3: folder: must be a path inside",
+        "did you mean 'sha256'",
+        "files.0.url",
+        "did you mean 'counts'",
+    ):
         assert part in said
     assert len(caught.value.problems) == 6
 
 
 def test_options_of_the_reader_are_checked_with_the_entry(write) -> None:
     write(
-        "kind: table\nreader: csv\nlicense: MIT\noptions:\n  tables: {t: t.csv}\n  nuls: [x]\n  types: {a: number}\n"
+        "kind: table\nreader: csv\nlicense: MIT\n"
+        "options:\n  tables: {t: t.csv}\n  nuls: [x]\n  types: {a: number}\n"
     )
     with pytest.raises(ConfigError) as caught:
         load_entry("made")
@@ -93,8 +101,19 @@ def test_options_of_the_reader_are_checked_with_the_entry(write) -> None:
 def test_every_reader_offers_what_is_asked_of_it() -> None:
     from overnight.data import readers
 
-    assert set(readers.names()) >= {"csv", "image_parquet", "idx", "image_folder", "voc", "edge_list", "planetoid", "text_lines", "text",
-                                    "cifar_binary", "package"}  # fmt: skip
+    assert set(readers.names()) >= {
+        "csv",
+        "image_parquet",
+        "idx",
+        "image_folder",
+        "voc",
+        "edge_list",
+        "planetoid",
+        "text_lines",
+        "text",
+        "cifar_binary",
+        "package",
+    }
     for name in readers.names():
         found = readers.reader(name)
         assert issubclass(found.Options, Values)
@@ -204,7 +223,8 @@ def test_any_of_several_digests_will_do(write) -> None:
 
 
 def test_counts_and_classes_that_are_not_what_is_expected(write) -> None:
-    text = "kind: text\nreader: text_lines\noptions: {splits: {train: t.csv}}\nexpected: {counts: {train: 3}, classes: [x, y]}\n"
+    text = "kind: text\nreader: text_lines\noptions: {splits: {train: t.csv}}\n"
+    text += "expected: {counts: {train: 3}, classes: [x, y]}\n"
     write(text, t_csv=b"x one\ny two\n")
     with pytest.raises(DataError, match=r"train: 2 \(expected 3\)"):
         load_entry("made").load()
@@ -337,7 +357,8 @@ def test_listing(write, checkout) -> None:
 def test_listing_imports_nothing_heavy() -> None:
     script = (
         "import sys; from overnight.data.dataset import Dataset, listing; listing(); "
-        "print(*[m for m in ('torch', 'polars', 'prefect', 'mlflow', 'numpy', 'PIL', 'pyarrow', 'sklearn') if m in sys.modules])"
+        "heavy = 'torch polars prefect mlflow numpy PIL pyarrow sklearn'.split(); "
+        "print(*[m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

@@ -1,4 +1,4 @@
-"""A new data set of a known format and an experiment on it: two yaml files beside the bytes, and no Python."""
+"""A new data set of a known format and an experiment on it: two yaml files beside the bytes, no Python."""
 
 import subprocess
 

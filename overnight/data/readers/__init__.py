@@ -1,4 +1,4 @@
-"""Readers: one file for each format on disk, found by its name; a file that starts with _ is shared by them."""
+"""Readers: one file for each format on disk, found by its name; files that start with _ are shared."""
 
 import difflib
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ class Reader(Protocol):
     Options: type[Values]
 
     def read(self, folder: Path, options: Any, kind: str) -> Content:
-        """The set of that kind whose verified files lie below *folder*; raises DataError that names the file."""
+        """The set of that kind with verified files below *folder*; raises DataError that names the file."""
 
 
 def names() -> list[str]:

@@ -17,7 +17,8 @@ IMAGE_ENDINGS = frozenset(
 )
 MOST_CLASSES = 100_000
 SIGNATURES = {
-    b"PK\x03\x04": "zip", b"\x1f\x8b": "gzip", b"PAR1": "parquet", b"\x93NUMPY": "npy", b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg",
+    b"PK\x03\x04": "zip", b"\x1f\x8b": "gzip", b"PAR1": "parquet", b"\x93NUMPY": "npy", b"\x89PNG": "png",
+    b"\xff\xd8\xff": "jpeg",
     b"%PDF": "pdf", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"version https://git-lfs": "git-lfs pointer (the "
                                                                                     "data itself was not "
                                                                                     "fetched)",

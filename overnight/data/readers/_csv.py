@@ -26,7 +26,7 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Column:
-    """How the text of one column becomes values. `given`: the entry states the type, so it is not negotiable."""
+    """How the text of one column becomes values. `given`: the entry states the type."""
 
     name: str
     type: str
@@ -37,7 +37,7 @@ class Column:
 
     @classmethod
     def of(cls, text: "pl.LazyFrame", name: str, given: str | None, file: Path) -> "Column":
-        """The type the entry gives, or that of the first rows; the form of times is the first that fits them."""
+        """The type the entry gives, or that of the first rows; of times the first form that fits."""
         kind, _, form = (given or "").partition(" ")
         if given and (form or kind not in FORMATS):
             return cls(name, kind, form, given=True, file=file)
@@ -100,7 +100,7 @@ class Column:
             there &= ~pl.col(self.name).str.strip_chars().is_in(["", *self.trim])
         return there & self.value().is_null()
 
-    def mended(self, text: "pl.LazyFrame", nulls: Sequence[str], cleaned: CleaningCounts) -> "Column":
+    def repaired(self, text: "pl.LazyFrame", nulls: Sequence[str], cleaned: CleaningCounts) -> "Column":
         """Blanks around values trimmed, an inferred whole number read as a decimal.
 
         Else DataError with the first wrong value.

@@ -113,7 +113,7 @@ def _columns(
     )
     cleaned["column of a name that is taken renamed"] += sum("_duplicated_" in name for name in names)
     cleaned["table without rows kept"] += not found[ROWS]
-    return [c.mended(text, nulls, cleaned) if found[c.name] else c for c in columns]
+    return [c.repaired(text, nulls, cleaned) if found[c.name] else c for c in columns]
 
 
 def _types(text: "pl.LazyFrame", file: Path, table: Table, options: Options) -> Mapping[str, str]:

@@ -182,9 +182,8 @@ def _features(
     cleaned["node without features given zeros"] += sum(not row for row in rows)
     indptr = np.cumsum([0, *map(len, rows)], dtype=np.int64)
     flat = [pair for row in rows for pair in row]
-    with np.errstate(
-        over="ignore"
-    ):  # too large for a float is infinite, which whoever uses the features handles and counts
+    # A value too large for a float becomes infinite; the user of the features counts and replaces it.
+    with np.errstate(over="ignore"):
         data = np.array([v for _, v in flat], dtype=np.float32)
     indices = np.array([i for i, _ in flat], dtype=np.int64)
     return data, indices, indptr, (len(index), max(column.values(), default=-1) + 1)

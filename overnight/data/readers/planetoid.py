@@ -1,4 +1,4 @@
-"""A citation graph in one npz of plain arrays: edge_index, x (CSR or dense), y, and the public split's masks."""
+"""A citation graph in one npz of plain arrays: edge_index, x (CSR or dense), y, and public masks."""
 
 import struct
 import tokenize
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-# what numpy lets through of zipfile, zlib and its own header's parser
-DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, struct.error, SyntaxError, AttributeError, TypeError, KeyError,
-           OverflowError, MemoryError, NotImplementedError, RuntimeError, tokenize.TokenError)  # fmt: skip
+# What numpy passes on of zipfile, zlib and its own header's parser.
+DAMAGED = (
+    OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, struct.error, SyntaxError, AttributeError,
+    TypeError, KeyError, OverflowError, MemoryError, NotImplementedError, RuntimeError, tokenize.TokenError,
+)  # fmt: skip
 
 
 DIMENSIONS = {"edge_index": 2, "y": 1, "x": 2, "x_data": 1, "x_indices": 1, "x_indptr": 1, "x_shape": 1}
@@ -103,7 +105,7 @@ def _load(path: Path) -> "dict[str, np.ndarray]":
 
 
 def _is_plain(name: str, array: "np.ndarray") -> bool:
-    """Numbers of the right dimensions; features alone may hold what is not finite, as their user counts it."""
+    """Numbers of the right dimensions; only features may hold values that are not finite."""
     import numpy as np
 
     plain = array.ndim == DIMENSIONS[name] and array.dtype.kind in "biuf"
@@ -113,12 +115,14 @@ def _is_plain(name: str, array: "np.ndarray") -> bool:
 def _features(arrays: "dict[str, np.ndarray]", nodes: int, path: Path) -> Features:
     import numpy as np
 
-    found: Features = None
     if "x_indptr" in arrays:
         found = _sparse(arrays, path)
+        rows = int(arrays["x_shape"][0])
     elif "x" in arrays:
         found = arrays["x"].astype(np.float32)
-    rows = nodes if found is None else found[3][0] if isinstance(found, tuple) else len(found)
+        rows = len(arrays["x"])
+    else:
+        return None
     if rows != nodes:
         raise DataError(f"{shown(path)}: x has {rows} rows and y {nodes}; expected one row for each node")
     return found

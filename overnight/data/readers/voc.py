@@ -99,7 +99,8 @@ def _annotation(
         )
     xml = present(folder, f"{options.annotations}/{name}.xml")
     try:
-        tree = ET.fromstring(xml.read_bytes())  # noqa: S314 - expat itself stops entity bombs; nothing external is read
+        # expat itself stops entity bombs; nothing external is read
+        tree = ET.fromstring(xml.read_bytes())  # noqa: S314
     except (
         ET.ParseError,
         LookupError,

@@ -1,11 +1,11 @@
-"""ResNet-18 (He et al. 2016, table 1) with the names of the published weights, so that those can be loaded."""
+"""ResNet-18 (He et al. 2016, table 1) with the names of the published weights, which it can load."""
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tasks.vision.nets.layers import Scaled, conv
 
-LARGE = 64  # px from which the stem of the paper is used: 7x7 convolution and pooling, a quarter of the side; below it 3x3
+LARGE = 64  # px from which the stem is the paper's 7x7 convolution with pooling; below it 3x3
 
 
 class BasicBlock(nn.Module):

@@ -115,7 +115,8 @@ def test_difficult_boxes_can_be_left_out(load, made) -> None:
 def test_parts_of_an_object_are_not_taken_for_its_box(load, made) -> None:
     made.image("a", ("x", 1, 1, 20, 20))
     xml = made.folder / "Annotations" / "a.xml"
-    part = "<part><name>head</name><bndbox><xmin>2</xmin><ymin>2</ymin><xmax>3</xmax><ymax>3</ymax></bndbox></part>"
+    part = "<bndbox><xmin>2</xmin><ymin>2</ymin><xmax>3</xmax><ymax>3</ymax></bndbox>"
+    part = f"<part><name>head</name>{part}</part>"
     xml.write_text(xml.read_text().replace("<name>x</name>", f"<name>x</name>{part}"))
     made.listed("train", "a")
     assert load("voc", {}).splits["train"][0].boxes.tolist() == [[1, 1, 20, 20]]

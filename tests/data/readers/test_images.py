@@ -1,4 +1,4 @@
-"""Images in every format and mode: the same few shapes come out, odd ones are counted, damaged files named."""
+"""Images in every format and mode: the same shapes come out, odd ones are counted, damaged files named."""
 
 import gzip
 import io

@@ -16,7 +16,8 @@ if raise_at_import:
 
 def pictures(n=6):
     import numpy as np
-    return {{"images": np.arange(n * 4.0).reshape(n, 2, 2), "target": np.arange(n) % 3, "target_names": np.array(["a", "b", "c"])}}
+    images = np.arange(n * 4.0).reshape(n, 2, 2)
+    return {{"images": images, "target": np.arange(n) % 3, "target_names": np.array(["a", "b", "c"])}}
 
 def network():
     import networkx as nx
@@ -33,7 +34,8 @@ def table():
     return pd.DataFrame({{"a": [1, 2], "b": ["x", None]}})
 
 def bunch():
-    return {{"data": [[1.0, 2.0], [3.0, 4.0]], "target": [0, 1], "feature_names": ["wide", "tall"], "target_names": ["n", "p"]}}
+    names = {{"feature_names": ["wide", "tall"], "target_names": ["n", "p"]}}
+    return {{"data": [[1.0, 2.0], [3.0, 4.0]], "target": [0, 1], **names}}
 
 def nothing():
     return 7

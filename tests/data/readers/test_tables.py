@@ -24,7 +24,8 @@ def test_types_are_inferred(load, folder) -> None:
         "10:00:00,007,häuser,\n-2,3,False,2024-03-01,2024-01-01 11:30:00,12,東京,\n"
     )
     table = frame(load("csv", {"tables": {"t": "t.csv"}}))
-    assert table.row(0) == (1, 1.5, True, date(2024, 2, 29), datetime(2024, 1, 1, 10), "007", "häuser", None)  # noqa: DTZ001
+    time = datetime(2024, 1, 1, 10)  # noqa: DTZ001
+    assert table.row(0) == (1, 1.5, True, date(2024, 2, 29), time, "007", "häuser", None)
     assert table.dtypes == [
         pl.Int64,
         pl.Float64,

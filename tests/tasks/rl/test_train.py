@@ -12,7 +12,7 @@ from overnight import Artifact, RecordingRun
 from overnight.errors import BadInput, DataError, Stopped
 from tasks.rl.env import episode_seeds, play, spaces_of
 from tasks.rl.policy import acting, build
-from tasks.rl.sb3 import Watch, learner
+from tasks.rl.sb3 import Evaluation, learner
 from tasks.rl.train import AgentParams, predictor, train_agent
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -66,7 +66,7 @@ def test_the_best_evaluation_is_kept_when_a_worse_one_follows(tmp_path: Path) ->
         RecordingRun(tmp_path),
         AgentParams.model_validate({"ppo": {"hidden": []}, "eval_episodes": 5}),
     )
-    watch, model = Watch(run, params, spaces_of(params)), learner(run, params)
+    evaluation, model = Evaluation(run, params, spaces_of(params)), learner(run, params)
     for steps, lean in (
         (100, 0.0),
         (200, 1.0),
@@ -76,11 +76,11 @@ def test_the_best_evaluation_is_kept_when_a_worse_one_follows(tmp_path: Path) ->
         with torch.no_grad():
             model.policy.action_net.weight.copy_(torch.tensor([[0.0, 0, 0, 0], [0, 0, lean, lean]]))
             model.policy.action_net.bias.zero_()
-        watch.look(model)
+        evaluation.evaluate(model)
     means = run.curve("val/mean_return")
     assert means[1] > 5 * max(means[0], means[2])
-    assert (watch.best_step, watch.best_return) == (200, means[1])
-    assert watch.best.state_dict()["0.weight"].abs().sum() == 2
+    assert (evaluation.best_step, evaluation.best_return) == (200, means[1])
+    assert evaluation.best.state_dict()["0.weight"].abs().sum() == 2
 
 
 def test_equal_seeds_learn_equal_policies(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from overnight.data.dataset import Dataset, load_entry
 from overnight.errors import DataError, ServiceError
 from tasks.tabular.join import TableParams, join_tables
 
-SALES = "day,shop,item,price\n2024-01-01,1,a,2.5\n2024-01-02,2,b,NA\n2024-01-03,9,a,4.0\n2024-01-04,,c,1.0\n2024-01-05,1,b,-3.0\n"
+SALES = "day,shop,item,price\n2024-01-01,1,a,2.5\n2024-01-02,2,b,NA\n"
+SALES += "2024-01-03,9,a,4.0\n2024-01-04,,c,1.0\n2024-01-05,1,b,-3.0\n"
 SHOPS = "id,city,size\n1,Köln,10\n2,大阪,20\n2,Osaka,21\n3,Oslo,30\n"
 
 
@@ -217,8 +218,10 @@ from overnight import RecordingRun
 from overnight.data.dataset import load_entry
 from tasks.tabular.join import TableParams, join_tables
 run = RecordingRun(pathlib.Path(sys.argv[1]))
-joins = [{"table": "weather", "by": ["origin", "time_hour"], "take": ["temp"]}, {"table": "planes", "by": ["tailnum"], "prefix": "plane_"}]
-print(join_tables.body(run, TableParams(fact="flights", joins=joins, require=["arr_delay"]), load_entry("flights")).digest)
+joins = [{"table": "weather", "by": ["origin", "time_hour"], "take": ["temp"]}]
+joins.append({"table": "planes", "by": ["tailnum"], "prefix": "plane_"})
+params = TableParams(fact="flights", joins=joins, require=["arr_delay"])
+print(join_tables.body(run, params, load_entry("flights")).digest)
 """
 
 

@@ -79,7 +79,7 @@ def test_ordered_rows_are_tested_on_the_last_and_equal_ones_stay_together(tmp_pa
 
 def test_missing_values_and_unseen_levels_have_their_rules(tmp_path: Path) -> None:
     holes = np.where(np.arange(ROWS) % 7 == 0, np.nan, np.random.default_rng(1).normal(size=ROWS))
-    level = ["new" if i >= ROWS - 10 else None if i % 5 == 0 else "old" for i in range(ROWS)]
+    level = [None if i % 5 == 0 else "old" for i in range(ROWS - 10)] + ["new"] * 10
     data = table(tmp_path, holes=holes, level=level, nothing=pl.Series([None] * ROWS, dtype=pl.Float64))
     run, model = fitted(
         tmp_path, data, numeric=["x", "holes", "nothing"], categorical=["shop", "level"], order="day"

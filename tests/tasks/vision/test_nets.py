@@ -1,4 +1,4 @@
-"""Every architecture learns, takes any image, is split exactly and predicted; its own ideas do what they say."""
+"""Every architecture learns, takes any image, is split exactly and predicted; its parts do what they claim."""
 
 from pathlib import Path
 
@@ -255,9 +255,9 @@ def test_a_value_without_effect_is_a_mistake():
             CnnParams(**values)
 
 
-def test_every_norm_is_told_as_what_splitting_changes(tmp_path):
+def test_batch_norms_are_reported_as_what_splitting_changes(tmp_path):
     run = RecordingRun(tmp_path)
     train_cnn.body(run, CnnParams(epochs=1, batch=10, micro_batch=5, **ARCHS["speedrun"]), made(tmp_path))
-    (told,) = [e["value"] for e in run.of("param") if e["name"] == "elastic"]
-    assert "batch normalisation" in told
+    (note,) = [e["value"] for e in run.of("param") if e["name"] == "elastic"]
+    assert "batch normalisation" in note
     assert isinstance(Speedrun((3, 12, 12), 2, 16).cells[0].norm1, nn.BatchNorm2d)

@@ -91,7 +91,7 @@ def test_grey_and_coloured_filters_give_the_same_answer_on_a_grey_image(shapes, 
     assert torch.allclose(*answers, atol=1e-4)
 
 
-def test_what_does_not_fit_is_told(tmp_path):
+def test_weights_that_do_not_fit_are_refused(tmp_path):
     stem = saved(tmp_path / "stem.pt", net(LARGE)[1])
     with pytest.raises(
         DataError,
@@ -162,7 +162,7 @@ def test_what_is_in_the_cache_is_used_and_checked(tmp_path):
 
 def test_what_cannot_be_fetched_is_a_note(tmp_path):
     notes = []
-    with socket.socket() as closed:  # a port that nobody listens at
+    with socket.socket() as closed:  # a port without a listener
         closed.bind(("127.0.0.1", 0))
         assert (
             cached(f"http://127.0.0.1:{closed.getsockname()[1]}/net-00000000.pth", tmp_path, notes.append)
