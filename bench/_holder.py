@@ -1,6 +1,8 @@
-"""One process that holds a part of the card again and again, by our ledger or by a bare limit of Prefect, and writes down when.
+"""One process that holds a part of the card again and again, by our ledger or by a bare limit of Prefect, and
+writes down when.
 
-`python _holder.py LOG JSON`; lines of LOG: asks, has, gave or broke, with the seconds of CLOCK_MONOTONIC, which all processes share.
+`python _holder.py LOG JSON`; lines of LOG: asks, has, gave or broke, with the seconds of CLOCK_MONOTONIC,
+which all processes share.
 """
 
 import importlib

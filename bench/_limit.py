@@ -1,4 +1,6 @@
-"""The arms of bench/card.py: our ledger in a folder, and bare Prefect servers of their own with one or the other storage of leases."""
+"""The arms of bench/card.py: our ledger in a folder, and bare Prefect servers of their own with one or the
+other storage of leases.
+"""
 
 import json
 import os
@@ -46,7 +48,10 @@ class Holder:
 
 @dataclass
 class Arm:
-    """Whoever keeps the card's 12 slots. Each case has a limit (a folder) of its own, so that none leaves anything to the next."""
+    """Whoever keeps the card's 12 slots.
+
+    Each case has a limit (a folder) of its own, so that none leaves anything to the next.
+    """
 
     name: str
     folder: Path

@@ -1,10 +1,13 @@
-"""The card's line beside a bare Prefect limit: `python -m bench.card [--out FILE] [--only CASE ...] [--seed N]`.
+"""The card's line beside a bare Prefect limit: `python -m bench.card [--out FILE] [--only CASE ...] [--seed
+N]`.
 
-Three arms in one run: ours, a Prefect global concurrency limit of 12 slots with its default storage of leases (memory), and the same with
-the filesystem's. Each server is a bare one with a home of its own. Cases: cost (acquire + release), big (a job of the whole card against
-a stream of small ones), order (in which order waiters that came one after the other get in), kill (of the holder: until the waiter has
-the card; a lease of 60 s, the shortest that Prefect allows, and its default of 300 s), restart (of the server while somebody holds).
-Waits are bounded, so a value may read "> 100". Prints a table, writes JSON, ends with 1 when one of our bars is missed.
+Three arms in one run: ours, a Prefect global concurrency limit of 12 slots with its default storage of leases
+(memory), and the same with the filesystem's. Each server is a bare one with a home of its own. Cases: cost
+(acquire + release), big (a job of the whole card against a stream of small ones), order (in which order
+waiters that came one after the other get in), kill (of the holder: until the waiter has the card; a lease of
+60 s, the shortest that Prefect allows, and its default of 300 s), restart (of the server while somebody
+holds). Waits are bounded, so a value may read "> 100". Prints a table, writes JSON, ends with 1 when one of
+our bars is missed.
 """
 
 import argparse
@@ -142,7 +145,10 @@ class _Kill:
 
 
 def restart(arm: Arm, _choose: random.Random) -> Values:
-    """The server goes away for a while under a holder of all of it. Ours has none: its holder is just left alone for as long."""
+    """The server goes away for a while under a holder of all of it.
+
+    Ours has none: its holder is just left alone for as long.
+    """
     arm.create("restart")
     holder = arm.start("restart", hold_s=HELD_S, lease_s=60)
     _all([holder], "has")
@@ -203,7 +209,9 @@ def table(found: Mapping[str, Values]) -> tuple[str, list[str]]:
     missed += [n for n in found["ours"] if n.endswith("_broke")]
     rows = [("", *found, "bar (ours)")]
     for name in names:
-        mark = "" if name not in BARS else "MISSED" if name in missed else "met"
+        mark = ""
+        if name in BARS:
+            mark = "MISSED" if name in missed else "met"
         rows.append((name, *(_shown(name, values.get(name)) for values in found.values()), mark))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
@@ -214,7 +222,9 @@ def table(found: Mapping[str, Values]) -> tuple[str, list[str]]:
 def _shown(name: str, value: float | None) -> str:
     """For people; a wait that was given up is shown as longer than its bound."""
     bound = next((b for case, b in BOUNDS.items() if name.startswith(case)), math.nan)
-    return "-" if value is None else f"> {bound:.0f}" if math.isinf(value) else f"{value:.4g}"
+    if value is None:
+        return "-"
+    return f"> {bound:.0f}" if math.isinf(value) else f"{value:.4g}"
 
 
 def facts(seed: int) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""What watching the card costs: CPU time of the monitor's thread while a step holds a lease, beside a thread that only wakes as often.
+"""What watching the card costs: CPU time of the monitor's thread while a step holds a lease, beside a thread
+that only wakes as often.
 
     python bench/monitor.py [SECONDS]
 
-The hardest case: the step's use changes at every look, two neighbours speak, another program is there. Prints a table and a line of JSON;
-exits 1 when the monitor takes 0.5 % of a core or more.
+The hardest case: the step's use changes at every look, two neighbours speak, another program is there. Prints
+a table and a line of JSON; exits 1 when the monitor takes 0.5 % of a core or more.
 """
 
 import json

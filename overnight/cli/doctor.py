@@ -67,19 +67,19 @@ def _ledger() -> Check:
 
 
 def _others() -> Check:
-    """What programs without a lease use: not wrong, but what steps may have to wait for."""
+    """What other programs use: no problem, but steps may have to wait for it."""
     card = _found()
-    held, by = holders(card), device_of(card)
-    foreign = other_processes_mib(card, held, by)
-    if by.problem:
-        return Check("other programs", False, f"the card does not say what it uses: {by.problem}")
-    beyond = (
-        f"; {over_reserve_mib(card, foreign):,} MiB of it of the budget"
-        if over_reserve_mib(card, foreign) and not card.virtual
-        else ""
-    )
-    named = ", ".join(describe_other_processes(other_processes(card, held, by), foreign)) + beyond
-    return Check("other programs", True, named if foreign else "use nothing of the card")
+    held = holders(card)
+    device = device_of(card)
+    used_mib = other_processes_mib(card, held, device)
+    if device.problem:
+        return Check("other programs", False, f"the card does not say what it uses: {device.problem}")
+    if not used_mib:
+        return Check("other programs", True, "use nothing of the card")
+    names = ", ".join(describe_other_processes(other_processes(card, held, device), used_mib))
+    overuse_mib = over_reserve_mib(card, used_mib)
+    beyond = f"; {overuse_mib:,} MiB of it of the budget" if overuse_mib and not card.virtual else ""
+    return Check("other programs", True, names + beyond)
 
 
 def _overhead() -> Check:
@@ -87,15 +87,10 @@ def _overhead() -> Check:
     card = _found()
     if card.virtual:
         return Check("CUDA context", True, "none on the virtual card")
-    measured = cuda_context.is_measured(card)
-    known = f"takes {cuda_context.overhead(card)} MiB of every lease"
-    return Check(
-        "CUDA context",
-        True,
-        f"{known}, measured on this machine"
-        if measured
-        else f"{known} until the first steps have measured it",
-    )
+    source = "until the first steps have measured it"
+    if cuda_context.is_measured(card):
+        source = "measured on this machine"
+    return Check("CUDA context", True, f"takes {cuda_context.overhead(card)} MiB of every lease, {source}")
 
 
 def _found() -> Card:

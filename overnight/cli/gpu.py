@@ -84,7 +84,7 @@ def panel(now: Snapshot, width: int, clock: bool = False) -> Group:
     if now.queue:
         parts += [Text(), _queue(now, width >= NARROW)]
     if not (now.holders or now.queue):
-        parts += [Text(), Text("nobody holds anything, nobody waits", style="dim")]
+        parts += [Text(), Text("no lease is held, no request waits", style="dim")]
     notes = list(_notes(now))
     if notes:
         parts += [Text(), *notes]
@@ -107,7 +107,7 @@ def _title(now: Snapshot, width: int, clock: bool) -> Text:
 
 
 def _bar(now: Snapshot, width: int) -> Text:
-    """The whole card from left to right: leases (full where used), free, other processes and their reserve."""
+    """The whole card from left to right: leases (full where used), free, other processes, their reserve."""
     reserve = now.card.total_mib - now.card.budget_mib
     parts = list[tuple[float, str, str]]()
     for row, colour in zip(now.holders, _colours(now), strict=True):

@@ -206,8 +206,8 @@ def check_budget(name: str, total_mib: int, reserve_mib: int) -> None:
     reserve = _reserve(reserve_mib)
     if not os.environ.get("OVERNIGHT_BUDGET_MIB") and reserve >= total_mib:
         raise ServiceError(
-            f"OVERNIGHT_RESERVE_MIB={reserve}: {name} has {total_mib} MiB in all, so nothing is left to grant; "
-            "reserve less"
+            f"OVERNIGHT_RESERVE_MIB={reserve}: {name} has {total_mib} MiB in all, so nothing is left "
+            "to grant; reserve less"
         )
 
 

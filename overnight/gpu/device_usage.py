@@ -82,7 +82,7 @@ class NvmlDevice:
         self._retry_at = 0.0
         self._load: float | None = None
 
-    def used_mib(self, card: Card, held: Iterable[Request] = ()) -> int:  # noqa: ARG002 - the driver needs no holders
+    def used_mib(self, card: Card, held: Iterable[Request] = ()) -> int:  # noqa: ARG002
         """Without what the driver keeps for itself, where it tells them apart."""
         self._used = self._ask(card, lambda nvml, handle: memory(nvml, handle)[1], self._used)
         return self._used
@@ -198,7 +198,7 @@ class FakeDevice:
         return None
 
 
-# ------------------------------------------------------------------------------------------------ other processes
+# ------------------------------------------------------------ other processes
 
 
 def holders(card: Card) -> list[Request]:

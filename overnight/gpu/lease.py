@@ -140,8 +140,8 @@ def _noted(mib: int, exclusive: bool, card: Card) -> Iterator[tuple[_Held, dict[
     sum_mib = sum(h.mib for h in here)
     if here and (exclusive or any(h.exclusive for h in here) or mib <= card.budget_mib < sum_mib + mib):
         raise BadInput(
-            f"lease({mib}): this thread holds {sum_mib} of the card's {card.budget_mib} MiB already, so it would wait "
-            "for itself; ask for all of it at once, or leave the first `with` block before"
+            f"lease({mib}): this thread holds {sum_mib} of the card's {card.budget_mib} MiB already, so it "
+            "would wait for itself; ask for all of it at once, or leave the first `with` block before"
         )
     entry = _Held(card.uuid, mib, exclusive)
     held.append(entry)
@@ -151,7 +151,7 @@ def _noted(mib: int, exclusive: bool, card: Card) -> Iterator[tuple[_Held, dict[
         held.remove(entry)
 
 
-# ------------------------------------------------------------------------------------------------ leases of scripts
+# ------------------------------------------------------------ leases of scripts
 
 
 def program_name(argument: str) -> str:

@@ -1,13 +1,12 @@
 """The virtual card's memory: bytes that torch's operators allocate on the CPU, below a cap.
 
-A storage counts from the operator that makes it until its memory is given back, whoever holds it until then:
-a variable, autograd for the backward pass, an optimizer's state, autocast's cache. Views and operators that
+A storage counts from the operator that makes it until its memory is freed, whatever holds it until then: a
+variable, autograd for the backward pass, an optimizer's state, autocast's cache. Views and operators that
 work in place add nothing; an operator that grows what it is given (resize_, set_, out=) adds what is new. Not
-counted is what no operator made while the counter was on: tensors from before it, arrays borrowed from NumPy
-or a file, what other threads make, the resizing of a bare storage. Not seen either is what an operator takes
-and gives back while it runs (the workspace of a convolution, the parts of a fused kernel): peaks are lower
-bounds. On the virtual card the host's work is the card's: batches that are made or augmented by torch count
-as well.
+counted: tensors from before the counter, arrays borrowed from NumPy or a file, tensors of other threads, the
+resizing of a bare storage, and what an operator allocates and frees while it runs (the workspace of a
+convolution, the parts of a fused kernel), so peaks are lower bounds. On the virtual card the host's work is
+the card's: batches that are made or augmented by torch count as well.
 
 A storage that is watched looks shared to autograd, which then adds up gradients in new memory rather than in
 place. That costs time; the peaks were the same.
@@ -25,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 ALIASES, MAKES, LIFTS, RESIZES, DECOMPOSES = range(5)  # what an operator does to storages
 PLAIN = frozenset({Tensor, torch.nn.Parameter})
 STRIDED = torch.strided
-SEVERAL = frozenset({list, tuple})
+SEQUENCES = frozenset({list, tuple})
 NUMBERS = frozenset({int, float, bool, type(None)})  # among arguments: what is surely no tensor
 MIB = 1 << 20
 
@@ -46,7 +45,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._marks = dict[int, _Mark]()
         self._freed = deque[
             _Mark
-        ]()  # filled by whichever thread lets a storage go, emptied by the one that counts
+        ]()  # filled by the thread that frees a storage, emptied by the one that counts
         self._gone: Callable[[_Mark], None] = self._freed.append
         self._kinds = dict[int, int]()
 
@@ -80,22 +79,18 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         before = self._before([args, kwargs]) if kind == RESIZES else []
         out = func(*args, **kwargs) if kwargs else func(*args)
         if self._freed:
-            self._settle()
+            self._forget_freed()
         had = self._bytes
         if kind == MAKES:
-            self._take(out, args)
+            self._count(out, args)
         else:
-            self._take([old.tensor for old in before if old.changed()] if kind == RESIZES else out, ())
+            self._count([old.tensor for old in before if old.changed()] if kind == RESIZES else out, ())
         if self._bytes > self._peak:
             if self.cap is None or self._bytes <= self.cap:
                 self._peak = self._bytes
             else:
-                asked, out, args, kwargs = (
-                    self._bytes - had,
-                    None,
-                    (),
-                    None,
-                )  # this frame lives as long as the error
+                asked = self._bytes - had
+                out, args, kwargs = None, (), None  # this frame lives as long as the error
                 self._refuse(asked, had, before)
         return out
 
@@ -108,9 +103,9 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for (t, s), mark in zip(storages, marks, strict=True)
         ]
 
-    def _take(self, made: Any, given: Any) -> None:
+    def _count(self, made: Any, given: Any) -> None:
         """Count the storages that an operator made, except uncounted ones that it was given."""
-        for item in made if type(made) in SEVERAL else (made,):
+        for item in made if type(made) in SEQUENCES else (made,):
             for tensor in (item,) if type(item) is Tensor and item.layout is STRIDED else _tensors(item):
                 storage = tensor.untyped_storage()
                 key, size = storage._cdata, storage.nbytes()
@@ -119,13 +114,14 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     if not storage.resizable() or not tensor.is_cpu or _has(given, key):
                         continue
                     mark = self._marks[key] = _Mark(storage, self._gone)
-                    mark.key, mark.bytes = key, size
+                    mark.key = key
+                    mark.bytes = size
                     self._bytes += size
                 elif size != mark.bytes:
                     self._bytes += size - mark.bytes
                     mark.bytes = size
 
-    def _settle(self) -> None:
+    def _forget_freed(self) -> None:
         while self._freed:
             mark = self._freed.popleft()
             self._bytes -= mark.bytes
@@ -142,11 +138,12 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     mark.bytes = old.counted
                 self._bytes = had
         before.clear()
-        self._settle()
+        self._forget_freed()
         self._refused += 1
         cap = self.cap or 0
         raise torch.OutOfMemoryError(
-            f"out of memory on the virtual card: {asked / MIB:.1f} MiB were asked for, {self._bytes / MIB:.1f} of {cap / MIB:.1f} MiB are in use"
+            f"out of memory on the virtual card: {asked / MIB:.1f} MiB were asked for, "
+            f"{self._bytes / MIB:.1f} of {cap / MIB:.1f} MiB are in use"
         )
 
 
@@ -208,7 +205,7 @@ def _has(given: Any, key: int) -> bool:
         if kind in PLAIN and item.layout is STRIDED:
             if item.untyped_storage()._cdata == key:
                 return True
-        elif kind in NUMBERS or (kind in SEVERAL and (not item or type(item[0]) in NUMBERS)):
+        elif kind in NUMBERS or (kind in SEQUENCES and (not item or type(item[0]) in NUMBERS)):
             continue
         elif any(tensor.untyped_storage()._cdata == key for tensor in _tensors(item)):
             return True
@@ -221,7 +218,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         if value.layout is STRIDED and (type(value) in PLAIN or _is_plain(value)):
             yield value
         else:
-            yield from _tensors(_parts(value))
+            yield from _tensors(_components(value))
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _tensors(item)
@@ -234,7 +231,7 @@ def _is_plain(tensor: Tensor) -> bool:
     return not wrapped and tensor.untyped_storage().device.type == "cpu"
 
 
-def _parts(tensor: Any) -> list[Tensor]:
+def _components(tensor: Any) -> list[Tensor]:
     """What a tensor without a storage of its own is made of.
 
     Nothing for those of which that is not known (mkldnn, fake).

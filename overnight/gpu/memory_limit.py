@@ -128,13 +128,13 @@ class MemoryLimit:
         context = f" after {self.overhead_mib} MiB for the CUDA context" if self.overhead_mib else ""
         peak = f"; they came to {self.peak_mib():.0f} MiB at most" if self.meter else ""
         return (
-            f"{' '.join(str(error).split())[:300]} - the step holds {self.lease_mib} MiB of the card, which leaves "
-            f"its tensors {self.cap_mib} MiB{context}{peak}. Lower `micro_batch` (the effective batch stays) or "
-            "`batch`, or let the step ask for more (vram_mib)"
+            f"{' '.join(str(error).split())[:300]} - the step holds {self.lease_mib} MiB of the card, which "
+            f"leaves its tensors {self.cap_mib} MiB{context}{peak}. Lower `micro_batch` (the effective "
+            "batch stays) or `batch`, or let the step ask for more (vram_mib)"
         )
 
 
-# ------------------------------------------------------------------------------------------------ before torch is loaded
+# ------------------------------------------------------------ before torch is loaded
 
 
 def prepare(
@@ -162,7 +162,7 @@ def can_expand(card: Card, kernel: str) -> bool:
     return "microsoft" not in kernel.lower() or "GeForce" in card.name or new_driver
 
 
-# ------------------------------------------------------------------------------------------------ the limits
+# ------------------------------------------------------------ the limits
 
 
 def apply(

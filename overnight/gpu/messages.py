@@ -52,7 +52,7 @@ def title(request: Request) -> str:
 
 
 def describe_other_processes(programs: Sequence[Program], total_mib: int) -> list[str]:
-    """Programs without a lease and what they use; together where the driver does not say how much each uses."""
+    """Programs without a lease and what they use; one sum where the driver does not say more."""
     sized = [p for p in programs if p.mib][:MAX_NAMED]
     if not sized:
         names = list(dict.fromkeys(p.name for p in programs)) or ["other programs"]

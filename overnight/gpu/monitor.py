@@ -117,7 +117,7 @@ class Monitor:
         self._report_every = max(1, reread_every // 2)
         self._peak = 0.0
         self._leases = _Leases([])
-        # a neighbour's new memory looks foreign until its report was written and read: only what stays longer counts
+        # a neighbour's new memory looks foreign until its report was written and read: only what stays counts
         self._recent = deque[int](maxlen=reread_every + self._report_every + 1)
         self._first: int | None = None
 
@@ -301,8 +301,8 @@ class PreemptionPolicy:
         self._in_a_row = self._in_a_row + 1 if overuse + leases > self.card.budget_mib else 0
         if self._in_a_row >= self.samples:
             self.reason = (
-                f"other programs use {overuse} of the card's {self.card.budget_mib} MiB, which leaves no room for this "
-                "lease: it is given back, and asked for again at the head of the line"
+                f"other programs use {overuse} of the card's {self.card.budget_mib} MiB, which leaves no "
+                "room for this lease: it is given back, and asked for again at the head of the line"
             )
 
 

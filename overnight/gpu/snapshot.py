@@ -149,7 +149,7 @@ def _has_open(pid: int, path: Path) -> bool:
     """Whether a process has its request's file open; its pid alone may have gone to another."""
     folder = f"/proc/{pid}/fd"
     try:
-        links = [os.readlink(f"{folder}/{name}") for name in os.listdir(folder)]  # noqa: PTH115, PTH208 - many, each second
+        links = [os.readlink(f"{folder}/{name}") for name in os.listdir(folder)]  # noqa: PTH115, PTH208
     except FileNotFoundError:
         return False
     except OSError:  # it ends just now, or belongs to another user

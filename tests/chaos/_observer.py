@@ -1,7 +1,9 @@
-"""`python _observer.py FOLDER`: what is held in a ledger's folder, seen by somebody who knows only names and locks (no import of it).
+"""`python _observer.py FOLDER`: what is held in a ledger's folder, seen by somebody who knows only names and
+locks (no import of it).
 
-Two passes over the files: what was locked as a holder in the first and is still in the second was held between the two, all of it at once.
-So what it counts too little it may miss, but it never counts too much. Ends with its input; prints its looks and the most MiB it saw.
+Two passes over the files: what was locked as a holder in the first and is still in the second was held
+between the two, all of it at once. So what it counts too little it may miss, but it never counts too much.
+Ends with its input; prints its looks and the most MiB it saw.
 """
 
 import fcntl

@@ -1,7 +1,9 @@
-"""Processes that go on by one system call at a time, when they are told: every interleaving of them can be played, again and again.
+"""Processes that go on by one system call at a time, when they are ordered to: every interleaving of them can be
+played, again and again.
 
-A process pauses before every line of the ledger that may call the kernel; what lies between is its own business. A process that is not
-told to go on is one that was stopped (SIGSTOP); one that is killed there was killed at that very instruction.
+A process pauses before every line of the ledger that may call the kernel; what lies between is its own
+business. A process that is not ordered to go on is one that was stopped (SIGSTOP); one that is killed there was
+killed at that very instruction.
 """
 
 import itertools
@@ -50,8 +52,8 @@ class Player:
     """One process: it takes and gives back each of its amounts, pausing on the way."""
 
     pid: int
-    told: int
-    tells: int
+    orders: int
+    reports: int
     holds: int = 0
     done: bool = False
 
@@ -80,8 +82,8 @@ class Player:
 
     def go(self) -> None:
         """On to the next pause."""
-        os.write(self.told, b"g")
-        while (word := os.read(self.tells, 1)) != b".":
+        os.write(self.orders, b"g")
+        while (word := os.read(self.reports, 1)) != b".":
             if not word:
                 self.end()
                 return
@@ -97,14 +99,14 @@ class Player:
             return
         self.done, self.holds = True, 0
         _, status = os.waitpid(self.pid, 0)
-        os.close(self.told)
-        os.close(self.tells)
+        os.close(self.orders)
+        os.close(self.reports)
         if status not in (0, signal.SIGKILL):
             raise AssertionError(f"a player ended with status {status}")
 
 
 def _perform(
-    folder: Path, amounts: Sequence[int], settings: dict[str, float], again: bool, told: int, tells: int
+    folder: Path, amounts: Sequence[int], settings: dict[str, float], again: bool, orders: int, reports: int
 ) -> None:
     """again: ask for each amount but the first with the ticket of the one before."""
     for name, value in settings.items():
@@ -114,28 +116,31 @@ def _perform(
         if event == "call" and frame.f_code.co_filename not in FILES:
             return None
         if event == "line" and (frame.f_code.co_filename, frame.f_lineno) in PAUSES:
-            os.write(tells, b".")
-            if not os.read(told, 1):
+            os.write(reports, b".")
+            if not os.read(orders, 1):
                 os._exit(0)  # nobody directs any more
         return trace
 
     book = ledger.Ledger(folder, BUDGET)
-    os.read(told, 1)
+    os.read(orders, 1)
     sys.settrace(trace)
     ticket = None
     for mib in amounts:
         grant = book.acquire(mib, ticket=ticket)
         ticket = grant.ticket if again else None
-        os.write(tells, bytes([mib]))
-        os.write(tells, b".")
-        os.read(told, 1)
-        os.write(tells, bytes([0]))
+        os.write(reports, bytes([mib]))
+        os.write(reports, b".")
+        os.read(orders, 1)
+        os.write(reports, bytes([0]))
         grant.release()
 
 
 @dataclass
 class Play:
-    """What is played: who asks for what, when another has its turn, and what else happens. All of it follows from the seed."""
+    """What is played: who asks for what, when another has its turn, and what else happens.
+
+    All of it follows from the seed.
+    """
 
     seed: int
     removing: bool
@@ -147,8 +152,8 @@ class Play:
         """The most that was held at once."""
         choose = random.Random(self.seed)
         shutil.rmtree(folder, ignore_errors=True)
-        # with looks that never come by themselves only the bell leads on, and one that misses it is stuck; of a holder whose folder was
-        # removed no bell tells
+        # without checks of their own only events lead on, and a missed one would
+        # be the end; there is no event of a holder whose folder was removed
         looks = [0.0, 0.02] if self.removing else [0.0, 0.02, 1e9]
         settings = QUICK | {"REFRESH_S": choose.choice(looks), "PASSED_S": choose.choice([0.0, 0.0, 0.02])}
         least = choose.choice([2, BUDGET // 2 + 1])
@@ -235,10 +240,12 @@ def _rename(folder: Path) -> None:
 
 @dataclass
 class Stops:
-    """Two who each want more than half. One is stopped at its n-th pause, the other at its m-th; then each in turn goes on for long.
+    """Two who each want more than half.
 
-    Every n and m there is can be played: all that a process can do to another that was stopped anywhere, or killed there; removes: the
-    files that are removed while both stand still.
+    One is stopped at its n-th pause, the other at its m-th; then each in turn goes on for long.
+
+    Every n and m there is can be played: all that a process can do to another that was stopped anywhere, or
+    killed there; removes: the files that are removed while both stand still.
     """
 
     first: int

@@ -1,4 +1,6 @@
-"""Light processes that take and give back parts of a card, what they write down of it, and the sum over all of them afterwards."""
+"""Light processes that take and give back parts of a card, what they write down of it, and the sum over all
+of them afterwards.
+"""
 
 import ctypes
 import os
@@ -41,7 +43,10 @@ class Hold:
 
 
 class Workers:
-    """Processes forked from this one, with a folder for the ledger and one for what they write down. None of them outlives it."""
+    """Processes forked from this one, with a folder for the ledger and one for what they write down.
+
+    None of them outlives it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.card, self.notes = (
@@ -112,7 +117,9 @@ class Workers:
         ]
 
     def stuck_mib(self) -> int:
-        """What is still held when nobody lives, by the ledger's own view and by whether all of it can be taken."""
+        """What is still held when nobody lives, by the ledger's own view and by whether all of it can be
+        taken.
+        """
         left = self.ledger.held_mib()
         until = time.monotonic() + 2
         with suppress(Exception):
@@ -159,7 +166,9 @@ def _read(path: Path, killed: int) -> Iterator[Hold]:
 
 
 def most(holds: Sequence[Hold]) -> int:
-    """The largest sum that was held at any moment: a sweep over all intervals, which misses nothing that sampling would."""
+    """The largest sum that was held at any moment: a sweep over all intervals, which misses nothing that
+    sampling would.
+    """
     events = sorted([(h.start, h.mib) for h in holds] + [(h.end, -h.mib) for h in holds])
     total = top = 0
     for _, change in events:
@@ -169,7 +178,9 @@ def most(holds: Sequence[Hold]) -> int:
 
 
 def later_s(holds: Sequence[Hold], hand_over_s: float, backfill: bool = False) -> list[float]:
-    """How much later each started than with the same arrivals and durations on paper, each end being noticed after *hand_over_s*."""
+    """How much later each started than with the same arrivals and durations on paper, each end being noticed
+    after *hand_over_s*.
+    """
     origin = min(h.ticket for h in holds)
     jobs = [((h.ticket - origin) / NS, (h.end - h.start) / NS + hand_over_s, Size(h.mib)) for h in holds]
     plain = dict(starts(BUDGET, jobs, backfill))

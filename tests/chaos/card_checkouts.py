@@ -1,4 +1,6 @@
-"""Two checkouts of the project and one card: each imports its own code, both find the same ledger, one budget holds."""
+"""Two checkouts of the project and one card: each imports its own code, both find the same ledger, one budget
+holds.
+"""
 
 import json
 import os
@@ -40,12 +42,12 @@ def _both(seed: int) -> Measured:
         places = [_checkout(workers.notes.parent / name) for name in ("one", "two")]
         scripts = [_start(place, workers, [(choose.randint(500, BUDGET), choose.random() * 0.05) for _ in range(HOLDS)])
                    for place in places for _ in range(3)]  # fmt: skip
-        told = [json.loads(script.communicate()[0]) for script in scripts]
-    holds = [Hold(*hold, pid=n) for n, (_, _, found) in enumerate(told) for hold in found]
+        output = [json.loads(script.communicate()[0]) for script in scripts]
+    holds = [Hold(*hold, pid=n) for n, (_, _, found) in enumerate(output) for hold in found]
     return {
         "above_budget_mib": max(0, most(holds) - BUDGET),
-        "folders": len({folder for _, folder, _ in told}),
-        "checkouts": len({Path(code).parent for code, _, _ in told}),
+        "folders": len({folder for _, folder, _ in output}),
+        "checkouts": len({Path(code).parent for code, _, _ in output}),
         "grants": len(holds),
         "most_mib": most(holds),
     }

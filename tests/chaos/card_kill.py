@@ -1,4 +1,6 @@
-"""Light holders and waiters of the card are killed, stopped and robbed of their files: nothing is granted twice, nothing stays held."""
+"""Light holders and waiters of the card are killed, stopped and robbed of their files: nothing is granted
+twice, nothing stays held.
+"""
 
 import os
 import random
@@ -93,7 +95,9 @@ def _remove(choose: random.Random, card: Path) -> None:
     elif not pattern:
         shutil.rmtree(card, ignore_errors=True)
     files = sorted(card.glob("*" if pattern == "one" else pattern)) if pattern else []
-    for path in choose.sample(files, min(1, len(files))) if pattern == "one" else files:
+    if pattern == "one":
+        files = choose.sample(files, min(1, len(files)))
+    for path in files:
         with suppress(OSError):
             path.unlink()
 

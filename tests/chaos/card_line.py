@@ -1,8 +1,10 @@
-"""The line for the card: never above the budget, nobody later than without backfill, cheap to take, cheap to wait in.
+"""The line for the card: never above the budget, nobody later than without backfill, cheap to take, cheap to
+wait in.
 
-The kernel wakes those who wait, and each end of a job is noticed some milliseconds later; a job starts late by what the ends before it were
-noticed late. The schedule on paper that a start is compared with therefore has every job end one such hand-over later; what remains is the
-machine's own delay. The proof without clocks, on thousands of schedules, is tests/gpu/ledger/test_scheduler.py.
+The kernel wakes those who wait, and each end of a job is noticed some milliseconds later; a job starts late
+by what the ends before it were noticed late. The schedule on paper that a start is compared with therefore
+has every job end one such hand-over later; what remains is the machine's own delay. The proof without clocks,
+on thousands of schedules, is tests/gpu/ledger/test_scheduler.py.
 """
 
 import random
@@ -23,7 +25,7 @@ WAITED_MIB = 5000  # by each of those who wait: two of them and a small grant go
 
 def cases() -> list[Case]:
     return [
-        Case("card_crowd", "10,000 grants of random sizes to 16 processes", _busy,
+        Case("card_busy", "10,000 grants of random sizes to 16 processes", _busy,
              {"grants": f"== {GRANTS}", "above_budget_mib": "== 0", "observed_above_mib": "== 0", "stuck_mib": "== 0"}, 600),
         Case("card_fair", "starts beside those of the same schedule without backfill, jobs of seconds", _fair,
              {"later_p99_s": "<= 0.15", "later_most_s": "<= 0.5"}, 300),
@@ -140,7 +142,10 @@ def _cost(_seed: int) -> Measured:
 
 
 def _waiting(_seed: int) -> Measured:
-    """CPU seconds of real waiting processes, from the kernel's account of each; the first second (standing in line) is left out."""
+    """CPU seconds of real waiting processes, from the kernel's account of each.
+
+    The first second (standing in line) is left out.
+    """
     (alone, _), (among, _), (beside, passed) = _watch(1), _watch(PROCESSES), _watch(PROCESSES, STREAM)
     return {"alone_percent": alone[0], "among_16_most_percent": max(among), "among_16_median_percent": median(among),
             "beside_10_grants_a_second_most_percent": max(beside), "beside_10_grants_a_second_median_percent": median(beside), "grants_a_second": passed / WATCHED_S}  # fmt: skip

@@ -1,10 +1,12 @@
-"""Mixes of jobs of known sizes and durations: how near the card's line comes to the shortest time in which they could be done.
+"""Mixes of jobs of known sizes and durations: how near the card's line comes to the shortest time in which
+they could be done.
 
-No schedule is shorter than the longest job, nor than sum(MiB x s) / budget. Many mixes cannot reach that bound whatever is done (two jobs
-of two thirds of the card run one after the other). So a mix counts as one where the bound can be reached when the same policy comes within
-1.10 of it on paper, every start coming 0.15 s after the end that it waited for: jobs last seconds here, so that a hand-over weighs more
-than beside a training. Unfiltered stand beside it the ratio over all mixes, and that of the best of many
-schedules which know all durations and let anybody pass anybody.
+No schedule is shorter than the longest job, nor than sum(MiB x s) / budget. Many mixes cannot reach that
+bound whatever is done (two jobs of two thirds of the card run one after the other). So a mix counts as one
+where the bound can be reached when the same policy comes within 1.10 of it on paper, every start coming 0.15
+s after the end that it waited for: jobs last seconds here, so that a hand-over weighs more than beside a
+training. Unfiltered stand beside it the ratio over all mixes, and that of the best of many schedules which
+know all durations and let anybody pass anybody.
 """
 
 import random
@@ -49,7 +51,9 @@ def paper_s(jobs: Mix, hand_over_s: float = HAND_OVER_S) -> float:
 
 
 def best_s(jobs: Mix, orders: int = 100) -> float:
-    """The shortest of many schedules that know all durations and owe nobody a turn: each of a drawn order starts as soon as it fits."""
+    """The shortest of many schedules that know all durations and owe nobody a turn: each of a drawn order
+    starts as soon as it fits.
+    """
     choose, found = random.Random(len(jobs)), []
     for _ in range(orders):
         waiting, running, at = choose.sample(jobs, len(jobs)), list[tuple[float, int]](), 0.0
@@ -108,22 +112,22 @@ def play(
 ) -> list[tuple[float, int]]:
     """(seconds from the moment when the card is free to the last end, most MiB held) of each.
 
-    The whole card is held until every job of every mix stands in line, in the order of its mix: so the order is certain, and what it
-    takes to start processes is no part of the time.
+    The whole card is held until every job of every mix stands in line, in the order of its mix: so the order
+    is certain, and what it takes to start processes is no part of the time.
     """
     with ExitStack() as stack:
-        crowds = [stack.enter_context(start_workers()) for _ in mixes]
-        grants = [workers.ledger.acquire(BUDGET) for workers in crowds]
+        groups = [stack.enter_context(start_workers()) for _ in mixes]
+        grants = [workers.ledger.acquire(BUDGET) for workers in groups]
         pids = [
             [_job(workers, job, work, grants) for job in jobs]
-            for workers, jobs in zip(crowds, mixes, strict=True)
+            for workers, jobs in zip(groups, mixes, strict=True)
         ]
         began = [_free(grant) for grant in grants]
-        for workers, waited in zip(crowds, pids, strict=True):
+        for workers, waited in zip(groups, pids, strict=True):
             for pid in waited:
                 workers.wait(pid)
             then(workers)
-        held = [workers.held() for workers in crowds]
+        held = [workers.held() for workers in groups]
         return [
             ((max(h.end for h in holds) - start) / NS, most(holds))
             for holds, start in zip(held, began, strict=True)

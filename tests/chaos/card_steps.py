@@ -1,4 +1,6 @@
-"""Every process of the ledger stopped, killed and robbed of files between any two of its system calls, in interleavings drawn at random."""
+"""Every process of the ledger stopped, killed and robbed of files between any two of its system calls, in
+interleavings drawn at random.
+"""
 
 import sys
 from collections.abc import Sequence

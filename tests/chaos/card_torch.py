@@ -1,8 +1,10 @@
-"""Mixes of jobs that train with torch under counted caps: side by side on one card, each inside its lease, none out of memory.
+"""Mixes of jobs that train with torch under counted caps: side by side on one card, each inside its lease,
+none out of memory.
 
-Every job takes its lease as a step's process does, caps itself by it (overnight.gpu.memory_limit, the virtual card's counter), fills four fifths
-of it and trains a net beside that until its time is over. In every fourth mix one job tries to take 1.5 times its lease: it must fail,
-in its own process. They are forked from a process of their own that has loaded torch, so that the other cases stay light.
+Every job takes its lease as a step's process does, caps itself by it (overnight.gpu.memory_limit, the virtual
+card's counter), fills four fifths of it and trains a net beside that until its time is over. In every fourth
+mix one job tries to take 1.5 times its lease: it must fail, in its own process. They are forked from a
+process of their own that has loaded torch, so that the other cases stay light.
 """
 
 import json

@@ -108,7 +108,7 @@ def test_holders_queue_and_other_programs_are_shown(card):
 
 
 def test_an_empty_card(card):
-    assert "nobody holds anything" in drawn(snapshot(card))
+    assert "no lease is held" in drawn(snapshot(card))
     assert line(snapshot(card)) == "0 of 1,000 MiB held, 1,000 free"
 
 

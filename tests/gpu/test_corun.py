@@ -1,4 +1,6 @@
-"""Steps on one card, each in a real child: those that fit run together, an exclusive one alone, and what they took is learned."""
+"""Steps on one card, each in a real child: those that fit run together, an exclusive one alone, and what they
+took is learned.
+"""
 
 import os
 import threading

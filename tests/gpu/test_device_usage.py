@@ -220,11 +220,11 @@ def test_a_grant_waits_for_another_program_and_goes_on_when_it_ends(card):
     foreign, said = card.folder / "foreign", []
     foreign.write_text("700 ollama")
 
-    def told(ahead, overuse_mib):
+    def on_wait(ahead, overuse_mib):
         said.append(messages.waiting(card, 400, ahead, overuse_mib))
         foreign.write_text("500 ollama")  # it takes less: the grant is possible
 
-    with lease(400, card, on_wait=told) as granted:
+    with lease(400, card, on_wait=on_wait) as granted:
         assert granted.mib == 400
     assert said[0] == "waiting for 400 MiB of the card, behind ollama (700 MiB, not ours)"
 
@@ -312,13 +312,13 @@ def test_with_the_policy_to_wait_the_whole_is_waited_for(card):
     (card.folder / "foreign").write_text("700")
     waited = threading.Event()
 
-    def told(_ahead, overuse_mib):
+    def on_wait(_ahead, overuse_mib):
         assert Ledger(card.folder, card.budget_mib).requests()[0].mib == 800
         assert overuse_mib == 700
         waited.set()
         (card.folder / "foreign").unlink()
 
-    with lease(800, card, smaller=[500, 250, 100], on_wait=told) as granted:
+    with lease(800, card, smaller=[500, 250, 100], on_wait=on_wait) as granted:
         assert granted.mib == 800
     assert waited.is_set()
 

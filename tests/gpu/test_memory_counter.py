@@ -20,7 +20,9 @@ Work = Callable[[], Iterator[None]]  # yields at the end of each of its steps
 
 
 class Seen(NamedTuple):
-    """What both saw: live bytes at the end of every step, and the most at any time, theirs also between operators alone."""
+    """What both saw: live bytes at the end of every step, and the most at any time, theirs also between
+    operators alone.
+    """
 
     ours: list[int]
     theirs: list[int]
@@ -147,7 +149,9 @@ def words() -> torch.Tensor:
 
 
 def follows(method: "Callable[[], Recipe[Any]]") -> Work:
-    """Steps of one of the project's own methods, on made-up samples, with a look at it in eval mode after each."""
+    """Steps of one of the project's own methods, on made-up samples, with a look at it in eval mode after
+    each.
+    """
 
     def work() -> Iterator[None]:
         torch.manual_seed(0)
@@ -261,7 +265,10 @@ WORK["odds"] = odds
 
 @pytest.mark.parametrize("name", WORK)
 def test_the_counter_agrees_with_the_profiler(name):
-    """Live bytes at the end of each step to the byte; its peak misses at most what an operator takes and gives back while it runs."""
+    """Live bytes at the end of each step to the byte.
+
+    Its peak misses at most what an operator takes and gives back while it runs.
+    """
     seen = watch(WORK[name])
     assert seen.ours == seen.theirs
     assert len(seen.ours) >= 3
@@ -271,7 +278,9 @@ def test_the_counter_agrees_with_the_profiler(name):
 
 @pytest.mark.parametrize("name", ["cnn", "transformer", "classifier", "gcn"])
 def test_what_is_counted_needs_what_it_needs_uncounted(name):
-    """Being watched changes how autograd adds up gradients, and not how much memory the whole thing takes at most."""
+    """Being watched changes how autograd adds up gradients, and not how much memory the whole thing takes at
+    most.
+    """
     counted, plain = watch(WORK[name]), watch(WORK[name], count=False)
     assert counted.theirs == plain.theirs
     assert counted.their_peak == pytest.approx(plain.their_peak, rel=0.02)

@@ -1,4 +1,6 @@
-"""The cap of a lease: what a process may take, what happens at the edge, and what it costs to have a CUDA context."""
+"""The cap of a lease: what a process may take, what happens at the edge, and what it costs to have a CUDA
+context.
+"""
 
 import json
 import os
@@ -121,7 +123,7 @@ def test_a_step_that_wants_more_than_its_lease_fails_alone(checkout, tmp_path):
     assert 0 < fine.peak_mib < 1
 
 
-def test_out_of_memory_that_a_step_overcomes_is_told(checkout, tmp_path):
+def test_out_of_memory_that_a_step_overcomes_is_reported(checkout, tmp_path):
     assert start(tmp_path / "wise", VIRTUAL, "wise", 100, mib=150).wait(100) == 0
     assert notes(tmp_path / "wise") == ["not 150 MiB"]
     found = result(tmp_path / "wise")
@@ -201,7 +203,9 @@ def test_what_the_user_says_of_the_allocator_stands():
 
 
 def test_no_context_is_made_before_the_lease(checkout, tmp_path):
-    """Importing every task, the child and the caps initialises nothing, neither does asking whether there is CUDA."""
+    """Importing every task, the child and the caps initialises nothing, neither does asking whether there is
+    CUDA.
+    """
     root = Path(memory_limit.__file__).parents[2]
     modules = sorted(
         ".".join(p.relative_to(root).with_suffix("").parts)

@@ -1,4 +1,6 @@
-"""What a step uses while it holds a part of the card: told to the ledger, logged to the run, kept in the card's timeline."""
+"""What a step uses while it holds a part of the card: told to the ledger, logged to the run, kept in the
+card's timeline.
+"""
 
 import errno
 import json

@@ -1,4 +1,7 @@
-"""What is out of memory, by class and by message; and that a step which meets it outside a training ends with exit code 11."""
+"""What is out of memory, by class and by message.
+
+And that a step which meets it outside a training ends with exit code 11.
+"""
 
 import pytest
 import torch

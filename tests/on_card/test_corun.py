@@ -1,4 +1,6 @@
-"""On a machine with a CUDA card: small steps beside a training, all of them inside their leases (make test-gpu)."""
+"""On a machine with a CUDA card: small steps beside a training, all of them inside their leases (make
+test-gpu).
+"""
 
 import os
 import time

@@ -1,4 +1,5 @@
-"""On a machine with a CUDA card: what was predicted before, and written down, is what six trainings take under a cap of 12 GB (make test-gpu).
+"""On a machine with a CUDA card: what was predicted before, and written down, is what six trainings take
+under a cap of 12 GB (make test-gpu).
 
 Needs torch and the training loop alone; each training runs in a process of its own.
 """

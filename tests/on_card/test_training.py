@@ -1,4 +1,6 @@
-"""On a machine with a CUDA card: what the loop chooses there, and that none of it changes what is learnt (make test-gpu)."""
+"""On a machine with a CUDA card: what the loop chooses there, and that none of it changes what is learnt
+(make test-gpu).
+"""
 
 import gc
 from collections.abc import Iterator
@@ -44,7 +46,10 @@ def batches(params, data, generator):
 
 
 def chosen(params, data=None, **changes):
-    """The small training, which scores on the device and begins anywhere; data: batches are made of these instead, which then stay put."""
+    """The small training, which scores on the device and begins anywhere.
+
+    Data: batches are made of these instead, which then stay put.
+    """
 
     def score(model, found, split):
         right = model(found[f"{split}_x"].cuda()).argmax(1).cpu() == found[f"{split}_y"]

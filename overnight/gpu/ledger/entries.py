@@ -210,7 +210,10 @@ def locked(path: Path) -> int:
 
 
 def create(request: Request, owner: dict[str, Any]) -> int:
-    """Create a request's file, locked before it is visible; its descriptor. Raises FileExistsError, OSError."""
+    """Create a request's file, locked before it is visible; its descriptor.
+
+    Raises FileExistsError, OSError.
+    """
     hidden = request.folder / f".{request.name}"  # while it is there, no other thread makes one of this name
     descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:

@@ -1,4 +1,4 @@
-"""Whether the file system can keep a card's ledger; one that cannot would let every step start unprotected."""
+"""Whether the file system can keep a card's ledger; without one every step would start unprotected."""
 
 import errno
 import fcntl
@@ -13,44 +13,14 @@ from overnight.gpu.card import Card
 from overnight.gpu.ledger.entries import Request, locked
 from overnight.paths import state
 
-# their locks are of one machine only, or are asked from a server that may be away, or come and go with the mount
+# locks of one machine only, or asked from a server that may be away, or gone with the mount
 REMOTE = {
-    "9p",
-    "acfs",
-    "afs",
-    "beegfs",
-    "ceph",
-    "cifs",
-    "coda",
-    "davfs",
-    "drvfs",
-    "glusterfs",
-    "gpfs",
-    "lustre",
+    "9p", "acfs", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "drvfs", "glusterfs", "gpfs", "lustre",
     "ncpfs",
-    "nfs",
-    "nfs4",
-    "orangefs",
-    "prl_fs",
-    "pvfs2",
-    "smb3",
-    "smbfs",
-    "vboxsf",
-    "virtiofs",
-    "vmhgfs",
-    "wekafs",
-}
-REMOTE_FUSE = {
-    "ceph",
-    "gcsfuse",
-    "glusterfs",
-    "gvfsd-fuse",
-    "juicefs",
-    "rclone",
-    "s3fs",
-    "sshfs",
-    "vmhgfs-fuse",
-}
+    "nfs", "nfs4", "orangefs", "prl_fs", "pvfs2", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs", "wekafs",
+    *(f"fuse.{name}" for name in ("ceph", "gcsfuse", "glusterfs", "gvfsd-fuse", "juicefs", "rclone", "s3fs")),
+    "fuse.sshfs", "fuse.vmhgfs-fuse",
+}  # fmt: skip
 NO_LOCAL_DISK = (
     "set OVERNIGHT_CARD_DIR to a folder on a local disk, the same one in every shell and service, "
     "e.g. /var/tmp/overnight"
@@ -85,13 +55,14 @@ def check_location(card: Card, mounts: str | None = None) -> str:
     folder = card.folder
     if not folder.is_absolute():
         raise ServiceError(
-            f"OVERNIGHT_CARD_DIR={folder.parent}: is relative, so every folder would have a ledger of its own; "
-            "write it whole"
+            f"OVERNIGHT_CARD_DIR={folder.parent}: is relative, so every folder would have a ledger of its "
+            "own; write it whole"
         )
     kind = file_system_type(folder, mounts)
     if is_remote(kind):
         raise ServiceError(
-            f"{folder}: the ledger of the card cannot be kept on a network file system ({kind}); {NO_LOCAL_DISK}"
+            f"{folder}: the ledger of the card cannot be kept on a network file system ({kind}); "
+            f"{NO_LOCAL_DISK}"
         )
     return kind
 
@@ -117,7 +88,8 @@ def unusable(folder: Path, error: OSError) -> OvernightError:
     """The error for a folder that can keep no ledger: the reason, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(
-            f"{folder}: the disk is full, so the ledger of the card cannot take another request; free some room"
+            f"{folder}: the disk is full, so the ledger of the card cannot take another request; "
+            "free some room"
         )
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return ServiceError(
@@ -132,7 +104,7 @@ def unusable(folder: Path, error: OSError) -> OvernightError:
 
 def is_remote(kind: str) -> bool:
     """Whether locks of a file system of this type may not be those of this machine's processes."""
-    return kind in REMOTE or (kind.startswith("fuse.") and kind.removeprefix("fuse.") in REMOTE_FUSE)
+    return kind in REMOTE
 
 
 def file_system_type(path: Path, mounts: str | None = None) -> str:
@@ -166,7 +138,7 @@ def _unescaped(text: str) -> str:
 
 
 def _try_grant(folder: Path, link: Link) -> str:
-    """Try the steps of a grant in *folder*: what the file system lacks, empty when all work. Raises OSError."""
+    """Try the steps of a grant in *folder*: what the file system lacks, else empty. Raises OSError."""
     # requests that stay hidden; the next reader of the folder removes what a killed process leaves
     ticket = secrets.randbits(60)
     path, second = (folder / f".{Request(folder, False, ticket, mib, os.getpid()).name}" for mib in (0, 1))

@@ -2,7 +2,7 @@
 
 Files of a card's folder:
 
-    q-<ticket>-<mib>-<pid>[-x]   a request that waits; h-... the same when it holds; x: it lets no other run beside it
+    q-<ticket>-<mib>-<pid>[-x]   a request that waits; h-... the same when it holds; x: it runs alone
     g-<n>                        the n-th grant: a hard link to the file of the request that got it
 
 The owner of a request keeps its file locked (flock) as long as it lives. The kernel drops the lock with the

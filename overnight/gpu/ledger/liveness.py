@@ -1,9 +1,9 @@
 """Liveness tokens: kernel names that let a holder count although its files were removed.
 
-Before its grant a process binds a socket to a name in the abstract namespace (unix(7)), which nobody can
-remove or rename. The name goes with the last process that has the socket, like the file lock. Reading the
-kernel's list of names takes a tenth of a millisecond. Processes in containers with a network of their own do
-not see each other's tokens; there the ledger's files alone count.
+Before its grant a process binds a socket to a name in the abstract namespace (unix(7)), which no other
+process can remove or rename. The name goes with the last process that has the socket, like the file lock.
+Reading the kernel's list of names takes a tenth of a millisecond. Processes in containers with a network of
+their own do not see each other's tokens; there the ledger's files alone count.
 """
 
 import hashlib

@@ -26,8 +26,8 @@ class Size:
 def startable(budget_mib: int, overuse_mib: int, held: Sequence[Size], queue: Sequence[Size]) -> list[int]:
     """Indices of the queue that may start now, all of them together.
 
-    budget_mib: what may be granted in all; overuse_mib: what other programs use of it now. Nobody knows when
-    they end, so while they alone keep a request from starting, others may pass.
+    budget_mib: what may be granted in all; overuse_mib: what other programs use of it now. They may
+    end at any time, so while they alone keep a request from starting, others may pass.
     """
     room = budget_mib - sum(h.weight(budget_mib) for h in held)
     free = budget_mib - overuse_mib - sum(h.mib for h in held)

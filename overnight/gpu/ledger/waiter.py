@@ -321,7 +321,7 @@ class Waiter:
                 request.path.unlink()
 
 
-# ------------------------------------------------------------------------------------------------ deadlocks
+# ------------------------------------------------------------ deadlocks
 
 
 def find_deadlock(budget_mib: int, requests: Sequence[Request]) -> list[Request]:
@@ -363,9 +363,9 @@ def victim_error(victim: Request, deadlocked: Sequence[Request], unit: str) -> B
         f"{r.with_owner().owner.get('step') or 'a script'} (pid {r.pid}, {r.mib} more)" for r in deadlocked
     ]
     return BadInput(
-        f"asked for {victim.mib} {unit} while holding some: all who hold it wait for more, and nothing is left "
-        f"for any of them: {', '.join(names)}. This request is the youngest, so it gives way: ask for all of it "
-        "at once, or give back before asking again"
+        f"asked for {victim.mib} {unit} while holding some: all who hold it wait for more, and nothing is "
+        f"left for any of them: {', '.join(names)}. This request is the youngest, so it gives way: ask for "
+        "all of it at once, or give back before asking again"
     )
 
 

@@ -1,4 +1,6 @@
-"""What wakes a waiter: told by the kernel, never missed, and replaced by looking where there is nobody to tell."""
+"""What wakes a waiter: reported by the kernel, never missed, and replaced by looking where there is nobody to
+tell.
+"""
 
 import shutil
 import signal
@@ -20,7 +22,7 @@ import random, sys
 from pathlib import Path
 from overnight.gpu.ledger import waiter
 from overnight.gpu.ledger.ledger import Ledger
-waiter.REFRESH_S, waiter.WAKE_S = 1e6, 1e6  # nobody looks but who is told
+waiter.REFRESH_S, waiter.WAKE_S = 1e6, 1e6  # no waiter checks without an event
 choose = random.Random(int(sys.argv[2]))
 ledger = Ledger(Path(sys.argv[1]), 1000)
 print("begun", flush=True)
@@ -37,7 +39,7 @@ def watcher(tmp_path):
     made.close()
 
 
-def told(watcher):
+def reported(watcher):
     watcher.wait(FOREVER_S)
     return watcher.events()
 
@@ -46,10 +48,10 @@ def test_a_file_that_is_removed_or_closed_after_writing_rings(watcher, tmp_path)
     assert (watcher.active, watcher.events()) == (True, {})
     path = tmp_path / "h-1-2-3"
     path.write_text("x")
-    assert told(watcher) == {path.name: CLOSED}
-    path.read_text()  # looking is nothing to be told of
+    assert reported(watcher) == {path.name: CLOSED}
+    path.read_text()  # reading is no event
     path.unlink()
-    assert told(watcher) == {path.name: REMOVED}
+    assert reported(watcher) == {path.name: REMOVED}
     assert not watcher.start()
 
 
@@ -61,12 +63,12 @@ def test_kill_9_of_a_holder_rings(watcher, tmp_path):
     watcher.events()
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    assert told(watcher) == {name: CLOSED}
+    assert reported(watcher) == {name: CLOSED}
 
 
 def test_a_folder_that_is_removed_and_made_again_is_watched_anew(watcher, tmp_path):
     shutil.rmtree(tmp_path)
-    assert told(watcher) is None
+    assert reported(watcher) is None
     assert not watcher.active
     assert watcher.start()  # there is nothing to watch
     assert not watcher.active
@@ -74,7 +76,7 @@ def test_a_folder_that_is_removed_and_made_again_is_watched_anew(watcher, tmp_pa
     assert watcher.start()
     assert watcher.active
     (tmp_path / "file").write_text("")
-    assert told(watcher) == {"file": CLOSED}
+    assert reported(watcher) == {"file": CLOSED}
 
 
 def test_a_folder_that_another_has_taken_the_place_of_is_watched_anew(watcher, tmp_path):
@@ -82,7 +84,7 @@ def test_a_folder_that_another_has_taken_the_place_of_is_watched_anew(watcher, t
     tmp_path.mkdir()
     assert watcher.start()
     (tmp_path / "file").write_text("")
-    assert told(watcher) == {"file": CLOSED}
+    assert reported(watcher) == {"file": CLOSED}
 
 
 def test_without_a_watch_to_be_had_a_waiter_still_gets_its_turn(tmp_path):
@@ -134,7 +136,7 @@ ledger.acquire(1000).release()
 
 
 def test_no_ring_is_missed_among_many(tmp_path):
-    """With no look but the told ones, a single missed one would leave somebody waiting for ever."""
+    """With no check but after an event, a single missed one would leave somebody waiting for ever."""
     waiters = [
         subprocess.Popen([sys.executable, "-c", CHURN, str(tmp_path), str(seed), "40"]) for seed in range(4)
     ]

@@ -1,4 +1,6 @@
-"""The ledger, one system call at a time: whoever is stopped, killed or robbed of files anywhere, the sum of grants keeps the budget."""
+"""The ledger, one system call at a time: whoever is stopped, killed or robbed of files anywhere, the sum of
+grants keeps the budget.
+"""
 
 import pytest
 

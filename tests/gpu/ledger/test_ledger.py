@@ -142,12 +142,12 @@ def test_an_exclusive_request_lets_nobody_run_beside_it(tmp_path):
 
 
 def test_what_other_programs_take_is_waited_for_or_shrunk_to(tmp_path):
-    ledger, told = Ledger(tmp_path, 1000), []
+    ledger, overuses = Ledger(tmp_path, 1000), []
     taken = iter([500, 500, 0])
     with ledger.acquire(
-        600, on_wait=lambda _ahead, mib: told.append(mib), overuse=lambda: next(taken)
+        600, on_wait=lambda _ahead, mib: overuses.append(mib), overuse=lambda: next(taken)
     ) as grant:
-        assert (grant.mib, told) == (600, [500])
+        assert (grant.mib, overuses) == (600, [500])
     with ledger.acquire(600, overuse=lambda: 500, smaller=[450, 550, 300]) as grant:
         assert grant.mib == 450
         assert ledger.held_mib() == 450

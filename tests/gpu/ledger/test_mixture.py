@@ -1,4 +1,6 @@
-"""The mix of steps that tests/gpu plays on a real card, played small on the virtual one: every step runs, together and one by one."""
+"""The mix of steps that tests/gpu plays on a real card, played small on the virtual one: every step runs,
+together and one by one.
+"""
 
 from overnight.gpu.card import virtual
 from tests.support.steps_mixed import MIX, play

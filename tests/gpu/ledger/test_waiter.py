@@ -46,9 +46,9 @@ def test_two_scripts_that_hold_and_ask_for_more_do_not_wait_for_ever(checkout, t
     for one in (first, second):
         one.stdin.write("\n")
         one.stdin.flush()
-    told = second.stdout.readline()
-    assert told.startswith("BadInput asked for 400 MiB of the card while holding some"), told
-    assert f"pid {first.pid}, 500 more" in told
+    error = second.stdout.readline()
+    assert error.startswith("BadInput asked for 400 MiB of the card while holding some"), error
+    assert f"pid {first.pid}, 500 more" in error
     assert first.stdout.readline() == "got more\n"
     assert [one.wait(60) for one in (first, second)] == [0, 0]
 
@@ -71,7 +71,7 @@ def test_a_lease_inside_another_stands_where_that_one_stood(checkout, tmp_path):
     assert first.wait(60) == 0
 
 
-def test_one_that_works_while_another_of_its_threads_waits_is_no_knot(tmp_path):
+def test_one_that_works_while_another_of_its_threads_waits_is_no_deadlock(tmp_path):
     ledger = Ledger(tmp_path, 1000)
     asked = iter([False, True])
     with ledger.acquire(400), pytest.raises(Stopped):
@@ -115,7 +115,7 @@ def requests(folder, *rows):
         ([("q", 1, 9, 12, [])], [], None),
     ],
 )
-def test_what_is_a_knot(tmp_path, rows, tied, loose):
+def test_what_is_a_deadlock(tmp_path, rows, tied, loose):
     found = requests(tmp_path, *rows)
     assert [r.mib for r in find_deadlock(10, found)] == tied
     assert getattr(unblock_candidate(10, found, find_deadlock(10, found)), "mib", None) == loose

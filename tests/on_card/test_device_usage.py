@@ -1,4 +1,6 @@
-"""On a machine with a CUDA card: what other programs use is seen, waited for, and gone when they end (make test-gpu)."""
+"""On a machine with a CUDA card: what other programs use is seen, waited for, and gone when they end (make
+test-gpu).
+"""
 
 import subprocess
 import sys
@@ -60,11 +62,11 @@ def test_a_step_waits_for_another_program_and_starts_when_it_ends(card):
     said = []
     with program() as other:
 
-        def told(ahead, overuse_mib):
+        def on_wait(ahead, overuse_mib):
             said.append(messages.waiting(tight, tight.budget_mib, ahead, overuse_mib))
             other.kill()
 
-        with lease(tight.budget_mib, tight, on_wait=told) as granted:
+        with lease(tight.budget_mib, tight, on_wait=on_wait) as granted:
             assert granted.mib == tight.budget_mib
     assert "not ours" in said[0]
 
