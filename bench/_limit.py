@@ -48,7 +48,7 @@ class Holder:
 
 @dataclass
 class Arm:
-    """Whoever keeps the card's 12 slots.
+    """A process that keeps the card's 12 slots.
 
     Each case has a limit (a folder) of its own, so that none leaves anything to the next.
     """

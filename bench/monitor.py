@@ -81,7 +81,8 @@ def main(seconds: float) -> int:
         waking_s = idle(seconds)
     percent = 100 * cpu_s / seconds
     print(
-        f"{card}\nmonitor {percent:.3f} % of a core ({1e6 * cpu_s / looks:.0f} us per look), waking alone {100 * waking_s / seconds:.3f} %"
+        f"{card}\nmonitor {percent:.3f} % of a core ({1e6 * cpu_s / looks:.0f} us per look), "
+        f"waking alone {100 * waking_s / seconds:.3f} %"
     )
     found = {
         "card": card.name,

@@ -267,7 +267,7 @@ def test_it_loads_no_heavy_library(card):
     assert done.stdout.splitlines()[-1] == ""
 
 
-# ------------------------------------------------------------------------------------------------ the picture of a real card
+# ------------------------------------------------------------ the picture of a real card
 
 REAL = Card(uuid="GPU-1", name="RTX", total_mib=12282, budget_mib=11258, reserved_mib=282, driver="580")
 TRAINS = RequestRow(

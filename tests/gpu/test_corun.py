@@ -145,7 +145,7 @@ def took(card, **values):
     return child.asked, child.end()
 
 
-# ------------------------------------------------------------------------------------------------ side by side
+# ------------------------------------------------------------ side by side
 
 
 def test_steps_that_fit_run_at_the_same_moment(card, tmp_path):
@@ -169,7 +169,7 @@ def test_an_exclusive_step_runs_alone_with_its_own_amount(card, tmp_path):
     assert other.result.wait_s > 0
 
 
-# ------------------------------------------------------------------------------------------------ what is learned
+# ------------------------------------------------------------ what is learned
 
 
 def test_what_a_step_took_is_told_and_asked_for_next_time(card):

@@ -76,7 +76,7 @@ def test_what_another_thread_lets_go_is_gone():
         assert counter.use() == 0
 
 
-# ------------------------------------------------------------------------------------------------ at the cap
+# ------------------------------------------------------------ at the cap
 
 
 def refused(work: Callable[[], Any]) -> torch.OutOfMemoryError:

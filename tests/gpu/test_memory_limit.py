@@ -86,7 +86,7 @@ def _folder(tmp_path, monkeypatch):
         (tmp_path / "cards" / name).mkdir(parents=True)
 
 
-# ------------------------------------------------------------------------------------------------ on the virtual card, in children
+# ------------------------------------------------------------ on the virtual card, in children
 
 
 def test_a_step_that_wants_more_than_its_lease_fails_alone(checkout, tmp_path):
@@ -166,7 +166,7 @@ def test_without_counting_nothing_is_capped_or_claimed():
     }  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------ before torch is loaded
+# ------------------------------------------------------------ before torch is loaded
 
 
 def test_a_process_sees_its_card_alone():
@@ -213,7 +213,8 @@ def test_no_context_is_made_before_the_lease(checkout, tmp_path):
         if p.name != "__init__.py"
     )
     script = (
-        "import importlib, os, sys\nimport overnight.orchestration.child\nfrom overnight.gpu import memory_limit\nassert 'torch' not in sys.modules\nfrom overnight.gpu.card import Card\n"
+        "import importlib, os, sys\nimport overnight.orchestration.child\nfrom overnight.gpu import memory_limit\n"
+        "assert 'torch' not in sys.modules\nfrom overnight.gpu.card import Card\n"
         f"memory_limit.prepare(Card.model_validate_json({REAL.model_dump_json()!r}), True)\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"
         "import torch\ntorch.cuda.is_available()\n"
@@ -223,7 +224,7 @@ def test_no_context_is_made_before_the_lease(checkout, tmp_path):
     assert done.stdout.split() == ["False", "False", "GPU-1"], done.stderr
 
 
-# ------------------------------------------------------------------------------------------------ on a CUDA card, played
+# ------------------------------------------------------------ on a CUDA card, played
 
 
 def test_the_allocator_gets_the_lease_without_the_context():

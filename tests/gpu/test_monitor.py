@@ -242,7 +242,7 @@ def test_a_full_disk_does_not_end_the_watch(card, run):
     assert monitor.summary()["device_peak_mib"] is not None
 
 
-# ------------------------------------------------------------------------------------------------ the timeline
+# ------------------------------------------------------------ the timeline
 
 POINT = Point(1.0, "x", "train", 1, 100, 100, 50.5, 60, 0, ("ollama",))
 

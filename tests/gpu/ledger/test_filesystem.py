@@ -166,7 +166,7 @@ def test_the_places_of_this_host_are_counted_in_the_checkout(checkout):
         check_slots()
 
 
-# ------------------------------------------------------------------------------------------------ what the environment asks
+# ------------------------------------------------------------ what the environment asks
 
 
 def test_a_budget_may_be_set(monkeypatch):

@@ -80,12 +80,12 @@ def test_from_the_return_of_one_with_its_old_ticket_on_nobody_starts_later_than_
         jobs.append((10.0 * choose.random(), 20 * choose.random(), Size(choose.randint(1, budget))))
     away, back = min(range(len(jobs)), key=lambda j: jobs[j][0]), 10.0 * choose.random()
     before = dict(starts(budget, jobs))
-    # at its return the others that have begun hold on for what is left of them, those that have not stand in line, it ahead of them all
+    # at its return those that have begun hold on for their rest, the others wait, and it is ahead of them all
     rest = [(0.0, 10 * choose.random(), jobs[away][2])]
     running = [
-        (0.0, s + d - back, size)
+        (0.0, before[j] + d - back, size)
         for j, (_, d, size) in enumerate(jobs)
-        if j != away and (s := before[j]) <= back < s + d
+        if j != away and before[j] <= back < before[j] + d
     ]
     waiting = [
         (max(0.0, a - back), d, size) for j, (a, d, size) in enumerate(jobs) if j != away and before[j] > back
