@@ -17,7 +17,7 @@ MIB_PER_SLOT = 1024
 
 
 def hold(asked: dict[str, Any]) -> AbstractContextManager[object]:
-    """A grant of so many slots of 1 GiB, from a reader keeps them."""
+    """A grant of so many slots of 1 GiB, from the arm that keeps them."""
     if asked["arm"] == "ours":
         from overnight.gpu.ledger.ledger import Ledger
 

@@ -1,6 +1,4 @@
-"""Steps that take memory of the card, each run in a real child: for test_caps.py, and for gpu/test_caps.py on
-a real card.
-"""
+"""Steps that take memory of the card, each run in a real child: for tests of the memory limit, here and on_card."""
 
 import json
 import os

@@ -1,5 +1,5 @@
-"""The ledger, one system call at a time: whoever is stopped, killed or robbed of files anywhere, the sum of
-grants keeps the budget.
+"""The ledger, one system call at a time: it keeps the budget though processes are stopped, killed or
+robbed of files anywhere.
 """
 
 import pytest
