@@ -1,4 +1,4 @@
-"""Calls to servers that may hang: a timeout while the run is being stopped, and calls whose failure does not matter."""
+"""Calls to servers that may hang: a timeout for stopped runs, and calls whose failure does not matter."""
 
 import contextlib
 import contextvars
@@ -15,9 +15,10 @@ GRACE_S = 5.0  # for a server's answer while the run is being stopped
 
 
 def call_until_stopped(call: Callable[[], T], stop: Callable[[], bool], grace_s: float = GRACE_S) -> T:
-    """Return or raise what `call` does, however long it takes; once `stop()` is true, wait at most `grace_s` more.
+    """Return or raise what `call` does, however long it takes; once `stop()` is true, wait `grace_s` at most.
 
-    Raises Stopped when that time is over. The call then goes on in a daemon thread, so a late effect must be harmless.
+    Raises Stopped when that time is over. The call then goes on in a daemon thread: its late effects must be
+    harmless.
     """
     outcome: list[T] = []
     failure: list[BaseException] = []

@@ -1,4 +1,4 @@
-"""Kernel locks: whoever holds one is alive, because the kernel takes it back from the dead. Pid files never matter here."""
+"""flock-based locks: the kernel releases them when the holder exits, so a held lock means a live process."""
 
 import fcntl
 import json
@@ -15,29 +15,31 @@ from overnight.errors import OvernightError
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock: pid 0 when the file does not say (yet)."""
+    """The process that holds a lock; pid 0 when the file does not say (yet)."""
 
     pid: int
     who: str
     since: float
 
     def __str__(self) -> str:
-        return f"{self.who} (pid {self.pid}, since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.since))})"
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
+        return f"{self.who} (pid {self.pid}, since {since})"
 
 
 class Held(OvernightError):
-    """Somebody else holds the lock; `by` says who."""
+    """Another process (`by`) holds the lock."""
 
     def __init__(self, path: Path, by: Holder) -> None:
-        self.path, self.by = path, by
+        self.path = path
+        self.by = by
         super().__init__(f"{path.name} is held by {by}")
 
 
 @contextmanager
 def hold(path: Path, who: str, wait: bool = False) -> Iterator[None]:
-    """Hold *path* alone until the block or the process ends; raises Held unless told to wait.
+    """Hold *path* alone until the block or the process ends. Raises Held when it is held and `wait` is false.
 
-    Processes forked while it is held share it (the kernel counts the open file), started ones do not.
+    Processes forked while it is held share it (the kernel counts the open file); started ones do not.
     """
     descriptor = _lock(path, wait)
     try:
@@ -52,7 +54,7 @@ def hold(path: Path, who: str, wait: bool = False) -> Iterator[None]:
 
 
 def holder(path: Path) -> Holder | None:
-    """Who holds *path* now, None when it is free."""
+    """The holder of *path* now, None when it is free."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -69,7 +71,7 @@ def holder(path: Path) -> Holder | None:
 
 @contextmanager
 def register(folder: Path, who: str) -> Iterator[None]:
-    """Be one of many users of something until the block or the process ends: a locked file of one's own in *folder*."""
+    """Be one of many users of something until the block or the process ends, by a locked file in *folder*."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.lock"
     with hold(path, who):
@@ -80,11 +82,12 @@ def register(folder: Path, who: str) -> Iterator[None]:
 
 
 def users(folder: Path) -> list[Holder]:
-    """Who is registered in *folder* and alive; files of the dead are removed."""
+    """The live users registered in *folder*; files of ended processes are removed."""
     alive = []
     for path in sorted(folder.glob("*.lock")):
-        if (one := holder(path)) is not None:
-            alive.append(one)
+        user = holder(path)
+        if user is not None:
+            alive.append(user)
         elif time.time() - _mtime(path) > 5:  # a younger file may be about to be locked
             path.unlink(missing_ok=True)
     return alive
@@ -119,7 +122,7 @@ def _flock(descriptor: int, path: Path, wait: bool) -> None:
 
 
 def same_file(descriptor: int, path: Path) -> bool:
-    """Whether the locked file is still the one at *path*: somebody may have removed or replaced it meanwhile."""
+    """Whether the locked file is still the one at *path*, and was not removed or replaced meanwhile."""
     mine = os.fstat(descriptor)
     try:
         there = path.stat()

@@ -1,4 +1,4 @@
-"""Processes that are known by pid and start time, so that a reused pid is never taken for the process that had it before."""
+"""Processes known by pid and start time, so that a reused pid is never taken for the process that had it."""
 
 import ctypes
 import os
@@ -63,7 +63,7 @@ class Process:
 
 
 def _stat(pid: int) -> tuple[str, str] | None:
-    """(state, start) of a process, None when there is none (proc(5): the fields after the name in brackets)."""
+    """(state, start) of a process, None when there is none (proc(5), fields after the name in brackets)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -123,7 +123,7 @@ class Identity:
         return self.host == socket.gethostname() and self.state == str(paths.state())
 
     def alive(self) -> bool:
-        """Whether the process still runs. Where its start is not in ticks (another version wrote it), the pid decides."""
+        """Whether it still runs; where another version wrote its start (not in ticks), the pid decides."""
         if self.boot != boot():
             return False
         process = Process.of(self.pid)
@@ -141,7 +141,7 @@ class Identity:
 
 
 def stop(processes: Sequence[Process], grace_s: float, tick: Callable[[], object] = lambda: None) -> None:
-    """Send TERM to all, and KILL to those that still run after the grace; call `tick` while waiting (to reap children)."""
+    """Send TERM to all, and KILL to those that still run after the grace; `tick` is called while waiting."""
     for number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
         for process in processes:
             process.signal(number)
@@ -185,7 +185,7 @@ def step_mark(folder: Path) -> str:
 
 
 def kill_step_processes(chosen: Callable[[StepOwner], bool]) -> list[int]:
-    """Kill the processes of this checkout's steps whose owner is chosen, also those that called setsid; their pids."""
+    """Kill the processes of this checkout's steps whose owner is chosen, also after setsid; their pids."""
     killed = []
     for pid in psutil.pids():
         owner = _owner(pid) if pid != os.getpid() else None

@@ -1,4 +1,4 @@
-"""Prefect's server, its worker and MLflow: one supervisor for each checkout starts them, watches them, and stops them."""
+"""Prefect's server, its worker and MLflow: a supervisor for each checkout starts, watches and stops them."""
 
 from overnight.services.commands import Row, down, ensure, status, up
 from overnight.services.settings import Settings, environment, settings

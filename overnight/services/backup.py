@@ -1,4 +1,4 @@
-"""A copy of a database before another version of its program changes it."""
+"""Copies of databases, made before another version of their program migrates them."""
 
 import json
 import sqlite3
@@ -32,7 +32,8 @@ def copy(program: str, database: Path) -> Path:
     except (sqlite3.Error, OSError) as error:
         to.unlink(missing_ok=True)
         raise ServiceError(
-            f"{paths.shown(database)}: is to be migrated to {program} {version(program)}, and could not be copied before: {error}"
+            f"{paths.shown(database)}: is to be migrated to {program} {version(program)}, "
+            f"and could not be copied before: {error}"
         ) from None
     for old in sorted(backups.glob(f"{database.stem}-*.db"), key=lambda p: p.stat().st_mtime)[:-KEPT]:
         old.unlink()

@@ -1,4 +1,4 @@
-"""What the command and a run ask of the services: be up, be down, say how you are."""
+"""Start and stop the services, wait for them, and show their state."""
 
 import os
 import subprocess
@@ -24,12 +24,13 @@ from overnight.services.settings import (
     supervisor_lock,
     users_folder,
 )
-from overnight.services.supervisor import RUN_GRACE_S, sweep, tail, taken
+from overnight.services.supervisor import RUN_GRACE_S, port_problem, stop_leftovers, tail
 
 PATIENCE_S = 240.0
-LINGER_S = 60.0
+IDLE_TIMEOUT_S = 60.0  # without users, until the supervisor stops
+REMEDY = "start that server, or unset the variable for one of our own"
 STARTS = 3  # of a supervisor that is killed while it is waited for
-GUARD_S = 3.0  # a run looks so often whether its services have a supervisor
+GUARD_S = 3.0  # how often a run checks that its services have a supervisor
 
 
 class Row(TypedDict):
@@ -66,29 +67,30 @@ def _register() -> None:
 
 
 def down(force: bool = False) -> None:
-    """Stop everything. Raises ServiceError, naming them, while runs need the services; `force` stops those, too."""
+    """Stop everything, with `force` also the runs that need the services. Raises ServiceError."""
     paths.services().mkdir(parents=True, exist_ok=True)
     with locks.hold(start_lock(), "overnight down", wait=True):
         users = locks.users(users_folder())
         if users and not force:
             names = "; ".join(map(str, users))
             raise ServiceError(
-                f"not stopped, since the services are needed by {names}; stop that (Ctrl-C there), or use --force"
+                f"not stopped, since the services are needed by {names}; "
+                "stop that (Ctrl-C there), or use --force"
             )
         _end([u.pid for u in users if u.pid != os.getpid()])
         keep_file().unlink(missing_ok=True)
         supervisor = locks.holder(supervisor_lock())
         if supervisor is not None:
             _end([supervisor.pid])  # which stops its services
-        sweep()
+        stop_leftovers()
         state_file().unlink(missing_ok=True)
 
 
 def status() -> list[Row]:
     """The services, with those that are not ours, and who needs them."""
-    now, said = settings(), read_state()
+    now = settings()
     alive = locks.holder(supervisor_lock())
-    rows = {r["service"]: _row(r, alive is not None) for r in said.get("rows", [])}
+    rows = {r["service"]: _row(r, alive is not None) for r in read_state().get("rows", [])}
     shown = [rows.get(s.name) or _missing(s.name, s.address) for s in services(now)]
     theirs = [
         ("prefect", now.prefect, now.own_prefect, "PREFECT_API_URL"),
@@ -117,7 +119,7 @@ def ensure(who: str = "") -> Iterator[None]:
 
 
 def _guard(done: threading.Event) -> None:
-    """Start the services again when their supervisor was killed: who needs them is here, and nobody else would."""
+    """Start the services again when their supervisor was killed, as long as this process needs them."""
     while not done.wait(GUARD_S):
         if not (settings().own_prefect or settings().own_mlflow) or locks.holder(supervisor_lock()):
             continue
@@ -131,7 +133,7 @@ def _guard(done: threading.Event) -> None:
 
 
 def _start(keep: bool) -> None:
-    """One supervisor, whoever comes first."""
+    """Start the supervisor if none is running."""
     paths.services().mkdir(parents=True, exist_ok=True)
     with locks.hold(start_lock(), "a start of the services", wait=True):
         if keep:
@@ -139,7 +141,7 @@ def _start(keep: bool) -> None:
         if locks.holder(supervisor_lock()) is None:
             if not keep:
                 keep_file().unlink(missing_ok=True)
-            sweep()
+            stop_leftovers()
             state_file().unlink(missing_ok=True)
             _check_ports(settings())
             print(
@@ -151,20 +153,20 @@ def _start(keep: bool) -> None:
 
 
 def _check_ports(now: Settings) -> None:
-    problems = [taken(s) for s in services(now) if s.port and not port_is_free(s.port)]
+    problems = [port_problem(s) for s in services(now) if s.port and not port_is_free(s.port)]
     if problems:
         keep_file().unlink(missing_ok=True)
         raise ServiceError(problems)
 
 
 def _spawn(keep: bool) -> None:
-    """Start the supervisor, apart from this process and its terminal, and see it take its lock."""
+    """Start the supervisor, detached from this process and its terminal, and wait for its state."""
     log = paths.log_file("supervisor")
     log.parent.mkdir(parents=True, exist_ok=True)
-    # A run that leaves the GPU alone says so for itself, not for the worker that it happens to start.
+    # OVERNIGHT_CPU is meant for this run, not for the worker that it happens to start.
     env = {k: v for k, v in os.environ.items() if keep or k != "OVERNIGHT_CPU"}
     with log.open("ab") as out:
-        command = [sys.executable, "-m", "overnight.services", str(LINGER_S)]
+        command = [sys.executable, "-m", "overnight.services", str(IDLE_TIMEOUT_S)]
         process = subprocess.Popen(
             command,
             cwd=paths.root(),
@@ -182,7 +184,7 @@ def _spawn(keep: bool) -> None:
 
 
 def _wait(names: set[str]) -> None:
-    """Until those of *names* that are ours are well, and the others answer."""
+    """Wait until those of *names* that are ours are ready, and the others answer. Raises ServiceError."""
     now = settings()
     _check_theirs(now)
     wanted = names & {s.name for s in services(now)}
@@ -198,13 +200,15 @@ def _wait(names: set[str]) -> None:
             starts += 1
             if starts > STARTS or not (keep_file().exists() or locks.users(users_folder())):
                 raise ServiceError(
-                    f"the supervisor has ended while it was waited for; its log ends with: {tail(paths.log_file('supervisor'))}"
+                    "the supervisor has ended while it was waited for; "
+                    f"its log ends with: {tail(paths.log_file('supervisor'))}"
                 )
             _start(keep=keep_file().exists())
         if time.monotonic() > until:
             waiting = [r["service"] for r in rows if r["state"] != "ready"]
             raise ServiceError(
-                f"{', '.join(waiting)}: not ready after {PATIENCE_S:.0f} s; see {paths.shown(paths.log_file(waiting[0]))}"
+                f"{', '.join(waiting)}: not ready after {PATIENCE_S:.0f} s; "
+                f"see {paths.shown(paths.log_file(waiting[0]))}"
             )
         time.sleep(0.05)
 
@@ -212,13 +216,9 @@ def _wait(names: set[str]) -> None:
 def _check_theirs(now: Settings) -> None:
     problems = []
     if not now.own_prefect and not answers(f"{now.prefect}/health"):
-        problems.append(
-            f"PREFECT_API_URL={now.prefect}: gives no answer; start that server, or unset the variable for one of our own"
-        )
+        problems.append(f"PREFECT_API_URL={now.prefect}: gives no answer; {REMEDY}")
     if not now.own_mlflow and now.mlflow.startswith("http") and not answers(f"{now.mlflow}/health"):
-        problems.append(
-            f"MLFLOW_TRACKING_URI={now.mlflow}: gives no answer; start that server, or unset the variable for one of our own"
-        )
+        problems.append(f"MLFLOW_TRACKING_URI={now.mlflow}: gives no answer; {REMEDY}")
     if problems:
         raise ServiceError(problems)
 
@@ -229,18 +229,23 @@ def _complain(row: dict[str, Any]) -> str:
 
 
 def _end(pids: Sequence[int]) -> None:
-    """TERM to processes that end what they have started themselves; time for a checkpoint, then KILL."""
-    stop([p for pid in pids if (p := Process.of(pid))], RUN_GRACE_S)
+    """Send TERM, leave time for a checkpoint, then send KILL; the processes end their own children."""
+    stop([process for process in map(Process.of, pids) if process], RUN_GRACE_S)
 
 
-def _row(said: dict[str, Any], alive: bool) -> Row:
-    state, pid = said["state"], said["pid"]
-    if not alive:  # killed: what it said last is not the case any more
-        left = pid is not None and Process(pid, said["started"]).alive()
+def _row(saved: dict[str, Any], alive: bool) -> Row:
+    state, pid = saved["state"], saved["pid"]
+    if not alive:  # the supervisor was killed: its last state is outdated
+        left = pid is not None and Process(pid, saved["started"]).alive()
         state, pid = ("left behind", pid) if left else ("down", None)
-    since = _clock(said["since"]) if state != "down" else ""
+    since = _clock(saved["since"]) if state != "down" else ""
     return Row(
-        service=said["service"], state=state, address=said["address"], pid=pid, since=since, note=said["note"]
+        service=saved["service"],
+        state=state,
+        address=saved["address"],
+        pid=pid,
+        since=since,
+        note=saved["note"],
     )
 
 

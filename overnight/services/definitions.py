@@ -1,4 +1,4 @@
-"""The four services: how each is started, and how one knows that it is well."""
+"""The four services: how each is started, and how its health is checked."""
 
 import json
 import socket
@@ -22,7 +22,7 @@ _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never 
 
 
 @dataclass(frozen=True)
-class Spec:
+class ServiceSpec:
     """One service. `needs`: those that are well before it starts; `once`: a program that ends."""
 
     name: str
@@ -36,12 +36,12 @@ class Spec:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def services(now: Settings) -> list[Spec]:
+def services(now: Settings) -> list[ServiceSpec]:
     """Those that are ours to start, in order."""
     first = [_prefect(now)] if now.own_prefect else []
     first += [_mlflow(now)] if now.own_mlflow else []
     needs = ("prefect",) if now.own_prefect else ()
-    register = Spec(
+    register = ServiceSpec(
         "deployments",
         [sys.executable, "-m", "overnight.services.register"],
         lambda _: True,
@@ -51,7 +51,7 @@ def services(now: Settings) -> list[Spec]:
     return [*first, register, _worker(now)]
 
 
-def _prefect(now: Settings) -> Spec:
+def _prefect(now: Settings) -> ServiceSpec:
     origins = ",".join(f"http://{name}:{now.prefect_port}" for name in (HOST, "localhost"))
     env = {
         "PREFECT_SERVER_API_HOST": HOST,
@@ -74,7 +74,7 @@ def _prefect(now: Settings) -> Spec:
         str(now.prefect_port),
     ]
     address = now.prefect.removesuffix("/api")
-    return Spec(
+    return ServiceSpec(
         "prefect",
         command,
         lambda _: answers(f"{now.prefect}/health"),
@@ -85,12 +85,12 @@ def _prefect(now: Settings) -> Spec:
     )
 
 
-def _mlflow(now: Settings) -> Spec:
+def _mlflow(now: Settings) -> ServiceSpec:
     database = mlflow_database()
     command = [sys.executable, "-m", "overnight.services.mlflow_server", "--port", str(now.mlflow_port)]
     command += ["--database", str(database), "--artifacts", str(paths.mlruns() / "artifacts")]
     command += ["--upgrade"] if backup.due("mlflow", database) else []
-    return Spec(
+    return ServiceSpec(
         "mlflow",
         command,
         lambda _: answers(f"{now.mlflow}/health"),
@@ -100,11 +100,11 @@ def _mlflow(now: Settings) -> Spec:
     )
 
 
-def _worker(now: Settings) -> Spec:
+def _worker(now: Settings) -> ServiceSpec:
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
     command += ["--name", WORKER, "--limit", str(AT_ONCE)]
     env = {"PREFECT_WORKER_QUERY_SECONDS": "5"}
-    return Spec(
+    return ServiceSpec(
         "worker",
         command,
         lambda since: not now.own_prefect or _online(now, since),
@@ -125,7 +125,7 @@ def mlflow_database() -> Path:
 
 
 def answers(url: str) -> bool:
-    """Whether a server says that it is well."""
+    """Whether a server answers its health check."""
     try:
         with _opener.open(url, timeout=3) as response:
             return bool(response.status == 200)
@@ -134,7 +134,7 @@ def answers(url: str) -> bool:
 
 
 def _online(now: Settings, since: float) -> bool:
-    """Whether Prefect has heard from the worker after its start."""
+    """Whether the worker has sent Prefect a heartbeat since its start."""
     try:
         found = ask_prefect(now, f"/work_pools/{POOL}/workers/filter", {})
     except (OSError, ValueError):
@@ -155,7 +155,7 @@ def ask_prefect(now: Settings, path: str, body: Any, method: str = "POST") -> An
 
 
 def get(url: str) -> Any:
-    """What a server says there, as JSON; raises OSError."""
+    """The JSON that a server answers; raises OSError."""
     with _opener.open(url, timeout=3) as response:
         return json.load(response)
 
@@ -163,7 +163,7 @@ def get(url: str) -> Any:
 def ask(url: str, body: Any, headers: Mapping[str, str] = MappingProxyType({}), method: str = "POST") -> Any:
     """A request with JSON, and the JSON that comes back, if any; raises OSError."""
     content = {"Content-Type": "application/json", **headers}
-    request = urllib.request.Request(url, json.dumps(body).encode(), content, method=method)  # noqa: S310 - http, ours
+    request = urllib.request.Request(url, json.dumps(body).encode(), content, method=method)  # noqa: S310
     with _opener.open(request, timeout=5) as response:
         answer = response.read()
         return json.loads(answer) if answer else None

@@ -1,8 +1,9 @@
-"""What a flow process leaves on the disk, so that the reconciler can close its run when the process was killed.
+"""What a flow process leaves on the disk, so that the reconciler can close its run when it was killed.
 
-Files of .overnight/services/runs, by the id of the Prefect run: `.lock`, locked and touched while the process runs; `.parent`, the
-process that started it; `.end`, the state that it is about to report; `.orphan`, why the supervisor ends it. The identity of the
-process stands in Prefect's labels and MLflow's tags, too, so a lost file loses no run.
+Files of .overnight/services/runs, by the id of the Prefect run: `.lock`, locked and touched while the process
+runs; `.parent`, the process that started it; `.end`, the state that it is about to report; `.orphan`, why the
+supervisor ends it. The identity of the process stands in Prefect's labels and MLflow's tags, too, so a lost
+file loses no run.
 """
 
 import json
@@ -41,7 +42,7 @@ class FlowProcessRecord:
         self.flow_run_id = flow_run_id
 
     def save_end(self, end: End) -> None:
-        """Keep the final state before it is reported to Prefect, in case that fails; ignored on a full disk."""
+        """Keep the final state before it is reported, in case that fails; ignored on a full disk."""
         with suppress(OSError):
             _write(_file(self.flow_run_id, "end"), asdict(end))
 
@@ -139,7 +140,7 @@ def started_by_workers() -> dict[str, Process]:
 
 
 def detach_from_worker_pipe() -> None:
-    """In a process that a worker started: write to the worker's log directly instead of through the worker's pipe.
+    """In a process that a worker started: write to the worker's log directly, not through the worker's pipe.
 
     The pipe breaks when the worker is killed, and the next line of output would then break the run.
     """

@@ -1,4 +1,7 @@
-"""MLflow's server in one process. Its own command keeps a second one of 260 MB beside it, which a kill -9 would leave orphaned."""
+"""MLflow's server in one process.
+
+MLflow's own command keeps a second process of 260 MB beside it, which a kill -9 would leave behind.
+"""
 
 import argparse
 import logging
@@ -37,7 +40,7 @@ def _serve(database: str, artifacts: Path, port: int, upgrade: bool) -> None:
         server.ARTIFACTS_DESTINATION_ENV_VAR: str(artifacts),
         "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(hosts),
         "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{h}" for h in hosts),
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # a scheduler for language model judges: four processes, none of use here
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # four processes that schedule language model judges
     }
     _prepare(database, upgrade)
     warnings.filterwarnings("ignore", message="starlette.middleware.wsgi")

@@ -1,8 +1,9 @@
-"""Closes runs in Prefect and MLflow whose process is gone, and ends processes that outlived their worker or run.
+"""Closes runs in Prefect and MLflow whose process is gone; ends processes that outlived their worker or run.
 
-Which process runs a run stands in Prefect's labels, MLflow's tags and a locked file. A run is closed when this checkout on this machine
-started it and its process is gone; runs of other checkouts, machines and programs are never touched. Only open runs are queried:
-both servers filter by state, so thousands of finished runs cost nothing.
+Which process runs a run stands in Prefect's labels, MLflow's tags and a locked file. A run is closed when
+this checkout on this machine started it and its process is gone; runs of other checkouts, machines and
+programs are never touched. Only open runs are queried: both servers filter by state, so thousands of finished
+runs cost nothing.
 """
 
 import json
@@ -37,7 +38,7 @@ ORPHAN_GRACE_S = 28.0  # a checkpoint may take 20 s
 
 
 class Orphans:
-    """Ends flow processes whose worker was killed, and what killed steps started; first with TERM, then with KILL."""
+    """Ends flow processes whose worker was killed, and what killed steps started: TERM first, then KILL."""
 
     def __init__(self) -> None:
         self.asked: dict[Process, float] = {}  # when TERM was sent
@@ -85,9 +86,10 @@ class Reconciler:
         self.backlog_worker = BacklogWorker(environment)
 
     def reconcile(self, worker_since: float) -> list[str]:
-        """Upload what killed runs left, then close them, MLflow first: its folders tell when. A line for each thing done.
+        """Upload what killed runs left, then close them, MLflow first, since its folders tell when.
 
-        A server that does not answer is asked next time. worker_since: unix time at which the present worker was started.
+        Returns a line for each thing done. A server that does not answer is asked next time. worker_since:
+        unix time at which the present worker was started.
         """
         lines: list[str] = []
         mlflow: list[Callable[[], list[str]]] = [self.backlog_worker.poll, self._close_mlflow_runs]
@@ -191,7 +193,7 @@ class Reconciler:
                 return found
 
     def _has_no_process(self, run: Json, worker_since: float) -> bool:
-        """Whether an open run without labels is dead: it left a file, or our own server has it and no process can be it."""
+        """Whether an open run without labels is dead: it left a file, or no process can be it."""
         if run["id"] in flow_processes.abandoned():
             return time.time() - flow_processes.last_seen(run["id"]) > JUST_NOW_S
         since = datetime.fromisoformat(run["state"]["timestamp"]).timestamp()
@@ -207,7 +209,7 @@ class Reconciler:
         return (run.get("parameters") or {}).keys() >= PARAMETERS and not candidates
 
     def _close_flow_run(self, run: Json, why: str) -> list[str]:
-        """Set the state that it was about to report, else Crashed, or Cancelled when it was being cancelled."""
+        """Set the state that it was about to report, else Crashed, or Cancelled if it was being cancelled."""
         end = None if flow_processes.orphan_reason(run["id"]) else flow_processes.end_of(run["id"])
         if end:
             state = {"type": end.type, "name": end.name, "message": end.message}
@@ -223,7 +225,7 @@ class Reconciler:
         ask_prefect(self.settings, f"/{kind}/{run_id}/set_state", {"state": state, "force": True})
 
     def _correct_abandoned(self) -> list[str]:
-        """Correct the state of runs that left files: one that could not be reported, or was reported wrongly."""
+        """Correct the state of runs that left files, where it was not reported or reported wrongly."""
         lines = []
         for flow_run_id in flow_processes.abandoned():
             if time.time() - flow_processes.last_seen(flow_run_id) < JUST_NOW_S:

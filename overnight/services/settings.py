@@ -80,7 +80,7 @@ def environment() -> dict[str, str]:
 
 
 def state_file() -> Path:
-    """What the supervisor last said about its services."""
+    """The state of the services, as the supervisor last wrote it."""
     return paths.services() / "state.json"
 
 
@@ -95,7 +95,7 @@ def start_lock() -> Path:
 
 
 def keep_file() -> Path:
-    """Is there while somebody wants the services to stay, whether used or not."""
+    """Exists while the services are to stay, whether used or not."""
     return paths.services() / "keep"
 
 
@@ -105,7 +105,7 @@ def users_folder() -> Path:
 
 
 def read_state() -> dict[str, Any]:
-    """The supervisor's last words; empty when it has said nothing yet."""
+    """The state that the supervisor wrote last; empty when there is none."""
     return read_json(state_file())
 
 
@@ -117,8 +117,8 @@ def same(one: str, other: str) -> bool:
 
 
 def _running() -> Settings | None:
-    said = read_state().get("settings")
-    return Settings(**said) if said and locks.holder(supervisor_lock()) else None
+    saved = read_state().get("settings")
+    return Settings(**saved) if saved and locks.holder(supervisor_lock()) else None
 
 
 def _port(variable: str, env: Mapping[str, str]) -> int | None:
@@ -144,13 +144,14 @@ def _toml_port() -> int | None:
     parts = urlsplit(str(url))
     if parts.hostname not in (HOST, "localhost") or not parts.port:
         raise ServiceError(
-            f"{paths.shown(path)}: api.url = {url!r}: expected http://{HOST}:PORT/api; a server elsewhere is named by $PREFECT_API_URL"
+            f"{paths.shown(path)}: api.url = {url!r}: expected http://{HOST}:PORT/api; "
+            "a server elsewhere is named by $PREFECT_API_URL"
         )
     return parts.port
 
 
 def _no_proxy() -> str:
-    """What is on this machine is never asked through a proxy."""
+    """Servers of this machine are never asked through a proxy."""
     given = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
     names = [n for n in given.split(",") if n.strip()]
     return ",".join(dict.fromkeys([*names, HOST, "localhost"]))

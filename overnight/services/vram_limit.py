@@ -43,7 +43,7 @@ class VramLimitMirror:
         self.checked = 0.0
 
     def update(self, settings: Settings) -> None:
-        """Send changes; everything is sent again when the server comes back, and every 20 s in case it was changed there."""
+        """Send changes, and everything when the server comes back or after 20 s."""
         now = time.monotonic()
         if now < self.next_update:
             return

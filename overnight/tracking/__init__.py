@@ -1,1 +1,1 @@
-"""What a run tells MLflow: spools that outlive their writers, the client that opens runs, and whoever carries the one to the other."""
+"""Tracking in MLflow: its client, the upload of event logs, and the backlog of what is not uploaded yet."""

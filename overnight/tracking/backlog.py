@@ -1,9 +1,9 @@
-"""Step folders with events that MLflow does not have yet, and what must be kept beside the events to upload them.
+"""Step folders with events that MLflow does not have yet, and what is kept beside the events to upload them.
 
-`.overnight/services/backlog/<step>.step` names a folder from its first moment until MLflow has everything. Whoever uploads a folder
-holds the lock in it: the run's own process, the next attempt at the step, or `python -m overnight.tracking.uploader`, which the
-supervisor starts for folders that are left behind. Beside the events stand `record.json` (where they belong) and `shipped.json`
-(up to which byte MLflow has them).
+`.overnight/services/backlog/<step>.step` names a folder from its first moment until MLflow has everything. The
+process that uploads a folder holds the lock in it: the run's own process, the next attempt at the step, or
+`python -m overnight.tracking.uploader`, which the supervisor starts for abandoned folders. Beside the events
+stand `record.json` (where they belong) and `shipped.json` (up to which byte MLflow has them).
 """
 
 import json
@@ -121,7 +121,7 @@ class Record(Values):
 
 
 class UploadOffsets:
-    """Up to which byte MLflow has each event log of a folder, for one run; written after MLflow has confirmed it.
+    """Up to which byte MLflow has each event log of a folder, for one run; written after MLflow confirmed it.
 
     A process that is killed in between sends its last portion again, which changes nothing in MLflow.
     """
@@ -146,9 +146,10 @@ class UploadOffsets:
 
 
 class BacklogWorker:
-    """Runs `python -m overnight.tracking.uploader` when an ended run left something, with exponential backoff while it fails.
+    """Runs `python -m overnight.tracking.uploader` for what ended runs left; backs off while it fails.
 
-    At most one such process runs at a time, and it ends with the supervisor. environment: variables of the process.
+    At most one such process runs at a time, and it ends with the supervisor. environment: variables of the
+    process.
     """
 
     def __init__(self, environment: Callable[[], Mapping[str, str]]) -> None:
@@ -191,5 +192,5 @@ class BacklogWorker:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 - one thread
+                preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509
             )

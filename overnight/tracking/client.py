@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import re
+import shutil
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 Json = dict[str, Any]
+DIGEST = "overnight.digest"  # tag of a logged model
 NOTE_TAG = "mlflow.note.content"
 MAX_NOTE = 6000  # characters; MLflow takes 8000
 NOTE_START = 1500  # of which the first ones stay
@@ -21,8 +24,8 @@ MAX_TEXT = 6000  # of a param or tag in MLflow
 QUIET = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_UV_AUTO_DETECT": "false",  # a model's requirements are ours to say, whatever lies in the working folder
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # what is lost on the way is sent again by the shipper, which can wait
+    "MLFLOW_UV_AUTO_DETECT": "false",  # a model's requirements are set explicitly
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # the uploader retries for longer
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
 MOST_STEP = 1 << 63
@@ -39,7 +42,7 @@ V = TypeVar("V")
 
 
 def allowed(values: Mapping[str, V]) -> dict[str, V]:
-    """The values under names that MLflow takes: it refuses `I;16` or `Mr. O'Hara`, and with one name the whole batch."""
+    """The values under names that MLflow takes; for one bad name, like `I;16`, it refuses the whole batch."""
     found: dict[str, V] = {}
     for name, value in values.items():
         plain = _plain(name)
@@ -108,7 +111,7 @@ class Tracker:
         return True
 
     def refuses(self, error: Exception) -> bool:
-        """Whether it is MLflow's own word that it will never take this; another server on its port answers 404 as well."""
+        """Whether MLflow itself refuses this for good; another server on its port may answer 404, too."""
         from mlflow.exceptions import MlflowException, RestException
         from requests import HTTPError
 
@@ -118,7 +121,7 @@ class Tracker:
         return isinstance(error, own) and getattr(error, "error_code", "") in REFUSED
 
     def active(self, run_id: str) -> bool:
-        """Whether there is such a run in this experiment, and nobody has deleted it."""
+        """Whether this experiment has such a run, and it is not deleted."""
         try:
             info = self.client.get_run(run_id).info
         except mlflow_error() as error:
@@ -167,9 +170,10 @@ class Tracker:
         self.client.log_text(run_id, text, name)
 
     def metrics(self, run_id: str, events: Iterable[Json]) -> None:
-        """Log metrics, as many at once as MLflow takes. The same again, with the same times, changes nothing: it keeps each point once.
+        """Log metrics, as many at once as MLflow takes; it keeps a point that is sent twice once.
 
-        Raises OverflowError for a step that no database takes: the server would answer as if it were in trouble itself.
+        Raises OverflowError for a step that no database takes: the server would answer as if it were in
+        trouble itself.
         """
         from mlflow.entities import Metric
 
@@ -204,8 +208,72 @@ class Tracker:
         self.client.set_terminated(run_id, status, None if at is None else int(at * 1000))
 
 
+def log_model(tracker: Tracker, run_id: str, name: str, folder: Path, digest: str) -> None:
+    """Log a saved model as an MLflow model, unless the run has one of this digest already."""
+    if _has_model(tracker, run_id, digest):
+        return
+    from mlflow.entities import LoggedModelOutput
+
+    packed = folder.parent / "mlflow_model"
+    shutil.rmtree(packed, ignore_errors=True)
+    _pack(folder, packed)
+    client = tracker.client
+    plain = re.sub(r"[^\w -]", "-", name)
+    model = client.create_logged_model(
+        tracker.experiment_id, name=plain, source_run_id=run_id, tags={DIGEST: digest}
+    )
+    client.log_model_artifacts(model.model_id, str(packed))
+    client.finalize_logged_model(model.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+    shutil.rmtree(packed)
+
+
+def _has_model(tracker: Tracker, run_id: str, digest: str) -> bool:
+    outputs: Any = tracker.client.get_run(run_id).outputs
+    models = [
+        tracker.client.get_logged_model(one.model_id) for one in (outputs.model_outputs if outputs else [])
+    ]
+    return any(model.tags.get(DIGEST) == digest for model in models)
+
+
+def _pack(folder: Path, packed: Path) -> None:
+    """Write MLflow's form of a model: code, weights, requirements, signature."""
+    import mlflow.pyfunc
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    code = Path(__file__).resolve().parents[2]
+    signature = None
+    if (folder / "arrays.safetensors").is_file():
+        from safetensors.numpy import load_file
+
+        example = load_file(folder / "arrays.safetensors")["example"]
+        signature = ModelSignature(inputs=Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))]))
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # it asks for an input example, which would run the model in this process
+        mlflow.pyfunc.save_model(
+            str(packed),
+            python_model=str(Path(__file__).with_name("pyfunc.py")),
+            artifacts={"model": str(folder)},
+            code_paths=[str(code / "overnight"), str(code / "tasks")],
+            pip_requirements=_requirements(),
+            signature=signature,
+        )
+
+
+def _requirements() -> list[str]:
+    from importlib.metadata import version
+
+    return [
+        f"{name}=={version(name)}"
+        for name in ("mlflow", "numpy", "pydantic", "pyyaml", "safetensors", "torch")
+    ]
+
+
 def append_note(before: str, text: str) -> str:
-    """A run's description with one more paragraph, cut in the middle when too long; a paragraph is never repeated."""
+    """A run's description with one more paragraph, never repeated, and cut in the middle when too long."""
     paragraphs = [part for part in before.split("\n\n") if part]
     text = text.strip()
     if not text or text in paragraphs:

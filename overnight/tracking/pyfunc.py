@@ -1,4 +1,4 @@
-"""How MLflow loads a model of ours: from this code and safetensors, no pickle. Logged beside the weights by published.py."""
+"""How MLflow loads a saved model: from this code and safetensors, no pickle."""
 
 import importlib
 import json
@@ -21,7 +21,7 @@ class Saved(PythonModel):
         ].partition(":")
         self.predictor = getattr(importlib.import_module(module), name)(folder)
 
-    def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> np.ndarray:  # noqa: ARG002 - MLflow's signature
+    def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> np.ndarray:  # noqa: ARG002
         """What the predictor answers for an array (or what can be made one)."""
         return np.asarray(self.predictor(np.asarray(model_input)))
 

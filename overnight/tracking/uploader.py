@@ -1,9 +1,10 @@
-"""Uploads the event logs of a step to its MLflow run: in order, each event once, whatever happens to the server or to this process.
+"""Uploads the event logs of a step to its MLflow run: in order, and each event once.
 
-The event log is the queue: only the portion that is being sent is in memory, and the offsets beside the log say how far MLflow has it.
-A server that is down, hangs or answers nonsense does not delay the training; what it does not take is sent later by this process, by
-the next attempt at the step, or by `python -m overnight.tracking.uploader`. That program exits with 0 when nothing is left to upload,
-and with 1 when a server was unavailable; the supervisor then starts it again later.
+The event log is the queue: only the portion that is being sent is in memory, and the offsets beside the log
+say how far MLflow has it. A server that is down, hangs or answers nonsense does not delay the training; what
+it does not take is sent later by this process, by the next attempt at the step, or by `python -m
+overnight.tracking.uploader`. That program exits with 0 when nothing is left to upload, and with 1 when a
+server was unavailable; the supervisor then starts it again later.
 """
 
 import sys
@@ -26,9 +27,9 @@ from overnight.tracking.client import (
     Tracker,
     allowed,
     append_note,
+    log_model,
     mlflow_error,
 )
-from overnight.tracking.models import publish_model
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -47,7 +48,7 @@ class ServerUnavailable(Exception):
 
 
 class Uploader:
-    """Uploads one step's folder to its run. `log` writes to the parent's event log; the child writes to its own."""
+    """Uploads a step's folder to its run. `log` writes the parent's event log; the child writes its own."""
 
     def __init__(self, tracker: Tracker, folder: Path, record: Record) -> None:
         self.tracker = tracker
@@ -83,7 +84,7 @@ class Uploader:
             self._unwritten.append(event)
 
     def upload(self) -> bool:
-        """Send all that is there; False when another thread does. Raises ServerUnavailable; the rest stays in the log."""
+        """Send all that is there; False when another thread does. Raises ServerUnavailable."""
         if not self._sending.acquire(blocking=False):
             return False
         try:
@@ -107,7 +108,7 @@ class Uploader:
         return count
 
     def upload_all(self, patience_s: float = PATIENCE_S) -> bool:
-        """Send all that is there, retrying until the server has taken nothing for `patience_s`; whether it has all."""
+        """Send all, retrying until the server has taken nothing for `patience_s`; whether it has all."""
         until = time.monotonic() + patience_s
         answers = -1
         while True:
@@ -124,7 +125,7 @@ class Uploader:
             time.sleep(min(retry_s, patience_s))
 
     def finish(self, status: str, stop: Callable[[], bool]) -> bool:
-        """Send all that waits and end the run; False when the server did not take all, and it is sent later."""
+        """Send all and end the run; False when the server did not take all, which is then sent later."""
         self.record = self.record.update(self.folder, end=End(status=status, at=time.time()))
         with best_effort():  # the step has ended, whatever becomes of the upload
             call_until_stopped(lambda: self.conclude(HURRIED_S if stop() else PATIENCE_S), stop)
@@ -137,7 +138,7 @@ class Uploader:
             self.conclude(0)
 
     def conclude(self, patience_s: float = PATIENCE_S) -> bool:
-        """Whether MLflow has everything, including the end if it is known; then the folders are no longer pending."""
+        """Send all, and the end if it is known; if MLflow has it all, the folders are no longer pending."""
         if not self.upload_all(patience_s):
             return False
         end = self.record.end
@@ -199,7 +200,7 @@ class Uploader:
         return run_id
 
     def _unless_refused(self, call: Callable[[], T]) -> T | None:
-        """What the call returns; None, and noted, where the server refuses it for good, as for a deleted run."""
+        """What the call returns; None, and noted, where the server refuses it for good (a deleted run)."""
         try:
             return call()
         except mlflow_error() as error:
@@ -234,7 +235,7 @@ class Uploader:
         return self._unconfirmed is not None
 
     def _send_portion(self) -> None:
-        """Send metrics together, the rest one by one; what was taken is not sent again when a later event fails."""
+        """Send metrics together, the rest one by one; what was taken is not sent again."""
         assert self._unconfirmed is not None
         folder, name, portion = self._unconfirmed
         self._send([event for event in portion.events if event["event"] == "metrics"])
@@ -251,7 +252,7 @@ class Uploader:
         return self._known_offsets[folder]
 
     def _send(self, batch: list[Json]) -> None:
-        """Send events; halve a batch that is refused for good until the one to blame is found, and note that one."""
+        """Send events; halve a batch that is refused for good, down to the refused event, which is noted."""
         if not batch:
             return
         try:
@@ -291,12 +292,12 @@ class Uploader:
             case "publish":
                 tracker.publish(run_id, Path(event["path"]), event["folder"])
             case "model":
-                publish_model(tracker, run_id, label, Path(event["path"]), event.get("digest", ""))
+                log_model(tracker, run_id, label, Path(event["path"]), event.get("digest", ""))
             case "continues":
                 self._continue(event["folders"])
 
     def _send_param(self, name: str, value: str) -> None:
-        """MLflow takes a param once: a decided value is kept beside the requested one (`.used`), later values by number."""
+        """Log a param. MLflow takes it once: a decided value becomes `<name>.used`, later ones get numbers."""
         (name,) = allowed({name: ""})
         value = value[:MAX_TEXT]
         names = [name, f"{name}.used"] if name in self.record.params else [name]

@@ -219,7 +219,7 @@ def flow_run(identity):
     flow = prefect("/flows/", {"name": "vision"})["id"]
     body = {"flow_id": flow, "state": {"type": "RUNNING"}, "parameters": {"config": "x", "overrides": []}}
     run = prefect("/flow_runs/", body)["id"]
-    definitions.ask_prefect(services.settings(), f"/flow_runs/{run}/labels", identity.words(), method="PATCH")
+    definitions.ask_prefect(services.settings(), f"/flow_runs/{run}/labels", identity.tags(), method="PATCH")
     return run
 
 
@@ -244,7 +244,7 @@ def task_state(made):
 def mlflow_run(identity, flow_run_id, **more):
     tags = [
         {"key": k, "value": v}
-        for k, v in {**identity.words(), "prefect.flow_run_id": flow_run_id, **more}.items()
+        for k, v in {**identity.tags(), "prefect.flow_run_id": flow_run_id, **more}.items()
     ]
     body = {"experiment_id": "0", "tags": tags, "start_time": int(1000 * time.time())}
     return definitions.ask(f"{services.settings().mlflow}/api/2.0/mlflow/runs/create", body)["run"]["info"][

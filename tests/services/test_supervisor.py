@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from overnight.services.definitions import Spec
+from overnight.services.definitions import ServiceSpec
 from overnight.services.supervisor import Service
 from tests.support.checkouts import until
 
@@ -19,7 +19,7 @@ LIVES, DIES = (
 @contextmanager
 def service(command: list[str], well: bool) -> Iterator[Service]:
     """One that is well as long as it lives, or never."""
-    one = Service(Spec("one", command, healthy=lambda _since: well), dict(os.environ))
+    one = Service(ServiceSpec("one", command, healthy=lambda _since: well), dict(os.environ))
     try:
         yield one
     finally:
@@ -39,7 +39,7 @@ def test_a_service_that_is_killed_while_it_is_well_comes_back_however_often(chec
             os.kill(one.process.pid, signal.SIGKILL)
             until(lambda: state(one, "retrying", "failed"))
             assert (one.state, "killed by signal 9" in one.note) == ("retrying", True)
-            one.again = 0.0  # its pauses grow, and are not what this is about
+            one.next_start = 0.0  # its pauses grow, and are not what this is about
 
 
 def test_a_service_that_never_gets_well_counts_as_failed_and_is_tried_on(checkout):
@@ -49,5 +49,5 @@ def test_a_service_that_never_gets_well_counts_as_failed_and_is_tried_on(checkou
             until(lambda: state(one, "starting"))
             until(lambda: state(one, "retrying", "failed"))
             said.append(one.state)
-            one.again = 0.0
+            one.next_start = 0.0
     assert said == ["retrying", "retrying", "failed", "failed"]
