@@ -129,6 +129,18 @@ def broken(name: str, text: str) -> list[str]:
     ]
 
 
+def test_every_task_lies_in_a_family() -> None:
+    """A family may import its own files and tasks/shared, which imports no family."""
+    families = {
+        path.name for path in (ROOT / "tasks").iterdir() if path.is_dir() and path.name != "__pycache__"
+    }
+    assert families >= {"tabular", "vision", "detection", "graphs", "rl", "shared"}
+    assert [path.name for path in (ROOT / "tasks").glob("*.py")] == ["__init__.py"]
+    assert broken("tasks/shared/a.py", "from tasks.vision.cnn import x\n")
+    assert broken("tasks/graphs/nodes.py", "def f():\n    from tasks.vision import cnn\n")
+    assert not broken("tasks/graphs/nodes.py", "from tasks.shared.predictors import load_model\n")
+
+
 def test_imports_go_one_way() -> None:
     files = {
         name_of(path): path.read_text(encoding="utf-8")
