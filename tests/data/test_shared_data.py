@@ -107,8 +107,8 @@ def test_sst2(shared_data: Path) -> None:
     assert counts(content) == {"train": 6920, "val": 872, "test": 1821}
     assert content.splits["train"][0] == (
         (
-            "a stirring , funny and finally transporting re-imagining of beauty and the beast and 1930s horror "
-            "films"
+            "a stirring , funny and finally transporting re-imagining of beauty and the beast "
+            "and 1930s horror films"
         ),
         1,
     )

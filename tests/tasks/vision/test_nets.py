@@ -1,4 +1,4 @@
-"""Every architecture learns, takes any image, is split exactly and predicted; its parts do what they claim."""
+"""Every architecture learns, takes any image, is split exactly and predicted; its parts work."""
 
 from pathlib import Path
 
