@@ -1,7 +1,9 @@
-"""Published readings of a BERT-large classifier, sequences of 512 tokens, on a 16 GB V100 with the software of early 2022.
+"""Published readings of a BERT-large classifier, 512 tokens, on a 16 GB V100 with software of early 2022.
 
-Readings: the performance guide of transformers of that year, MiB by nvidia-smi, of which 1343 are the context. Predicted in the mode of
-that time: optimizers weight by weight, gradients that are zeroed and kept (as in accumulation), default segments, eager attention.
+Readings: the performance guide of transformers of that year, MiB by nvidia-smi, of which 1343 are the
+context. Predicted in the mode of
+that time: optimizers weight by weight, gradients that are zeroed and kept (as in accumulation), default
+segments, eager attention.
 """
 
 import os

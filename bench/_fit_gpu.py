@@ -1,7 +1,8 @@
-"""Six trainings on a card of 12 GB: `python -m bench._fit_gpu predict` writes down what they will take, `... run CASE MICRO` measures it.
+"""Six trainings on a card of 12 GB: `python -m bench._fit_gpu predict`, and `... run CASE MICRO` measures.
 
-The predictions lie in tests/gpu/fit_predicted.json, made before any of these ran. The allocator's cap is 12 GiB less a context, whatever
-the size of the card that plays it. Needs torch and what overnight.training.loop needs; neither Prefect nor MLflow nor Polars.
+The predictions lie in tests/gpu/fit_predicted.json, made before any of these ran. The allocator's cap is 12
+GiB less a context, whatever the size of the card that plays it. Needs torch and what overnight.training.loop
+needs; neither Prefect nor MLflow nor Polars.
 """
 
 import json
@@ -68,7 +69,7 @@ def write() -> None:
 
 
 def run(case: str, number: int) -> dict[str, Any]:
-    """Train it for two short epochs under the cap; MiB as torch and as the driver count them, and whether memory ran out."""
+    """Train two short epochs under the cap; MiB by torch and by the driver, and whether memory ran out."""
     before = _device_mib()
     torch.zeros(1, device="cuda")
     context = _device_mib() - before - torch.cuda.memory_reserved() / MIB
@@ -77,17 +78,27 @@ def run(case: str, number: int) -> dict[str, Any]:
     recipe, micro = recipe_of(case, number)
     made: list[Batch] = [whole_batch(recipe, micro)]
     with tempfile.TemporaryDirectory() as folder:
-        told = RecordingRun(Path(folder), device="cuda", budget_mib=CAP_MIB)
+        recorded = RecordingRun(Path(folder), device="cuda", budget_mib=CAP_MIB)
         error = ""
         try:
             train(
-                shortened(recipe, micro, made), told, recipe.eval_example() if recipe.eval_example else None
+                shortened(recipe, micro, made),
+                recorded,
+                recipe.eval_example() if recipe.eval_example else None,
             )
         except (OvernightError, RuntimeError) as problem:  # what ends it is what is measured
             error = f"{type(problem).__name__}: {problem}"[:300]
     reserved, live = torch.cuda.max_memory_reserved() / MIB, torch.cuda.max_memory_allocated() / MIB
-    return {"reserved_mib": reserved, "live_mib": live, "device_mib": _device_mib() - before, "context_mib": context,
-            "out_of_memory": told.out_of_memory, "error": error, "card": torch.cuda.get_device_name(0), "torch": torch.__version__}  # fmt: skip
+    return {
+        "reserved_mib": reserved,
+        "live_mib": live,
+        "device_mib": _device_mib() - before,
+        "context_mib": context,
+        "out_of_memory": recorded.out_of_memory,
+        "error": error,
+        "card": torch.cuda.get_device_name(0),
+        "torch": torch.__version__,
+    }
 
 
 def _device_mib() -> float:

@@ -1,8 +1,9 @@
-"""Language models from their configs: layers foretold against layers traced, in what time and memory; caches and files against what is known.
+"""Language models from their configs: predicted against traced layers, caches and files against facts.
 
-Bars: what is foretold is the whole trace, event by event, so its peak is the same; twice the same; at most 30 CPU-seconds for a LoRA of
-3 B parameters and 45 for a QLoRA of 7 B with checkpointing, traced whole; 4 GiB of memory; a cache of 2048 MiB exactly; weights of 4-bit
-files within 1 % of the sizes they are published with; a model of 70 B refused.
+Bars: what is foretold is the whole trace, event by event, so its peak is the same; twice the same; at most 30
+CPU-seconds for a LoRA of 3 B parameters and 45 for a QLoRA of 7 B with checkpointing, traced whole; 4 GiB of
+memory; a cache of 2048 MiB exactly; weights of 4-bit files within 1 % of the sizes they are published with; a
+model of 70 B refused.
 """
 
 import resource

@@ -1,7 +1,8 @@
-"""Published readings of adapters on a Llama of 3 B parameters, and the same trainings predicted from a config alone.
+"""Published readings of adapters on a Llama of 3 B parameters, and their predictions from a config.
 
-Readings: huggingface/peft, method_comparison/MetaMathQA (torch 2.13, bf16, batch 4, sequences of at most 768 tokens, no checkpointing, AdamW,
-gradients clipped to 1), GiB reserved at most. Predicted at exactly 4 x 768; the longest batch of the runs is not published.
+Readings: huggingface/peft, method_comparison/MetaMathQA (torch 2.13, bf16, batch 4, sequences of at most 768
+tokens, no checkpointing, AdamW, gradients clipped to 1), GiB reserved at most. Predicted at exactly 4 x 768;
+the longest batch of the runs is not published.
 """
 
 import os
@@ -37,7 +38,7 @@ ROWS: dict[str, tuple[float, str, dict[str, Any]]] = {  # name -> GiB published,
 
 
 def rows(only: str = "") -> Iterator[dict[str, Any]]:
-    """Each reading beside its prediction, and beside 4 x the weights; needs transformers and peft, downloads nothing."""
+    """Each reading beside its prediction and 4 x the weights; needs transformers and peft, no download."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     for name, (published, kind, values) in ROWS.items():
         if only not in name:

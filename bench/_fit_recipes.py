@@ -1,4 +1,4 @@
-"""Recipes whose memory is predicted and measured: those of the tasks, and a transformer and nets of agents in plain torch."""
+"""Recipes whose memory is predicted and measured: of the tasks, a transformer, and nets of agents."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,8 @@
-"""What a verdict is worth: readings held against budgets, each cell "fits" or "does not fit", said before and true or not afterwards.
+"""Safety of verdicts: readings against budgets, each cell predicted and measured to fit or not.
 
-The bars: no cell says "fits" where the reading exceeds the budget; of the cells where it does fit, at most 10 % are refused. The upper
-edge of the band decides, an evaluation that could be cut into smaller slices counted whole, as the reading has it.
+The bars: no cell says "fits" where the reading exceeds the budget; of the cells where it does fit, at most 10
+% are refused. The upper edge of the band decides, an evaluation that could be cut into smaller slices counted
+whole, as the reading has it.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,6 +1,7 @@
-"""What this machine's CPU kernels take for themselves, as convolutions do that put their operands into blocks only the library knows.
+"""Workspace of this machine's CPU kernels, such as convolutions that reorder their operands.
 
-Asked of the kernels themselves with two and with three samples; between those and any other number the bytes grow evenly.
+Asked of the kernels themselves with two and with three samples; between those and any other number the bytes
+grow evenly.
 """
 
 from typing import Any
@@ -47,13 +48,11 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
 
 def _spare(func: Any, args: tuple[Any, ...], samples: int) -> int:
     """The most bytes held while the operator runs, less those of its result."""
-    real = [
-        _real(a, samples if i in ASKED[func] else a.shape[0]) if isinstance(a, Tensor) else a
-        for i, a in enumerate(args)
-    ]
-    if (
-        func is aten.native_batch_norm_backward.default
-    ):  # statistics are kept in the dtype of the weight, whatever the fake ones say
+    real = list(args)
+    for i, a in enumerate(args):
+        if isinstance(a, Tensor):
+            real[i] = _real(a, samples if i in ASKED[func] else a.shape[0])
+    if func is aten.native_batch_norm_backward.default:  # its statistics have the dtype of the weight
         real[3:7] = [t if t is None else t.to(real[2].dtype) for t in real[3:7]]
     func(*real)  # the first call may keep something for later
     with torch.autograd.profiler.profile(use_kineto=True, profile_memory=True) as profiler:

@@ -1,4 +1,4 @@
-"""The training loop itself, for real, on the CPU, under torch's own memory profiler: what a prediction is held against."""
+"""The real training loop on the CPU under torch's memory profiler, to compare a prediction with."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,12 +1,14 @@
 """Predicted memory against real runs: `python -m bench.fit [--only WORD] [--out FILE] [--peft | --bert | --llm]`.
 
-Every case is trained for real on the CPU by the training loop itself, two short epochs of made-up batches, under torch's memory profiler
-(which shares no code with the prediction), and predicted before. Beside it stands the usual rule of thumb, 4 x the weights. Bars: every
-case within 0.5 %, twice the same bytes, and for nets of images, graphs and agents at most 3 CPU-seconds for a verdict on a card.
-The second table names, per case, what a card does differently from the CPU, by operator. With --peft the published readings of
-_fit_peft.py take the place of all that: every row within 8 %, half of them within 4 %, none under by more than 3 %, each in 30 CPU-seconds.
-With --bert those of _fit_bert.py: batch 1 within 5 %, batch 4 within 15 %. All of them are held against budgets, too: nothing may be said
-to fit whose reading exceeds the budget, and at most 10 % of what fits may be refused (_fit_safety.py). Ends with 1 when a bar is missed.
+Every case is trained for real on the CPU by the training loop itself, two short epochs of made-up batches,
+under torch's memory profiler (which shares no code with the prediction), and predicted before. Beside it
+stands the usual rule of thumb, 4 x the weights. Bars: every case within 0.5 %, twice the same bytes, and for
+nets of images, graphs and agents at most 3 CPU-seconds for a verdict on a card. The second table names, per
+case, what a card does differently from the CPU, by operator. With --peft the published readings of
+_fit_peft.py take the place of all that: every row within 8 %, half of them within 4 %, none under by more
+than 3 %, each in 30 CPU-seconds. With --bert those of _fit_bert.py: batch 1 within 5 %, batch 4 within 15 %.
+All of them are held against budgets, too: nothing may be said to fit whose reading exceeds the budget, and at
+most 10 % of what fits may be refused (_fit_safety.py). Ends with 1 when a bar is missed.
 """
 
 import argparse
@@ -72,7 +74,7 @@ def measured(name: str, kernels: Kernels) -> Row:
 
 
 def differences(cpu: Trace, card: Trace) -> dict[str, float]:
-    """MiB by operator: what is alive at the peak on a card, less what is alive at the peak on the CPU; the five largest."""
+    """MiB by operator: alive at the peak on a card, less alive at the peak on the CPU; the five largest."""
     there, here = (_by_operator(trace) for trace in (card, cpu))
     found = {name: (there[name] - here[name]) / MIB for name in {*there, *here}}
     return dict(sorted(found.items(), key=lambda item: -abs(item[1]))[:5])
@@ -125,10 +127,12 @@ def main() -> int:
         if chosen:
             return int(arm(arguments.only))
     print(
-        f"{platform.processor() or platform.machine()}, torch {importlib.metadata.version('torch')}, one thread, n = 1 each"
+        f"{platform.processor() or platform.machine()}, torch {importlib.metadata.version('torch')}, "
+        "one thread, n = 1 each"
     )
     print(
-        f"{'case':30} {'predicted':>10} {'measured':>10} {'error':>8} {'4 x weights':>12} {'a card':>8} {'s':>5}"
+        f"{'case':30} {'predicted':>10} {'measured':>10} {'error':>8} {'4 x weights':>12} "
+        f"{'a card':>8} {'s':>5}"
     )
     rows, kernels = list[Row](), Kernels()
     for name in (name for name in matrix() if arguments.only in name):
@@ -148,7 +152,8 @@ def _judge(rows: list[Row], out: Path) -> int:
         late["verdicts"] = wrong
     errors = sorted(abs(row["error"]) for row in rows)
     print(
-        f"\n{len(rows)} cases; median error {errors[len(rows) // 2]:.3%}, worst {errors[-1]:.3%}; {rss:.0f} MiB at most; missed: {late or 'none'}"
+        f"\n{len(rows)} cases; median error {errors[len(rows) // 2]:.3%}, worst {errors[-1]:.3%}; "
+        f"{rss:.0f} MiB at most; missed: {late or 'none'}"
     )
     out.parent.mkdir(exist_ok=True)
     out.write_text(
@@ -162,7 +167,8 @@ def published(only: str) -> int:
     from bench._fit_peft import rows
 
     print(
-        f"{'case':24} {'published':>9} {'predicted':>9} {'error':>7} {'live':>7} {'default':>8} {'4 x weights':>12} {'s':>5}   (GiB)"
+        f"{'case':24} {'published':>9} {'predicted':>9} {'error':>7} {'live':>7} "
+        f"{'default':>8} {'4 x weights':>12} {'s':>5}   (GiB)"
     )
     errors, late, readings, began = list[float](), list[str](), list[Reading](), time.process_time()
     for row in rows(only):
@@ -172,13 +178,15 @@ def published(only: str) -> int:
         readings.append(Reading(row["case"], upper(row["expandable"] * 1024), row["published_gib"] * 1024))
         gib = " ".join(f"{row[k]:{w}.2f}" for k, w in (("published_gib", 9), ("expandable", 9)))
         print(
-            f"{row['case']:24} {gib} {errors[-1]:+7.1%} {row['live']:7.2f} {row['default']:8.2f} {row['four_weights_gib']:12.1f} {seconds:5.1f}",
+            f"{row['case']:24} {gib} {errors[-1]:+7.1%} {row['live']:7.2f} "
+            f"{row['default']:8.2f} {row['four_weights_gib']:12.1f} {seconds:5.1f}",
             flush=True,
         )
     late += judge(readings, [gb * 1024 for gb in (*CARDS_GB, 32, 48)])
     median = statistics.median(abs(e) for e in errors)
     print(
-        f"\n{len(errors)} rows; median {median:.1%}, worst {max(errors, key=abs):+.1%}; missed: {late or 'none'}"
+        f"\n{len(errors)} rows; median {median:.1%}, worst {max(errors, key=abs):+.1%}; "
+        f"missed: {late or 'none'}"
     )
     return 1 if late or median > 0.04 else 0
 
@@ -200,7 +208,8 @@ def bert(only: str) -> int:
         late += [row["case"]] if abs(error) > row["bar"] else []
         readings.append(Reading(row["case"], upper(row["predicted_mib"]), row["published_mib"]))
         print(
-            f"{row['case']:24} {row['published_mib']:6} MiB published, {row['predicted_mib']:6.0f} predicted, {error:+.1%}",
+            f"{row['case']:24} {row['published_mib']:6} MiB published, "
+            f"{row['predicted_mib']:6.0f} predicted, {error:+.1%}",
             flush=True,
         )
     late += judge(readings, [gb * 1024 for gb in CARDS_GB])
@@ -210,7 +219,8 @@ def bert(only: str) -> int:
 
 def _line(row: Row) -> str:
     mib = f"{row['predicted_mib']:10.2f} {row['measured_mib']:10.2f} {row['error']:+8.3%}"
-    return f"{row['case']:30} {mib} {row['four_weights_error']:+12.0%} {row['card_mib']:8.0f} {row['card_seconds']:5.1f}  {' '.join(missed(row))}"
+    seconds = f"{row['card_mib']:8.0f} {row['card_seconds']:5.1f}"
+    return f"{row['case']:30} {mib} {row['four_weights_error']:+12.0%} {seconds}  {' '.join(missed(row))}"
 
 
 def _differences(rows: list[Row]) -> None:

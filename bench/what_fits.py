@@ -1,7 +1,7 @@
 """What fits cards of 8 to 24 GB: `python -m bench.what_fits [--write | --check] [--only WORD]` makes docs/what-fits.md.
 
-Every figure is predicted, none is measured: no card is needed and nothing is downloaded. --check ends with 1 where the committed page
-says something else; the versions in its head may differ.
+Every figure is predicted, none is measured: no card is needed and nothing is downloaded. --check ends with 1
+where the committed page says something else; the versions in its head may differ.
 """
 
 import argparse
@@ -158,7 +158,7 @@ def _detector(batch: int) -> Prediction:
 
 
 def _agent(step_bytes: int) -> Prediction:
-    """Nets and their training, and a buffer of so many bytes for each step (actions, rewards and ends take ten more)."""
+    """Nets and their training, and a buffer of so many bytes for each step, plus ten."""
     data = MILLION * (step_bytes + 10) / 2**20 if step_bytes else 0.0
     return predict(atari_recipe(NetParams(batch=32)), 32, data_mib=data)
 
@@ -178,7 +178,7 @@ def painting() -> Iterator[tuple[str, Callable[[], Prediction]]]:
     )
 
 
-# ------------------------------------------------------------------------------------------------ the page
+# ---------------------------------------------------------------------- the page
 
 
 def line(name: str, found: Prediction) -> str:

@@ -28,8 +28,8 @@ COLUMNS = ("step", "predicted", "band", "lease", "micro-batch", "largest", "verd
 class Verdict:
     """A row of the table, MiB.
 
-    parts: MiB by kind at the peak; peak: its phase and operator. changes: what to write into the config -> MiB
-    then, the cheapest change first. history: how far predictions of its family were off. host_mib: of the
+    parts: MiB by kind at the peak; peak: its phase and operator. changes: what to write into the config ->
+    MiB then, the cheapest change first. history: how far predictions of its family were off. host_mib: of the
     machine's own memory, where a formula gives it.
     """
 
@@ -64,14 +64,14 @@ def of_size(gib: float) -> Card:
     least = RESERVE_MIB / 1024
     if not (math.isfinite(gib) and least < gib <= MOST_GB):
         raise ConfigError(
-            f"--card {gib:g}: give the memory of a card in GB, more than the {least:g} kept for other programs, "
-            f"at most {MOST_GB}"
+            f"--card {gib:g}: give the memory of a card in GB, more than the {least:g} kept for other "
+            f"programs, at most {MOST_GB}"
         )
     total = round(gib * 1024)
     return Card(uuid="virtual", name=f"a card of {gib:g} GB", total_mib=total, budget_mib=total - RESERVE_MIB)
 
 
-# ---------------------------------------------------------------------------------------- verdicts
+# ---------------------------------------------------------------------- verdicts
 
 
 def verdict_of(step: PlannedStep, card: Card) -> Verdict:
@@ -158,7 +158,10 @@ def _row(
 
 
 def _edges(step: PlannedStep, found: "Prediction", card: Card) -> tuple[float, float, str]:
-    """The calibrated edges, and how far the family was off. Errors measured on a processor do not calibrate."""
+    """The calibrated edges, and how far the family was off.
+
+    Errors measured on a processor do not calibrate.
+    """
     measured_on = card if not card.virtual else find()
     context = found.parts.get("context", 0.0)
     errors = intervals.read_errors(measured_on, intervals.family(step.step, step.params))
@@ -202,7 +205,7 @@ def _by_formula(step: PlannedStep, card: Card) -> Verdict:
     )
 
 
-# ---------------------------------------------------------------------------------------- the table
+# ---------------------------------------------------------------------- the table
 
 
 def print_verdicts(rows: Sequence[Verdict], card: Card, as_json: bool) -> None:
@@ -235,13 +238,14 @@ def _cells(row: Verdict) -> list[str]:
 
 
 def explain(row: Verdict) -> str:
-    """Parts and moment of the peak, errors of the family, and what would make it fit; or why it is unknown."""
+    """Parts and moment of the peak, errors of the family, what would make it fit; or why it is unknown."""
     largest_first = sorted(row.parts.items(), key=lambda part: -part[1])
     parts = ", ".join(f"{kind} {mib:,.0f}" for kind, mib in largest_first if mib >= 1)
     ways = "; ".join(f"{what} takes {mib:,.0f} MiB" for what, mib in row.changes.items())
     verb = "what makes it fit" if row.verdict == "does not fit" else "chosen by itself to fit"
+    at = f" (in {row.peak})" if row.peak else ""
     sentences = [
-        f"{parts} MiB{f' (in {row.peak})' if row.peak else ''}" if parts else "",
+        f"{parts} MiB{at}" if parts else "",
         row.why,
         row.history,
         f"{row.host_mib:,.0f} MiB of the machine's memory" if row.host_mib else "",

@@ -1,4 +1,4 @@
-"""`overnight fit --model NAME`: memory of a language model or Stable Diffusion from its sizes, without a download."""
+"""`overnight fit --model NAME`: memory of a language model or Stable Diffusion, without a download."""
 
 import argparse
 from collections.abc import Mapping
@@ -81,7 +81,10 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def asked(arguments: argparse.Namespace) -> bool:
-    """Whether a model is meant instead of a config. Raises BadInput for both, neither, or flags of the other."""
+    """Whether a model is meant instead of a config.
+
+    Raises BadInput for both, neither, or flags of the other.
+    """
     given = [
         f"--{name}"
         for name in dict.fromkeys((*TUNING, *PAINTING, *SERVING))
@@ -131,7 +134,7 @@ def _only(given: dict[str, Any], allowed: tuple[str, ...], known: tuple[str, ...
         raise BadInput(f"{', '.join(extra)} has no meaning for {what}; it takes {takes}")
 
 
-# ------------------------------------------------------------------------------------------------ the three kinds
+# ---------------------------------------------------------------------- the three kinds
 
 
 def _serving(serving: Serving, card: Card) -> Verdict:

@@ -1,4 +1,4 @@
-"""Changes of a step's own settings that make it fit, the cheapest first, each with the memory it takes then.
+"""Changes of a step's settings that make it fit, the cheapest first, with the memory it takes then.
 
 A smaller micro-batch changes no result; a lower precision hardly any; recomputing activations costs time;
 moments of 8 bits are nearly those of 32; smaller images are another experiment, and stand last. Where none is

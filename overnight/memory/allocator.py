@@ -34,7 +34,7 @@ class Replay:
 
 @dataclass(eq=False)
 class _Piece:
-    """A block of a segment. gone: bytes of a free block that were returned to the driver (expandable segments)."""
+    """A block of a segment. gone: bytes of a free block that went back to the driver."""
 
     start: int
     size: int

@@ -76,7 +76,7 @@ def as_on_cuda() -> Iterator[None]:
         lib._destroy()
 
 
-# ------------------------------------------------------------------------------------------------ autocast
+# ---------------------------------------------------------------------- autocast
 
 
 def _casts() -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -138,7 +138,7 @@ def _to(value: Any, dtype: torch.dtype) -> Any:
     return [_to(v, dtype) for v in value] if isinstance(value, list) else value
 
 
-# ------------------------------------------------------------------------------------------------ dropout, attention
+# ---------------------------------------------------------------------- dropout, attention
 
 
 def _dropout(x: Tensor, p: float, train: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""A world of fake tensors, which have shapes but no bytes: programs run in it without memory or arithmetic."""
+"""A world of fake tensors, which have shapes but no bytes."""
 
 import contextlib
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ class FakeWorld:
         return self.take(recipe.build, self.target == "cuda" and by_own_loop(recipe))
 
     def take(self, build: Any, laid_out: bool = False) -> nn.Module:
-        """The module that build() makes, with fake tensors; laid_out: a net that convolves is channels-last, as on a card."""
+        """The module that build() makes, of fake tensors; laid_out: channels-last if it convolves."""
         with _outside(self.tracer), _outside(self.mode), torch.device("meta"):
             model: nn.Module = build()
         convolves = any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in model.modules())

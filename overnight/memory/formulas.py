@@ -1,4 +1,4 @@
-"""Memory by formula: tables by their bytes, matrices by their shape, agents by their nets and replay buffers."""
+"""Memory by formula: of tables by bytes, of matrices by shape, of agents by nets and replay buffers."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ class Formula:
 
 
 def joined(data: Entry, tables: Sequence[str] = ()) -> Formula:
-    """Join tables of a data set on the card: by their rows and columns in the entry, else by the bytes of its files."""
+    """Join tables on the card: by rows and columns in the data set's entry, else by bytes of its files."""
     held = _columns(data, tables)
     if held:
         mib = sum(held.values())

@@ -106,7 +106,7 @@ def add_outcome(folder: Path, size: int, kind: str, mib: float) -> None:
 
 
 def obsolete(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Outcomes that no figure uses: all but the last of each kind, the highest filled cap, and the largest later clean run."""
+    """All outcomes but the last of each kind, the highest filled cap and the largest clean run after it."""
     kept = set[Outcome]()
     for size in {o.size for o in outcomes}:
         own = [o for o in outcomes if o.size == size]

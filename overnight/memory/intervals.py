@@ -41,7 +41,7 @@ _ERROR_NAME = re.compile(r"([0-9]{1,9})-([0-9]{1,12})-([0-9]{1,12})")
 
 
 class PredictionInterval(NamedTuple):
-    """MiB of the allocator, without the context: both edges, the likely figure, and the upper edge of what is needed.
+    """MiB of the allocator, without the context: both edges, the likely figure, the upper edge of the need.
 
     An evaluation is cut into smaller slices when memory runs out, so `needed`, which excludes it, decides
     what fits.
@@ -84,7 +84,7 @@ def predict_here(recipe: Any, micro_batch: int, card: Card) -> "PredictionInterv
     return PredictionInterval(found.low_mib, found.high_mib, found.mib, found.needed_mib)
 
 
-# ------------------------------------------------------------------------------------------------ stored
+# ---------------------------------------------------------------------- stored
 
 
 def stored(
@@ -175,13 +175,13 @@ def version() -> str:
     return source_sha256(files)[:8]
 
 
-# ------------------------------------------------------------------------------------------------ calibrated by the step's own runs
+# ---------------------------------------------------------------------- calibrated by the step's own runs
 
 
 def calibrated_by_runs(
     interval: PredictionInterval, others: Mapping[int, PredictionInterval], peaks: Mapping[int, float]
 ) -> "tuple[float, float] | None":
-    """(low, high) MiB of a micro-batch, from its prediction and the peaks measured at others; None where none ran.
+    """(low, high) MiB of a micro-batch from its prediction and the peaks of others; None where none ran.
 
     Each measured peak gives two estimates: the prediction times the factor by which it was off (at most
     BOUND), and the prediction plus the difference in MiB. The training goes below its prediction only as far
@@ -204,7 +204,7 @@ def _bounded(factor: float) -> float:
     return min(max(factor, 1 / BOUND), BOUND)
 
 
-# ------------------------------------------------------------------------------------------------ calibrated by the family
+# ---------------------------------------------------------------------- calibrated by the family
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ def in_range(mid_mib: float, errors: Sequence[PredictionError]) -> bool:
 
 
 def describe_errors(mid_mib: float, errors: Sequence[PredictionError]) -> str:
-    """`12 runs of its family measured, -1.2 % to +3.4 %`, and the tested range when the prediction is outside of it."""
+    """`12 runs of its family measured, -1.2 % to +3.4 %`, and the tested range if it is left."""
     if not errors:
         return "no run of its family was measured: outside the tested range"
     shares = [e.share for e in errors]

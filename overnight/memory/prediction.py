@@ -86,7 +86,7 @@ class Prediction:
         return self.verdict(budget_mib) == "fits"
 
 
-# ------------------------------------------------------------------------------------------------ traces
+# ---------------------------------------------------------------------- traces
 
 
 def traced(recipe: Any, micro: int, target: Target, spare: Callable[..., int] | None = None) -> Trace:
@@ -104,7 +104,7 @@ def traced_calls(
     modules: "Mapping[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Any]]]",
     target: Target = "cuda",
 ) -> Trace:
-    """Every allocation of building all modules and calling one after the other without gradients. Raises Unknown.
+    """Every allocation of building all modules and calling one after the other. Raises Unknown.
 
     modules: name -> (build, call). Each call is a phase of that name; its result is dropped at its end.
     """
@@ -168,7 +168,7 @@ def silence() -> Iterator[None]:
         logging.disable(before)
 
 
-# ------------------------------------------------------------------------------------------------ predictions
+# ---------------------------------------------------------------------- predictions
 
 
 def predict(

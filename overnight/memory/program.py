@@ -1,4 +1,4 @@
-"""The training program that is traced: warm-up, optimizer steps and evaluations, as the training loop runs them.
+"""The training program that is traced: optimizer steps and evaluations, as the training loop runs them.
 
 It runs in a World of fake tensors, which have shapes but no bytes (fake_tensors.py).
 """

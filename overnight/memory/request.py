@@ -1,4 +1,4 @@
-"""How many MiB of the card a step requests and with which micro-batch: measured, else predicted, else declared.
+"""The MiB of the card that a step requests, and for which micro-batch: measured, predicted or declared.
 
 measured   what the micro-batch was measured to need (history.py), plus the CUDA context
 predicted  the interval of overnight.memory as other micro-batches that ran have calibrated it, else its upper
@@ -75,7 +75,7 @@ def half(size: int) -> int:
 
 
 def micro_batches(batch: int) -> list[int]:
-    """Candidates, the largest first: the divisors of the batch, and its halves, which a prime batch has, too."""
+    """Candidates, the largest first: the divisors of the batch, and its repeated halves."""
     found = {n for n in range(1, batch + 1) if batch % n == 0}
     while batch > 1:
         batch = half(batch)
@@ -134,7 +134,7 @@ class _Planner:
 
     @cached_property
     def recipe(self) -> Any:
-        """How the step trains; None without a recipe, for data of unknown shape, and for data that it refuses."""
+        """How the step trains; None without a recipe, for data of unknown shape or that it refuses."""
         spec = next((a.spec for a in self.arguments if isinstance(a, Artifact)), None)
         if self.step.recipe is None or spec in (None, DataSpec()):
             return None
@@ -144,7 +144,7 @@ class _Planner:
 
     @cached_property
     def sizes(self) -> list[int]:
-        """The candidate micro-batches, the largest first: the one that a user set, or those of the batch, or [0]."""
+        """Candidate micro-batches, the largest first: the one that a user set, those of the batch, or [0]."""
         given = getattr(self.params, "micro_batch", None)
         if given:
             return [int(given)]
@@ -239,7 +239,7 @@ class _Planner:
         return self._sized(size, need, f"by formula: {low:,.0f} to {high:,.0f} MiB")
 
     def _declared(self, size: int) -> Candidate:
-        """In proportion to other micro-batches that ran, else to the declaration for the whole batch, else all."""
+        """In proportion to other micro-batches that ran, else to the declaration for the whole batch."""
         whole = self.step.vram_mib or self.card.budget_mib
         if not size:
             wanted = whole - self.overhead_mib
@@ -259,7 +259,7 @@ class _Planner:
         return self._sized(size, Requirement(0, wanted), why)
 
     def _scaled(self, size: int, batch: int, whole_mib: int, needs: dict[int, Requirement]) -> int:
-        """MiB for `size` samples: of the next larger micro-batch that ran, or of all those below, the least."""
+        """Least estimate in MiB from the next larger micro-batch that ran and from all smaller ones."""
 
         def share(n: int) -> float:
             return FIXED + (1 - FIXED) * n / batch
@@ -288,8 +288,8 @@ class _Planner:
         return (
             f"{self.step.name}{f' with micro_batch {last.size}' if last.size else ''} does not fit the card: "
             f"{last.why}; the whole budget is {self.card.budget_mib} MiB{context}. What helps: "
-            f"{fixed if given > 1 else ''}make {parts} smaller, compute in bf16, {_larger_budget(self.card)}, "
-            "or use a larger card"
+            f"{fixed if given > 1 else ''}make {parts} smaller, compute in bf16, "
+            f"{_larger_budget(self.card)}, or use a larger card"
         )
 
 

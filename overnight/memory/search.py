@@ -13,7 +13,7 @@ Peak = Callable[[int], Prediction]
 
 
 class ScaledPredictions:
-    """Predictions of one recipe for any micro-batch from few traces, since allocations grow linearly with the samples.
+    """Predictions of one recipe for any micro-batch from few traces: allocations grow linearly with samples.
 
     Two traces give the slope below the effective batch (whose micro-batches are accumulated), two others from
     it on. Where the two differ in more than sizes, every micro-batch is traced.

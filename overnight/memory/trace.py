@@ -31,7 +31,7 @@ class Trace:
         self.places.append(place)
 
     def settled(self) -> "Trace":
-        """The same with consecutive releases in the order of allocation, since torch frees a graph in random order."""
+        """The same with consecutive releases sorted, since torch frees a graph in no fixed order."""
         runs = [list(run) for _, run in groupby(self.events, key=lambda event: event < 0)]
         events = [event for run in runs for event in (sorted(run, reverse=True) if run[0] < 0 else run)]
         return Trace(self.sizes, self.kinds, events, self.places)

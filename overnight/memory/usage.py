@@ -58,7 +58,7 @@ class Usage(Values):
     uncapped: tuple[str, ...] = Field((), description="allocators in its process that no cap holds")
 
 
-# ---------------------------------------------------------------------------------------- events of the run
+# ---------------------------------------------------------------------- events of the run
 
 
 def request_metrics(request: MemoryRequest) -> list[dict[str, Any]]:
@@ -101,7 +101,7 @@ def _event(kind: str, **fields: Any) -> dict[str, Any]:
     return {"event": kind, **fields, "at": time.time()}
 
 
-# ---------------------------------------------------------------------------------------- history
+# ---------------------------------------------------------------------- history
 
 
 def record_usage(
@@ -145,7 +145,7 @@ def _failed(first: int, last: int) -> list[int]:
 
 
 def _crowded(card: Card, used: Usage) -> bool:
-    """Whether other programs took more than the card's reserve: then the card was full, not the lease too small."""
+    """Whether other programs took more than the card's reserve, so that the lease was not too small."""
     return not card.virtual and (used.other_processes_peak_mib or 0) > card.total_mib - card.budget_mib
 
 

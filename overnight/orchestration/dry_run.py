@@ -24,9 +24,9 @@ from overnight.step import Builder, Step, building
 class PlannedStep:
     """A step that would run.
 
-    given: data set entries, and specs of upstream artifacts. spec: of its result. artifact: of the last run with the
-    same values and data. source: where the shapes come from, or why there are none. section: of its values in the
-    config, with a dot at the end (`cnn.`). above: the steps whose results it is given.
+    given: data set entries, and specs of upstream artifacts. spec: of its result. artifact: of the last run
+    with the same values and data. source: where the shapes come from, or why there are none. section: of its
+    values in the config, with a dot at the end (`cnn.`). above: the steps whose results it is given.
     """
 
     label: str

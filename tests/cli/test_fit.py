@@ -127,7 +127,7 @@ def test_an_unknown_environment_is_unknown_with_its_reason(capsys):
 
 
 def test_every_shipped_config_can_be_judged():
-    """Each step is traced, has a formula, or runs on the processor; where its data are not described it says what to run."""
+    """Each step is traced, has a formula, or runs on the processor; else it names what to run first."""
     for config in configs().glob("*.yaml"):
         for found in planned_steps(config):
             assert found.step.recipe or found.step.peak or not found.step.gpu, (config, found.label)

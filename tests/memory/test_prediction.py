@@ -1,4 +1,4 @@
-"""Predicted memory: against torch's own profiler in real runs on the CPU, and never "fits" where nobody can know."""
+"""Predicted memory against torch's profiler in real runs on the CPU; never "fits" when unknown."""
 
 import importlib.util
 from dataclasses import replace
@@ -91,7 +91,7 @@ def test_memory_grows_with_the_micro_batch_and_the_hook_tells_it():
     assert small[1] < large[0]
 
 
-# ------------------------------------------------------------------------------------------------ what a card does differently
+# ---------------------------------------------------------------------- what a card does differently
 
 
 class One(nn.Module):
@@ -184,7 +184,7 @@ def reordered(recipe):
     return sum(taken) / MIB
 
 
-# ------------------------------------------------------------------------------------------------ modules of a user's own
+# ---------------------------------------------------------------------- modules of a user's own
 
 
 def test_a_module_stays_as_it_is_and_tied_weights_count_once():
@@ -253,7 +253,7 @@ def test_a_recipe_that_cannot_be_traced_gives_no_number():
     assert predict_peak(refused, 1, "cuda") is None
 
 
-# ------------------------------------------------------------------------------------------------ what would fit
+# ---------------------------------------------------------------------- what would fit
 
 
 def line(each, fixed, traced_at):

@@ -1,4 +1,4 @@
-"""What a step asks for: the sizes find what is needed without knowing it, never fall back below what was too little, and say why not."""
+"""Memory requests: they converge to the need, never fall below what was too little, and give reasons."""
 
 import os
 import random
@@ -32,7 +32,7 @@ __all__ = ["card"]
 UNSEEN = "no run of its family was measured: outside the tested range"
 
 
-# ------------------------------------------------------------------------------------------------ what is asked
+# ---------------------------------------------------------------------- what is asked
 
 
 def test_without_knowledge_the_declared_amount_is_asked_for_the_whole_batch(card):
@@ -48,7 +48,7 @@ def test_a_declared_amount_above_the_budget_shrinks_with_the_micro_batch(card):
     assert asked.mib == 896
     assert (
         request.plan_request(net, given(), card.model_copy(update={"budget_mib": 300})).mib == 300
-    )  # perhaps: nobody knows that it does not fit
+    )  # perhaps: it is not known not to fit
 
 
 def test_the_band_of_a_prediction_decides_before_the_declared_amount(card):
@@ -60,7 +60,7 @@ def test_the_band_of_a_prediction_decides_before_the_declared_amount(card):
     assert "predicted: 3,200 to 6,400" in asked.why
     assert (
         request.plan_request(net, given(spec=DataSpec()), card, predict).mib == 2048
-    )  # nobody knows the data: nothing to predict from
+    )  # unknown data: nothing to predict from
 
 
 def test_a_measurement_decides_before_a_prediction(card):
@@ -167,12 +167,12 @@ def test_the_figure_is_of_the_shapes_and_not_of_the_content_or_the_seed(card):
     )
 
 
-# ------------------------------------------------------------------------------------------------ what is learned
+# ---------------------------------------------------------------------- history
 
 
 @dataclass
 class Night:
-    """A step whose need nobody is told."""
+    """A step whose need is hidden from the planner."""
 
     card: Card
     needs: dict[int, int]  # micro-batch: MiB
@@ -207,7 +207,7 @@ def test_the_size_converges_to_the_need_whatever_it_is(card, seed):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_no_sequence_of_runs_lets_a_cap_that_was_met_be_asked_again(card, seed):
-    """The need changes from run to run, as with images of many sizes: the runs that fail are bounded, and each raises the figure."""
+    """The need varies from run to run, as with images of many sizes: failures are bounded, each raises it."""
     random_ = random.Random(seed)
     night, met = Night(card, dict.fromkeys((1, 2, 4, 8, 16, 32, 64), random_.randint(500, 7000))), 0
     failures = 0
@@ -291,7 +291,7 @@ def test_what_a_smaller_micro_batch_needs_a_larger_one_needs_as_well(card):
 
 
 def test_a_micro_batch_between_two_that_ran_is_tried_if_it_may_fit(card):
-    """16 samples were too many for the whole card, 4 take 1000 MiB: 8 may take 1000 * 9/8 * 10/7, with a quarter of what 16 take that is always there."""
+    """16 were too many for the card, 4 take 1000 MiB: 8 may take 1000 * 9/8 * 10/7 (a quarter is fixed)."""
     cap = {"cap_mib": BUDGET, "lease_mib": BUDGET}
     arguments = given(NetParams(batch=16))
     usage.record_usage(
@@ -377,7 +377,7 @@ def test_memory_that_no_cap_holds_makes_a_step_run_alone_until_it_is_measured(ca
     assert request.plan_request(plain, [PlainParams()], card).exclusive  # found out while it ran
 
 
-# ------------------------------------------------------------------------------------------------ how it is kept
+# ---------------------------------------------------------------------- how it is kept
 
 
 def test_what_is_no_outcome_is_passed_over(card, tmp_path):

@@ -1,4 +1,4 @@
-"""What a step asks for by formulas, and by predictions that measurements of other micro-batches and of its family correct."""
+"""Memory requests by formulas, and by predictions calibrated with other micro-batches and the family."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from tests.support.steps_sized import BUDGET, NetParams, PlainParams, card, ende
 __all__ = ["card"]
 
 
-# ------------------------------------------------------------------------------------------------ formulas
+# ---------------------------------------------------------------------- formulas
 
 
 ROWS = Entry(
@@ -46,7 +46,7 @@ def test_a_formula_decides_before_the_declared_amount(card, low, high, mib):
         """Never run here."""
 
     assert request.plan_request(counted, [PlainParams()], card).mib == mib
-    unknown = Formula(needs="", unknown="nobody knows")
+    unknown = Formula(needs="", unknown="not known")
     assert (
         request.plan_request(
             step(gpu=True, vram_mib=2048, peak=lambda _params: unknown)(counted.body), [PlainParams()], card
@@ -55,11 +55,11 @@ def test_a_formula_decides_before_the_declared_amount(card, low, high, mib):
     )
 
 
-# ------------------------------------------------------------------------------------------------ predictions that measurements correct
+# ---------------------------------------------------------------------- predictions that measurements correct
 
 
-def foreseen(off=1.0, more=0.0, margin=0.5):
-    """A prediction of 20 MiB and 10 a sample, with a wide band, and what a step really takes: that times `off`, and `more` MiB."""
+def prediction_and_need(off=1.0, more=0.0, margin=0.5):
+    """A wide prediction of 20 MiB and 10 a sample, and the true need: that times `off`, and `more` MiB."""
     mid = lambda size: 20 + 10.0 * size
 
     def predict(_recipe, size, _card):
@@ -71,7 +71,7 @@ def foreseen(off=1.0, more=0.0, margin=0.5):
 
 
 def nights(card, predict, need, first=None, count=6):
-    """The micro-batches of some nights; the first one as if its grant had been the smallest of those it would be content with."""
+    """The micro-batches of some nights; the first may be given, as if granted the smallest amount."""
     found = []
     for _ in range(count):
         asked = first or request.plan_request(net, given(), card, predict)
@@ -86,7 +86,7 @@ def nights(card, predict, need, first=None, count=6):
 )
 @pytest.mark.parametrize("budget", [200, 400, 520, 900])
 def test_from_the_second_night_on_the_largest_that_fits_is_chosen(card, off, more, budget):
-    predict, need = foreseen(off, more)
+    predict, need = prediction_and_need(off, more)
     tight = card.model_copy(update={"budget_mib": budget})
     truth = max(n for n in (1, 2, 4, 8, 16, 32, 64) if need(n) * 1.09 < budget)
     found = nights(tight, predict, need)
@@ -96,7 +96,7 @@ def test_from_the_second_night_on_the_largest_that_fits_is_chosen(card, off, mor
 
 def test_a_neighbour_that_made_it_small_once_does_not_keep_it_small(card):
     """It was content with one sample, because others held the card: 64 MiB in place of 1,024."""
-    predict, need = foreseen(0.7)
+    predict, need = prediction_and_need(0.7)
     small = request.MemoryRequest(64, 1)
     assert nights(card, predict, need, first=small)[1:] == [64] * 5
     asked = request.plan_request(net, given(), card, predict)
@@ -105,8 +105,8 @@ def test_a_neighbour_that_made_it_small_once_does_not_keep_it_small(card):
 
 
 def test_a_band_too_wide_for_the_card_is_corrected_by_what_ran(card):
-    """Both edges were far from it: 64 samples were predicted to take up to 990 MiB, one took 21 where 30 were predicted."""
-    predict, need = foreseen(0.7)
+    """64 samples were predicted to take up to 990 MiB; one took 21 where 30 were predicted."""
+    predict, need = prediction_and_need(0.7)
     tight = card.model_copy(update={"budget_mib": 600})
     first = request.plan_request(net, given(), tight, predict)
     assert (first.micro_batch, first.predicted.mid) == (32, 340)
@@ -123,7 +123,7 @@ def test_a_band_too_wide_for_the_card_is_corrected_by_what_ran(card):
 
 
 def test_what_cannot_be_cut_smaller_is_not_corrected_by_an_evaluation_that_was_smaller():
-    """One sample: 48 MiB predicted, nearly all of it an evaluation that was in truth of few samples. 16 train in 49 all the same."""
+    """One sample: 48 MiB predicted, nearly all an evaluation of few samples; 16 still train in 49."""
     one, sixteen = intervals.PredictionInterval(16, 58, 48, 24), intervals.PredictionInterval(49, 59, 49, 59)
     assert intervals.calibrated_by_runs(sixteen, {1: one}, {1: 36.0}) == (49, 49)
     assert intervals.calibrated_by_runs(sixteen, {1: one}, {1: 12.0}) == pytest.approx(
@@ -150,7 +150,7 @@ def test_what_is_no_figure_poisons_nothing(card, tmp_path, odd):
 
 def test_data_that_lay_on_the_card_for_speed_alone_are_asked_for_and_refuse_nothing(card):
     """At 32 samples 340 MiB of a training, and 150 of data that went where there was room."""
-    predict, need = foreseen()
+    predict, need = prediction_and_need()
     kept = intervals.stored(predict, request.folder_of(net, given(), card), intervals.version())
     assert kept(None, 32, card)
     used = Usage(
@@ -162,8 +162,8 @@ def test_data_that_lay_on_the_card_for_speed_alone_are_asked_for_and_refuse_noth
         resident_mib=150,
     )
     usage.record_usage(net, given(), card, used, finished=True)
-    (told,) = intervals.read_errors(card, "net")
-    assert told.share == 0
+    (error,) = intervals.read_errors(card, "net")
+    assert error.share == 0
     fixed = given(NetParams(batch=64, micro_batch=32))
     assert (
         request.plan_request(net, fixed, card, kept).mib == 576
@@ -176,7 +176,7 @@ def test_data_that_lay_on_the_card_for_speed_alone_are_asked_for_and_refuse_noth
     )
 
 
-# ------------------------------------------------------------------------------------------------ families
+# ---------------------------------------------------------------------- families
 
 BAND = intervals.PredictionInterval(80, 130, 100, 120)
 
@@ -206,7 +206,7 @@ def test_five_good_runs_narrow_the_edges_and_never_to_nothing(card):
     assert intervals.calibrated(far, intervals.read_errors(card, "net")) == far  # ten times what was tested
 
 
-def test_what_is_told_of_a_family(card):
+def test_errors_of_a_family_are_described(card):
     assert intervals.describe_errors(100, []) == "no run of its family was measured: outside the tested range"
     seen = runs(card, -0.012, 0.034)
     assert intervals.describe_errors(390, seen) == "2 runs of its family measured, -1.2 % to +3.4 %"
@@ -227,12 +227,12 @@ def test_runs_of_a_family_are_numbered_bounded_and_odd_files_are_passed_over(car
 
 
 def test_a_finished_run_tells_its_family_what_was_predicted_and_measured(card):
-    predict, need = foreseen(1.1)
+    predict, need = prediction_and_need(1.1)
     values, folder = given(), request.folder_of(net, given(), card)
     asked = request.plan_request(net, values, card, intervals.stored(predict, folder, intervals.version()))
     assert asked.predicted.mid == 660
     ended(card, net, values, asked, need(asked.micro_batch))
-    (told,) = intervals.read_errors(card, "net")
-    assert (told.predicted_mib, round(told.measured_mib)) == (660, 726)
+    (error,) = intervals.read_errors(card, "net")
+    assert (error.predicted_mib, round(error.measured_mib)) == (660, 726)
     ended(card, net, values, asked, 10**6)  # met its cap: how much it needs is not known
     assert len(intervals.read_errors(card, "net")) == 1

@@ -1,4 +1,4 @@
-"""The prediction is made in a process of its own: what ends that one costs no step, and what it found is asked once."""
+"""The prediction is made in its own process: a crash there costs no step, and each is made once."""
 
 import json
 import os
@@ -82,7 +82,7 @@ def test_a_crash_costs_the_prediction_alone_and_happens_once(card):
     assert "is not predicted: the process that predicts ended with 1: AttributeError" in first.note
     second = prediction_process.plan_request(
         made, values, card, pytest.fail
-    )  # whoever starts a process asks this while it waits
+    )  # called while a process is awaited
     assert (second, second.note) == (first, first.note)
     folder = request.folder_of(made, values, card)
     assert "AttributeError" in intervals.read_interval(folder, intervals.version(), 8).why
@@ -101,7 +101,8 @@ PARENT = """
     first = subprocess.plan_request(train_cnn, values, card, lambda: False)
     second = subprocess.plan_request(train_cnn, values, card, lambda: sys.exit("asked again"))
     import json
-    print(json.dumps([first.why, first.note, first == second, [m for m in sys.modules if m in ("overnight.memory.program", "overnight.memory.fake_tensors")]]))
+    traced = [m for m in sys.modules if m in ("overnight.memory.program", "overnight.memory.fake_tensors")]
+    print(json.dumps([first.why, first.note, first == second, traced]))
 """
 
 

@@ -1,4 +1,4 @@
-"""What a step took, as its run and its line in the table say it: what nobody measured is never a number."""
+"""Usage as events of a run and in the table: a value that was not measured is never a number."""
 
 import json
 
@@ -13,11 +13,24 @@ from overnight.orchestration.protocol import StepResult
 from overnight.orchestration.terminal import memory
 
 CARD = Card(uuid="virtual", name="virtual", total_mib=8192, budget_mib=8192)
-TOOK = StepResult(code=0, asked_mib=2048, lease_mib=1024, cap_mib=400, overhead_mib=624, peak_mib=300.4, wait_s=3, asked_micro_batch=64,
-              micro_batch=16, hit_limit=True, out_of_memory=True, uncapped=("cupy", "jax"), host_peak_mib=1234.5)  # fmt: skip
+TOOK = StepResult(
+    code=0,
+    asked_mib=2048,
+    lease_mib=1024,
+    cap_mib=400,
+    overhead_mib=624,
+    peak_mib=300.4,
+    wait_s=3,
+    asked_micro_batch=64,
+    micro_batch=16,
+    hit_limit=True,
+    out_of_memory=True,
+    uncapped=("cupy", "jax"),
+    host_peak_mib=1234.5,
+)
 
 
-def told(result):
+def logged(result):
     """(metrics, params) of the events."""
     events = usage.usage_metrics(result)
     assert [readable(json.dumps(e)) for e in events] == events
@@ -25,7 +38,7 @@ def told(result):
 
 
 def test_a_run_holds_what_was_asked_granted_and_taken():
-    metrics, params = told(TOOK)
+    metrics, params = logged(TOOK)
     wanted = {
         "asked_mib": 2048,
         "lease_mib": 1024,
@@ -47,13 +60,13 @@ def test_a_run_holds_what_was_asked_granted_and_taken():
 
 
 def test_what_was_not_measured_is_no_zero():
-    metrics, params = told(TOOK.model_copy(update={"peak_mib": None, "other_processes_peak_mib": None}))
+    metrics, params = logged(TOOK.model_copy(update={"peak_mib": None, "other_processes_peak_mib": None}))
     assert not {"usage/peak_mib", "usage/other_processes_peak_mib"} & metrics.keys()
     assert params["usage/peak_mib"] == "not measured"
 
 
 def test_a_step_without_a_lease_has_its_times_and_the_host_alone():
-    metrics, params = told(StepResult(code=1, run_s=2.0, host_peak_mib=50.0))
+    metrics, params = logged(StepResult(code=1, run_s=2.0, host_peak_mib=50.0))
     assert (metrics["usage/run_s"], metrics["usage/host_peak_mib"], params) == (2.0, 50.0, {})
 
 
@@ -81,8 +94,8 @@ def test_what_was_predicted_stands_beside_what_was_measured():
     asked = MemoryRequest(
         512, 64, why="predicted: 90 to 120 MiB", predicted=PredictionInterval(90, 120, 100, 120)
     )
-    clean = {"micro_batch": 64, "hit_limit": False, "out_of_memory": False, "peak_mib": 103.0}
-    metrics, params = told(TOOK.model_copy(update={**usage.prediction_fields(asked), **clean}))
+    clean = {"micro_batch": 64, "met_cap": False, "out_of_memory": False, "peak_mib": 103.0}
+    metrics, params = logged(TOOK.model_copy(update={**usage.prediction_fields(asked), **clean}))
     wanted = {
         "predicted_low_mib": 90,
         "predicted_mib": 100,
@@ -96,7 +109,7 @@ def test_what_was_predicted_stands_beside_what_was_measured():
         {"hit_limit": True},
         {"peak_mib": None},
     ):  # then the two say nothing of each other
-        metrics, _ = told(TOOK.model_copy(update={**usage.prediction_fields(asked), **clean, **other}))
+        metrics, _ = logged(TOOK.model_copy(update={**usage.prediction_fields(asked), **clean, **other}))
         assert "usage/prediction_error" not in metrics
     assert usage.prediction_fields(MemoryRequest(512)) == {}
 

@@ -1,4 +1,4 @@
-"""Steps whose sizes are asked for and learned, without ever being run: for test_sizes.py and test_sizes_predicted.py."""
+"""Steps that request memory and record usage without being run, for tests/memory/test_request*.py."""
 
 import pytest
 
@@ -22,7 +22,7 @@ class PlainParams(Params):
 
 
 class Bare:
-    """As much of a Recipe as sizes look at."""
+    """As much of a Recipe as the planner reads."""
 
     def __init__(self, micro_batches=split_by_sample):
         self.micro_batches = micro_batches

@@ -1,4 +1,4 @@
-"""Stable Diffusion from its sizes alone: painting a picture, and LoRA training of its U-Net. Needs the extra `diffusion`.
+"""Memory of Stable Diffusion from its sizes: painting, and LoRA of its U-Net. Needs the extra `diffusion`.
 
     predict_painting(Painting(model="sdxl", offload="model")) -> Prediction
 
@@ -24,12 +24,10 @@ if TYPE_CHECKING:
     from overnight.memory.prediction import Constants, Prediction
     from overnight.training.recipe import Recipe
 
-MIB, TOKENS, SHRINK, CHANNELS = (
-    2**20,
-    77,
-    8,
-    4,
-)  # of a prompt; latents are eight times smaller and have four channels
+MIB = 2**20
+TOKENS = 77  # of a prompt
+SHRINK = 8  # side of a picture by side of its latents
+CHANNELS = 4  # of latents
 SIDES = {"sd-1.5": 512, "sdxl": 1024}
 UNETS: dict[str, dict[str, Any]] = {
     "sd-1.5": {"sample_size": 64, "cross_attention_dim": 768},
@@ -55,7 +53,7 @@ ADAPTED = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 class Painting(Values):
-    """Which model, how large a picture, how it is kept."""
+    """A model, the size of its pictures, and how it is placed on the card."""
 
     model: Literal["sd-1.5", "sdxl"] = "sd-1.5"
     method: Literal["infer", "lora"] = "infer"
@@ -89,7 +87,8 @@ class Painting(Values):
             ) from None
         if found.method == "lora" and (found.offload != "none" or found.model != "sd-1.5"):
             raise BadInput(
-                f"LoRA training is known of sd-1.5 without offload, not of {found.model} with offload {found.offload!r}"
+                f"LoRA training is known of sd-1.5 without offload, "
+                f"not of {found.model} with offload {found.offload!r}"
             )
         return found
 
@@ -99,7 +98,7 @@ class Painting(Values):
 
 
 def predict_painting(painting: Painting, constants: "Constants | None" = None) -> "Prediction":
-    """The peak; `phase` says of what. Raises BadInput without the extra `diffusion`."""
+    """The peak, whose `phase` is the net. Raises BadInput without the extra `diffusion`."""
     from overnight.memory.prediction import Constants, Prediction, Unknown, predict, silence
 
     try:
@@ -111,12 +110,13 @@ def predict_painting(painting: Painting, constants: "Constants | None" = None) -
         return Prediction("cuda", painting.batch, unknown=str(error))
     except ImportError as error:
         raise BadInput(
-            f"{error}; diffusion needs the extras llm and diffusion: make setup, or pip install 'overnight[llm,diffusion]'"
+            f"{error}; diffusion needs the extras llm and diffusion: make setup, "
+            "or pip install 'overnight[llm,diffusion]'"
         ) from None
 
 
 def _painted(painting: Painting, constants: "Constants") -> "Prediction":
-    """Of the net that takes most."""
+    """The peak of the net that takes most."""
     from overnight.memory.prediction import estimate, traced_calls
 
     parts, n = _parts(painting), painting.batch
@@ -131,7 +131,7 @@ def _painted(painting: Painting, constants: "Constants") -> "Prediction":
 
 
 def _with(found: "Prediction", mib: float) -> "Prediction":
-    """And that much of weights beside."""
+    """The prediction with that many MiB of weights added."""
     mibs = {
         name: getattr(found, name) + mib for name in ("mib", "low_mib", "high_mib", "needed_mib", "live_mib")
     }
@@ -150,11 +150,11 @@ def _largest_leaf(build: "Callable[[], nn.Module]") -> float:
     )
 
 
-# ------------------------------------------------------------------------------------------------ the nets
+# ---------------------------------------------------------------------- the nets
 
 
 def _parts(painting: Painting) -> "dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Any]]]":
-    """Each net with how painting calls it."""
+    """By name: (build, call) of each net that painting calls."""
     import torch
 
     dtype = _dtype(painting)
@@ -170,9 +170,8 @@ def _parts(painting: Painting) -> "dict[str, tuple[Callable[[], nn.Module], Call
             added_cond_kwargs=added if painting.model == "sdxl" else None,
         )
 
-    upcast = (
-        torch.float32 if painting.model == "sdxl" else dtype
-    )  # its decoder overflows in half precision, and is run in float32
+    # the decoder of sdxl overflows in half precision, and runs in float32
+    upcast = torch.float32 if painting.model == "sdxl" else dtype
     found: dict[str, Any] = {
         f"text encoder {i}": (
             functools.partial(_text, sizes, dtype),
@@ -227,11 +226,11 @@ def _text(sizes: tuple[int, int, int, int], dtype: Any) -> Any:
     return transformers.CLIPTextModelWithProjection(config).to(dtype)
 
 
-# ------------------------------------------------------------------------------------------------ training
+# ---------------------------------------------------------------------- training
 
 
 def painting_recipe(painting: Painting) -> "Recipe[Any]":
-    """LoRA of the U-Net as a Recipe: pictures are encoded and prompts read within the step, by frozen nets in half precision."""
+    """LoRA of the U-Net as a Recipe; frozen nets encode pictures and prompts within the step."""
     import torch
 
     from overnight.training.recipe import Recipe, TrainParams, constant

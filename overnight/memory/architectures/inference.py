@@ -1,4 +1,4 @@
-"""Memory of a language model that answers: weights + cache of keys and values + what one pass takes + context. Arithmetic, no trace.
+"""Memory of a language model that answers, by arithmetic: weights + key-value cache + one pass + context.
 
     predict_inference(Serving(model="llama-2-13b", way="q4_k_m", context=4096)) -> Prediction
 
@@ -108,7 +108,8 @@ def _of_gguf(header: Weights, path: Path) -> Shape:
         header.values.get(f"{kind}.vocab_size") or (len(tokens) if isinstance(tokens, list) else 0) or 32000
     )
     width = header.values.get(f"{kind}.attention.key_length") or hidden // heads  # type: ignore[operator]
-    return Shape(str(kind), kv_heads=kv, head_dim=width, vocab=words, tied=False, **found)  # type: ignore[arg-type]
+    whole: dict[str, Any] = {**found, "kv_heads": kv, "head_dim": width, "vocab": words}
+    return Shape(str(kind), tied=False, **whole)
 
 
 def form(serving: Serving) -> str:
@@ -211,7 +212,10 @@ def refusal(serving: Serving, budget_mib: float) -> str:
         return ""
     count, layers = layers_that_fit(serving, budget_mib)
     gib = found.parts["weights"] * MIB / GIB
-    return f"{gib:.1f} GiB of weights ({form(serving)}) for {budget_mib / 1024:.1f} GiB of the card; {count} of {layers} layers would fit"
+    return (
+        f"{gib:.1f} GiB of weights ({form(serving)}) for {budget_mib / 1024:.1f} GiB of the card; "
+        f"{count} of {layers} layers would fit"
+    )
 
 
 def cheaper(serving: Serving, budget_mib: float) -> list[tuple[str, "Prediction"]]:

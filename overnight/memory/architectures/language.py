@@ -93,9 +93,9 @@ class Tuning(Values):
 
 
 def language_recipe(tuning: Tuning) -> "Recipe[Any]":
-    """The training as a Recipe; its batches are made up, of the longest sequence.
+    """The training as a Recipe with example batches of the longest sequence.
 
-    Raises BadInput for a model that nobody here knows.
+    Raises BadInput for an unknown model.
     """
     import torch
 
@@ -108,7 +108,7 @@ def language_recipe(tuning: Tuning) -> "Recipe[Any]":
     lowered = {"amp": "bf16"}.get(tuning.precision, "fp32")
     params = TrainParams(
         batch=tuning.batch * min(2, tuning.accumulate), micro_batch=tuning.batch, precision=lowered
-    )  # two tell as much as many
+    )  # two cost as much as many
     return Recipe(
         build=build,
         example_batch=functools.partial(_example, tuning, values),
@@ -165,7 +165,8 @@ def _within(tuning: Tuning, values: dict[str, Any]) -> None:
     most = getattr(_config(tuning, values), "max_position_embeddings", None)
     if values["model_type"] in LEARNED and most and tuning.sequence > most:
         raise BadInput(
-            f"model {tuning.model!r} has places for {most} tokens, a sequence of {tuning.sequence} is longer; give --sequence {most} or less"
+            f"model {tuning.model!r} has places for {most} tokens, "
+            f"a sequence of {tuning.sequence} is longer; give --sequence {most} or less"
         )
 
 
@@ -244,7 +245,8 @@ def _adapted(model: Any, tuning: Tuning, values: dict[str, Any]) -> Any:
     import peft
 
     if tuning.checkpointing:
-        model.enable_input_require_grads()  # else nothing below the first adapter asks for gradients, and no layer is computed again
+        # else no layer below the first adapter requires gradients, and none is checkpointed
+        model.enable_input_require_grads()
     task = "SEQ_CLS" if values["model_type"] in ENCODERS else "CAUSAL_LM"
     targets = (
         tuning.targets

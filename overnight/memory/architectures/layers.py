@@ -1,4 +1,4 @@
-"""The trace of a deep net out of those of shallow ones: layers that are alike ask for the same memory in the same order.
+"""The trace of a deep net from those of shallow ones: equal layers allocate the same, in the same order.
 
 Where a program with one layer more differs from the one with fewer, it repeats what stands before: that block
 is written down once and repeated as often as there are layers. Whether a release meets the newest or the
@@ -21,7 +21,7 @@ SMALL = 4096  # bytes
 
 @dataclass(frozen=True)
 class _Event:
-    """What happens, without the numbers of allocations: born or gone, where, how large, of what kind, and born where."""
+    """An event without allocation numbers: allocated or released, where, how large, of what kind."""
 
     gone: bool
     place: tuple[str, str]
@@ -41,7 +41,7 @@ class _Event:
 
 @dataclass(frozen=True)
 class _Step:
-    """An event of the program at any depth: its size grows by `more` a layer, its release counts from the newest or from the oldest."""
+    """An event at any depth: its size grows by `more` a layer; a release counts from the newest or oldest."""
 
     event: _Event
     more: int
@@ -55,7 +55,7 @@ class _Part:
 
 
 def deep(trace_of: Callable[[int], Trace], layers: int) -> Trace:
-    """The trace with that many layers: out of those with 2 and 3 where they foretell the one with 4 (or 3, 4 and 5), else traced as it is.
+    """The trace with that many layers, from those with 2 and 3 if they predict the one with 4, else traced.
 
     What is given back after the last allocation is left out.
     """
@@ -105,7 +105,7 @@ def _events(trace: Trace) -> list[_Event]:
 
 
 def _parts(one: list[_Event], other: list[_Event]) -> list[_Part] | None:
-    """What both programs have, and between the blocks that the other one has more; None where they differ in another way."""
+    """Shared events, and the blocks that the deeper program adds; None where they differ otherwise."""
     parts, i, j = [_Part([], False)], 0, 0
     blocks = _Blocks(one, other)
     while i < len(one) or j < len(other):
@@ -143,7 +143,7 @@ class _Blocks:
         self.views = [(n, few, self._runs(many, n)) for n in SEEN for few, many in views]
 
     def at(self, i: int, j: int) -> int | None:
-        """How many events stand there from j on that repeat those before them, until it goes on as the first does from i."""
+        """Number of events from j on that repeat those before them, until both programs agree again."""
         for seen, few, where in self.views:
             ends = where.get(tuple(few[i : i + seen]), []) if i < len(few) else [len(self.many)]
             for end in ends:

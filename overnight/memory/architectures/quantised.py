@@ -21,7 +21,7 @@ LEAST_8BIT = 4096  # elements below which an optimizer keeps its state in float3
 
 
 def four_bit(model: nn.Module, double: bool = True, spared: Iterable[str] = ("lm_head",)) -> nn.Module:
-    """The model (on the meta device) with every linear layer but the spared ones in 4 bits, as loading it so does."""
+    """The model (on the meta device) with every linear layer but the spared ones in 4 bits."""
     named = [
         (name, module)
         for name, module in model.named_modules()

@@ -1,4 +1,4 @@
-"""Shapes of published language models: what their config.json says, so that nothing need be downloaded to know their memory."""
+"""Shapes of published language models, as their config.json gives them, without a download."""
 
 import json
 from dataclasses import dataclass
@@ -116,11 +116,12 @@ class Shape:
         ]
         if wrong:
             raise BadInput(
-                f"a model of the type {self.kind!r} of {', '.join(wrong)}: its sizes must be positive whole numbers that can be"
+                f"a model of the type {self.kind!r} of {', '.join(wrong)}: "
+                "its sizes must be positive whole numbers that can be"
             )
 
     def tensors(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Names (as GGUF files have them) and shapes of all weights of a net with gated feed-forward layers."""
+        """Names (as in GGUF files) and shapes of all weights of a net with gated feed-forward layers."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         layer = {
             "attn_q": (q, self.hidden),
@@ -151,7 +152,8 @@ def shape_of(model: str) -> Shape:
     values = config_of(model)
     if values["model_type"] not in GATED:
         raise BadInput(
-            f"model {model!r} is of the type {values['model_type']!r}; inference is known for {', '.join(GATED)}"
+            f"model {model!r} is of the type {values['model_type']!r}; "
+            f"inference is known for {', '.join(GATED)}"
         )
     wanted = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     wrong = [

@@ -1,4 +1,4 @@
-"""Bytes of a language model's weights: by arithmetic for each way to quantise them, or as the header of a file says."""
+"""Bytes of a language model's weights: by arithmetic for each quantisation, or from the header of a file."""
 
 import json
 import math
@@ -72,7 +72,7 @@ def _of_transformers(name: str, size: tuple[int, ...], count: int, way: str) -> 
 
 
 def _of_gguf(shape: Shape, name: str, way: str) -> str:
-    """The format of a tensor in a file of that kind; the mixes (..._m) spend more bits on what suffers most."""
+    """The format of a tensor; the mixes (..._m) spend more bits on the most sensitive tensors."""
     plain = MIXES.get(way, way)
     if name == "output" or (name == "token_embd" and shape.tied):
         return plain if plain in ("f16", "q8_0") else "q6_k"
@@ -86,12 +86,12 @@ def _of_gguf(shape: Shape, name: str, way: str) -> str:
     )  # shared by eight heads in a 70B
 
 
-# ------------------------------------------------------------------------------------------------ files
+# ---------------------------------------------------------------------- files
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What the headers of a file say: bytes of all weights, and the values that name the model's sizes (GGUF alone)."""
+    """Headers of a file: bytes of all weights, and the values of the model's sizes (GGUF only)."""
 
     bytes: int
     tensors: int
@@ -122,7 +122,8 @@ def read_header(path: Path) -> Weights:
         MemoryError,
     ) as error:
         raise BadInput(
-            f"{path}: no header of weights can be read ({type(error).__name__}: {str(error)[:80]}); is the file whole?"
+            f"{path}: no header of weights can be read ({type(error).__name__}: {str(error)[:80]}); "
+            "is the file whole?"
         ) from None
     return found
 

@@ -1,4 +1,4 @@
-"""Language models that answer: weights to the byte, the cache exactly, files by their headers, and what would fit."""
+"""Inference of language models: weights and cache to the byte, files by headers, and what would fit."""
 
 import json
 import struct
@@ -99,7 +99,7 @@ def test_what_makes_it_fit_does():
     assert many.micro_batch > 1
 
 
-# ------------------------------------------------------------------------------------------------ files
+# ---------------------------------------------------------------------- files
 
 
 def written(path, kind):
@@ -233,7 +233,7 @@ def test_a_config_with_nonsense_never_fits(tmp_path, name, value):
         predict_inference(Serving.of(model=str(tmp_path)))
 
 
-# ------------------------------------------------------------------------------------------------ the command
+# ---------------------------------------------------------------------- the command
 
 
 def fit(capsys, *arguments):
@@ -253,7 +253,8 @@ def test_the_command_judges(capsys):
 
 
 def test_asking_loads_no_heavy_library():
-    script = "import sys, overnight.cli.fit_model; print({'torch', 'transformers', 'peft', 'diffusers', 'bitsandbytes'} & set(sys.modules))"
+    heavy = "{'torch', 'transformers', 'peft', 'diffusers', 'bitsandbytes'}"
+    script = f"import sys, overnight.cli.fit_model; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -278,7 +279,7 @@ def test_bad_input_is_named(capsys, arguments, said):
     assert "Traceback" not in text
 
 
-# ------------------------------------------------------------------------------------------------ Stable Diffusion
+# ---------------------------------------------------------------------- Stable Diffusion
 
 PUBLISHED = {"sd-1.5": 859_520_964, "sdxl": 2_567_463_684}  # parameters of the U-Nets
 

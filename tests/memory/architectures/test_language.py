@@ -1,4 +1,4 @@
-"""Fine-tuning of language models, predicted from a config alone: layers foretold, 4 bits, 8-bit states, checkpointing, bad input."""
+"""Fine-tuning of language models, predicted from a config: layers, 4 bits, 8-bit states, bad input."""
 
 import json
 
@@ -109,7 +109,7 @@ def test_gpt_2_and_encoders_are_adapted_too():
         assert four.parts["weights"] < lora.parts["weights"]
 
 
-# ------------------------------------------------------------------------------------------------ the real libraries
+# ---------------------------------------------------------------------- the real libraries
 
 
 def test_a_layer_of_4_bits_holds_what_a_real_one_does_and_takes_as_much():
@@ -161,7 +161,7 @@ def test_an_8_bit_optimizer_holds_what_the_real_one_does():
     assert held(AdamW8bit) == held(Real)
 
 
-# ------------------------------------------------------------------------------------------------ the command, bad input
+# ---------------------------------------------------------------------- the command, bad input
 
 
 def fit(capsys, *arguments):
@@ -197,7 +197,7 @@ WRONG = {
         "1024",
     ),
     "no sequence": (("--model", "gpt2", "--method", "full", "--batch", "0"), "batch"),
-    "a precision that nobody has": (
+    "an unknown precision": (
         ("--model", "gpt2", "--method", "full", "--precision", "int3"),
         "precision",
     ),

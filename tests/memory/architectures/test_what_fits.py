@@ -1,4 +1,4 @@
-"""docs/what-fits.md says what is predicted now: rows that cost little here, all of them by `python -m bench.what_fits --check`."""
+"""docs/what-fits.md is up to date: cheap rows here, all by `python -m bench.what_fits --check`."""
 
 from itertools import chain
 from pathlib import Path
