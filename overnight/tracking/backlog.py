@@ -1,6 +1,6 @@
 """Step folders with events that MLflow does not have yet, and what is kept beside the events to upload them.
 
-`.overnight/services/backlog/<step>.step` names a folder from its first moment until MLflow has everything. The
+`.overnight/services/backlog/<step>.step` names a folder from its start until MLflow has everything. The
 process that uploads a folder holds the lock in it: the run's own process, the next attempt at the step, or
 `python -m overnight.tracking.uploader`, which the supervisor starts for abandoned folders. Beside the events
 stand `record.json` (where they belong) and `shipped.json` (up to which byte MLflow has them).
@@ -142,7 +142,7 @@ class UploadOffsets:
             atomic_write(self.path, json.dumps({**read_json(self.path), self.run_id: self.offsets}))
 
 
-# --------------------------------------------------------------------------- the process for abandoned folders
+# -------------------------------------------------------------------------- the process for abandoned folders
 
 
 class BacklogWorker:

@@ -21,7 +21,12 @@ class Saved(PythonModel):
         ].partition(":")
         self.predictor = getattr(importlib.import_module(module), name)(folder)
 
-    def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> np.ndarray:  # noqa: ARG002
+    def predict(
+        self,
+        context: Any,  # noqa: ARG002
+        model_input: np.ndarray,
+        params: Any = None,  # noqa: ARG002
+    ) -> np.ndarray:
         """What the predictor answers for an array (or what can be made one)."""
         return np.asarray(self.predictor(np.asarray(model_input)))
 

@@ -297,7 +297,7 @@ class Uploader:
                 self._continue(event["folders"])
 
     def _send_param(self, name: str, value: str) -> None:
-        """Log a param. MLflow takes it once: a decided value becomes `<name>.used`, later ones get numbers."""
+        """Log a param. MLflow takes it once; a decided value becomes `<name>.used`, later ones a number."""
         (name,) = allowed({name: ""})
         value = value[:MAX_TEXT]
         names = [name, f"{name}.used"] if name in self.record.params else [name]
