@@ -27,6 +27,11 @@ AS_PARAMS = (  # so that runs can be searched by them
     "uncapped",
 )
 NOT_MEASURED = "not measured"
+LOGGED_AS = {  # names in MLflow that differ from the field's, kept so that runs of all ages compare
+    "hit_limit": "met_cap",
+    "uncapped": "outside",
+    "other_processes_peak_mib": "foreign_peak_mib",
+}
 
 
 class Usage(Values):
@@ -85,7 +90,7 @@ def usage_metrics(used: Usage) -> list[dict[str, Any]]:
     """Events of what a step used, however it ended. Values that were not measured are left out."""
     fields = {name: getattr(used, name) for name in Usage.model_fields}
     values = {name: value for name, value in fields.items() if value is not None}
-    metrics = {f"usage/{name}": float(v) for name, v in values.items() if isinstance(v, int | float)}
+    metrics = {_logged(name): float(v) for name, v in values.items() if isinstance(v, int | float)}
     comparable = not used.hit_limit and used.micro_batch == used.asked_micro_batch
     if used.peak_mib and used.predicted_mib and comparable:
         metrics["usage/prediction_error"] = (used.peak_mib - used.resident_mib) / used.predicted_mib - 1
@@ -93,8 +98,12 @@ def usage_metrics(used: Usage) -> list[dict[str, Any]]:
         return [_event("metrics", values=metrics, step=0)]
     empty = {"peak_mib": NOT_MEASURED, "predicted_mib": "", "asked_micro_batch": "", "micro_batch": ""}
     shown = {**empty, **values, "uncapped": ", ".join(used.uncapped)}
-    params = [_event("param", name=f"usage/{name}", value=str(shown[name])) for name in AS_PARAMS]
+    params = [_event("param", name=_logged(name), value=str(shown[name])) for name in AS_PARAMS]
     return [_event("metrics", values=metrics, step=0), *params]
+
+
+def _logged(field: str) -> str:
+    return f"usage/{LOGGED_AS.get(field, field)}"
 
 
 def _event(kind: str, **fields: Any) -> dict[str, Any]:

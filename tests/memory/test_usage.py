@@ -49,19 +49,19 @@ def test_a_run_holds_what_was_asked_granted_and_taken():
         "micro_batch": 16,
     }
     assert {name: metrics[f"usage/{name}"] for name in wanted} == wanted
-    assert (metrics["usage/hit_limit"], metrics["usage/out_of_memory"], metrics["usage/exclusive"]) == (
+    assert (metrics["usage/met_cap"], metrics["usage/out_of_memory"], metrics["usage/exclusive"]) == (
         1,
         1,
         0,
     )
     assert params["usage/asked_micro_batch"] == "64"
-    assert params["usage/uncapped"] == "cupy, jax"
+    assert params["usage/outside"] == "cupy, jax"
     assert params["usage/peak_mib"] == "300.4"
 
 
 def test_what_was_not_measured_is_no_zero():
     metrics, params = logged(TOOK.model_copy(update={"peak_mib": None, "other_processes_peak_mib": None}))
-    assert not {"usage/peak_mib", "usage/other_processes_peak_mib"} & metrics.keys()
+    assert not {"usage/peak_mib", "usage/foreign_peak_mib"} & metrics.keys()
     assert params["usage/peak_mib"] == "not measured"
 
 
@@ -94,7 +94,7 @@ def test_what_was_predicted_stands_beside_what_was_measured():
     asked = MemoryRequest(
         512, 64, why="predicted: 90 to 120 MiB", predicted=PredictionInterval(90, 120, 100, 120)
     )
-    clean = {"micro_batch": 64, "met_cap": False, "out_of_memory": False, "peak_mib": 103.0}
+    clean = {"micro_batch": 64, "hit_limit": False, "out_of_memory": False, "peak_mib": 103.0}
     metrics, params = logged(TOOK.model_copy(update={**usage.prediction_fields(asked), **clean}))
     wanted = {
         "predicted_low_mib": 90,
