@@ -1,1 +1,1 @@
-"""Experiments: one file per family, reading like a table of contents."""
+"""Flows: one @pipeline in each file, called as the file."""

@@ -1,1 +1,1 @@
-"""Methods: one file (or folder) each, with its values, its recipe and its step."""
+"""Methods: one folder for each family; what several families use is in shared/."""

@@ -1,1 +1,1 @@
-"""What a night remembers: the key of a step."""
+"""The key of a step: the digest of its inputs, code and libraries."""

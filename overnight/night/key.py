@@ -9,8 +9,8 @@ It covers
 - the choices that a probe makes on this machine (engine, library, precision).
 
 It does not cover comments, docstrings, layout and messages (the text of a raised error, a note, a log line);
-nor overnight/run, gpu, step, memory, events and orchestration: that these cannot change a result is the
-contract of the lease and of the training loop.
+nor flows, and of overnight artifact, config, files, run, gpu, step, memory, events and orchestration: that these
+cannot change a result is the contract of the lease and of the training loop.
 """
 
 import ast
@@ -81,9 +81,8 @@ def _json(value: Any) -> str:
 def covered_files(step: Step[Any, Any], more: Iterable[str] = ()) -> list[Path]:
     """The files whose code decides the step's result, sorted; `more` names further modules to begin at."""
     file = Path(inspect.getfile(step.body)).resolve()
-    family = file.parent
-    is_family = family.parent.name == "tasks" and family.name != "shared"
-    found = set(family.rglob("*.py")) if is_family else {file}
+    family = _family(file)
+    found = set(family.rglob("*.py")) if family else {file}
     named = [_module_file(name) for name in more]
     waiting = [*found, *(path for path in named if path)]
     found |= set(waiting)
@@ -94,6 +93,12 @@ def covered_files(step: Step[Any, Any], more: Iterable[str] = ()) -> list[Path]:
                 found.add(path)
                 waiting.append(path)
     return sorted(found)
+
+
+def _family(file: Path) -> Path | None:
+    """The folder directly below tasks/ that holds the file, however deep; None for a file outside a family."""
+    folders = [folder for folder in file.parents if folder.parent.name == "tasks" and folder.name != "shared"]
+    return folders[0] if folders else None
 
 
 @cache
@@ -127,16 +132,16 @@ def _imports(text: bytes) -> tuple[str, ...]:
 
 
 def source_digest(path: Path) -> str:
-    """sha256 of a Python file's meaning: of its syntax tree without docstrings and the texts of messages."""
-    return hashlib.sha256(_meaning(path.read_bytes()).encode()).hexdigest()
+    """sha256 of a Python file's syntax tree without docstrings and the texts of messages."""
+    return hashlib.sha256(_normalized_ast(path.read_bytes()).encode()).hexdigest()
 
 
 @cache
-def _meaning(text: bytes) -> str:
-    return ast.dump(_Silent().visit(ast.parse(text)))
+def _normalized_ast(text: bytes) -> str:
+    return ast.dump(_DropMessages().visit(ast.parse(text)))
 
 
-class _Silent(ast.NodeTransformer):
+class _DropMessages(ast.NodeTransformer):
     """Removes docstrings, and the text of what is raised, noted or logged."""
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
@@ -149,7 +154,7 @@ class _Silent(ast.NodeTransformer):
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
         """The text of an error is for people."""
         self.generic_visit(node)
-        silent: ast.AST = _Mute().visit(node)
+        silent: ast.AST = _BlankTexts().visit(node)
         return silent
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
@@ -157,11 +162,11 @@ class _Silent(ast.NodeTransformer):
         self.generic_visit(node)
         silent = isinstance(node.func, ast.Attribute) and node.func.attr in MESSAGES
         if silent:
-            _Mute().visit(node)
+            _BlankTexts().visit(node)
         return node
 
 
-class _Mute(ast.NodeTransformer):
+class _BlankTexts(ast.NodeTransformer):
     """Empties every text."""
 
     def visit_JoinedStr(self, _node: ast.JoinedStr) -> ast.AST:

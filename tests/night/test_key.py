@@ -1,5 +1,6 @@
 """The key: it changes with what decides a result and with nothing else."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from overnight import Artifact, DataSpec, Params, Run, runtime_option, step
 from overnight.data.dataset import Dataset
 from overnight.data.entry import DataFile
 from overnight.gpu.card import Card
-from overnight.night.key import key, library_versions, parts, source_digest
+from overnight.night.key import covered_files, key, library_versions, parts, source_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -168,3 +169,16 @@ def test_probes_of_the_tables_follow_the_card_and_the_values():
     automatic = fit_classifier.choices(card, [ClassifierParams(**values), table])
     asked = fit_classifier.choices(card, [ClassifierParams(**values, backend="cuml"), table])
     assert (automatic, asked) == ({"backend": "sklearn"}, {"backend": "cuml"})
+
+
+def test_a_step_in_a_subfolder_is_covered_with_its_whole_family(tmp_path):
+    nested = tmp_path / "tasks" / "toy" / "nets"
+    nested.mkdir(parents=True)
+    (tmp_path / "tasks" / "toy" / "params.py").write_text("SIZE = 1\n")
+    (nested / "small.py").write_text(
+        "from overnight import Params, Run, step\n\n\n@step\ndef train_toy(run: Run, params: Params) -> None:\n    run.note('x')\n"
+    )
+    spec = importlib.util.spec_from_file_location("small", nested / "small.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert {file.name for file in covered_files(module.train_toy)} == {"params.py", "small.py"}
