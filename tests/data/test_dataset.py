@@ -39,7 +39,7 @@ def rows(content) -> list[tuple]:
     return content.frames["t"].collect().rows()
 
 
-# ---------------------------------------------------------------------------------------- entries
+# -------------------------------------------------------------------------------- entries
 
 
 def test_a_new_set_of_a_known_format_is_one_yaml(write) -> None:
@@ -150,7 +150,7 @@ def test_the_example_of_the_guide_works(write, checkout) -> None:
     }
 
 
-# ---------------------------------------------------------------------------------------- where files are
+# -------------------------------------------------------------------------------- where files are
 
 
 def test_the_data_folder_comes_first(write, tmp_path, monkeypatch) -> None:
@@ -259,7 +259,7 @@ def test_archives_must_say_what_they_bring(write) -> None:
         load_entry("made")
 
 
-# ---------------------------------------------------------------------------------------- digests
+# -------------------------------------------------------------------------------- digests
 
 
 def test_digests_are_remembered_until_the_file_changes(checkout) -> None:
@@ -326,7 +326,7 @@ def test_what_decides_the_content_is_in_the_identity(write, checkout) -> None:
     )
 
 
-# ---------------------------------------------------------------------------------------- for the command line
+# -------------------------------------------------------------------------------- for the command line
 
 
 def test_listing(write, checkout) -> None:
