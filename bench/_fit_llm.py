@@ -74,7 +74,7 @@ def _training(name: str) -> list[str]:
     seconds, short = traced_at - begun, foretold_at - traced_at
     same, twice = _same(foretold, whole), (foretold.events, foretold.sizes) == (again.events, again.sizes)
     peaks = [replay(trace).reserved / MIB for trace in (whole, foretold)]
-    print(f"{name:34} {peaks[0]:,.0f} MiB traced in {seconds:.1f} s, {peaks[1]:,.0f} foretold in {short:.1f} s, {len(whole.events):,} events "
-          f"{'the same' if same else 'not the same'}")  # fmt: skip
+    both = f"{peaks[0]:,.0f} MiB traced in {seconds:.1f} s, {peaks[1]:,.0f} foretold in {short:.1f} s"
+    print(f"{name:34} {both}, {len(whole.events):,} events {'the same' if same else 'not the same'}")
     missed = [*([] if same else ["foretold otherwise"]), *([] if twice else ["not the same twice"])]
     return [f"{name}: {problem}" for problem in [*missed, *([f"{seconds:.0f} s"] if seconds > bar else [])]]

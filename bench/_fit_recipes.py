@@ -108,7 +108,8 @@ def critic_recipe(params: NetParams, inputs: int = 64, hidden: int = 512) -> Rec
     """Actor and critic on vectors, the loss of PPO."""
 
     def loss(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        logits, value = model["actor"](batch["seen"]), model["critic"](batch["seen"])[:, 0]  # type: ignore[index]
+        actor, critic = model["actor"], model["critic"]  # type: ignore[index]
+        logits, value = actor(batch["seen"]), critic(batch["seen"])[:, 0]
         chosen = logits.log_softmax(-1).gather(1, batch["acts"][:, None])[:, 0]
         ratio = (chosen - batch["old"]).exp()
         policy = -torch.minimum(ratio * batch["gain"], ratio.clamp(0.8, 1.2) * batch["gain"]).sum()
@@ -150,9 +151,10 @@ def atari_recipe(params: NetParams) -> Recipe[Any]:
         return nn.ModuleDict({"now": net(), "target": net().requires_grad_(False)})
 
     def loss(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        now, target = model["now"], model["target"]  # type: ignore[index]
         with torch.no_grad():
-            aim = batch["reward"] + 0.99 * model["target"](batch["after"].float() / 255).amax(1)  # type: ignore[index]
-        value = model["now"](batch["before"].float() / 255).gather(1, batch["acts"][:, None])[:, 0]  # type: ignore[index]
+            aim = batch["reward"] + 0.99 * target(batch["after"].float() / 255).amax(1)
+        value = now(batch["before"].float() / 255).gather(1, batch["acts"][:, None])[:, 0]
         return functional.smooth_l1_loss(value, aim, reduction="sum"), torch.tensor(len(value))
 
     def example(n: int) -> dict[str, Tensor]:

@@ -37,8 +37,10 @@ def judge(readings: Sequence[Reading], budgets_mib: Iterable[float]) -> list[str
     fitting = [(r, b) for r, b in cells if r.measured_mib <= b]
     refused = [f"{r.case} at {b:,.0f} MiB" for r, b in fitting if r.high_mib > b]
     share = len(refused) / max(1, len(fitting))
-    print(f"\nverdicts: {len(cells)} cells ({len(readings)} readings, budgets of {min(budgets):,.0f} to {max(budgets):,.0f} MiB), "
-          f"{len(unsafe)} said to fit that did not, {len(refused)} of {len(fitting)} that fit were refused ({share:.1%})")  # fmt: skip
+    edges = f"budgets of {min(budgets):,.0f} to {max(budgets):,.0f} MiB"
+    wrong = f"{len(unsafe)} said to fit that did not"
+    too_careful = f"{len(refused)} of {len(fitting)} that fit were refused ({share:.1%})"
+    print(f"\nverdicts: {len(cells)} cells ({len(readings)} readings, {edges}), {wrong}, {too_careful}")
     for cell in [*unsafe, *refused][:12]:
         print(f"  wrong: {cell}")
     return [*(["unsafe verdicts"] if unsafe else []), *([f"{share:.0%} refused"] if share > REFUSALS else [])]

@@ -139,8 +139,11 @@ class Prefect(Arm):
 
     def environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
-        ours = {"PREFECT_HOME": str(self.folder / "home"), "PREFECT_API_URL": f"http://127.0.0.1:{self.port}/api",
-                "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": f"{STORAGE}.{self.storage}"}  # fmt: skip
+        ours = {
+            "PREFECT_HOME": str(self.folder / "home"),
+            "PREFECT_API_URL": f"http://127.0.0.1:{self.port}/api",
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": f"{STORAGE}.{self.storage}",
+        }
         return {**kept, **QUIET, **ours, "PYTHONPATH": str(HERE.parent)}
 
     def more(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import psutil
 
 from bench._rows import Row, bar, interval, kept
 from bench._server import serving
-from overnight.run import SpoolRun
+from overnight.run import EventLogRun
 from overnight.tracking.backlog import Record
 from overnight.tracking.client import Tracker
 from overnight.tracking.uploader import Uploader
@@ -32,7 +32,7 @@ def spooled(place: Path, tracker: Tracker, server: psutil.Process, metrics: int,
     place.mkdir(parents=True)
     uploader = Uploader(tracker, place, Record(uri=tracker.uri, experiment="bench", label="spooled"))
     uploader.upload()
-    run, child, parent, before = SpoolRun(place), 0.0, 0.0, server_s(server)
+    run, child, parent, before = EventLogRun(place), 0.0, 0.0, server_s(server)
     for start in range(0, metrics // 2, between // 2):
         began = time.process_time()
         for step in range(start, start + between // 2):

@@ -15,7 +15,7 @@ import numpy as np
 from bench._baselines import by_hand, images, resnet, tensors
 from bench._interleave import Wait, Work, every, played, ratio
 from bench._rows import Row, bar, folder, kept
-from overnight.run import RecordingRun, Run, SpoolRun
+from overnight.run import EventLogRun, RecordingRun, Run
 from overnight.training.loop import train
 from overnight.training.recipe import Recipe
 from tasks.vision.cnn import CnnParams
@@ -94,11 +94,11 @@ class Arms:
         by_hand(self.recipe, self.params, self.data, 0, logged)
 
     def _ours(self, wait: Wait) -> None:
-        train(turning(self.recipe, wait), SpoolRun(folder()), self.data)
+        train(turning(self.recipe, wait), EventLogRun(folder()), self.data)
 
     def _logged(self, wait: Wait) -> None:
         """With two metrics more at every step."""
-        run = SpoolRun(folder())
+        run = EventLogRun(folder())
         train(turning(logging(self.recipe, run), wait), run, self.data)
 
     def _mlflow(self, wait: Wait) -> None:

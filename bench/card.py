@@ -51,7 +51,7 @@ BARS: Mapping[str, Callable[[float], bool]] = {
 
 
 def cost(arm: Arm, _choose: random.Random) -> Values:
-    """Acquire and release, nobody else there."""
+    """Acquire and release, without other holders."""
     rounds = 500 if arm.name == "ours" else 15
     arm.create("cost")
     holder = arm.start("cost", slots=1, rounds=rounds)
@@ -72,7 +72,7 @@ def _held_ms(holder: Any) -> list[float]:
 
 
 def big(arm: Arm, choose: random.Random) -> Values:
-    """Three processes take a third of the card for a second, again and again; one comes that needs all of it."""
+    """Three processes take a third of the card for a second, repeatedly; another one needs all of it."""
     arm.create("big")
     small = [
         arm.start("big", slots=SLOTS // 3, hold_s=choose.uniform(0.8, 1.2), rounds=1000) for _ in range(3)
@@ -87,8 +87,12 @@ def big(arm: Arm, choose: random.Random) -> Values:
     for holder in [*small, job]:
         holder.end()
     over = math.isinf(has)
-    return {"big_waited_s": BIG_BOUND_S if over else has - asked, "big_bounded": over, "big_small_ones_first": passed,
-            "big_after_last_before_s": math.inf if over else has - max(*ends, asked)}  # fmt: skip
+    return {
+        "big_waited_s": BIG_BOUND_S if over else has - asked,
+        "big_bounded": over,
+        "big_small_ones_first": passed,
+        "big_after_last_before_s": math.inf if over else has - max(*ends, asked),
+    }
 
 
 def order(arm: Arm, _choose: random.Random) -> Values:
@@ -108,8 +112,13 @@ def order(arm: Arm, _choose: random.Random) -> Values:
     for holder in [first, *others]:
         holder.end()
     pairs = [(a, b) for n, a in enumerate(has) for b in has[n + 1 :]]
-    return {"order_inversions": sum(a > b for a, b in pairs), "order_of": len(pairs), "order_missing": sum(map(math.isinf, has)),
-            "order_seconds": max(has) - freed, "order_shortest_s": 0.3 * (len(others) - 1)}  # fmt: skip
+    return {
+        "order_inversions": sum(a > b for a, b in pairs),
+        "order_of": len(pairs),
+        "order_missing": sum(map(math.isinf, has)),
+        "order_seconds": max(has) - freed,
+        "order_shortest_s": 0.3 * (len(others) - 1),
+    }
 
 
 def kill(arm: Arm, choose: random.Random) -> Values:
@@ -168,9 +177,8 @@ def restart(arm: Arm, _choose: random.Random) -> Values:
 def _all(holders: Sequence[Any], word: str) -> None:
     for holder in holders:
         if math.isinf(holder.wait_for(word, time.monotonic() + START_S)):
-            raise RuntimeError(
-                f"{holder.log.name}: never wrote {word!r}: {holder.log.with_suffix('.err').read_text()[-500:]}"
-            )
+            errors = holder.log.with_suffix(".err").read_text()[-500:]
+            raise RuntimeError(f"{holder.log.name}: never wrote {word!r}: {errors}")
 
 
 ALONE = (cost,)  # timed in turn; what is only waited for goes on in all arms at once
@@ -238,8 +246,16 @@ def facts(seed: int) -> dict[str, Any]:
         ),
         "",
     )
-    return {"machine": platform.platform(), "processor": processor, "cores": os.cpu_count(), "python": platform.python_version(),
-            "versions": versions, "seed": seed, "load": os.getloadavg(), "at": time.strftime("%Y-%m-%d %H:%M:%S")}  # fmt: skip
+    return {
+        "machine": platform.platform(),
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "seed": seed,
+        "load": os.getloadavg(),
+        "at": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
 
 
 def main() -> int:

@@ -1,4 +1,6 @@
-"""Predicted memory against real runs: `python -m bench.fit [--only WORD] [--out FILE] [--peft | --bert | --llm]`.
+"""Predicted memory against real runs.
+
+`python -m bench.fit [--only WORD] [--out FILE] [--peft | --bert | --llm]`
 
 Every case is trained for real on the CPU by the training loop itself, two short epochs of made-up batches,
 under torch's memory profiler (which shares no code with the prediction), and predicted before. Beside it

@@ -19,7 +19,7 @@ from pathlib import Path
 from overnight.gpu.card import Card, find
 from overnight.gpu.lease import lease
 from overnight.gpu.monitor import SAMPLE_S, watch
-from overnight.run import SpoolRun
+from overnight.run import EventLogRun
 
 BAR_PERCENT = 0.5
 
@@ -50,7 +50,7 @@ def watched(card: Card, seconds: float) -> tuple[float, int]:
         one.update(use_mib=100, peak_mib=300)
         if card.virtual:
             (card.folder / "foreign").write_text("300 game\n")
-        with watch(SpoolRun(Path(folder)), card, held, own) as monitor:
+        with watch(EventLogRun(Path(folder)), card, held, own) as monitor:
             time.sleep(seconds)
     return monitor.cpu_s, own.looks
 

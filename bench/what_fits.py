@@ -1,4 +1,6 @@
-"""What fits cards of 8 to 24 GB: `python -m bench.what_fits [--write | --check] [--only WORD]` makes docs/what-fits.md.
+"""What fits cards of 8 to 24 GB: makes docs/what-fits.md.
+
+`python -m bench.what_fits [--write | --check] [--only WORD]`
 
 Every figure is predicted, none is measured: no card is needed and nothing is downloaded. --check ends with 1
 where the committed page says something else; the versions in its head may differ.
@@ -16,7 +18,7 @@ import torch
 
 from bench._fit_recipes import NetParams, atari_recipe, boxes, graph
 from overnight.gpu.card import RESERVE_MIB
-from overnight.memory.architectures.diffusion import Painting, predict_painting
+from overnight.memory.architectures.diffusion import ImageGeneration, predict_image_generation
 from overnight.memory.architectures.inference import Serving, layers_that_fit, predict_inference
 from overnight.memory.architectures.language import Tuning, predict_language
 from overnight.memory.prediction import Constants, Prediction, predict, silence
@@ -117,7 +119,8 @@ def images() -> Iterator[tuple[str, Callable[[], Prediction]]]:
         for side in (32, 224):
             for batch in (128, 256):
                 for precision in ("bf16", "fp32"):
-                    name = f"ResNet-{net[6:]}, {side} px, batch {batch}, {'mixed precision' if precision == 'bf16' else 'fp32'}"
+                    shown = "mixed precision" if precision == "bf16" else "fp32"
+                    name = f"ResNet-{net[6:]}, {side} px, batch {batch}, {shown}"
                     yield name, partial(_resnet, net, side, batch, precision)
 
 
@@ -170,11 +173,17 @@ def painting() -> Iterator[tuple[str, Callable[[], Prediction]]]:
             ("model", "one net on the card at a time"),
             ("sequential", "one layer at a time"),
         ):
-            yield f"{name}, {words}", partial(predict_painting, Painting.of(model=model, offload=offload))
-    yield "SD 1.5 LoRA training, 512 px, batch 1", partial(predict_painting, Painting.of(method="lora"))
+            yield (
+                f"{name}, {words}",
+                partial(predict_image_generation, ImageGeneration.of(model=model, offload=offload)),
+            )
+    yield (
+        "SD 1.5 LoRA training, 512 px, batch 1",
+        partial(predict_image_generation, ImageGeneration.of(method="lora")),
+    )
     yield (
         "SD 1.5 LoRA training, 512 px, batch 4, checkpointing",
-        partial(predict_painting, Painting.of(method="lora", batch=4, checkpointing=True)),
+        partial(predict_image_generation, ImageGeneration.of(method="lora", batch=4, checkpointing=True)),
     )
 
 
@@ -186,18 +195,22 @@ def line(name: str, found: Prediction) -> str:
     if found.unknown:
         return f"| {name} | unknown: {found.unknown} | | {' | '.join('' for _ in CARDS)} |"
     verdicts = ("yes" if found.verdict(card * GIB - RESERVE_MIB) == "fits" else "-" for card in CARDS)
-    return f"| {name} | {found.mib / GIB:.1f} | {found.low_mib / GIB:.1f} - {found.high_mib / GIB:.1f} | {' | '.join(verdicts)} |"
+    edges = f"{found.low_mib / GIB:.1f} - {found.high_mib / GIB:.1f}"
+    return f"| {name} | {found.mib / GIB:.1f} | {edges} | {' | '.join(verdicts)} |"
 
 
 def head() -> str:
     versions = ", ".join(f"{name} {importlib.metadata.version(name).partition('+')[0]}" for name in LIBRARIES)
+    reserve = f"{RESERVE_MIB / GIB:g} GiB"
+    context = f"{Constants().context_mib:.0f} MiB"
     return f"""# What fits which card
 
 Predicted, not measured: made by `python -m bench.what_fits --write` from the nets' shapes alone, with
-{versions}. GiB of the card at the peak, the edges of the band, and whether its upper edge fits a card of that many GB when {RESERVE_MIB / GIB:g} GiB is left to other programs (a
-desktop, a browser) and the CUDA context takes {Constants().context_mib:.0f} MiB. Your own card, model, batch and sequence: `overnight fit --model
-llama-2-7b --method qlora --sequence 1024`, and `overnight fit CONFIG` for an experiment. Llama 2 itself reads 4096 tokens; the rows of
-8192 stand for other models of its shape.
+{versions}. GiB of the card at the peak, the edges of the band, and
+whether its upper edge fits a card of that many GB when {reserve} is left to other programs
+(a desktop, a browser) and the CUDA context takes {context}. Your own card, model, batch
+and sequence: `overnight fit --model llama-2-7b --method qlora --sequence 1024`, and `overnight fit CONFIG`
+for an experiment. Llama 2 itself reads 4096 tokens; the rows of 8192 stand for other models of its shape.
 """
 
 
@@ -208,7 +221,8 @@ def tail() -> str:
         for n, of in [layers_that_fit(_large(), card * GIB - RESERVE_MIB)]
     ]
     return f"""
-Of Llama 2 70B in q4_k_m with 4096 tokens there would fit {", ".join(said)}; the rest has to stay with the processor.
+Of Llama 2 70B in q4_k_m with 4096 tokens there would fit {", ".join(said)};
+the rest has to stay with the processor.
 """
 
 

@@ -56,7 +56,7 @@ class OutOfMemory(OvernightError):
 
 
 class DoesNotFit(OvernightError):
-    """A step asks for more than the card's whole budget."""
+    """A step needs more than it can be given, even at the smallest micro-batch."""
 
     exit_code = 3
     child_code = 12

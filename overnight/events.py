@@ -134,7 +134,7 @@ class Writer:
         os.close(self._file)
 
 
-def written(path: Path) -> bool:
+def has_writer(path: Path) -> bool:
     """Whether some process may still write to an event log."""
     try:
         with path.open("rb") as file:

@@ -173,8 +173,8 @@ class Run(ABC):
         return saved
 
 
-class SpoolRun(Run):
-    """The real one: events go to a file that outlives both ends."""
+class EventLogRun(Run):
+    """A run that appends its events to `events.jsonl` in the folder of its step."""
 
     def __init__(
         self, folder: Path, seed: int = 0, device: str = "cpu", budget_mib: int | None = None

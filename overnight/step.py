@@ -1,6 +1,7 @@
 """The two decorators, and how steps and flows are found by name.
 
-`@step` makes a task of a pure function; `@pipeline` makes a flow of straight code that calls steps.
+`@step` makes a task of a function that logs to its run alone;
+`@pipeline` makes a flow of straight code that calls steps.
 """
 
 import hashlib
@@ -46,7 +47,9 @@ R = TypeVar("R", bound=Artifact | None)
 
 
 class Step(Generic[P, R]):
-    """A task: `body(run, params, ...)` is the pure function; calling the step in a pipeline submits it.
+    """A task: `body(run, params, ...)` does the work and needs no server.
+
+    Calling the step in a pipeline submits it.
 
     gpu: its body holds a lease while it runs
     recipe: (params, DataSpec) -> Recipe, for a step that trains

@@ -7,12 +7,10 @@ from tests import house
 FILES = house.code("overnight", "tasks", "flows", "bench")
 
 
-@pytest.mark.xfail(reason="the rebuilding is under way")
 def test_a_package_imports_only_those_below_it():
     assert house.upward_imports() == []
 
 
-@pytest.mark.xfail(reason="the rebuilding is under way")
 def test_no_modules_import_one_another_in_a_circle():
     assert house.circles() == []
 
@@ -21,12 +19,10 @@ def test_the_root_of_the_engine_is_no_drawer():
     assert len(house.root_modules()) <= house.ROOT_MODULES, house.root_modules()
 
 
-@pytest.mark.xfail(reason="the rebuilding is under way")
 def test_no_small_module_exists_for_one_importer():
     assert house.small_satellites() == []
 
 
-@pytest.mark.xfail(reason="the rebuilding is under way")
 @pytest.mark.parametrize("rule", [house.wide_lines, house.dense_expressions, house.banned_names])
 def test_every_file_keeps_the_rules_of_form(rule):
     assert [line for path in FILES for line in rule(path)] == []

@@ -10,12 +10,12 @@ import pytest
 from overnight.artifact import Artifact, DataSpec, save
 from overnight.errors import DataError, DiskFull, Stopped
 from overnight.files import tree_sha256
-from overnight.run import RecordingRun, SpoolRun
+from overnight.run import EventLogRun, RecordingRun
 
 
 def test_the_spool_and_the_fake_see_the_same_events(tmp_path):
     (tmp_path / "spool").mkdir()
-    spool, fake = SpoolRun(tmp_path / "spool"), RecordingRun(tmp_path)
+    spool, fake = EventLogRun(tmp_path / "spool"), RecordingRun(tmp_path)
     for run in (spool, fake):
         run.metrics({"loss": 0.5, "bad": math.nan}, 3)
         run.param("engine", "streaming")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from overnight.cli.fit import Verdict, context_mib, print_verdicts
 from overnight.errors import BadInput
 from overnight.gpu.card import Card
-from overnight.memory.architectures.diffusion import SIDES, Painting, predict_painting
+from overnight.memory.architectures.diffusion import SIDES, ImageGeneration, predict_image_generation
 from overnight.memory.architectures.inference import (
     Serving,
     at_once,
@@ -116,7 +116,7 @@ def verdict_of(given: dict[str, Any], card: Card) -> Verdict:
     if name.lower() in SIDES:
         _only(given, PAINTING, known, f"{name} with method {method}")
         return _painting(
-            Painting.of(model=name.lower(), **{k: given[k] for k in PAINTING if k in given}), card
+            ImageGeneration.of(model=name.lower(), **{k: given[k] for k in PAINTING if k in given}), card
         )
     if method == "infer":
         _only(given, (*SERVING, "method"), known, "method infer")
@@ -217,8 +217,8 @@ def _more(tuning: Tuning, name: str) -> bool:
     return tuning.method != "qlora" if name == "method" else tuning.precision in ("fp32", "amp")
 
 
-def _painting(painting: Painting, card: Card) -> Verdict:
-    found = predict_painting(painting, _constants(card))
+def _painting(painting: ImageGeneration, card: Card) -> Verdict:
+    found = predict_image_generation(painting, _constants(card))
     ways = list[Any]()
     if found.verdict(card.budget_mib) == "does not fit":
         changed: list[dict[str, Any]] = (
@@ -226,7 +226,9 @@ def _painting(painting: Painting, card: Card) -> Verdict:
             if painting.method == "infer"
             else [{"checkpointing": True}]
         )
-        tried = [(v, predict_painting(painting.model_copy(update=v), _constants(card))) for v in changed]
+        tried = [
+            (v, predict_image_generation(painting.model_copy(update=v), _constants(card))) for v in changed
+        ]
         ways = [(as_options(v), p) for v, p in tried if p.fits(card.budget_mib)]
     return _row(f"{painting.model} {painting.method} {painting.side} px", found, card, None, ways[:1], "")
 

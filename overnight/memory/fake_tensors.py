@@ -1,4 +1,4 @@
-"""A world of fake tensors, which have shapes but no bytes."""
+"""A context of fake tensors, which have shapes but no bytes."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from overnight.training.recipe import Recipe
 LEAVES = (".numpy() is not supported", ".tolist() is not supported")  # messages of a fake tensor
 
 
-class FakeWorld:
+class FakeTensorContext:
     """A mode of fake tensors and a tracer of their storages; enter it to run a program."""
 
     def __init__(self, target: str, spare: Spare) -> None:
@@ -26,7 +26,7 @@ class FakeWorld:
         self.tracer = Tracer(spare)
 
     @contextlib.contextmanager
-    def entered(self) -> Iterator["FakeWorld"]:
+    def entered(self) -> Iterator["FakeTensorContext"]:
         """Inside the block all tensors are fake."""
         with _fake_deepcopy(), _no_inference_mode(), self.mode, self.tracer:
             yield self
@@ -59,7 +59,7 @@ class FakeWorld:
         return found
 
     def score(self, recipe: Recipe[Any], model: nn.Module) -> None:
-        """See World. Ends where values leave the device for numpy."""
+        """See TracingContext. Ends where values leave the device for numpy."""
         with _outside(self.tracer), _outside(self.mode):
             data = recipe.eval_example() if recipe.eval_example else None
         try:
@@ -90,13 +90,13 @@ class FakeWorld:
             converter.from_real_tensor = convert  # type: ignore[method-assign]
 
     def during(self, phase: str) -> AbstractContextManager[None]:
-        """See World."""
+        """See TracingContext."""
         return self.tracer.during(phase)
 
     def settled(
         self, model: nn.Module, optimizer: torch.optim.Optimizer | None, copies: list[list[Tensor]]
     ) -> None:
-        """See World."""
+        """See TracingContext."""
         self.tracer.label((p.grad for p in model.parameters() if p.grad is not None), "gradients")
         for twin in copies:
             self.tracer.label(twin, "copies")

@@ -15,7 +15,7 @@ from overnight.memory.trace import Trace
 if TYPE_CHECKING:
     from torch import nn
 
-    from overnight.memory.fake_tensors import FakeWorld
+    from overnight.memory.fake_tensors import FakeTensorContext
 
 Target = Literal["cuda", "cpu"]
 MIB = 2**20
@@ -110,7 +110,7 @@ def traced_calls(
     """
     import torch
 
-    def run(world: "FakeWorld") -> None:
+    def run(world: "FakeTensorContext") -> None:
         with world.during("build"):
             built = {name: world.take(build).eval() for name, (build, _) in modules.items()}
         for name, (_, call) in modules.items():
@@ -121,17 +121,17 @@ def traced_calls(
 
 
 def _trace(
-    run: "Callable[[FakeWorld], None]",
+    run: "Callable[[FakeTensorContext], None]",
     target: Target,
     blas_handles: int,
     spare: Callable[..., int] | None = None,
 ) -> Trace:
     """Run a program on fake tensors; what it allocates."""
     from overnight.memory import cuda_rules
-    from overnight.memory.fake_tensors import FakeWorld
+    from overnight.memory.fake_tensors import FakeTensorContext
 
     cuda = target == "cuda"
-    world = FakeWorld(target, spare or (cuda_rules.workspace if cuda else lambda *_: 0))
+    world = FakeTensorContext(target, spare or (cuda_rules.workspace if cuda else lambda *_: 0))
     with _TRACING, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -1,6 +1,6 @@
 """The training program that is traced: optimizer steps and evaluations, as the training loop runs them.
 
-It runs in a World of fake tensors, which have shapes but no bytes (fake_tensors.py).
+It runs in a TracingContext of fake tensors, which have shapes but no bytes (fake_tensors.py).
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from overnight.training.recipe import Recipe
 STEPS = 3  # one that creates the optimizer's state, one with it, one after an evaluation
 
 
-class World(Protocol):
+class TracingContext(Protocol):
     """Where the program runs, and what it is given there."""
 
     target: str
@@ -42,33 +42,33 @@ class World(Protocol):
         """After a step: label gradients, optimizer state and copies of the weights."""
 
 
-def run_program(recipe: Recipe[Any], micro: int, world: World) -> None:
+def run_program(recipe: Recipe[Any], micro: int, context: TracingContext) -> None:
     """Run the program with micro-batches of `micro` samples."""
-    with world.during("build"):
-        model = world.model(recipe).train()
+    with context.during("build"):
+        model = context.model(recipe).train()
         averaged = copy.deepcopy(model).requires_grad_(False).eval() if recipe.ema else None
         optimizer = recipe.optimizer(model)
-        choose_kernels(world.target, optimizer, recipe)
+        choose_kernels(context.target, optimizer, recipe)
         # the loop restores buffers after a failed step
         undo = [buffer.detach().clone() for buffer in model.buffers()] if by_own_loop(recipe) else []
-    with world.during("data"):
-        parts = _parts(recipe, micro, world)
+    with context.during("data"):
+        parts = _parts(recipe, micro, context)
     evaluated = averaged or model
     best = dict[str, Tensor]()
     for number in range(STEPS):
-        _step(recipe, model, optimizer, parts, world)
+        _step(recipe, model, optimizer, parts, context)
         average = list(evaluated.state_dict().values()) if averaged is not None else []
-        world.settled(model, optimizer, [undo, average])
+        context.settled(model, optimizer, [undo, average])
         if averaged is not None:
-            with world.during("optimizer"), torch.no_grad():
+            with context.during("optimizer"), torch.no_grad():
                 _update_average(averaged, model)
         if number:
-            with world.during("evaluate"):
-                _evaluate(recipe, evaluated, parts[0], world)
-            if world.target == "cpu" and by_own_loop(recipe):  # the best weights are kept on the host
-                with world.during("keep"):
+            with context.during("evaluate"):
+                _evaluate(recipe, evaluated, parts[0], context)
+            if context.target == "cpu" and by_own_loop(recipe):  # the best weights are kept on the host
+                with context.during("keep"):
                     best = {name: tensor.detach().clone() for name, tensor in evaluated.state_dict().items()}
-                world.settled(model, optimizer, [list(best.values())])
+                context.settled(model, optimizer, [list(best.values())])
 
 
 def precision(recipe: Recipe[Any], target: str) -> torch.dtype | None:
@@ -105,9 +105,9 @@ def by_own_loop(recipe: Recipe[Any]) -> bool:
     return not isinstance(recipe.params, ModuleParams)
 
 
-def _parts(recipe: Recipe[Any], micro: int, world: World) -> list[Batch]:
+def _parts(recipe: Recipe[Any], micro: int, context: TracingContext) -> list[Batch]:
     """The first two micro-batches of an effective batch, which show what accumulation costs."""
-    whole = world.batch(recipe, micro if stays_on_device(recipe) else max(micro, recipe.params.batch))
+    whole = context.batch(recipe, micro if stays_on_device(recipe) else max(micro, recipe.params.batch))
     return list(itertools.islice(recipe.micro_batches(whole, micro), 2))
 
 
@@ -118,19 +118,23 @@ def cast(recipe: Recipe[Any], target: str) -> AbstractContextManager[Any]:
 
 
 def _step(
-    recipe: Recipe[Any], model: nn.Module, optimizer: torch.optim.Optimizer, parts: list[Batch], world: World
+    recipe: Recipe[Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    parts: list[Batch],
+    context: TracingContext,
 ) -> None:
     optimizer.zero_grad(set_to_none=True)
     for part in parts:
-        with world.during("data"):
-            batch = on_device(recipe, part, world.target)
-        with world.during("forward"), cast(recipe, world.target):
+        with context.during("data"):
+            batch = on_device(recipe, part, context.target)
+        with context.during("forward"), cast(recipe, context.target):
             loss, _ = recipe.loss(model, batch)
         del batch
-        with world.during("backward"):
+        with context.during("backward"):
             loss.backward()  # type: ignore[no-untyped-call]
-    world.settled(model, None, [])
-    with world.during("optimizer"):
+    context.settled(model, None, [])
+    with context.during("optimizer"):
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         torch._foreach_div_(gradients, 1.0)
         if recipe.clip:
@@ -145,15 +149,15 @@ def on_device(recipe: Recipe[Any], part: Batch, target: str) -> Batch:
     return {name: tensor.clone() for name, tensor in part.items()}
 
 
-def _evaluate(recipe: Recipe[Any], model: nn.Module, part: Batch, world: World) -> None:
+def _evaluate(recipe: Recipe[Any], model: nn.Module, part: Batch, context: TracingContext) -> None:
     """Evaluate example data, or run a forward pass on a micro-batch when the recipe has none."""
     was = model.training
     model.eval()
-    with torch.inference_mode(), cast(recipe, world.target):
+    with torch.inference_mode(), cast(recipe, context.target):
         if recipe.eval_example is None:
-            recipe.loss(model, on_device(recipe, part, world.target))
+            recipe.loss(model, on_device(recipe, part, context.target))
         else:
-            world.score(recipe, model)
+            context.score(recipe, model)
     model.train(was)
 
 

@@ -70,7 +70,7 @@ class Candidate:
 
 
 def half(size: int) -> int:
-    """The micro-batch to try after `size` ran out of memory: the larger half."""
+    """The next candidate below a micro-batch of `size` samples: half of it, rounded up."""
     return -(-size // 2)
 
 

@@ -3,13 +3,13 @@
 It covers
 - the values of the config without runtime options, the seed, and the step's address;
 - the data: digests of upstream artifacts, and of the files of data set entries and how they are read;
-- the code that decides the result: the files of the step's family (tasks/FAMILY, or its one file), the files of
-  tasks/shared, overnight/data and overnight/training that those reach by imports, and the entries' readers;
+- the code that decides the result: the step's family (tasks/FAMILY, or its one file), and what it reaches of
+  tasks/shared, overnight/data and overnight/training by imports, and the entries' readers;
 - the versions of Python and of the libraries that this code imports;
 - the choices that a probe makes on this machine (engine, library, precision).
 
 It does not cover comments, docstrings, layout and messages (the text of a raised error, a note, a log line);
-nor flows, and of overnight artifact, config, files, run, gpu, step, memory, events and orchestration: that these
+nor flows, and of overnight artifact, config, files, run, gpu, step, memory, events, orchestration: that these
 cannot change a result is the contract of the lease and of the training loop.
 """
 
@@ -96,7 +96,7 @@ def covered_files(step: Step[Any, Any], more: Iterable[str] = ()) -> list[Path]:
 
 
 def _family(file: Path) -> Path | None:
-    """The folder directly below tasks/ that holds the file, however deep; None for a file outside a family."""
+    """The folder below tasks/ that holds the file, however deep; None for a file outside a family."""
     folders = [folder for folder in file.parents if folder.parent.name == "tasks" and folder.name != "shared"]
     return folders[0] if folders else None
 

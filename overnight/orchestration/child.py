@@ -22,7 +22,7 @@ from overnight.gpu.ledger.entries import Request
 from overnight.gpu.out_of_memory import is_out_of_memory
 from overnight.orchestration.protocol import ChildSpec, StepResult
 from overnight.processes import die_with_parent
-from overnight.run import SpoolRun
+from overnight.run import EventLogRun
 from overnight.step import Step, load_step
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _run(folder: Path, spec: ChildSpec, stop: list[int], facts: dict[str, Any]) 
     from overnight.gpu import memory_limit
     from overnight.gpu.monitor import watch
 
-    run = SpoolRun(folder, spec.seed)
+    run = EventLogRun(folder, spec.seed)
     run.should_stop = lambda: bool(stop)
     run.restarts = True
     memory_limit.prepare(spec.card, bool(spec.ask_mib))
@@ -91,7 +91,7 @@ def _run(folder: Path, spec: ChildSpec, stop: list[int], facts: dict[str, Any]) 
 
 
 def _keep_checkpoints(
-    held: contextlib.ExitStack, step: Step[Any, Any], run: SpoolRun, spec: ChildSpec
+    held: contextlib.ExitStack, step: Step[Any, Any], run: EventLogRun, spec: ChildSpec
 ) -> None:
     """Acquire the checkpoints of the step's key, for a step that trains."""
     from overnight.training.resume import acquire_checkpoints
@@ -104,7 +104,7 @@ def _keep_checkpoints(
         )
 
 
-def _training_usage(run: SpoolRun, asked: int | None) -> dict[str, Any]:
+def _training_usage(run: EventLogRun, asked: int | None) -> dict[str, Any]:
     """How its training used the memory."""
     used = {"micro_batch": run.micro_batch or asked, "resident_mib": run.resident_mib}
     return used | ({"out_of_memory": True, "hit_limit": True} if run.out_of_memory else {})
@@ -119,7 +119,7 @@ def _sized(arguments: list[Any], micro_batch: int | None) -> list[Any]:
 
 
 def _take_lease(
-    held: contextlib.ExitStack, run: SpoolRun, spec: ChildSpec, facts: dict[str, Any]
+    held: contextlib.ExitStack, run: EventLogRun, spec: ChildSpec, facts: dict[str, Any]
 ) -> "Lease | None":
     """Wait for the step's lease; None when it needs none."""
     if not spec.ask_mib:
@@ -145,7 +145,7 @@ def _take_lease(
     return granted
 
 
-def _cap(lease: "Lease", run: SpoolRun, spec: ChildSpec) -> "MemoryLimit":
+def _cap(lease: "Lease", run: EventLogRun, spec: ChildSpec) -> "MemoryLimit":
     """Let the step see the card, and limit it to its lease."""
     from overnight.gpu import memory_limit
     from overnight.gpu.cuda_context import overhead

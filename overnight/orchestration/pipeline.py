@@ -31,7 +31,7 @@ from overnight.tracking.backlog import Record
 from overnight.tracking.client import Tracker
 from overnight.tracking.uploader import Uploader
 
-SHIP_S = 2.0
+UPLOAD_S = 2.0
 CANCEL_POLL_S = 2.0
 LAST_S = 2.0  # for the threads that poll, at the end: a server may hang
 CANCELLED = "cancelled in Prefect"
@@ -295,7 +295,7 @@ def _polling(run: PipelineRun) -> Iterator[None]:
 
 
 def _upload(run: PipelineRun, done: threading.Event) -> None:
-    while not done.wait(SHIP_S):
+    while not done.wait(UPLOAD_S):
         for uploader in list(run.uploaders):
             with best_effort():
                 uploader.poll()

@@ -36,7 +36,7 @@ from overnight.services.vram_limit import VramLimitMirror
 TICK_S = 0.2
 HEALTH_S = 5.0  # between two checks of a healthy service
 PATIENCE_S = 120.0  # without an answer until a service counts as hung; a training machine is slow to answer
-CALM_S = 60.0  # healthy for so long: earlier deaths are forgotten
+RESET_FAILURES_S = 60.0  # healthy for so long: earlier deaths are forgotten
 LOG_BYTES = 10 << 20
 RECONCILE_S = 10.0
 STOP_S = 8.0
@@ -51,7 +51,7 @@ class Service:
         self.environment = {**base, **spec.environment}
         self.state = "waiting"
         self.note = ""
-        self.deaths = 0  # since it was last healthy for CALM_S
+        self.deaths = 0  # since it was last healthy for RESET_FAILURES_S
         self.failed_starts = 0  # since it was last healthy
         self.popen: subprocess.Popen[bytes] | None = None
         self.process: Process | None = None
@@ -113,7 +113,7 @@ class Service:
         self.checked = now
         if self.spec.healthy(self.since):
             self.healthy = time.monotonic()
-            if self.healthy - self.begun > CALM_S:
+            if self.healthy - self.begun > RESET_FAILURES_S:
                 self.deaths = 0
             self._set_ready()
         elif now - self.healthy > PATIENCE_S and self.process:

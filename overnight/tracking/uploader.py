@@ -40,7 +40,7 @@ RETRY_S, BUSY_S = 1.0, 0.1
 MAX_REFUSED = 50
 FOLDER = "overnight.folder"  # tag by which a run is found whose process was killed while it opened the run
 LOCAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-HOPELESS = (*LOCAL, ValueError, KeyError, TypeError, OverflowError)  # sending it again would not help
+PERMANENT_ERRORS = (*LOCAL, ValueError, KeyError, TypeError, OverflowError)  # sending it again would not help
 
 
 class ServerUnavailable(Exception):
@@ -144,7 +144,7 @@ class Uploader:
         end = self.record.end
         if end is not None:
             self._unless_refused(lambda: self.tracker.close(self.run_id, end.status, end.at))
-        if not any(events.written(folder / events.CHILD) for folder in self._folders):
+        if not any(events.has_writer(folder / events.CHILD) for folder in self._folders):
             for folder in self._folders:
                 backlog.mark_done(folder)
         self.concluded = True
@@ -261,7 +261,7 @@ class Uploader:
             else:
                 self.tracker.metrics(self.run_id, batch)
             self._answers += 1
-        except (OSError, *HOPELESS, mlflow_error()) as error:
+        except (OSError, *PERMANENT_ERRORS, mlflow_error()) as error:
             if not self._is_hopeless(error):
                 raise
             if len(batch) > 1 and self.tracker.active(self.run_id):
@@ -273,7 +273,9 @@ class Uploader:
 
     def _is_hopeless(self, error: Exception) -> bool:
         """Whether the same request would fail again."""
-        if isinstance(error, LOCAL) or (isinstance(error, HOPELESS) and not isinstance(error, OSError)):
+        if isinstance(error, LOCAL) or (
+            isinstance(error, PERMANENT_ERRORS) and not isinstance(error, OSError)
+        ):
             return True
         return self.tracker.refuses(error)
 

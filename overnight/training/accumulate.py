@@ -1,4 +1,7 @@
-"""Gradient accumulation: out of memory changes the micro-batch, never the gradients of the batch."""
+"""Gradient accumulation: out of memory changes the micro-batch, never the batch that the optimizer sees.
+
+The gradients stay those of the whole batch, but for what `split_effects` names (batch norm, dropout).
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

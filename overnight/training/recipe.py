@@ -67,11 +67,9 @@ class Recipe(Generic[Data]):
     ema: decay of the average of the weights, which is then evaluated and kept; 0: no average.
     micro_batches(batch, size) -> the batch in parts of at most `size` samples.
     final_epoch_batches: replaces `batches` in the last sixth of the epochs.
-    batch_dependent_loss: why a sample's loss depends on others of its micro-batch (a contrastive loss), in
-    words.
-    eval_example() -> made-up data whose split "val" fills one batch of an evaluation, to predict its memory
-    by. rollback: when training diverges, return once to the last checkpoint with the learning rate times
-    this; 0: fail.
+    batch_dependent_loss: why a sample's loss depends on others of its micro-batch, in words.
+    eval_example() -> made-up data whose "val" fills one batch of an evaluation, to predict its memory.
+    rollback: after divergence, return once to the last checkpoint with the learning rate times this; 0: fail.
     """
 
     build: Callable[[], nn.Module]

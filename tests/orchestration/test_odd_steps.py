@@ -19,7 +19,7 @@ from overnight.orchestration.pipeline import Pending, PipelineRun, _close
 from overnight.orchestration.prefect import as_state
 from overnight.orchestration.protocol import StepResult
 from overnight.orchestration.terminal import Display
-from overnight.run import SpoolRun
+from overnight.run import EventLogRun
 from overnight.tracking.client import Tracker
 
 ODD = "bad [/red] tag [bold] \udc80"
@@ -51,7 +51,7 @@ def test_brackets_in_a_message_are_text():
 
 
 def test_what_is_no_text_is_written_readably(tmp_path):
-    run = SpoolRun(tmp_path)
+    run = EventLogRun(tmp_path)
     run.note(ODD)
     assert readable((tmp_path / "events.jsonl").read_text())["text"] == "bad [/red] tag [bold] ?"
     atomic_write(tmp_path / "result.json", _failed(1, ODD).model_dump_json())
@@ -59,7 +59,7 @@ def test_what_is_no_text_is_written_readably(tmp_path):
 
 
 def test_every_event_that_a_run_writes_is_readable(tmp_path):
-    run = SpoolRun(tmp_path)
+    run = EventLogRun(tmp_path)
     run.metric("a", float("nan"))
     run.param("a", 1)
     run.log("a")

@@ -15,7 +15,7 @@ from overnight import services
 from overnight.gpu.card import virtual
 from overnight.gpu.ledger.ledger import Ledger
 from overnight.processes import Identity, Process, boot
-from overnight.run import SpoolRun
+from overnight.run import EventLogRun
 from overnight.services import definitions, flow_processes, vram_limit
 from overnight.services.reconcile import Reconciler
 from overnight.tracking import backlog
@@ -151,7 +151,7 @@ def test_what_a_killed_run_has_left_in_its_spool_is_told_before_it_is_closed(run
             dead, "", **{"overnight.folder": str(step), "mlflow.note.content": "what happened before"}
         )
         record(logged).write(step)
-        spool = SpoolRun(step)
+        spool = EventLogRun(step)
         spool.metrics({"loss": 0.5, "other": 1.0}, 3)
         spool.note("and then this")
         spool._spool.close()

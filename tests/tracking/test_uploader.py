@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from overnight import events
-from overnight.run import RecordingRun, SpoolRun
+from overnight.run import EventLogRun, RecordingRun
 from overnight.tracking import backlog
 from overnight.tracking import uploader as uploader_module
 from overnight.tracking.backlog import End, Record
@@ -77,7 +77,7 @@ def data(uploader):
 
 def child(folder, *steps):
     """A child's spool with a loss for each step."""
-    run = SpoolRun(folder)
+    run = EventLogRun(folder)
     for number in steps:
         run.metric("loss", 1 / (1 + number), number)
     return run
@@ -201,7 +201,7 @@ def everything(run, folder):
 def test_what_a_killed_process_had_told_and_not_noted_is_told_again_without_a_trace(tracker, step, told):
     """Killed after MLflow said it has so many events, before that was written down: the next one sends them again."""
     folder = step()
-    run = SpoolRun(folder)
+    run = EventLogRun(folder)
     everything(run, folder)
     close(run)
     lines = (folder / events.CHILD).read_bytes().splitlines(keepends=True)

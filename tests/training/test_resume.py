@@ -16,7 +16,7 @@ from torch import nn
 
 from overnight import events as event_log
 from overnight.errors import Stopped
-from overnight.run import RecordingRun, SpoolRun
+from overnight.run import EventLogRun, RecordingRun
 from overnight.training.batches import Batches
 from overnight.training.checkpoint import CheckpointStore
 from overnight.training.loop import train
@@ -357,7 +357,7 @@ def die_claimed(folder):
 
 def spooled(folder):
     folder.mkdir(exist_ok=True)
-    return SpoolRun(folder)
+    return EventLogRun(folder)
 
 
 def test_a_second_child_of_the_same_attempt_logs_only_what_is_new(checkout, tmp_path):
@@ -395,13 +395,13 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 import torch
 from overnight.training.resume import acquire_checkpoints
-from overnight.run import SpoolRun
+from overnight.run import EventLogRun
 from overnight.training.loop import train
 from test_resume import PARAMS, blobs, recipe
 
 torch.set_num_threads(1)
 folder, key, stand_still = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-run = SpoolRun(folder, seed=3)
+run = EventLogRun(folder, seed=3)
 hang = lambda: time.sleep(3600) if run.logged.get("train/loss", 0) >= stand_still else None
 with acquire_checkpoints(run, key, "a test"):
     fitted = train(recipe(PARAMS, hang, build=lambda: torch.nn.Linear(4, 3)), run, blobs())

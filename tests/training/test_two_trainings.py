@@ -5,7 +5,7 @@ import torch
 
 from overnight import events as event_log
 from overnight.errors import Stopped
-from overnight.run import RecordingRun, SpoolRun
+from overnight.run import EventLogRun, RecordingRun
 from overnight.training.loop import train
 from overnight.training.recipe import TrainParams
 from overnight.training.resume import acquire_checkpoints
@@ -43,7 +43,7 @@ EXPECTED = sorted(
 def test_a_step_that_is_stopped_in_either_has_all_points_once(checkout, tmp_path, blobs, at):
     def step(name, stop):
         (tmp_path / name).mkdir()
-        run = SpoolRun(tmp_path / name)
+        run = EventLogRun(tmp_path / name)
         run.should_stop = lambda: (
             stop and sum(kind == "loss" for kind in map(_last, points(tmp_path / name))) >= at
         )

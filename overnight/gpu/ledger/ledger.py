@@ -1,4 +1,6 @@
-"""The queue for a card: kernel locks weighted in MiB, first come first served, without a server.
+"""The queue for a card: kernel locks weighted in MiB, without a server.
+
+FIFO, with backfill that delays no earlier request.
 
 Files of a card's folder:
 

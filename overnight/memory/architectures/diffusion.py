@@ -1,10 +1,10 @@
 """Memory of Stable Diffusion from its sizes: painting, and LoRA of its U-Net. Needs the extra `diffusion`.
 
-    predict_painting(Painting(model="sdxl", offload="model")) -> Prediction
+    predict_image_generation(ImageGeneration(model="sdxl", offload="model")) -> Prediction
 
-Painting is text encoder(s), U-Net (twice the batch: with and without the prompt), decoder, one after the
-other; whichever takes most is the peak. offload "model": one of them on the card at a time; "sequential": one
-layer's weights at a time.
+Image generation is text encoder(s), U-Net (twice the batch: with and without the prompt), decoder, one after
+the other; the largest is the peak. offload "model": one of them on the card at a time; "sequential": the weights
+of one layer at a time.
 """
 
 import functools
@@ -52,7 +52,7 @@ TEXTS = {  # width, feed-forward width, layers, heads
 ADAPTED = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
-class Painting(Values):
+class ImageGeneration(Values):
     """A model, the size of its pictures, and how it is placed on the card."""
 
     model: Literal["sd-1.5", "sdxl"] = "sd-1.5"
@@ -74,7 +74,7 @@ class Painting(Values):
         return size
 
     @classmethod
-    def of(cls, **values: Any) -> "Painting":
+    def of(cls, **values: Any) -> "ImageGeneration":
         """The same with every mistake in one BadInput."""
         try:
             found = cls(**values)
@@ -97,7 +97,7 @@ class Painting(Values):
         return self.size or SIDES[self.model]
 
 
-def predict_painting(painting: Painting, constants: "Constants | None" = None) -> "Prediction":
+def predict_image_generation(painting: ImageGeneration, constants: "Constants | None" = None) -> "Prediction":
     """The peak, whose `phase` is the net. Raises BadInput without the extra `diffusion`."""
     from overnight.memory.prediction import Constants, Prediction, Unknown, predict, silence
 
@@ -115,7 +115,7 @@ def predict_painting(painting: Painting, constants: "Constants | None" = None) -
         ) from None
 
 
-def _painted(painting: Painting, constants: "Constants") -> "Prediction":
+def _painted(painting: ImageGeneration, constants: "Constants") -> "Prediction":
     """The peak of the net that takes most."""
     from overnight.memory.prediction import estimate, traced_calls
 
@@ -153,7 +153,7 @@ def _largest_leaf(build: "Callable[[], nn.Module]") -> float:
 # ---------------------------------------------------------------------- the nets
 
 
-def _parts(painting: Painting) -> "dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Any]]]":
+def _parts(painting: ImageGeneration) -> "dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Any]]]":
     """By name: (build, call) of each net that painting calls."""
     import torch
 
@@ -185,13 +185,13 @@ def _parts(painting: Painting) -> "dict[str, tuple[Callable[[], nn.Module], Call
     return found
 
 
-def _dtype(painting: Painting) -> Any:
+def _dtype(painting: ImageGeneration) -> Any:
     import torch
 
     return {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[painting.precision]
 
 
-def _unet(painting: Painting) -> Any:
+def _unet(painting: ImageGeneration) -> Any:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(**UNETS[painting.model]).to(_dtype(painting))
@@ -229,7 +229,7 @@ def _text(sizes: tuple[int, int, int, int], dtype: Any) -> Any:
 # ---------------------------------------------------------------------- training
 
 
-def painting_recipe(painting: Painting) -> "Recipe[Any]":
+def painting_recipe(painting: ImageGeneration) -> "Recipe[Any]":
     """LoRA of the U-Net as a Recipe; frozen nets encode pictures and prompts within the step."""
     import torch
 
@@ -253,7 +253,7 @@ def painting_recipe(painting: Painting) -> "Recipe[Any]":
     )
 
 
-def _trained(painting: Painting) -> "nn.Module":
+def _trained(painting: ImageGeneration) -> "nn.Module":
     import peft
     from torch import nn
 

@@ -289,21 +289,22 @@ def test_the_unets_have_the_published_parameters(model):
     pytest.importorskip("diffusers")
     import torch
 
-    from overnight.memory.architectures.diffusion import Painting, _unet
+    from overnight.memory.architectures.diffusion import ImageGeneration, _unet
 
     with torch.device("meta"):
-        assert sum(p.numel() for p in _unet(Painting(model=model)).parameters()) == PUBLISHED[model]
+        assert sum(p.numel() for p in _unet(ImageGeneration(model=model)).parameters()) == PUBLISHED[model]
 
 
 def test_offloading_takes_less_and_a_larger_picture_more():
     pytest.importorskip("diffusers")
-    from overnight.memory.architectures.diffusion import Painting, predict_painting
+    from overnight.memory.architectures.diffusion import ImageGeneration, predict_image_generation
 
     whole, one, leaf = (
-        predict_painting(Painting(size=64, offload=kind)) for kind in ("none", "model", "sequential")
+        predict_image_generation(ImageGeneration(size=64, offload=kind))
+        for kind in ("none", "model", "sequential")
     )
     assert leaf.mib < one.mib < whole.mib
     assert sum(whole.parts.values()) == pytest.approx(whole.mib, abs=1)
     weights = 2 * (PUBLISHED["sd-1.5"] + 83_653_863 + 123_060_480) / MIB
     assert whole.parts["weights"] == pytest.approx(weights, rel=0.01)
-    assert predict_painting(Painting(size=512)).mib > whole.mib
+    assert predict_image_generation(ImageGeneration(size=512)).mib > whole.mib
