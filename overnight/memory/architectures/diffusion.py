@@ -3,8 +3,8 @@
     predict_image_generation(ImageGeneration(model="sdxl", offload="model")) -> Prediction
 
 Image generation is text encoder(s), U-Net (twice the batch: with and without the prompt), decoder, one after
-the other; the largest is the peak. offload "model": one of them on the card at a time; "sequential": the weights
-of one layer at a time.
+the other; the largest is the peak. offload "model": one of them on the card at a time; "sequential": the
+weights of one layer at a time.
 """
 
 import functools
