@@ -108,7 +108,9 @@ def test_a_config_that_mixes_families_is_bad_input(capsys):
 
 
 def test_what_runs_on_the_processor_takes_nothing_of_the_card(capsys):
-    code, rows = fit(capsys, "lunarlander", "agent.algorithm=dqn", "agent.dqn.buffer=1_000_000")
+    code, rows = fit(
+        capsys, "agent", "agent.env=LunarLander-v3", "agent.algorithm=dqn", "agent.dqn.buffer=1_000_000"
+    )
     row = rows["train_agent"]
     assert (code, row["verdict"], row["mib"]) == (0, "fits", 0)
     assert row["host_mib"] == pytest.approx(

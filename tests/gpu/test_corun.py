@@ -41,7 +41,7 @@ class TakeParams(Params):
 class Recipe:
     """As much of one as sizes look at."""
 
-    def split(self, batch: Json, size: int) -> Iterator[Json]:
+    def micro_batches(self, batch: Json, size: int) -> Iterator[Json]:
         """In parts."""
         for start in range(0, len(batch["samples"]), size):
             yield {"samples": batch["samples"][start : start + size]}

@@ -61,7 +61,7 @@ def test_every_architecture_learns(name, tmp_path):
 @pytest.mark.parametrize("name", ARCHS)
 def test_any_size_and_any_channels(name, shape):
     made_here = recipe(name, shape, crop=3, flip="alternating", cutout=4)
-    model, batch = made_here.build().train(), made_here.example(4)
+    model, batch = made_here.build().train(), made_here.example_batch(4)
     loss, count = made_here.loss(model, batch)
     loss.backward()
     made_here.optimizer(model).step()
@@ -76,7 +76,7 @@ def test_splitting_a_batch_leaves_the_gradients_as_they_are(name):
     torch.manual_seed(0)
     model, batch = (
         made_here.build().double().eval(),
-        filled(made_here.example(8)),
+        filled(made_here.example_batch(8)),
     )  # eval: without the norms' statistics of a batch
     found = []
     for size in (8, 3, 1):
@@ -95,7 +95,7 @@ def test_the_example_has_the_form_of_a_batch(values):
         {"train_images": torch.zeros(20, 3, 12, 12, dtype=torch.uint8)},
     )
     data["train_labels"] = torch.arange(20) % 10
-    made_up, real = recipe_.example(8), next(iter(recipe_.batches(data, seeded(0, 3))))
+    made_up, real = recipe_.example_batch(8), next(iter(recipe_.batches(data, seeded(0, 3))))
     assert {n: (t.dtype, t.shape) for n, t in made_up.items()} == {
         n: (t.dtype, t.shape) for n, t in real.items()
     }
@@ -234,7 +234,7 @@ def test_an_update_of_muon_is_nearly_orthogonal(shape):
 def test_muon_keeps_filters_at_their_norm_and_goes_on_where_it_was():
     made_here = recipe("speedrun, muon")
     torch.manual_seed(0)
-    model, batch = made_here.build().train(), filled(made_here.example(8))
+    model, batch = made_here.build().train(), filled(made_here.example_batch(8))
     steps = made_here.optimizer(model)
     for _ in range(2):
         steps.zero_grad()
