@@ -1,15 +1,19 @@
 """Files that are written whole or not at all, JSON that may be missing, and sha256 digests."""
 
+import ast
 import hashlib
 import json
 import os
 import uuid
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
 UNREADABLE = (OSError, ValueError, RecursionError)  # missing, damaged, or nested too deeply
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+MESSAGES = ("note", "log", "progress")  # methods of Run whose text is for people
 Content = str | bytes | Callable[[IO[bytes]], object]
 
 
@@ -74,5 +78,51 @@ def tree_sha256(folder: Path) -> str:
 
 
 def source_sha256(files: Iterable[Path]) -> str:
-    """sha256 of the bytes of source files in this order, in hex."""
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
+    """sha256 of what Python files compute, in this order, in hex.
+
+    Comments, layout, docstrings and messages (of a raised error, a note, a log line) do not change it.
+    """
+    trees = [_normalized_ast(file.read_bytes()) for file in files]
+    return hashlib.sha256("\0".join(trees).encode()).hexdigest()
+
+
+@cache
+def _normalized_ast(text: bytes) -> str:
+    return ast.dump(_DropMessages().visit(ast.parse(text)))
+
+
+class _DropMessages(ast.NodeTransformer):
+    """Removes docstrings, and the text of what is raised, noted or logged."""
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        """Modules, classes and functions lose their docstring."""
+        super().generic_visit(node)
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+        return node
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        """The text of an error is for people."""
+        self.generic_visit(node)
+        silent: ast.AST = _BlankTexts().visit(node)
+        return silent
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """So is that of run.note, run.log and run.progress."""
+        self.generic_visit(node)
+        silent = isinstance(node.func, ast.Attribute) and node.func.attr in MESSAGES
+        if silent:
+            _BlankTexts().visit(node)
+        return node
+
+
+class _BlankTexts(ast.NodeTransformer):
+    """Empties every text."""
+
+    def visit_JoinedStr(self, _node: ast.JoinedStr) -> ast.AST:
+        """An f-string with the values it shows."""
+        return ast.Constant("")
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        """A text, or a number that stays."""
+        return ast.Constant("") if isinstance(node.value, str) else node

@@ -116,21 +116,19 @@ class Step(Generic[P, R]):
         """Digest of what decides its memory at a given micro-batch; seed and content of the data do not."""
         parts = {
             "step": self.address,
-            "source": self._source(),
+            "source": source_sha256(self.files()),
             "torch": _torch(),
             "arguments": [_shape(a) for a in arguments],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
-    def _source(self) -> str:
-        """Digest of the task's file, or of every file of its package."""
-        file = Path(inspect.getfile(self.body))
-        files = (
-            sorted(file.parent.rglob("*.py"))
-            if file.parent.name != "tasks" and (file.parent / "__init__.py").is_file()
-            else [file]
-        )
-        return source_sha256(files)
+    def files(self) -> list[Path]:
+        """The files of its family (the folder directly below tasks/), sorted; else its own file alone."""
+        file = Path(inspect.getfile(self.body)).resolve()
+        folders = [folder for folder in file.parents if folder.parent.name == "tasks"]
+        if not folders or folders[0].name == "shared":
+            return [file]
+        return sorted(folders[0].rglob("*.py"))
 
 
 def _shape(value: Any) -> Any:

@@ -29,12 +29,11 @@ from typing import Any
 from overnight.artifact import Artifact
 from overnight.config import Params
 from overnight.data.entry import Entry
+from overnight.files import source_sha256
 from overnight.gpu.card import Card
 from overnight.step import Step
 
 COVERED = ("tasks.shared", "overnight.data", "overnight.training")
-MESSAGES = ("note", "log", "progress")  # methods of Run whose text is for people
-DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 Reasons = dict[str, str]  # part of the key -> digest, or the value itself
 
 
@@ -54,7 +53,7 @@ def parts(step: Step[Any, Any], seed: int, arguments: Sequence[Any], card: Card 
     }
     readers = [f"overnight.data.readers.{value.reader}" for value in arguments if isinstance(value, Entry)]
     files = covered_files(step, readers)
-    code = {f"code {_shown(file)}": source_digest(file) for file in files}
+    code = {f"code {_shown(file)}": source_sha256([file]) for file in files}
     versions = {f"version {name}": version for name, version in library_versions(files).items()}
     choices = {f"choice {name}": value for name, value in step.choices(card, arguments).items()}
     return {"step": step.address, "seed": str(seed), **values, **code, **versions, **choices}
@@ -80,9 +79,7 @@ def _json(value: Any) -> str:
 
 def covered_files(step: Step[Any, Any], more: Iterable[str] = ()) -> list[Path]:
     """The files whose code decides the step's result, sorted; `more` names further modules to begin at."""
-    file = Path(inspect.getfile(step.body)).resolve()
-    family = _family(file)
-    found = set(family.rglob("*.py")) if family else {file}
+    found = set(step.files())
     named = [_module_file(name) for name in more]
     waiting = [*found, *(path for path in named if path)]
     found |= set(waiting)
@@ -93,12 +90,6 @@ def covered_files(step: Step[Any, Any], more: Iterable[str] = ()) -> list[Path]:
                 found.add(path)
                 waiting.append(path)
     return sorted(found)
-
-
-def _family(file: Path) -> Path | None:
-    """The folder below tasks/ that holds the file, however deep; None for a file outside a family."""
-    folders = [folder for folder in file.parents if folder.parent.name == "tasks" and folder.name != "shared"]
-    return folders[0] if folders else None
 
 
 @cache
@@ -129,53 +120,6 @@ def _imports(text: bytes) -> tuple[str, ...]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found += [f"{node.module}.{alias.name}" for alias in node.names]
     return tuple(found)
-
-
-def source_digest(path: Path) -> str:
-    """sha256 of a Python file's syntax tree without docstrings and the texts of messages."""
-    return hashlib.sha256(_normalized_ast(path.read_bytes()).encode()).hexdigest()
-
-
-@cache
-def _normalized_ast(text: bytes) -> str:
-    return ast.dump(_DropMessages().visit(ast.parse(text)))
-
-
-class _DropMessages(ast.NodeTransformer):
-    """Removes docstrings, and the text of what is raised, noted or logged."""
-
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        """Modules, classes and functions lose their docstring."""
-        super().generic_visit(node)
-        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:]
-        return node
-
-    def visit_Raise(self, node: ast.Raise) -> ast.AST:
-        """The text of an error is for people."""
-        self.generic_visit(node)
-        silent: ast.AST = _BlankTexts().visit(node)
-        return silent
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        """So is that of run.note, run.log and run.progress."""
-        self.generic_visit(node)
-        silent = isinstance(node.func, ast.Attribute) and node.func.attr in MESSAGES
-        if silent:
-            _BlankTexts().visit(node)
-        return node
-
-
-class _BlankTexts(ast.NodeTransformer):
-    """Empties every text."""
-
-    def visit_JoinedStr(self, _node: ast.JoinedStr) -> ast.AST:
-        """An f-string with the values it shows."""
-        return ast.Constant("")
-
-    def visit_Constant(self, node: ast.Constant) -> ast.AST:
-        """A text, or a number that stays."""
-        return ast.Constant("") if isinstance(node.value, str) else node
 
 
 def _shown(path: Path) -> str:

@@ -124,9 +124,7 @@ def local_timezone() -> str:
 def _is_timezone(name: str) -> bool:
     try:
         ZoneInfo(name)
-    except (OSError, ValueError):  # ZoneInfoNotFoundError is a KeyError
-        return False
-    except KeyError:
+    except (OSError, ValueError, KeyError):  # ZoneInfoNotFoundError is a KeyError
         return False
     return True
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from overnight import Artifact, DataSpec, Params, Run, runtime_option, step
 from overnight.data.dataset import Dataset
 from overnight.data.entry import DataFile
+from overnight.files import source_sha256
 from overnight.gpu.card import Card
-from overnight.night.key import covered_files, key, library_versions, parts, source_digest
+from overnight.night.key import covered_files, key, library_versions, parts
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,7 +60,7 @@ def test_a_name_enters_the_parts_so_that_two_keys_can_be_compared():
 def digest(folder, text):
     file = folder / "module.py"
     file.write_text(text)
-    return source_digest(file)
+    return source_sha256([file])
 
 
 def test_comments_docstrings_layout_and_messages_are_not_covered(tmp_path):

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from overnight.config import Values
 from overnight.errors import BadInput
+from overnight.memory.architectures import checked
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -76,15 +77,7 @@ class ImageGeneration(Values):
     @classmethod
     def of(cls, **values: Any) -> "ImageGeneration":
         """The same with every mistake in one BadInput."""
-        try:
-            found = cls(**values)
-        except ValidationError as error:
-            raise BadInput(
-                [
-                    f"{'.'.join(map(str, e['loc']))}: {e['msg']}, there is {e['input']!r}"
-                    for e in error.errors()
-                ]
-            ) from None
+        found = checked(cls, **values)
         if found.method == "lora" and (found.offload != "none" or found.model != "sd-1.5"):
             raise BadInput(
                 f"LoRA training is known of sd-1.5 without offload, "

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from overnight.config import Values
 from overnight.errors import BadInput
+from overnight.memory.architectures import checked
 from overnight.memory.architectures.shapes import Shape, shape_of
 from overnight.memory.architectures.weights import TRANSFORMERS, WAYS, Weights, read_header, weight_bytes
 
@@ -45,15 +46,7 @@ class Serving(Values):
     @classmethod
     def of(cls, **values: Any) -> "Serving":
         """The same with every mistake in one BadInput."""
-        try:
-            found = cls(**values)
-        except ValidationError as error:
-            raise BadInput(
-                [
-                    f"{'.'.join(map(str, e['loc']))}: {e['msg']}, there is {e['input']!r}"
-                    for e in error.errors()
-                ]
-            ) from None
+        found = checked(cls, **values)
         way = found.way.lower()
         if way not in WAYS:
             raise BadInput(f"quantisation {found.way!r} is not known; there are {', '.join(WAYS)}")

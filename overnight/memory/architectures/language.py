@@ -11,10 +11,11 @@ import functools
 import os
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from overnight.config import Values
 from overnight.errors import BadInput
+from overnight.memory.architectures import checked
 from overnight.memory.architectures.shapes import ENCODERS, config_of
 
 if TYPE_CHECKING:
@@ -83,13 +84,7 @@ class Tuning(Values):
     @classmethod
     def of(cls, **values: Any) -> "Tuning":
         """The same with every mistake in one BadInput."""
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            said = [
-                f"{'.'.join(map(str, e['loc']))}: {e['msg']}, there is {e['input']!r}" for e in error.errors()
-            ]
-            raise BadInput(said) from None
+        return checked(cls, **values)
 
 
 def language_recipe(tuning: Tuning) -> "Recipe[Any]":
