@@ -110,10 +110,16 @@ class _DropMessages(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         """So is that of run.note, run.log and run.progress."""
         self.generic_visit(node)
-        silent = isinstance(node.func, ast.Attribute) and node.func.attr in MESSAGES
-        if silent:
-            _BlankTexts().visit(node)
+        if isinstance(node.func, ast.Attribute) and node.func.attr in MESSAGES and _is_run(node.func.value):
+            node.args = [_BlankTexts().visit(given) for given in node.args]
+            for keyword in node.keywords:
+                keyword.value = _BlankTexts().visit(keyword.value)
         return node
+
+
+def _is_run(node: ast.expr) -> bool:
+    """Whether it is called `run` or `something.run`; others have methods of these names that compute."""
+    return getattr(node, "id", getattr(node, "attr", "")) == "run"
 
 
 class _BlankTexts(ast.NodeTransformer):

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from overnight import Artifact, DataSpec, Params, Run, runtime_option, step
 from overnight.data.dataset import Dataset
 from overnight.data.entry import DataFile
@@ -74,6 +76,14 @@ def test_comments_docstrings_layout_and_messages_are_not_covered(tmp_path):
     assert {digest(tmp_path, text) for text in same} == {digest(tmp_path, code)}
     other = [code.replace("< 1", "< 2"), code.replace('"a"', '"b"'), code.replace("ValueError", "KeyError")]
     assert len({digest(tmp_path, text) for text in [code, *other]}) == 4
+
+
+@pytest.mark.parametrize(
+    "call", ['column("{}").log()', 'np.log(table["{}"])', 'self.log("{}")', 'f(run, "{}")']
+)
+def test_texts_that_are_no_messages_are_covered(tmp_path, call):
+    assert digest(tmp_path, call.format("a")) != digest(tmp_path, call.format("b"))
+    assert digest(tmp_path, "self.run.log('a')") == digest(tmp_path, "self.run.log('b')")
 
 
 SCRIPT = r"""
