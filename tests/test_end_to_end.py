@@ -1,6 +1,5 @@
 """The command as a person types it, in its own checkout: what it runs, what it leaves, how it ends."""
 
-import json
 import os
 import re
 import shutil
@@ -8,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,7 @@ from PIL import Image
 
 from overnight import services
 from overnight.gpu.ledger.ledger import Ledger
-from tests.support.checkouts import living_in, make_checkout, until
+from tests.support.checkouts import living_in, make_checkout, prefect, until
 
 pytestmark = pytest.mark.services
 ENTRY = "kind: images\nreader: image_folder\n"
@@ -92,11 +90,7 @@ def mlflow_runs(root, experiment):
 
 
 def flow_runs():
-    api = services.environment()["PREFECT_API_URL"]
-    token = json.load(urllib.request.urlopen(f"{api}/csrf-token?client=test", timeout=20))["token"]
-    headers = {"Content-Type": "application/json", "Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "test"}
-    request = urllib.request.Request(f"{api}/flow_runs/filter", b'{"sort": "START_TIME_DESC"}', headers)
-    found = json.load(urllib.request.urlopen(request, timeout=20))
+    found = prefect("/flow_runs/filter", {"sort": "START_TIME_DESC"})
     return [r for r in found if r["start_time"]]  # the others are nights to come
 
 

@@ -6,9 +6,8 @@ import sys
 import pytest
 
 from overnight import services
-from overnight.services.definitions import ask_prefect
-from overnight.services.settings import POOL, settings
-from tests.support.checkouts import living_in, make_checkout, until
+from overnight.services.settings import POOL
+from tests.support.checkouts import living_in, make_checkout, prefect, until
 
 pytestmark = pytest.mark.services
 FILES = {
@@ -47,14 +46,14 @@ def toy(cfg: Toy) -> Artifact:
 
 
 def deployments():
-    return {one["name"]: one for one in ask_prefect(settings(), "/deployments/filter", {})}
+    return {one["name"]: one for one in prefect("/deployments/filter", {})}
 
 
 def deploy_as_before(name, entrypoint):
     """A deployment as another version, or another program, has left it in the database."""
-    flow = ask_prefect(settings(), "/flows/", {"name": name})["id"]
+    flow = prefect("/flows/", {"name": name})["id"]
     values = {"name": name, "flow_id": flow, "entrypoint": entrypoint, "work_pool_name": POOL, "path": "."}
-    ask_prefect(settings(), "/deployments/", {**values, "pull_steps": []})
+    prefect("/deployments/", {**values, "pull_steps": []})
 
 
 @pytest.fixture(scope="module")
@@ -100,16 +99,11 @@ def test_it_is_run_by_hand(home):
     ],
 )
 def test_its_deployment_and_a_night_run_it(home, name, parameters, message):
-    made = ask_prefect(
-        settings(), f"/deployments/{deployments()[name]['id']}/create_flow_run", {"parameters": parameters}
-    )
+    made = prefect(f"/deployments/{deployments()[name]['id']}/create_flow_run", {"parameters": parameters})
     wanted = {"flow_runs": {"id": {"any_": [made["id"]]}}}
 
     def state():
-        try:
-            (run,) = ask_prefect(settings(), "/flow_runs/filter", wanted)
-        except OSError:  # 503: its database was locked
-            return None
+        (run,) = prefect("/flow_runs/filter", wanted)
         return (
             run["state"] if run["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
         )

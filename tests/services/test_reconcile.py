@@ -20,8 +20,7 @@ from overnight.services import definitions, flow_processes, vram_limit
 from overnight.services.reconcile import Reconciler
 from overnight.tracking import backlog
 from overnight.tracking.backlog import End, Record
-from tests.services.test_services import prefect
-from tests.support.checkouts import living_in, make_checkout, until
+from tests.support.checkouts import answered, living_in, make_checkout, prefect, prefect_get, until
 
 pytestmark = pytest.mark.services
 
@@ -180,13 +179,13 @@ def record(run_id, **more):
 
 def test_the_limit_follows_the_ledger_and_heals(running):
     def shown():
-        return definitions.get(f"{services.settings().prefect}/v2/concurrency_limits/gpu0-vram")
+        return prefect_get("/v2/concurrency_limits/gpu0-vram")
 
     card = virtual()
     with Ledger(card.folder, card.budget_mib).acquire(2500):
         until(lambda: (shown()["limit"], shown()["active_slots"]) == (card.budget_mib // 1024, 3))
         edit = {"limit": 3, "active_slots": 9, "slot_decay_per_second": 0.5}
-        definitions.ask_prefect(services.settings(), "/v2/concurrency_limits/gpu0-vram", edit, method="PATCH")
+        prefect("/v2/concurrency_limits/gpu0-vram", edit, method="PATCH")
         until(
             lambda: (
                 (shown()["limit"], shown()["active_slots"], shown()["slot_decay_per_second"])
@@ -219,7 +218,7 @@ def flow_run(identity):
     flow = prefect("/flows/", {"name": "vision"})["id"]
     body = {"flow_id": flow, "state": {"type": "RUNNING"}, "parameters": {"config": "x", "overrides": []}}
     run = prefect("/flow_runs/", body)["id"]
-    definitions.ask_prefect(services.settings(), f"/flow_runs/{run}/labels", identity.tags(), method="PATCH")
+    prefect(f"/flow_runs/{run}/labels", identity.tags(), method="PATCH")
     return run
 
 
@@ -234,11 +233,11 @@ def task(flow_run_id):
 
 
 def state(flow_run_id):
-    return definitions.get(f"{services.settings().prefect}/flow_runs/{flow_run_id}")["state"]
+    return prefect_get(f"/flow_runs/{flow_run_id}")["state"]
 
 
 def task_state(made):
-    return definitions.get(f"{services.settings().prefect}/task_runs/{made['id']}")["state_type"]
+    return prefect_get(f"/task_runs/{made['id']}")["state_type"]
 
 
 def mlflow_run(identity, flow_run_id, **more):
@@ -247,11 +246,13 @@ def mlflow_run(identity, flow_run_id, **more):
         for k, v in {**identity.tags(), "prefect.flow_run_id": flow_run_id, **more}.items()
     ]
     body = {"experiment_id": "0", "tags": tags, "start_time": int(1000 * time.time())}
-    return definitions.ask(f"{services.settings().mlflow}/api/2.0/mlflow/runs/create", body)["run"]["info"][
-        "run_id"
-    ]
+    return answered(
+        lambda: definitions.ask(f"{services.settings().mlflow}/api/2.0/mlflow/runs/create", body)
+    )["run"]["info"]["run_id"]
 
 
 def status(run_id):
-    found = definitions.get(f"{services.settings().mlflow}/api/2.0/mlflow/runs/get?run_id={run_id}")["run"]
+    found = answered(
+        lambda: definitions.get(f"{services.settings().mlflow}/api/2.0/mlflow/runs/get?run_id={run_id}")
+    )["run"]
     return {**found["info"], "tags": json.dumps(found["data"]["tags"])}

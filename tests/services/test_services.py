@@ -21,7 +21,7 @@ from overnight import locks, paths, services
 from overnight.errors import ServiceError
 from overnight.services import backup, definitions, flow_processes, register
 from overnight.services.settings import Settings, keep_file, read_state, supervisor_lock, users_folder
-from tests.support.checkouts import OURS, free_port, living_in, make_checkout, until
+from tests.support.checkouts import OURS, free_port, living_in, make_checkout, prefect, until
 
 pytestmark = pytest.mark.services
 
@@ -73,25 +73,6 @@ class Healthy(BaseHTTPRequestHandler):
 
 def rows() -> dict[str, services.Row]:
     return {r["service"]: r for r in services.status()}
-
-
-def prefect(path: str, body: object) -> list[dict]:
-    """What Prefect answers; asked again while its database is busy (503) or the machine is slow."""
-    answers = []
-
-    def answered() -> bool:
-        try:
-            answers.append(definitions.ask_prefect(services.settings(), path, body))
-        except TimeoutError:
-            return False
-        except urllib.error.HTTPError as error:
-            if error.code != 503:
-                raise
-            return False
-        return True
-
-    until(answered)
-    return answers[0]
 
 
 # ------------------------------------------------------------------------------------------------ before anything is started

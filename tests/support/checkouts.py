@@ -3,14 +3,16 @@
 import shutil
 import socket
 import time
+import urllib.error
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
 from overnight import services
+from overnight.services import definitions
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OURS = (
@@ -61,3 +63,32 @@ def until(condition: Callable[[], Found], what: str = "the state", seconds: floa
         assert time.monotonic() < end, f"waited {seconds} s for {what}"
         time.sleep(0.1)
     return found
+
+
+def answered(call: Callable[[], Any]) -> Any:
+    """What a request returns; repeated while the server's database is busy (503) or the machine is slow."""
+    answers = list[Any]()
+
+    def has_answered() -> bool:
+        try:
+            answers.append(call())
+        except TimeoutError:
+            return False
+        except urllib.error.HTTPError as error:
+            if error.code != 503:
+                raise
+            return False
+        return True
+
+    until(has_answered, "an answer")
+    return answers[0]
+
+
+def prefect(path: str, body: object, method: str = "POST") -> Any:
+    """Prefect's answer to a request with a body."""
+    return answered(lambda: definitions.ask_prefect(services.settings(), path, body, method))
+
+
+def prefect_get(path: str) -> Any:
+    """Prefect's answer to a request without one."""
+    return answered(lambda: definitions.get(f"{services.settings().prefect}{path}"))
