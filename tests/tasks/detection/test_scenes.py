@@ -225,7 +225,7 @@ def test_a_config_says_what_does_not_fit(tmp_path):
 
 def test_blood_cells_are_letterboxed_whole(tmp_path, shared_data):
     run = RecordingRun(tmp_path)
-    out = load_boxes.body(run, SceneParams(size=96), dataset.entry("bccd"))
+    out = load_boxes.body(run, SceneParams(size=96), dataset.load_entry("bccd"))
     arrays = out.arrays()
     assert out.spec.counts == {"train": 205, "val": 87, "test": 72}
     assert (
