@@ -21,14 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from overnight.gpu.ledger import entries, inotify, ledger, liveness, waiter
+from overnight.gpu.ledger import entries, ledger, liveness, waiter
 
 CALLS = re.compile(
     r"\bos\.|fcntl|\.unlink\(|\.rename\(|\.stat\(|mkdir|exists\(|lstat\(|_remove\(|time\.sleep|\.bind\(|token\.close"
 )
 FILES = {
     module.__file__: Path(str(module.__file__)).read_text().splitlines()
-    for module in (inotify, ledger, waiter, entries, liveness)
+    for module in (ledger, waiter, entries, liveness)
 }
 PAUSES = {
     (name, number)
@@ -42,7 +42,7 @@ PAUSES -= {
     if name == liveness.__file__ and "os.read(" in FILES[name][number - 1]
 }
 BUDGET = 12
-QUICK = {"POLL_S": 0.0, "WAKE_S": 0.0, "BEHIND_MAX_S": 0.0}
+QUICK = {"POLL_S": 0.0}
 LONG = 400  # pauses: enough to look a few times, claim and hold
 PATIENCE_S = 60  # for all of them to finish, once nobody is held back
 
@@ -110,7 +110,7 @@ def _perform(
 ) -> None:
     """again: ask for each amount but the first with the ticket of the one before."""
     for name, value in settings.items():
-        setattr(waiter, name, value)
+        setattr(ledger if name == "POLL_S" else waiter, name, value)
 
     def trace(frame: Any, event: str, _value: Any) -> Any:
         if event == "call" and frame.f_code.co_filename not in FILES:
@@ -152,10 +152,12 @@ class Play:
         """The most that was held at once."""
         choose = random.Random(self.seed)
         shutil.rmtree(folder, ignore_errors=True)
-        # without checks of their own only events lead on, and a missed one would
-        # be the end; there is no event of a holder whose folder was removed
+        # the files show nothing of a holder whose folder was removed
         looks = [0.0, 0.02] if self.removing else [0.0, 0.02, 1e9]
-        settings = QUICK | {"REFRESH_S": choose.choice(looks), "PASSED_S": choose.choice([0.0, 0.0, 0.02])}
+        settings = QUICK | {
+            "REFRESH_S": choose.choice(looks),
+            "PASSED_S": choose.choice([0.0, 0.0, 0.02]),
+        }
         least = choose.choice([2, BUDGET // 2 + 1])
         amounts = [
             [choose.randint(least, BUDGET) for _ in range(choose.randint(1, 3))]

@@ -1,8 +1,8 @@
 """The line for the card: never above the budget, nobody later than without backfill, cheap to take, cheap to
 wait in.
 
-The kernel wakes those who wait, and each end of a job is noticed some milliseconds later; a job starts late
-by what the ends before it were noticed late. The schedule on paper that a start is compared with therefore
+Those who wait look ten times a second, so each end of a job is noticed up to a tenth of a second later; a job
+starts late by what the ends before it were noticed late. The schedule on paper that a start is compared with therefore
 has every job end one such hand-over later; what remains is the machine's own delay. The proof without clocks,
 on thousands of schedules, is tests/gpu/ledger/test_scheduler.py.
 """
@@ -17,7 +17,7 @@ from tests.chaos.case import Case, Measured
 PROCESSES = 16
 GRANTS = 10_000
 SLOW_JOBS = 320
-HAND_OVER_S = 0.04
+HAND_OVER_S = 0.1
 STREAM = [(100, 0.05)] * 2000  # small grants, ten a second, that pass the waiters
 WATCHED_S = 30
 WAITED_MIB = 5000  # by each of those who wait: two of them and a small grant go together, so that it may pass
@@ -32,7 +32,7 @@ def cases() -> list[Case]:
         Case("card_big", "a job of the whole card against a stream of small ones", _big, {"after_last_before_most_s": "<= 0.5"}, 200),
         Case("card_cost", "acquire + release, uncontended", _cost, {"median_ms": "<= 2", "p99_ms": "<= 2"}, 60),
         Case("card_waiting", "CPU of a waiter over 30 s, alone, among 16, and among 16 beside a stream of small grants", _waiting,
-             {"alone_percent": "<= 0.2", "among_16_most_percent": "<= 0.2"}, 180),
+             {"alone_percent": "<= 0.5", "among_16_most_percent": "<= 0.5"}, 180),
     ]  # fmt: skip
 
 

@@ -4,7 +4,6 @@ import errno
 import fcntl
 import os
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,6 @@ from overnight.gpu.ledger import liveness, metadata
 
 TRIES = 8
 MAX_GRANTS = 10**12  # a file with a higher number is not the ledger's, and could not be counted up
-UNLOCK_PAUSES_S = (0.0005, 0.001, 0.002, 0.004, 0.008)
 DELETED = " (deleted)"
 
 
@@ -172,23 +170,6 @@ def _remove_dead(folder: Path, names: set[str], grants: set[int]) -> set[str]:
     for name in dead:
         _remove(folder / name)
     return dead
-
-
-def requests_by_name(folder: Path) -> list[Request]:
-    """The requests by their names alone, dead ones included."""
-    return _parsed(folder, _names(folder))
-
-
-def wait_for_unlock(folder: Path, closed: list[str]) -> None:
-    """Wait until these files are unlocked.
-
-    The kernel reports a close a moment before it drops lock and liveness token.
-    """
-    for pause in UNLOCK_PAUSES_S:
-        held = liveness.bound_names(folder) if closed else []
-        if not any(name in held or _is_locked(folder / name) for name in closed):
-            return
-        time.sleep(pause)
 
 
 def locked(path: Path) -> int:

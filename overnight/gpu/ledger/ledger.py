@@ -20,12 +20,12 @@ Tickets are nanoseconds since boot, which no change of a clock touches; the next
 
 Somebody may remove or rename files, or the whole folder. So a claim binds a liveness token (liveness.py)
 before it is made, and is checked once more after it: of two that claim the same memory, the later one finds
-the other, and gives way. A holder without a file counts by its token. Waiting processes are woken by the
-kernel (inotify.py).
+the other, and gives way. A holder without a file counts by its token. A waiter looks ten times a second.
 """
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -37,7 +37,7 @@ from overnight.gpu.ledger import entries
 from overnight.gpu.ledger.entries import Request
 from overnight.gpu.ledger.filesystem import unusable
 from overnight.gpu.ledger.scheduler import Size
-from overnight.gpu.ledger.waiter import OnWait, Waiter
+from overnight.gpu.ledger.waiter import POLL_S, OnWait, Waiter
 
 T = TypeVar("T")
 
@@ -86,13 +86,11 @@ class Ledger:
                 if should_stop():
                     raise Stopped(f"stopped while waiting for {mib} {self.unit}")
                 waiter.report(on_wait)
-                self._checked(waiter.wait)
+                time.sleep(POLL_S)
             return Grant(waiter.request, waiter.descriptor, waiter.token, waiter.owner)
         except BaseException:
             waiter.leave()
             raise
-        finally:
-            waiter.watcher.close()
 
     def _checked(self, action: Callable[[], T]) -> T:
         """Its result; an OSError becomes an error with advice."""
@@ -152,7 +150,7 @@ class Grant:
             self._descriptor = -1
             if descriptor < 0:
                 return
-            if self._token is not None:  # before the file, whose close wakes the waiters
+            if self._token is not None:
                 self._token.close()
             os.close(descriptor)
         with suppress(OSError):

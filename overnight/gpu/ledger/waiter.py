@@ -17,15 +17,10 @@ from overnight.errors import BadInput, ServiceError
 from overnight.gpu.ledger import entries, liveness
 from overnight.gpu.ledger.entries import Request, View
 from overnight.gpu.ledger.filesystem import unusable
-from overnight.gpu.ledger.inotify import CLOSED, Watcher
 from overnight.gpu.ledger.scheduler import Size, startable
 
 POLL_S = 0.1
-REFRESH_S = 2.0  # a full snapshot even without an event: other programs may have given memory back
-WAKE_S = 0.5  # the longest sleep, so that a request to stop is noticed
-BEHIND_S = 0.002  # a waiter that is not first lets the others take what they may: so long,
-BEHIND_EACH_S = 0.0003  # so much more for each of them,
-BEHIND_MAX_S = 0.02  # and no longer
+REFRESH_S = 2.0  # a full snapshot even when nothing has changed: other programs may have given memory back
 PASSED_S = 1.0  # a request that could start and does not for so long is stopped; those behind it go on
 GAP_S = (
     1.0  # a longer pause between two checks: this process was stopped, and the times of others mean nothing
@@ -63,7 +58,6 @@ class Waiter:
         self.seen: View | None = None
         self.seen_at = 0.0
         self.checked_at = 0.0
-        self.watcher = Watcher(folder)
         self.deadlock: tuple[frozenset[str], float] = (
             frozenset(),
             0.0,
@@ -101,7 +95,6 @@ class Waiter:
         self.checked_at = now
         if not self._may_have_changed(now):
             return False
-        self.watcher.events()  # the snapshot covers all events until here
         self.seen_at = now
         self.seen = entries.snapshot(self.folder, self.budget_mib)
         if all(r.path != self.request.path for r in self.seen.requests):
@@ -111,66 +104,14 @@ class Waiter:
             return False
         return self._my_turn(self.seen, now) and self._claim(now)
 
-    def wait(self) -> None:
-        """Wait for an event in the folder, or until it is time to check."""
-        if self.watcher.start():
-            self.seen = None  # events before the start were missed
-            return
-        settled = self.seen and self.seen.consistent and not self._must_poll(time.monotonic())
-        self.watcher.wait(WAKE_S if self.watcher.active and settled else POLL_S)
-
-    def _must_poll(self, now: float) -> bool:
-        """Whether changes may come without an event.
-
-        A late request may count as stopped, a holder without a file may end.
-        """
-        if self.seen is not None and self.seen.has_orphans:
-            return True
-        return any(now - since <= PASSED_S + POLL_S for since in self.late.values())
-
     def _may_have_changed(self, now: float) -> bool:
-        """Whether a full snapshot is worth its cost."""
-        if not self.seen or not self.seen.consistent:
-            return True
-        if now - self.seen_at >= (POLL_S if self._must_poll(now) else REFRESH_S):
-            return True
-        if not self.watcher.active:
-            return not self.seen.unchanged()
-        events = self.watcher.events()
-        if events is None or not any(map(self._is_ahead, events)):
-            return events is None
-        return self._free_after(events, self.seen)
+        """Whether a full snapshot is worth its cost.
 
-    def _free_after(self, events: dict[str, int], seen: View) -> bool:
-        """Whether this request could start after these events.
-
-        Gives the waiters ahead of it time to take theirs first.
+        A late request may count as stopped without a change, a holder without a file may end.
         """
-        ahead = sum(not r.holds and r.order < self.request.order for r in seen.requests)
-        if ahead:
-            time.sleep(min(BEHIND_S + BEHIND_EACH_S * ahead, BEHIND_MAX_S))
-            for name, mask in (
-                self.watcher.events() or {}
-            ).items():  # None: the watcher ended, so the next check is a full one
-                events[name] = events.get(name, 0) | mask
-        closed = [name for name, mask in events.items() if mask == CLOSED and self._is_ahead(name)]
-        entries.wait_for_unlock(self.folder, closed)
-        return bool(closed) or self._could_start()
-
-    def _is_ahead(self, name: str) -> bool:
-        """Whether a file belongs to a holder, to a request ahead, or to this one."""
-        request = Request.parse(self.folder, name)
-        return request is not None and (request.holds or request.ticket <= self.request.ticket)
-
-    def _could_start(self) -> bool:
-        """Whether, by file names alone, this request or one ahead of it could start."""
-        found = entries.requests_by_name(self.folder)
-        waiting = [r for r in found if not r.holds and r.order <= self.request.order]
-        if self.request not in waiting:
+        if not self.seen or self.late or self.seen.has_orphans or now - self.seen_at >= REFRESH_S:
             return True
-        held = sizes([r for r in found if r.holds])
-        queue = sizes(sorted(waiting, key=lambda r: r.order))
-        return bool(startable(self.budget_mib, self.overuse_mib, held, queue))
+        return not self.seen.unchanged()
 
     def _claim(self, now: float) -> bool:
         """Hold what seems to be free; when another was faster, try again at once."""

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -364,3 +365,41 @@ def test_a_holder_robbed_of_both_files_in_turn_still_counts(tmp_path):
         assert waits(ledger, 400)  # ... and says so to those who see nothing of it
         assert not waits(ledger, 300)
     assert not waits(ledger, 1000)
+
+
+@pytest.mark.parametrize("left", [0, 1, 2, 3])
+def test_too_many_open_files_are_named_as_such(tmp_path, left):
+    code = """
+import os, resource, sys
+from pathlib import Path
+from overnight.errors import ServiceError
+from overnight.gpu.ledger.ledger import Ledger
+ledger = Ledger(Path(sys.argv[1]), 1000)
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+used = []
+try:
+    while True:
+        used.append(os.open("/dev/null", os.O_RDONLY))
+except OSError:
+    [os.close(used.pop()) for _ in range(int(sys.argv[2]))]
+try:
+    ledger.acquire(900).release()
+except ServiceError as error:
+    print(error)
+[os.close(one) for one in used]
+ledger.acquire(1000).release()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), str(left)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("too many open files" in done.stdout) == (left < 3)
+
+
+def test_waiting_leaves_no_descriptor_open(tmp_path):
+    ledger = Ledger(tmp_path, 1000)
+    before = list(Path("/proc/self/fd").iterdir())
+    asked = iter([False, True])
+    with ledger.acquire(900), pytest.raises(Stopped):
+        ledger.acquire(900, should_stop=lambda: next(asked))
+    assert len(list(Path("/proc/self/fd").iterdir())) == len(before)
