@@ -18,6 +18,7 @@ from pathlib import Path
 
 from overnight.gpu.card import Card, find
 from overnight.gpu.lease import lease
+from overnight.gpu.ledger.ledger import Ledger
 from overnight.gpu.monitor import SAMPLE_S, watch
 from overnight.run import EventLogRun
 
@@ -41,11 +42,12 @@ class Restless:
 def watched(card: Card, seconds: float) -> tuple[float, int]:
     """CPU seconds of the monitor, and how many looks it took."""
     own = Restless()
+    neighbours = Ledger(card.folder, card.budget_mib)
     with (
         tempfile.TemporaryDirectory() as folder,
         lease(1024, card, {"step": "bench"}) as held,
-        lease(512, card) as one,
-        lease(512, card),
+        neighbours.acquire(512) as one,
+        neighbours.acquire(512),
     ):
         one.update(use_mib=100, peak_mib=300)
         if card.virtual:

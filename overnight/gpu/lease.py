@@ -22,7 +22,7 @@ from overnight.gpu.ledger.waiter import OnWait
 from overnight.gpu.memory_limit import MIB, CudaMeter
 
 REPORT_EVERY_S = 1.0
-_this_thread = threading.local()  # `held`: the leases of each thread
+_this_thread = threading.local()  # `held`: MiB by the card's UUID
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,9 @@ def lease(
 
     owner: metadata of a step, which reports its use itself; for a script it is reported here. exclusive: let
     no other lease run beside it. smaller: amounts (MiB) to accept while other programs use the card, where
-    the card's policy is to shrink. ticket: of an earlier lease of its own that was given back; a lease inside
-    another stands in the queue where that one stood.
+    the card's policy is to shrink. ticket: of an earlier lease of its own that was given back.
 
-    Raises DoesNotFit, Stopped, and BadInput for what is no amount or would wait for this thread itself.
+    Raises DoesNotFit, Stopped, and BadInput for what is no amount, or inside another lease of this thread.
     """
     card = card or find()
     mib = _positive_int(mib, f"lease({mib!r})", "a whole number of MiB, 1 or more")
@@ -82,19 +81,18 @@ def lease(
 
     began = time.monotonic()
     with (
-        _noted(mib, exclusive, card) as (mine, outer),
+        _only_lease(mib, card),
         Ledger(card.folder, card.budget_mib).acquire(
             mib,
-            (owner or {"step": program_name(sys.argv[0])}) | outer,
+            owner or {"step": program_name(sys.argv[0])},
             should_stop,
             on_wait or print_wait,
             exclusive,
             partial(steady_overuse_mib, card),
             smaller if card.policy == "shrink" else (),
-            ticket or min(outer.get("holding", [0])) or None,
+            ticket,
         ) as grant,
     ):
-        mine.ticket = grant.ticket
         grant.update(granted_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME))  # no change of a clock touches it
         held = Lease(card, grant.mib, time.monotonic() - began, grant)
         with nullcontext() if owner or card.virtual else report_usage(held, card):
@@ -119,36 +117,20 @@ def _positive_int(value: Any, call: str, expected: str) -> int:
     return found
 
 
-@dataclass
-class _Held:
-    """A lease of one thread."""
-
-    uuid: str
-    mib: int
-    exclusive: bool
-    ticket: int = 0
-
-
 @contextmanager
-def _noted(mib: int, exclusive: bool, card: Card) -> Iterator[tuple[_Held, dict[str, Any]]]:
-    """Note what this thread holds; yields the note, and metadata on what the thread holds already.
-
-    Raises BadInput when the thread's own lease keeps the amount from it: the wait would never end.
-    """
-    held = _this_thread.__dict__.setdefault("held", list[_Held]())
-    here = [h for h in held if h.uuid == card.uuid]
-    sum_mib = sum(h.mib for h in here)
-    if here and (exclusive or any(h.exclusive for h in here) or mib <= card.budget_mib < sum_mib + mib):
+def _only_lease(mib: int, card: Card) -> Iterator[None]:
+    """Note what this thread holds of the card. Raises BadInput for a lease inside another."""
+    held = _this_thread.__dict__.setdefault("held", dict[str, int]())
+    if card.uuid in held:
         raise BadInput(
-            f"lease({mib}): this thread holds {sum_mib} of the card's {card.budget_mib} MiB already, so it "
-            "would wait for itself; ask for all of it at once, or leave the first `with` block before"
+            f"lease({mib}): this thread holds {held[card.uuid]} of the card's {card.budget_mib} MiB already, "
+            "so it could wait for itself; ask for all of it at once, or leave the first `with` block before"
         )
-    entry = _Held(card.uuid, mib, exclusive)
-    held.append(entry)
+    held[card.uuid] = mib
     try:
-        yield entry, {"holding": [h.ticket for h in here]} if here else {}
+        yield
     finally:
-        held.remove(entry)
+        del held[card.uuid]
 
 
 # ------------------------------------------------------------ leases of scripts

@@ -326,7 +326,7 @@ def test_odd_figures_of_a_holder_are_none(card, odd):
         held.update(use_mib=odd, peak_mib=odd, cap_mib=odd, granted_ns=odd)
         (row,) = snapshot(card).holders
         assert (row.mib, row.use_mib, row.peak_mib, row.cap_mib) == (600, None, None, None)
-        with lease(100, card):
+        with Ledger(card.folder, card.budget_mib).acquire(100):
             assert snapshot(card).held_mib == 700
 
 

@@ -194,7 +194,7 @@ def test_what_is_no_file_plays_nobody(card, make):
 
 
 def test_holders_say_what_they_use_and_count_whole_until_they_do(card):
-    with lease(300, card) as one, lease(200, card):
+    with lease(300, card) as one, Ledger(card.folder, card.budget_mib).acquire(200):
         held = device_usage.holders(card)
         assert device_usage.device_of(card).used_mib(card, held) == 500
         one.update(use_mib=120.2)

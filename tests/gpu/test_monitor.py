@@ -15,6 +15,7 @@ import pytest
 from overnight.gpu import device_usage, timeline
 from overnight.gpu.card import virtual
 from overnight.gpu.lease import lease
+from overnight.gpu.ledger.ledger import Ledger
 from overnight.gpu.monitor import Monitor, watch
 from overnight.gpu.timeline import Point
 from overnight.run import RecordingRun
@@ -145,7 +146,7 @@ def test_the_most_since_the_last_report_is_logged(card, run):
 
 
 def test_memory_that_a_neighbour_takes_is_not_foreign_once_it_says_so(card, run):
-    with lease(1000, card) as held, lease(2000, card) as neighbour:
+    with lease(1000, card) as held, Ledger(card.folder, card.budget_mib).acquire(2000) as neighbour:
         neighbour.update(use_mib=10)
         held.update(use_mib=10)
         dial = Dial(20)

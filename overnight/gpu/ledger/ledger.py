@@ -67,20 +67,18 @@ class Ledger:
     ) -> "Grant":
         """Wait in the queue until `mib` are free, then hold them.
 
-        owner: metadata for people; `owner["holding"]`: tickets that are held until this request is granted.
-        on_wait: called when the grant is not immediate, with the requests that hold or stand ahead and the
-        overuse (MiB); once more when other programs begin or cease to use a part of the budget. overuse: MiB
-        of the budget that other programs use. smaller: amounts (MiB) to accept while these programs leave no
-        room for more even on an otherwise free card. ticket: of an earlier grant of its own that was given
-        back; the request then stands where that one stood.
+        owner: metadata for people. on_wait: called when the grant is not immediate, with the requests that
+        hold or stand ahead and the overuse (MiB); once more when other programs begin or cease to use a part
+        of the budget. overuse: MiB of the budget that other programs use. smaller: amounts (MiB) to accept
+        while these programs leave no room for more even on an otherwise free card. ticket: of an earlier
+        grant of its own that was given back; the request then stands where that one stood.
 
-        Raises DoesNotFit when the budget is smaller, Stopped when `should_stop` says so, BadInput when all
-        holders wait for more, nothing is left for any of them, and this is the youngest of their requests.
+        Raises DoesNotFit when the budget is smaller, Stopped when `should_stop` says so.
         """
         if not 0 < mib <= self.budget_mib:
             raise DoesNotFit(f"asked for {mib} {self.unit}, and the whole budget is {self.budget_mib}")
         size = Size(mib, exclusive)
-        waiter = Waiter(self.folder, self.budget_mib, size, owner or {}, overuse, smaller, ticket, self.unit)
+        waiter = Waiter(self.folder, self.budget_mib, size, owner or {}, overuse, smaller, ticket)
         try:
             while not self._checked(waiter.take):
                 if should_stop():

@@ -1,7 +1,4 @@
-"""A waiter: one request in the queue for a card, from its entry to its grant.
-
-And the search for deadlocks between waiters.
-"""
+"""A waiter: one request in the queue for a card, from its entry to its grant."""
 
 import errno
 import os
@@ -13,7 +10,7 @@ from pathlib import Path
 from socket import socket
 from typing import Any
 
-from overnight.errors import BadInput, ServiceError
+from overnight.errors import ServiceError
 from overnight.gpu.ledger import entries, liveness
 from overnight.gpu.ledger.entries import Request, View
 from overnight.gpu.ledger.filesystem import unusable
@@ -42,11 +39,9 @@ class Waiter:
         overuse: Callable[[], int],
         smaller: Sequence[int],
         ticket: int | None,
-        unit: str,
     ) -> None:
         self.folder = folder
         self.budget_mib = budget_mib
-        self.unit = unit
         self.overuse = overuse
         self.smaller = sorted(smaller, reverse=True)
         self.owner = {"since": time.time(), "pid": os.getpid(), **owner}
@@ -58,10 +53,6 @@ class Waiter:
         self.seen: View | None = None
         self.seen_at = 0.0
         self.checked_at = 0.0
-        self.deadlock: tuple[frozenset[str], float] = (
-            frozenset(),
-            0.0,
-        )  # names of its requests, and since when
         self.token: socket | None = None
         self.late: dict[str, float] = {}  # others that could start, and since when
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -150,26 +141,8 @@ class Waiter:
         overdue = [name for name, since in self.late.items() if now - since > PASSED_S and name in queue]
         passed = {name for name in overdue if start([name])}
         first = start([name for name in queue if name not in passed])
-        if not first and not self.overuse_mib:
-            first = self._break_deadlock(view, now)
         self.late = {name: self.late.get(name, now) for name in first | passed if name != mine}
         return mine in first
-
-    def _break_deadlock(self, view: View, now: float) -> set[str]:
-        """The name of a request that may start although it is behind others, since all holders wait for more.
-
-        Raises BadInput when there is none and this request is the victim: the youngest.
-        """
-        deadlocked = find_deadlock(self.budget_mib, view.requests)
-        candidate = unblock_candidate(self.budget_mib, view.requests, deadlocked)
-        if candidate:
-            return {candidate.name}
-        names = frozenset(r.name for r in deadlocked)
-        if not deadlocked or names != self.deadlock[0]:
-            self.deadlock = names, now
-        elif deadlocked[-1] == self.request and now - self.deadlock[1] > PASSED_S:  # not only while one ends
-            raise victim_error(self.request, deadlocked, self.unit)
-        return set()
 
     def _link(self, view: View) -> bool:
         """The compare-and-swap: whether this request holds now.
@@ -262,58 +235,5 @@ class Waiter:
                 request.path.unlink()
 
 
-# ------------------------------------------------------------ deadlocks
-
-
-def find_deadlock(budget_mib: int, requests: Sequence[Request]) -> list[Request]:
-    """When all holders wait for more and no request can start: the requests they wait with, oldest first.
-
-    Else empty.
-
-    A request's `holding` lists the tickets that its thread holds, and cannot give back while it waits.
-    """
-    held = [r for r in requests if r.holds]
-    queue = [r for r in requests if not r.holds]
-    owners = {h.pid for h in held}
-    if not held or not owners <= {r.pid for r in queue}:
-        return []
-    waiting = {(r.pid, ticket): r for r in queue if r.pid in owners for ticket in _holding(r)}
-    if not all((h.pid, h.ticket) in waiting for h in held):
-        return []
-    if startable(budget_mib, 0, sizes(held), sizes(queue)):
-        return []
-    found = [waiting[h.pid, h.ticket] for h in held]
-    return sorted({r.path: r for r in found}.values(), key=lambda r: r.order)
-
-
-def unblock_candidate(
-    budget_mib: int, requests: Sequence[Request], deadlocked: Sequence[Request]
-) -> Request | None:
-    """The oldest of a deadlock that has room beside all holders.
-
-    Those ahead of it wait for its end in any case.
-    """
-    held = sizes([r for r in requests if r.holds])
-    room = budget_mib - sum(s.weight(budget_mib) for s in held)
-    return next((r for r in deadlocked if Size(r.mib, r.exclusive).weight(budget_mib) <= room), None)
-
-
-def victim_error(victim: Request, deadlocked: Sequence[Request], unit: str) -> BadInput:
-    """The error that the youngest request of a deadlock ends with."""
-    names = [
-        f"{r.with_owner().owner.get('step') or 'a script'} (pid {r.pid}, {r.mib} more)" for r in deadlocked
-    ]
-    return BadInput(
-        f"asked for {victim.mib} {unit} while holding some: all who hold it wait for more, and nothing is "
-        f"left for any of them: {', '.join(names)}. This request is the youngest, so it gives way: ask for "
-        "all of it at once, or give back before asking again"
-    )
-
-
 def sizes(requests: Sequence[Request]) -> list[Size]:
     return [Size(r.mib, r.exclusive) for r in requests]
-
-
-def _holding(request: Request) -> list[int]:
-    tickets = request.with_owner().owner.get("holding")
-    return [t for t in tickets if isinstance(t, int)] if isinstance(tickets, list) else []
