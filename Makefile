@@ -1,8 +1,9 @@
 # The words of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup check test chaos bench demo lock test-gpu up down clean
-test test-gpu: export OMP_NUM_THREADS ?= 1
+.PHONY: help setup check test test-all chaos bench demo lock test-gpu up down clean
+test test-all test-gpu: export OMP_NUM_THREADS ?= 1
 BIN := .venv/bin
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' Makefile | expand -t 12
@@ -15,13 +16,16 @@ demo: setup  ## the whole chain on data that is embedded: ETL, CNN, YOLO, graph,
 	$(BIN)/overnight run configs/demo.yaml
 	@echo "Look around: MLflow (the address above) and Prefect keep running; 'make down' stops them."
 
-test: check  ## everything that can be checked without a card
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu"
+test: check  ## what has to pass before a change lands; no card needed
+	$(BIN)/pytest $(PARALLEL) -m "not gpu and not slow" $$(bin/own-files 'tests/*test_*.py')
 
-check: setup  ## style and types
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/mypy
+test-all: check  ## test, and the trainings and servers that take longer
+	$(BIN)/pytest $(PARALLEL) -m "not gpu" $$(bin/own-files 'tests/*test_*.py')
+
+check: setup  ## style and types of the project's own files
+	$(BIN)/ruff check $$(bin/own-files '*.py')
+	$(BIN)/ruff format --check $$(bin/own-files '*.py')
+	$(BIN)/mypy $$(bin/own-files 'overnight/*.py' 'tasks/*.py' 'flows/*.py')
 
 test-gpu: setup  ## what needs a CUDA card
 	$(BIN)/pytest -m gpu

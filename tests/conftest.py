@@ -8,12 +8,28 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.progress import FileProgress
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
+OWN_SETTINGS = ("OVERNIGHT_", "PREFECT_", "MLFLOW_")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests see no setting of the user's shell; the process that shows the results names each file as it ends."""
+    for name in list(os.environ):
+        if name.startswith(OWN_SETTINGS) and name != "OVERNIGHT_DATA":
+            del os.environ[name]
+    if not hasattr(config, "workerinput") and config.get_verbosity() == 0:
+        config.pluginmanager.register(FileProgress(config))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What waits for servers comes first, so that it does so beside what computes, and no process has it left over at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("services") is None)
+    """Fast files first; those that wait for servers last, after those that train."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    services = {item.path for item in items if item.get_closest_marker("services")}
+    items.sort(key=lambda item: (item.path in services, item.path in slow))
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from tests.support.own_files import own_files
+
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (  # lowest first; a package knows only those before it
     {"errors", "paths", "config", "files", "locks", "events", "processes", "best_effort"},
@@ -43,11 +45,8 @@ def name_of(path: Path) -> str:
 
 
 def code(*folders: str) -> list[Path]:
-    """Python files below these folders of the checkout, without what benchmarks leave behind."""
-    made = ROOT / "bench" / "out"
-    return sorted(
-        path for folder in folders for path in (ROOT / folder).rglob("*.py") if made not in path.parents
-    )
+    """The project's own Python files below these folders of the checkout."""
+    return own_files(*(f"{folder}/*.py" for folder in folders), root=ROOT)
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:
@@ -182,7 +181,7 @@ def root_modules() -> list[str]:
 def tests_without_a_place() -> list[str]:
     """Test files in a folder that mirrors none of the product."""
     found = []
-    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+    for path in own_files("tests/*test_*.py", root=ROOT):
         folder = path.parent.relative_to(ROOT / "tests")
         places = (ROOT / "overnight" / folder, ROOT / folder)
         own = folder.parts[:1] in (("chaos",), ("on_card",), ("no_card",))

@@ -12,12 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.own_files import own_files
+
 ROOT = Path(__file__).resolve().parent.parent
-MADE = ROOT / "bench" / "out"  # what benchmarks leave behind, models with their code among it
-FOLDERS = ("overnight", "tasks", "flows", "bench")
-CODE = sorted(
-    path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py") if MADE not in path.parents
-)
+CODE = own_files("overnight/*.py", "tasks/*.py", "flows/*.py", "bench/*.py")
 HEAVY = ["torch", "prefect", "mlflow", "polars", "sklearn", "pandas"]  # seconds to import
 
 FILE_LINES, TEST_LINES, CONFIG_LINES = 400, 500, 40
@@ -44,21 +42,11 @@ def python(script: str, folder: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-def tracked() -> list[Path]:
-    """Every file that git knows or would take, as text files go."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip("not a git checkout")
-    return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
-
-
 # ------------------------------------------------------------------------------------------------ what is installed
 
 
 def test_data_sets_hold_no_python() -> None:
-    assert not list((ROOT / "datasets").glob("*.py"))
-    assert not [path for path in tracked() if name_of(path).startswith("datasets/") and path.suffix == ".py"]
+    assert own_files("datasets/*.py") == []
 
 
 def test_the_name_datasets_is_left_to_others() -> None:
@@ -85,7 +73,7 @@ def test_a_package_of_the_same_name_on_pythonpath_does_not_win(tmp_path: Path, m
 def test_no_flow_hides_an_installed_library() -> None:
     """A flow that is loaded by its path puts flows/ in front of everything."""
     installed = set(importlib.metadata.packages_distributions()) | set(sys.stdlib_module_names)
-    assert {path.stem for path in (ROOT / "flows").glob("*.py")} - {"__init__"} & installed == set()
+    assert ({path.stem for path in own_files("flows/*.py")} - {"__init__"}) & installed == set()
 
 
 def test_the_wheel_holds_the_package_alone(tmp_path: Path) -> None:
@@ -129,11 +117,10 @@ def broken(name: str, text: str) -> list[str]:
 
 def test_every_task_lies_in_a_family() -> None:
     """A family may import its own files and tasks/shared, which imports no family."""
-    families = {
-        path.name for path in (ROOT / "tasks").iterdir() if path.is_dir() and path.name != "__pycache__"
-    }
+    files = own_files("tasks/*.py")
+    families = {path.parent.name for path in files} - {"tasks"}
     assert families >= {"tabular", "vision", "detection", "graphs", "rl", "shared"}
-    assert [path.name for path in (ROOT / "tasks").glob("*.py")] == ["__init__.py"]
+    assert [path.name for path in files if path.parent.name == "tasks"] == ["__init__.py"]
     assert broken("tasks/shared/a.py", "from tasks.vision.cnn import x\n")
     assert broken("tasks/graphs/nodes.py", "def f():\n    from tasks.vision import cnn\n")
     assert not broken("tasks/graphs/nodes.py", "from tasks.shared.predictors import load_model\n")
@@ -214,7 +201,7 @@ def test_listing_loads_no_heavy_library(arguments: list[str]) -> None:
 def test_files_stay_short() -> None:
     ceilings = {
         **dict.fromkeys(CODE, FILE_LINES),
-        **dict.fromkeys((ROOT / "tests").rglob("*.py"), TEST_LINES),
+        **dict.fromkeys(own_files("tests/*.py"), TEST_LINES),
     }
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in ceilings}
     assert {name_of(path): lines for path, lines in lengths.items() if lines > ceilings[path]} == {}
@@ -223,7 +210,7 @@ def test_files_stay_short() -> None:
 def test_configs_stay_short() -> None:
     lines = {
         name_of(path): len(path.read_text(encoding="utf-8").splitlines())
-        for path in (ROOT / "configs").glob("*.yaml")
+        for path in own_files("configs/*.yaml")
     }
     assert {name: count for name, count in lines.items() if count > CONFIG_LINES} == {}
 
@@ -238,7 +225,7 @@ FORBIDDEN = {
 
 def test_tracked_files_name_no_machine_and_no_index() -> None:
     found = []
-    for path in tracked():
+    for path in own_files("*"):
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
@@ -253,4 +240,5 @@ def test_tracked_files_name_no_machine_and_no_index() -> None:
 
 
 def test_nothing_large_is_tracked() -> None:
-    assert {name_of(path): path.stat().st_size for path in tracked() if path.stat().st_size > 1_000_000} == {}
+    sizes = {name_of(path): path.stat().st_size for path in own_files("*")}
+    assert {name: size for name, size in sizes.items() if size > 1_000_000} == {}

@@ -13,6 +13,7 @@ from overnight.memory.formulas import joined
 from overnight.orchestration.dry_run import planned_steps
 from overnight.paths import configs
 from overnight.training.recipe import TrainParams
+from tests.support.own_files import own_files
 
 
 def fit(capsys, *arguments):
@@ -130,7 +131,7 @@ def test_an_unknown_environment_is_unknown_with_its_reason(capsys):
 
 def test_every_shipped_config_can_be_judged():
     """Each step is traced, has a formula, or runs on the processor; else it names what to run first."""
-    for config in configs().glob("*.yaml"):
+    for config in own_files("configs/*.yaml"):
         for found in planned_steps(config):
             assert found.step.recipe or found.step.peak or not found.step.gpu, (config, found.label)
             assert found.step.recipe is None or found.shapes or "link_rows: the shapes" in found.missing, (
