@@ -11,7 +11,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from overnight.config import Experiment, Values
+from overnight.config import Experiment
 from overnight.step import flow_names, load_pipeline, pipeline
 
 FORM = "experiments: [cifar10.yaml, {config: graph.yaml, name: planes, gnn: {epochs: 9}}]"
@@ -19,12 +19,6 @@ FORM = "experiments: [cifar10.yaml, {config: graph.yaml, name: planes, gnn: {epo
 
 class Part(Experiment):
     """One experiment of the list: its `flow` decides which other keys it has."""
-
-    @classmethod
-    def concrete(cls, values: Any) -> type[Values]:
-        """The Experiment subclass of the flow that is named; this class when there is no such flow."""
-        name = values.get("flow") if isinstance(values, dict) else None
-        return load_pipeline(name).experiment if name in _other_flows() else cls
 
     @model_validator(mode="wrap")
     @classmethod
@@ -37,7 +31,7 @@ class Part(Experiment):
         if name not in _other_flows():
             given = f"unknown flow {name!r}" if name else "a flow or a config is required and missing"
             raise ValueError(f"{given}; there are {', '.join(_other_flows())}")
-        return cls.concrete(values).model_validate({**values, "name": values.get("name") or name})
+        return load_pipeline(name).experiment.model_validate({**values, "name": values.get("name") or name})
 
 
 def _other_flows() -> list[str]:

@@ -1,16 +1,22 @@
 """Typed values: those of a step (Params) and of a whole experiment (Experiment)."""
 
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from overnight.errors import ConfigError
+from overnight.errors import ConfigError, did_you_mean, one_line
 from overnight.paths import shown
 
 # The last three: errors of yaml's own parts that it does not turn into a YAMLError.
@@ -30,13 +36,37 @@ class Values(BaseModel):
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=()
     )
 
-    @classmethod
-    def concrete(cls, values: Any) -> "type[Values]":  # noqa: ARG003 - for classes that do
-        """The class that these values belong to: a subclass that a key of them selects, else this one."""
-        return cls
-
     RENAMED: ClassVar[dict[str, str]] = {}  # {key of an earlier version: what it is called now}
     MEANINGLESS: ClassVar[dict[str, str]] = {}  # {key of similar sections: why this one does not have it}
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain_unknown_keys(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Name the nearest key in the error, here where it is known which class lacks the key."""
+        try:
+            return handler(given)
+        except ValidationError as error:
+            found = [
+                InitErrorDetails(type=cls._problem(e), loc=e["loc"], input=e["input"]) for e in error.errors()
+            ]
+            raise ValidationError.from_exception_data(cls.__name__, found) from None
+
+    @classmethod
+    def _problem(cls, error: Any) -> PydanticCustomError:
+        if error["type"] == "extra_forbidden":
+            return PydanticCustomError("value_error", cls._unknown(str(error["loc"][-1])))
+        if error["type"] == "missing":
+            return PydanticCustomError("value_error", "is required and missing")
+        return PydanticCustomError(error["type"], error["msg"])
+
+    @classmethod
+    def _unknown(cls, key: str) -> str:
+        if key in cls.RENAMED:
+            return f"is now called {cls.RENAMED[key]}"
+        if key in cls.MEANINGLESS:
+            return f"unknown key: {cls.MEANINGLESS[key]}"
+        hint = did_you_mean(key, cls.model_fields) or ";"
+        return f"unknown key{hint} allowed: {', '.join(sorted(cls.model_fields))}"
 
     def result_params(self) -> dict[str, Any]:
         """The values that decide a result, as JSON types: all but the runtime options."""
@@ -69,13 +99,15 @@ class CardChoice(Values):
     @model_validator(mode="before")
     @classmethod
     def _short(cls, given: Any) -> Any:
-        if given is None or (isinstance(given, str | int) and not isinstance(given, bool)):
-            return {"use": given}
-        if isinstance(given, CardChoice) or (
-            isinstance(given, dict) and not isinstance(given.get("use"), bool)
-        ):
+        if isinstance(given, CardChoice):
             return given
-        raise ValueError("expected an index, a UUID, or {use: ..., policy: ..., count: ...}")
+        choice = given if isinstance(given, dict) else {"use": given}
+        use = choice.get("use")
+        if isinstance(use, bool) or not isinstance(use, str | int | None):
+            raise ValueError(  # noqa: TRY004 - pydantic wants one
+                "expected an index, a UUID, or {use: ..., policy: ..., count: ...}"
+            )
+        return choice
 
 
 class Experiment(Values):
@@ -159,25 +191,23 @@ def _read_file(path: Path, source: Source, prefix: str, inside: tuple[Path, ...]
     if path in inside:
         raise ConfigError(f"{shown(inside[-1])}: names {shown(path)}, which is made of it")
     try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader that reads 1e-3 as a number
-        lines = list(_lines(node, path, source))
+        loader = _Loader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        values = loader.construct_document(node) if node else None
+        lines = dict(_lines(node, path, source))
     except FileNotFoundError:
-        raise ConfigError(f"{shown(path)}: there is no such file{_nearest_file(path)}") from None
+        beside = [p.name for p in path.parent.glob("*.yaml")]
+        hint = did_you_mean(path.name, beside, lambda name: shown(path.parent / name))
+        raise ConfigError(f"{shown(path)}: there is no such file{hint}") from None
     except IsADirectoryError:
         raise ConfigError(f"{shown(path)}: is a folder, not a config") from None
     except OSError as error:
         raise ConfigError(f"{shown(path)}: cannot be read: {error.strerror}") from None
-    except RecursionError:
-        raise ConfigError(
-            f"{shown(path)}: not readable as yaml: nested too deeply, or an alias that holds itself"
-        ) from None
     except MALFORMED as error:
-        raise ConfigError(f"{shown(path)}: not readable as yaml: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{shown(path)}: not readable as yaml: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{shown(path)}: expected 'key: value' lines, found {type(values).__name__}")
-    source.places.update({f"{prefix}{key}": f"{shown(path)}:{line}" for key, line in lines})
+    source.places |= {f"{prefix}{key}": f"{shown(path)}:{line}" for key, line in lines.items()}
     return {
         key: _section(value, path, source, f"{prefix}{key}.", (*inside, path))
         for key, value in values.items()
@@ -233,16 +263,15 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+01234
 
 def _lines(node: Any, path: Path, source: Source, prefix: str = "") -> Iterator[tuple[str, int]]:
     """(dotted key, line) of every value. A key written twice is a mistake, which yaml does not report."""
+    children: list[tuple[Any, Any, Any]] = []
     if isinstance(node, yaml.SequenceNode):
-        for index, child in enumerate(node.value):
-            yield f"{prefix}{index}", child.start_mark.line + 1
-            yield from _lines(child, path, source, f"{prefix}{index}.")
-    if not isinstance(node, yaml.MappingNode):
-        return
+        children = [(index, child, child) for index, child in enumerate(node.value)]
+    elif isinstance(node, yaml.MappingNode):
+        children = [(key.value, key, child) for key, child in node.value]
     seen = set[str]()
-    for key, child in node.value:
-        name = f"{prefix}{key.value}"
-        line = key.start_mark.line + 1
+    for key, begin, child in children:
+        name = f"{prefix}{key}"
+        line = begin.start_mark.line + 1
         if name in seen:
             source.problems.append(f"{shown(path)}:{line}: {name}: written twice; keep one")
         seen.add(name)
@@ -254,20 +283,16 @@ def _override(values: dict[str, Any], override: str, source: Source) -> None:
     """Lay one `a.b.c=value` over the file; an item of a list is named by its index or its `name`."""
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
-    if not equals or not all(keys):
-        source.problems.append(f"override {override!r}: write it as key=value, e.g. cnn.epochs=3")
-        return
     try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506
-    except MALFORMED:
-        source.problems.append(f"override {override!r}: the value is not readable as yaml")
-        return
-    try:
-        found = _set(values, keys, value)
+        if not equals or not all(keys):
+            raise LookupError("write it as key=value, e.g. cnn.epochs=3")
+        found = _set(values, keys, yaml.load(text, Loader=_Loader))  # noqa: S506 - a SafeLoader
     except LookupError as error:
         source.problems.append(f"override {override!r}: {error.args[0]}")
-        return
-    source.overrides[".".join(found)] = override
+    except MALFORMED:
+        source.problems.append(f"override {override!r}: the value is not readable as yaml")
+    else:
+        source.overrides[".".join(found)] = override
 
 
 def _set(values: Any, keys: Sequence[str], value: Any) -> list[str]:
@@ -302,13 +327,16 @@ def _index(items: list[Any], key: str) -> int:
 V = TypeVar("V", bound=Values)
 
 
-def validate(model: type[V], values: dict[str, Any], source: Source) -> V:
-    """The typed values, or one ConfigError that holds every mistake."""
+def validate(model: type[V], values: dict[str, Any], source: Source, below: tuple[str, ...] = ()) -> V:
+    """The typed values, or one ConfigError that holds every mistake.
+
+    below: the keys of the source that hold the values.
+    """
     problems = list(source.problems)
     try:
         checked = model.model_validate(values)
     except ValidationError as error:
-        problems += [_explain(model, values, e, source) for e in error.errors()]
+        problems += [_explain(e, source, below) for e in error.errors()]
     else:
         problems += [
             f"{source.at((*loc, key))}: {'.'.join((*loc, key))}: belongs at the top of the file"
@@ -319,56 +347,13 @@ def validate(model: type[V], values: dict[str, Any], source: Source) -> V:
     return checked
 
 
-def _unknown(owner: type[Values], key: str) -> str:
-    if key in owner.RENAMED:
-        return f"is now called {owner.RENAMED[key]}"
-    if key in owner.MEANINGLESS:
-        return f"unknown key: {owner.MEANINGLESS[key]}"
-    close = difflib.get_close_matches(key, owner.model_fields, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"unknown key; {hint}allowed: {', '.join(sorted(owner.model_fields))}"
-
-
-def _explain(model: type[Values], values: Any, error: Any, source: Source) -> str:
+def _explain(error: Any, source: Source, below: tuple[str, ...]) -> str:
     loc = tuple(part for part in error["loc"] if part != "[key]")
-    where, key = source.at(loc), ".".join(map(str, loc))
-    if error["type"] == "extra_forbidden":
-        return f"{where}: {key}: {_unknown(_model_at(model, values, loc[:-1]) or Values, str(loc[-1]))}"
-    if error["type"] == "missing":
-        return f"{where}: {key}: is required and missing"
     message = error["msg"].removeprefix("Value error, ")
     hide = isinstance(error["input"], dict | list) or error["type"] == "value_error"
     given = "" if hide else f" (got {error['input']!r})"
-    return f"{where}: {key}: {message[:1].lower() + message[1:]}{given}" if key else f"{where}: {message}"
-
-
-def _model_at(model: type[Values], values: Any, loc: Sequence[str | int]) -> type[Values] | None:
-    """The model that a location inside *model* leads to, through optional, list and dict fields."""
-    at: Any = model
-    for part in loc:
-        fields = getattr(at, "model_fields", None)
-        if fields is not None:
-            at = _without_none(fields[part].annotation) if part in fields else None
-        else:  # a key of a dict or an index of a list
-            at = _without_none(get_args(at)[-1]) if get_args(at) else None
-        values = _child(values, part)
-        if hasattr(at, "concrete"):
-            at = at.concrete(values)
-    return at if hasattr(at, "model_fields") else None
-
-
-def _child(values: Any, part: str | int) -> Any:
-    try:
-        return values[part]
-    except (LookupError, TypeError):
-        return None
-
-
-def _without_none(annotation: Any) -> Any:
-    if get_origin(annotation) not in (Union, UnionType):
-        return annotation
-    inner = [a for a in get_args(annotation) if a is not type(None)]
-    return next((a for a in inner if hasattr(a, "model_fields")), inner[0])
+    key = f"{'.'.join(map(str, loc))}: " if loc else ""
+    return f"{source.at((*below, *loc))}: {key}{message[:1].lower() + message[1:] if key else message}{given}"
 
 
 def _misplaced(values: Values, loc: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -390,10 +375,3 @@ def parts_of(value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
         yield from (((str(index),), child) for index, child in enumerate(value))
     else:
         yield (), value
-
-
-def _nearest_file(path: Path) -> str:
-    close = difflib.get_close_matches(
-        path.name, [p.name for p in path.parent.glob("*.yaml")], n=1, cutoff=0.4
-    )
-    return f"; did you mean {shown(path.parent / close[0])}?" if close else ""

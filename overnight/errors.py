@@ -1,22 +1,10 @@
-"""Everything that overnight raises on purpose.
+"""Everything that overnight raises on purpose. A message says what was asked, what is the case, what to do.
 
-    OvernightError          command exit 1, child exit 1
-    ├── BadInput            2, 10   what was asked cannot be done
-    │   ├── ConfigError             a config, an override or an entry is wrong: all mistakes at once
-    │   ├── DataError               a file is missing, damaged, or not what its entry says
-    │   └── ServiceError            a port is taken, a service does not start, the card is unusable
-    ├── OutOfMemory         1, 11   the step needed more than its lease
-    ├── DoesNotFit          3, 12   no card of this size can run it
-    ├── Stopped             1, 13   asked to stop, and did
-    ├── DiskFull            1, 14   no room left for what was to be written
-    ├── RestartProcess      1, 15   a fresh process is to continue from the checkpoint
-    ├── Diverged            1, 1    a loss became NaN, infinite or far too large
-    └── StepFailed          1, 1    a step of the pipeline ended badly
-
-A message says what was asked, what is the case, and what to do.
+exit_code: of the command; child_code: of the process of a step.
 """
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Callable, Iterable, Sequence
 
 
 class OvernightError(Exception):
@@ -86,3 +74,14 @@ class Diverged(OvernightError):
 
 class StepFailed(OvernightError):
     """A step of the pipeline failed; the message names each of them with its reason."""
+
+
+def did_you_mean(given: str, known: Iterable[str], form: Callable[[str], str] = repr) -> str:
+    """`; did you mean 'x'?` with the nearest of the known names; empty when none is near."""
+    close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    return f"; did you mean {form(close[0])}?" if close else ""
+
+
+def one_line(error: object) -> str:
+    """The beginning of a message that may have several lines."""
+    return " ".join(str(error).split())[:200]
