@@ -1,6 +1,5 @@
 """What steps hand on: a folder on disk, its kind and its digest; never a tensor, a frame or a model."""
 
-import errno
 import json
 import os
 import shutil
@@ -12,7 +11,7 @@ from pydantic import Field
 
 from overnight.config import Values
 from overnight.errors import DataError, DiskFull
-from overnight.files import tree_sha256
+from overnight.files import is_disk_full, tree_sha256
 from overnight.paths import shown
 
 if TYPE_CHECKING:
@@ -78,37 +77,26 @@ def save(
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
-        _fill(part, arrays, meta, files)
+        if arrays is not None:
+            import numpy as np
+            from safetensors.numpy import save_file
+
+            whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+            save_file(whole, part / "arrays.safetensors")
+        text = json.dumps(dict(meta or {}), ensure_ascii=False, indent=1)
+        (part / "meta.json").write_text(text, encoding="utf-8")
+        for name, write in (files or {}).items():
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            write(part / name)
         found = tree_sha256(part)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise DiskFull(
                 f"{shown(folder)}: the disk is full; free some room (old runs are folders in "
                 ".overnight/steps) and run it again"
             ) from None
         raise
     return Artifact(kind=kind, path=folder, digest=found, spec=spec or DataSpec())
-
-
-def _fill(
-    part: Path,
-    arrays: Mapping[str, "np.ndarray"] | None,
-    meta: Mapping[str, Any] | None,
-    files: Mapping[str, Writer] | None,
-) -> None:
-    if arrays is not None:
-        import numpy as np
-        from safetensors.numpy import save_file
-
-        save_file(
-            {name: np.ascontiguousarray(array) for name, array in arrays.items()}, part / "arrays.safetensors"
-        )
-    (part / "meta.json").write_text(
-        json.dumps(dict(meta or {}), ensure_ascii=False, indent=1), encoding="utf-8"
-    )
-    for name, write in (files or {}).items():
-        (part / name).parent.mkdir(parents=True, exist_ok=True)
-        write(part / name)

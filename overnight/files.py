@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, JSON that may be missing, and sha256 digests."""
 
 import ast
+import errno
 import hashlib
 import json
 import os
@@ -43,15 +44,16 @@ def atomic_write(path: Path, content: Content, durable: bool = False) -> None:
             part.unlink(missing_ok=True)
         raise
     if durable:
-        _sync_folder(path.parent)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def is_disk_full(error: BaseException) -> bool:
+    """Whether no room is left on the disk, or in the user's quota."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -88,47 +90,31 @@ def source_sha256(files: Iterable[Path]) -> str:
 
 @cache
 def _normalized_ast(text: bytes) -> str:
-    return ast.dump(_DropMessages().visit(ast.parse(text)))
-
-
-class _DropMessages(ast.NodeTransformer):
-    """Removes docstrings, and the text of what is raised, noted or logged."""
-
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        """Modules, classes and functions lose their docstring."""
-        super().generic_visit(node)
+    tree = ast.parse(text)
+    blank = _BlankTexts()
+    for node in ast.walk(tree):
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:]
-        return node
-
-    def visit_Raise(self, node: ast.Raise) -> ast.AST:
-        """The text of an error is for people."""
-        self.generic_visit(node)
-        silent: ast.AST = _BlankTexts().visit(node)
-        return silent
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        """So is that of run.note, run.log and run.progress."""
-        self.generic_visit(node)
-        if isinstance(node.func, ast.Attribute) and node.func.attr in MESSAGES and _is_run(node.func.value):
-            node.args = [_BlankTexts().visit(given) for given in node.args]
-            for keyword in node.keywords:
-                keyword.value = _BlankTexts().visit(keyword.value)
-        return node
+        elif isinstance(node, ast.Raise):
+            blank.visit(node)
+        elif isinstance(node, ast.Call) and _is_message(node.func):
+            node.args = [blank.visit(given) for given in node.args]
+            node.keywords = [blank.visit(given) for given in node.keywords]
+    return ast.dump(tree)
 
 
-def _is_run(node: ast.expr) -> bool:
-    """Whether it is called `run` or `something.run`; others have methods of these names that compute."""
-    return getattr(node, "id", getattr(node, "attr", "")) == "run"
+def _is_message(called: ast.expr) -> bool:
+    """Whether it is `run.note`, `self.run.log` ...; others have methods of these names that compute."""
+    if not isinstance(called, ast.Attribute) or called.attr not in MESSAGES:
+        return False
+    return getattr(called.value, "id", getattr(called.value, "attr", "")) == "run"
 
 
 class _BlankTexts(ast.NodeTransformer):
-    """Empties every text."""
+    """Empties every text, an f-string with the values that it shows."""
 
     def visit_JoinedStr(self, _node: ast.JoinedStr) -> ast.AST:
-        """An f-string with the values it shows."""
         return ast.Constant("")
 
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
-        """A text, or a number that stays."""
         return ast.Constant("") if isinstance(node.value, str) else node

@@ -6,6 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 
+@dataclass(eq=False)
 class Run(ABC):
     """One step's run: what it may log and save, and the few facts it may ask for.
 
@@ -32,15 +34,15 @@ class Run(ABC):
     budget_mib: what its allocator may hold, in MiB; None without a lease
     """
 
-    def __init__(
-        self, folder: Path, seed: int = 0, device: str = "cpu", budget_mib: int | None = None
-    ) -> None:
-        self.folder, self.seed, self.device, self.budget_mib = folder, seed, device, budget_mib
+    folder: Path
+    seed: int = 0
+    device: str = "cpu"
+    budget_mib: int | None = None
+
+    def __post_init__(self) -> None:
         self.should_stop: Callable[[], bool] = lambda: False
         self.should_yield: Callable[[], str] = lambda: ""  # why to give the card back for a while
-        self.restarts = (
-            False  # whether somebody starts a fresh process when this one ends with RestartProcess
-        )
+        self.restarts = False  # whether a fresh process is started when this one ends with RestartProcess
         self.checkpoints: Path | None = None  # where trainings may keep theirs
         self.trainings = 0
         self.micro_batch: int | None = None  # what the last training used at the end
@@ -60,11 +62,8 @@ class Run(ABC):
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Several numbers at the same step; those that an earlier attempt has logged already are left out."""
-        fresh = {
-            k: float(v)
-            for k, v in values.items()
-            if k not in self.logged_before or step > self.logged_before[k]
-        }
+        before = self.logged_before
+        fresh = {k: float(v) for k, v in values.items() if k not in before or step > before[k]}
         if fresh:
             self.logged |= {name: max(int(step), self.logged.get(name, int(step))) for name in fresh}
             self._emit({"event": "metrics", "values": fresh, "step": int(step)})
@@ -112,15 +111,8 @@ class Run(ABC):
 
     def data(self, name: str, digest: str, source: str = "", spec: DataSpec | None = None) -> None:
         """A data set that went in, with its digest."""
-        self._emit(
-            {
-                "event": "data",
-                "name": name,
-                "digest": digest,
-                "source": source,
-                "spec": (spec or DataSpec()).model_dump(mode="json"),
-            }
-        )
+        shapes = (spec or DataSpec()).model_dump(mode="json")
+        self._emit({"event": "data", "name": name, "digest": digest, "source": source, "spec": shapes})
 
     def picture(self, name: str, figure: "Figure") -> None:
         """A matplotlib figure to look at, published as <name>.png."""
@@ -162,9 +154,7 @@ class Run(ABC):
         def write(path: Path) -> None:
             from safetensors.torch import save_file
 
-            save_file(
-                {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}, path
-            )
+            save_file({name: w.detach().cpu().contiguous().clone() for name, w in weights.items()}, path)
 
         arrays = None if example is None else {"example": example}
         meta = {"predictor": predictor, "config": config}
@@ -176,11 +166,9 @@ class Run(ABC):
 class EventLogRun(Run):
     """A run that appends its events to `events.jsonl` in the folder of its step."""
 
-    def __init__(
-        self, folder: Path, seed: int = 0, device: str = "cpu", budget_mib: int | None = None
-    ) -> None:
-        super().__init__(folder, seed, device, budget_mib)
-        self._spool = events.Writer(folder / events.CHILD)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._spool = events.Writer(self.folder / events.CHILD)
 
     def _emit(self, event: Event) -> None:
         self._spool.write({"at": round(time.time(), 3), **_finite(event)})
@@ -194,10 +182,8 @@ class EventLogRun(Run):
 class RecordingRun(Run):
     """The fake: keeps everything that was logged, for tests that call a step's body without any server."""
 
-    def __init__(
-        self, folder: Path, seed: int = 0, device: str = "cpu", budget_mib: int | None = None
-    ) -> None:
-        super().__init__(folder, seed, device, budget_mib)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.events: list[Json] = []
 
     def _emit(self, event: Event) -> None:

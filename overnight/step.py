@@ -14,7 +14,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache, cached_property
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -46,6 +47,7 @@ T = TypeVar("T")
 R = TypeVar("R", bound=Artifact | None)
 
 
+@dataclass(eq=False)
 class Step(Generic[P, R]):
     """A task: `body(run, params, ...)` does the work and needs no server.
 
@@ -61,27 +63,18 @@ class Step(Generic[P, R]):
     probe: (card or None for the CPU, params, *given) -> its engine or library there, by name; part of the key
     """
 
-    def __init__(
-        self,
-        body: Callable[Concatenate[Run, P], R],
-        gpu: bool = False,
-        recipe: "Callable[..., Recipe[Any]] | None" = None,
-        vram_mib: int = 0,
-        uncapped: bool = False,
-        spec: "Callable[..., DataSpec | None] | None" = None,
-        peak: Callable[..., Any] | None = None,
-        probe: Callable[..., Mapping[str, str]] | None = None,
-    ) -> None:
-        self.probe = probe
-        self.body = body
-        self.gpu = gpu
-        self.recipe = recipe
-        self.vram_mib = vram_mib
-        self.uncapped = uncapped
-        self.spec = spec
-        self.peak = peak
-        self.name = body.__name__
-        self.__doc__ = body.__doc__
+    body: Callable[Concatenate[Run, P], R]
+    gpu: bool = False
+    recipe: "Callable[..., Recipe[Any]] | None" = None
+    vram_mib: int = 0
+    uncapped: bool = False
+    spec: Callable[..., DataSpec | None] | None = None
+    peak: Callable[..., Any] | None = None
+    probe: Callable[..., Mapping[str, str]] | None = None
+
+    def __post_init__(self) -> None:
+        self.name = self.body.__name__
+        self.__doc__ = self.body.__doc__
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Submit to the pipeline that is being built. Returns a Pending, typed as the artifact it becomes."""
@@ -117,7 +110,7 @@ class Step(Generic[P, R]):
         parts = {
             "step": self.address,
             "source": source_sha256(self.files()),
-            "torch": _torch(),
+            "torch": importlib.metadata.version("torch"),
             "arguments": [_shape(a) for a in arguments],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
@@ -142,14 +135,6 @@ def _shape(value: Any) -> Any:
     return value
 
 
-@cache
-def _torch() -> str:
-    try:
-        return importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
 @overload
 def step(body: Callable[Concatenate[Run, P], R], /) -> Step[P, R]: ...
 @overload
@@ -159,7 +144,7 @@ def step(
     recipe: "Callable[..., Recipe[Any]] | None" = None,
     vram_mib: int = 0,
     uncapped: bool = False,
-    spec: "Callable[..., DataSpec | None] | None" = None,
+    spec: Callable[..., DataSpec | None] | None = None,
     peak: Callable[..., Any] | None = None,
     probe: Callable[..., Mapping[str, str]] | None = None,
 ) -> Callable[[Callable[Concatenate[Run, P], R]], Step[P, R]]: ...
@@ -227,8 +212,7 @@ class Pipeline(Generic[P, T]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run as a part of the pipeline that is being built."""
-        with current_builder().named(self.name):
-            return self.body(*args, **kwargs)
+        return self.part(self.name, *args, **kwargs)
 
     def part(self, name: str, *args: P.args, **kwargs: P.kwargs) -> T:
         """The same with labels that begin with `name`, for a pipeline that runs another more than once."""
@@ -239,8 +223,7 @@ class Pipeline(Generic[P, T]):
     def experiment(self) -> type[Experiment]:
         """The Experiment subclass of its first argument."""
         first = next(iter(inspect.signature(self.body).parameters))
-        hint: type[Experiment] = get_type_hints(self.body)[first]
-        return hint
+        return cast("type[Experiment]", get_type_hints(self.body)[first])
 
 
 def pipeline(body: Callable[P, T]) -> Pipeline[P, T]:
