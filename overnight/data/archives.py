@@ -16,20 +16,14 @@ from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from overnight.errors import DataError, DiskFull
-from overnight.files import atomic_write
+from overnight.files import atomic_write, is_disk_full
 from overnight.paths import shown, state
 
 LIMIT_BYTES = 200 * 10**9
-DAMAGED = (
-    OSError,
-    EOFError,
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-    NotImplementedError,
+DAMAGED = (  # what the standard library raises for an archive that is damaged
+    OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, NotImplementedError,
     RuntimeError,
-)
+)  # fmt: skip
 Member = tuple[str, Callable[[], IO[bytes]]]
 
 
@@ -131,11 +125,11 @@ def _explained(archive: Path, unfinished: Path) -> Iterator[None]:
         yield
         whole = True
     except DAMAGED as error:
-        number = getattr(error, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise DiskFull(
                 f"{shown(unfinished)}: the disk is full while unpacking {archive.name}; make room"
             ) from None
+        number = getattr(error, "errno", None)
         if number not in (None, errno.EINVAL):  # EINVAL: a damaged directory of a zip points before its start
             raise DataError(
                 f"{shown(archive)}: cannot be unpacked to {shown(unfinished)}: {os.strerror(number)}"

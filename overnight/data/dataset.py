@@ -1,21 +1,20 @@
 """A data set by the name of its entry: locate or fetch its files, read them, cut splits, check counts."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from pydantic import AfterValidator, model_validator
 
 from overnight.artifact import DataSpec
-from overnight.config import Source, read, validate
+from overnight.config import Source, Values, read, validate
 from overnight.data import digests, readers
 from overnight.data.content import Boxes, CleaningCounts, Content, Graph, Images, Tables, Texts
 from overnight.data.entry import Entry, Kind
 from overnight.data.fetch import fetch_missing
 from overnight.data.splits import cut
-from overnight.errors import ConfigError, DataError
+from overnight.errors import ConfigError, DataError, did_you_mean
 from overnight.paths import datasets, shown
 
 if TYPE_CHECKING:
@@ -66,31 +65,25 @@ class Dataset(Entry):
 
     def locate(self, progress: "Progress | None" = None) -> Path:
         """The first folder with every file as the entry says, downloaded if need be. Raises DataError."""
-        problems = list[str]()
-        for folder in self.found():
-            wrong = self.problems(folder)
-            if not wrong:
-                return folder
-            problems = problems or wrong
-        if problems:
-            raise DataError(problems)
-        return fetch_missing(self, progress)
+        whole = self.whole()
+        if whole is None and self.found():
+            raise DataError(self.problems(self.found()[0]))
+        return whole or fetch_missing(self, progress)
+
+    def whole(self) -> Path | None:
+        """The first folder that holds every file as the entry says; None where there is none."""
+        return next((folder for folder in self.found() if not self.problems(folder)), None)
 
 
 def check(name: str, expected: DataSpec, content: Content) -> None:
     """Raise DataError when counts, sizes or names of classes are not those that the entry gives."""
-    counts = _counts(content, expected.counts)
-    wrong = [
-        f"{s}: {counts.get(s, 0)} (expected {n})"
-        for s, n in expected.counts.items()
-        if counts and counts.get(s, 0) != n
-    ]
-    sizes = {"nodes": content.nodes, "edges": content.edges.shape[1]} if isinstance(content, Graph) else {}
-    wrong += [
-        f"{size}: {n} (expected {getattr(expected, size)})"
-        for size, n in sizes.items()
-        if getattr(expected, size) not in (0, n)
-    ]
+    there = _counts(content, expected.counts)
+    wanted = dict(expected.counts) if there else {}
+    if isinstance(content, Graph):
+        there |= {"nodes": content.nodes, "edges": content.edges.shape[1]}
+        sizes = {"nodes": expected.nodes, "edges": expected.edges}
+        wanted |= {size: n for size, n in sizes.items() if n}
+    wrong = [f"{k}: {there.get(k, 0)} (expected {n})" for k, n in wanted.items() if there.get(k, 0) != n]
     classes = () if isinstance(content, Tables) else tuple(content.classes)
     if expected.classes and classes and classes != expected.classes:
         wrong.append(f"classes: {', '.join(classes)} (expected {', '.join(expected.classes)})")
@@ -113,8 +106,7 @@ def _counts(content: Content, wanted: Mapping[str, int]) -> dict[str, int]:
     return {split: len(items) for split, items in content.splits.items()}
 
 
-# ------------------------------------------------------------------------------------------------ entries by
-# name
+# -------------------------------------------------------------------------------- entries by name
 
 
 def of_kind(kind: Kind) -> AfterValidator:
@@ -133,45 +125,29 @@ def load_entry(name: str) -> Dataset:
     Raises ConfigError with every mistake, or with the nearest name.
     """
     if name not in names():
-        close = difflib.get_close_matches(name, names(), n=1, cutoff=0.4)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(
-            f"unknown data set {name!r}{hint} (`overnight data ls` lists them; a new one is "
-            f"datasets/{name}.yaml)"
+            f"unknown data set {name!r}{did_you_mean(name, names())} (`overnight data ls` lists them; a new "
+            f"one is datasets/{name}.yaml)"
         )
     values, source = read(datasets() / f"{name}.yaml")
-    problems, found = list[str](), None
-    try:
-        found = validate(Dataset, {"name": name, **values}, source)
-    except ConfigError as error:
-        problems += error.problems
-    problems += _option_problems(values, source)
-    if problems or found is None:
-        raise ConfigError(list(dict.fromkeys(problems)))
-    return found
-
-
-def _option_problems(values: dict[str, Any], source: Source) -> list[str]:
-    """Mistakes in the options, each with its line, as the reader of the entry sees them."""
     options = values.get("options") or {}
-    if values.get("reader") not in readers.names() or not isinstance(options, dict):
-        return []
-    inner = Source(source.path)
-    inner.places = {
-        key.removeprefix("options."): place
-        for key, place in source.places.items()
-        if key.startswith("options.")
-    }
-    inner.places[""] = source.at(("options",))
-    try:
-        validate(readers.reader(values["reader"]).Options, options, inner)
-    except ConfigError as error:
-        return error.problems
-    return []
+    checks: list[tuple[type[Values], dict[str, Any], tuple[str, ...]]] = [
+        (Dataset, {"name": name, **values}, ())
+    ]
+    if values.get("reader") in readers.names() and isinstance(options, dict):
+        checks.append((readers.reader(values["reader"]).Options, options, ("options",)))
+    found, problems = list[Any](), list[str]()
+    for model, given, below in checks:
+        try:
+            found.append(validate(model, given, source, below))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return cast("Dataset", found[0])
 
 
-# ------------------------------------------------------------------------------------------------ for the
-# command line
+# -------------------------------------------------------------------------------- for the command line
 
 
 def listing() -> list[dict[str, Any]]:
@@ -180,47 +156,44 @@ def listing() -> list[dict[str, Any]]:
 
 
 def _row(name: str) -> dict[str, Any]:
-    try:
-        found = load_entry(name)
-    except ConfigError as error:
-        wrong = f"the entry is wrong: {error.problems[0]}"
-        return {"name": name, "kind": "", "reader": "", "where": wrong, "MB": None, "licence": ""}
-    try:
-        folder = next(iter(found.found()), None)
-        where = readers.source(found.reader, found.options) or (shown(folder) if folder else "not here")
-    except DataError as error:
-        folder = None
-        where = str(error)
-    known = sum(file.bytes or 0 for file in found.files)
-    here = sum(digests.size(folder / file.path) for file in found.files) if folder else 0
-    return {
+    row: dict[str, Any] = {
         "name": name,
-        "kind": found.kind,
-        "reader": found.reader,
-        "where": where,
-        "MB": round((here or known) / 1e6, 1) or None,
-        "licence": found.licence,
+        "kind": "",
+        "reader": "",
+        "where": "not here",
+        "MB": None,
+        "licence": "",
     }
+    try:
+        entry = load_entry(name)
+        row |= {"kind": entry.kind, "reader": entry.reader, "licence": entry.licence}
+        size = sum(file.bytes or 0 for file in entry.files)
+        for folder in entry.found()[:1]:
+            row["where"] = entry.package.name if entry.package else shown(folder)
+            size = sum(digests.size(folder / file.path) for file in entry.files) or size
+        row["MB"] = round(size / 1e6, 1) or None
+    except ConfigError as error:
+        row["where"] = f"the entry is wrong: {error.problems[0]}"
+    except DataError as error:
+        row["where"] = str(error)
+    return row
 
 
 def fetch(name: str, progress: "Progress | None" = None) -> str:
     """Download what is missing or damaged, verify everything; returns where it is. Raises DataError."""
-    found = load_entry(name)
-    for folder in found.found():
-        if not found.problems(folder):
-            return shown(folder)
-    return shown(fetch_missing(found, progress))
+    entry = load_entry(name)
+    return shown(entry.whole() or fetch_missing(entry, progress))
 
 
 def verify(name: str) -> list[str]:
     """Every file hashed anew against the entry, and the set read once; what is wrong, or nothing."""
-    found = load_entry(name)
+    entry = load_entry(name)
     try:
-        if not found.found():
+        if not entry.found():
             return [f"not here; `overnight data fetch {name}`"]
-        for file in found.files:
-            digests.forget(found.found()[0] / file.path)
-        found.load()
+        for file in entry.files:
+            digests.forget(entry.found()[0] / file.path)
+        entry.load()
     except (DataError, ConfigError) as error:
         return error.problems
     return []

@@ -1,6 +1,5 @@
 """Downloads that resume where they broke off, and end whole, verified and renamed, or not at all."""
 
-import errno
 import http.client
 import os
 import shutil
@@ -14,6 +13,7 @@ from typing import IO, Any
 
 from overnight.data import digests
 from overnight.errors import DataError, DiskFull
+from overnight.files import is_disk_full
 from overnight.paths import shown
 
 Progress = Callable[[str, int, int | None], None]
@@ -33,12 +33,8 @@ class Announce:
         now = time.monotonic()
         if now - self.last >= self.every_s or done == total:
             self.last = now
-            print(
-                f"{what}: {done / 1e6:.1f} of {total / 1e6:.1f} MB"
-                if total
-                else f"{what}: {done / 1e6:.1f} MB",
-                flush=True,
-            )
+            of = f" of {total / 1e6:.1f}" if total else ""
+            print(f"{what}: {done / 1e6:.1f}{of} MB", flush=True)
 
 
 class _BrokenOff(Exception):
@@ -64,7 +60,8 @@ def download(
     Raises DataError (refused, gone, wrong digest or size, connection lost TRIES times without a new byte) and
     DiskFull.
     """
-    part, progress = target.with_name(f"{target.name}.part"), progress or Announce()
+    part = target.with_name(f"{target.name}.part")
+    progress = progress or Announce()
     target.parent.mkdir(parents=True, exist_ok=True)
     failures = 0
     while True:
@@ -79,7 +76,11 @@ def download(
                 raise DataError(_advice(url, target, str(error))) from None
             time.sleep(pause_s * 2**failures)
         except OSError as error:
-            _give_up(error, target)
+            if is_disk_full(error):
+                raise DiskFull(
+                    f"{shown(target)}: the disk is full; what is here is kept and taken up again"
+                ) from None
+            raise DataError(f"{shown(target)}: cannot be written: {error.strerror or error}") from None
     _accept(url, part, target, sha256, size)
 
 
@@ -96,11 +97,12 @@ def _receive(url: str, part: Path, sha256: Sequence[str], size: int | None, prog
     if have:
         headers |= {"Range": f"bytes={have}-"} | ({"If-Range": known} if not sha256 else {})
     with _open(url, headers, part) as answer:
-        have = have if answer.status == 206 and _starts_at(answer, have) else 0
+        begins = str(answer.headers.get("Content-Range", ""))
+        have = have if answer.status == 206 and begins.startswith(f"bytes {have}-") else 0
         tag.write_text(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else None
-        _room(part, (total or size or 0) - have)
+        _check_room(part, (total or size or 0) - have)
         with part.open("r+b" if have else "wb") as sink:
             sink.truncate(have)
             sink.seek(have)
@@ -159,10 +161,6 @@ def _copy(
     return done
 
 
-def _starts_at(answer: Any, have: int) -> bool:
-    return str(answer.headers.get("Content-Range", "")).startswith(f"bytes {have}-")
-
-
 def _accept(url: str, part: Path, target: Path, sha256: Sequence[str], size: int | None) -> None:
     """Rename what is whole; throw away what is not what the entry says."""
     found = part.stat().st_size
@@ -179,21 +177,13 @@ def _accept(url: str, part: Path, target: Path, sha256: Sequence[str], size: int
     os.replace(part, target)
 
 
-def _room(part: Path, needed: int) -> None:
+def _check_room(part: Path, needed: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if needed > free:
         raise DiskFull(
             f"{shown(part.parent)}: the download needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; "
             "make room"
         )
-
-
-def _give_up(error: OSError, target: Path) -> None:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise DiskFull(
-            f"{shown(target)}: the disk is full; what is here is kept and taken up again"
-        ) from None
-    raise DataError(f"{shown(target)}: cannot be written: {error.strerror or error}") from None
 
 
 def _advice(url: str, target: Path, reason: str) -> str:

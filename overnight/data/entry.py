@@ -31,11 +31,9 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Inside = Annotated[str, AfterValidator(_inside)]
 
 
-class DataFile(Values):
-    """One file of a data set, by its path inside the set's folder; a whole folder when it ends with /."""
+class _Known(Values):
+    """What is known of a file before it is here; where nothing is, any file will do."""
 
-    path: Inside
-    url: Url | None = None
     sha256: Sha256 | list[Sha256] = Field(
         [], description="several: each will do. Of a folder: of what `sha256sum *` prints in it"
     )
@@ -43,19 +41,23 @@ class DataFile(Values):
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """What the file may have; empty when the entry does not say."""
         return (self.sha256,) if isinstance(self.sha256, str) else tuple(self.sha256)
 
 
-class Archive(Values):
+class DataFile(_Known):
+    """One file of a data set, by its path inside the set's folder; a whole folder when it ends with /."""
+
+    path: Inside
+    url: Url | None = None
+
+
+class Archive(_Known):
     """A tar or zip that brings the files that have no url of their own.
 
     A copy that lies in the set's folder is used instead.
     """
 
     url: Url
-    sha256: Sha256 | None = None
-    bytes: int | None = Field(None, ge=0)
     inside: str = Field(
         "", description="the folder of the archive that holds the files; * stands for any one name"
     )
@@ -63,13 +65,7 @@ class Archive(Values):
 
     @property
     def name(self) -> str:
-        """What the file is called."""
         return PurePosixPath(self.url.partition("?")[0]).name
-
-    @property
-    def digests(self) -> tuple[str, ...]:
-        """What it may have; empty when the entry does not say."""
-        return (self.sha256,) if self.sha256 else ()
 
 
 class Entry(Values):
@@ -102,8 +98,15 @@ class Entry(Values):
 
     def search_paths(self) -> list[Path]:
         """Where the files may be, in the order of looking; the last is where downloads go."""
-        found = readers.locate(self.reader, self.options)
-        return [found] if found else [place / (self.folder or self.name) for place in (*shared(), datasets())]
+        package = self.package
+        if package:
+            return [package.folder()]
+        return [place / (self.folder or self.name) for place in (*shared(), datasets())]
+
+    @property
+    def package(self) -> readers.Package | None:
+        """The installed package that brings the files; None where they lie below the data folders."""
+        return readers.package_of(self.reader, self.options)
 
     def found(self) -> list[Path]:
         """The folders that hold every file; nothing is verified."""
@@ -144,14 +147,13 @@ class Entry(Values):
         Where the entry has no digests: those of the files that are here.
         """
         how = self.model_dump(mode="json", include={"kind", "reader", "options", "splits"})
-        own = readers.identity(self.reader, self.options)
-        if own:
-            return {**how, **own}
+        if self.package:
+            return {**how, "package": self.package.version()}
         folder = next(iter(self.found()), None)
-        files = {
-            f.path: next(iter(f.digests), None) or (folder and digests.sha256(folder / f.path))
-            for f in self.files
-        }
+        files = {}
+        for file in self.files:
+            here = folder and digests.sha256(folder / file.path) if not file.digests else None
+            files[file.path] = file.digests[0] if file.digests else here
         return {**how, "files": files or {".": folder and digests.sha256(folder)}}
 
 

@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from overnight.data import digests, readers
+from overnight.data import digests
 from overnight.data.archives import unpack
 from overnight.data.download import Progress, download
 from overnight.data.entry import Archive, DataFile, Entry
@@ -30,7 +30,9 @@ def fetch_missing(entry: Entry, progress: Progress | None = None) -> Path:
             "set OVERNIGHT_DATA"
         ) from None
     with hold(folder / ".lock", f"fetching {entry.name}", wait=True):
-        _fetch_files(entry, folder, progress)
+        for file in _missing(entry, folder):
+            if file.url:
+                download(file.url, folder / file.path, file.digests, file.bytes, progress)
         _fetch_archives(entry, folder, progress)
     problems = entry.problems(folder)
     if problems:
@@ -46,9 +48,10 @@ def _missing(entry: Entry, folder: Path) -> list[DataFile]:
 def _check_can_fetch(entry: Entry, folder: Path) -> None:
     """Say it before anything is downloaded when some file has no address."""
     looked = " or ".join(shown(h) for h in entry.search_paths())
-    source = readers.source(entry.reader, entry.options)
-    if source:
-        raise DataError(f"data set {entry.name!r}: {looked} lacks a file of the set; install {source} anew")
+    if entry.package:
+        raise DataError(
+            f"data set {entry.name!r}: {looked} lacks a file of the set; install {entry.package.name} anew"
+        )
     if not entry.files:
         raise DataError(
             f"data set {entry.name!r}: there is no folder {looked}, and its entry has no address; put the "
@@ -62,16 +65,9 @@ def _check_can_fetch(entry: Entry, folder: Path) -> None:
         names = ", ".join(f.path for f in lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
         hint = f" (see {entry.homepage})" if entry.homepage else ""
         raise DataError(
-            f"data set {entry.name!r}: {names} not in {looked}; the entry has no address, so `overnight "
-            f"data fetch {entry.name}` "
-            f"cannot get it: put it there yourself{hint}"
+            f"data set {entry.name!r}: {names} not in {looked}; the entry has no address, so "
+            f"`overnight data fetch {entry.name}` cannot get it: put it there yourself{hint}"
         )
-
-
-def _fetch_files(entry: Entry, folder: Path, progress: Progress | None) -> None:
-    for file in _missing(entry, folder):
-        if file.url:
-            download(file.url, folder / file.path, file.digests, file.bytes, progress)
 
 
 def _fetch_archives(entry: Entry, folder: Path, progress: Progress | None) -> None:
@@ -79,14 +75,17 @@ def _fetch_archives(entry: Entry, folder: Path, progress: Progress | None) -> No
     for archive in entry.archives:
         if not _missing(entry, folder):
             return
-        fresh, given = folder / ".unpacked", _given(entry, archive)
+        fresh = folder / ".unpacked"
+        given = _given(entry, archive)
         packed = given or folder / f".{archive.name}"
         if not packed.exists():
             download(archive.url, packed, archive.digests, archive.bytes, progress)
         shutil.rmtree(fresh, ignore_errors=True)
         try:
             unpack(packed, fresh, archive.inside, archive.limit)
-            _move(fresh, folder, entry)
+            for file in _missing(entry, folder):
+                if (fresh / file.path).exists():
+                    _replace(folder / file.path, fresh / file.path)
         finally:  # wrong once is wrong again: a damaged archive is not kept either
             shutil.rmtree(fresh, ignore_errors=True)
             if not given:
@@ -99,12 +98,8 @@ def _given(entry: Entry, archive: Archive) -> Path | None:
     return next((p for p in there if not archive.digests or digests.sha256(p) in archive.digests), None)
 
 
-def _move(fresh: Path, folder: Path, entry: Entry) -> None:
-    for file in _missing(entry, folder):
-        source, target = fresh / file.path, folder / file.path
-        if not source.exists():
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(source, target)
+def _replace(target: Path, source: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_dir():
+        shutil.rmtree(target)
+    os.replace(source, target)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from overnight.data.content import BoxItem, CleaningCounts, ImageItem
-from overnight.errors import DataError
+from overnight.errors import DataError, one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,9 +28,7 @@ def decode(name: str, data: bytes) -> "Image":
             f"{name}: expected an image, but it does not decode: its bytes are of no format that Pillow knows"
         ) from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{name}: expected an image, but it does not decode: {' '.join(str(error).split())}"
-        ) from None
+        raise DataError(f"{name}: expected an image, but it does not decode: {one_line(error)}") from None
     return image
 
 

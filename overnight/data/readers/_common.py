@@ -1,16 +1,19 @@
 """What several readers need."""
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 
-from overnight.data.content import CleaningCounts
+from overnight.data.content import CleaningCounts, ImageItem
+from overnight.data.images import of_array
 from overnight.errors import DataError
 from overnight.paths import shown
+
+if TYPE_CHECKING:
+    import numpy as np
 
 IMAGE_ENDINGS = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".pnm"}
@@ -18,10 +21,8 @@ IMAGE_ENDINGS = frozenset(
 MOST_CLASSES = 100_000
 SIGNATURES = {
     b"PK\x03\x04": "zip", b"\x1f\x8b": "gzip", b"PAR1": "parquet", b"\x93NUMPY": "npy", b"\x89PNG": "png",
-    b"\xff\xd8\xff": "jpeg",
-    b"%PDF": "pdf", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"version https://git-lfs": "git-lfs pointer (the "
-                                                                                    "data itself was not "
-                                                                                    "fetched)",
+    b"\xff\xd8\xff": "jpeg", b"%PDF": "pdf", b"BZh": "bzip2", b"\xfd7zXZ": "xz",
+    b"version https://git-lfs": "git-lfs pointer (the data itself was not fetched)",
 }  # fmt: skip
 
 
@@ -40,8 +41,13 @@ def _once(classes: list[str]) -> list[str]:
     return classes
 
 
+def _listed(given: Any) -> Any:
+    return [given] if isinstance(given, str) else given
+
+
 Delimiter = Annotated[str, AfterValidator(_one_byte)]
 Classes = Annotated[list[str], AfterValidator(_once)]
+Files = Annotated[list[str], BeforeValidator(_listed)]
 
 
 def present(folder: Path, name: str) -> Path:
@@ -110,6 +116,15 @@ def lines(path: Path) -> list[str]:
     return [line.strip() for line in text(path).split("\n") if line.strip()]
 
 
+def require(path: Path, columns: Iterable[str], there: Sequence[str]) -> None:
+    """Raise DataError when the file lacks a column."""
+    missing = [name for name in columns if name not in there]
+    if missing:
+        raise DataError(
+            f"{shown(path)}: no column {', '.join(map(repr, missing))}; the file has: {', '.join(there)}"
+        )
+
+
 def numbered(top: int, where: Path) -> tuple[str, ...]:
     """Class names for labels that are numbers from 0.
 
@@ -123,7 +138,32 @@ def numbered(top: int, where: Path) -> tuple[str, ...]:
     return tuple(map(str, range(top + 1)))
 
 
+def class_names(
+    given: Sequence[str],
+    labels: Iterable[int],
+    where: Path,
+    cleaned: CleaningCounts,
+    fault: str = "a label is {}, but the entry names {} classes",
+) -> tuple[str, ...]:
+    """Names for labels that are numbers from 0: those given, else the numbers; -1: unlabelled.
+
+    Raises DataError with the fault when a label has no name.
+    """
+    seen = set(labels)
+    top = max(seen, default=-1)
+    if given and top >= len(given):
+        raise DataError(f"{shown(where)}: {fault.format(top, len(given))}; name them all")
+    names = tuple(given) or numbered(top, where)
+    count_empty(names, seen, cleaned)
+    return names
+
+
 def count_empty(classes: Sequence[str], labels: Iterable[int], cleaned: CleaningCounts) -> None:
     """Count the classes that no sample has: they are kept, so that indices stay what the entry says."""
-    seen = Counter(labels)
-    cleaned["empty class kept"] += sum(seen[i] == 0 for i in range(len(classes)))
+    cleaned["empty class kept"] += len(set(range(len(classes))) - set(labels))
+
+
+def image_items(stem: str, images: "np.ndarray", labels: "np.ndarray") -> list[ImageItem]:
+    """An item for each image of bytes (N, H, W) or (N, H, W, 3); labels (N,)."""
+    pairs = enumerate(zip(images, labels, strict=True))
+    return [ImageItem(f"{stem}/{i}", of_array(image), int(label)) for i, (image, label) in pairs]

@@ -1,6 +1,7 @@
 """The columns of a csv: which type each has, and whether every value has it."""
 
-import re
+import csv
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,15 +43,13 @@ class Column:
         if given and (form or kind not in FORMATS):
             return cls(name, kind, form, given=True, file=file)
         sample = _sample(text, name)
-        for candidate in _candidates(name, kind, sample, file):
-            if sample.is_empty() or sample.to_frame().select(candidate.wrong()).item() == 0:
-                return replace(candidate, given=bool(given))
-        if not given:
-            return cls(name, "text", "", given=False, file=file)
+        for type_, form in _candidates(kind, sample):
+            column = cls(name, type_, form, bool(given), file)
+            if sample.is_empty() or sample.to_frame().select(column.wrong()).item() == 0:
+                return column
         raise DataError(
             f"{shown(file)}: column {name!r} should be a {kind}, but {sample[0]!r} has no form that is "
-            "known; "
-            f"state it in the entry: `{name}: {kind} %d.%m.%Y`"
+            f"known; state it in the entry: `{name}: {kind} %d.%m.%Y`"
         )
 
     @property
@@ -79,14 +78,12 @@ class Column:
             text = pl.when(~text.is_in(["", *self.trim])).then(text)
         if self.type == "bool":
             known = dict.fromkeys(TRUE, True) | dict.fromkeys(FALSE, False)
-            return (
-                text.str.to_lowercase()
-                .replace_strict(known, default=None, return_dtype=pl.Boolean)
-                .alias(self.name)
-            )
-        if self.type in FORMATS:
-            return text.str.strptime(self.dtype, self.form, strict=False).alias(self.name)
-        return text.cast(self.dtype, strict=False).alias(self.name)
+            value = text.str.to_lowercase().replace_strict(known, default=None, return_dtype=self.dtype)
+        elif self.type in FORMATS:
+            value = text.str.strptime(self.dtype, self.form, strict=False)
+        else:
+            value = text.cast(self.dtype, strict=False)
+        return value.alias(self.name)
 
     def wrong(self) -> "pl.Expr":
         """How many values are there but not of the type."""
@@ -120,40 +117,33 @@ class Column:
     def _error(self, text: "pl.LazyFrame") -> DataError:
         import polars as pl
 
-        first = (
-            text.select(pl.col(self.name))
-            .with_row_index("row")
-            .filter(self._is_wrong())
-            .head(1)
-            .collect()
-            .row(0)
-        )
-        known = "its entry says" if self.given else f"it is in the first {SAMPLE} rows"
-        hint = (
-            "correct the file or the type"
-            if self.given
-            else f"state a type in the entry, such as `{self.name}: text`"
-        )
+        column = text.select(pl.col(self.name)).with_row_index("row", offset=1)
+        row, value = column.filter(self._is_wrong()).head(1).collect().row(0)
+        why = f"it is in the first {SAMPLE} rows; state a type in the entry, such as `{self.name}: text`"
+        if self.given:
+            why = "its entry says; correct the file or the type"
         article = "an" if self.type == "int" else "a"
-        what = f"{article} {self.type}" + (f" of the form {self.form}" if self.form else "")
+        form = f" of the form {self.form}" if self.form else ""
         return DataError(
-            f"{shown(self.file)}: column {self.name!r}, row {first[0] + 1} (after the header): "
-            f"{first[1]!r} is not {what}, as {known}; {hint}"
+            f"{shown(self.file)}: column {self.name!r}, row {row} (after the header): "
+            f"{value!r} is not {article} {self.type}{form}, as {why}"
         )
 
 
-def _candidates(name: str, kind: str, sample: "pl.Series", file: Path) -> Iterator[Column]:
-    """What a column may be, the narrowest first; a number that starts with 0 is a code, so text."""
-    codes = not sample.is_empty() and bool(sample.str.contains(r"^[+-]?0\d").any())
-    if not kind and not sample.is_empty() and not codes:
-        yield Column(name, "int", "", given=False, file=file)
-        yield Column(name, "float", "", given=False, file=file)
-    if not kind and not sample.is_empty() and sample.str.to_lowercase().is_in(["true", "false"]).all():
-        yield Column(name, "bool", "", given=False, file=file)
-    for wide in [kind] if kind else ["date", "datetime"]:
-        for form in FORMATS[wide]:
-            if kind or (not sample.is_empty() and form != "%Y%m%d"):
-                yield Column(name, wide, form, given=False, file=file)
+def _candidates(kind: str, sample: "pl.Series") -> Iterator[tuple[str, str]]:
+    """(type, form) that a column may have, the narrowest first; `kind`: the type that the entry gives."""
+    if kind:
+        yield from ((kind, form) for form in FORMATS[kind])
+        return
+    if not sample.is_empty():
+        if not sample.str.contains(r"^[+-]?0\d").any():  # a number that starts with 0 is a code, so text
+            yield from (("int", ""), ("float", ""))
+        if sample.str.to_lowercase().is_in(["true", "false"]).all():
+            yield "bool", ""
+        yield from (
+            (wide, form) for wide in ("date", "datetime") for form in FORMATS[wide] if form != "%Y%m%d"
+        )
+    yield "text", ""
 
 
 def _sample(text: "pl.LazyFrame", name: str) -> "pl.Series":
@@ -180,56 +170,35 @@ def without_blank_rows(
     return frame.filter(~blank) if count else frame
 
 
-def check_end(path: Path, file: Path, separator: str) -> None:
-    """Raise DataError when the file breaks off in its last line."""
-    with path.open("rb") as stream:
-        header = re.sub(rb'"[^"]*"', b"", stream.readline())
-        stream.seek(max(path.stat().st_size - 65536, 0))
-        tail = stream.read()
-    last = tail.rpartition(b"\n")[2]
-    fields, expected = last.count(separator.encode()), header.count(separator.encode())
-    if last.strip() and b'"' not in tail and b"\n" in tail and fields < expected:
-        raise DataError(
-            f"{shown(file)}: breaks off in its last line ({fields + 1} of {expected + 1} fields); get the "
-            "whole file"
-        )
+def short_rows(path: Path, file: Path, separator: str, expected: int) -> int:
+    """How many rows have fewer fields than the header; blank lines are not rows.
 
-
-def short_rows(path: Path, separator: str, expected: int) -> int:
-    """How many rows have fewer fields than the header; blank lines are not rows."""
+    Raises DataError when the last of them is where the file breaks off.
+    """
     import polars as pl
 
     lines = pl.scan_csv(
-        path,
-        has_header=False,
-        separator="\x01",
-        quote_char=None,
-        infer_schema=False,
+        path, has_header=False, separator="\x01", quote_char=None, infer_schema=False,
         schema={"line": pl.String},
-    )
+    )  # fmt: skip
     line = pl.col("line")
-    torn = (
-        line.str.count_matches('"', literal=True).mod(2).any()
-    )  # a quoted value that goes on in the next line
+    torn = line.str.count_matches('"', literal=True) % 2 == 1  # a quoted value goes on in the next line
     bare = line.str.replace_all(r'"[^"]*"', "").str.strip_chars("\r")
-    short = (bare.str.count_matches(separator, literal=True) + 1 < expected) & (
-        line.str.strip_chars().str.len_chars() > 0
-    )
-    found = (
-        lines.select(torn.alias("torn"), short.sum().alias("short"))
-        .collect(engine="streaming")
-        .row(0, named=True)
-    )
-    return _short_by_hand(path, separator, expected) if found["torn"] else int(found["short"])
-
-
-def _short_by_hand(path: Path, separator: str, expected: int) -> int:
-    import csv
-
-    with path.open(encoding="utf-8", errors="replace", newline="") as stream:
-        return sum(0 < len(row) < expected and any(row) for row in csv.reader(stream, delimiter=separator))
-
-
-def brief(error: Exception) -> str:
-    """The first lines of a long message as one."""
-    return " ".join(str(error).split())[:200]
+    fields = bare.str.count_matches(separator, literal=True) + 1
+    short = (fields < expected) & (line.str.strip_chars() != "")
+    last = pl.when(short.last()).then(fields.last()).otherwise(expected)
+    found = lines.select(torn.any().alias("torn"), short.sum().alias("short"), last.alias("last"))
+    row = found.collect(engine="streaming").row(0, named=True)
+    if row["torn"]:
+        with path.open(encoding="utf-8", errors="replace", newline="") as stream:
+            rows = csv.reader(stream, delimiter=separator)
+            return sum(0 < len(row) < expected and any(row) for row in rows)
+    with path.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        ended = stream.read() == b"\n"
+    if row["last"] < expected and not ended:
+        raise DataError(
+            f"{shown(file)}: breaks off in its last line ({row['last']} of {expected} fields); get the "
+            "whole file"
+        )
+    return int(row["short"])

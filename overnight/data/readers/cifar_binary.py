@@ -6,8 +6,7 @@ from pydantic import Field
 
 from overnight.config import Values
 from overnight.data.content import CleaningCounts, ImageItem, Images
-from overnight.data.images import of_array
-from overnight.data.readers._common import count_empty, expect, lines, numbered, present
+from overnight.data.readers._common import class_names, expect, image_items, lines, present
 from overnight.errors import DataError
 from overnight.paths import shown
 
@@ -35,14 +34,8 @@ def read(folder: Path, options: Options, _kind: str) -> Images:
         for split, files in options.splits.items()
     }
     labels = [item.label for items in splits.values() for item in items]
-    classes = tuple(given) or numbered(max(labels, default=-1), folder)
-    if max(labels, default=-1) >= len(classes):
-        raise DataError(
-            f"{shown(folder)}: a label is {max(labels)}, but there are {len(classes)} class names; name "
-            "them all"
-        )
-    count_empty(classes, labels, cleaned)
-    return Images(classes, splits, cleaned)
+    fault = "a label is {}, but there are {} class names"
+    return Images(class_names(given, labels, folder, cleaned, fault), splits, cleaned)
 
 
 def _items(path: Path, options: Options) -> list[ImageItem]:
@@ -58,4 +51,4 @@ def _items(path: Path, options: Options) -> list[ImageItem]:
     records = data.reshape(-1, record)
     images = records[:, options.labels :].reshape(-1, 3, options.size, options.size).transpose(0, 2, 3, 1)
     labels = records[:, range(options.labels)[options.label]]
-    return [ImageItem(f"{path.stem}/{i}", of_array(images[i]), int(label)) for i, label in enumerate(labels)]
+    return image_items(path.stem, images, labels)

@@ -4,7 +4,7 @@ Scanned lazily, after every value was checked against its type once.
 """
 
 import codecs
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +14,8 @@ from overnight.config import Values
 from overnight.data.archives import plain, recoded
 from overnight.data.content import CleaningCounts, Tables
 from overnight.data.readers import _csv
-from overnight.data.readers._common import Delimiter, expect, present
-from overnight.errors import DataError
+from overnight.data.readers._common import Delimiter, expect, present, require
+from overnight.errors import DataError, one_line
 from overnight.paths import shown
 
 if TYPE_CHECKING:
@@ -79,49 +79,34 @@ def _scan(file: Path, table: Table, options: Options, cleaned: CleaningCounts) -
     path = recoded(expect(plain(file), "csv", file), options.encoding)
     nulls = options.nulls if table.nulls is None else table.nulls
     how: dict[str, Any] = {"separator": table.delimiter or options.delimiter, "null_values": nulls}
-    _csv.check_end(path, file, how["separator"])
     try:
         text = pl.scan_csv(path, infer_schema=False, **how)
-        columns = _columns(text, file, _types(text, file, table, options), nulls, cleaned)
-        if expected := len(columns) - 1:
-            cleaned["row with too few fields: the rest counts as missing"] += _csv.short_rows(
-                path, how["separator"], expected + 1
-            )
+        names = text.collect_schema().names()
+        if len(names) > 1:
+            short = _csv.short_rows(path, file, how["separator"], len(names))
+            cleaned["row with too few fields: the rest counts as missing"] += short
+        require(file, table.types, names)
+        types = {**options.types, **table.types}
+        columns = _columns(text, [_csv.Column.of(text, n, types.get(n), file) for n in names], nulls, cleaned)
         native = {c.name: c.dtype for c in columns if c.is_native}
         typed = pl.scan_csv(path, infer_schema=False, schema_overrides=native, **how)
         frame = typed.with_columns(c.value() for c in columns if not c.is_native)
         return _csv.without_blank_rows(frame, text, columns, cleaned)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(
-            f"{shown(file)}: expected a csv file: {_csv.brief(error)}; mend it, or the entry's delimiter or "
+            f"{shown(file)}: expected a csv file: {one_line(error)}; mend it, or the entry's delimiter or "
             "encoding"
         ) from None
 
 
 def _columns(
-    text: "pl.LazyFrame", file: Path, types: Mapping[str, str], nulls: Sequence[str], cleaned: CleaningCounts
+    text: "pl.LazyFrame", columns: list[_csv.Column], nulls: Sequence[str], cleaned: CleaningCounts
 ) -> list[_csv.Column]:
     """One pass over every value; only columns in which something is wrong are looked at again."""
     import polars as pl
 
-    names = text.collect_schema().names()
-    columns = [_csv.Column.of(text, name, types.get(name), file) for name in names]
-    found = (
-        text.select(pl.len().alias(ROWS), *(c.wrong() for c in columns))
-        .collect(engine="streaming")
-        .row(0, named=True)
-    )
-    cleaned["column of a name that is taken renamed"] += sum("_duplicated_" in name for name in names)
+    wrong = text.select(pl.len().alias(ROWS), *(c.wrong() for c in columns))
+    found = wrong.collect(engine="streaming").row(0, named=True)
+    cleaned["column of a name that is taken renamed"] += sum("_duplicated_" in c.name for c in columns)
     cleaned["table without rows kept"] += not found[ROWS]
     return [c.repaired(text, nulls, cleaned) if found[c.name] else c for c in columns]
-
-
-def _types(text: "pl.LazyFrame", file: Path, table: Table, options: Options) -> Mapping[str, str]:
-    """The types the entry gives; every column of the table's own must be there."""
-    there = text.collect_schema().names()
-    missing = [c for c in table.types if c not in there]
-    if missing:
-        raise DataError(
-            f"{shown(file)}: no column {', '.join(map(repr, missing))}; the file has: {', '.join(there)}"
-        )
-    return {**{c: t for c, t in options.types.items() if c in there}, **table.types}

@@ -7,16 +7,16 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from overnight.config import Values
 from overnight.data.archives import plain
 from overnight.data.content import CleaningCounts, Features, Graph
-from overnight.data.readers._common import Classes, Delimiter, count_empty, expect, present, text
+from overnight.data.readers._common import Classes, Delimiter, count_empty, expect, present, require, text
 from overnight.data.readers._graph import cleaned_edges
-from overnight.errors import DataError
+from overnight.errors import DataError, one_line
 from overnight.paths import shown
 
 if TYPE_CHECKING:
@@ -27,34 +27,39 @@ if TYPE_CHECKING:
 LONGEST = 100  # digits of an id that is read as a number
 
 
-class Edges(Values):
+class _Csv(Values):
+    """A csv of which two columns are read."""
+
+    COLUMNS: ClassVar[tuple[str, str]]
+    file: str
+    delimiter: Delimiter = ","
+
+    @property
+    def columns(self) -> tuple[str, str]:
+        first, second = self.COLUMNS
+        return getattr(self, first), getattr(self, second)
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        if len(set(self.columns)) < 2:
+            raise ValueError(f"{' and '.join(self.COLUMNS)} must be two columns")
+        return self
+
+
+class Edges(_Csv):
     """The csv of edges."""
 
-    file: str
+    COLUMNS = ("source", "target")
     source: str
     target: str
-    delimiter: Delimiter = ","
-
-    @model_validator(mode="after")
-    def _two_columns(self) -> Self:
-        if self.source == self.target:
-            raise ValueError("source and target must be two columns")
-        return self
 
 
-class Targets(Values):
+class Targets(_Csv):
     """The csv of classes."""
 
-    file: str
+    COLUMNS = ("id", "label")
     id: str
     label: str
-    delimiter: Delimiter = ","
-
-    @model_validator(mode="after")
-    def _two_columns(self) -> Self:
-        if self.id == self.label:
-            raise ValueError("id and label must be two columns")
-        return self
 
 
 class Options(Values):
@@ -77,9 +82,12 @@ class Options(Values):
 def read(folder: Path, options: Options, _kind: str) -> Graph:
     """Nodes are all ids of all files: numbers in their order, then names in theirs."""
     cleaned = CleaningCounts()
-    ends = _edges(folder, options.edges, cleaned)
+    table = _table(folder, options.edges)
+    whole = table.drop_nulls()
+    cleaned["edge without both ends dropped"] += table.height - whole.height
     bags = _bags(present(folder, options.features)) if options.features else {}
     names = _names(folder, options.targets, cleaned) if options.targets else {}
+    ends = whole.get_columns()
     index = _index(*(end.unique().to_list() for end in ends), bags, names)
     edges = cleaned_edges(_codes(ends, index), len(index), cleaned, shown(folder / options.edges.file))
     features = _features(bags, index, cleaned, folder, options) if options.features else None
@@ -88,41 +96,25 @@ def read(folder: Path, options: Options, _kind: str) -> Graph:
     return Graph(edges, len(index), features, labels, classes, {}, cleaned)
 
 
-def _table(path: Path, columns: Iterable[str], delimiter: str) -> "pl.DataFrame":
-    """The named columns of a csv as text without blanks around; an empty field is null."""
+def _table(folder: Path, options: _Csv) -> "pl.DataFrame":
+    """The two columns of a csv as text without blanks around; an empty field is null."""
     import polars as pl
 
+    path = present(folder, options.file)
     try:
-        frame = pl.read_csv(
-            expect(plain(path), "csv", path), infer_schema=False, separator=delimiter, encoding="utf8"
-        )
+        file = expect(plain(path), "csv", path)
+        frame = pl.read_csv(file, infer_schema=False, separator=options.delimiter, encoding="utf8")
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{shown(path)}: expected a csv file: {' '.join(str(error).split())[:200]}") from None
-    missing = [c for c in columns if c not in frame.columns]
-    if missing:
-        raise DataError(
-            f"{shown(path)}: no column {', '.join(map(repr, missing))}; the file has: "
-            f"{', '.join(frame.columns)}"
-        )
-    stripped = frame.select(pl.col(c).str.strip_chars() for c in columns)
+        raise DataError(f"{shown(path)}: expected a csv file: {one_line(error)}") from None
+    require(path, options.columns, frame.columns)
+    stripped = frame.select(pl.col(c).str.strip_chars() for c in options.columns)
     return stripped.with_columns(pl.when(pl.all() != "").then(pl.all()))
-
-
-def _edges(folder: Path, options: Edges, cleaned: CleaningCounts) -> "list[pl.Series]":
-    """Ids of both ends of each edge."""
-    frame = _table(present(folder, options.file), (options.source, options.target), options.delimiter)
-    whole = frame.drop_nulls()
-    cleaned["edge without both ends dropped"] += frame.height - whole.height
-    return [whole[options.source], whole[options.target]]
 
 
 def _bags(path: Path) -> dict[str, Any]:
     try:
         bags = json.loads(text(plain(path)))
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # not only what is no json: a number of thousands of digits, thousands of brackets
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         raise DataError(f"{shown(path)}: expected json: {error}; get it anew, or correct the entry") from None
     if not isinstance(bags, dict):
         raise DataError(
@@ -133,18 +125,21 @@ def _bags(path: Path) -> dict[str, Any]:
 
 def _names(folder: Path, options: Targets, cleaned: CleaningCounts) -> dict[str, str | None]:
     """The class name by id; None where the field is empty."""
-    frame = _table(present(folder, options.file), (options.id, options.label), options.delimiter)
-    rows = [row for row in frame.rows() if row[0] is not None]
-    cleaned["target without an id dropped"] += frame.height - len(rows)
-    names: dict[str, str | None] = {}
-    for node, name in rows:
-        if names.setdefault(node, name) != name:
-            raise DataError(
-                f"{shown(folder / options.file)}: node {node!r} has two classes, {names[node]!r} and "
-                f"{name!r}; keep one"
-            )
-    cleaned["repeated target dropped"] += len(rows) - len(names)
-    return names
+    import polars as pl
+
+    table = _table(folder, options)
+    rows = table.drop_nulls(options.id)
+    pairs = rows.unique(maintain_order=True)
+    twice = pairs.filter(pl.col(options.id).is_duplicated()).sort(options.id, maintain_order=True)
+    if twice.height:
+        (node, first), (_, second) = twice.rows()[:2]
+        raise DataError(
+            f"{shown(folder / options.file)}: node {node!r} has two classes, {first!r} and {second!r}; keep "
+            "one"
+        )
+    cleaned["target without an id dropped"] += table.height - rows.height
+    cleaned["repeated target dropped"] += rows.height - pairs.height
+    return dict(pairs.rows())
 
 
 def _index(*ids: Iterable[str]) -> dict[str, int]:
@@ -191,10 +186,10 @@ def _features(
 
 def _pairs(bag: Any, node: str, folder: Path, options: Options) -> dict[str, float]:
     """Value by feature id; a list of ids means 1 for each (a repeated one still 1)."""
-    if options.vectors and isinstance(bag, list) and all(isinstance(v, int | float) for v in bag):
-        return {str(f): _number(v) for f, v in enumerate(bag)}
-    if not options.vectors and isinstance(bag, list) and all(isinstance(f, int | str) for f in bag):
-        return {str(f): 1.0 for f in bag}
+    if isinstance(bag, list) and options.vectors:
+        bag = dict(enumerate(bag))
+    elif isinstance(bag, list) and all(isinstance(f, int | str) for f in bag):
+        bag = dict.fromkeys(bag, 1)
     if isinstance(bag, dict) and all(isinstance(v, int | float) for v in bag.values()):
         return {str(f): _number(v) for f, v in bag.items()}
     where = shown(folder / (options.features or ""))
@@ -220,9 +215,10 @@ def _labels(
 ) -> "tuple[np.ndarray, tuple[str, ...]]":
     import numpy as np
 
-    classes = tuple(options.classes) or tuple(sorted({n for n in names.values() if n is not None}))
+    found = {name for name in names.values() if name is not None}
+    classes = tuple(options.classes or sorted(found))
     at = {name: i for i, name in enumerate(classes)}
-    unknown = sorted({n for n in names.values() if n is not None} - set(classes))
+    unknown = sorted(found - set(classes))
     if unknown:
         file = folder / (options.targets.file if options.targets else "")
         raise DataError(

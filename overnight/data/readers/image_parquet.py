@@ -5,8 +5,8 @@ A column of bytes (or of {bytes, path}) and a column with the class.
 
 import json
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,8 @@ from pydantic import Field
 from overnight.config import Values
 from overnight.data.content import CleaningCounts, ImageItem, Images
 from overnight.data.images import decode
-from overnight.data.readers._common import count_empty, matching, numbered
-from overnight.errors import DataError
+from overnight.data.readers._common import Files, count_empty, matching, numbered, require
+from overnight.errors import DataError, one_line
 from overnight.paths import shown
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Options(Values):
     """Which file is which split, and what its columns are called."""
 
-    splits: dict[str, str | list[str]] = Field(
+    splits: dict[str, Files] = Field(
         min_length=1, description="file, files or a pattern such as train-*.parquet by split"
     )
     image: str = "image"
@@ -41,20 +41,15 @@ def read(folder: Path, options: Options, _kind: str) -> Images:
     """Labels now, images a row group at a time as they are opened."""
     cleaned = CleaningCounts()
     files = {
-        split: [
-            _File(path, options)
-            for name in ([given] if isinstance(given, str) else given)
-            for path in matching(folder, name)
-        ]
-        for split, given in options.splits.items()
+        split: [_File(path, options) for name in names for path in matching(folder, name)]
+        for split, names in options.splits.items()
     }
     classes = tuple(options.classes) or _classes([file for some in files.values() for file in some])
     splits = {
         split: [item for file in some for item in file.items(classes, cleaned)]
         for split, some in files.items()
     }
-    if classes:
-        count_empty(classes, (item.label for items in splits.values() for item in items), cleaned)
+    count_empty(classes, (item.label for items in splits.values() for item in items), cleaned)
     return Images(classes, splits, cleaned)
 
 
@@ -87,59 +82,34 @@ class _File:
         import pyarrow as pa
         from pyarrow import parquet
 
-        self.path, self.options = path, options
-        self.lock, self.cache = threading.Lock(), OrderedDict[int, Any]()
+        self.path = path
+        self.options = options
+        self.lock = threading.Lock()
+        self.group = lru_cache(maxsize=2)(self._group)
+        columns = [c for c in (options.label, options.name) if c]
         try:
             self.file = parquet.ParquetFile(path, memory_map=True)
+            require(path, [options.image, *columns], self.file.schema_arrow.names)
+            facts = self.file.read(columns=columns)
         except (pa.ArrowException, OSError) as error:
             raise DataError(
-                f"{shown(path)}: expected a parquet file: {' '.join(str(error).split())[:200]}; get it anew"
+                f"{shown(path)}: expected a parquet file: {one_line(error)}; get it anew"
             ) from None
-        self._check_columns()
-        self.labels = self._column(options.label) if options.label else [None] * self.file.metadata.num_rows
-        self.names = (
-            self._column(options.name)
-            if options.name
-            else [f"{path.stem}/{i}" for i in range(len(self.labels))]
-        )
+        rows = self.file.metadata.num_rows
+        self.labels = facts[options.label].to_pylist() if options.label else [None] * rows
+        self.names = [f"{path.stem}/{i}" for i in range(rows)]
+        if options.name:
+            self.names = facts[options.name].to_pylist()
         self.classes = _class_names(self.file.schema_arrow.metadata or {}, options.label or "")
-
-    def _check_columns(self) -> None:
-        there = self.file.schema_arrow.names
-        missing = [
-            c for c in (self.options.image, self.options.label, self.options.name) if c and c not in there
-        ]
-        if missing:
-            raise DataError(
-                f"{shown(self.path)}: no column {', '.join(map(repr, missing))}; the file has: "
-                f"{', '.join(there)}"
-            )
-
-    def _column(self, name: str) -> list[Any]:
-        import pyarrow as pa
-
-        try:
-            values = list(self.file.read(columns=[name]).column(0).to_pylist())
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(
-                f"{shown(self.path)}: column {name!r} is damaged: {error}; get the file anew"
-            ) from None
-        groups = sum(self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups))
-        if len(values) != groups:
-            raise DataError(
-                f"{shown(self.path)}: column {name!r} has {len(values)} values for {groups} rows; get the "
-                "file anew"
-            )
-        return values
 
     def items(self, classes: tuple[str, ...], cleaned: CleaningCounts) -> list[ImageItem]:
         index = {name: i for i, name in enumerate(classes)}
-        ends, items, row = 0, [], 0
+        items = list[ImageItem]()
         for group in range(self.file.num_row_groups):
-            start, ends = ends, ends + self.file.metadata.row_group(group).num_rows
-            for row in range(start, ends):
+            for at in range(self.file.metadata.row_group(group).num_rows):
+                row = len(items)
                 label = self._label(row, index, cleaned)
-                items.append(ImageItem(str(self.names[row]), self._opener(group, row - start, row), label))
+                items.append(ImageItem(str(self.names[row]), self._opener(group, at, row), label))
         return items
 
     def _label(self, row: int, index: dict[str, int], cleaned: CleaningCounts) -> int:
@@ -162,18 +132,13 @@ class _File:
     def _bytes(self, group: int, at: int, name: str) -> bytes:
         import pyarrow as pa
 
-        with self.lock:
-            if group not in self.cache:
-                try:
-                    self.cache[group] = self.file.read_row_group(group, columns=[self.options.image]).column(
-                        0
-                    )
-                except (pa.ArrowException, OSError) as error:
-                    raise DataError(
-                        f"{name}: its part of the file is damaged: {error}; get the file anew"
-                    ) from None
-                while len(self.cache) > 2:
-                    self.cache.popitem(last=False)
-            value = self.cache[group][at].as_py()
+        try:
+            with self.lock:
+                value = self.group(group)[at].as_py()
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{name}: its part of the file is damaged: {error}; get the file anew") from None
         found = value.get("bytes") if isinstance(value, dict) else value
         return found if isinstance(found, bytes) else b""
+
+    def _group(self, number: int) -> Any:
+        return self.file.read_row_group(number, columns=[self.options.image]).column(0)

@@ -3,7 +3,6 @@
 Its files, read by another reader, or what one of its functions returns.
 """
 
-import difflib
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import packages_distributions, version
@@ -11,14 +10,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from overnight.config import Source, Values, validate
-from overnight.data.content import CleaningCounts, Content, Graph, ImageItem, Images, Tables
-from overnight.data.images import of_array
+from overnight.config import Values
+from overnight.data.content import CleaningCounts, Content, Graph, Images, Tables
 from overnight.data.readers import reader
+from overnight.data.readers._common import image_items
 from overnight.data.readers._graph import cleaned_edges
-from overnight.errors import ConfigError, DataError
+from overnight.errors import DataError, did_you_mean
 
 
 class Options(Values):
@@ -37,15 +36,17 @@ class Options(Values):
         None, gt=0, description="the value that means white; the largest that occurs when left out"
     )
 
+    @field_validator("options")
+    @classmethod
+    def _of_the_reader(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if info.data.get("reader"):
+            reader(info.data["reader"]).Options.model_validate(options)
+        return options
+
     @model_validator(mode="after")
     def _one_way(self) -> "Options":
         if (self.reader is None) == (self.function is None):
             raise ValueError("give either reader or function")
-        if self.reader:
-            try:
-                validate(reader(self.reader).Options, self.options, Source(Path("options")))
-            except ConfigError as error:
-                raise ValueError("; ".join(error.problems)) from None
         return self
 
 
@@ -60,43 +61,46 @@ def read(folder: Path, options: Options, kind: str) -> Content:
     if content is None:
         raise DataError(
             f"package {options.module!r}: {options.function} returned a {type(found).__name__}, which is no "
-            f"{kind}; "
-            "expected a mapping with images and target, a networkx graph, or a data frame"
+            f"{kind}; expected a mapping with images and target, a networkx graph, or a data frame"
         )
     return content
 
 
-def locate(options: Mapping[str, Any]) -> Path:
-    """The folder of an installed package, found without importing it (some take seconds).
+class Package:
+    """The package of an entry; it is not imported (some take seconds)."""
 
-    Raises DataError when it is not installed.
-    """
-    module = str(options["module"])
-    spec = find_spec(module.partition(".")[0])
-    places = list(spec.submodule_search_locations or []) if spec else []
-    if not places:
-        raise DataError(f"package {module!r} is not installed here; `pip install` the package that brings it")
-    return Path(places[0]) / str(options.get("folder") or "")
+    def __init__(self, module: str, below: str) -> None:
+        self.name = f"package {module}"
+        self.module = module
+        self.top = module.partition(".")[0]
+        self.below = below
+
+    def folder(self) -> Path:
+        """Where its files are; raises DataError when it is not installed."""
+        spec = find_spec(self.top)
+        places = list(spec.submodule_search_locations or []) if spec else []
+        if not places:
+            raise DataError(
+                f"package {self.module!r} is not installed here; `pip install` the package that brings it"
+            )
+        return Path(places[0]) / self.below
+
+    def version(self) -> str:
+        """Names and versions of its distributions."""
+        names = packages_distributions().get(self.top, [])
+        return " ".join(f"{name} {version(name)}" for name in sorted(set(names))) or self.top
 
 
-def identity(options: Mapping[str, Any]) -> dict[str, str]:
-    """Name and version of the package."""
-    top = str(options["module"]).partition(".")[0]
-    names = packages_distributions().get(top, [])
-    return {"package": " ".join(f"{name} {version(name)}" for name in sorted(set(names))) or top}
-
-
-def source(options: Mapping[str, Any]) -> str:
-    """What brings the files, for messages."""
-    return f"package {options['module']}"
+def package(options: Mapping[str, Any]) -> Package:
+    """What brings the files."""
+    return Package(str(options["module"]), str(options.get("folder") or ""))
 
 
 def _call(options: Options) -> Any:
     module = import_module(options.module)
     function = getattr(module, options.function or "", None)
     if not callable(function):
-        close = difflib.get_close_matches(options.function or "", dir(module), n=1, cutoff=0.4)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(options.function or "", dir(module))
         raise DataError(f"package {options.module!r} has no function {options.function!r}{hint}")
     try:
         return function(**options.arguments)
@@ -112,15 +116,12 @@ def _images(found: Any, options: Options) -> Images | None:
 
     if not isinstance(found, Mapping) or not {"images", "target"} <= set(found):
         return None
-    pixels, labels = np.asarray(found["images"], dtype=np.float64), np.asarray(found["target"]).astype(int)
+    pixels = np.asarray(found["images"], dtype=np.float64)
+    labels = np.asarray(found["target"]).astype(int)
     grey_NHW = np.rint(pixels * (255 / (options.maximum or pixels.max() or 1))).clip(0, 255).astype(np.uint8)
     names = found.get("target_names")
     classes = tuple(str(n) for n in (names if names is not None else range(labels.max() + 1)))
-    items = [
-        ImageItem(f"{options.function}/{i}", of_array(grey_NHW[i]), int(label))
-        for i, label in enumerate(labels)
-    ]
-    return Images(classes, {"train": items})
+    return Images(classes, {"train": image_items(str(options.function), grey_NHW, labels)})
 
 
 def _tables(found: Any, options: Options) -> Tables | None:
@@ -146,18 +147,12 @@ def _graph(found: Any, options: Options) -> Graph | None:
 
     if not hasattr(found, "adjacency"):
         return None
-    index, cleaned = {node: i for i, node in enumerate(found.nodes)}, CleaningCounts()
+    index = {node: i for i, node in enumerate(found.nodes)}
+    cleaned = CleaningCounts()
     edges = np.array([[index[a], index[b]] for a, b in found.edges()], dtype=np.int64).reshape(-1, 2).T
     names = [None if options.label is None else data.get(options.label) for _, data in found.nodes(data=True)]
     classes = tuple(sorted({str(n) for n in names if n is not None}))
     labels = np.array([-1 if n is None else classes.index(str(n)) for n in names], dtype=np.int64)
     cleaned["unlabelled node kept"] += int((labels < 0).sum()) if options.label else 0
-    return Graph(
-        cleaned_edges(edges, len(index), cleaned, options.module),
-        len(index),
-        None,
-        labels,
-        classes,
-        {},
-        cleaned,
-    )
+    edges = cleaned_edges(edges, len(index), cleaned, options.module)
+    return Graph(edges, len(index), None, labels, classes, {}, cleaned)

@@ -1,17 +1,14 @@
 """A citation graph in one npz of plain arrays: edge_index, x (CSR or dense), y, and public masks."""
 
-import struct
-import tokenize
-import zipfile
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from overnight.config import Values
+from overnight.data.archives import DAMAGED
 from overnight.data.content import CleaningCounts, Features, Graph
-from overnight.data.readers._common import Classes, count_empty, numbered, present
+from overnight.data.readers._common import Classes, class_names, present
 from overnight.data.readers._graph import cleaned_edges
 from overnight.errors import DataError
 from overnight.paths import shown
@@ -20,15 +17,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-# What numpy passes on of zipfile, zlib and its own header's parser.
-DAMAGED = (
-    OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, struct.error, SyntaxError, AttributeError,
-    TypeError, KeyError, OverflowError, MemoryError, NotImplementedError, RuntimeError, tokenize.TokenError,
-)  # fmt: skip
-
-
-DIMENSIONS = {"edge_index": 2, "y": 1, "x": 2, "x_data": 1, "x_indices": 1, "x_indptr": 1, "x_shape": 1}
-DIMENSIONS |= {"train_mask": 1, "val_mask": 1, "test_mask": 1}
+MASKS = ("train_mask", "val_mask", "test_mask")
+CSR = ("x_data", "x_indices", "x_indptr", "x_shape")
+DIMENSIONS = {"edge_index": 2, "y": 1, "x": 2, **dict.fromkeys((*CSR, *MASKS), 1)}
 
 
 class Options(Values):
@@ -47,22 +38,12 @@ def read(folder: Path, options: Options, _kind: str) -> Graph:
     labels = arrays["y"].astype(np.int64)
     nodes = len(labels)
     edges = cleaned_edges(arrays["edge_index"].astype(np.int64), nodes, cleaned, shown(path))
-    classes = tuple(options.classes) or numbered(int(labels.max(initial=-1)), path)
-    if labels.max(initial=-1) >= len(classes):
-        raise DataError(
-            f"{shown(path)}: y has the class {labels.max()}, the entry names {len(classes)} classes; name "
-            "them all"
-        )
+    fault = "y has the class {}, the entry names {} classes"
+    classes = class_names(options.classes, labels.tolist(), path, cleaned, fault)
     cleaned["unlabelled node kept"] += int((labels < 0).sum())
-    count_empty(classes, labels.tolist(), cleaned)
-    masks = {
-        split: arrays[f"{split}_mask"].astype(bool)
-        for split in ("train", "val", "test")
-        if f"{split}_mask" in arrays
-    }
-    return Graph(
-        edges, nodes, _features(arrays, nodes, path), np.maximum(labels, -1), classes, masks, cleaned
-    )
+    masks = {name.removesuffix("_mask"): arrays[name].astype(bool) for name in MASKS if name in arrays}
+    features = _features(arrays, nodes, path)
+    return Graph(edges, nodes, features, np.maximum(labels, -1), classes, masks, cleaned)
 
 
 def _load(path: Path) -> "dict[str, np.ndarray]":
@@ -70,8 +51,10 @@ def _load(path: Path) -> "dict[str, np.ndarray]":
 
     try:
         with np.load(path, allow_pickle=False) as file:
+            if file.zip.testzip():  # else numpy reads a damaged header before its checksum
+                raise ValueError("a checksum is wrong")
             arrays = dict(file.items())
-    except DAMAGED as error:
+    except (*DAMAGED, ValueError, TypeError) as error:
         raise DataError(
             f"{shown(path)}: expected an npz file of plain arrays: {error}; get it anew"
         ) from None
@@ -90,12 +73,8 @@ def _load(path: Path) -> "dict[str, np.ndarray]":
             f"{shown(path)}: {'; '.join(odd)}; expected finite numbers: edge_index (2, E), y (N,), x (N, F) "
             "or CSR, masks (N,)"
         )
-    wrong = [
-        n
-        for n in ("train_mask", "val_mask", "test_mask")
-        if n in arrays and arrays[n].shape != arrays["y"].shape
-    ]
-    wrong += [n for n in ("x_data", "x_indices", "x_shape") if "x_indptr" in arrays and n not in arrays]
+    wrong = [n for n in MASKS if n in arrays and arrays[n].shape != arrays["y"].shape]
+    wrong += [n for n in CSR if "x_indptr" in arrays and n not in arrays]
     if wrong or arrays["edge_index"].shape[:1] != (2,):
         raise DataError(
             f"{shown(path)}: {wrong[0] if wrong else 'edge_index'} has the wrong shape or is missing; "
@@ -137,11 +116,9 @@ def _sparse(arrays: "dict[str, np.ndarray]", path: Path) -> Features:
             f"{shown(path)}: x_shape or x_indptr is too short for a sparse matrix; get the file anew"
         )
     rows, width = map(int, arrays["x_shape"])
-    data, indices, indptr = (
-        arrays["x_data"].astype(np.float32),
-        arrays["x_indices"].astype(np.int64),
-        arrays["x_indptr"].astype(np.int64),
-    )
+    data = arrays["x_data"].astype(np.float32)
+    indices = arrays["x_indices"].astype(np.int64)
+    indptr = arrays["x_indptr"].astype(np.int64)
     whole = (
         len(indptr) == rows + 1
         and indptr[0] == 0

@@ -8,13 +8,13 @@ from pydantic import Field, model_validator
 from overnight.config import Values
 from overnight.data.archives import plain
 from overnight.data.content import Texts
-from overnight.data.readers._common import present, text
+from overnight.data.readers._common import Files, present, text
 
 
 class Options(Values):
     """Files by split; `parts` cuts what only one file holds."""
 
-    splits: dict[str, str | list[str]] = Field(min_length=1)
+    splits: dict[str, Files] = Field(min_length=1)
     parts: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(
         {}, description="shares cut off the end of train, last split last"
     )
@@ -36,11 +36,8 @@ def read(folder: Path, options: Options, _kind: str) -> Texts:
     Files of a split in their order.
     """
     found = {
-        split: [
-            (text(plain(present(folder, name))), -1)
-            for name in ([given] if isinstance(given, str) else given)
-        ]
-        for split, given in options.splits.items()
+        split: [(text(plain(present(folder, name))), -1) for name in names]
+        for split, names in options.splits.items()
     }
     if options.parts:
         found |= _parts("".join(string for string, _ in found["train"]), options.parts)

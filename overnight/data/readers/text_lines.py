@@ -11,8 +11,6 @@ from overnight.data.readers._common import count_empty, present, text
 from overnight.errors import DataError
 from overnight.paths import shown
 
-Row = tuple[str, str]
-
 
 class Options(Values):
     """Files by split, and how a line is laid out."""
@@ -56,22 +54,20 @@ def read(folder: Path, options: Options, _kind: str) -> Texts:
     return Texts(splits, classes, cleaned)
 
 
-def _rows(path: Path, options: Options, cleaned: CleaningCounts) -> list[Row]:
-    rows, last = list[Row](), max(options.label, options.text)
-    for number, line in enumerate(text(plain(path)).split("\n"), 1):
+def _rows(path: Path, options: Options, cleaned: CleaningCounts) -> list[tuple[str, str]]:
+    rows = list[tuple[str, str]]()
+    last = max(options.label, options.text)
+    for number, line in enumerate(text(plain(path)).removesuffix("\n").split("\n"), 1):
         if not line.strip():
             cleaned["blank line dropped"] += 1
             continue
         if options.header and number == 1:
             continue
-        fields = line.rstrip("\r").split(options.separator, last if options.separator == " " else -1)
+        fields = line.split(options.separator, last if options.separator == " " else -1)
         if len(fields) <= last or not fields[options.label].strip():
             raise DataError(
                 f"{shown(path)}: line {number}: expected a label and a sentence, found {line[:60]!r}; mend "
                 "the line or the options"
             )
         rows.append((fields[options.label].strip(), fields[options.text].strip()))
-    cleaned["blank line dropped"] -= text(plain(path)).endswith(
-        "\n"
-    )  # the end of the last line is no blank line
     return rows

@@ -1,7 +1,7 @@
 """PASCAL VOC: JPEGImages/, one xml for each image in Annotations/, lists of names in ImageSets/Main/."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -69,11 +69,8 @@ def _pictures(folder: Path, cleaned: CleaningCounts) -> dict[str, Path]:
 
 def _splits(folder: Path, options: Options, pictures: dict[str, Path]) -> dict[str, list[str]]:
     """Names of images by split; everything is "train" when there are no lists."""
-    listed = options.splits or {
-        split: f"ImageSets/Main/{split}.txt"
-        for split in ("train", "val", "test")
-        if (folder / f"ImageSets/Main/{split}.txt").is_file()
-    }
+    lists = {split: f"ImageSets/Main/{split}.txt" for split in ("train", "val", "test")}
+    listed = options.splits or {s: name for s, name in lists.items() if (folder / name).is_file()}
     if not listed and (folder / "ImageSets/Main/trainval.txt").is_file():
         listed = {"train": "ImageSets/Main/trainval.txt"}
     if listed:
@@ -101,15 +98,11 @@ def _annotation(
     try:
         # expat itself stops entity bombs; nothing external is read
         tree = ET.fromstring(xml.read_bytes())  # noqa: S314
-    except (
-        ET.ParseError,
-        LookupError,
-        ValueError,
-    ) as error:  # the last two: encodings that expat does not know
+    except (ET.ParseError, LookupError, ValueError) as error:  # the last two: unknown encodings
         raise DataError(
             f"{shown(xml)}: expected an xml annotation: {error}; mend it, or get it anew"
         ) from None
-    width, height = _size(pictures[name], tree)
+    width, height = _size(pictures[name])
     boxes = []
     for element in tree.iter("object"):
         if options.drop_difficult and (element.findtext("difficult") or "0").strip() == "1":
@@ -123,10 +116,10 @@ def _annotation(
     return pictures[name], boxes
 
 
-def _size(picture: Path, tree: ET.Element) -> tuple[float, float]:
-    """Width and height: the image's own header is the truth.
+def _size(picture: Path) -> tuple[float, float]:
+    """Width and height by the image's own header, for what the annotation says may be wrong.
 
-    The annotation's word is taken when it cannot be read.
+    Infinite when it cannot be read: the image is left out when it is opened.
     """
     from PIL import Image
 
@@ -134,16 +127,7 @@ def _size(picture: Path, tree: ET.Element) -> tuple[float, float]:
         with Image.open(picture) as image:
             return image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return _stated(tree, "width"), _stated(tree, "height")
-
-
-def _stated(tree: ET.Element, side: str) -> float:
-    """What the annotation says of its image; infinite when that is no size."""
-    try:
-        size = float(tree.findtext(f"size/{side}") or 0)
-    except ValueError:
-        return math.inf
-    return size if size > 0 else math.inf
+        return math.inf, math.inf
 
 
 def _corners(
@@ -185,5 +169,4 @@ def _item(path: Path, boxes: Sequence[Box], classes: tuple[str, ...], cleaned: C
             cleaned[f"box of the unlisted class {box[0]!r} dropped"] += 1
     corners = np.array([box[1:] for box in known], dtype=np.float32).reshape(-1, 4)
     labels = np.array([classes.index(box[0]) for box in known], dtype=np.int64)
-    read_image: Callable[[], object] = opener(path)
-    return BoxItem(path.name, read_image, corners, labels)  # type: ignore[arg-type]
+    return BoxItem(path.name, opener(path), corners, labels)
