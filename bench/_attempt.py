@@ -31,13 +31,13 @@ def attempt(case: dict[str, Any], tracker: Tracker) -> tuple[int, Path]:
     def ship() -> None:
         while not done.wait(UPLOAD_S):
             with best_effort():
-                uploader.poll()
+                uploader.upload()
 
     threading.Thread(target=ship, daemon=True).start()
     result = run_child(folder, spec_of(case, uploader), 1, Stop(), lambda _event: None, lambda _line: None)
     done.set()
     finished = uploader.finish("FAILED" if result.code else "FINISHED", lambda: False)
-    uploaded = finished or uploader.conclude(300)  # as the supervisor would, later
+    uploaded = finished or uploader.upload_all(300)  # as the supervisor would, later
     return (result.code if uploaded else 99), folder
 
 

@@ -5,15 +5,12 @@
 A line that a crash cut short is ignored: it is neither uploaded nor counted as logged.
 """
 
-import fcntl
 import json
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, cast, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, get_args, get_type_hints
 
 Json = dict[str, Any]
 CHILD, PARENT = "events.jsonl", "parent.jsonl"
@@ -108,10 +105,8 @@ class Writer:
     """Appends whole lines. Raises OSError, as of a full disk; the next line then begins on a new line."""
 
     def __init__(self, path: Path) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self._file, self._lock = os.open(path, flags, 0o644), threading.Lock()
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as long as somebody may still write
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._lock = threading.Lock()
         size = os.fstat(self._file).st_size
         self._torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
 
@@ -134,20 +129,7 @@ class Writer:
         os.close(self._file)
 
 
-def has_writer(path: Path) -> bool:
-    """Whether some process may still write to an event log."""
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
-@dataclass
-class Portion:
+class Portion(NamedTuple):
     """Events of a part of a log that ends at byte `end`."""
 
     events: list[Json]
@@ -156,7 +138,9 @@ class Portion:
 
 def read(path: Path, start: int) -> Portion:
     """Events after byte `start`, as many as MLflow takes at once; `end` is `start` when there are none."""
-    events, end, numbers = list[Json](), start, 0
+    events = list[Json]()
+    end = start
+    numbers = 0
     for line in _lines(path, start):
         end += len(line)
         event = readable(line)
@@ -166,6 +150,11 @@ def read(path: Path, start: int) -> Portion:
         if numbers >= PORTION_METRICS or end - start >= PORTION_BYTES:
             break
     return Portion(events, end)
+
+
+def read_all(path: Path, start: int = 0) -> Iterator[Json]:
+    """Every event after byte `start`."""
+    return (event for event in map(readable, _lines(path, start)) if event is not None)
 
 
 def _lines(path: Path, start: int) -> Iterator[bytes]:
@@ -189,19 +178,18 @@ def readable(line: str | bytes) -> Json | None:
     fields = FIELDS.get(str(event.get("event"))) if isinstance(event, dict) else None
     if fields is None or not fields <= event.keys():
         return None
-    if event["event"] != "metrics":
-        return cast("Json", event)
-    valid = isinstance(event["values"], dict) and isinstance(event["step"], int) and "at" in event
-    return cast("Json", event) if valid else None
+    if event["event"] == "metrics" and not (
+        isinstance(event["values"], dict) and isinstance(event["step"], int) and "at" in event
+    ):
+        return None
+    found: Json = event
+    return found
 
 
 def last_steps(path: Path) -> dict[str, int]:
     """The last step of each metric in a log."""
     last = dict[str, int]()
-    for line in _lines(path, 0):
-        event = readable(line) if b'"metrics"' in line else None
-        if event is not None and event["event"] == "metrics":
-            last |= {
-                name: max(last.get(name, int(event["step"])), int(event["step"])) for name in event["values"]
-            }
+    for event in read_all(path):
+        if event["event"] == "metrics":
+            last |= {name: max(last.get(name, event["step"]), event["step"]) for name in event["values"]}
     return last

@@ -4,12 +4,12 @@ import ctypes
 import os
 import signal
 import socket
-import sys
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +19,9 @@ from overnight import paths
 
 STEP_MARK = "OVERNIGHT_STEP"  # variable in the environment of a step's process, and so of all that it starts
 FIELDS = ("host", "state", "boot", "pid", "started")
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+LOG_BYTES = 10 << 20
+PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,6 @@ class Process:
         if self.alive():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(self.pid, number)
-
-    def parent(self) -> "Process | None":
-        """Its parent, which is init or a subreaper when the original parent has ended."""
-        try:
-            return Process.of(psutil.Process(self.pid).ppid()) if self.alive() else None
-        except psutil.NoSuchProcess:
-            return None
 
     def children(self) -> "list[Process]":
         """The processes that it started and that still run."""
@@ -123,13 +118,8 @@ class Identity:
         return self.host == socket.gethostname() and self.state == str(paths.state())
 
     def alive(self) -> bool:
-        """Whether it still runs; where another version wrote its start (not in ticks), the pid decides."""
-        if self.boot != boot():
-            return False
-        process = Process.of(self.pid)
-        if process is None or not process.alive():
-            return False
-        return process.started == f"{self.boot} {self.started}" or not self.started.isdecimal()
+        """Whether it still runs."""
+        return Process(self.pid, f"{self.boot} {self.started}").alive()
 
     def death_reason(self, last_seen: float = 0.0) -> str:
         """Why it counts as dead, for people; last_seen: unix time of its last sign of life, 0 if unknown."""
@@ -156,50 +146,60 @@ def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
 
     Exits at once when the process `parent` is gone already.
     """
-    if _libc is not None:
-        _libc.prctl(1, number, 0, 0, 0)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)
+    _libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def start_logged(
+    command: Sequence[str], log: Path, env: Mapping[str, str], stays: bool = False
+) -> "subprocess.Popen[bytes]":
+    """Start a program in the checkout and in a session of its own; its output is appended to `log`.
+
+    It gets SIGTERM when this process ends, unless it `stays`. A log that has become long is put aside once.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if log.is_file() and log.stat().st_size > LOG_BYTES:
+        log.replace(log.with_suffix(".1.log"))
+    die = None if stays else partial(die_with_parent, os.getpid(), signal.SIGTERM)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            cwd=paths.root(),
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=die,  # noqa: PLW1509 - the supervisor has one thread
+        )
 
 
 # ------------------------------------------------------------------------------------- processes of a step
 
 
-@dataclass(frozen=True)
-class StepOwner:
-    """Who runs the step that a process belongs to: pid, start, and the step's folder."""
-
-    pid: int
-    started: str
-    folder: str
-
-    def alive(self) -> bool:
-        """Whether the process that runs the step still runs."""
-        return Process(self.pid, self.started).alive()
-
-
 def step_mark(folder: Path) -> str:
-    """The value of STEP_MARK for a step of this process."""
+    """The value of STEP_MARK for a step of this process: pid, start, and the step's folder."""
     me = Process.of(os.getpid())
     return f"{os.getpid()}|{me.started if me else ''}|{folder}"
 
 
-def kill_step_processes(chosen: Callable[[StepOwner], bool]) -> list[int]:
-    """Kill the processes of this checkout's steps whose owner is chosen, also after setsid; their pids."""
+def kill_step_processes(folder: Path | None = None) -> list[int]:
+    """Kill what steps of this checkout started, also after setsid; their pids.
+
+    folder: of the step that is meant; None: every step whose owner, the process that ran it, has died.
+    """
     killed = []
     for pid in psutil.pids():
-        owner = _owner(pid) if pid != os.getpid() else None
-        if owner and Path(owner.folder).is_relative_to(paths.steps()) and chosen(owner):
+        owner, _, rest = environment_of(pid).get(STEP_MARK, "").partition("|")
+        started, _, step = rest.partition("|")
+        if pid == os.getpid() or not step or not Path(step).is_relative_to(paths.steps()):
+            continue
+        if step == str(folder) if folder else not Process(int(owner), started).alive():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
     return killed
-
-
-def _owner(pid: int) -> StepOwner | None:
-    value = environment_of(pid).get(STEP_MARK, "")
-    number, started, folder = (*value.split("|", 2), "", "")[:3]
-    return StepOwner(int(number), started, folder) if number.isdigit() and folder else None
 
 
 # ------------------------------------------------------------------------------------------------- ports

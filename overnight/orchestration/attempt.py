@@ -1,6 +1,7 @@
 """One attempt at a step: its MLflow run, its row in the terminal, its page in Prefect's UI."""
 
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from overnight.artifact import Artifact
@@ -8,7 +9,7 @@ from overnight.errors import OvernightError, Stopped
 from overnight.memory import usage
 from overnight.night.key import key
 from overnight.orchestration import provenance
-from overnight.orchestration.launcher import new_folder
+from overnight.orchestration.launcher import LOG, new_folder
 from overnight.orchestration.pipeline import Outcome, Pending, PipelineRun
 from overnight.orchestration.protocol import StepResult, StepSpec
 from overnight.orchestration.terminal import memory
@@ -45,12 +46,7 @@ def run_step(run: PipelineRun, pending: Pending, arguments: list[Any], page: Pag
         pending.reason = reason
         run.display.change(pending.row, "not run", reason)
         return Outcome("not run", reason)
-    try:
-        result = Attempt(run, pending, arguments, page).run()
-    except OvernightError as error:
-        result = StepResult(code=error.child_code, error=str(error))
-    except Exception as error:  # noqa: BLE001 - the border: other branches go on
-        result = StepResult(code=1, error=f"{type(error).__name__}: {error}")
+    result = _result_of(lambda: Attempt(run, pending, arguments, page).run())
     pending.result = result
     if result.code == 0:
         run.display.change(pending.row, "done")
@@ -59,6 +55,15 @@ def run_step(run: PipelineRun, pending: Pending, arguments: list[Any], page: Pag
     outcome = Outcome("stopped" if result.code == Stopped.child_code else "failed", pending.reason)
     run.display.change(pending.row, outcome.state, pending.reason.splitlines()[0])
     return outcome
+
+
+def _result_of(call: Callable[[], StepResult]) -> StepResult:
+    try:
+        return call()
+    except OvernightError as error:
+        return StepResult(code=error.child_code, error=str(error))
+    except Exception as error:  # noqa: BLE001 - the border: other branches go on
+        return StepResult(code=1, error=f"{type(error).__name__}: {error}")
 
 
 class Attempt:
@@ -73,32 +78,24 @@ class Attempt:
         self.folder = new_folder(pending.label)
         self.uploader: Uploader | None = None
         self.number = 1
-        self.latest = dict[str, float]()
 
     def run(self) -> StepResult:
         """Run the step by the launcher, and close its records however it ends."""
         run = self.pipeline
         run.display.change(self.pending.row, "queued")
-        result = StepResult(code=Stopped.child_code, error=run.stop.reason or "stopped")
-        try:
-            result = run.launcher.run(self.folder, self._spec(), run.stop, self)
-        except OvernightError as error:
-            result = StepResult(code=error.child_code, error=str(error))
-        finally:
-            if self.uploader is not None:
-                self._close(self.uploader, result)
-        return result
-
-    def _spec(self) -> StepSpec:
-        return StepSpec(
+        spec = StepSpec(
             step=self.pending.step.address,
             label=self.pending.label,
-            experiment=str(self.pipeline.experiment.name),
+            experiment=str(run.experiment.name),
             arguments=[a.model_dump(mode="json") if hasattr(a, "model_dump") else a for a in self.arguments],
-            seed=self.pipeline.experiment.seed,
+            seed=run.experiment.seed,
             key=self.key,
             uncapped=self.pending.step.uncapped,
         )
+        result = _result_of(lambda: run.launcher.run(self.folder, spec, run.stop, self))
+        if self.uploader is not None:
+            self._close(self.uploader, result)
+        return result
 
     # ------------------------------------------------------------------------ what the launcher reports
 
@@ -117,10 +114,6 @@ class Attempt:
             update={"earlier": record.earlier, "logged_before": self.uploader.run_state.steps}
         )
 
-    def waits(self, text: str) -> None:
-        """Show why it waits."""
-        self.pipeline.display.change(self.pending.row, "queued", text)
-
     def estimated(self, event: dict[str, Any]) -> None:
         """Record how much memory it asks for."""
         self._take(event)
@@ -128,33 +121,27 @@ class Attempt:
 
     def event(self, event: dict[str, Any]) -> None:
         """Show an event in the terminal and in Prefect; MLflow gets it from the step's folder."""
-        self._show_state(event)
+        row = self.pending.row
         kind = event["event"]
+        if row.state == "queued" and kind == "log" and self.pending.step.gpu:  # why it waits for the card
+            self.pipeline.display.change(row, "queued", event["text"])
+        elif row.state == "queued" and kind not in ("param", "log"):  # the grant itself is logged as a metric
+            self.pipeline.display.change(row, "running")
         if kind == "progress":
-            self.pipeline.display.progress(self.pending.row, event)
+            self.pipeline.display.progress(row, event)
             self.page.progress(100 * event["done"] / max(event["total"], 1e-9), event["text"])
         elif kind in ("note", "log"):
-            self.pending.row.text = event["text"]
+            row.text = event["text"]
             self.log(event["text"])
         elif kind == "metrics":
-            self.latest |= {k: float(v) for k, v in event["values"].items() if not k.startswith(MONITOR)}
-        self.pending.row.scores = self.latest
+            shown = {k: float(v) for k, v in event["values"].items() if not k.startswith(MONITOR)}
+            row.scores = row.scores | shown
 
     def log(self, line: str) -> None:
         """Add a line to the log in Prefect."""
         self.page.log(line)
 
     # -------------------------------------------------------------------------------- records
-
-    def _show_state(self, event: dict[str, Any]) -> None:
-        """A queued step logs why it waits for the card; its first other event shows that it runs."""
-        row = self.pending.row
-        if row.state != "queued":
-            return
-        if event["event"] == "log" and self.pending.step.gpu:
-            self.pipeline.display.change(row, "queued", event["text"])
-        elif event["event"] not in ("param", "log"):  # the grant itself is logged as a metric
-            self.pipeline.display.change(row, "running")
 
     def _record(self) -> Record:
         """What MLflow gets when the run is opened, now or when its server is back."""
@@ -197,10 +184,10 @@ class Attempt:
 
     def _close(self, uploader: Uploader, result: StepResult) -> None:
         """Upload the last events: what the step used, its log and why it failed."""
-        row, at, log = self.pending.row, time.time(), self.folder / "log.txt"
-        row.wait_s = result.wait_s
-        row.memory = memory(result)
-        row.scores = self.latest
+        at = time.time()
+        log = self.folder / LOG
+        self.pending.row.wait_s = result.wait_s
+        self.pending.row.memory = memory(result)
         for event in usage.usage_metrics(result):
             self._take(event)
         if result.code:

@@ -17,9 +17,8 @@ from typing import Any, Protocol
 
 import psutil
 
-from overnight import processes
+from overnight import events, processes
 from overnight.errors import DiskFull, RestartProcess, Stopped
-from overnight.events import CHILD, readable
 from overnight.gpu.card import Card
 from overnight.gpu.ledger.ledger import Ledger
 from overnight.memory import subprocess as memory_subprocess
@@ -28,10 +27,11 @@ from overnight.memory.request import MemoryRequest
 from overnight.orchestration.protocol import ChildSpec, StepResult, StepSpec
 from overnight.orchestration.provenance import stamp
 from overnight.paths import root, state, steps
-from overnight.step import Step, load_step
+from overnight.step import load_step
 
 POLL_S = 0.2
-LOG_LINES = 200  # of a log that are shown for each look; all of it stays in the file
+LOG = "log.txt"
+LOG_LINES = 200  # of a log that are shown at each poll; all of it stays in the file
 LOG_BYTES = 1 << 16
 STOP_GRACE_S = 18.0  # with the looks for a cancellation and the closing after it, less than 25 s
 FREE_HOST_BYTES = 1 << 30
@@ -72,9 +72,6 @@ class Listener(Protocol):
     def begin(self, spec: StepSpec) -> StepSpec:
         """The step has its place: open its records. Returns the spec to run."""
 
-    def waits(self, text: str) -> None:
-        """It waits, or prepares, for the reason that the text says."""
-
     def estimated(self, event: dict[str, Any]) -> None:
         """An event of the launcher's own: how much memory the step asks for, and why."""
 
@@ -101,43 +98,33 @@ class Local:
     def run(self, folder: Path, spec: StepSpec, stop: Stop, listener: Listener) -> StepResult:
         """Wait for a place on the host, then run the step in a child, and in another when it asks for it."""
         with place(spec.label, stop, listener.log) as running:
-            threads = max(1, (os.cpu_count() or 1) // running)
             spec = listener.begin(spec)
             step = load_step(spec.step)
             arguments = step.from_json(spec.arguments)
-            asked = self._ask(step, arguments, stop, listener)
+            asked = MemoryRequest(0)
+            if step.gpu:
+                listener.event({"event": "log", "text": "works out how much of the card it needs"})
+                asked = memory_subprocess.plan_request(step, arguments, self.card, stop)
+                for event in usage.request_metrics(asked):
+                    listener.estimated(event)
+            threads = max(1, (os.cpu_count() or 1) // running)
+            child = ChildSpec(
+                **dict(spec),
+                parent=os.getpid(),
+                card=self.card,
+                ask_mib=asked.mib,
+                micro_batch=asked.micro_batch,
+                exclusive=asked.exclusive,
+                smaller=asked.smaller,
+            )
             result = run_to_end(
-                lambda one: run_child(folder, one, threads, stop, listener.event, listener.log),
-                self._child_spec(spec, asked),
+                lambda one: run_child(folder, one, threads, stop, listener.event, listener.log), child
             )
             asked_for = {"asked_mib": asked.mib, **usage.prediction_fields(asked)}
             result = result.model_copy(update=asked_for).judged_for(self.card)
             if step.gpu:
                 usage.record_usage(step, arguments, self.card, result, finished=result.code == 0)
             return result
-
-    def _ask(
-        self, step: Step[Any, Any], arguments: list[Any], stop: Stop, listener: Listener
-    ) -> MemoryRequest:
-        """How much of the card the step asks for. Raises DoesNotFit, Stopped."""
-        if not step.gpu:
-            return MemoryRequest(0)
-        listener.waits("works out how much of the card it needs")
-        asked = memory_subprocess.plan_request(step, arguments, self.card, stop)
-        for event in usage.request_metrics(asked):
-            listener.estimated(event)
-        return asked
-
-    def _child_spec(self, spec: StepSpec, asked: MemoryRequest) -> ChildSpec:
-        return ChildSpec(
-            **dict(spec),
-            parent=os.getpid(),
-            card=self.card,
-            ask_mib=asked.mib,
-            micro_batch=asked.micro_batch,
-            exclusive=asked.exclusive,
-            smaller=asked.smaller,
-        )
 
 
 def run_to_end(start: Callable[[ChildSpec], StepResult], spec: ChildSpec) -> StepResult:
@@ -160,7 +147,14 @@ def place(label: str, stop: Stop, log: Callable[[str], None]) -> Iterator[int]:
     """
     ledger = Ledger(state() / "slots", max(2, (os.cpu_count() or 2) // 2), "of the places on this host")
     with ledger.acquire(1, {"step": label}, stop):
-        _wait_for_host_memory(stop, log)
+        logged = False
+        while psutil.virtual_memory().available < FREE_HOST_BYTES:
+            if stop():
+                raise Stopped("stopped while waiting for host memory")
+            if not logged:
+                log("waiting: less than 1 GiB of host memory is free")
+                logged = True
+            time.sleep(1)
         yield ledger.held_mib()
 
 
@@ -176,11 +170,38 @@ def run_child(
 
     Several children may use a folder, one after the other.
     """
+    start = _size(folder / events.CHILD)
+    lines = Tail(folder / LOG)
+    process = _start(folder, spec, threads)
+    asked = 0.0  # when it was asked to stop
+    try:
+        while True:
+            ended = process.poll() is not None
+            while (portion := events.read(folder / events.CHILD, start)).end > start:
+                start = portion.end
+                for event in portion.events:
+                    follow(event)
+            for line in lines.read(last=ended):
+                log(line)
+            if ended:
+                return _result(folder, process.returncode, stop)
+            if stop() and not asked:
+                asked = time.monotonic()
+                _signal(process, signal.SIGTERM)
+            if asked and (stop.now or time.monotonic() - asked > STOP_GRACE_S):
+                _signal(process, signal.SIGKILL)
+            time.sleep(POLL_S)
+    finally:
+        _signal(process, signal.SIGKILL)  # the whole group: grandchildren, too
+        process.wait()
+        processes.kill_step_processes(folder)
+
+
+def _start(folder: Path, spec: ChildSpec, threads: int) -> "subprocess.Popen[bytes]":
     (folder / "spec.json").write_text(spec.model_dump_json(indent=1))
     (folder / "result.json").unlink(missing_ok=True)  # of a child before this one
-    tails = Tail(folder / CHILD, new=True), Tail(folder / "log.txt", new=True)
-    with (folder / "log.txt").open("ab") as output:
-        process = subprocess.Popen(
+    with (folder / LOG).open("ab") as output:
+        return subprocess.Popen(
             [sys.executable, "-P", "-m", "overnight.orchestration.child", str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -189,46 +210,6 @@ def run_child(
             env={**_environment(threads), processes.STEP_MARK: processes.step_mark(folder)},
             process_group=0,
         )
-    try:
-        _follow(process, tails, stop, follow, log)
-    finally:
-        _end(process)
-        processes.kill_step_processes(lambda owner: owner.folder == str(folder))
-    return _result(folder, process.returncode, stop)
-
-
-def _follow(
-    process: "subprocess.Popen[bytes]",
-    tails: "tuple[Tail, Tail]",
-    stop: Stop,
-    follow: Callable[[dict[str, Any]], None],
-    log: Callable[[str], None],
-) -> None:
-    events, lines = tails
-    asked = 0.0
-    while True:
-        ended = process.poll() is not None
-        for line in events.lines():
-            if event := readable(line):
-                follow(event)
-            else:
-                log(f"events.jsonl: a line that is no event was left out: {line[:80]}")
-        for line in lines.lines(last=ended):
-            log(line)
-        if ended:
-            return
-        if stop() and not asked:
-            asked = time.monotonic()
-            _signal(process, signal.SIGTERM)
-        if asked and (stop.now or time.monotonic() - asked > STOP_GRACE_S):
-            _signal(process, signal.SIGKILL)
-        time.sleep(POLL_S)
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Nothing of the child's group stays behind, grandchildren included."""
-    _signal(process, signal.SIGKILL)
-    process.wait()
 
 
 def _signal(process: "subprocess.Popen[bytes]", number: int) -> None:
@@ -244,20 +225,9 @@ def _result(folder: Path, returncode: int, stop: Stop) -> StepResult:
         if stop():
             return StepResult(code=Stopped.child_code, error=f"{stop.reason}; killed before it could save")
         reason = REASONS.get(
-            returncode, f"ended with exit code {returncode} and no result; its log: {folder / 'log.txt'}"
+            returncode, f"ended with exit code {returncode} and no result; its log: {folder / LOG}"
         )
         return StepResult(code=returncode or 1, error=reason)
-
-
-def _wait_for_host_memory(stop: Stop, log: Callable[[str], None]) -> None:
-    logged = False
-    while psutil.virtual_memory().available < FREE_HOST_BYTES:
-        if stop():
-            raise Stopped("stopped while waiting for host memory")
-        if not logged:
-            log("waiting: less than 1 GiB of host memory is free")
-            logged = True
-        time.sleep(1)
 
 
 def _environment(threads: int) -> dict[str, str]:
@@ -273,39 +243,31 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 class Tail:
-    """New whole lines of a growing file; `new`: without those that it has already."""
+    """New lines of a growing log, from where it ends now."""
 
-    def __init__(self, path: Path, new: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._rest = b""
-        self._offset = path.stat().st_size if new and path.exists() else 0
+        self._offset = _size(path)
 
-    def lines(self, last: bool = True) -> Iterator[str]:
-        """Lines since the last call; a line without its end is kept for the next one."""
-        if not self.path.exists():
-            return
-        log = self.path.name == "log.txt"
-        skipped = self._skip() if log else 0
+    def read(self, last: bool) -> list[str]:
+        """Whole lines since the last call, of a flood its end alone; `last`: also one without its end."""
+        size = _size(self.path)
+        if size <= self._offset:
+            return []
+        skipped = max(0, size - self._offset - LOG_BYTES)
         with self.path.open("rb") as file:
-            file.seek(self._offset)
-            data = file.read()
-        self._offset += len(data)
-        *whole, self._rest = (self._rest + data).split(b"\n")
-        if log and self._rest and (last or len(self._rest) > LOG_BYTES):
-            whole.append(self._rest)
-            self._rest = b""
-        lines = [line.decode(errors="replace") for line in whole if line.strip()]
-        shown = lines[-LOG_LINES:] if log else lines
-        yield from shown
+            file.seek(self._offset + skipped)
+            data = file.read(size - self._offset - skipped)
+        if not last and (b"\n" in data or len(data) < LOG_BYTES):
+            data = data[: data.rfind(b"\n") + 1]
+        self._offset += skipped + len(data)
+        lines = [line.decode(errors="replace") for line in data.split(b"\n") if line.strip()]
+        shown = lines[-LOG_LINES:]
         if skipped or len(shown) < len(lines):
             left_out = f"{skipped >> 20} MiB and {len(lines) - len(shown)} lines are not shown here"
-            yield f"(a flood of output: {left_out}; all of it is in {self.path})"
+            shown.append(f"(a flood of output: {left_out}; all of it is in {self.path})")
+        return shown
 
-    def _skip(self) -> int:
-        """Skip all but the end of what a person or Prefect could not read; returns the bytes left out."""
-        more = self.path.stat().st_size - self._offset - LOG_BYTES
-        if more <= 0:
-            return 0
-        self._offset += more
-        self._rest = b""
-        return more
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

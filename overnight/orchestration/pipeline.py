@@ -25,7 +25,6 @@ from overnight.orchestration import provenance
 from overnight.orchestration.launcher import Launcher, Local, Stop, new_folder
 from overnight.orchestration.protocol import StepResult
 from overnight.orchestration.terminal import Display, StepRow
-from overnight.services import flow_processes
 from overnight.step import Builder, Pipeline, Step, building, flow_names, load_pipeline
 from overnight.tracking.backlog import Record
 from overnight.tracking.client import Tracker
@@ -93,8 +92,8 @@ class Engine(Protocol):
     def tags(self) -> dict[str, str]:
         """Tags that lead from MLflow to this run."""
 
-    def is_cancelled(self) -> bool:
-        """Whether a person has cancelled the run. May raise when its server does not answer."""
+    def stop_reason(self) -> str:
+        """CANCELLED, or why else the run is to stop; may raise when its server does not answer."""
 
 
 class PipelineRun(Builder):
@@ -298,16 +297,18 @@ def _upload(run: PipelineRun, done: threading.Event) -> None:
     while not done.wait(UPLOAD_S):
         for uploader in list(run.uploaders):
             with best_effort():
-                uploader.poll()
+                uploader.upload()
         run.uploaders[:] = [uploader for uploader in run.uploaders if not uploader.concluded]
 
 
 def _watch_cancel(run: PipelineRun, done: threading.Event) -> None:
     while not done.wait(CANCEL_POLL_S):
         with best_effort():
-            if run.engine.is_cancelled():
-                run.stop.ask(CANCELLED)
-                run.stop.reason = CANCELLED  # the worker's SIGTERM may have come first: it was sent for this
+            reason = run.engine.stop_reason()
+            if reason == CANCELLED:
+                run.stop.reason = reason  # the worker's SIGTERM may have come first: it was sent for this
+            elif reason:
+                run.stop.ask(reason)
 
 
 @contextlib.contextmanager
@@ -320,17 +321,8 @@ def _handlers(stop: Stop) -> Iterator[None]:
         yield
         return
 
-    def reason(number: int) -> str:
-        if number == signal.SIGINT:
-            return "stopped by Ctrl-C"
-        return (
-            flow_processes.orphan_reason(os.environ.get("PREFECT__FLOW_RUN_ID", "")) or "stopped by SIGTERM"
-        )
-
-    before = {
-        n: signal.signal(n, lambda number, _frame: stop.ask(reason(number)))
-        for n in (signal.SIGINT, signal.SIGTERM)
-    }
+    reasons: dict[int, str] = {signal.SIGINT: "stopped by Ctrl-C", signal.SIGTERM: "stopped by SIGTERM"}
+    before = {n: signal.signal(n, lambda number, _frame: stop.ask(reasons[number])) for n in reasons}
     try:
         yield
     finally:

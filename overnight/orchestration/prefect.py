@@ -4,6 +4,7 @@ No other module of the engine imports Prefect, but for services/. A deployment's
 `overnight.orchestration.prefect.deployment_<flow>`, which `__getattr__` makes of the file flows/<flow>.py.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -27,7 +28,7 @@ from overnight.best_effort import FireAndForget, best_effort
 from overnight.config import read
 from overnight.errors import ConfigError, OvernightError, StepFailed
 from overnight.orchestration.attempt import run_step
-from overnight.orchestration.pipeline import Outcome, Pending, PipelineRun, execute
+from overnight.orchestration.pipeline import CANCELLED, Outcome, Pending, PipelineRun, execute
 from overnight.processes import Identity
 from overnight.services import flow_processes
 from overnight.services.definitions import answers
@@ -85,7 +86,7 @@ def _raise_exception_of(state: "State[Any]") -> None:
 
 def _enter(name: str, config: str, overrides: list[str]) -> Any:
     """The body of every flow; while this process lives, the supervisor knows that the run does."""
-    with flow_processes.running(str(flow_run.id)) as record:
+    with flow_processes.running(str(flow_run.id)):
         flow_processes.detach_from_worker_pipe()
         _label_with_process()
         if deployment.id:
@@ -93,7 +94,7 @@ def _enter(name: str, config: str, overrides: list[str]) -> Any:
         else:
             state = as_state(execute(paths.root() / config, overrides, PrefectEngine()))
         wait_for_server(HURRIED_S if state.is_cancelled() else AWAY_S)
-        record.save_end(flow_processes.End(state.type.value, str(state.name), state.message or ""))
+        flow_processes.save_end(str(flow_run.id), state.type.value, str(state.name), state.message or "")
     if deployment.id and not state.is_completed():
         raise Abort(state.message)  # Prefect has the state: a worker that got it again would log a traceback
     return state
@@ -120,17 +121,17 @@ def _label_with_process() -> None:
 
 def _by_deployment(name: str, config: str, overrides: list[str]) -> "State[Any]":
     """Check the parameters, start the services, run, and tell Prefect of an end that is no success."""
+    engine = PrefectEngine(os.getppid())
     try:
         path = checked(name, config, overrides)
         with services.ensure(f"{deployment.name} ({config})"), _alone(name, path):
-            state = as_state(execute(path, overrides, PrefectEngine()))
+            state = as_state(execute(path, overrides, engine))
     except locks.Held as held:
         state = Cancelled(message=f"not started, since a night never overlaps itself: {held.by}")
     except OvernightError as error:
         state = Failed(message=str(error))
-    why = flow_processes.orphan_reason(str(flow_run.id))
-    if why and state.is_cancelled():  # by the supervisor, not by a person
-        state = Crashed(message=why)
+    if state.is_cancelled() and state.message == engine.lost_worker():  # not by a person
+        state = Crashed(message=state.message)
     if not state.is_completed():
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(flow_run.id, state, force=True)
@@ -178,7 +179,8 @@ def as_state(outcome: Outcome) -> "State[Any]":
 class PrefectEngine:
     """The Engine of a run inside the current flow run."""
 
-    def __init__(self) -> None:
+    def __init__(self, worker: int = 0) -> None:
+        self.worker = worker  # pid of the parent, for a run that a worker started
         self.flow_run_id = str(flow_run.id or "")
 
     def submit(self, run: PipelineRun, pending: Pending, arguments: list[Any]) -> None:
@@ -201,13 +203,20 @@ class PrefectEngine:
         """Tags that lead from MLflow to the flow run."""
         return _links()
 
-    def is_cancelled(self) -> bool:
-        """Whether the flow run was cancelled in Prefect."""
-        if not self.flow_run_id:
-            return False
+    def stop_reason(self) -> str:
+        """Whether the worker is gone, or the flow run was cancelled in Prefect."""
+        if self.lost_worker() or not self.flow_run_id:
+            return self.lost_worker()
         with get_client(sync_client=True) as client:
             state = client.read_flow_run(UUID(self.flow_run_id)).state
-        return state is not None and state.type.value in ("CANCELLING", "CANCELLED")
+        cancelled = state is not None and state.type.value in ("CANCELLING", "CANCELLED")
+        return CANCELLED if cancelled else ""
+
+    def lost_worker(self) -> str:
+        """That the worker which started this process has died; empty while it lives."""
+        if not self.worker or os.getppid() == self.worker:
+            return ""
+        return f"its worker (pid {self.worker}) is gone: killed, or broken down"
 
 
 def _links() -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 
 from overnight import locks, paths
 from overnight.errors import OvernightError, ServiceError
-from overnight.processes import Process, port_is_free, stop
+from overnight.processes import Process, port_is_free, port_listener, start_logged, stop
 from overnight.services.definitions import answers, services
 from overnight.services.settings import (
     Settings,
@@ -24,7 +24,7 @@ from overnight.services.settings import (
     supervisor_lock,
     users_folder,
 )
-from overnight.services.supervisor import RUN_GRACE_S, port_problem, stop_leftovers, tail
+from overnight.services.supervisor import RUN_GRACE_S, STOP_S, tail
 
 PATIENCE_S = 240.0
 IDLE_TIMEOUT_S = 60.0  # without users, until the supervisor stops
@@ -44,26 +44,19 @@ class Row(TypedDict):
     note: str
 
 
-def up(wait: bool = True) -> None:
+def up() -> None:
     """Start what is missing, keep it until `down`, and register what changed. Raises ServiceError."""
     ran_before = locks.holder(supervisor_lock()) is not None
     _start(keep=True)
-    if wait and ran_before:
+    if ran_before:  # flows/ and prefect.yaml may have changed since
         _wait({"prefect"})
-        _register()
-    if wait:
-        _wait({"prefect", "mlflow", "deployments", "worker"})
-
-
-def _register() -> None:
-    """Register changes of flows/ and prefect.yaml since the services started. Raises ServiceError."""
-    command = [sys.executable, "-m", "overnight.services.register"]
-    env = {**os.environ, **environment()}
-    done = subprocess.run(command, cwd=paths.root(), env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ServiceError(
-            (done.stdout + done.stderr).strip().splitlines()[-1:] or "deployments: not registered"
-        )
+        command = [sys.executable, "-m", "overnight.services.register"]
+        env = {**os.environ, **environment()}
+        done = subprocess.run(command, cwd=paths.root(), env=env, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stdout + done.stderr).strip().splitlines()[-1:]
+            raise ServiceError(last or "deployments: not registered")
+    _wait({"prefect", "mlflow", "deployments", "worker"})
 
 
 def down(force: bool = False) -> None:
@@ -77,30 +70,54 @@ def down(force: bool = False) -> None:
                 f"not stopped, since the services are needed by {names}; "
                 "stop that (Ctrl-C there), or use --force"
             )
-        _end([u.pid for u in users if u.pid != os.getpid()])
         keep_file().unlink(missing_ok=True)
+        _end([user.pid for user in users if user.pid != os.getpid()])
         supervisor = locks.holder(supervisor_lock())
         if supervisor is not None:
             _end([supervisor.pid])  # which stops its services
-        stop_leftovers()
-        state_file().unlink(missing_ok=True)
+        _stop_leftovers()
+
+
+def _end(pids: Sequence[int]) -> None:
+    """Leave time for a checkpoint; the processes end their own children."""
+    stop([process for process in map(Process.of, pids) if process], RUN_GRACE_S)
 
 
 def status() -> list[Row]:
     """The services, with those that are not ours, and who needs them."""
     now = settings()
-    alive = locks.holder(supervisor_lock())
-    rows = {r["service"]: _row(r, alive is not None) for r in read_state().get("rows", [])}
-    shown = [rows.get(s.name) or _missing(s.name, s.address) for s in services(now)]
-    theirs = [
-        ("prefect", now.prefect, now.own_prefect, "PREFECT_API_URL"),
-        ("mlflow", now.mlflow, now.own_mlflow, "MLFLOW_TRACKING_URI"),
-    ]
-    shown += [_theirs(name, address, variable) for name, address, ours, variable in theirs if not ours]
-    return shown + [
-        Row(service="user", state="needs them", address="", pid=u.pid, since=_clock(u.since), note=u.who)
-        for u in locks.users(users_folder())
-    ]
+    alive = locks.holder(supervisor_lock()) is not None
+    saved = {row["service"]: _saved_row(row, alive) for row in read_state().get("rows", [])}
+    shown = [saved.get(spec.name) or _row(spec.name, "down", spec.address) for spec in services(now)]
+    if not now.own_prefect:
+        shown.append(_row("prefect", "not ours", now.prefect, note="named by $PREFECT_API_URL"))
+    if not now.own_mlflow:
+        shown.append(_row("mlflow", "not ours", now.mlflow, note="named by $MLFLOW_TRACKING_URI"))
+    users = locks.users(users_folder())
+    return shown + [_row("user", "needs them", "", u.pid, _clock(u.since), u.who) for u in users]
+
+
+def _saved_row(saved: dict[str, Any], alive: bool) -> Row:
+    state = saved["state"]
+    pid = saved["pid"]
+    if not alive:  # the supervisor was killed: its last state is outdated
+        left = pid is not None and Process(pid, saved["started"]).alive()
+        state = "left behind" if left else "down"
+        pid = pid if left else None
+    since = _clock(saved["since"]) if state != "down" else ""
+    return _row(saved["service"], state, saved["address"], pid, since, saved["note"])
+
+
+def _row(
+    service: str, state: str, address: str, pid: int | None = None, since: str = "", note: str = ""
+) -> Row:
+    return Row(service=service, state=state, address=address, pid=pid, since=since, note=note)
+
+
+def _clock(at: float) -> str:
+    """The hour alone when it was today."""
+    moment = time.localtime(at)
+    return time.strftime("%H:%M:%S" if moment[:3] == time.localtime()[:3] else "%Y-%m-%d %H:%M", moment)
 
 
 @contextmanager
@@ -141,8 +158,7 @@ def _start(keep: bool) -> None:
         if locks.holder(supervisor_lock()) is None:
             if not keep:
                 keep_file().unlink(missing_ok=True)
-            stop_leftovers()
-            state_file().unlink(missing_ok=True)
+            _stop_leftovers()
             _check_ports(settings())
             print(
                 f"starting Prefect and MLflow (logs in {paths.shown(paths.log_file('prefect').parent)})",
@@ -153,29 +169,31 @@ def _start(keep: bool) -> None:
 
 
 def _check_ports(now: Settings) -> None:
-    problems = [port_problem(s) for s in services(now) if s.port and not port_is_free(s.port)]
+    problems = []
+    for spec in services(now):
+        if spec.port and not port_is_free(spec.port):
+            taken = f"{spec.name}: port {spec.port} is taken by {port_listener(spec.port)}"
+            lasting = ", or change api.url in prefect.toml for good" if spec.name == "prefect" else ""
+            problems.append(f"{taken}; stop that, or set {spec.variable} to another port{lasting}")
     if problems:
         keep_file().unlink(missing_ok=True)
         raise ServiceError(problems)
 
 
+def _stop_leftovers() -> None:
+    """Stop the services that a killed supervisor has left behind. The caller holds the start lock."""
+    rows = read_state().get("rows", [])
+    stop([Process(row["pid"], row["started"]) for row in rows if row.get("pid")], STOP_S)
+    state_file().unlink(missing_ok=True)
+
+
 def _spawn(keep: bool) -> None:
     """Start the supervisor, detached from this process and its terminal, and wait for its state."""
     log = paths.log_file("supervisor")
-    log.parent.mkdir(parents=True, exist_ok=True)
     # OVERNIGHT_CPU is meant for this run, not for the worker that it happens to start.
     env = {k: v for k, v in os.environ.items() if keep or k != "OVERNIGHT_CPU"}
-    with log.open("ab") as out:
-        command = [sys.executable, "-m", "overnight.services", str(IDLE_TIMEOUT_S)]
-        process = subprocess.Popen(
-            command,
-            cwd=paths.root(),
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
+    command = [sys.executable, "-m", "overnight.services", str(IDLE_TIMEOUT_S)]
+    process = start_logged(command, log, env, stays=True)
     until = time.monotonic() + PATIENCE_S
     while not read_state():
         if process.poll() is not None or time.monotonic() > until:
@@ -188,27 +206,28 @@ def _wait(names: set[str]) -> None:
     now = settings()
     _check_theirs(now)
     wanted = names & {s.name for s in services(now)}
-    until, starts = time.monotonic() + PATIENCE_S, 0
+    until = time.monotonic() + PATIENCE_S
+    starts = 0
     while wanted:
         rows: list[dict[str, Any]] = [r for r in read_state().get("rows", []) if r["service"] in wanted]
-        failed = [r for r in rows if r["state"] == "failed"]
+        failed = [f"{r['service']}: {r['note']}" for r in rows if r["state"] == "failed"]
         if failed:
-            raise ServiceError([_complain(r) for r in failed])
-        if rows and all(r["state"] == "ready" for r in rows):
+            raise ServiceError(failed)
+        waiting = [r["service"] for r in rows if r["state"] != "ready"]
+        if rows and not waiting:
             return
         if locks.holder(supervisor_lock()) is None:
             starts += 1
-            if starts > STARTS or not (keep_file().exists() or locks.users(users_folder())):
+            if starts > STARTS:
+                log = tail(paths.log_file("supervisor"))
                 raise ServiceError(
-                    "the supervisor has ended while it was waited for; "
-                    f"its log ends with: {tail(paths.log_file('supervisor'))}"
+                    f"the supervisor has ended while it was waited for; its log ends with: {log}"
                 )
             _start(keep=keep_file().exists())
         if time.monotonic() > until:
-            waiting = [r["service"] for r in rows if r["state"] != "ready"]
             raise ServiceError(
                 f"{', '.join(waiting)}: not ready after {PATIENCE_S:.0f} s; "
-                f"see {paths.shown(paths.log_file(waiting[0]))}"
+                f"see {paths.shown(paths.log_file(waiting[0] if waiting else 'supervisor'))}"
             )
         time.sleep(0.05)
 
@@ -221,45 +240,3 @@ def _check_theirs(now: Settings) -> None:
         problems.append(f"MLFLOW_TRACKING_URI={now.mlflow}: gives no answer; {REMEDY}")
     if problems:
         raise ServiceError(problems)
-
-
-def _complain(row: dict[str, Any]) -> str:
-    note = str(row["note"])
-    return note if note.startswith(row["service"]) else f"{row['service']}: {note}"
-
-
-def _end(pids: Sequence[int]) -> None:
-    """Send TERM, leave time for a checkpoint, then send KILL; the processes end their own children."""
-    stop([process for process in map(Process.of, pids) if process], RUN_GRACE_S)
-
-
-def _row(saved: dict[str, Any], alive: bool) -> Row:
-    state, pid = saved["state"], saved["pid"]
-    if not alive:  # the supervisor was killed: its last state is outdated
-        left = pid is not None and Process(pid, saved["started"]).alive()
-        state, pid = ("left behind", pid) if left else ("down", None)
-    since = _clock(saved["since"]) if state != "down" else ""
-    return Row(
-        service=saved["service"],
-        state=state,
-        address=saved["address"],
-        pid=pid,
-        since=since,
-        note=saved["note"],
-    )
-
-
-def _missing(name: str, address: str) -> Row:
-    return Row(service=name, state="down", address=address, pid=None, since="", note="")
-
-
-def _theirs(name: str, address: str, variable: str) -> Row:
-    return Row(
-        service=name, state="not ours", address=address, pid=None, since="", note=f"named by ${variable}"
-    )
-
-
-def _clock(at: float) -> str:
-    """The hour alone when it was today."""
-    moment, today = time.localtime(at), time.localtime()
-    return time.strftime("%H:%M:%S" if moment[:3] == today[:3] else "%Y-%m-%d %H:%M", moment)

@@ -1,9 +1,8 @@
 """What a flow process leaves on the disk, so that the reconciler can close its run when it was killed.
 
 Files of .overnight/services/runs, by the id of the Prefect run: `.lock`, locked and touched while the process
-runs; `.parent`, the process that started it; `.end`, the state that it is about to report; `.orphan`, why the
-supervisor ends it. The identity of the process stands in Prefect's labels and MLflow's tags, too, so a lost
-file loses no run.
+runs; `.end`, the state that it is about to report. The identity of the process stands in Prefect's labels and
+MLflow's tags, too, so a lost file loses no run.
 """
 
 import json
@@ -11,55 +10,39 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 
 from overnight import locks, paths
 from overnight.files import atomic_write, read_json
-from overnight.processes import Process, environment_of
+from overnight.processes import environment_of
 
-KINDS = ("lock", "parent", "end", "orphan")
+KINDS = ("lock", "end")
 TOUCH_S = 5.0  # how precisely the time of a process's death is known
 STEP_FILES = ("events.jsonl", "log.txt", "result.json", "spec.json")
 VARIABLE = "PREFECT__FLOW_RUN_ID"  # by which Prefect's worker names the run to the process that it starts
 
 
-@dataclass(frozen=True)
-class End:
-    """The final state of a Prefect run."""
-
-    type: str
-    name: str
-    message: str
-
-
-class FlowProcessRecord:
-    """The files of a run that this process runs."""
-
-    def __init__(self, flow_run_id: str) -> None:
-        self.flow_run_id = flow_run_id
-
-    def save_end(self, end: End) -> None:
-        """Keep the final state before it is reported, in case that fails; ignored on a full disk."""
-        with suppress(OSError):
-            _write(_file(self.flow_run_id, "end"), asdict(end))
-
-
 @contextmanager
-def running(flow_run_id: str) -> Iterator[FlowProcessRecord]:
+def running(flow_run_id: str) -> Iterator[None]:
     """Hold the run's lock until the block ends, as the process that runs it."""
-    path, done = _file(flow_run_id, "lock"), threading.Event()
+    path = _file(flow_run_id, "lock")
+    done = threading.Event()
     with locks.hold(path, f"flow run {flow_run_id}"):
-        _remember_parent(flow_run_id)
         threading.Thread(target=_touch, args=(path, done), daemon=True, name="alive").start()
         try:
-            yield FlowProcessRecord(flow_run_id)
+            yield
         finally:
             done.set()
-        _file(flow_run_id, "parent").unlink(missing_ok=True)
         path.unlink(missing_ok=True)  # kept after an error: closing the run needs it
+
+
+def save_end(flow_run_id: str, kind: str, name: str, message: str) -> None:
+    """Keep the final state before it is reported, in case that fails; ignored on a full disk."""
+    with suppress(OSError):
+        state = {"type": kind, "name": name, "message": message}
+        atomic_write(_file(flow_run_id, "end"), json.dumps(state))
 
 
 def runs_folder() -> Path:
@@ -75,26 +58,14 @@ def held() -> dict[str, locks.Holder]:
 
 def abandoned() -> list[str]:
     """Runs that left a file and have no process: killed, or just ended and about to remove it."""
-    known = {path.stem for path in runs_folder().glob("*.*") if path.suffix[1:] in KINDS}
+    known = {path.stem for kind in KINDS for path in runs_folder().glob(f"*.{kind}")}
     return sorted(known - set(held()))
 
 
-def end_of(flow_run_id: str) -> End | None:
-    """The final state that the process was about to report."""
-    saved = _read(_file(flow_run_id, "end"))
-    if not saved.keys() >= {"type", "name", "message"}:
-        return None
-    return End(saved["type"], saved["name"], saved["message"])
-
-
-def orphan_reason(flow_run_id: str) -> str:
-    """Why the supervisor ends this run; empty when it does not."""
-    return _read(_file(flow_run_id, "orphan")).get("why", "")
-
-
-def mark_orphan(flow_run_id: str, why: str) -> None:
-    """Note why the supervisor ends this run."""
-    _write(_file(flow_run_id, "orphan"), {"why": why})
+def end_of(flow_run_id: str) -> dict[str, str] | None:
+    """The final state (type, name, message) that the process was about to report."""
+    saved = read_json(_file(flow_run_id, "end"))
+    return saved if saved.keys() >= {"type", "name", "message"} else None
 
 
 def last_seen(flow_run_id: str) -> float:
@@ -105,12 +76,6 @@ def last_seen(flow_run_id: str) -> float:
 def last_written(step: Path) -> float:
     """Unix time of the last write to a step's folder; 0 when that is gone."""
     return max((_mtime(step / name) for name in STEP_FILES), default=0.0)
-
-
-def parent(flow_run_id: str) -> Process | None:
-    """The process that started the run's process; None when its file is gone."""
-    saved = _read(_file(flow_run_id, "parent"))
-    return Process(int(saved["pid"]), saved["started"]) if saved.keys() >= {"pid", "started"} else None
 
 
 def forget(flow_run_id: str) -> None:
@@ -129,16 +94,6 @@ def flow_runs_of_processes() -> set[str]:
     return {flow_run_of(pid) for pid in psutil.pids()} - {""}
 
 
-def started_by_workers() -> dict[str, Process]:
-    """Flow runs of this checkout that a worker started, and their processes."""
-    found = {}
-    for flow_run_id, holder in held().items():
-        process = Process.of(holder.pid)
-        if process and flow_run_of(holder.pid) == flow_run_id:
-            found[flow_run_id] = process
-    return found
-
-
 def detach_from_worker_pipe() -> None:
     """In a process that a worker started: write to the worker's log directly, not through the worker's pipe.
 
@@ -153,13 +108,6 @@ def detach_from_worker_pipe() -> None:
             os.close(descriptor)
 
 
-def _remember_parent(flow_run_id: str) -> None:
-    found = Process.of(os.getppid())
-    if found is not None:
-        with suppress(OSError):
-            _write(_file(flow_run_id, "parent"), {"pid": str(found.pid), "started": found.started})
-
-
 def _touch(path: Path, done: threading.Event) -> None:
     while not done.wait(TOUCH_S):
         with suppress(OSError):  # it was removed
@@ -168,15 +116,6 @@ def _touch(path: Path, done: threading.Event) -> None:
 
 def _file(flow_run_id: str, kind: str) -> Path:
     return runs_folder() / f"{flow_run_id}.{kind}"
-
-
-def _write(path: Path, values: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, json.dumps(values))
-
-
-def _read(path: Path) -> dict[str, str]:
-    return {str(key): str(value) for key, value in read_json(path).items()}
 
 
 def _mtime(path: Path) -> float:

@@ -1,13 +1,12 @@
-"""Closes runs in Prefect and MLflow whose process is gone; ends processes that outlived their worker or run.
+"""Corrects what Prefect and MLflow show: closes runs whose process is gone, and mirrors the card's ledger.
 
 Which process runs a run stands in Prefect's labels, MLflow's tags and a locked file. A run is closed when
 this checkout on this machine started it and its process is gone; runs of other checkouts, machines and
-programs are never touched. Only open runs are queried: both servers filter by state, so thousands of finished
-runs cost nothing.
+programs are never touched. Only open runs are queried, since both servers filter by state; when there are
+more than one request returns, the rest is found when these are closed.
 """
 
 import json
-import signal
 import time
 import urllib.error
 from collections.abc import Callable
@@ -17,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from overnight import locks
-from overnight.processes import Identity, Process, kill_step_processes
+from overnight.errors import OvernightError
+from overnight.gpu.card import Card, real, virtual
+from overnight.gpu.ledger.ledger import Ledger
+from overnight.processes import Identity
 from overnight.services import flow_processes
-from overnight.services.definitions import ask, ask_prefect, get
+from overnight.services.definitions import ask, ask_prefect
 from overnight.services.settings import POOL, Settings, environment, users_folder
 from overnight.tracking import backlog
 from overnight.tracking.backlog import BacklogWorker
@@ -30,57 +32,18 @@ OPEN = ("RUNNING", "PENDING", "CANCELLING")
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 JUST_NOW_S = 10  # an unlabelled run that has just begun may be about to get its labels
 PENDING_S = 60  # a worker starts the process of a run at once
-PAGE = 200
-MAX_OPEN = 1000  # open runs in MLflow at a time; more are found when these are closed
 WHY = "its process is gone: killed, or the machine went down"
 PARAMETERS = {"config", "overrides"}  # of every flow of this program
-ORPHAN_GRACE_S = 28.0  # a checkpoint may take 20 s
-
-
-class Orphans:
-    """Ends flow processes whose worker was killed, and what killed steps started: TERM first, then KILL."""
-
-    def __init__(self) -> None:
-        self.asked: dict[Process, float] = {}  # when TERM was sent
-        self.kept = set[Process]()  # runs of a worker that the supervisor stopped and replaced: they continue
-
-    def end(self) -> list[str]:
-        """Check all processes once; a line for each thing done."""
-        killed = kill_step_processes(lambda owner: not owner.alive())
-        lines = [f"ended what a killed run has left: pids {', '.join(map(str, killed))}"] if killed else []
-        for flow_run_id, process in flow_processes.started_by_workers().items():
-            worker = flow_processes.parent(flow_run_id)
-            if worker is None or worker.alive() or process in self.kept:
-                continue
-            if process not in self.asked:
-                lines.append(self._ask(flow_run_id, process, worker))
-            elif time.monotonic() - self.asked[process] > ORPHAN_GRACE_S:
-                process.signal(signal.SIGKILL)
-        self.asked = {process: since for process, since in self.asked.items() if process.alive()}
-        return lines
-
-    def _ask(self, flow_run_id: str, process: Process, worker: Process) -> str:
-        why = (
-            f"its worker (pid {worker.pid}) is gone: killed, or broken down; "
-            f"its own process (pid {process.pid}) was then asked to end"
-        )
-        flow_processes.mark_orphan(flow_run_id, why)
-        self.asked[process] = time.monotonic()
-        process.signal(signal.SIGTERM)
-        return f"flow run {flow_run_id}: {why}"
-
-    def keep_runs_of(self, worker: Process) -> None:
-        """Let the runs of a worker continue that is stopped because it hangs."""
-        started = flow_processes.started_by_workers().items()
-        self.kept |= {p for flow_run_id, p in started if flow_processes.parent(flow_run_id) == worker}
+MIRROR_S = 2.0
+RESEND_S = 20.0  # a person or another program may have changed the limit
+UNAVAILABLE_S = 10.0  # a server that hangs must not take the supervisor's time
 
 
 class Reconciler:
-    """Closes the runs of killed processes, and remembers when it last saw each process alive."""
+    """Closes the runs of killed processes."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.seen: dict[Identity, float] = {}
         self.closed: dict[str, str] = {}  # flow runs that were closed, and why
         self.open_task_runs = set[str]()  # of ended flow runs, at the last check
         self.backlog_worker = BacklogWorker(environment)
@@ -95,6 +58,7 @@ class Reconciler:
         mlflow: list[Callable[[], list[str]]] = [self.backlog_worker.poll, self._close_mlflow_runs]
         prefect: list[Callable[[], list[str]]] = [
             partial(self._close_flow_runs, worker_since),
+            self._correct_abandoned,
             self._close_task_runs,
         ]
         for parts in (mlflow, prefect):
@@ -105,97 +69,54 @@ class Reconciler:
                 continue
         return lines
 
-    def _death_reason(self, identity: Identity | None, flow_run_id: str, step: str = "") -> str:
-        """Why a run of this checkout is dead; empty when it is not, or belongs to another checkout."""
-        if identity is None or not identity.ours():
-            return ""
-        # A process in another container has other pids, but the same locks.
-        if identity.alive() or flow_run_id in flow_processes.held():
-            self.seen[identity] = time.time()
-            return ""
-        written = flow_processes.last_written(Path(step)) if step else 0.0
-        last = max(self.seen.get(identity, 0.0), flow_processes.last_seen(flow_run_id), written)
-        self.seen[identity] = last
-        return flow_processes.orphan_reason(flow_run_id) or identity.death_reason(last)
-
     # -------------------------------------------------------------------------------------------- MLflow
 
     def _close_mlflow_runs(self) -> list[str]:
+        """Mark the runs of dead processes as killed at the time when these were last seen."""
         if not self.settings.mlflow.startswith("http"):
             return []
-        lines = []
-        for run in self._open_mlflow_runs():  # steps first: their folders tell when
-            tags = _tags(run)
-            identity = Identity.from_tags(tags)
-            step = tags.get("overnight.folder", "")
-            why = self._death_reason(identity, tags.get("prefect.flow_run_id", ""), step)
-            # Its events, perhaps with its end, are uploaded first.
-            waits = step and backlog.is_pending(Path(step)) and not self.backlog_worker.failures
-            run_id = run["info"]["run_id"]
-            if why and identity and not waits and self._close_mlflow_run(run_id, why, identity):
-                lines.append(f"MLflow run {run['info'].get('run_name', '')} ({run_id}): closed, since {why}")
-        return lines
-
-    def _open_mlflow_runs(self) -> list[Json]:
-        """The runs of this checkout that MLflow shows as running, those of steps first."""
         api = f"{self.settings.mlflow}/api/2.0/mlflow"
-        answer = ask(f"{api}/experiments/search", {"max_results": 1000})
-        experiments = [experiment["experiment_id"] for experiment in answer.get("experiments", [])]
-        wanted = ["attributes.status = 'RUNNING'"]
-        if (
-            not self.settings.own_mlflow
-        ):  # on our own server, these tags cost six times as much and exclude nothing
-            mine = Identity.mine()
-            wanted += [
-                f"tags.`overnight.{name}` = {json.dumps(getattr(mine, name))}" for name in ("host", "state")
-            ]
-        query = {"experiment_ids": experiments, "filter": " and ".join(wanted), "max_results": MAX_OPEN}
-        found = ask(f"{api}/runs/search", query)
-        return sorted(found.get("runs", []), key=lambda run: "overnight.folder" not in _tags(run))
-
-    def _close_mlflow_run(self, run_id: str, why: str, identity: Identity) -> bool:
-        """Mark a run as killed when it was last seen; False when another process has just continued it."""
-        api = f"{self.settings.mlflow}/api/2.0/mlflow/runs"
-        tags = _tags(get(f"{api}/get?run_id={run_id}")["run"])
-        if Identity.from_tags(tags) != identity:
-            return False
-        note = append_note(tags.get(NOTE_TAG, ""), why)
-        ask(f"{api}/set-tag", {"run_id": run_id, "key": NOTE_TAG, "value": note})
-        end_ms = int((self.seen[identity] or time.time()) * 1000)
-        ask(f"{api}/update", {"run_id": run_id, "status": "KILLED", "end_time": end_ms})
-        return True
+        experiments = ask(f"{api}/experiments/search", {"max_results": 1000}).get("experiments", [])
+        ours = f"tags.`overnight.state` = {json.dumps(Identity.mine().state)}"
+        query = {
+            "experiment_ids": [experiment["experiment_id"] for experiment in experiments],
+            "filter": f"attributes.status = 'RUNNING' and {ours}",
+        }
+        lines = []
+        for run in ask(f"{api}/runs/search", query).get("runs", []):
+            run_id = run["info"]["run_id"]
+            tags = {tag["key"]: tag["value"] for tag in run["data"].get("tags", [])}
+            step = tags.get("overnight.folder", "")
+            flow_run_id = tags.get("prefect.flow_run_id", "")
+            why = _death_reason(Identity.from_tags(tags), flow_run_id, step)
+            waits = step and backlog.is_pending(Path(step)) and not self.backlog_worker.failures
+            if not why or waits:  # its events, perhaps with its end, are uploaded first
+                continue
+            note = append_note(tags.get(NOTE_TAG, ""), why)
+            ask(f"{api}/runs/set-tag", {"run_id": run_id, "key": NOTE_TAG, "value": note})
+            end_ms = int((_last_seen(flow_run_id, step) or time.time()) * 1000)
+            ask(f"{api}/runs/update", {"run_id": run_id, "status": "KILLED", "end_time": end_ms})
+            lines.append(f"MLflow run {run['info'].get('run_name', '')} ({run_id}): closed, since {why}")
+        return lines
 
     # -------------------------------------------------------------------------------------------- Prefect
 
     def _close_flow_runs(self, worker_since: float) -> list[str]:
         lines = []
-        unlabelled = []
         alive = set(flow_processes.held())
-        for run in self._pages("/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": OPEN}}}}):
+        for run in self._prefect("/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": OPEN}}}}):
             if run["id"] in alive:
                 continue
             identity = Identity.from_tags(run.get("labels") or {})
-            if identity is None:
-                unlabelled.append(run)
-            elif why := self._death_reason(identity, run["id"]):
+            why = _death_reason(identity, run["id"])
+            if identity is None and self._has_no_process(run, worker_since):
+                why = WHY
+            if why:
                 lines += self._close_flow_run(run, why)
-        for run in unlabelled:
-            if self._has_no_process(run, worker_since):
-                lines += self._close_flow_run(run, flow_processes.orphan_reason(run["id"]) or WHY)
-        return lines + self._correct_abandoned()
-
-    def _pages(self, path: str, wanted: Json) -> list[Json]:
-        found: list[Json] = []
-        while True:
-            page = ask_prefect(self.settings, path, {**wanted, "limit": PAGE, "offset": len(found)})
-            found += page
-            if len(page) < PAGE:
-                return found
+        return lines
 
     def _has_no_process(self, run: Json, worker_since: float) -> bool:
-        """Whether an open run without labels is dead: it left a file, or no process can be it."""
-        if run["id"] in flow_processes.abandoned():
-            return time.time() - flow_processes.last_seen(run["id"]) > JUST_NOW_S
+        """Whether an open run without labels is dead: on our own server, and no process can be it."""
         since = datetime.fromisoformat(run["state"]["timestamp"]).timestamp()
         if not self.settings.own_prefect or time.time() - since < JUST_NOW_S:
             return False
@@ -210,19 +131,12 @@ class Reconciler:
 
     def _close_flow_run(self, run: Json, why: str) -> list[str]:
         """Set the state that it was about to report, else Crashed, or Cancelled if it was being cancelled."""
-        end = None if flow_processes.orphan_reason(run["id"]) else flow_processes.end_of(run["id"])
-        if end:
-            state = {"type": end.type, "name": end.name, "message": end.message}
-        else:
-            kind = "CANCELLED" if run["state_type"] == "CANCELLING" else "CRASHED"
-            state = {"type": kind, "message": why}
+        kind = "CANCELLED" if run["state_type"] == "CANCELLING" else "CRASHED"
+        state = flow_processes.end_of(run["id"]) or {"type": kind, "message": why}
         self._set_state("flow_runs", run["id"], state)
         self.closed[run["id"]] = why
         flow_processes.forget(run["id"])
         return [f"flow run {run['name']} ({run['id']}): closed as {state['type']}, since {why}"]
-
-    def _set_state(self, kind: str, run_id: str, state: Json) -> None:
-        ask_prefect(self.settings, f"/{kind}/{run_id}/set_state", {"state": state, "force": True})
 
     def _correct_abandoned(self) -> list[str]:
         """Correct the state of runs that left files, where it was not reported or reported wrongly."""
@@ -230,72 +144,113 @@ class Reconciler:
         for flow_run_id in flow_processes.abandoned():
             if time.time() - flow_processes.last_seen(flow_run_id) < JUST_NOW_S:
                 continue
-            run = self._flow_run(flow_run_id)
-            if run is not None and _is_alive(run):
-                continue
-            if run is not None and _has_wrong_state(run):
-                lines += self._close_flow_run(run, flow_processes.orphan_reason(flow_run_id) or WHY)
+            found = self._prefect("/flow_runs/filter", {"flow_runs": {"id": {"any_": [flow_run_id]}}})
+            run = found[0] if found else None  # None: it was deleted
+            if run is not None and run["state_type"] in OPEN:
+                identity = Identity.from_tags(run.get("labels") or {})
+                if identity is not None and identity.alive():  # it is about to report its end
+                    continue
+                lines += self._close_flow_run(run, WHY)
+            elif run is not None and run["state_type"] == "CRASHED" and flow_processes.end_of(flow_run_id):
+                lines += self._close_flow_run(run, WHY)
             flow_processes.forget(flow_run_id)
         return lines
-
-    def _flow_run(self, flow_run_id: str) -> Json | None:
-        """None when it was deleted."""
-        try:
-            found: Json = get(f"{self.settings.prefect}/flow_runs/{flow_run_id}")
-        except urllib.error.HTTPError as error:
-            if error.code == 404:
-                return None
-            raise
-        return found
 
     def _close_task_runs(self) -> list[str]:
         """Close open task runs of ended flow runs, at the second check: their final state may be on its way.
 
-        Those of flow runs that were just closed are closed at once.
+        Those of flow runs that were just closed are closed at once. On a server that is not ours, there are
+        no others.
         """
-        wanted: Json = {
-            "task_runs": {"state": {"type": {"any_": OPEN}}},
-            "flow_runs": {"state": {"type": {"any_": FINAL}}},
-        }
+        flow_runs: Json = {"state": {"type": {"any_": FINAL}}}
         if not self.settings.own_prefect:
-            wanted["flow_runs"]["id"] = {"any_": list(self.closed)}
-        found = self._pages("/task_runs/filter", wanted)
-        due = [t for t in found if t["id"] in self.open_task_runs or t["flow_run_id"] in self.closed]
-        ours = self._ours({t["flow_run_id"] for t in due} - self.closed.keys()) | self.closed.keys()
-        lines = [self._close_task_run(task) for task in due if task["flow_run_id"] in ours]
+            flow_runs["id"] = {"any_": list(self.closed)}
+        wanted = {"task_runs": {"state": {"type": {"any_": OPEN}}}, "flow_runs": flow_runs}
+        lines = []
+        found = self._prefect("/task_runs/filter", wanted)
+        for task in found:
+            if task["id"] not in self.open_task_runs and task["flow_run_id"] not in self.closed:
+                continue
+            why = self.closed.get(task["flow_run_id"], "its flow run has ended without it")
+            state = {"type": "CRASHED", "message": why}
+            if task["state_type"] == "PENDING":
+                state = {"type": "CANCELLED", "name": "NotRun", "message": f"not run: {why}"}
+            self._set_state("task_runs", task["id"], state)
+            lines.append(f"task run {task['name']} ({task['id']}): closed, since {why}")
         self.open_task_runs = {task["id"] for task in found}
         return lines
 
-    def _close_task_run(self, task: Json) -> str:
-        why = self.closed.get(task["flow_run_id"], "its flow run has ended without it")
-        if task["state_type"] == "PENDING":
-            state = {"type": "CANCELLED", "name": "NotRun", "message": f"not run: {why}"}
-        else:
-            state = {"type": "CRASHED", "message": why}
-        self._set_state("task_runs", task["id"], state)
-        return f"task run {task['name']} ({task['id']}): closed, since {why}"
+    def _prefect(self, path: str, wanted: Json) -> list[Json]:
+        found: list[Json] = ask_prefect(self.settings, path, wanted)
+        return found
 
-    def _ours(self, flow_run_ids: set[str]) -> set[str]:
-        """Those whose labels say that this checkout started them."""
-        if not flow_run_ids:
-            return set()
-        runs = self._pages("/flow_runs/filter", {"flow_runs": {"id": {"any_": sorted(flow_run_ids)}}})
-        identities = {run["id"]: Identity.from_tags(run.get("labels") or {}) for run in runs}
-        return {run_id for run_id, identity in identities.items() if identity and identity.ours()}
+    def _set_state(self, kind: str, run_id: str, state: Json) -> None:
+        ask_prefect(self.settings, f"/{kind}/{run_id}/set_state", {"state": state, "force": True})
 
 
-def _is_alive(run: Json) -> bool:
-    identity = Identity.from_tags(run.get("labels") or {})
-    return identity is not None and identity.alive() and run["state_type"] in OPEN
+def _death_reason(identity: Identity | None, flow_run_id: str, step: str = "") -> str:
+    """Why a run of this checkout is dead; empty when it is not, or belongs to another checkout."""
+    if identity is None or not identity.ours():
+        return ""
+    # A process in another container has other pids, but the same locks.
+    if identity.alive() or flow_run_id in flow_processes.held():
+        return ""
+    return identity.death_reason(_last_seen(flow_run_id, step))
 
 
-def _has_wrong_state(run: Json) -> bool:
-    """Whether the state of an abandoned run differs from what its files say."""
-    state = run["state_type"]
-    if state in OPEN or (flow_processes.orphan_reason(run["id"]) and state != "COMPLETED"):
-        return True
-    return state == "CRASHED" and flow_processes.end_of(run["id"]) is not None
+def _last_seen(flow_run_id: str, step: str) -> float:
+    """Unix time of the last sign of life of a run's process; 0 where none is left."""
+    written = flow_processes.last_written(Path(step)) if step else 0.0
+    return max(flow_processes.last_seen(flow_run_id), written)
 
 
-def _tags(run: Json) -> dict[str, str]:
-    return {t["key"]: t["value"] for t in run["data"].get("tags", [])}
+class VramLimitMirror:
+    """Mirrors the GPU ledger in Prefect: a limit `gpu0-vram` for each card, one slot for each GiB.
+
+    One way only: no run acquires the limit or waits for it.
+    """
+
+    def __init__(self) -> None:
+        self.cards = real() or [virtual()]
+        self.sent: dict[int, Json] = {}
+        self.next_update = 0.0
+        self.next_resend = 0.0
+
+    def update(self, settings: Settings) -> None:
+        """Send changes, and every 20 s all of it."""
+        now = time.monotonic()
+        if now < self.next_update:
+            return
+        self.next_update = now + MIRROR_S
+        if now >= self.next_resend:
+            self.sent.clear()
+            self.next_resend = now + RESEND_S
+        try:
+            for card in self.cards:
+                values = _limit(card)
+                if self.sent.get(card.index) != values:
+                    _send_limit(settings, f"gpu{card.index}-vram", values)
+                    self.sent[card.index] = values
+        except (OSError, ValueError, KeyError, OvernightError):
+            self.sent.clear()
+            self.next_update = now + UNAVAILABLE_S
+
+
+def _limit(card: Card) -> Json:
+    limit = max(1, slots(card.budget_mib))
+    held = slots(Ledger(card.folder, card.budget_mib).held_mib())
+    return {"limit": limit, "active_slots": min(limit, held), "active": True, "slot_decay_per_second": 0}
+
+
+def slots(mib: int) -> int:
+    """GiB, a part of one counted as one."""
+    return -(-mib // 1024)
+
+
+def _send_limit(settings: Settings, name: str, values: Json) -> None:
+    try:
+        ask_prefect(settings, f"/v2/concurrency_limits/{name}", values, method="PATCH")
+    except urllib.error.HTTPError as error:
+        if error.code != 404:
+            raise
+        ask_prefect(settings, "/v2/concurrency_limits/", {"name": name, **values})

@@ -1,4 +1,4 @@
-"""Register at Prefect's server: the work pool, the card's limit, and a deployment for each file of flows/.
+"""Register at Prefect's server: the work pool, and a deployment for each file of flows/.
 
 A program of its own, run at each start and at each `overnight up`. prefect.yaml holds the schedules.
 """
@@ -22,7 +22,6 @@ from pydantic import Field, ValidationError, field_validator
 from overnight import paths
 from overnight.config import Values
 from overnight.errors import ConfigError, ServiceError
-from overnight.services import vram_limit
 from overnight.services.settings import ENTRYPOINT, POOL, settings
 from overnight.step import flow_names, load_pipeline
 
@@ -174,7 +173,6 @@ def fingerprint(wanted: list[Deployment]) -> str:
         _database(),
         ENTRYPOINT,
         json.dumps([asdict(one) for one in wanted]),
-        *map(str, vram_limit.cards()),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -190,10 +188,6 @@ async def _register(wanted: list[Deployment]) -> None:
 
     async with get_client() as client:
         await _work_pool(client)
-        for card in vram_limit.cards():
-            await client.upsert_global_concurrency_limit_by_name(
-                vram_limit.name(card), max(1, vram_limit.slots(card.budget_mib))
-            )
         for one in wanted:
             await _deploy(client, one)
         await _delete_others(client, {one.name for one in wanted})

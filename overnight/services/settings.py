@@ -3,7 +3,7 @@
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -51,10 +51,6 @@ class Settings:
         theirs = env.get("PREFECT_API_URL", "").rstrip("/") or prefect
         tracking = env.get("MLFLOW_TRACKING_URI", "").rstrip("/") or mlflow
         return cls(theirs, tracking, same(theirs, prefect), same(tracking, mlflow))
-
-    def dump(self) -> dict[str, Any]:
-        """As JSON types."""
-        return asdict(self)
 
 
 def settings() -> Settings:

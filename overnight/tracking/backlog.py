@@ -8,13 +8,11 @@ stand `record.json` (where they belong) and `shipped.json` (up to which byte MLf
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +21,7 @@ from pydantic import Field
 from overnight import locks, paths
 from overnight.config import Values
 from overnight.files import atomic_write, read_json
-from overnight.processes import die_with_parent
+from overnight.processes import start_logged
 
 LOCK, RECORD, OFFSETS = "ship.lock", "record.json", "shipped.json"
 RETRY_S, MAX_RETRY_S = 20.0, 900.0
@@ -63,11 +61,9 @@ def pending() -> list[Path]:
     return [step for step in found if step.is_dir() and locks.holder(step / LOCK) is None]
 
 
-@contextmanager
-def uploading(step: Path) -> Iterator[None]:
-    """Hold the lock of the one process that uploads this folder. Raises locks.Held."""
-    with locks.hold(step / LOCK, f"the upload of {step.name}"):
-        yield
+def uploading(step: Path) -> AbstractContextManager[None]:
+    """The lock of the one process that uploads this folder. Entering it raises locks.Held."""
+    return locks.hold(step / LOCK, f"the upload of {step.name}")
 
 
 def _entries() -> list[Path]:
@@ -120,26 +116,24 @@ class Record(Values):
         return self.model_copy(update=changes).write(folder)
 
 
-class UploadOffsets:
-    """Up to which byte MLflow has each event log of a folder, for one run; written after MLflow confirmed it.
+def read_offset(log: Path, run_id: str) -> int:
+    """Up to which byte the run in MLflow has an event log, as far as that was written down."""
+    known = read_json(log.parent / OFFSETS).get(run_id)
+    offset = known.get(log.name) if isinstance(known, dict) else None
+    return offset if isinstance(offset, int) else 0
+
+
+def write_offset(log: Path, run_id: str, offset: int) -> None:
+    """Write it down, after MLflow confirmed it; on a full disk the old one stays.
 
     A process that is killed in between sends its last portion again, which changes nothing in MLflow.
     """
-
-    def __init__(self, folder: Path, run_id: str) -> None:
-        self.path = folder / OFFSETS
-        self.run_id = run_id
-        known = read_json(self.path).get(run_id)
-        entries = known.items() if isinstance(known, Mapping) else ()
-        self.offsets = {str(name): offset for name, offset in entries if isinstance(offset, int)}
-
-    def __getitem__(self, log: str) -> int:
-        return self.offsets.get(log, 0)
-
-    def __setitem__(self, log: str, offset: int) -> None:
-        self.offsets[log] = offset
-        with suppress(OSError):
-            atomic_write(self.path, json.dumps({**read_json(self.path), self.run_id: self.offsets}))
+    path = log.parent / OFFSETS
+    saved = read_json(path)
+    known = saved.get(run_id)
+    saved[run_id] = {**(known if isinstance(known, dict) else {}), log.name: offset}
+    with suppress(OSError):
+        atomic_write(path, json.dumps(saved))
 
 
 # -------------------------------------------------------------------------- the process for abandoned folders
@@ -181,16 +175,5 @@ class BacklogWorker:
         return [f"MLflow does not have all that runs left ({paths.log_file('ship')})"] if code else []
 
     def _start(self) -> None:
-        log = paths.log_file("ship")
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
-            self.popen = subprocess.Popen(
-                [sys.executable, "-P", "-m", "overnight.tracking.uploader"],
-                cwd=paths.root(),
-                env={**os.environ, **self.environment()},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509
-            )
+        command = [sys.executable, "-P", "-m", "overnight.tracking.uploader"]
+        self.popen = start_logged(command, paths.log_file("ship"), {**os.environ, **self.environment()})

@@ -17,9 +17,8 @@ from typing import Any, TypeVar
 
 from overnight import events, locks
 from overnight.best_effort import best_effort, call_until_stopped
-from overnight.events import Portion
 from overnight.tracking import backlog
-from overnight.tracking.backlog import End, Record, UploadOffsets
+from overnight.tracking.backlog import End, Record
 from overnight.tracking.client import (
     MAX_TEXT,
     NOTE_TAG,
@@ -36,11 +35,11 @@ T = TypeVar("T")
 PATIENCE_S = 60.0  # at a step's end, without an answer of the server
 HURRIED_S = 5.0  # when the run is being stopped
 ABANDONED_S = 10.0  # for the folders of ended runs: the next try comes soon
-RETRY_S, BUSY_S = 1.0, 0.1
+RETRY_S = 1.0
 MAX_REFUSED = 50
 FOLDER = "overnight.folder"  # tag by which a run is found whose process was killed while it opened the run
 LOCAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-PERMANENT_ERRORS = (*LOCAL, ValueError, KeyError, TypeError, OverflowError)  # sending it again would not help
+INVALID = (ValueError, KeyError, TypeError, OverflowError)
 
 
 class ServerUnavailable(Exception):
@@ -57,14 +56,14 @@ class Uploader:
         self.refused: list[str] = []  # what MLflow will never take, and why
         self.run_state = RunState({}, "", {})  # as MLflow had it when the run was opened
         self.concluded = False  # MLflow has everything, including the end
-        self._folders = [*map(Path, record.earlier), folder]  # in the order of the attempts
-        self._known_offsets: dict[Path, UploadOffsets] = {}
-        self._unconfirmed: tuple[Path, str, Portion] | None = None  # being sent
+        self._offsets = dict[Path, int]()  # up to which byte MLflow has each event log
         self._unwritten: list[Json] = []  # events that a full disk did not take
         self._writer: events.Writer | None = None
-        self._answers = 0  # requests that the server answered
+        self._answered = 0.0  # monotonic time at which the server last took something
         self._is_open = False
+        self._recording = threading.Lock()
         self._sending = threading.Lock()
+        self._locked = set[Path]()  # folders of earlier attempts
         self._locks = ExitStack()
         with suppress(OSError):  # on a full disk no other process could continue with it
             self._locks.enter_context(backlog.uploading(folder))
@@ -75,6 +74,11 @@ class Uploader:
         """Empty until the server has opened the run."""
         return self.record.run_id
 
+    @property
+    def _folders(self) -> list[Path]:
+        """In the order of the attempts."""
+        return [*map(Path, self.record.earlier), self.folder]
+
     def log(self, event: Json) -> None:
         """Write an event of the parent to its log; never waits for a server."""
         try:
@@ -83,13 +87,17 @@ class Uploader:
         except OSError:
             self._unwritten.append(event)
 
-    def upload(self) -> bool:
-        """Send all that is there; False when another thread does. Raises ServerUnavailable."""
-        if not self._sending.acquire(blocking=False):
+    def upload(self, wait_s: float = 0.0) -> bool:
+        """Send all that is there, and the end when it is known.
+
+        Returns False when another thread has been sending for `wait_s`. Raises ServerUnavailable.
+        """
+        if not self._sending.acquire(timeout=wait_s):
             return False
         try:
-            self._open()
-            self._send_all()
+            if not self.concluded:
+                self._open()
+                self._send_all()
         except (OSError, locks.Held, mlflow_error()) as error:
             raise ServerUnavailable(str(error)) from error
         finally:
@@ -99,57 +107,35 @@ class Uploader:
     def waiting(self) -> int:
         """How many events MLflow does not have yet."""
         count = len(self._unwritten)
-        for folder in self._folders:
-            for name in (events.CHILD, events.PARENT):
-                start = self._offsets(folder)[name] if self._is_open else 0
-                while (portion := events.read(folder / name, start)).end > start:
-                    count += len(portion.events)
-                    start = portion.end
+        for log in (log for folder in self._folders for log in _logs(folder)):
+            start = self._offset(log) if self._is_open else 0
+            count += sum(1 for _event in events.read_all(log, start))
         return count
 
     def upload_all(self, patience_s: float = PATIENCE_S) -> bool:
         """Send all, retrying until the server has taken nothing for `patience_s`; whether it has all."""
-        until = time.monotonic() + patience_s
-        answers = -1
+        began = time.monotonic()
         while True:
-            retry_s = RETRY_S
             with suppress(ServerUnavailable):
-                if self.upload():
+                if self.upload(min(RETRY_S, patience_s)):
                     return True
-                retry_s = BUSY_S
-            if self._answers > answers:
-                until = time.monotonic() + patience_s
-                answers = self._answers
-            if time.monotonic() > until:
+            if time.monotonic() > max(began, self._answered) + patience_s:
                 return False
-            time.sleep(min(retry_s, patience_s))
+            time.sleep(min(RETRY_S, patience_s))
 
     def finish(self, status: str, stop: Callable[[], bool]) -> bool:
         """Send all and end the run; False when the server did not take all, which is then sent later."""
-        self.record = self.record.update(self.folder, end=End(status=status, at=time.time()))
+        self._update(end=End(status=status, at=time.time()))
         with best_effort():  # the step has ended, whatever becomes of the upload
-            call_until_stopped(lambda: self.conclude(HURRIED_S if stop() else PATIENCE_S), stop)
+            call_until_stopped(lambda: self.upload_all(HURRIED_S if stop() else PATIENCE_S), stop)
         return self.concluded
 
-    def poll(self) -> None:
-        """Upload what is new, and the end when it is known; to be called every few seconds."""
-        self.upload()
-        if self.record.end is not None:
-            self.conclude(0)
-
-    def conclude(self, patience_s: float = PATIENCE_S) -> bool:
-        """Send all, and the end if it is known; if MLflow has it all, the folders are no longer pending."""
-        if not self.upload_all(patience_s):
-            return False
-        end = self.record.end
-        if end is not None:
-            self._unless_refused(lambda: self.tracker.close(self.run_id, end.status, end.at))
-        if not any(events.has_writer(folder / events.CHILD) for folder in self._folders):
-            for folder in self._folders:
-                backlog.mark_done(folder)
+    def mark_done(self) -> None:
+        """MLflow has everything: the folders are no longer pending."""
+        for folder in self._folders:
+            backlog.mark_done(folder)
         self.concluded = True
         self.release()
-        return True
 
     def release(self) -> None:
         """Let another process upload the folders."""
@@ -158,8 +144,6 @@ class Uploader:
             self._writer.close()
             self._writer = None
 
-    # ------------------------------------------------------------------------------------------------ the run
-
     def wait_until_open(self, stop: Callable[[], bool], patience_s: float) -> bool:
         """Wait at most `patience_s` for the server to open the run; whether it is open."""
         until = time.monotonic() + patience_s
@@ -167,17 +151,28 @@ class Uploader:
             call_until_stopped(self.upload, lambda: stop() or time.monotonic() > until, 0.0)
         return self._is_open
 
+    # ------------------------------------------------------------------------------------------------ the run
+
+    def _update(self, **changes: Any) -> None:
+        with self._recording:
+            self.record = self.record.update(self.folder, **changes)
+
     def _open(self) -> None:
         """Open the run of the attempt before, else a new one, and read its state."""
         if self._is_open:
             return
         for folder in self._folders[:-1]:
-            self._locks.enter_context(backlog.uploading(folder))
+            self._take_over(folder)
         if not self.run_id:
-            run_id = self._reopened_run() or self._new_run()
-            self.record = self.record.update(self.folder, run_id=run_id, opening=False)
+            self._update(run_id=self._reopened_run() or self._new_run(), opening=False)
         self.run_state = self._unless_refused(lambda: self.tracker.run_state(self.run_id)) or self.run_state
         self._is_open = True
+
+    def _take_over(self, folder: Path) -> None:
+        """Upload the folder of an earlier attempt, too. Raises locks.Held while another process does."""
+        if folder not in self._locked:
+            self._locks.enter_context(backlog.uploading(folder))
+            self._locked.add(folder)
 
     def _reopened_run(self) -> str:
         """The run of the newest attempt that has one, open again; empty where that was deleted."""
@@ -186,15 +181,13 @@ class Uploader:
         if not run_ids or not self.tracker.reopen(run_ids[-1], self.record.tags, self.record.parent):
             return ""
         for folder, record in earlier:
-            if record and record.end:
-                record.update(
-                    folder, end=None
-                )  # the run continues: an earlier attempt's end must not close it
+            if record and record.end:  # the run continues: an earlier attempt's end must not close it
+                record.update(folder, end=None)
         return run_ids[-1]
 
     def _new_run(self) -> str:
         found = self.tracker.find(FOLDER, str(self.folder)) if self.record.opening else None
-        self.record = self.record.update(self.folder, opening=True)
+        self._update(opening=True)
         run_id = found or self.tracker.open(self.record.label, self.record.tags, self.record.parent or None)
         self._unless_refused(lambda: self.tracker.params(run_id, self.record.params))
         return run_id
@@ -210,46 +203,37 @@ class Uploader:
             return None
 
     def _note_refusal(self, why: str) -> None:
-        if len(self.refused) < MAX_REFUSED:
+        if why not in self.refused and len(self.refused) < MAX_REFUSED:
             self.refused.append(why)
 
     # ------------------------------------------------------------------------------------------------ sending
 
     def _send_all(self) -> None:
-        done = list[Path]()
-        while rest := [folder for folder in self._folders if folder not in done]:
-            for name in (events.CHILD, events.PARENT):  # what the parent says of the end comes last
-                while self._next_portion(rest[0], name):
-                    self._send_portion()
-            done.append(rest[0])
+        for folder in self._folders:
+            self._send_folder(folder)
         while self._unwritten:
             self._send(self._unwritten[:1])
             del self._unwritten[0]
+        end = self.record.end
+        if end is not None:
+            self._unless_refused(lambda: self.tracker.close(self.run_id, end.status, end.at))
+            self.mark_done()
 
-    def _next_portion(self, folder: Path, name: str) -> bool:
-        """Whether there is a portion to send: one that the server has not confirmed, or a new one."""
-        if self._unconfirmed is None:
-            start = self._offsets(folder)[name]
-            portion = events.read(folder / name, start)
-            self._unconfirmed = (folder, name, portion) if portion.end > start else None
-        return self._unconfirmed is not None
+    def _send_folder(self, folder: Path) -> None:
+        """Send metrics together, the rest one by one; MLflow keeps what is sent again once."""
+        for log in _logs(folder):
+            while (portion := events.read(log, self._offset(log))).end > self._offset(log):
+                self._send([event for event in portion.events if event["event"] == "metrics"])
+                for event in portion.events:
+                    if event["event"] != "metrics":
+                        self._send([event])
+                self._offsets[log] = portion.end
+                backlog.write_offset(log, self.run_id, portion.end)
 
-    def _send_portion(self) -> None:
-        """Send metrics together, the rest one by one; what was taken is not sent again."""
-        assert self._unconfirmed is not None
-        folder, name, portion = self._unconfirmed
-        self._send([event for event in portion.events if event["event"] == "metrics"])
-        portion.events = [event for event in portion.events if event["event"] != "metrics"]
-        while portion.events:
-            self._send(portion.events[:1])
-            del portion.events[0]
-        self._offsets(folder)[name] = portion.end
-        self._unconfirmed = None
-
-    def _offsets(self, folder: Path) -> UploadOffsets:
-        if folder not in self._known_offsets:
-            self._known_offsets[folder] = UploadOffsets(folder, self.run_id)
-        return self._known_offsets[folder]
+    def _offset(self, log: Path) -> int:
+        if log not in self._offsets:
+            self._offsets[log] = backlog.read_offset(log, self.run_id)
+        return self._offsets[log]
 
     def _send(self, batch: list[Json]) -> None:
         """Send events; halve a batch that is refused for good, down to the refused event, which is noted."""
@@ -260,8 +244,8 @@ class Uploader:
                 self._send_one(batch[0])
             else:
                 self.tracker.metrics(self.run_id, batch)
-            self._answers += 1
-        except (OSError, *PERMANENT_ERRORS, mlflow_error()) as error:
+            self._answered = time.monotonic()
+        except (OSError, *INVALID, mlflow_error()) as error:
             if not self._is_hopeless(error):
                 raise
             if len(batch) > 1 and self.tracker.active(self.run_id):
@@ -272,12 +256,9 @@ class Uploader:
                 self._note_refusal(f"{batch[0]['event']}: {error}")
 
     def _is_hopeless(self, error: Exception) -> bool:
-        """Whether the same request would fail again."""
-        if isinstance(error, LOCAL) or (
-            isinstance(error, PERMANENT_ERRORS) and not isinstance(error, OSError)
-        ):
-            return True
-        return self.tracker.refuses(error)
+        """Whether the same request would fail again. An answer that is no JSON is ValueError and OSError."""
+        wrong = isinstance(error, LOCAL) or (isinstance(error, INVALID) and not isinstance(error, OSError))
+        return wrong or self.tracker.refuses(error)
 
     def _send_one(self, event: Json) -> None:
         tracker, run_id, label = self.tracker, self.run_id, self.record.label
@@ -312,10 +293,13 @@ class Uploader:
         """Upload first what earlier attempts left that only the child knew of."""
         for folder in map(Path, folders):
             if folder not in self._folders:
-                self._locks.enter_context(backlog.uploading(folder))
-                self._folders.insert(len(self._folders) - 1, folder)
-                earlier = tuple(map(str, self._folders[:-1]))
-                self.record = self.record.update(self.folder, earlier=earlier)
+                self._take_over(folder)
+                self._update(earlier=(*self.record.earlier, str(folder)))
+                self._send_folder(folder)
+
+
+def _logs(folder: Path) -> tuple[Path, Path]:
+    return folder / events.CHILD, folder / events.PARENT  # what the parent says of the end comes last
 
 
 # ------------------------------------------------------------------------------- folders that ended runs left
@@ -336,13 +320,15 @@ def upload_folder(step: Path) -> bool:
         return True
     try:
         uploader = Uploader(Tracker(record.uri, record.experiment), step, record)
-        done = uploader.conclude(ABANDONED_S)
-    except (OSError, ServerUnavailable, locks.Held, mlflow_error()) as error:
+        done = uploader.upload_all(ABANDONED_S)
+    except (OSError, locks.Held, mlflow_error()) as error:
         print(f"{step.name}: {error}", flush=True)
         return False
+    if done:
+        uploader.mark_done()
+    uploader.release()
     state = "uploaded" if done else f"{uploader.waiting()} events still wait"
     print(f"{step.name}: {state}", *uploader.refused, sep="\n  ", flush=True)
-    uploader.release()
     return done
 
 

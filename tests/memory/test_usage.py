@@ -4,11 +4,11 @@ import json
 
 import pytest
 
+from overnight.events import readable
 from overnight.gpu.card import Card
 from overnight.memory import usage
 from overnight.memory.intervals import PredictionInterval
 from overnight.memory.request import MemoryRequest
-from overnight.orchestration.launcher import readable
 from overnight.orchestration.protocol import StepResult
 from overnight.orchestration.terminal import memory
 

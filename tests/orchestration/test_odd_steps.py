@@ -11,10 +11,11 @@ import pytest
 from rich.console import Console
 
 from overnight import paths, processes
+from overnight.events import readable
 from overnight.files import atomic_write
 from overnight.orchestration.attempt import run_step
 from overnight.orchestration.child import _failed
-from overnight.orchestration.launcher import LOG_LINES, Tail, readable
+from overnight.orchestration.launcher import LOG_LINES, Tail
 from overnight.orchestration.pipeline import Pending, PipelineRun, _close
 from overnight.orchestration.prefect import as_state
 from overnight.orchestration.protocol import StepResult
@@ -86,21 +87,27 @@ def test_a_line_that_is_no_event_is_none(line):
 
 def test_a_flood_of_lines_is_cut_and_counted(tmp_path):
     log = tmp_path / "log.txt"
+    tail = Tail(log)
     log.write_text("".join(f"line {i}\n" for i in range(200_000)))
-    shown = list(Tail(log).lines())
+    shown = tail.read(last=False)
     assert len(shown) == LOG_LINES + 1
+    assert shown[-2] == "line 199999"
     assert "not shown here" in shown[-1]
-    log.write_bytes(b"x" * (4 << 20))
-    assert all(len(line) < 70_000 for line in Tail(log).lines())
+    with log.open("ab") as file:
+        file.write(b"x" * (4 << 20))
+    shown = tail.read(last=False)
+    assert len(shown) == 2
+    assert all(len(line) < 70_000 for line in shown)
+    assert tail.read(last=True) == []
 
 
 def test_a_process_that_left_the_group_ends_with_its_step(checkout):
     mine, others = (paths.steps() / name for name in ("mine", "others"))
     kept, gone = sleeper(processes.step_mark(others)), sleeper(processes.step_mark(mine))
-    assert processes.kill_step_processes(lambda owner: owner.folder == str(mine)) == [gone.pid]
+    assert processes.kill_step_processes(mine) == [gone.pid]
     assert gone.wait(5) == -9
     assert kept.poll() is None
-    assert processes.kill_step_processes(lambda owner: not owner.alive()) == []
+    assert processes.kill_step_processes() == []
     kept.communicate()
 
 
@@ -112,7 +119,7 @@ def test_what_a_killed_run_left_is_found_by_its_owner(checkout):
         str(os.getpid()), str(owner.pid), 1
     )
     left, kept = sleeper(dead), sleeper(foreign)
-    assert processes.kill_step_processes(lambda owner: not owner.alive()) == [left.pid]
+    assert processes.kill_step_processes() == [left.pid]
     assert left.wait(5) == -9
     kept.communicate()
 

@@ -1,5 +1,7 @@
 """The flows that Prefect knows, and what a deployment may be asked to run."""
 
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -68,6 +70,27 @@ def test_a_night_by_hand_does_not_overlap_another(checkout):
     lock = checkout / ".overnight" / "locks" / "configs-nightly.yaml.lock"
     with locks.hold(lock, "the first night"), pytest.raises(locks.Held, match="the first night"):
         prefect.run_here("nightly", path)
+
+
+RUN = """
+import os, sys, time
+from overnight.orchestration.prefect import PrefectEngine
+by_worker, by_hand = PrefectEngine(os.getppid()), PrefectEngine()
+print(repr(by_worker.stop_reason()), flush=True)
+while not by_worker.stop_reason():
+    time.sleep(0.05)
+print(by_worker.stop_reason(), repr(by_hand.stop_reason()), sep="; ", flush=True)
+"""
+WORKER = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]]).wait()"
+
+
+def test_a_run_whose_worker_was_killed_is_to_stop_and_knows_why(monkeypatch):
+    monkeypatch.delenv("PREFECT__FLOW_RUN_ID", raising=False)
+    worker = subprocess.Popen([sys.executable, "-c", WORKER, RUN], stdout=subprocess.PIPE, text=True)
+    assert worker.stdout.readline() == "''\n"
+    worker.kill()
+    worker.wait()
+    assert worker.stdout.readline() == f"its worker (pid {worker.pid}) is gone: killed, or broken down; ''\n"
 
 
 def test_a_server_that_is_away_when_a_run_ends_is_waited_for(monkeypatch):

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from overnight import services
+from overnight import locks, services
 from overnight.gpu.card import virtual
 from overnight.gpu.ledger.ledger import Ledger
 from overnight.processes import Identity, Process, boot
 from overnight.run import EventLogRun
-from overnight.services import definitions, flow_processes, vram_limit
-from overnight.services.reconcile import Reconciler
+from overnight.services import definitions, flow_processes
+from overnight.services.reconcile import Reconciler, slots
+from overnight.services.settings import supervisor_lock
 from overnight.tracking import backlog
 from overnight.tracking.backlog import End, Record
 from tests.support.checkouts import answered, living_in, make_checkout, prefect, prefect_get, until
@@ -72,13 +73,12 @@ def test_an_obituary_says_what_died_and_when(folder):
 
 
 def test_a_run_leaves_what_it_meant_to_say_until_somebody_has_read_it(folder):
-    with flow_processes.running("a") as files:
+    with flow_processes.running("a"):
         assert list(flow_processes.held()) == ["a"]
         assert flow_processes.abandoned() == []
-        files.save_end(flow_processes.End("COMPLETED", "Completed", "1 of 1"))
-        assert flow_processes.parent("a").pid == os.getppid()
+        flow_processes.save_end("a", "COMPLETED", "Completed", "1 of 1")
     assert flow_processes.abandoned() == ["a"]
-    assert flow_processes.end_of("a") == flow_processes.End("COMPLETED", "Completed", "1 of 1")
+    assert flow_processes.end_of("a") == {"type": "COMPLETED", "name": "Completed", "message": "1 of 1"}
     flow_processes.forget("a")
     assert flow_processes.abandoned() == []
     assert flow_processes.end_of("a") is None
@@ -89,14 +89,13 @@ def test_a_run_leaves_what_it_meant_to_say_until_somebody_has_read_it(folder):
 
 def test_torn_files_say_nothing(folder):
     flow_processes.runs_folder().mkdir(parents=True)
-    (flow_processes.runs_folder() / "a.end").write_text('{"type": "COM')
-    (flow_processes.runs_folder() / "a.orphan").write_text("[]")
-    assert flow_processes.end_of("a") is None
-    assert flow_processes.orphan_reason("a") == ""
+    for text in ('{"type": "COM', "[]", '{"type": "COMPLETED"}'):
+        (flow_processes.runs_folder() / "a.end").write_text(text)
+        assert flow_processes.end_of("a") is None
 
 
 def test_slots_are_gib_rounded_up():
-    assert [vram_limit.slots(mib) for mib in (0, 1, 1024, 1025, 12288)] == [0, 1, 1, 2, 12]
+    assert [slots(mib) for mib in (0, 1, 1024, 1025, 12288)] == [0, 1, 1, 2, 12]
 
 
 # ------------------------------------------------------------------------------------------------ with services
@@ -133,8 +132,8 @@ def test_a_run_that_could_not_tell_its_end_ends_as_it_meant_to(running, dead):
     with leaving(step):
         logged = mlflow_run(dead, "", **{"overnight.folder": str(step)})
         record(logged, end=End(status="FINISHED", at=1.79e9)).write(step)
-    with flow_processes.running(run) as files:
-        files.save_end(flow_processes.End("COMPLETED", "Completed", "2 of 2 steps done"))
+    with flow_processes.running(run):
+        flow_processes.save_end(run, "COMPLETED", "Completed", "2 of 2 steps done")
     Reconciler(services.settings()).reconcile(0.0)
     assert state(run)["type"] == "COMPLETED"
     assert state(run)["message"] == "2 of 2 steps done"
@@ -205,7 +204,7 @@ def test_a_run_starts_the_services_again_when_their_supervisor_is_killed(running
         text=True,
     )
     assert run.stdout.readline() == "in\n"
-    supervisor = next(Process.of(r["pid"]).parent() for r in services.status() if r["service"] == "prefect")
+    supervisor = Process.of(locks.holder(supervisor_lock()).pid)
     os.kill(supervisor.pid, 9)
     until(lambda: not supervisor.alive())
     until(lambda: {r["state"] for r in services.status() if r["service"] != "user"} == {"ready"})

@@ -6,7 +6,7 @@ import pytest
 
 from overnight.orchestration.launcher import Tail
 from overnight.orchestration.terminal import scores
-from overnight.tracking.backlog import UploadOffsets
+from overnight.tracking.backlog import read_offset, write_offset
 from overnight.tracking.client import MAX_NOTE, NOTE_TAG, Tracker, append_note
 
 
@@ -22,21 +22,22 @@ def test_a_deleted_experiment_of_that_name_is_taken_up_again(tracker):
 
 
 def test_a_tail_gives_whole_lines_only(tmp_path):
-    tail = Tail(tmp_path / "events.jsonl")
-    assert list(tail.lines()) == []
-    (tmp_path / "events.jsonl").write_text('{"a": 1}\n{"b"')
-    assert list(tail.lines()) == ['{"a": 1}']
-    with (tmp_path / "events.jsonl").open("a") as file:
-        file.write(": 2}\n\n")
-    assert list(tail.lines()) == ['{"b": 2}']
+    tail = Tail(tmp_path / "log.txt")
+    assert tail.read(last=True) == []
+    (tmp_path / "log.txt").write_text('{"a": 1}\n{"b"')
+    assert tail.read(last=False) == ['{"a": 1}']
+    with (tmp_path / "log.txt").open("a") as file:
+        file.write(": 2}\n\nend")
+    assert tail.read(last=False) == ['{"b": 2}']
+    assert tail.read(last=True) == ["end"]
 
 
 def test_a_tail_of_a_second_child_begins_where_the_first_ended(tmp_path):
-    (tmp_path / "events.jsonl").write_text('{"a": 1}\n{"cut')
-    tail = Tail(tmp_path / "events.jsonl", new=True)
-    with (tmp_path / "events.jsonl").open("a") as file:
+    (tmp_path / "log.txt").write_text('{"a": 1}\n{"cut')
+    tail = Tail(tmp_path / "log.txt")
+    with (tmp_path / "log.txt").open("a") as file:
         file.write('\n{"b": 2}\n')
-    assert list(tail.lines()) == ['{"b": 2}']
+    assert tail.read(last=False) == ['{"b": 2}']
 
 
 def test_the_terminal_shows_test_scores_first():
@@ -68,11 +69,16 @@ def test_a_run_is_gone_on_with_unless_it_is_gone(tracker):
 
 
 def test_offsets_are_kept_for_each_run_and_junk_says_nothing(tmp_path):
-    UploadOffsets(tmp_path, "a")["events.jsonl"] = 7
-    UploadOffsets(tmp_path, "b")["events.jsonl"] = 3
-    assert [UploadOffsets(tmp_path, run)["events.jsonl"] for run in "abc"] == [7, 3, 0]
+    log = tmp_path / "events.jsonl"
+    write_offset(log, "a", 7)
+    write_offset(log, "b", 3)
+    assert [read_offset(log, run) for run in "abc"] == [7, 3, 0]
     (tmp_path / "shipped.json").write_text(json.dumps({"a": [1]})[:-2])
-    assert UploadOffsets(tmp_path, "a")["events.jsonl"] == 0
+    assert read_offset(log, "a") == 0
+    (tmp_path / "shipped.json").write_text('{"a": [1]}')
+    assert read_offset(log, "a") == 0
+    write_offset(log, "a", 9)
+    assert read_offset(log, "a") == 9
 
 
 def test_a_description_grows_by_paragraphs_and_stays_within_what_mlflow_takes():
