@@ -11,10 +11,12 @@ from bench._baselines import Injector, faulty, images, plain_net, tensors
 from bench._faults import PHASES
 from bench._rows import Row, bar, folder, kept
 from overnight.run import RecordingRun
-from overnight.training.acceleration import Precision
-from overnight.training.accumulate import GradientAccumulation, MicroBatchState
+from overnight.training.accumulate import GradientAccumulation
 from overnight.training.batches import Batches, seeded
 from overnight.training.loop import train
+from overnight.training.losses import divisor
+from overnight.training.prefetch import Prefetcher
+from overnight.training.state import TrainState
 from tasks.vision.cnn import CnnParams
 
 SIZES = (64, 32, 7, 1)  # micro-batches; the first is the whole
@@ -106,18 +108,16 @@ def accurate(rows: list[Row]) -> bool:
 def gradients_apart(artifact: Any, params: CnnParams, data: dict[str, torch.Tensor]) -> Row:
     """Largest relative distance from the unsplit batch's gradient: as one vector, and of each parameter."""
     recipe, run, worst, single = plain_net(artifact, params, torch.float32), RecordingRun(folder()), 0.0, 0.0
-    torch.manual_seed(0)
-    model = recipe.build()
-    optimizer, batches = recipe.optimizer(model), recipe.batches(data, seeded(0, 0))
+    state = TrainState(recipe, run, data)
+    batches = recipe.batches(data, seeded(0, 0))
     assert isinstance(batches, Batches)
     for batch in (batches.at(number) for number in range(BATCHES)):
         found = []
         for size in reversed(SIZES):  # the whole comes last: its gradient makes the step
-            sums = GradientAccumulation(
-                recipe, run, model, Precision("fp32", torch.device("cpu")), MicroBatchState(size, size)
-            ).gradients(batch)
-            count = 1.0 if sums.averaged else sums.divisor
-            found.append([p.grad.double() / count for p in model.parameters() if p.grad is not None])
+            state.plan.micro.size = size
+            sums = GradientAccumulation(run, state, Prefetcher(data, state.device)).gradients(batch)
+            count = 1.0 if sums.averaged else divisor(sums.count)
+            found.append([p.grad.double() / count for p in state.parameters if p.grad is not None])
         whole, split = found[-1], found[:-1]
         for other in split:
             single = max(
@@ -125,5 +125,5 @@ def gradients_apart(artifact: Any, params: CnnParams, data: dict[str, torch.Tens
             )
             apart = torch.cat([(a - b).flatten() for a, b in zip(other, whole, strict=True)]).norm()
             worst = max(worst, float(apart / torch.cat([b.flatten() for b in whole]).norm()))
-        optimizer.step()  # by the whole batch's, which are averages already
+        state.optimizer.step()  # by the whole batch's, which are averages already
     return {"batch": worst, "parameter": single}

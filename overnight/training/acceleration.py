@@ -60,8 +60,6 @@ class Precision:
             torch._foreach_div_([p.grad for p in parameters if p.grad is not None], count)
         if clip:
             nn.utils.clip_grad_norm_(parameters, clip)
-        if self.scales:  # fp16 may skip the first step, and torch warns of schedules that go on before it
-            setattr(optimizer, "_opt_called", True)  # noqa: B010 - torch declares it nowhere
         self.scaler.step(optimizer)
         self.scaler.update()
 
@@ -137,6 +135,9 @@ class Compiled:
     @contextlib.contextmanager
     def on(self) -> Iterator[None]:
         """Inside, calling the model calls the compiled forward pass, as after its own method `compile`."""
+        if self.call is None:  # the author may have compiled it
+            yield
+            return
         self.model._compiled_call_impl = self.call
         try:
             yield

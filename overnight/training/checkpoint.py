@@ -19,17 +19,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from overnight.files import atomic_write
+from overnight.files import atomic_write, read_json
 from overnight.paths import shown
 from overnight.training.out_of_memory import brief
 
 KEPT_STEPS = 2
 PLAN = "plan"
 SHARE = 0.02  # of the time that writing may cost
-UNWRITABLE = (  # what torch.save, and pickle below it, may raise
+UNSUITABLE = (  # what torch, and pickle below it, may raise for a state or a file
     OSError,
     RuntimeError,
     pickle.PickleError,
+    EOFError,
+    LookupError,
     AttributeError,
     TypeError,
     ValueError,
@@ -61,7 +63,7 @@ class CheckpointStore:
         try:
             _write(self.folder, identity, write, step)
             self.last_failure = ""
-        except UNWRITABLE as error:
+        except UNSUITABLE as error:
             with suppress(OSError):  # a full disk needs the room
                 (self.folder / "part").unlink(missing_ok=True)
             self._log_failure(f"no checkpoint: {_reason(self.folder, error)}")
@@ -73,10 +75,6 @@ class CheckpointStore:
         if text != self.last_failure:
             self.log(text)
         self.last_failure = text
-
-    def newest(self, identity: Identity) -> Path | None:
-        """The newest usable state."""
-        return next(self.usable(identity), None)
 
     def usable(self, identity: Identity) -> Iterator[Path]:
         """The undamaged states with this identity, newest first; logs why others are refused."""
@@ -105,12 +103,9 @@ class CheckpointStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             atomic_write(self.folder / PLAN, json.dumps(plan), durable=True)
 
-    def read_plan(self) -> bytes:
-        """The plan that the last process left, as JSON; empty if there is none."""
-        try:
-            return (self.folder / PLAN).read_bytes() if self.folder else b""
-        except OSError:
-            return b""
+    def read_plan(self) -> dict[str, Any]:
+        """The plan that the last process left; empty if there is none."""
+        return read_json(self.folder / PLAN) if self.folder else {}
 
 
 def refusal(facts: Path, identity: Identity) -> str:
@@ -137,27 +132,13 @@ class _HashingFile:
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.sha256 = hashlib.sha256()
-        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.sha256.update(data)
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
+        return self.file.write(data)
 
     def flush(self) -> None:
         self.file.flush()
-
-    def fill(self, write: Callable[[Any], None]) -> None:
-        """Call write(self); raises the file's own error, which torch hides behind a RuntimeError."""
-        try:
-            write(self)
-        except RuntimeError:
-            if self.error is not None:
-                raise self.error from None
-            raise
 
 
 def _write(folder: Path, identity: Identity, write: Callable[[Any], None], step: int) -> None:
@@ -167,9 +148,10 @@ def _write(folder: Path, identity: Identity, write: Callable[[Any], None], step:
     part = folder / "part"
     with part.open("wb") as file:
         hashing = _HashingFile(file)
-        hashing.fill(write)
+        write(hashing)
         size = file.tell()
-        _sync(file)
+        file.flush()
+        os.fsync(file.fileno())
     part.replace(folder / f"{number:08d}.pt")
     facts = {"identity": identity, "step": step, "bytes": size, "sha256": hashing.sha256.hexdigest()}
     atomic_write(folder / f"{number:08d}.json", json.dumps(facts), durable=True)
@@ -177,14 +159,11 @@ def _write(folder: Path, identity: Identity, write: Callable[[Any], None], step:
 
 
 def _reason(folder: Path, error: BaseException) -> str:
+    if isinstance(error, RuntimeError) and error.__context__ is not None:  # torch hides the file's own error
+        error = error.__context__
     if isinstance(error, OSError):
         return f"{shown(folder)} cannot be written ({error.strerror})"
     return f"this training cannot be written ({type(error).__name__}: {brief(error)})"
-
-
-def _sync(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _delete_old(folder: Path) -> None:

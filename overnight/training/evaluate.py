@@ -1,9 +1,8 @@
 """Evaluation: in eval mode, without gradients, in batches that shrink when memory runs out."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, SupportsFloat, TypeVar
 
 import torch
@@ -14,70 +13,31 @@ from overnight.gpu.out_of_memory import is_out_of_memory
 from overnight.run import Run
 from overnight.training.acceleration import Precision
 from overnight.training.out_of_memory import KINDS, brief, does_not_fit, free
+from overnight.training.plan import EvalBatches
 from overnight.training.recipe import Recipe, Scores
+from overnight.training.state import TrainState
 
 Data = TypeVar("Data")
 Result = TypeVar("Result")
 EVAL_BATCH = 512  # samples at once, unless the method says otherwise
 EXPECTED = 'expected is a dict of numbers by name, such as {"accuracy": 0.9}'
-
-
-@dataclass
-class EvalBatches:
-    """How large the batches of an evaluation may be; a part of the checkpoint.
-
-    limit: most samples at once, 0: no limit; used: predict_in_batches was called; faults: times memory ran
-    out.
-    """
-
-    limit: int = 0
-    used: bool = False
-    faults: int = 0
-
-    def halve(self, size: int) -> bool:
-        """Allow half of a size that failed; False when it was one sample."""
-        self.faults += 1
-        self.limit = max(1, size // 2)
-        return size > 1
-
-
 _ACTIVE: ContextVar[EvalBatches | None] = ContextVar("eval_batches", default=None)
-
-
-@contextmanager
-def remembered_in(eval_batches: EvalBatches) -> Iterator[None]:
-    """Let predict_in_batches, called inside, keep to this limit and lower it."""
-    token = _ACTIVE.set(eval_batches)
-    try:
-        yield
-    finally:
-        _ACTIVE.reset(token)
 
 
 def predict_in_batches(
     function: Callable[[Tensor], Tensor], inputs: Tensor, device: torch.device, size: int
 ) -> list[Tensor]:
-    """Outputs of `function` on the host, at most `size` inputs at a time; out of memory halves the size."""
-    eval_batches = _ACTIVE.get() or EvalBatches()
-    eval_batches.used = True
-    outputs = list[Tensor]()
-    start = 0
-    tried = False
-    while start < len(inputs):
-        step = min(size, eval_batches.limit or size, len(inputs) - start)
-        try:
-            outputs.append(function(inputs[start : start + step].to(device)).cpu())
-        except KINDS as error:
-            if not is_out_of_memory(error) or (step == 1 and tried):
-                raise
-        else:
-            start += step
-            tried = False
-            continue
-        # one sample is tried twice: another process may have caused the first failure
-        tried = not eval_batches.halve(step)
-        free()
-    return outputs
+    """Outputs of `function` on the host, at most `size` inputs at a time; out of memory halves the size.
+
+    Within an evaluation, all of the evaluation is then done again, and later ones keep the smaller size.
+    """
+    eval_batches = _ACTIVE.get()
+    if eval_batches is None:
+        again = partial(predict_in_batches, function, inputs, device, size)
+        return retry_smaller(again, EvalBatches())
+    step = eval_batches.size = min(size, eval_batches.limit or size)
+    starts = range(0, len(inputs), step)
+    return [function(inputs[start : start + step].to(device)).cpu() for start in starts]
 
 
 def predict_all(
@@ -85,6 +45,28 @@ def predict_all(
 ) -> Tensor:
     """As predict_in_batches, in one float tensor."""
     return torch.cat(predict_in_batches(lambda part: predict(part).float(), inputs, device, size))
+
+
+def retry_smaller(score: Callable[[], Result], eval_batches: EvalBatches) -> Result:
+    """Call `score` until its batches fit. Raises its error when one sample, or what is not split, fails twice.
+
+    Another process may have caused the first failure.
+    """
+    tried = False
+    while True:
+        token = _ACTIVE.set(eval_batches)
+        try:
+            return score()
+        except KINDS as error:
+            if not is_out_of_memory(error) or tried:
+                raise
+        finally:
+            _ACTIVE.reset(token)
+        eval_batches.faults += 1
+        tried = eval_batches.size <= 1
+        if eval_batches.size:
+            eval_batches.limit = max(1, eval_batches.size // 2)
+        free()
 
 
 def evaluate(
@@ -110,33 +92,13 @@ def evaluate(
     return scores
 
 
-def retry_smaller(score: Callable[[], Result], eval_batches: EvalBatches) -> Result:
-    """Call `score` until its batches fit; raises its error when those are of one sample, or it uses none."""
-    tried = False
-    while True:
-        try:
-            with remembered_in(eval_batches):
-                return score()
-        except KINDS as error:
-            if not is_out_of_memory(error) or tried:
-                raise
-        tried = not (eval_batches.used and eval_batches.halve(eval_batches.limit or EVAL_BATCH))
-        eval_batches.faults += not eval_batches.used
-        free()
-
-
-def validate(
-    recipe: Recipe[Data],
-    model: nn.Module,
-    data: Data,
-    run: Run,
-    precision: Precision,
-    eval_batches: EvalBatches,
-) -> Scores:
+def validate(run: Run, state: TrainState[Any]) -> Scores:
     """The scores on "val" as plain floats; notes where memory ran out. Raises DoesNotFit, BadInput."""
+    eval_batches = state.plan.eval_batches
     before = eval_batches.faults
     try:
-        return plain_scores(evaluate(recipe, model, data, "val", precision, eval_batches))
+        found = evaluate(state.recipe, state.model, state.data, "val", state.precision, eval_batches)
+        return plain_scores(found)
     except KINDS as error:
         if not is_out_of_memory(error):
             raise
@@ -146,9 +108,8 @@ def validate(
         run.out_of_memory += faults
         if faults:
             run.note(_retried(faults, eval_batches.limit))
-    raise DoesNotFit(
-        "evaluation: " + does_not_fit(eval_batches.limit, eval_batches.used, run.budget_mib, reason)
-    )
+    size = eval_batches.size
+    raise DoesNotFit("evaluation: " + does_not_fit(size, bool(size), run.budget_mib, reason))
 
 
 def _retried(faults: int, limit: int) -> str:

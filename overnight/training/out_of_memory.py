@@ -1,15 +1,16 @@
-"""What the loop does when memory runs out: undo the failed try, free memory, and say what would help."""
+"""Memory that runs out: which errors say so, what frees some, what would help, and room held in advance."""
 
 import gc
-import pickle
-import random
-import sys
-from collections.abc import Callable
-from operator import is_
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
+from torch.utils._pytree import tree_leaves
+
+from overnight.errors import DoesNotFit
+from overnight.gpu.out_of_memory import is_out_of_memory
+from overnight.training.acceleration import FAILURES
 
 KINDS = (torch.OutOfMemoryError, MemoryError, RuntimeError)  # classes that is_out_of_memory may accept
 FILL = 0.9  # of the lease that may be filled on purpose: at 95 % it would count as too small
@@ -56,80 +57,54 @@ def does_not_fit(used: int, can_split: bool, budget_mib: int | None, reason: str
     )
 
 
-def random_state(device: torch.device) -> list[Tensor]:
-    """The states of torch's global generators: the host's, and the card's."""
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return states
+def is_bounded(device: torch.device) -> bool:
+    """Whether the device's memory is bounded: a real card's, or the virtual one's while it counts."""
+    return device.type == "cuda" or _get_current_dispatch_mode() is not None
 
 
-def set_random_state(states: list[Tensor], device: torch.device) -> None:
-    """Restore what random_state returned."""
-    torch.set_rng_state(states[0])
-    if device.type == "cuda" and len(states) > 1:
-        torch.cuda.set_rng_state(states[1], device)
+def reserve_optimizer_state(
+    build: Callable[[], torch.optim.Optimizer], parameters: Iterable[nn.Parameter]
+) -> list[Tensor]:
+    """Tensors as large as the state that the optimizer makes in its first step, to be freed just before that.
 
-
-def _host_generators() -> list[tuple[Callable[[], Any], Callable[[Any], None]]]:
-    """(get, set) of the global generators of the host other than torch's."""
-    numpy: Any = sys.modules.get("numpy.random")
-    return [(random.getstate, random.setstate)] + ([(numpy.get_state, numpy.set_state)] if numpy else [])
-
-
-class StepSnapshot:
-    """What a forward pass changes besides gradients: the model's buffers and the random states.
-
-    Buffers are known by module and name, because some are updated by assignment. Python's and numpy's
-    generators are slow to read: after the first step only those that it drew from are saved.
+    So memory runs out in a forward pass, which can be undone. A second optimizer makes the tensors, in a step
+    without rate or gradient; none for optimizers that make their state at once, or cannot step like that.
+    Raises DoesNotFit.
     """
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    reason = ""
+    for _ in range(2):  # another process may have caused the first failure
+        try:
+            return _state_tensors(build(), trainable)
+        except (MemoryError, *FAILURES) as error:
+            if not is_out_of_memory(error):
+                return []
+            reason = brief(error)
+        finally:
+            for parameter in trainable:
+                parameter.grad = None
+        free()
+    raise DoesNotFit(
+        "the weights, their gradients and the optimizer's state do not fit, before there is a single sample: "
+        f"use a smaller model or an optimizer with less state, or ask for more ({reason})"
+    )
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        self.slots = [(module._buffers, name) for module in model.modules() for name in module._buffers]
-        self._copy_buffers()
-        self.device = device
-        self.random = random_state(device)
-        self.generators = _host_generators()
-        self.host_states = [get() for get, _ in self.generators]
 
-    def _copy_buffers(self) -> None:
-        """Allocate a copy of every buffer, grouped by dtype: one group is one kernel on a card."""
-        self.buffers = [buffers[name] for buffers, name in self.slots]
-        live = list({id(buffer): buffer for buffer in self.buffers if buffer is not None}.values())
-        dtypes = {buffer.dtype for buffer in live}
-        self.groups = [[buffer for buffer in live if buffer.dtype == dtype] for dtype in dtypes]
-        self.copies = [[buffer.detach().clone() for buffer in group] for group in self.groups]
-
-    @torch.no_grad()
-    def save(self) -> None:
-        """Take the snapshot."""
-        if all(map(is_, self.buffers, [buffers[name] for buffers, name in self.slots])):
-            for copies, group in zip(self.copies, self.groups, strict=True):
-                torch._foreach_copy_(copies, group)
-        else:
-            self._copy_buffers()
-        self.random = random_state(self.device)
-        self.host_states = [get() for get, _ in self.generators]
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Return to the snapshot."""
-        for (buffers, name), buffer in zip(self.slots, self.buffers, strict=True):
-            buffers[name] = buffer
-        for copies, group in zip(self.copies, self.groups, strict=True):
-            torch._foreach_copy_(group, copies)
-        set_random_state(self.random, self.device)
-        for (_, set_state), state in zip(self.generators, self.host_states, strict=True):
-            set_state(state)
-
-    def used_rng(self) -> bool:
-        """Whether a generator was drawn from; the host's that were not are no longer saved."""
-        drawn = [
-            ((get, set_state), state)
-            for (get, set_state), state in zip(self.generators, self.host_states, strict=True)
-            if pickle.dumps(get()) != pickle.dumps(state)
-        ]
-        self.generators = [generator for generator, _ in drawn]
-        self.host_states = [state for _, state in drawn]
-        now = random_state(self.device)
-        return bool(drawn) or not all(torch.equal(a, b) for a, b in zip(self.random, now, strict=True))
+def _state_tensors(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> list[Tensor]:
+    """The state's tensors on the device, after a step that changes no weight."""
+    if optimizer.state or not parameters:
+        return []
+    with _disable_current_modes():  # on the host, which no counter is to take for the card
+        before = [p.detach().to("cpu", copy=True) for p in parameters]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    try:
+        optimizer.step()
+    finally:
+        with torch.no_grad():  # an optimizer that divides by a norm of zero has spoilt the weights
+            for parameter, value in zip(parameters, before, strict=True):
+                parameter.copy_(value)
+    made = [leaf for leaf in tree_leaves([*optimizer.state.values()]) if isinstance(leaf, Tensor)]
+    return [tensor for tensor in made if tensor.device == parameters[0].device]

@@ -1,6 +1,6 @@
 """Where training data lie, and who makes batches: the card, or a thread while the card computes."""
 
-from collections import deque
+from collections import UserDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
@@ -21,20 +21,11 @@ MIB = 1 << 20
 class Prefetcher(Generic[Data]):
     """The batches of a training's epochs: the same ones in the same order, wherever the data lie.
 
-    make(data) -> the batches of the current epoch; index() -> how many of them are done. where: for people;
-    moved_bytes: data on the card.
+    where: for people; moved_bytes: data on the card.
     """
 
-    def __init__(
-        self,
-        make: Callable[[Data], Iterable[Batch]],
-        data: Data,
-        index: Callable[[], int],
-        device: torch.device,
-    ) -> None:
-        self.make = make
+    def __init__(self, data: Data, device: torch.device) -> None:
         self.host = data
-        self.index = index
         self.device = device
         self.data = data
         self.moved_bytes = 0
@@ -46,21 +37,23 @@ class Prefetcher(Generic[Data]):
         """Whether the data are on the card."""
         return self.data is not self.host
 
-    def batches(self) -> Iterator[Batch]:
-        """The rest of the current epoch; continues at the same batch when the data move meanwhile."""
+    def batches(self, make: Callable[[Data], Iterable[Batch]], first: int) -> Iterator[Batch]:
+        """The batches that `make` makes of the data, from number `first` on, also when the data move."""
+        self.make = make
         while True:
-            batch = next(self._inner or self._start(), None)
+            batch = next(self._inner or self._start(first), None)
             if batch is None:
                 break
+            first += 1
             yield batch
         self.close()
 
-    def _start(self) -> Iterator[Batch]:
+    def _start(self, first: int) -> Iterator[Batch]:
         made = self.make(self.data)
         if self.device.type == "cuda" and not self.resident and isinstance(made, Batches):
-            self._inner = prefetch(made, self.index(), pinned)
+            self._inner = prefetch(made, first, pinned)
         else:
-            self._inner = since(made, self.index())
+            self._inner = since(made, first)
         return self._inner
 
     def close(self) -> None:
@@ -85,34 +78,36 @@ class Prefetcher(Generic[Data]):
             )
             return
         try:
-            self._move({name: self.host[name].to(self.device, copy=True) for name in names})
-            self.moved_bytes = size
-            self.where = f"card: {size / MIB:,.0f} MiB ({', '.join(sorted(names))})"
+            moved: Any = self.host | {name: self.host[name].to(self.device, copy=True) for name in names}
+            self._check(moved)
         except (MemoryError, *FAILURES) as error:  # no memory, or code that mixes tensors of card and host
-            self.data = self.host
             why = f"its batches cannot be made there ({brief(error)[:80]})"
             self.where = f"host: {'out of memory' if is_out_of_memory(error) else why}"
+        else:
+            self.close()
+            self.data = moved
+            self.moved_bytes = size
+            self.where = f"card: {size / MIB:,.0f} MiB ({', '.join(sorted(names))})"
 
     def _used_names(self) -> set[str]:
         """The entries that making a batch reads; empty if the data are no dict of tensors."""
         if not isinstance(self.host, dict) or not all(isinstance(v, Tensor) for v in self.host.values()):
             return set()
         recorder = _Recorder(self.host)
-        next(iter(since(self.make(recorder), 0)), None)  # type: ignore[arg-type]
-        return {name for name in recorder.names if isinstance(name, str)}
+        self._first(recorder)  # type: ignore[arg-type]
+        return recorder.names & self.host.keys()
 
-    def _move(self, moved: dict[str, Tensor]) -> None:
-        """Make batches of these tensors. Raises RuntimeError if they differ from the host's."""
-        assert isinstance(self.host, dict)
-        data: Any = {**self.host, **moved}
-        ours = next(iter(since(self.make(data), 0)), {})
-        theirs = next(iter(since(self.make(self.host), 0)), {})
+    def _first(self, data: Data) -> Batch:
+        return next(iter(since(self.make(data), 0)), {})
+
+    def _check(self, moved: Data) -> None:
+        """Raise RuntimeError if the first batch of these data differs from the host's."""
+        ours = self._first(moved)
+        theirs = self._first(self.host)
         if ours.keys() != theirs.keys() or not all(
             torch.equal(ours[name].cpu(), theirs[name].cpu()) for name in ours
         ):
             raise RuntimeError("they are others there")
-        self.close()
-        self.data = data
 
     def move_back(self) -> bool:
         """Free the card's memory; False when the data were on the host."""
@@ -124,28 +119,17 @@ class Prefetcher(Generic[Data]):
         return True
 
 
-class _Recorder(dict[Any, Any]):
-    """A dict that records which entries are read."""
+class _Recorder(UserDict[Any, Any]):
+    """A mapping that records which entries are read; items, values and get all come by here."""
 
     def __init__(self, data: dict[Any, Any]) -> None:
-        super().__init__(data)
+        super().__init__()
         self.names = set[Any]()
+        self.data = data
 
     def __getitem__(self, name: Any) -> Any:
         self.names.add(name)
         return super().__getitem__(name)
-
-    def get(self, name: Any, default: Any = None) -> Any:
-        self.names.add(name)
-        return super().get(name, default)
-
-    def items(self) -> Any:
-        self.names |= set(self)
-        return super().items()
-
-    def values(self) -> Any:
-        self.names |= set(self)
-        return super().values()
 
 
 def prefetch(

@@ -1,9 +1,10 @@
 """How fast a training is: floating-point operations, samples per second, and steps that paging makes slow."""
 
+import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from overnight.training.acceleration import FAILURES
+from overnight.training.batches import Batch, count
 
 SLOW = 3.0  # times the usual duration of a step
 SLOW_STEPS = 5  # in a row: a single one may have waited for a disk
@@ -54,9 +56,11 @@ class ThroughputMeter:
         self.began = time.perf_counter()
         self.seen = 0
 
-    def add(self, samples: int) -> None:
-        """Count the samples of one optimizer step."""
-        self.seen += samples
+    def counted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, whose samples count when the next one is asked for."""
+        for batch in batches:
+            yield batch
+            self.seen += count(batch)
 
     def metrics(self, gflop: float) -> dict[str, float]:
         """train/samples_per_s and, where `gflop` per sample is known, train/tflops; empty if no sample."""
@@ -90,32 +94,21 @@ class PagingDetector:
     full: whether memory is full, asked only after SLOW_STEPS slow steps.
     """
 
-    def __init__(self, full: Callable[[], bool], clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, full: Callable[[], bool]) -> None:
         self.full = full
-        self.clock = clock
         self.usual = deque[float](maxlen=USUAL_STEPS)
         self.slow = 0
-        self.last: float | None = None
 
-    def pause(self) -> None:
-        """Do not count the time until the next step: it is an evaluation or a checkpoint."""
-        self.last = None
-
-    def step(self) -> str:
-        """To be called after each optimizer step; returns why to stop, empty while there is no paging."""
-        before = self.last
-        self.last = self.clock()
-        if before is None:
-            return ""
-        took = self.last - before
-        usual = statistics.median(self.usual) if len(self.usual) >= LEAST_STEPS else None
-        self.slow = self.slow + 1 if usual is not None and took > SLOW * usual else 0
+    def step(self, took_s: float) -> str:
+        """Take the duration of an optimizer step; returns why to stop, empty while there is no paging."""
+        usual = statistics.median(self.usual) if len(self.usual) >= LEAST_STEPS else math.inf
+        self.slow = self.slow + 1 if took_s > SLOW * usual else 0
         if not self.slow:
-            self.usual.append(took)
-        if self.slow < SLOW_STEPS or usual is None or not self.full():
+            self.usual.append(took_s)
+        if self.slow < SLOW_STEPS or not self.full():
             return ""
         return (
-            f"{SLOW_STEPS} optimizer steps in a row took {took / usual:.1f} times as long as usual "
-            f"({1e3 * took:.0f} ms, before {1e3 * usual:.0f}) with the card's memory full: "
+            f"{SLOW_STEPS} optimizer steps in a row took {took_s / usual:.1f} times as long as usual "
+            f"({1e3 * took_s:.0f} ms, before {1e3 * usual:.0f}) with the card's memory full: "
             "the driver moves memory to the host instead of refusing it"
         )

@@ -11,14 +11,11 @@ from torch import nn
 
 from overnight.run import RecordingRun
 from overnight.training.acceleration import fuse, to_device
-from overnight.training.accumulate import MicroBatchState
 from overnight.training.batches import Batches, seeded
-from overnight.training.checkpoint import CheckpointStore
-from overnight.training.loop import Trainer, train
-from overnight.training.out_of_memory import free
+from overnight.training.loop import train
+from overnight.training.out_of_memory import free, reserve_optimizer_state
 from overnight.training.prefetch import pinned, prefetch
 from overnight.training.recipe import TrainParams
-from overnight.training.state import ResumePlan, reserve_optimizer_state
 from tests.support import small_trainings
 from tests.support.small_trainings import recipe
 
@@ -136,12 +133,8 @@ def test_out_of_memory_sends_the_data_back_to_the_host(cuda, tmp_path):
         )
 
     build = lambda: nn.Linear(1 << 16, 3)
-    trainer = Trainer(
-        chosen(params, build=build, loss=loss, evaluate=lambda *_: {}), RecordingRun(tmp_path, device="cuda"), blobs,
-        ResumePlan(MicroBatchState(32, 32)), CheckpointStore(None, 1, print),
-    )  # fmt: skip
-    trainer.fit()
-    assert noted(trainer.run)[0].startswith("out of memory: the data leave the card")
+    _, run = on_card(tmp_path, chosen(params, build=build, loss=loss, evaluate=lambda *_: {}), blobs)
+    assert noted(run)[0].startswith("out of memory: the data leave the card")
     assert seen[2] - seen[3] >= 40 * MIB  # of the 50 that they are
 
 

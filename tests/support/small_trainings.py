@@ -3,7 +3,11 @@
 import torch
 from torch import nn
 
+from overnight.training.accumulate import GradientAccumulation
+from overnight.training.evaluate import validate
+from overnight.training.prefetch import Prefetcher
 from overnight.training.recipe import Recipe, constant
+from overnight.training.state import TrainState
 
 
 def recipe(params, monitor="accuracy", **changes):
@@ -39,3 +43,17 @@ def blobs():
     y = torch.randint(0, 3, (300,), generator=generator)
     x = torch.randn(300, 4, generator=generator) + 3 * nn.functional.one_hot(y, 4)
     return {"x": x[:200], "y": y[:200], "val_x": x[200:], "val_y": y[200:]}
+
+
+def train_by_hand(chosen, run, data, change):
+    """The state after the loop's parts have run, with what `change` did to the accumulation before."""
+    state = TrainState(chosen, run, data)
+    loader = Prefetcher(data, state.device)
+    loader.make = state.epoch_batches
+    accumulation = GradientAccumulation(run, state, loader)
+    change(accumulation)
+    while not state.finished():
+        for batch in loader.batches(state.epoch_batches, state.index):
+            accumulation.optimizer_step(accumulation.gradients(batch), batch)
+        state.end_epoch(validate(run, state))
+    return state

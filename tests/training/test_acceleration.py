@@ -11,16 +11,14 @@ from overnight.errors import DoesNotFit
 from overnight.gpu.memory_counter import Counter
 from overnight.run import RecordingRun
 from overnight.training.acceleration import WORTH_FLOP, Compiled, fuse, to_device
-from overnight.training.accumulate import MicroBatchState
 from overnight.training.batches import Batches, count
-from overnight.training.checkpoint import CheckpointStore
-from overnight.training.loop import Trainer, train
+from overnight.training.loop import train
+from overnight.training.out_of_memory import reserve_optimizer_state
 from overnight.training.prefetch import Prefetcher, prefetch
 from overnight.training.recipe import TrainParams
-from overnight.training.state import ResumePlan, reserve_optimizer_state
 from overnight.training.throughput import Flops
 from tests.support import small_trainings
-from tests.support.small_trainings import recipe
+from tests.support.small_trainings import recipe, train_by_hand
 
 CPU = torch.device("cpu")
 
@@ -92,19 +90,12 @@ def test_when_to_end_is_science_and_how_to_compute_is_not():
 # ------------------------------------------------------------------------------------------------ compiling
 
 
-def new_trainer(chosen, run, data):
-    """A training that has not begun, to look into."""
-    size = chosen.params.batch
-    return Trainer(
-        chosen, run, data, ResumePlan(MicroBatchState(size, size)), CheckpointStore(None, 1, run.log)
-    )
-
-
 def compiled_run(tmp_path, blobs, backend):
+    def compiled(accumulation):
+        accumulation.compiled = Compiled(accumulation.state.model, "on", CPU, backend)
+
     run = RecordingRun(tmp_path, seed=2)
-    trainer = new_trainer(recipe(TrainParams(epochs=2, batch=64)), run, blobs)
-    trainer.accumulation.compiled = Compiled(trainer.state.model, "on", CPU, backend)
-    return trainer.fit(), run
+    return train_by_hand(recipe(TrainParams(epochs=2, batch=64)), run, blobs, compiled), run
 
 
 def equal(state, fitted):
@@ -197,25 +188,30 @@ def same(ours, theirs):
     )
 
 
-def made(data, index=lambda: 0, make=None):
-    make = make or (lambda source: batched(TrainParams(batch=32))(source, torch.Generator().manual_seed(5)))
-    return Prefetcher(make, data, index, CPU)
+def make_batches(source):
+    return batched(TrainParams(batch=32))(source, torch.Generator().manual_seed(5))
 
 
-def test_data_move_where_they_fit_and_the_batches_stay_the_same(blobs):
-    done = [0]
-    prefetcher, expected = made(blobs, lambda: done[0]), list(made(blobs).batches())
+def settled(data, make=make_batches, room=1e9):
+    prefetcher = Prefetcher(data, CPU)
+    prefetcher.make = make
+    prefetcher.settle(room)
+    return prefetcher
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_data_move_where_they_fit_and_the_batches_stay_the_same(blobs, first):
+    prefetcher, expected = Prefetcher(blobs, CPU), list(make_batches(blobs))[first:]
     found = []
-    for batch in prefetcher.batches():
+    for batch in prefetcher.batches(make_batches, first):
         found.append(batch)
-        done[0] += 1
-        if done[0] == 2:
+        if len(found) == 2:
             prefetcher.settle(1e9)
             assert prefetcher.resident
             assert prefetcher.where.startswith(
                 "card: 0 MiB (x, y)"
             )  # what evaluation alone uses stays where it is
-        if done[0] == 4:
+        if len(found) == 4:
             assert prefetcher.move_back()
             assert not prefetcher.resident
     assert same(found, expected)
@@ -223,17 +219,13 @@ def test_data_move_where_they_fit_and_the_batches_stay_the_same(blobs):
 
 
 def test_data_stay_where_they_do_not_fit_or_are_no_tensors(blobs):
-    prefetcher = made(blobs)
-    prefetcher.settle(100)
+    prefetcher = settled(blobs, room=100)
     assert "do not fit into the 0 MiB" in prefetcher.where
-    other = made(
-        [blobs],
-        make=lambda source: batched(TrainParams(batch=32))(source[0], torch.Generator().manual_seed(5)),
-    )
-    other.settle(1e9)
+    by_list = lambda source: make_batches(source[0])
+    other = settled([blobs], by_list)
     assert not prefetcher.resident
     assert not other.resident
-    assert same(list(other.batches()), list(prefetcher.batches()))
+    assert same(list(other.batches(by_list, 0)), list(prefetcher.batches(make_batches, 0)))
 
 
 def test_data_stay_when_their_batches_cannot_be_made_on_the_card_or_are_others(blobs):
@@ -243,7 +235,7 @@ def test_data_stay_when_their_batches_cannot_be_made_on_the_card_or_are_others(b
         def make(source):
             if source["x"].data_ptr() != home:
                 return answer()
-            return batched(TrainParams(batch=32))(source, torch.Generator().manual_seed(5))
+            return make_batches(source)
 
         return make
 
@@ -254,18 +246,16 @@ def test_data_stay_when_their_batches_cannot_be_made_on_the_card_or_are_others(b
         (mixed, "all tensors to be on the same device"),
         (lambda: [{"x": torch.zeros(1)}], "others there"),
     ):
-        prefetcher = made(blobs, make=elsewhere(answer))
-        prefetcher.settle(1e9)
+        prefetcher = settled(blobs, elsewhere(answer))
         assert not prefetcher.resident
         assert said in prefetcher.where
-        assert len(list(prefetcher.batches())) == 7
+        assert len(list(prefetcher.batches(make_batches, 0))) == 7
 
 
 def test_a_card_too_full_for_the_data_keeps_none_of_it(blobs):
     with Counter(6500) as card:
-        prefetcher = made(blobs)
         before = card.use()
-        prefetcher.settle(1e9)
+        prefetcher = settled(blobs)
         assert "out of memory" in prefetcher.where
         assert card.use() == before
 
@@ -280,13 +270,17 @@ def test_out_of_memory_sends_the_data_back_before_it_touches_the_micro_batch(tmp
         assert count(batch) in (32, 8)
         return recipe(params).loss(model, batch)
 
-    trainer = new_trainer(recipe(params, loss=loss, batches=batched(params)), run, blobs)
-    trainer.prefetcher.settle(1e9)
-    assert trainer.prefetcher.resident
-    state = trainer.fit()
-    assert not trainer.prefetcher.resident
+    loaders = []
+
+    def moved(accumulation):
+        loaders.append(accumulation.loader)
+        accumulation.loader.settle(1e9)
+        assert accumulation.loader.resident
+
+    state = train_by_hand(recipe(params, loss=loss, batches=batched(params)), run, blobs, moved)
+    assert not loaders[0].resident
     assert [e["text"].split(",")[0] for e in run.of("note")] == ["out of memory: the data leave the card"]
-    assert set(run.curve("train/micro_batch")) == {32}
+    assert run.micro_batch == 32
     assert equal(state, plain)
 
 

@@ -10,12 +10,13 @@ from torch import nn
 from overnight.errors import DoesNotFit
 from overnight.gpu.memory_counter import Counter
 from overnight.run import RecordingRun
-from overnight.training.accumulate import MicroBatchState
 from overnight.training.batches import Batches
 from overnight.training.evaluate import evaluate, predict_all, predict_in_batches
 from overnight.training.loop import train
-from overnight.training.out_of_memory import StepSnapshot
+from overnight.training.plan import MicroBatchState
 from overnight.training.recipe import Recipe, TrainParams, constant
+from overnight.training.snapshot import StepSnapshot
+from overnight.training.weights import TrainedWeights
 
 
 class Injector:
@@ -257,7 +258,7 @@ def test_nothing_of_the_failed_try_is_alive_when_the_next_begins(tmp_path, data)
 def test_growing_back_is_only_done_when_asked():
     def sizes(grow):
         micro = MicroBatchState(32, 64)
-        assert micro.failed(16)
+        assert micro.failed(16, 0)
         for _ in range(250):
             micro.succeeded(grow)
         return micro
@@ -265,13 +266,13 @@ def test_growing_back_is_only_done_when_asked():
     assert sizes(False).size == 16
     grown = sizes(True)
     assert grown.size == 64
-    assert grown.failed(32)
+    assert grown.failed(32, 250)
     assert grown.patience == 200  # the next try comes later
 
 
 def test_undo_brings_back_buffers_and_randomness():
     norm = nn.BatchNorm1d(3)
-    snapshot = StepSnapshot(norm, torch.device("cpu"))
+    snapshot = StepSnapshot(TrainedWeights(norm), torch.device("cpu"))
     snapshot.save()
     before = norm.running_mean.clone()
     first = torch.rand(3)

@@ -13,12 +13,11 @@ import torch
 from overnight.errors import BadInput, Stopped
 from overnight.gpu.memory_counter import Counter
 from overnight.run import RecordingRun
-from overnight.training.accumulate import MicroBatchState
 from overnight.training.checkpoint import CheckpointStore
-from overnight.training.loop import Trainer, train
+from overnight.training.loop import train
 from overnight.training.recipe import TrainParams
 from overnight.training.resume import checkpoints_of, previous_attempts
-from overnight.training.state import ResumePlan
+from overnight.training.state import TrainState
 from tests.support import small_trainings
 from tests.support.small_trainings import recipe
 
@@ -231,10 +230,7 @@ def test_buffers_that_a_state_dict_leaves_out_are_kept(tmp_path, blobs, steps):
 
 def test_what_waits_on_the_host_is_none_of_the_virtual_card_s(tmp_path, blobs):
     with Counter() as counter:
-        run = RecordingRun(tmp_path)
-        trainer = Trainer(
-            recipe(PARAMS), run, blobs, ResumePlan(MicroBatchState(32, 32)), CheckpointStore(None, 1, run.log)
-        )
+        state = TrainState(recipe(PARAMS), RecordingRun(tmp_path), blobs)
         before = counter.use()
-        trainer.state.end_epoch({"accuracy": 0.5})
+        state.end_epoch({"accuracy": 0.5})
         assert counter.use() == before

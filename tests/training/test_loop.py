@@ -1,5 +1,6 @@
 """The loop: it learns, it picks the epoch by validation, and splitting a batch changes nothing."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -174,3 +175,16 @@ def test_a_score_to_pick_by_that_is_not_there_is_told_once(tmp_path, blobs, best
         )
         == notes
     )
+
+
+def test_three_frames_lie_between_train_and_the_loss(tmp_path, blobs):
+    params, frames = TrainParams(epochs=1, batch=32), []
+
+    def loss(model, batch):
+        frames.append([frame.function for frame in inspect.stack(0)])
+        return recipe(params).loss(model, batch)
+
+    train(recipe(params, loss=loss), RecordingRun(tmp_path), blobs)
+    assert {tuple(found[: found.index("train") + 1]) for found in frames} == {
+        ("loss", "forward_backward", "gradients", "train")
+    }
