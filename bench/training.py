@@ -1,4 +1,4 @@
-"""`python -m bench.training overhead | faults | science | kills | logged | all`: the training loop measured.
+"""`python -m bench.training overhead | faults | science | kills | bases | logged | all`: the training loop measured.
 
 Every command writes bench/out/training-<name>.json as it goes, and continues from there when it is started
 again with the same code (`--fresh`: anew). Prints a table either way; exit code 1 when a bar is missed.
@@ -9,6 +9,7 @@ import sys
 
 import torch
 
+from bench._bases import bases
 from bench._faults import faults
 from bench._kills import kills
 from bench._logged import logged
@@ -21,7 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["overhead", "faults", "science", "kills", "logged", "all"])
+    parser.add_argument("what", choices=["overhead", "faults", "science", "kills", "bases", "logged", "all"])
     parser.add_argument("--data", choices=sorted(PARAMS), default="fashion_mnist")
     parser.add_argument("--pairs", type=int, default=10, help="rounds of all arms, for overhead")
     parser.add_argument("--steps", type=int, default=100, help="of a round's every arm")
@@ -35,7 +36,9 @@ def main() -> int:
     torch.set_num_threads(1)
     print(machine())
     chosen = (
-        [overhead, faults, science, kills, logged] if options.what == "all" else [globals()[options.what]]
+        [overhead, faults, science, kills, bases, logged]
+        if options.what == "all"
+        else [globals()[options.what]]
     )
     passed = [measure(options) for measure in chosen]
     return 0 if all(passed) else 1

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from bench._bases import KINDS, build, points, recipe
 from overnight.errors import BadInput
 from overnight.run import RecordingRun
 from overnight.training.loop import train
 from overnight.training.recipe import TrainParams
 from overnight.training.snapshot import StepSnapshot
 from overnight.training.weights import PACKED, TrainedWeights
-from tests.support.frozen_bases import KINDS, build, points, recipe
 
 PARAMS = TrainParams(epochs=2, batch=16, checkpoint_s=0)  # 6 steps an epoch
 CPU = torch.device("cpu")
