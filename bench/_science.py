@@ -13,8 +13,8 @@ from bench._rows import Row, bar, folder, kept
 from overnight.run import RecordingRun
 from overnight.training.accumulate import GradientAccumulation
 from overnight.training.batches import Batches, seeded
+from overnight.training.divergence import divisor
 from overnight.training.loop import train
-from overnight.training.losses import divisor
 from overnight.training.prefetch import Prefetcher
 from overnight.training.state import TrainState
 from tasks.vision.cnn import CnnParams

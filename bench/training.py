@@ -1,4 +1,4 @@
-"""`python -m bench.training overhead | faults | science | kills | bases | logged | all`: the training loop measured.
+"""`python -m bench.training overhead | faults | science | kills | bases | logged | all`: the loop measured.
 
 Every command writes bench/out/training-<name>.json as it goes, and continues from there when it is started
 again with the same code (`--fresh`: anew). Prints a table either way; exit code 1 when a bar is missed.

@@ -16,7 +16,7 @@ from overnight.gpu.out_of_memory import is_out_of_memory
 from overnight.run import Run
 from overnight.training.acceleration import FAILURES, Compiled
 from overnight.training.batches import Batch, count, versions
-from overnight.training.losses import LossSum, StepIndex, detached, divisor
+from overnight.training.divergence import LossSum, StepIndex, detached, divisor
 from overnight.training.out_of_memory import KINDS, brief, does_not_fit, free, room_bytes
 from overnight.training.plan import RollbackToCheckpoint
 from overnight.training.prefetch import MIB, Prefetcher

@@ -1,61 +1,142 @@
-"""What happens when a loss becomes NaN, infinite or far too large: a report, then a rollback or the end."""
+"""The losses of optimizer steps, and what is reported of one that is NaN, infinite or far too large.
+
+They stay on the card until they are read, several at a time.
+"""
 
 import json
 import math
-from dataclasses import replace
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from overnight.errors import Diverged
 from overnight.run import Run
-from overnight.training.batches import samples
-from overnight.training.checkpoint import CheckpointStore
-from overnight.training.losses import Divergence
-from overnight.training.plan import RollbackToCheckpoint
-from overnight.training.state import TrainState
+
+LIMIT = 1e4  # times the first loss (at least 1): no training recovers from more
 
 
-def check_losses(run: Run, state: TrainState[Any], store: CheckpointStore, wait: bool) -> None:
-    """Raise RollbackToCheckpoint for a bad pending loss if the recipe allows it, else Diverged.
+@dataclass
+class LossSum:
+    """The loss summed over the samples of an effective batch, and their count.
 
-    wait: for the card; otherwise only losses on the host are checked.
+    averaged: the gradients are of the loss per sample, because the whole batch was computed at once;
+    otherwise they are sums, and the optimizer's step divides them. parts: how many micro-batches.
     """
-    if not wait and not state.monitor.is_free:
-        return
-    found = state.monitor.check()
-    if found is None:
-        return
-    store.drop(found.at.step)
-    _report(run, state, found)
-    rollback = state.recipe.rollback
-    if rollback and state.plan.rate == 1.0:
-        reason = f"{found}; the learning rate is now times {rollback:g}"
-        raise RollbackToCheckpoint(reason, replace(state.plan, rate=rollback))
-    raise Diverged(
-        f"{found}; see divergence.json. "
-        "Try a smaller learning rate, clipping (clip), or precision fp32 or bf16"
-    )
+
+    averaged: bool
+    total: float | Tensor = 0.0
+    count: float | Tensor = 0.0
+    parts: int = 0
+
+    def add(self, loss: Tensor, counted: float | Tensor) -> None:
+        """Add one micro-batch."""
+        self.total = self.total + detached(loss)
+        self.count = self.count + counted
+        self.parts += 1
+
+    def mean(self) -> float:
+        """Loss per sample; waits for the card."""
+        return float(self.total) / float(divisor(self.count))
 
 
-def _report(run: Run, state: TrainState[Any], found: Divergence) -> None:
-    """Publish divergence.json: where, which samples, the losses before, and the norm of each gradient."""
-    indices = list[int]()
-    if found.at.epoch == state.epoch:
-        indices = samples(state.epoch_batches(state.data), found.at.index)
-    parameters = state.weights.trainable.items()
-    norms = {name: float(p.grad.norm() / found.divisor) for name, p in parameters if p.grad is not None}
+def divisor(count: float | Tensor) -> float | Tensor:
+    """The count, 1 if it is 0. Counts may be sums of weights, so that those below 1 are valid."""
+    if isinstance(count, Tensor):
+        return torch.where(count <= 0, 1, count)
+    return 1.0 if count <= 0 else count
+
+
+def detached(value: Tensor | float) -> float | Tensor:
+    """As a number if it is on the host, otherwise as a tensor that needs no wait for the card."""
+    if not isinstance(value, Tensor):
+        return float(value)
+    return float(value.detach()) if value.device.type == "cpu" else value.detach().double()
+
+
+@dataclass(frozen=True)
+class StepIndex:
+    """An optimizer step: number `step` of all, `index` of its epoch, both from 0."""
+
+    step: int
+    epoch: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A bad loss and where it was found. divisor: of the gradients, where they are sums."""
+
+    at: StepIndex
+    loss: float
+    divisor: float = 1.0
+
+    def __str__(self) -> str:
+        what = "is no number" if math.isnan(self.loss) else f"is {self.loss:g}: training has diverged"
+        where = f"epoch {self.at.epoch + 1}, batch {self.at.index + 1}"
+        return f"the loss of optimizer step {self.at.step + 1} ({where}) {what}"
+
+
+class LossMonitor:
+    """Checks losses; a part of the checkpoint. first: what is far too large is measured by it."""
+
+    def __init__(self) -> None:
+        self.pending = list[tuple[StepIndex, LossSum]]()
+        self.last = deque[float](maxlen=20)
+        self.first: float | None = None
+
+    def add(self, at: StepIndex, loss: LossSum) -> None:
+        """Take the loss of one optimizer step."""
+        self.pending.append((at, loss))
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"first": self.first, "last": list(self.last)}
+
+    def load_state_dict(self, found: dict[str, Any]) -> None:
+        """Restore what state_dict returned."""
+        self.first = found["first"]
+        self.last.extend(found["last"])
+
+    @property
+    def is_free(self) -> bool:
+        """Whether checking costs no wait: the pending losses are on the host."""
+        return all(not isinstance(loss.total, Tensor) for _, loss in self.pending)
+
+    def check(self) -> Divergence | None:
+        """The first bad loss among those pending."""
+        pending = self.pending
+        self.pending = []
+        for (at, summed), loss in zip(pending, _means([summed for _, summed in pending]), strict=True):
+            too_large = self.first is not None and abs(loss) > LIMIT * max(1.0, abs(self.first))
+            if not math.isfinite(loss) or too_large:
+                return Divergence(at, loss, 1.0 if summed.averaged else float(divisor(summed.count)))
+            self.first = loss if self.first is None else self.first
+            self.last.append(loss)
+        return None
+
+
+def _means(sums: list[LossSum]) -> list[float]:
+    """Losses per sample, with a single wait for the card."""
+    values = [value for one in sums for value in (one.total, divisor(one.count))]
+    on_card = [value.double() for value in values if isinstance(value, Tensor)]
+    fetched = iter(torch.stack(on_card).tolist() if on_card else [])
+    plain = [next(fetched) if isinstance(value, Tensor) else value for value in values]
+    return [total / count for total, count in zip(plain[::2], plain[1::2], strict=True)]
+
+
+def report(run: Run, found: Divergence, parameters: Mapping[str, Tensor], more: dict[str, Any]) -> None:
+    """Publish divergence.json: where, and the norm of each gradient, and more facts."""
+    gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
     facts = {
         "reason": str(found),
         **vars(found.at),
         "loss": found.loss,
-        "losses_before": list(state.monitor.last),
-        "samples": indices,
-        "gradient_norms": norms,
-        "weights_not_finite": [name for name, p in parameters if not bool(torch.isfinite(p).all())],
-        "rate": state.rate,
-        "micro_batch": state.plan.micro.size,
-        "read_at_step": state.done + 1,
+        "gradient_norms": {name: float(grad.norm() / found.divisor) for name, grad in gradients.items()},
+        "weights_not_finite": [name for name, p in parameters.items() if not bool(torch.isfinite(p).all())],
+        **more,
     }
     path = run.folder / "divergence.json"
     path.write_text(json.dumps(_as_json(facts), indent=1), encoding="utf-8")

@@ -48,10 +48,7 @@ def predict_all(
 
 
 def retry_smaller(score: Callable[[], Result], eval_batches: EvalBatches) -> Result:
-    """Call `score` until its batches fit. Raises its error when one sample, or what is not split, fails twice.
-
-    Another process may have caused the first failure.
-    """
+    """Call `score` until its batches fit. Raises its error when one sample, or all unsplit, fails twice."""
     tried = False
     while True:
         token = _ACTIVE.set(eval_batches)

@@ -2,19 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from torch import nn
 
-from overnight.errors import RestartProcess, Stopped
+from overnight.errors import Diverged, RestartProcess, Stopped
 from overnight.gpu.out_of_memory import is_out_of_memory
 from overnight.run import Run
 from overnight.training.accumulate import GradientAccumulation
+from overnight.training.batches import samples
 from overnight.training.checkpoint import UNSUITABLE, CheckpointStore
-from overnight.training.divergence import check_losses
+from overnight.training.divergence import LossSum, report
 from overnight.training.evaluate import validate
-from overnight.training.losses import LossSum
 from overnight.training.out_of_memory import brief, free
 from overnight.training.plan import Plan, RollbackToCheckpoint, read_plan
 from overnight.training.prefetch import Prefetcher
@@ -27,7 +27,7 @@ Data = TypeVar("Data")
 
 @dataclass
 class TrainResult:
-    """The model in eval mode with the weights of the best epoch, its scores, its number from 1, all scores."""
+    """The model in eval mode with the weights of the best epoch, its scores and number, and all scores."""
 
     model: nn.Module
     scores: Scores
@@ -62,7 +62,7 @@ def train(recipe: Recipe[Data], run: Run, data: Data) -> TrainResult:
                     for batch in meter.counted(loader.batches(state.epoch_batches, state.index)):
                         read = state.is_read
                         loss = accumulation.gradients(batch)
-                        check_losses(run, state, store, wait=read)
+                        _check_losses(run, state, store, wait=read)
                         accumulation.optimizer_step(loss, batch)
                         _report_step(run, state, loss, read)
                         if store.due():
@@ -127,6 +127,36 @@ def _start_over(run: Run, store: CheckpointStore, rollback: RollbackToCheckpoint
     free()
 
 
+def _check_losses(run: Run, state: TrainState[Any], store: CheckpointStore, wait: bool) -> None:
+    """Raise RollbackToCheckpoint for a bad pending loss if the recipe allows it, else Diverged.
+
+    wait: for the card; otherwise only losses on the host are checked.
+    """
+    found = state.monitor.check() if wait or state.monitor.is_free else None
+    if found is None:
+        return
+    store.drop(found.at.step)
+    indices = list[int]()
+    if found.at.epoch == state.epoch:
+        indices = samples(state.epoch_batches(state.data), found.at.index)
+    more = {
+        "losses_before": list(state.monitor.last),
+        "samples": indices,
+        "rate": state.rate,
+        "micro_batch": state.plan.micro.size,
+        "read_at_step": state.done + 1,
+    }
+    report(run, found, state.weights.trainable, more)
+    rollback = state.recipe.rollback
+    if rollback and state.plan.rate == 1.0:
+        reason = f"{found}; the learning rate is now times {rollback:g}"
+        raise RollbackToCheckpoint(reason, replace(state.plan, rate=rollback))
+    raise Diverged(
+        f"{found}; see divergence.json. "
+        "Try a smaller learning rate, clipping (clip), or precision fp32 or bf16"
+    )
+
+
 @contextmanager
 def _saving_when_stopped(run: Run, state: TrainState[Any], store: CheckpointStore) -> Iterator[None]:
     try:
@@ -138,7 +168,7 @@ def _saving_when_stopped(run: Run, state: TrainState[Any], store: CheckpointStor
 
 def _save(run: Run, state: TrainState[Any], store: CheckpointStore) -> None:
     """Write a checkpoint; every loss so far is known to be fine, but for that of the newest weights."""
-    check_losses(run, state, store, wait=True)
+    _check_losses(run, state, store, wait=True)
     run.sync()
     store.save(state.identity, state.write, state.done)
 

@@ -34,7 +34,7 @@ class MicroBatchState:
             self.grown = True
 
     def failed(self, smaller: int | None, step: int) -> bool:
-        """Take the smaller size (None: there is none); whether to try again, the smallest once more a step."""
+        """Take the smaller size (None: there is none); whether to try again, the smallest once a step."""
         again = smaller is not None or self.failed_at != step
         self.failed_at = step if smaller is None else -1
         self.patience *= 2 if self.grown else 1

@@ -69,8 +69,9 @@ class StepSnapshot:
         """Return to the snapshot. Raises BadInput if a buffer has changed that is not copied."""
         if self.frozen != self.weights.frozen_buffers():
             raise BadInput(
-                "memory ran out, and the step cannot be done again: the model has written for the first time "
-                "to a buffer of integers of 1 MiB or more, which is taken for frozen. Use a smaller micro_batch"
+                "memory ran out, and the step cannot be done again: the model has written for the first "
+                "time to a buffer of integers of 1 MiB or more, which is taken for frozen. "
+                "Use a smaller micro_batch"
             )
         for (buffers, name), buffer in zip(self.slots, self.buffers, strict=True):
             buffers[name] = buffer

@@ -18,7 +18,7 @@ from overnight.run import Run
 from overnight.training.acceleration import Precision, fuse, to_device
 from overnight.training.batches import Batch, seeded
 from overnight.training.checkpoint import Identity
-from overnight.training.losses import LossMonitor, LossSum, divisor
+from overnight.training.divergence import LossMonitor, LossSum, divisor
 from overnight.training.out_of_memory import is_bounded, reserve_optimizer_state
 from overnight.training.plan import MicroBatchState, Plan, read_plan
 from overnight.training.recipe import Recipe, Scores
