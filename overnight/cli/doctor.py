@@ -2,8 +2,6 @@
 
 import shutil
 import sys
-from dataclasses import dataclass
-from typing import Any
 
 from overnight.errors import OvernightError, ServiceError
 from overnight.gpu import cuda_context
@@ -23,38 +21,32 @@ from overnight.paths import root
 FREE_GIB = 5
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing looked at: how it is, and what to do when it is not well."""
-
-    what: str
-    ok: bool
-    found: str
-
-    def shown(self) -> dict[str, Any]:
-        """As a row of a table."""
-        return {"check": self.what, "": "ok" if self.ok else "PROBLEM", "found": self.found}
+Row = dict[str, str]
 
 
-def checks() -> list[Check]:
-    """All of them; none changes anything."""
+def checks() -> list[Row]:
+    """A row for each thing looked at: how it is, what to do when it is not well. None changes anything."""
     return [_python(), _card(), _ledger(), _others(), _overhead(), _disk(), *_services()]
 
 
-def _python() -> Check:
+def _row(check: str, ok: bool, found: str) -> Row:
+    return {"check": check, "": "ok" if ok else "PROBLEM", "found": found}
+
+
+def _python() -> Row:
     version = ".".join(map(str, sys.version_info[:3]))
-    return Check("python", (3, 11) <= sys.version_info < (3, 14), f"{version} in {sys.prefix}")
+    return _row("python", (3, 11) <= sys.version_info < (3, 14), f"{version} in {sys.prefix}")
 
 
-def _card() -> Check:
+def _card() -> Row:
     try:
         card = find()
     except ServiceError as error:
-        return Check("card", False, str(error))
-    return Check("card", True, f"{card}; torch is built for CUDA {torch_cuda()}")
+        return _row("card", False, str(error))
+    return _row("card", True, f"{card}; torch is built for CUDA {torch_cuda()}")
 
 
-def _ledger() -> Check:
+def _ledger() -> Row:
     card = _found()
     kind = file_system_type(card.folder) or "unknown"
     try:
@@ -62,35 +54,35 @@ def _ledger() -> Check:
         check_slots()
         held = Ledger(card.folder, card.budget_mib).held_mib()
     except OvernightError as error:
-        return Check("ledger", False, str(error))
-    return Check("ledger", True, f"{card.folder} ({kind}): {held} of {card.budget_mib} MiB held")
+        return _row("ledger", False, str(error))
+    return _row("ledger", True, f"{card.folder} ({kind}): {held} of {card.budget_mib} MiB held")
 
 
-def _others() -> Check:
+def _others() -> Row:
     """What other programs use: no problem, but steps may have to wait for it."""
     card = _found()
     held = holders(card)
     device = device_of(card)
     used_mib = other_processes_mib(card, held, device)
     if device.problem:
-        return Check("other programs", False, f"the card does not say what it uses: {device.problem}")
+        return _row("other programs", False, f"the card does not say what it uses: {device.problem}")
     if not used_mib:
-        return Check("other programs", True, "use nothing of the card")
+        return _row("other programs", True, "use nothing of the card")
     names = ", ".join(describe_other_processes(other_processes(card, held, device), used_mib))
     overuse_mib = over_reserve_mib(card, used_mib)
     beyond = f"; {overuse_mib:,} MiB of it of the budget" if overuse_mib and not card.virtual else ""
-    return Check("other programs", True, names + beyond)
+    return _row("other programs", True, names + beyond)
 
 
-def _overhead() -> Check:
+def _overhead() -> Row:
     """A guess until the first step has run."""
     card = _found()
     if card.virtual:
-        return Check("CUDA context", True, "none on the virtual card")
+        return _row("CUDA context", True, "none on the virtual card")
     source = "until the first steps have measured it"
     if cuda_context.is_measured(card):
         source = "measured on this machine"
-    return Check("CUDA context", True, f"takes {cuda_context.overhead(card)} MiB of every lease, {source}")
+    return _row("CUDA context", True, f"takes {cuda_context.overhead(card)} MiB of every lease, {source}")
 
 
 def _found() -> Card:
@@ -101,19 +93,16 @@ def _found() -> Card:
         return Card(uuid="virtual", name="virtual", total_mib=VIRTUAL_MIB, budget_mib=VIRTUAL_MIB)
 
 
-def _disk() -> Check:
+def _disk() -> Row:
     free = shutil.disk_usage(root()).free / 2**30
-    return Check(
-        "disk",
-        free > FREE_GIB,
-        f"{free:.0f} GiB free" + ("" if free > FREE_GIB else f"; fewer than {FREE_GIB}: runs may not fit"),
-    )
+    problem = "" if free > FREE_GIB else f"; fewer than {FREE_GIB}: runs may not fit"
+    return _row("disk", not problem, f"{free:.0f} GiB free{problem}")
 
 
-def _services() -> list[Check]:
+def _services() -> list[Row]:
     from overnight.services import status
 
     return [
-        Check(str(row["service"]), True, f"{row['state']} {row.get('address') or ''}".strip())
+        _row(str(row["service"]), True, f"{row['state']} {row.get('address') or ''}".strip())
         for row in status()
     ]

@@ -1,9 +1,10 @@
 """`overnight gpu`: the card as a picture for a terminal, as one line for each change, or as JSON."""
 
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from datetime import timedelta
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -17,26 +18,23 @@ from overnight.gpu.snapshot import RequestRow, Snapshot, snapshot
 
 EVERY_S = 1.0
 WIDTH = 110
-NARROW = 72  # columns; a narrower terminal shows names and amounts only
+NARROW = 72  # a terminal with fewer characters shows names and amounts only, without the columns of WIDE
+WIDE = ("experiment", "pid", "in use", "peak")
+FIGURES = {"pid": 7, "MiB": 7, "in use": 7, "peak": 7, "for": 5}  # columns of numbers, and their least width
 COLOURS = ("cyan", "green", "blue", "yellow", "bright_cyan", "bright_green", "bright_blue", "bright_yellow")
 OTHERS = "magenta"
 
 
 def show(card: Card, as_json: bool, watching: bool, pause: Callable[[float], None] = time.sleep) -> None:
     """Print the card once, or until Ctrl-C."""
-    try:
-        if not watching:
-            _print_once(snapshot(card), as_json)
-        elif as_json or not sys.stdout.isatty():
+    if not watching:
+        _print_once(snapshot(card), as_json)
+        return
+    with suppress(KeyboardInterrupt):
+        if as_json or not sys.stdout.isatty():
             _print_changes(card, as_json, pause)
         else:
             _print_live(card, pause)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        if not watching:
-            raise
-    except BrokenPipeError:  # `| head -1` has seen enough; what is still to be written goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_once(now: Snapshot, as_json: bool) -> None:
@@ -79,11 +77,20 @@ def panel(now: Snapshot, width: int, clock: bool = False) -> Group:
     Less of it in a narrow terminal.
     """
     parts: list[RenderableType] = [_title(now, width, clock), _bar(now, width), _sums(now)]
-    if now.holders:
-        parts += [Text(), _holders(now, width >= NARROW)]
-    if now.queue:
-        parts += [Text(), _queue(now, width >= NARROW)]
-    if not (now.holders or now.queue):
+    holders = [
+        {"": Text("■", colour), "holds": _name(row), **_facts(row), "in use": _mib(row.use_mib),
+         "peak": _mib(row.peak_mib), "for": _time(row.seconds)}
+        for row, colour in zip(now.holders, _colours(now), strict=True)
+    ]  # fmt: skip
+    queue = [
+        {"": Text(str(place), "dim"), "waits": _name(row), **_facts(row), "for": _time(row.seconds),
+         " ": Text(_why_waiting(row, now), "dim")}
+        for place, row in enumerate(now.queue, 1)
+    ]  # fmt: skip
+    for rows in (holders, queue):
+        if rows:
+            parts += [Text(), _table(rows, width >= NARROW)]
+    if not (holders or queue):
         parts += [Text(), Text("no lease is held, no request waits", style="dim")]
     notes = list(_notes(now))
     if notes:
@@ -144,27 +151,12 @@ def _sums(now: Snapshot) -> Text:
     return text
 
 
-def _holders(now: Snapshot, wide: bool) -> Table:
-    table = _table(
-        ("", "holds", "experiment") if wide else ("", "holds"),
-        ("pid", "MiB", "in use", "peak", "for") if wide else ("MiB", "for"),
-    )
-    for row, colour in zip(now.holders, _colours(now), strict=True):
-        cells = [f"{row.mib:,}", _mib(row.use_mib), _mib(row.peak_mib)] if wide else [f"{row.mib:,}"]
-        table.add_row(Text("■", colour), *_names(row, wide), *map(Text, cells), Text(_time(row.seconds)))
-    return table
+def _name(row: RequestRow) -> Text:
+    return Text.assemble(row.step or "a script", (" alone" if row.exclusive else "", "dim"))
 
 
-def _queue(now: Snapshot, wide: bool) -> Table:
-    table = _table(
-        ("", "waits", "experiment") if wide else ("", "waits"),
-        ("pid", "MiB", "for") if wide else ("MiB", "for"),
-    )
-    table.add_column("", overflow="ellipsis", no_wrap=True)
-    for place, row in enumerate(now.queue, 1):
-        cells = (Text(f"{row.mib:,}"), Text(_time(row.seconds)), Text(_why_waiting(row, now), "dim"))
-        table.add_row(Text(str(place), "dim"), *_names(row, wide), *cells)
-    return table
+def _facts(row: RequestRow) -> dict[str, Text]:
+    return {"experiment": Text(row.experiment), "pid": Text(str(row.pid)), "MiB": _mib(row.mib)}
 
 
 def _why_waiting(row: RequestRow, now: Snapshot) -> str:
@@ -174,21 +166,18 @@ def _why_waiting(row: RequestRow, now: Snapshot) -> str:
     return f"{short_mib:,} MiB short" if short_mib > 0 else "behind those ahead"
 
 
-def _table(left: tuple[str, ...], right: tuple[str, ...]) -> Table:
+def _table(rows: Sequence[dict[str, Text]], wide: bool) -> Table:
+    """Cells by the name of their column."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold dim")
-    for name in left:
-        table.add_column(name, no_wrap=True, overflow="ellipsis", min_width=1 if not name else 8)
-    for name in right:
-        table.add_column(name, justify="right", no_wrap=True, min_width=7 if name != "for" else 5)
+    names = [name for name in rows[0] if wide or name not in WIDE]
+    for name in names:
+        if name in FIGURES:
+            table.add_column(name, justify="right", no_wrap=True, min_width=FIGURES[name])
+        else:
+            table.add_column(name, no_wrap=True, overflow="ellipsis", min_width=8 if name.strip() else 1)
+    for row in rows:
+        table.add_row(*(row[name] for name in names))
     return table
-
-
-def _names(row: RequestRow, wide: bool) -> list[Text]:
-    """The cells of step, experiment and pid; in a narrow table the step alone."""
-    step = Text(row.step or "a script")
-    if row.exclusive:
-        step.append(" alone", "dim")
-    return [step, Text(row.experiment), Text(str(row.pid))] if wide else [step]
 
 
 def _notes(now: Snapshot) -> Iterator[Text]:
@@ -258,14 +247,11 @@ def _short(row: RequestRow) -> str:
     return f"{row.step or f'pid {row.pid}'} ({row.mib:,} MiB{use})"
 
 
-def _mib(mib: float | None) -> str:
-    return "" if mib is None else f"{mib:,.0f}"
+def _mib(mib: float | None) -> Text:
+    return Text("" if mib is None else f"{mib:,.0f}")
 
 
-def _time(seconds: float) -> str:
+def _time(seconds: float) -> Text:
     """`12 s`, `3:07`, `2:03:09`."""
     whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+    return Text(f"{whole} s" if whole < 60 else str(timedelta(seconds=whole)).lstrip("0:"))

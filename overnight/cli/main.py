@@ -17,25 +17,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command in (_run, _fit, _up, _data_ls, _data_fetch, _data_verify):
             _settle_data()
-        return int(arguments.command(arguments) or 0)
-    except OvernightError as error:
-        if arguments.debug:
-            raise
-        print(f"overnight: {error}", file=sys.stderr)
-        return error.exit_code
+        code = int(arguments.command(arguments) or 0)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:  # a checkout that may not be written to, a disk that is full
+    except (OvernightError, OSError) as error:
         if arguments.debug:
             raise
-        print(
-            f"overnight: {error.filename or 'the machine'}: {error.strerror or error}; fix it and try again",
-            file=sys.stderr,
-        )
-        return 2
+        message = str(error)
+        if isinstance(error, OSError):  # a checkout that may not be written to, a disk that is full
+            message = f"{error.filename or 'the machine'}: {error.strerror or error}; fix it and try again"
+        print(f"overnight: {message}", file=sys.stderr)
+        return error.exit_code if isinstance(error, OvernightError) else 2
+    return code
 
 
 def _settle_data() -> None:
@@ -53,76 +50,64 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, command: Any, about: str) -> argparse.ArgumentParser:
+    def add(name: str, command: Any, about: str, as_json: bool = False) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=about)
         sub.set_defaults(command=command)
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+        if as_json:
+            sub.add_argument("--json", action="store_true", help="for programs")
         return sub
 
     run = add("run", _run, "run one experiment; starts the services when they are not up")
-    run.add_argument("config", help="a file of configs/, e.g. configs/vision.yaml or just vision")
-    run.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="values laid over the file, e.g. cnn.epochs=3"
-    )
+    _config_arguments(run, "cnn.epochs=3")
     run.add_argument("--cpu", action="store_true", help="run on the CPU, with the virtual card")
-    _fit_parser(add("fit", _fit, "what each step would take of a card, and whether it fits; nothing runs"))
-    add("up", _up, "start Prefect, its worker and MLflow, and keep them running")
-    add("down", _down, "stop them").add_argument(
-        "--force", action="store_true", help="also end the runs that use them"
+    _fit_arguments(
+        add("fit", _fit, "what each step would take of a card, and whether it fits; nothing runs", True)
     )
-    for sub in (
-        add("status", _status, "what runs, where, since when"),
-        _gpu_parser(
-            add("gpu", _gpu, "the card: its budget, who holds what, who waits, what other programs use")
-        ),
-        add("ls", _ls, "the experiments in configs/"),
-        add("doctor", _doctor, "what this machine has, and which problems it has"),
-    ):
-        sub.add_argument("--json", action="store_true", help="for programs")
-    _data_parser(add("data", _data_ls, "the data sets: list, fetch, verify"))
+    add("up", _up, "start Prefect, its worker and MLflow, and keep them running")
+    down = add("down", _down, "stop them")
+    down.add_argument("--force", action="store_true", help="also end the runs that use them")
+    add("status", _status, "what runs, where, since when", True)
+    gpu = add("gpu", _gpu, "the card: its budget, who holds what, who waits, what other programs use", True)
+    watch = "draw it anew each second, until Ctrl-C; with --json a line for each change"
+    gpu.add_argument("--watch", action="store_true", help=watch)
+    gpu.add_argument("--card", metavar="CARD", help="index or UUID; the first when left out")
+    gpu.add_argument("--cpu", action="store_true", help="the virtual card")
+    add("ls", _ls, "the experiments in configs/", True)
+    add("doctor", _doctor, "what this machine has, and which problems it has", True)
+    _data_arguments(add("data", _data_ls, "the data sets: list, fetch, verify"))
     return parser
 
 
-def _gpu_parser(gpu: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    gpu.add_argument(
-        "--watch",
-        action="store_true",
-        help="draw it anew each second, until Ctrl-C; with --json a line for each change",
-    )
-    gpu.add_argument("--card", metavar="CARD", help="index or UUID; the first when left out")
-    gpu.add_argument("--cpu", action="store_true", help="the virtual card")
-    return gpu
+def _config_arguments(parser: argparse.ArgumentParser, example: str, needed: bool = True) -> None:
+    config = "a file of configs/, e.g. configs/vision.yaml or just vision"
+    parser.add_argument("config", nargs=None if needed else "?", help=config)
+    overrides = f"values laid over the file, e.g. {example}"
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=overrides)
 
 
-def _fit_parser(fit: argparse.ArgumentParser) -> None:
+def _fit_arguments(fit: argparse.ArgumentParser) -> None:
     from overnight.cli import fit_model
 
     fit_model.options(fit)
-    fit.add_argument("config", nargs="?", help="a file of configs/, e.g. configs/vision.yaml or just vision")
-    fit.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="values laid over the file, e.g. cnn.batch=512"
-    )
-    fit.add_argument(
-        "--card",
-        type=float,
-        metavar="GB",
-        help="judge a card of 8, 10, 12, 16, 24 ... GB instead of the one here",
-    )
-    fit.add_argument("--json", action="store_true", help="for programs")
+    _config_arguments(fit, "cnn.batch=512", needed=False)
+    card = "judge a card of 8, 10, 12, 16, 24 ... GB instead of the one here"
+    fit.add_argument("--card", type=float, metavar="GB", help=card)
 
 
-def _data_parser(data: argparse.ArgumentParser) -> None:
+def _data_arguments(data: argparse.ArgumentParser) -> None:
     verbs = data.add_subparsers(metavar="ls|fetch|verify")
-    ls = verbs.add_parser("ls", help="every data set, and where its files are")
-    ls.add_argument("--json", action="store_true", help="for programs")
-    ls.set_defaults(command=_data_ls)
-    fetch = verbs.add_parser("fetch", help="download what is missing, and verify it")
-    fetch.set_defaults(command=_data_fetch)
-    verify = verbs.add_parser("verify", help="compare every file with its digest")
-    verify.set_defaults(command=_data_verify)
-    for verb in (fetch, verify):
-        verb.add_argument("names", nargs="+", metavar="NAME")
     data.set_defaults(json=False)
+    ls = verbs.add_parser("ls", help="every data set, and where its files are")
+    ls.set_defaults(command=_data_ls)
+    ls.add_argument("--json", action="store_true", help="for programs")
+    for name, command, about in (
+        ("fetch", _data_fetch, "download what is missing, and verify it"),
+        ("verify", _data_verify, "compare every file with its digest"),
+    ):
+        verb = verbs.add_parser(name, help=about)
+        verb.set_defaults(command=command)
+        verb.add_argument("names", nargs="+", metavar="NAME")
 
 
 def _config(text: str) -> Path:
@@ -154,9 +139,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     with services.ensure(f"overnight run {arguments.config}"):
         os.environ.update(services.environment())
-        os.environ.setdefault(
-            "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL"
-        )  # the terminal shows our table; Prefect's UI keeps all
+        # the terminal shows our table; Prefect's UI keeps all
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
         from overnight.orchestration.prefect import run_here
 
         state = run_here(pipeline.name, path.resolve(), arguments.overrides)
@@ -170,14 +154,11 @@ def _fit(arguments: argparse.Namespace) -> int:
     from overnight.cli.fit import of_size, show
     from overnight.gpu.card import find
 
-    if fit_model.asked(arguments):
-        return fit_model.show(arguments, find() if arguments.card is None else of_size(arguments.card))
-    return show(
-        _config(arguments.config),
-        arguments.overrides,
-        find() if arguments.card is None else of_size(arguments.card),
-        arguments.json,
-    )
+    of_a_model = fit_model.asked(arguments)
+    card = find() if arguments.card is None else of_size(arguments.card)
+    if of_a_model:
+        return fit_model.show(arguments, card)
+    return show(_config(arguments.config), arguments.overrides, card, arguments.json)
 
 
 def _up(_arguments: argparse.Namespace) -> None:
@@ -234,8 +215,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from overnight.cli.doctor import checks
 
     rows = checks()
-    _rows([r.shown() for r in rows], arguments.json)
-    return 0 if all(r.ok for r in rows) else 1
+    _rows(rows, arguments.json)
+    return 0 if all(row[""] == "ok" for row in rows) else 1
 
 
 def _data_ls(arguments: argparse.Namespace) -> None:
