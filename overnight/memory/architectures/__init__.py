@@ -1,20 +1,26 @@
 """Formulas of memory for language models and diffusion, from sizes alone."""
 
-from typing import TypeVar
+from typing import Any, Self
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from overnight.config import Values
 from overnight.errors import BadInput
 
-M = TypeVar("M", bound=BaseModel)
+
+class Question(Values):
+    """What is asked about a model."""
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """The typed values. Raises BadInput with every mistake."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise BadInput([_problem(e) for e in error.errors()]) from None
 
 
-def checked(model: type[M], /, **values: object) -> M:
-    """The typed values. Raises BadInput with every mistake."""
-    try:
-        return model(**values)
-    except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, e['loc']))}: {e['msg']}, there is {e['input']!r}" for e in error.errors()
-        ]
-        raise BadInput(problems) from None
+def _problem(error: Any) -> str:
+    key = ".".join(map(str, error["loc"]))
+    given = "" if error["type"] == "value_error" else f", there is {error['input']!r}"
+    return f"{key}{': ' if key else ''}{error['msg'].removeprefix('Value error, ')}{given}"

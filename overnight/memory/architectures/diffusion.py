@@ -11,13 +11,12 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from overnight.config import Values
 from overnight.errors import BadInput
-from overnight.memory.architectures import checked
+from overnight.memory.architectures import Question
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,7 +52,7 @@ TEXTS = {  # width, feed-forward width, layers, heads
 ADAPTED = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
-class ImageGeneration(Values):
+class ImageGeneration(Question):
     """A model, the size of its pictures, and how it is placed on the card."""
 
     model: Literal["sd-1.5", "sdxl"] = "sd-1.5"
@@ -74,16 +73,14 @@ class ImageGeneration(Values):
             raise ValueError("must be a multiple of 64")
         return size
 
-    @classmethod
-    def of(cls, **values: Any) -> "ImageGeneration":
-        """The same with every mistake in one BadInput."""
-        found = checked(cls, **values)
-        if found.method == "lora" and (found.offload != "none" or found.model != "sd-1.5"):
-            raise BadInput(
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.method == "lora" and (self.offload != "none" or self.model != "sd-1.5"):
+            raise ValueError(
                 f"LoRA training is known of sd-1.5 without offload, "
-                f"not of {found.model} with offload {found.offload!r}"
+                f"not of {self.model} with offload {self.offload!r}"
             )
-        return found
+        return self
 
     @property
     def side(self) -> int:
@@ -125,11 +122,9 @@ def _painted(painting: ImageGeneration, constants: "Constants") -> "Prediction":
 
 def _with(found: "Prediction", mib: float) -> "Prediction":
     """The prediction with that many MiB of weights added."""
-    mibs = {
-        name: getattr(found, name) + mib for name in ("mib", "low_mib", "high_mib", "needed_mib", "live_mib")
-    }
-    parts = {**found.parts, "weights": found.parts.get("weights", 0.0) + mib} if mib else found.parts
-    return replace(found, **mibs, parts=parts)
+    names = ("mib", "low_mib", "high_mib", "needed_mib", "live_mib")
+    parts = {**found.parts, "weights": found.parts.get("weights", 0.0) + mib}
+    return replace(found, **{name: getattr(found, name) + mib for name in names}, parts=parts)
 
 
 def _largest_leaf(build: "Callable[[], nn.Module]") -> float:
@@ -137,10 +132,8 @@ def _largest_leaf(build: "Callable[[], nn.Module]") -> float:
 
     with torch.device("meta"):
         model = build()
-    return (
-        max(sum(p.numel() * p.element_size() for p in m.parameters(recurse=False)) for m in model.modules())
-        / MIB
-    )
+    each = [sum(p.nbytes for p in m.parameters(recurse=False)) for m in model.modules()]
+    return max(each) / MIB
 
 
 # ---------------------------------------------------------------------- the nets
@@ -257,10 +250,8 @@ def _trained(painting: ImageGeneration) -> "nn.Module":
             weight.data = weight.data.float()  # adapters are trained in float32
     if painting.checkpointing:
         unet.enable_gradient_checkpointing()
-    vae, text = (
-        net.requires_grad_(False)
-        for net in (_vae(_dtype(painting)), _text(TEXTS[painting.model][0], _dtype(painting)))
-    )
+    vae = _vae(_dtype(painting)).requires_grad_(False)
+    text = _text(TEXTS[painting.model][0], _dtype(painting)).requires_grad_(False)
     return nn.ModuleDict({"unet": unet, "vae": vae, "text": text})
 
 

@@ -7,16 +7,14 @@ cache by copying it, which was seen to take twice that; a static cache and llama
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from bisect import bisect_left
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from overnight.config import Values
-from overnight.errors import BadInput
-from overnight.memory.architectures import checked
+from overnight.memory.architectures import Question
 from overnight.memory.architectures.shapes import Shape, shape_of
 from overnight.memory.architectures.weights import TRANSFORMERS, WAYS, Weights, read_header, weight_bytes
 
@@ -27,10 +25,20 @@ MIB, GIB = 2**20, 2**30
 CACHE = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}  # bytes of a number
 GROWN = 2  # times the cache, where it grows by copies
 SLICE = 512  # tokens that llama.cpp computes at a time
+MARGIN, MARGIN_MIB = 1.01, 32.0  # of the upper edge
+GGUF = {  # sizes of a Shape, and what the header of a GGUF calls them
+    "hidden": "embedding_length",
+    "inner": "feed_forward_length",
+    "layers": "block_count",
+    "heads": "attention.head_count",
+    "kv_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "vocab": "vocab_size",
+}
 SEVERAL = (".gguf", ".safetensors", ".index.json")
 
 
-class Serving(Values):
+class Serving(Question):
     """Which model, in what form, for how many tokens."""
 
     model: str = Field(description="a name of shapes.MODELS, a config.json, or a .gguf")
@@ -43,14 +51,12 @@ class Serving(Values):
     cache: Literal["f32", "f16", "bf16", "q8_0", "q4_0"] = "f16"
     static: bool = Field(False, description="transformers with a static cache")
 
+    @field_validator("way")
     @classmethod
-    def of(cls, **values: Any) -> "Serving":
-        """The same with every mistake in one BadInput."""
-        found = checked(cls, **values)
-        way = found.way.lower()
-        if way not in WAYS:
-            raise BadInput(f"quantisation {found.way!r} is not known; there are {', '.join(WAYS)}")
-        return found.model_copy(update={"way": way})
+    def _known(cls, way: str) -> str:
+        if way.lower() not in WAYS:
+            raise ValueError(f"quantisation {way!r} is not known; there are {', '.join(WAYS)}")
+        return way.lower()
 
 
 def kv_bytes(shape: Shape, tokens: int, cache: str = "f16", batch: int = 1) -> int:
@@ -73,36 +79,20 @@ def _model(serving: Serving) -> _Model:
     if header is not None and header.values:
         return _Model(_of_gguf(header, path), header.bytes, True)
     shape = shape_of(serving.model)
-    return _Model(
-        shape, header.bytes if header else weight_bytes(shape, serving.way), serving.way not in TRANSFORMERS
-    )
+    size = header.bytes if header else weight_bytes(shape, serving.way)
+    return _Model(shape, size, serving.way not in TRANSFORMERS)
 
 
 def _of_gguf(header: Weights, path: Path) -> Shape:
     """The sizes in a GGUF's own header."""
     kind = header.values.get("general.architecture")
-    sizes = {
-        "hidden": "embedding_length",
-        "inner": "feed_forward_length",
-        "layers": "block_count",
-        "heads": "attention.head_count",
-    }
-    found = {name: header.values.get(f"{kind}.{key}") for name, key in sizes.items()}
-    missing = [sizes[name] for name, value in found.items() if not isinstance(value, int) or value < 1]
-    if missing:
-        raise BadInput(
-            f"{path}: its header says nothing usable of {', '.join(missing)}, so the cache cannot be known"
-        )
-    heads, hidden = found["heads"], found["hidden"]
-    kv = header.values.get(f"{kind}.attention.head_count_kv", heads)
-    kv = max(kv, default=0) if isinstance(kv, list) else kv  # a number for each layer
-    tokens = header.values.get("tokenizer.ggml.tokens")
-    words = (
-        header.values.get(f"{kind}.vocab_size") or (len(tokens) if isinstance(tokens, list) else 0) or 32000
-    )
-    width = header.values.get(f"{kind}.attention.key_length") or hidden // heads  # type: ignore[operator]
-    whole: dict[str, Any] = {**found, "kv_heads": kv, "head_dim": width, "vocab": words}
-    return Shape(str(kind), tied=False, **whole)
+    sizes = {name: header.values.get(f"{kind}.{key}") for name, key in GGUF.items()}
+    if isinstance(sizes["kv_heads"], list):  # a number for each layer
+        sizes["kv_heads"] = max(sizes["kv_heads"], default=0)
+    if sizes["vocab"] is None:
+        tokens = header.values.get("tokenizer.ggml.tokens")
+        sizes["vocab"] = len(tokens) if isinstance(tokens, list) and tokens else 32000
+    return Shape.of(str(path), str(kind), False, sizes)
 
 
 def form(serving: Serving) -> str:
@@ -110,16 +100,9 @@ def form(serving: Serving) -> str:
     return "as the file has them" if serving.weights or serving.model.endswith(SEVERAL) else serving.way
 
 
-def parts_of(serving: Serving) -> dict[str, float]:
-    """MiB by kind; `scores` are there only where attention is computed without a fused kernel.
-
-    Raises BadInput.
-    """
+def _parts(serving: Serving) -> dict[str, float]:
+    """Bytes by kind; `scores` are there only where attention is computed without a fused kernel."""
     model = _model(serving)
-    return {kind: size / MIB for kind, size in _parts(serving, model).items()}
-
-
-def _parts(serving: Serving, model: _Model) -> dict[str, float]:
     shape, tokens = model.shape, serving.context * serving.batch
     cache = kv_bytes(shape, serving.context, serving.cache, serving.batch)
     if model.llama_cpp:
@@ -129,59 +112,43 @@ def _parts(serving: Serving, model: _Model) -> dict[str, float]:
         return {"weights": model.weights, "cache": cache, "pass": plain, "scores": max(0, scores - plain)}
     half = 4 if serving.way == "fp32" else 2
     wide = max(3 * shape.inner, 4 * (shape.heads + 2 * shape.kv_heads) * shape.head_dim // 2)
-    work = tokens * half * (2 * shape.hidden + wide) + serving.batch * shape.vocab * (
-        half + 4
-    )  # of the prompt, all at once
-    whole = (
-        2 * shape.inner * shape.hidden if serving.way in ("nf4", "int8") else 0
-    )  # the largest matrix, made whole again
+    # of the prompt, all at once
+    work = tokens * half * (2 * shape.hidden + wide) + serving.batch * shape.vocab * (half + 4)
+    # the largest matrix, made whole again
+    whole = 2 * shape.inner * shape.hidden if serving.way in ("nf4", "int8") else 0
     grown = cache * (0 if serving.static else GROWN - 1)
     return {"weights": model.weights, "cache": cache, "copies": grown, "pass": work + whole}
 
 
-def predict_inference(
-    serving: Serving, context_mib: float | None = None, margin: float = 0.01, margin_mib: float = 32.0
-) -> "Prediction":
+def predict_inference(serving: Serving, context_mib: float | None = None) -> "Prediction":
     """The peak of answering with the context full; the upper edge is without a fused attention kernel.
 
     Raises BadInput.
     """
     from overnight.memory.prediction import Constants, Prediction
 
-    parts = parts_of(serving)
+    parts = {kind: size / MIB for kind, size in _parts(serving).items()}
     context = Constants().context_mib if context_mib is None else context_mib
     scores = parts.pop("scores", 0.0)
-    mib = sum(parts.values()) + context
-    high = (mib + scores - context) * (1 + margin) + margin_mib + context
+    live = sum(parts.values())
+    high = (live + scores) * MARGIN + MARGIN_MIB + context
     low = parts["weights"] + parts["cache"] + context
-    return Prediction(
-        "cuda",
-        serving.batch,
-        mib,
-        low,
-        high,
-        high,
-        mib - context,
-        {**parts, "context": context},
-        "generate",
-        "",
-    )
+    parts |= {"context": context}
+    return Prediction("cuda", serving.batch, live + context, low, high, high, live, parts, "generate", "")
 
 
-def most_context(serving: Serving, budget_mib: float, most: int = 2**20) -> int:
+def most_context(serving: Serving, budget_mib: float) -> int:
     """The longest context whose upper edge is within the budget; 0 when none is."""
-    return _most(
-        lambda n: predict_inference(serving.model_copy(update={"context": n})).needed_mib <= budget_mib, most
-    )
+    return _most(serving, "context", 2**20, budget_mib)
 
 
-def _most(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number that fits, where all smaller ones do."""
-    low, high = 0, most + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+def _most(serving: Serving, key: str, most: int, budget_mib: float) -> int:
+    """The largest value of a key that fits, where all smaller ones do."""
+
+    def too_large(n: int) -> bool:
+        return predict_inference(serving.model_copy(update={key: n})).needed_mib > budget_mib
+
+    return bisect_left(range(1, most + 1), True, key=too_large)
 
 
 def layers_that_fit(serving: Serving, budget_mib: float) -> tuple[int, int]:
@@ -189,13 +156,11 @@ def layers_that_fit(serving: Serving, budget_mib: float) -> tuple[int, int]:
     model = _model(serving)
     tensors = [(name.startswith("blk."), math.prod(size)) for name, size in model.shape.tensors()]
     share = sum(count for inside, count in tensors if inside) / sum(count for _, count in tensors)
-    each = (
-        (model.weights * share + kv_bytes(model.shape, serving.context, serving.cache, serving.batch))
-        / model.shape.layers
-        / MIB
-    )
-    rest = predict_inference(serving).needed_mib - each * model.shape.layers * 1.01
-    return max(0, min(model.shape.layers, int((budget_mib - rest) / (each * 1.01)))), model.shape.layers
+    layers = model.shape.layers
+    cache = kv_bytes(model.shape, serving.context, serving.cache, serving.batch)
+    each = (model.weights * share + cache) / layers / MIB * MARGIN
+    rest = predict_inference(serving).needed_mib - each * layers
+    return max(0, min(layers, int((budget_mib - rest) / each))), layers
 
 
 def refusal(serving: Serving, budget_mib: float) -> str:
@@ -215,24 +180,18 @@ def cheaper(serving: Serving, budget_mib: float) -> list[tuple[str, "Prediction"
     """What to change so that it fits, the least first: the cache, then the context, then the weights."""
     shorter = most_context(serving, budget_mib)
     smaller = TRANSFORMERS[3:] if serving.way in TRANSFORMERS else WAYS[WAYS.index(serving.way) + 1 :]
-    ways: list[tuple[str, dict[str, Any]]] = (
-        [("--cache q8_0", {"cache": "q8_0"})] if serving.way not in TRANSFORMERS else []
-    )
-    ways += [(f"--sequence {shorter}", {"context": shorter})] if 512 <= shorter < serving.context else []
-    ways += [
-        (f"--quant {way}", {"way": way, "weights": None}) for way in smaller if form(serving) == serving.way
-    ]
+    ways = list[tuple[str, dict[str, Any]]]()
+    if serving.way not in TRANSFORMERS:
+        ways.append(("--cache q8_0", {"cache": "q8_0"}))
+    if 512 <= shorter < serving.context:
+        ways.append((f"--sequence {shorter}", {"context": shorter}))
+    if form(serving) == serving.way:
+        ways += [(f"--quant {way}", {"way": way, "weights": None}) for way in smaller]
     tried = [(what, predict_inference(serving.model_copy(update=values))) for what, values in ways]
     return [(what, found) for what, found in tried if found.fits(budget_mib)]
 
 
 def at_once(serving: Serving, budget_mib: float) -> "Prediction | None":
     """Of the largest batch that fits; None: not one."""
-    most = _most(
-        lambda n: predict_inference(serving.model_copy(update={"batch": n})).needed_mib <= budget_mib, 4096
-    )
-    return (
-        replace(predict_inference(serving.model_copy(update={"batch": most})), micro_batch=most)
-        if most
-        else None
-    )
+    most = _most(serving, "batch", 4096, budget_mib)
+    return predict_inference(serving.model_copy(update={"batch": most})) if most else None

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from overnight.config import Values
-from overnight.errors import BadInput
-from overnight.memory.architectures import checked
+from overnight.errors import BadInput, one_line
+from overnight.memory.architectures import Question
 from overnight.memory.architectures.shapes import ENCODERS, config_of
 
 if TYPE_CHECKING:
@@ -26,39 +25,20 @@ if TYPE_CHECKING:
     from overnight.training.recipe import Recipe
 
 EXTRA = "language models need the extra llm: make setup, or pip install 'overnight[llm]'"
+MISTAKEN = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError)  # by nonsense in a config
 HEADS = ("classifier", "pre_classifier", "score")
 OTHERS = ("auto_map", "quantization_config", "architectures")  # of a config.json, that change no size
 ALL_LINEAR, MOST_LAYERS = "all-linear", 1000
-LEARNED = (
-    "gpt2",
-    "opt",
-    "bert",
-    "roberta",
-    "electra",
-    "distilbert",
-    "camembert",
-    "xlm-roberta",
-    "albert",
-    "mpnet",
-)  # places, not turned ones
-ALIKE = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "cohere",
-    "gemma",
-    "phi",
-    "opt",
-    "gpt2",
-    "gpt_neox",
-    "bert",
-    "roberta",
-    "electra",
-    "distilbert",
-)
+LEARNED = (  # places, not turned ones
+    "gpt2", "opt", "bert", "roberta", "electra", "distilbert", "camembert", "xlm-roberta", "albert", "mpnet",
+)  # fmt: skip
+ALIKE = (  # layers
+    "llama", "mistral", "qwen2", "cohere", "gemma", "phi", "opt", "gpt2", "gpt_neox", "bert", "roberta",
+    "electra", "distilbert",
+)  # fmt: skip
 
 
-class Tuning(Values):
+class Tuning(Question):
     """What is trained, and how. Sizes are those of one micro-batch."""
 
     model: str = Field(description="a name of shapes.MODELS, or a config.json")
@@ -81,10 +61,14 @@ class Tuning(Values):
     layers: int | None = Field(None, ge=1, le=MOST_LAYERS, description="fewer layers than the model has")
     classes: int = Field(2, ge=1, description="of an encoder's classifier")
 
-    @classmethod
-    def of(cls, **values: Any) -> "Tuning":
-        """The same with every mistake in one BadInput."""
-        return checked(cls, **values)
+    @property
+    def kind(self) -> str:
+        """The model's type: llama, gpt2, bert ..."""
+        return str(config_of(self.model)["model_type"])
+
+    @property
+    def encoder(self) -> bool:
+        return self.kind in ENCODERS
 
 
 def language_recipe(tuning: Tuning) -> "Recipe[Any]":
@@ -96,17 +80,14 @@ def language_recipe(tuning: Tuning) -> "Recipe[Any]":
 
     from overnight.training.recipe import Recipe, TrainParams, constant
 
-    values = config_of(tuning.model)
-    _within(tuning, values)
-    build = functools.partial(_model, tuning, values)
-    _checked(tuning, values)
-    lowered = {"amp": "bf16"}.get(tuning.precision, "fp32")
-    params = TrainParams(
-        batch=tuning.batch * min(2, tuning.accumulate), micro_batch=tuning.batch, precision=lowered
-    )  # two cost as much as many
+    _check_sequence(tuning)
+    _check_build(tuning)
+    batch = tuning.batch * min(2, tuning.accumulate)  # two micro-batches cost as much as many
+    precision = {"amp": "bf16"}.get(tuning.precision, "fp32")
+    params = TrainParams(batch=batch, micro_batch=tuning.batch, precision=precision)
     return Recipe(
-        build=build,
-        example_batch=functools.partial(_example, tuning, values),
+        build=functools.partial(_model, tuning),
+        example_batch=functools.partial(_example, tuning),
         batches=lambda data, _generator: data,
         steps_per_epoch=len,
         loss=lambda model, batch: (model(**batch).loss, torch.tensor(1)),
@@ -149,53 +130,48 @@ def traced_language(tuning: Tuning, target: "Target" = "cuda") -> "Trace":
 
 def _layers(tuning: Tuning) -> int:
     """How many, where they are all alike; else 0."""
-    values = config_of(tuning.model)
-    config = _config(tuning, values)
+    config = _config(tuning)
     mixed = len(set(getattr(config, "layer_types", None) or [1])) > 1
-    return int(config.num_hidden_layers) if values["model_type"] in ALIKE and not mixed else 0
+    return int(config.num_hidden_layers) if tuning.kind in ALIKE and not mixed else 0
 
 
-def _within(tuning: Tuning, values: dict[str, Any]) -> None:
+def _check_sequence(tuning: Tuning) -> None:
     """Raises BadInput for a sequence longer than the places that a model has learned."""
-    most = getattr(_config(tuning, values), "max_position_embeddings", None)
-    if values["model_type"] in LEARNED and most and tuning.sequence > most:
+    most = getattr(_config(tuning), "max_position_embeddings", None)
+    if tuning.kind in LEARNED and most and tuning.sequence > most:
         raise BadInput(
             f"model {tuning.model!r} has places for {most} tokens, "
             f"a sequence of {tuning.sequence} is longer; give --sequence {most} or less"
         )
 
 
-def _checked(tuning: Tuning, values: dict[str, Any]) -> None:
+def _check_build(tuning: Tuning) -> None:
     """Raises BadInput where the model, or peft, does not take the values; one layer tells."""
     import torch
 
     try:
         with torch.device("meta"):
-            _model(tuning.model_copy(update={"layers": 1}), values)
+            _model(tuning.model_copy(update={"layers": 1}))
     except ImportError as error:
         raise BadInput(f"{error}; {EXTRA}") from None
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        RuntimeError,
-        OSError,
-        ZeroDivisionError,
-    ) as error:
+    except (*MISTAKEN, RuntimeError, OSError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadInput(
             f"model {tuning.model!r} with method {tuning.method!r} cannot be built: {first[:200]}"
         ) from None
 
 
-def _model(tuning: Tuning, values: dict[str, Any]) -> "nn.Module":
+def _model(tuning: Tuning) -> "nn.Module":
     """Built on the device that is current: meta."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
+    import transformers
 
+    auto = transformers.AutoModelForSequenceClassification
+    if not tuning.encoder:
+        auto = transformers.AutoModelForCausalLM
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(tuning.precision, torch.float32)
-    model = _base(tuning, values).to(dtype)
+    model = auto.from_config(_config(tuning), attn_implementation=tuning.attention).to(dtype)
     model.config.use_cache = False
     if tuning.method == "qlora":
         from overnight.memory.architectures.quantised import four_bit
@@ -203,20 +179,13 @@ def _model(tuning: Tuning, values: dict[str, Any]) -> "nn.Module":
         four_bit(model, spared=("lm_head", *HEADS))
     if tuning.checkpointing:
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    found: nn.Module = _adapted(model, tuning, values) if tuning.method != "full" else model
+    found: nn.Module = model if tuning.method == "full" else _adapted(model, tuning)
     return found
 
 
-def _base(tuning: Tuning, values: dict[str, Any]) -> Any:
-    import transformers
-
-    encoder = values["model_type"] in ENCODERS
-    kind = transformers.AutoModelForSequenceClassification if encoder else transformers.AutoModelForCausalLM
-    return kind.from_config(_config(tuning, values), attn_implementation=tuning.attention)
-
-
-def _config(tuning: Tuning, values: dict[str, Any]) -> Any:
+def _config(tuning: Tuning) -> Any:
     """As transformers has it. Raises BadInput for a type or a value that it does not take."""
+    values = config_of(tuning.model)
     try:
         import transformers
         from huggingface_hub.errors import StrictDataclassError
@@ -225,45 +194,39 @@ def _config(tuning: Tuning, values: dict[str, Any]) -> Any:
         config = transformers.AutoConfig.for_model(values["model_type"], **known)
     except ImportError as error:
         raise BadInput(f"{error}; {EXTRA}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError) as error:
-        raise BadInput(f"model {tuning.model!r}: {' '.join(str(error).split())[:200]}") from None
+    except (*MISTAKEN, StrictDataclassError) as error:
+        raise BadInput(f"model {tuning.model!r}: {one_line(error)}") from None
     if tuning.layers:
         config.num_hidden_layers = tuning.layers
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[: tuning.layers]
-    if values["model_type"] in ENCODERS:
+    if tuning.encoder:
         config.num_labels = tuning.classes
     return config
 
 
-def _adapted(model: Any, tuning: Tuning, values: dict[str, Any]) -> Any:
+def _adapted(model: Any, tuning: Tuning) -> Any:
     import peft
 
     if tuning.checkpointing:
         # else no layer below the first adapter requires gradients, and none is checkpointed
         model.enable_input_require_grads()
-    task = "SEQ_CLS" if values["model_type"] in ENCODERS else "CAUSAL_LM"
-    targets = (
-        tuning.targets
-        if tuning.targets == ALL_LINEAR
-        else [name.strip() for name in tuning.targets.split(",")]
+    targets: Any = [name.strip() for name in tuning.targets.split(",")]
+    config = peft.LoraConfig(
+        task_type="SEQ_CLS" if tuning.encoder else "CAUSAL_LM",
+        r=tuning.rank,
+        target_modules=ALL_LINEAR if tuning.targets == ALL_LINEAR else targets,
+        exclude_modules=list(HEADS) if tuning.encoder else None,  # trained in full by themselves
     )
-    heads = (
-        list(HEADS) if task == "SEQ_CLS" else None
-    )  # trained in full by themselves, so no adapters for them
-    return peft.get_peft_model(
-        model, peft.LoraConfig(task_type=task, r=tuning.rank, target_modules=targets, exclude_modules=heads)
-    )
+    return peft.get_peft_model(model, config)
 
 
-def _example(tuning: Tuning, values: dict[str, Any], n: int) -> "dict[str, Tensor]":
+def _example(tuning: Tuning, n: int) -> "dict[str, Tensor]":
     import torch
 
-    batch = {
-        name: torch.zeros(n, tuning.sequence, dtype=torch.long) for name in ("input_ids", "attention_mask")
-    }
-    shape = (n,) if values["model_type"] in ENCODERS else (n, tuning.sequence)
-    return batch | {"labels": torch.zeros(shape, dtype=torch.long)}
+    tokens = (n, tuning.sequence)
+    shapes = {"input_ids": tokens, "attention_mask": tokens, "labels": (n,) if tuning.encoder else tokens}
+    return {name: torch.zeros(shape, dtype=torch.long) for name, shape in shapes.items()}
 
 
 def _optimizer(tuning: Tuning, weights: "list[Tensor]") -> Any:
@@ -273,7 +236,5 @@ def _optimizer(tuning: Tuning, weights: "list[Tensor]") -> Any:
         from overnight.memory.architectures.quantised import AdamW8bit
 
         return AdamW8bit(weights)
-    kind = {"adamw": torch.optim.AdamW, "adafactor": torch.optim.Adafactor, "sgd": torch.optim.SGD}[
-        tuning.optimizer
-    ]
-    return kind(weights, lr=1e-4)
+    kinds = {"adamw": torch.optim.AdamW, "adafactor": torch.optim.Adafactor, "sgd": torch.optim.SGD}
+    return kinds[tuning.optimizer](weights, lr=1e-4)

@@ -12,25 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-BLOCK, SCALES, STATES = (
-    64,
-    256,
-    256,
-)  # weights to a scale, scales to a scale of scales, optimizer states to a scale
+BLOCK = 64  # weights to a scale
+SCALES = 256  # scales to a scale of scales, or optimizer states to a scale
 LEAST_8BIT = 4096  # elements below which an optimizer keeps its state in float32
 
 
 def four_bit(model: nn.Module, double: bool = True, spared: Iterable[str] = ("lm_head",)) -> nn.Module:
     """The model (on the meta device) with every linear layer but the spared ones in 4 bits."""
-    named = [
-        (name, module)
-        for name, module in model.named_modules()
-        if type(module).__name__ in ("Linear", "Conv1D")
-    ]
-    for name, linear in named:
+    for name, module in list(model.named_modules()):
         parent, _, own = name.rpartition(".")
-        if own not in spared:
-            setattr(model.get_submodule(parent), own, _packed(linear, double))
+        if type(module).__name__ in ("Linear", "Conv1D") and own not in spared:
+            setattr(model.get_submodule(parent), own, _packed(module, double))
     model.is_loaded_in_4bit = True  # type: ignore[assignment]  # what peft looks at
     return model
 
@@ -72,9 +64,7 @@ def _packed(linear: nn.Module, double: bool) -> nn.Module:
 
 def _whole(packed: Tensor, scales: list[Tensor], rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     """The weights in full; while they are made, the scales in full too."""
-    full = (
-        torch.empty(scales[0].shape, dtype=torch.float32, device=packed.device) if len(scales) > 1 else None
-    )
+    full = torch.empty(scales[0].shape, device=packed.device) if len(scales) > 1 else None
     whole = torch.empty(rows, columns, dtype=dtype, device=packed.device)
     del full
     return whole
@@ -115,7 +105,6 @@ class AdamW8bit(torch.optim.Optimizer):
             return {f"state{i}": torch.zeros_like(weight, dtype=torch.float32) for i in (1, 2)}
         if not self.codes:
             self.codes = [torch.empty(256, device=weight.device) for _ in range(2)]
-        scales = {
-            f"absmax{i}": torch.zeros(-(-weight.numel() // STATES), device=weight.device) for i in (1, 2)
-        }
+        blocks = -(-weight.numel() // SCALES)
+        scales = {f"absmax{i}": torch.zeros(blocks, device=weight.device) for i in (1, 2)}
         return {f"state{i}": torch.zeros_like(weight, dtype=torch.uint8) for i in (1, 2)} | scales

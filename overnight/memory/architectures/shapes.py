@@ -52,17 +52,9 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 GATED = ("llama", "mistral", "qwen2", "cohere")  # families whose tensors are known without building the net
 ENCODERS = (
-    "bert",
-    "distilbert",
-    "roberta",
-    "electra",
-    "albert",
-    "camembert",
-    "xlm-roberta",
-    "modernbert",
-    "deberta-v2",
-    "mpnet",
-)
+    "bert", "distilbert", "roberta", "electra", "albert", "camembert", "xlm-roberta", "modernbert",
+    "deberta-v2", "mpnet",
+)  # fmt: skip
 
 
 def config_of(model: str) -> dict[str, Any]:
@@ -91,6 +83,15 @@ def config_of(model: str) -> dict[str, Any]:
 
 
 MOST, MOST_LAYERS = 2**24, 2**12  # sizes beyond them are mistakes
+SIZES = {  # of a Shape, and what a config.json calls them
+    "hidden": "hidden_size",
+    "inner": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "vocab": "vocab_size",
+}
 
 
 @dataclass(frozen=True)
@@ -107,18 +108,34 @@ class Shape:
     vocab: int
     tied: bool
 
-    def __post_init__(self) -> None:
-        """Raises BadInput where a size cannot be: a file says what it likes."""
-        names = ("hidden", "inner", "layers", "heads", "kv_heads", "head_dim", "vocab")
-        sizes = {name: (getattr(self, name), MOST_LAYERS if name == "layers" else MOST) for name in names}
+    @classmethod
+    def of(cls, where: str, kind: str, tied: bool, sizes: dict[str, Any]) -> "Shape":
+        """A shape; when left out, kv_heads are as many as heads, and the heads share the width.
+
+        Raises BadInput where a size is missing or cannot be, for a file says what it likes.
+        """
+        sizes = {name: sizes.get(name) for name in SIZES}
+        heads = sizes["heads"]
+        if sizes["kv_heads"] is None:
+            sizes["kv_heads"] = heads
+        if (
+            sizes["head_dim"] is None
+            and isinstance(sizes["hidden"], int)
+            and isinstance(heads, int)
+            and heads
+        ):
+            sizes["head_dim"] = sizes["hidden"] // heads
         wrong = [
-            f"{name}={n!r}" for name, (n, most) in sizes.items() if type(n) is not int or not 1 <= n <= most
+            f"{name}={n!r}"
+            for name, n in sizes.items()
+            if type(n) is not int or not 1 <= n <= (MOST_LAYERS if name == "layers" else MOST)
         ]
         if wrong:
             raise BadInput(
-                f"a model of the type {self.kind!r} of {', '.join(wrong)}: "
-                "its sizes must be positive whole numbers that can be"
+                f"model {where!r} of the type {kind!r}: sizes must be positive whole numbers that can be, "
+                f"there is {', '.join(wrong)}"
             )
+        return cls(kind=kind, tied=tied, **sizes)
 
     def tensors(self) -> list[tuple[str, tuple[int, ...]]]:
         """Names (as in GGUF files) and shapes of all weights of a net with gated feed-forward layers."""
@@ -133,12 +150,10 @@ class Shape:
             "ffn_down": (self.hidden, self.inner),
             "attn_norm": (self.hidden,),
         }
-        layer |= (
-            {} if self.kind == "cohere" else {"ffn_norm": (self.hidden,)}
-        )  # attention and feed-forward share one norm there
-        layer |= (
-            {"attn_q.bias": (q,), "attn_k.bias": (kv,), "attn_v.bias": (kv,)} if self.kind == "qwen2" else {}
-        )
+        if self.kind != "cohere":  # attention and feed-forward share one norm there
+            layer["ffn_norm"] = (self.hidden,)
+        if self.kind == "qwen2":
+            layer |= {"attn_q.bias": (q,), "attn_k.bias": (kv,), "attn_v.bias": (kv,)}
         found: list[tuple[str, tuple[int, ...]]] = [
             ("token_embd", (self.vocab, self.hidden)),
             ("output_norm", (self.hidden,)),
@@ -155,23 +170,6 @@ def shape_of(model: str) -> Shape:
             f"model {model!r} is of the type {values['model_type']!r}; "
             f"inference is known for {', '.join(GATED)}"
         )
-    wanted = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    wrong = [
-        f"{key}={values.get(key)!r}"
-        for key in wanted
-        if not (isinstance(values.get(key), int) and values[key] > 0)
-    ]
-    if wrong:
-        raise BadInput(f"model {model!r}: sizes must be positive whole numbers, there is {', '.join(wrong)}")
-    hidden, inner, layers, heads, vocab = (values[key] for key in wanted)
-    return Shape(
-        kind=values["model_type"],
-        hidden=hidden,
-        inner=inner,
-        layers=layers,
-        heads=heads,
-        kv_heads=values.get("num_key_value_heads") or heads,
-        head_dim=values.get("head_dim") or hidden // heads,
-        vocab=vocab,
-        tied=bool(values.get("tie_word_embeddings", values["model_type"] == "cohere")),
-    )
+    sizes = {name: values.get(key) for name, key in SIZES.items()}
+    tied = values.get("tie_word_embeddings", values["model_type"] == "cohere")
+    return Shape.of(model, values["model_type"], bool(tied), sizes)
