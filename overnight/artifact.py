@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
 from overnight.config import Values
 from overnight.errors import DataError, DiskFull
 from overnight.files import is_disk_full, tree_sha256
@@ -23,14 +21,14 @@ Writer = Callable[[Path], object]
 class DataSpec(Values):
     """Shapes and counts of some data: enough to build a model for it without opening a file."""
 
-    shape: tuple[int, ...] = Field((), description="of one sample: (C, H, W) for images, (F,) for features")
+    shape: tuple[int, ...] = ()  # of one sample: (C, H, W) for images, (F,) for features
     dtype: str = "uint8"
     classes: tuple[str, ...] = ()
-    counts: dict[str, int] = Field({}, description="samples by split")
-    boxes: int = Field(0, description="the most boxes on one image")
+    counts: dict[str, int] = {}  # samples by split
+    boxes: int = 0  # the most boxes on one image
     nodes: int = 0
-    edges: int = Field(0, description="undirected edges, each counted once")
-    nonzeros: int = Field(0, description="stored values of sparse node features, 0 when they are dense")
+    edges: int = 0  # undirected edges, each counted once
+    nonzeros: int = 0  # stored values of sparse node features, 0 when they are dense
     tokens: int = 0
     rows: int = 0
 

@@ -86,15 +86,11 @@ class Params(Values):
 class CardChoice(Values):
     """Which card an experiment uses, and how. `card: 1` is short for `card: {use: 1}`."""
 
-    use: str | int | None = Field(None, description="index or UUID; the first card when left out")
-    policy: Literal["wait", "shrink", "yield"] = Field(
-        "wait",
-        description="while other programs use the card: wait; shrink the micro-batch; "
-        "or also yield what they want, and go on later",
-    )
-    count: bool = Field(
-        False, description="the virtual card counts the bytes of tensors and enforces its leases; slower"
-    )
+    use: str | int | None = None  # index or UUID; the first card when left out
+    # while other programs use the card: wait; shrink the micro-batch; or also yield what they want, and go on
+    # later
+    policy: Literal["wait", "shrink", "yield"] = "wait"
+    count: bool = False  # the virtual card counts the bytes of tensors and enforces its leases; slower
 
     @model_validator(mode="before")
     @classmethod
@@ -113,14 +109,10 @@ class CardChoice(Values):
 class Experiment(Values):
     """One config file: values for every step of one flow. Parts of a larger one are Experiments too."""
 
-    flow: str | None = Field(None, description="which file of flows/ runs it; at the top of the file only")
-    name: str | None = Field(
-        None,
-        max_length=200,
-        pattern=r"\S",
-        description="the MLflow experiment; the file's name when left out",
-    )
-    seed: int = Field(0, ge=0, lt=2**32, description="of every random choice; at the top of the file only")
+    flow: str | None = None  # which file of flows/ runs it; at the top of the file only
+    # the MLflow experiment; the file's name when left out
+    name: str | None = Field(None, max_length=200, pattern=r"\S")
+    seed: int = Field(0, ge=0, lt=2**32)  # of every random choice; at the top of the file only
     card: CardChoice = runtime_option(
         CardChoice(), "index or UUID of the card, or {use, policy, count}; at the top of the file only"
     )

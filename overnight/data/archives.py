@@ -12,8 +12,9 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from overnight.errors import DataError, DiskFull
 from overnight.files import atomic_write, is_disk_full
@@ -24,24 +25,24 @@ DAMAGED = (  # what the standard library raises for an archive that is damaged
     OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, NotImplementedError,
     RuntimeError,
 )  # fmt: skip
-Member = tuple[str, Callable[[], IO[bytes]]]
 
 
-def plain(path: Path, limit: int = LIMIT_BYTES) -> Path:
+def plain(path: Path) -> Path:
     """The file itself, or the one file inside a .gz or .zip, unpacked once below .overnight/unpacked."""
     if path.suffix.lower() not in (".gz", ".zip"):
         return path
 
     def write(sink: IO[bytes]) -> None:
         with _single(path) as source:
-            copy(source, sink, limit, path)
+            copy(source, sink, LIMIT_BYTES, path)
 
     return _made_once(path, path.stem, write)
 
 
 def recoded(path: Path, encoding: str) -> Path:
     """The text file in utf-8, made once below .overnight/unpacked when it is in another encoding."""
-    if codecs.lookup(encoding).name in ("utf-8", "utf-8-sig"):
+    name = codecs.lookup(encoding).name
+    if name in ("utf-8", "utf-8-sig"):
         return path
 
     def write(sink: IO[bytes]) -> None:
@@ -55,7 +56,7 @@ def recoded(path: Path, encoding: str) -> Path:
                 "the encoding"
             ) from None
 
-    return _made_once(path, f"{path.name}-{codecs.lookup(encoding).name}", write)
+    return _made_once(path, f"{path.name}-{name}", write)
 
 
 def _made_once(path: Path, name: str, write: Callable[[IO[bytes]], None]) -> Path:
@@ -88,43 +89,40 @@ def _single(path: Path) -> Iterator[IO[bytes]]:
             yield member
 
 
-def unpack(archive: Path, folder: Path, inside: str = "", limit: int = LIMIT_BYTES) -> int:
-    """Unpack the files below *inside* into the new *folder*; returns how many.
+def unpack(archive: Path, folder: Path, inside: str = "", limit: int = LIMIT_BYTES) -> None:
+    """Unpack the files below *inside* into the new *folder*.
 
     `inside` is a pattern: `*/VOC` passes over one level.
     Links and devices are left out. A name that leaves the folder, or more than *limit* bytes: DataError, and
     nothing stays.
     """
-    count, left = 0, limit
-    with _explained(archive, folder), _members(archive) as members:
+    with _explained(archive, folder):
         folder.mkdir(parents=True)
-        for name, source in members:
+        for name, opened in _members(archive):
             relative = _below(name, inside, archive)
             if relative is None:
                 continue
             target = folder / relative
             target.parent.mkdir(parents=True, exist_ok=True)
-            with source() as stream, target.open("xb") as sink:
-                left -= copy(stream, sink, left, archive)
-            count += 1
-        if not count:
+            with opened() as source, target.open("xb") as sink:
+                limit -= copy(source, sink, limit, archive)
+        if not any(folder.iterdir()):
             raise DataError(
                 f"{shown(archive)}: holds no file below {inside!r}; correct `inside` in the entry"
             )
-    return count
 
 
 @contextmanager
 def _explained(archive: Path, unfinished: Path) -> Iterator[None]:
-    """A damaged archive becomes a DataError, a full disk a DiskFull.
-
-    Whatever goes wrong, nothing unfinished stays.
-    """
-    whole = False
+    """A damaged archive becomes a DataError, a full disk a DiskFull. Nothing unfinished stays."""
     try:
         yield
-        whole = True
-    except DAMAGED as error:
+    except BaseException as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        if not isinstance(error, DAMAGED):
+            raise
         if is_disk_full(error):
             raise DiskFull(
                 f"{shown(unfinished)}: the disk is full while unpacking {archive.name}; make room"
@@ -137,28 +135,21 @@ def _explained(archive: Path, unfinished: Path) -> Iterator[None]:
         raise DataError(
             f"{shown(archive)}: the archive is damaged or of another format: {error}; get it anew"
         ) from None
-    finally:
-        if not whole:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            with suppress(OSError):
-                unfinished.unlink(missing_ok=True)
 
 
-@contextmanager
-def _members(path: Path) -> Iterator[Iterator[Member]]:
-    """(name, opener) of every regular file of a zip or tar, whatever its ending says."""
+def _members(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """(name, what opens it) of every regular file of a zip or tar, whatever its ending says."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            regular = [info for info in archive.infolist() if _is_regular(info)]
-            yield ((i.filename, lambda i=i: archive.open(i)) for i in regular)  # type: ignore[misc]
+            for info in archive.infolist():
+                # a zip of Unix keeps the kind of file in the upper half of its attributes; 0: not said
+                if not info.is_dir() and (info.external_attr >> 28) in (0, 0o10):
+                    yield info.filename, partial(archive.open, info)
         return
     with tarfile.open(path) as tar:
-        yield ((m.name, lambda m=m: tar.extractfile(m)) for m in tar if m.isreg())  # type: ignore[misc]
-
-
-def _is_regular(info: zipfile.ZipInfo) -> bool:
-    """A zip written on Unix keeps the kind of file in the upper half of its attributes; 0: not said."""
-    return not info.is_dir() and (info.external_attr >> 28) in (0, 0o10)
+        for member in tar:
+            if member.isreg():
+                yield member.name, partial(tar.extractfile, member)
 
 
 def _below(name: str, inside: str, archive: Path) -> PurePosixPath | None:

@@ -17,8 +17,6 @@ class CleaningCounts(Counter[str]):
 
 @dataclass(frozen=True)
 class Tables:
-    """Named tables, lazy."""
-
     frames: Mapping[str, "pl.LazyFrame"]
     cleaned: CleaningCounts = field(default_factory=CleaningCounts)
 

@@ -115,7 +115,6 @@ def of_kind(kind: Kind) -> AfterValidator:
 
 
 def names() -> list[str]:
-    """Every data set that has an entry."""
     return sorted(p.stem for p in datasets().glob("*.yaml"))
 
 

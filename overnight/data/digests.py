@@ -34,7 +34,6 @@ def forget(path: Path) -> None:
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, or of all files of a folder."""
     return sum(p.stat().st_size for p in _files(path))
 
 

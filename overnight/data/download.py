@@ -29,7 +29,6 @@ class Announce:
         self.every_s, self.last = every_s, -1e9
 
     def __call__(self, what: str, done: int, total: int | None) -> None:
-        """Print when it is time, and at the end."""
         now = time.monotonic()
         if now - self.last >= self.every_s or done == total:
             self.last = now
@@ -102,11 +101,15 @@ def _receive(url: str, part: Path, sha256: Sequence[str], size: int | None, prog
         tag.write_text(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else None
+        if size is not None and (total or 0) > size:
+            raise DataError(
+                f"the server offers {total} bytes, the entry says {size}; correct the entry or its url"
+            )
         _check_room(part, (total or size or 0) - have)
         with part.open("r+b" if have else "wb") as sink:
             sink.truncate(have)
             sink.seek(have)
-            done = _copy(answer, sink, have, total, size, lambda n: progress(part.stem, n, total or size))
+            done = _copy(answer, sink, have, lambda n: progress(part.stem, n, total or size))
     if total is not None and done < total:
         raise _BrokenOff(f"the connection ended after {done} of {total} bytes")
 
@@ -120,39 +123,21 @@ def _open(url: str, headers: dict[str, str], part: Path) -> Any:
         if error.code == 416:  # what is here is longer than what is there
             part.unlink(missing_ok=True)
             raise _BrokenOff("the server has fewer bytes than are here; starting anew") from None
+        said = f"the server answers {error.code} {error.reason}"
         if error.code in (408, 425, 429) or error.code >= 500:
-            raise _BrokenOff(f"the server answers {error.code} {error.reason}") from None
-        raise DataError(
-            _advice(url, part.with_suffix(""), f"the server answers {error.code} {error.reason}")
-        ) from None
+            raise _BrokenOff(said) from None
+        raise DataError(_advice(url, part.with_suffix(""), said)) from None
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        raise _BrokenOff(
-            str(getattr(error, "reason", error)) or type(error).__name__, TRIES_TO_CONNECT
-        ) from None
+        reason = str(getattr(error, "reason", error)) or type(error).__name__
+        raise _BrokenOff(reason, TRIES_TO_CONNECT) from None
 
 
-def _copy(
-    answer: Any,
-    sink: IO[bytes],
-    done: int,
-    total: int | None,
-    size: int | None,
-    report: Callable[[int], None],
-) -> int:
-    """Bytes to the disk; more than the entry says is an error, fewer are the caller's to judge."""
-    if size is not None and (total or 0) > size:
-        raise DataError(
-            f"the server offers {total} bytes, the entry says {size}; correct the entry or its url"
-        )
+def _copy(answer: Any, sink: IO[bytes], done: int, report: Callable[[int], None]) -> int:
     try:
         while chunk := answer.read(CHUNK):
             sink.write(chunk)
             done += len(chunk)
             report(done)
-            if size is not None and done > size:
-                raise DataError(
-                    f"the server sends more than the {size} bytes of the entry; correct the entry or its url"
-                )
     except (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
         raise _BrokenOff(str(error) or type(error).__name__) from None
     finally:

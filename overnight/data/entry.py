@@ -34,9 +34,8 @@ Inside = Annotated[str, AfterValidator(_inside)]
 class _Known(Values):
     """What is known of a file before it is here; where nothing is, any file will do."""
 
-    sha256: Sha256 | list[Sha256] = Field(
-        [], description="several: each will do. Of a folder: of what `sha256sum *` prints in it"
-    )
+    # several: each will do. Of a folder: of what `sha256sum *` prints in it
+    sha256: Sha256 | list[Sha256] = []
     bytes: int | None = Field(None, ge=0)
 
     @property
@@ -58,10 +57,8 @@ class Archive(_Known):
     """
 
     url: Url
-    inside: str = Field(
-        "", description="the folder of the archive that holds the files; * stands for any one name"
-    )
-    limit: int = Field(50 * 10**9, gt=0, description="bytes it may unpack to")
+    inside: str = ""  # the folder of the archive that holds the files; * stands for any one name
+    limit: int = Field(50 * 10**9, gt=0)  # bytes it may unpack to
 
     @property
     def name(self) -> str:
@@ -69,20 +66,15 @@ class Archive(_Known):
 
 
 class Entry(Values):
-    """What datasets/<name>.yaml says."""
-
     name: str
     kind: Kind
-    reader: Annotated[str, AfterValidator(_known_reader)] = Field(
-        description="a file of overnight/data/readers/"
-    )
-    folder: Inside = Field("", description="below $OVERNIGHT_DATA or datasets/; the name when left out")
-    files: list[DataFile] = Field([], description="what must be there; empty: whatever is in the folder")
+    reader: Annotated[str, AfterValidator(_known_reader)]  # a file of overnight/data/readers/
+    folder: Inside = ""  # below $OVERNIGHT_DATA or datasets/; the name when left out
+    files: list[DataFile] = []  # what must be there; empty: whatever is in the folder
     archives: list[Archive] = []
-    options: dict[str, Any] = Field({}, description="of the reader")
-    splits: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(
-        {}, description="fractions cut off the training part, in this order, where the set has no such split"
-    )
+    options: dict[str, Any] = {}  # of the reader
+    # fractions cut off the training part, in this order, where the set has no such split
+    splits: dict[str, Annotated[float, Field(gt=0, lt=1)]] = {}
     licence: str = ""
     homepage: str = ""
     about: str = ""

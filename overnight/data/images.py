@@ -68,7 +68,6 @@ def opened(items: Iterable[Item], cleaned: CleaningCounts) -> "Iterator[tuple[It
 
 
 def to_rgb(image: "Image") -> "Image":
-    """Three channels of 8 bits."""
     return to_mode(image, "RGB")
 
 

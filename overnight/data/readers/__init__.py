@@ -35,7 +35,6 @@ class Reader(Protocol):
 
 
 def names() -> list[str]:
-    """Every format that can be read."""
     return sorted(p.stem for p in Path(__file__).parent.glob("[!_]*.py"))
 
 

@@ -53,22 +53,19 @@ Files = Annotated[list[str], BeforeValidator(_listed)]
 def present(folder: Path, name: str) -> Path:
     """A file of the set; raises DataError when it is missing or empty."""
     path = folder / name
-    if not _is_file(path):
+    try:
+        size = path.stat().st_size if path.is_file() else None
+    except OSError:  # a name that is too long for any file
+        size = None
+    if size is None:
         raise DataError(
             f"{shown(path)}: there is no such file; check the entry's options against the files of the set"
         )
+    if size == 0:
+        raise DataError(f"{shown(path)}: the file is empty; get the whole file")
     if not os.access(path, os.R_OK):
         raise DataError(f"{shown(path)}: may not be read by this user; change its permissions")
-    if path.stat().st_size == 0:
-        raise DataError(f"{shown(path)}: the file is empty; get the whole file")
     return path
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that is too long for any file
-        return False
 
 
 def matching(folder: Path, name: str) -> list[Path]:
@@ -90,10 +87,10 @@ def expect(path: Path, form: str, named: Path | None = None) -> Path:
     """The path; raises DataError when its first bytes are those of another format."""
     with path.open("rb") as stream:
         head = stream.read(512)
-    found = next((name for start, name in SIGNATURES.items() if head.startswith(start)), None)
+    found = next((name for start, name in SIGNATURES.items() if head.startswith(start)), form)
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html")):
         found = "web page"
-    if found and found != form:
+    if found != form:
         raise DataError(
             f"{shown(named or path)}: expected {form}, found a {found} file; get the right file, or correct "
             "the entry"
@@ -117,7 +114,6 @@ def lines(path: Path) -> list[str]:
 
 
 def require(path: Path, columns: Iterable[str], there: Sequence[str]) -> None:
-    """Raise DataError when the file lacks a column."""
     missing = [name for name in columns if name not in there]
     if missing:
         raise DataError(

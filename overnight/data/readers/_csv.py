@@ -2,19 +2,18 @@
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import polars as pl
 
 from overnight.data.content import CleaningCounts
-from overnight.errors import DataError
+from overnight.errors import DataError, one_line
 from overnight.paths import shown
 
-if TYPE_CHECKING:
-    import polars as pl
-
-TYPE = r"^(int|float|text|bool|(date|datetime|time)( \S.*)?)$"
+ROWS, BLANK = "\0 rows", "\0 blank"  # no column of a file is called so
 SAMPLE = 10_000
 TRUE, FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 TIMES = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M")
@@ -23,6 +22,44 @@ FORMATS = {
     "datetime": (*(f"{t}%#z" for t in TIMES), *TIMES, "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%Y-%m-%d"),
     "time": ("%H:%M:%S%.f", "%H:%M"),
 }
+
+
+def scan(
+    path: Path,
+    file: Path,
+    separator: str,
+    nulls: Sequence[str],
+    types: Mapping[str, str],
+    cleaned: CleaningCounts,
+) -> pl.LazyFrame:
+    """The frame, after one pass over every value: each must be of its column's type.
+
+    path: the file in plain utf-8; file: for messages. Columns in which something is wrong are looked at again.
+    """
+    how: dict[str, Any] = {"separator": separator, "null_values": nulls, "infer_schema": False}
+    try:
+        text = pl.scan_csv(path, **how)
+        names = text.collect_schema().names()
+        if len(names) > 1:
+            short = _short_rows(path, file, separator, len(names))
+            cleaned["row with too few fields: the rest counts as missing"] += short
+        columns = [Column.of(text, name, types.get(name), file) for name in names]
+        blank = pl.all_horizontal(pl.col(name).is_null() for name in names)
+        counts = [pl.len().alias(ROWS), blank.sum().alias(BLANK), *(c.wrong() for c in columns)]
+        found = text.select(counts).collect(engine="streaming").row(0, named=True)
+        cleaned["column of a name that is taken renamed"] += sum("_duplicated_" in name for name in names)
+        cleaned["table without rows kept"] += not found[ROWS]
+        cleaned["blank row dropped"] += found[BLANK]
+        columns = [c.repaired(text, nulls, cleaned) if found[c.name] else c for c in columns]
+        native = {c.name: c.dtype for c in columns if c.is_native}
+        frame = pl.scan_csv(path, schema_overrides=native, **how)
+        frame = frame.with_columns(c.value() for c in columns if not c.is_native)
+        return frame.filter(~blank) if found[BLANK] else frame
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(
+            f"{shown(file)}: expected a csv file: {one_line(error)}; mend it, or the entry's delimiter or "
+            "encoding"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -37,7 +74,7 @@ class Column:
     trim: tuple[str, ...] | None = None
 
     @classmethod
-    def of(cls, text: "pl.LazyFrame", name: str, given: str | None, file: Path) -> "Column":
+    def of(cls, text: pl.LazyFrame, name: str, given: str | None, file: Path) -> "Column":
         """The type the entry gives, or that of the first rows; of times the first form that fits."""
         kind, _, form = (given or "").partition(" ")
         if given and (form or kind not in FORMATS):
@@ -54,9 +91,6 @@ class Column:
 
     @property
     def dtype(self) -> Any:
-        """The Polars type."""
-        import polars as pl
-
         zone = "UTC" if "%#z" in self.form or "%z" in self.form else None
         return {
             "int": pl.Int64, "float": pl.Float64, "text": pl.String, "bool": pl.Boolean,
@@ -68,10 +102,8 @@ class Column:
         """Whether the scan itself can give the type (and the GPU engine read it)."""
         return self.type in ("int", "float", "text") and self.trim is None
 
-    def value(self) -> "pl.Expr":
+    def value(self) -> pl.Expr:
         """The typed value; null where the text is not of the type."""
-        import polars as pl
-
         text = pl.col(self.name)
         if self.trim is not None:
             text = text.str.strip_chars()
@@ -85,19 +117,17 @@ class Column:
             value = text.cast(self.dtype, strict=False)
         return value.alias(self.name)
 
-    def wrong(self) -> "pl.Expr":
+    def wrong(self) -> pl.Expr:
         """How many values are there but not of the type."""
         return self._is_wrong().sum().alias(self.name)
 
-    def _is_wrong(self) -> "pl.Expr":
-        import polars as pl
-
+    def _is_wrong(self) -> pl.Expr:
         there = pl.col(self.name).is_not_null()
         if self.trim is not None:
             there &= ~pl.col(self.name).str.strip_chars().is_in(["", *self.trim])
         return there & self.value().is_null()
 
-    def repaired(self, text: "pl.LazyFrame", nulls: Sequence[str], cleaned: CleaningCounts) -> "Column":
+    def repaired(self, text: pl.LazyFrame, nulls: Sequence[str], cleaned: CleaningCounts) -> "Column":
         """Blanks around values trimmed, an inferred whole number read as a decimal.
 
         Else DataError with the first wrong value.
@@ -114,9 +144,7 @@ class Column:
                 return column
         raise self._error(text)
 
-    def _error(self, text: "pl.LazyFrame") -> DataError:
-        import polars as pl
-
+    def _error(self, text: pl.LazyFrame) -> DataError:
         column = text.select(pl.col(self.name)).with_row_index("row", offset=1)
         row, value = column.filter(self._is_wrong()).head(1).collect().row(0)
         why = f"it is in the first {SAMPLE} rows; state a type in the entry, such as `{self.name}: text`"
@@ -130,7 +158,7 @@ class Column:
         )
 
 
-def _candidates(kind: str, sample: "pl.Series") -> Iterator[tuple[str, str]]:
+def _candidates(kind: str, sample: pl.Series) -> Iterator[tuple[str, str]]:
     """(type, form) that a column may have, the narrowest first; `kind`: the type that the entry gives."""
     if kind:
         yield from ((kind, form) for form in FORMATS[kind])
@@ -146,37 +174,18 @@ def _candidates(kind: str, sample: "pl.Series") -> Iterator[tuple[str, str]]:
     yield "text", ""
 
 
-def _sample(text: "pl.LazyFrame", name: str) -> "pl.Series":
+def _sample(text: pl.LazyFrame, name: str) -> pl.Series:
     """Values of the first rows; of the whole column when those are all missing."""
-    import polars as pl
-
     column = text.select(pl.col(name))
     found = column.head(SAMPLE).collect().to_series().drop_nulls()
     return found if len(found) else column.drop_nulls().head(SAMPLE).collect().to_series()
 
 
-def without_blank_rows(
-    frame: "pl.LazyFrame", text: "pl.LazyFrame", columns: Sequence[Column], cleaned: CleaningCounts
-) -> "pl.LazyFrame":
-    """The frame without rows that hold nothing, such as empty lines.
-
-    The filter is added only where there are any.
-    """
-    import polars as pl
-
-    blank = pl.all_horizontal(pl.col(c.name).is_null() for c in columns)
-    count = int(text.select(blank.sum()).collect(engine="streaming").item())
-    cleaned["blank row dropped"] += count
-    return frame.filter(~blank) if count else frame
-
-
-def short_rows(path: Path, file: Path, separator: str, expected: int) -> int:
+def _short_rows(path: Path, file: Path, separator: str, expected: int) -> int:
     """How many rows have fewer fields than the header; blank lines are not rows.
 
     Raises DataError when the last of them is where the file breaks off.
     """
-    import polars as pl
-
     lines = pl.scan_csv(
         path, has_header=False, separator="\x01", quote_char=None, infer_schema=False,
         schema={"line": pl.String},

@@ -12,21 +12,15 @@ from overnight.paths import shown
 
 
 class Options(Values):
-    """Files by split, and what the label bytes are."""
-
     splits: dict[str, list[str]] = Field(min_length=1)
-    labels: int = Field(
-        1, ge=1, le=2, description="label bytes of a record: 1 in CIFAR-10, 2 (coarse, fine) in CIFAR-100"
-    )
-    label: int = Field(-1, ge=-1, le=1, description="which of them is the class; -1: the last")
-    size: int = Field(32, ge=1, description="pixels of a side")
-    classes: str | list[str] = Field(
-        [], description="their names, or the file that has one on each line; numbers when left out"
-    )
+    # label bytes of a record: 1 in CIFAR-10, 2 (coarse, fine) in CIFAR-100
+    labels: int = Field(1, ge=1, le=2)
+    label: int = Field(-1, ge=-1, le=1)  # which of them is the class; -1: the last
+    size: int = Field(32, ge=1)  # pixels of a side
+    classes: str | list[str] = []  # their names, or the file that has one on each line; numbers when left out
 
 
 def read(folder: Path, options: Options, _kind: str) -> Images:
-    """Records as images in colour."""
     cleaned = CleaningCounts()
     given = lines(present(folder, options.classes)) if isinstance(options.classes, str) else options.classes
     splits = {

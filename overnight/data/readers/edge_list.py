@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from overnight.config import Values
 from overnight.data.archives import plain
@@ -47,16 +47,12 @@ class _Csv(Values):
 
 
 class Edges(_Csv):
-    """The csv of edges."""
-
     COLUMNS = ("source", "target")
     source: str
     target: str
 
 
 class Targets(_Csv):
-    """The csv of classes."""
-
     COLUMNS = ("id", "label")
     id: str
     label: str
@@ -66,17 +62,10 @@ class Options(Values):
     """The files and their columns. Ids are text: any unique name will do."""
 
     edges: Edges
-    features: str | None = Field(
-        None, description='json: {"id": [feature ids]} or {"id": {"feature id": value}}'
-    )
-    vectors: bool = Field(
-        default=False,
-        description="the lists of the features are values, one for each feature, instead of ids",
-    )
+    features: str | None = None  # json: {"id": [feature ids]} or {"id": {"feature id": value}}
+    vectors: bool = False  # the lists of the features are values, one for each feature, instead of ids
     targets: Targets | None = None
-    classes: Classes = Field(
-        [], description="in the order of their indices; the sorted names that occur when left out"
-    )
+    classes: Classes = []  # in the order of their indices; the sorted names that occur when left out
 
 
 def read(folder: Path, options: Options, _kind: str) -> Graph:

@@ -20,17 +20,13 @@ if TYPE_CHECKING:
 
 
 class Split(Values):
-    """The two files of a split."""
-
     images: str
     labels: str | None = None
 
 
 class Options(Values):
-    """Files by split."""
-
     splits: dict[str, Split] = Field(min_length=1)
-    classes: list[str] = Field([], description="in the order of their indices; numbers when left out")
+    classes: list[str] = []  # in the order of their indices; numbers when left out
 
 
 def read(folder: Path, options: Options, _kind: str) -> Images:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from overnight.config import Values
 from overnight.data.content import CleaningCounts, ImageItem, Images
@@ -20,14 +20,9 @@ USUAL = {
 
 
 class Options(Values):
-    """Which folder is which split, and the names of the classes."""
-
-    splits: dict[str, str] | None = Field(
-        None, description="folder by split; {} for none; folders called train, val and test when left out"
-    )
-    classes: Classes = Field(
-        [], description="in the order of their indices; the sorted names of the folders when left out"
-    )
+    # folder by split; {} for none; folders called train, val and test when left out
+    splits: dict[str, str] | None = None
+    classes: Classes = []  # in the order of their indices; the sorted names of the folders when left out
 
     @field_validator("classes")
     @classmethod
@@ -59,7 +54,6 @@ def read(folder: Path, options: Options, _kind: str) -> Images:
 
 
 def _homes(folder: Path, options: Options) -> dict[str, Path]:
-    """The folder of each split."""
     given = options.splits
     if given is None:
         there = {d.name.lower(): d for d in _folders(folder)}

@@ -24,17 +24,13 @@ if TYPE_CHECKING:
 
 
 class Options(Values):
-    """Which file is which split, and what its columns are called."""
-
-    splits: dict[str, Files] = Field(
-        min_length=1, description="file, files or a pattern such as train-*.parquet by split"
-    )
+    # file, files or a pattern such as train-*.parquet by split
+    splits: dict[str, Files] = Field(min_length=1)
     image: str = "image"
     label: str | None = "label"
-    name: str | None = Field(None, description="column with a name for each image")
-    classes: list[str] = Field(
-        [], description="in the order of their indices; else from the schema's metadata, else from the labels"
-    )
+    name: str | None = None  # column with a name for each image
+    # in the order of their indices; else from the schema's metadata, else from the labels
+    classes: list[str] = []
 
 
 def read(folder: Path, options: Options, _kind: str) -> Images:

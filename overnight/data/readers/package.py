@@ -24,17 +24,14 @@ class Options(Values):
     """Either `reader` with its `options` over files of the package, or a `function` to call."""
 
     module: str
-    reader: str | None = Field(None, description="of the files; the package is found without being imported")
-    folder: str = Field("", description="below the package's own folder")
-    options: dict[str, Any] = Field({}, description="of that reader")
-    function: str | None = Field(
-        None, description="returns images and target (scikit-learn), or a networkx graph"
-    )
+    reader: str | None = None  # of the files; the package is found without being imported
+    folder: str = ""  # below the package's own folder
+    options: dict[str, Any] = {}  # of that reader
+    function: str | None = None  # returns images and target (scikit-learn), or a networkx graph
     arguments: dict[str, Any] = {}
-    label: str | None = Field(None, description="the node attribute that is the class")
-    maximum: float | None = Field(
-        None, gt=0, description="the value that means white; the largest that occurs when left out"
-    )
+    label: str | None = None  # the node attribute that is the class
+    # the value that means white; the largest that occurs when left out
+    maximum: float | None = Field(None, gt=0)
 
     @field_validator("options")
     @classmethod
@@ -51,7 +48,6 @@ class Options(Values):
 
 
 def read(folder: Path, options: Options, kind: str) -> Content:
-    """The package's data as the entry's kind."""
     if options.reader:
         inner = reader(options.reader)
         return inner.read(folder, inner.Options.model_validate(options.options), kind)
@@ -92,7 +88,6 @@ class Package:
 
 
 def package(options: Mapping[str, Any]) -> Package:
-    """What brings the files."""
     return Package(str(options["module"]), str(options.get("folder") or ""))
 
 

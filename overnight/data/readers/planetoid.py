@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field
-
 from overnight.config import Values
 from overnight.data.archives import DAMAGED
 from overnight.data.content import CleaningCounts, Features, Graph
@@ -23,10 +21,8 @@ DIMENSIONS = {"edge_index": 2, "y": 1, "x": 2, **dict.fromkeys((*CSR, *MASKS), 1
 
 
 class Options(Values):
-    """Which file, and what the classes are called."""
-
     file: str
-    classes: Classes = Field([], description="in the order of their indices; numbers when left out")
+    classes: Classes = []  # in the order of their indices; numbers when left out
 
 
 def read(folder: Path, options: Options, _kind: str) -> Graph:

@@ -15,9 +15,8 @@ class Options(Values):
     """Files by split; `parts` cuts what only one file holds."""
 
     splits: dict[str, Files] = Field(min_length=1)
-    parts: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(
-        {}, description="shares cut off the end of train, last split last"
-    )
+    # shares cut off the end of train, last split last
+    parts: dict[str, Annotated[float, Field(gt=0, lt=1)]] = {}
 
     @model_validator(mode="after")
     def _sensible(self) -> "Options":

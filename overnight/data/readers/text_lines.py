@@ -13,20 +13,14 @@ from overnight.paths import shown
 
 
 class Options(Values):
-    """Files by split, and how a line is laid out."""
-
     splits: dict[str, str] = Field(min_length=1)
-    separator: str = Field(
-        " ", min_length=1, description='between the columns; with " " the rest of the line is the sentence'
-    )
-    label: int = Field(0, ge=0, description="column of the label, counted from 0")
-    text: int = Field(1, ge=0, description="column of the sentence")
-    header: bool = Field(default=False, description="the first line names the columns")
-    classes: dict[str, str] = Field(
-        {},
-        description="name of the class by label, in the order of their indices; the sorted labels when left "
-        "out",
-    )
+    # between the columns; with " " the rest of the line is the sentence
+    separator: str = Field(" ", min_length=1)
+    label: int = Field(0, ge=0)  # column of the label, counted from 0
+    text: int = Field(1, ge=0)  # column of the sentence
+    header: bool = False  # the first line names the columns
+    # name of the class by label, in the order of their indices; the sorted labels when left out
+    classes: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _two_columns(self) -> "Options":

@@ -18,19 +18,12 @@ Box = tuple[str, float, float, float, float]
 
 
 class Options(Values):
-    """Where things lie, and how corners are counted."""
-
     images: str = "JPEGImages"
     annotations: str = "Annotations"
-    splits: dict[str, str] = Field(
-        {}, description="list of names by split; ImageSets/Main/{train,val,test}.txt when left out"
-    )
-    classes: Classes = Field(
-        [], description="in the order of their indices; the sorted names that occur when left out"
-    )
-    first_pixel: int = Field(
-        0, ge=0, le=1, description="1: corners count from 1 and include their pixel, as in PASCAL's own files"
-    )
+    splits: dict[str, str] = {}  # list of names by split; ImageSets/Main/{train,val,test}.txt when left out
+    classes: Classes = []  # in the order of their indices; the sorted names that occur when left out
+    # 1: corners count from 1 and include their pixel, as in PASCAL's own files
+    first_pixel: int = Field(0, ge=0, le=1)
     drop_difficult: bool = False
 
 

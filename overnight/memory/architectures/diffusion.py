@@ -57,10 +57,8 @@ class ImageGeneration(Question):
 
     model: Literal["sd-1.5", "sdxl"] = "sd-1.5"
     method: Literal["infer", "lora"] = "infer"
-    batch: int = Field(1, ge=1, le=1024, description="pictures at once")
-    size: int | None = Field(
-        None, ge=64, le=8192, description="side in pixels; the model's own when left out"
-    )
+    batch: int = Field(1, ge=1, le=1024)  # pictures at once
+    size: int | None = Field(None, ge=64, le=8192)  # side in pixels; the model's own when left out
     precision: Literal["fp16", "bf16", "fp32"] = "fp16"
     offload: Literal["none", "model", "sequential"] = "none"
     checkpointing: bool = False

@@ -41,15 +41,13 @@ SEVERAL = (".gguf", ".safetensors", ".index.json")
 class Serving(Question):
     """Which model, in what form, for how many tokens."""
 
-    model: str = Field(description="a name of shapes.MODELS, a config.json, or a .gguf")
+    model: str  # a name of shapes.MODELS, a config.json, or a .gguf
     way: str = Field("fp16", description=f"how the weights are kept: {', '.join(WAYS)}")
-    weights: str | None = Field(
-        None, description="a .gguf, .safetensors or index that has the weights: its header is read"
-    )
-    context: int = Field(4096, ge=1, le=2**24, description="tokens of prompt and answer together")
+    weights: str | None = None  # a .gguf, .safetensors or index that has the weights: its header is read
+    context: int = Field(4096, ge=1, le=2**24)  # tokens of prompt and answer together
     batch: int = Field(1, ge=1, le=2**16)
     cache: Literal["f32", "f16", "bf16", "q8_0", "q4_0"] = "f16"
-    static: bool = Field(False, description="transformers with a static cache")
+    static: bool = False  # transformers with a static cache
 
     @field_validator("way")
     @classmethod

@@ -41,25 +41,20 @@ ALIKE = (  # layers
 class Tuning(Question):
     """What is trained, and how. Sizes are those of one micro-batch."""
 
-    model: str = Field(description="a name of shapes.MODELS, or a config.json")
+    model: str  # a name of shapes.MODELS, or a config.json
     method: Literal["full", "lora", "qlora"] = "full"
-    batch: int = Field(1, ge=1, le=2**16, description="sequences on the card at once")
-    sequence: int = Field(512, ge=1, le=2**20, description="tokens of each")
-    precision: Literal["bf16", "fp16", "fp32", "amp"] = Field(
-        "bf16", description="of the weights; amp: weights fp32, arithmetic bf16"
-    )
-    checkpointing: bool = Field(
-        False, description="keep a layer's input alone and compute the rest again in the backward pass"
-    )
+    batch: int = Field(1, ge=1, le=2**16)  # sequences on the card at once
+    sequence: int = Field(512, ge=1, le=2**20)  # tokens of each
+    # of the weights; amp: weights fp32, arithmetic bf16
+    precision: Literal["bf16", "fp16", "fp32", "amp"] = "bf16"
+    checkpointing: bool = False  # keep a layer's input alone and compute the rest again in the backward pass
     optimizer: Literal["adamw", "adamw8bit", "adafactor", "sgd"] = "adamw"
-    accumulate: int = Field(1, ge=1, description="micro-batches in an optimizer step")
+    accumulate: int = Field(1, ge=1)  # micro-batches in an optimizer step
     rank: int = Field(16, ge=1, le=4096)
-    targets: str = Field(
-        ALL_LINEAR, description="layers that adapters go to: all-linear, or names with commas between"
-    )
+    targets: str = ALL_LINEAR  # layers that adapters go to: all-linear, or names with commas between
     attention: Literal["sdpa", "eager"] = "sdpa"
-    layers: int | None = Field(None, ge=1, le=MOST_LAYERS, description="fewer layers than the model has")
-    classes: int = Field(2, ge=1, description="of an encoder's classifier")
+    layers: int | None = Field(None, ge=1, le=MOST_LAYERS)  # fewer layers than the model has
+    classes: int = Field(2, ge=1)  # of an encoder's classifier
 
     @property
     def kind(self) -> str:
