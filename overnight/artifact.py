@@ -42,14 +42,12 @@ class Artifact(Values):
     spec: DataSpec = DataSpec()
 
     def arrays(self, *names: str) -> dict[str, "np.ndarray"]:
-        """The named arrays, or all of them."""
         from safetensors import safe_open
 
         with safe_open(self.path / "arrays.safetensors", framework="numpy") as file:
             return {name: file.get_tensor(name) for name in names or file.keys()}
 
     def meta(self) -> dict[str, Any]:
-        """What was written beside the arrays as JSON."""
         return dict(json.loads((self.path / "meta.json").read_text(encoding="utf-8")))
 
     def expect(self, kind: str) -> "Artifact":

@@ -26,7 +26,6 @@ def services() -> Path:
 
 
 def log_file(service: str) -> Path:
-    """The output of a service, from all its starts."""
     return state() / "logs" / f"{service}.log"
 
 
@@ -36,17 +35,14 @@ def steps() -> Path:
 
 
 def datasets() -> Path:
-    """The entries (yaml), with the bytes of downloaded sets beside them."""
     return root() / "datasets"
 
 
 def configs() -> Path:
-    """The experiments."""
     return root() / "configs"
 
 
 def mlruns() -> Path:
-    """MLflow's database and artifacts."""
     return root() / "mlruns"
 
 

@@ -82,7 +82,6 @@ class Step(Generic[P, R]):
 
     @property
     def address(self) -> str:
-        """module:function, for load_step."""
         return f"{self.body.__module__}:{self.name}"
 
     @cached_property
@@ -167,7 +166,6 @@ class Builder(ABC):
         """Take a step with its arguments; returns what stands for its result until it is done."""
 
     def label(self, name: str) -> str:
-        """A step's name in its part."""
         return f"{self.part}/{name}" if self.part else name
 
     @contextmanager
@@ -221,7 +219,6 @@ class Pipeline(Generic[P, T]):
 
     @cached_property
     def experiment(self) -> type[Experiment]:
-        """The Experiment subclass of its first argument."""
         first = next(iter(inspect.signature(self.body).parameters))
         return cast("type[Experiment]", get_type_hints(self.body)[first])
 

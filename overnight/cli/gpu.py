@@ -142,7 +142,6 @@ def _colours(now: Snapshot) -> list[str]:
 
 
 def _sums(now: Snapshot) -> Text:
-    """The amounts behind the bar."""
     text = Text(no_wrap=True, overflow="ellipsis")
     for mib, what in ((now.budget_mib, "MiB may be granted"), (now.held_mib, "held"), (now.free_mib, "free")):
         text.append(f"{mib:,}", "bold").append(f" {what}   ", "dim")
@@ -181,7 +180,6 @@ def _table(rows: Sequence[dict[str, Text]], wide: bool) -> Table:
 
 
 def _notes(now: Snapshot) -> Iterator[Text]:
-    """Other processes, warnings, and what to do about them."""
     if now.other_processes_mib:
         kept_mib = now.card.total_mib - now.card.reserved_mib - now.budget_mib
         about = f"; {kept_mib:,} MiB are kept for such programs" if kept_mib and not now.card.virtual else ""

@@ -1,11 +1,14 @@
 """Formulas of memory for language models and diffusion, from sizes alone."""
 
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ValidationError
 
 from overnight.config import Values
 from overnight.errors import BadInput
+
+if TYPE_CHECKING:
+    from overnight.training.recipe import Recipe
 
 
 class Question(Values):
@@ -24,3 +27,22 @@ def _problem(error: Any) -> str:
     key = ".".join(map(str, error["loc"]))
     given = "" if error["type"] == "value_error" else f", there is {error['input']!r}"
     return f"{key}{': ' if key else ''}{error['msg'].removeprefix('Value error, ')}{given}"
+
+
+def training(**parts: Any) -> "Recipe[Any]":
+    """A Recipe to trace one step of: its data are a list of batches, and it is not evaluated."""
+    from overnight.training.recipe import Recipe, constant
+
+    return Recipe(
+        batches=lambda data, _generator: data,
+        steps_per_epoch=len,
+        schedule=constant,
+        evaluate=lambda _model, _data, _split: {},
+        clip=1.0,
+        **parts,
+    )
+
+
+def trained(model: Any) -> list[Any]:
+    """The parameters that are not frozen."""
+    return [weight for weight in model.parameters() if weight.requires_grad]

@@ -13,15 +13,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from overnight.errors import BadInput
-from overnight.memory.architectures import Question
+from overnight.memory.architectures import Question, trained, training
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from overnight.memory.prediction import Constants, Prediction
+    from overnight.memory.trace import Trace
     from overnight.training.recipe import Recipe
 
 MIB = 2**20
@@ -53,23 +54,16 @@ ADAPTED = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 class ImageGeneration(Question):
-    """A model, the size of its pictures, and how it is placed on the card."""
-
     model: Literal["sd-1.5", "sdxl"] = "sd-1.5"
     method: Literal["infer", "lora"] = "infer"
     batch: int = Field(1, ge=1, le=1024)  # pictures at once
-    size: int | None = Field(None, ge=64, le=8192)  # side in pixels; the model's own when left out
+    size: int | None = Field(
+        None, multiple_of=64, ge=64, le=8192
+    )  # side in pixels; the model's own when left out
     precision: Literal["fp16", "bf16", "fp32"] = "fp16"
     offload: Literal["none", "model", "sequential"] = "none"
     checkpointing: bool = False
     rank: int = Field(16, ge=1, le=1024)
-
-    @field_validator("size")
-    @classmethod
-    def _whole(cls, size: int | None) -> int | None:
-        if size is not None and size % 64:
-            raise ValueError("must be a multiple of 64")
-        return size
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -104,22 +98,25 @@ def predict_image_generation(painting: ImageGeneration, constants: "Constants | 
 
 
 def _painted(painting: ImageGeneration, constants: "Constants") -> "Prediction":
-    """The peak of the net that takes most."""
     from overnight.memory.prediction import estimate, traced_calls
 
-    parts, n = _parts(painting), painting.batch
+    def peak(trace: "Trace") -> "Prediction":
+        return estimate(trace, painting.batch, "cuda", 0.0, constants)
+
+    nets = _parts(painting)
     if painting.offload == "none":
-        return estimate(traced_calls(parts), n, "cuda", 0.0, constants)
-    each = [traced_calls({name: part}) for name, part in parts.items()]
-    if painting.offload == "model":
-        return max((estimate(trace, n, "cuda", 0.0, constants) for trace in each), key=lambda p: p.mib)
-    leaves = [_largest_leaf(build) for build, _ in parts.values()]
-    found = [estimate(trace.without("build"), n, "cuda", 0.0, constants) for trace in each]
-    return max((_with(p, leaf) for p, leaf in zip(found, leaves, strict=True)), key=lambda p: p.mib)
+        return peak(traced_calls(nets))
+    found: list[Prediction] = []
+    for name, (build, call) in nets.items():
+        trace = traced_calls({name: (build, call)})
+        if painting.offload == "model":
+            found.append(peak(trace))
+        else:
+            found.append(_with(peak(trace.without("build")), _largest_leaf(build)))
+    return max(found, key=lambda prediction: prediction.mib)
 
 
 def _with(found: "Prediction", mib: float) -> "Prediction":
-    """The prediction with that many MiB of weights added."""
     names = ("mib", "low_mib", "high_mib", "needed_mib", "live_mib")
     parts = {**found.parts, "weights": found.parts.get("weights", 0.0) + mib}
     return replace(found, **{name: getattr(found, name) + mib for name in names}, parts=parts)
@@ -217,23 +214,18 @@ def painting_recipe(painting: ImageGeneration) -> "Recipe[Any]":
     """LoRA of the U-Net as a Recipe; frozen nets encode pictures and prompts within the step."""
     import torch
 
-    from overnight.training.recipe import Recipe, TrainParams, constant
+    from overnight.training.recipe import TrainParams
 
-    return Recipe(
+    return training(
         build=functools.partial(_trained, painting),
         example_batch=lambda n: {
             "pixels": torch.zeros(n, 3, painting.side, painting.side, dtype=_dtype(painting)),
             "tokens": torch.zeros(n, TOKENS, dtype=torch.long),
         },
-        batches=lambda data, _generator: data,
-        steps_per_epoch=len,
         loss=lambda model, batch: (_denoised(model, batch), torch.tensor(1)),
-        optimizer=lambda model: torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]),
-        schedule=constant,
-        evaluate=lambda _model, _data, _split: {},
+        optimizer=lambda model: torch.optim.AdamW(trained(model)),
         eval_example=lambda: None,
         params=TrainParams(batch=painting.batch, micro_batch=painting.batch, precision=painting.precision),
-        clip=1.0,
     )
 
 
@@ -243,9 +235,8 @@ def _trained(painting: ImageGeneration) -> "nn.Module":
 
     unet = _unet(painting).requires_grad_(False)
     unet.add_adapter(peft.LoraConfig(r=painting.rank, target_modules=ADAPTED))
-    for weight in unet.parameters():
-        if weight.requires_grad:
-            weight.data = weight.data.float()  # adapters are trained in float32
+    for weight in trained(unet):
+        weight.data = weight.data.float()  # adapters are trained in float32
     if painting.checkpointing:
         unet.enable_gradient_checkpointing()
     vae = _vae(_dtype(painting)).requires_grad_(False)

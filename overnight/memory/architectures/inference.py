@@ -39,8 +39,6 @@ SEVERAL = (".gguf", ".safetensors", ".index.json")
 
 
 class Serving(Question):
-    """Which model, in what form, for how many tokens."""
-
     model: str  # a name of shapes.MODELS, a config.json, or a .gguf
     way: str = Field("fp16", description=f"how the weights are kept: {', '.join(WAYS)}")
     weights: str | None = None  # a .gguf, .safetensors or index that has the weights: its header is read
@@ -64,8 +62,6 @@ def kv_bytes(shape: Shape, tokens: int, cache: str = "f16", batch: int = 1) -> i
 
 @dataclass(frozen=True)
 class _Model:
-    """What the arithmetic needs of a model."""
-
     shape: Shape
     weights: int
     llama_cpp: bool
@@ -82,7 +78,6 @@ def _model(serving: Serving) -> _Model:
 
 
 def _of_gguf(header: Weights, path: Path) -> Shape:
-    """The sizes in a GGUF's own header."""
     kind = header.values.get("general.architecture")
     sizes = {name: header.values.get(f"{kind}.{key}") for name, key in GGUF.items()}
     if isinstance(sizes["kv_heads"], list):  # a number for each layer

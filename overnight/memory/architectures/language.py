@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from overnight.errors import BadInput, one_line
-from overnight.memory.architectures import Question
+from overnight.memory.architectures import Question, trained, training
 from overnight.memory.architectures.shapes import ENCODERS, config_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from overnight.memory.prediction import Constants, Prediction, Target
+    from overnight.memory.prediction import Constants, Prediction
     from overnight.memory.trace import Trace
     from overnight.training.recipe import Recipe
 
@@ -73,30 +73,23 @@ def language_recipe(tuning: Tuning) -> "Recipe[Any]":
     """
     import torch
 
-    from overnight.training.recipe import Recipe, TrainParams, constant
+    from overnight.training.recipe import TrainParams
 
     _check_sequence(tuning)
     _check_build(tuning)
     batch = tuning.batch * min(2, tuning.accumulate)  # two micro-batches cost as much as many
     precision = {"amp": "bf16"}.get(tuning.precision, "fp32")
     params = TrainParams(batch=batch, micro_batch=tuning.batch, precision=precision)
-    return Recipe(
+    return training(
         build=functools.partial(_model, tuning),
         example_batch=functools.partial(_example, tuning),
-        batches=lambda data, _generator: data,
-        steps_per_epoch=len,
         loss=lambda model, batch: (model(**batch).loss, torch.tensor(1)),
-        optimizer=lambda model: _optimizer(tuning, [p for p in model.parameters() if p.requires_grad]),
-        schedule=constant,
-        evaluate=lambda _model, _data, _split: {},
+        optimizer=lambda model: _optimizer(tuning, trained(model)),
         params=params,
-        clip=1.0,
     )
 
 
-def predict_language(
-    tuning: Tuning, target: "Target" = "cuda", constants: "Constants | None" = None
-) -> "Prediction":
+def predict_language(tuning: Tuning, constants: "Constants | None" = None) -> "Prediction":
     """The peak of a training step.
 
     A model that cannot be traced ends with `unknown` set; raises BadInput for nonsense.
@@ -104,19 +97,19 @@ def predict_language(
     from overnight.memory.prediction import Constants, Prediction, Unknown, estimate
 
     try:
-        trace = traced_language(tuning, target)
+        trace = traced_language(tuning)
     except Unknown as error:
-        return Prediction(target, tuning.batch, unknown=str(error))
-    return estimate(trace, tuning.batch, target, 0.0, constants or Constants())
+        return Prediction("cuda", tuning.batch, unknown=str(error))
+    return estimate(trace, tuning.batch, "cuda", 0.0, constants or Constants())
 
 
-def traced_language(tuning: Tuning, target: "Target" = "cuda") -> "Trace":
+def traced_language(tuning: Tuning) -> "Trace":
     """Every allocation of a step; of layers that are alike few are traced. Raises Unknown and BadInput."""
     from overnight.memory.architectures.layers import deep
     from overnight.memory.prediction import silence, traced
 
     def at(layers: int | None) -> "Trace":
-        return traced(language_recipe(tuning.model_copy(update={"layers": layers})), tuning.batch, target)
+        return traced(language_recipe(tuning.model_copy(update={"layers": layers})), tuning.batch, "cuda")
 
     with silence():
         count = _layers(tuning)

@@ -8,14 +8,12 @@ oldest allocation of its kind tells which it is.
 from collections import defaultdict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import cache
 
 from overnight.memory.trace import Trace
 
 SEEN = (12, 4, 2)  # events that must agree after a block: many, else few
-FEW = (
-    2,
-    3,
-)  # layers of the smallest net; where the first and the last are unlike the others, two tell too little
+FEW = (2, 3)  # layers of the smallest net; where the first or last is unlike the others, two tell too little
 SMALL = 4096  # bytes
 
 
@@ -59,27 +57,22 @@ def deep(trace_of: Callable[[int], Trace], layers: int) -> Trace:
 
     What is given back after the last allocation is left out.
     """
-    traces = dict[int, Trace]()
+    shallow = cache(trace_of)
     for few in FEW if layers > FEW[-1] + 3 else ():
-        for depth in range(few, few + 3):
-            traces[depth] = traces[depth] if depth in traces else trace_of(depth)
-        found = _parts(_events(traces[few]), _events(traces[few + 1]))
-        if (
-            found is not None
-            and _same(_written(found, 2), traces[few + 2])
-            and (whole := _written(found, layers - few))
-        ):
-            return whole
+        one, two, three = (shallow(depth) for depth in range(few, few + 3))
+        found = _parts(_events(one), _events(two))
+        if found is not None and _same(_written(found, 2), three):
+            whole = _written(found, layers - few)
+            if whole is not None:
+                return whole
     return trace_of(layers)
 
 
 def _same(foretold: Trace | None, real: Trace) -> bool:
-    end = _last(real)
-    return foretold is not None and (foretold.events, foretold.sizes, foretold.kinds) == (
-        real.events[:end],
-        real.sizes,
-        real.kinds,
-    )
+    if foretold is None:
+        return False
+    wanted = (real.events[: _last(real)], real.sizes, real.kinds)
+    return (foretold.events, foretold.sizes, foretold.kinds) == wanted
 
 
 def _last(trace: Trace) -> int:
@@ -135,8 +128,6 @@ def _step(one: _Event, other: _Event, more: int) -> _Step | None:
 
 
 class _Blocks:
-    """Finds what the other program has more."""
-
     def __init__(self, one: list[_Event], other: list[_Event]) -> None:
         self.many = [event.like() for event in other]
         views = [([f(e) for e in one], [f(e) for e in other]) for f in (_Event.like, _Event.about)]

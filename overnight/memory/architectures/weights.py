@@ -78,12 +78,12 @@ def _of_gguf(shape: Shape, name: str, way: str) -> str:
         return plain if plain in ("f16", "q8_0") else "q6_k"
     if way not in MIXES or not name.endswith(("attn_v", "ffn_down")):
         return plain
-    layer, n = int(name.split(".")[1]), shape.layers
+    n = shape.layers
+    layer = int(name.split(".")[1])
     if layer < n // 8 or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2:
         return "q6_k"
-    return (
-        "q5_k" if name.endswith("attn_v") and shape.layers == 80 and plain == "q4_k" else plain
-    )  # shared by eight heads in a 70B
+    shared = name.endswith("attn_v") and n == 80  # by eight heads in a 70B
+    return "q5_k" if shared and plain == "q4_k" else plain
 
 
 # ---------------------------------------------------------------------- files
@@ -114,7 +114,7 @@ def read_header(path: Path) -> Weights:
         ) from None
     except (
         ValueError,
-        KeyError,
+        LookupError,
         TypeError,
         struct.error,
         RecursionError,
