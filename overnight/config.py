@@ -21,6 +21,7 @@ from overnight.paths import shown
 
 # The last three: errors of yaml's own parts that it does not turn into a YAMLError.
 MALFORMED = (yaml.YAMLError, ValueError, AttributeError, RecursionError)
+OVERRIDE = "override "
 TOP = ("flow", "name", "seed", "card")  # keys of a whole experiment, which its sections do not have
 
 
@@ -145,23 +146,17 @@ class Source:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.places = dict[str, str]()  # dotted key -> file:line
-        self.overrides = dict[str, str]()  # dotted key -> the override that set it
+        self.places = dict[str, str]()  # dotted key -> file:line, or the override that set it
         self.problems = list[str]()
 
     def at(self, loc: Sequence[str | int]) -> str:
         """`file:line` of a value, or the override that set it (or something below it)."""
-        whole = ".".join(map(str, loc)) + "."
-        below = next((o for key, o in self.overrides.items() if key.startswith(whole)), None)
-        if below is not None:
-            return f"override {below!r}"
-        for end in range(len(loc), -1, -1):
-            key = ".".join(map(str, loc[:end]))
-            if key in self.overrides:
-                return f"override {self.overrides[key]!r}"
-            if key in self.places:
-                return self.places[key]
-        return shown(self.path)
+        keys = [".".join(map(str, loc[:end])) for end in range(len(loc), -1, -1)]
+        below = [
+            at for key, at in self.places.items() if key.startswith(f"{keys[0]}.") and at.startswith(OVERRIDE)
+        ]
+        above = [self.places[key] for key in keys if key in self.places]
+        return next(iter(below + above), shown(self.path))
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Source]:
@@ -200,34 +195,27 @@ def _read_file(path: Path, source: Source, prefix: str, inside: tuple[Path, ...]
     if not isinstance(values, dict):
         raise ConfigError(f"{shown(path)}: expected 'key: value' lines, found {type(values).__name__}")
     source.places |= {f"{prefix}{key}": f"{shown(path)}:{line}" for key, line in lines.items()}
-    return {
-        key: _section(value, path, source, f"{prefix}{key}.", (*inside, path))
-        for key, value in values.items()
-    }
+    return {key: _section(value, source, f"{prefix}{key}.", (*inside, path)) for key, value in values.items()}
 
 
-def _section(
-    value: Any, path: Path, source: Source, prefix: str, inside: tuple[Path, ...], item: bool = False
-) -> Any:
+def _section(value: Any, source: Source, prefix: str, inside: tuple[Path, ...], item: bool = False) -> Any:
     """The value with every config that it names in its place.
 
     prefix: its dotted key, with a dot at the end; item: it stands in a list.
     """
     if isinstance(value, list):
         return [
-            _section(child, path, source, f"{prefix}{index}.", inside, item=True)
+            _section(child, source, f"{prefix}{index}.", inside, item=True)
             for index, child in enumerate(value)
         ]
     if isinstance(value, str) and value.endswith(".yaml"):
         value = {"config": value}
     if not isinstance(value, dict):
         return value
-    changes = {
-        k: _section(v, path, source, f"{prefix}{k}.", inside) for k, v in value.items() if k != "config"
-    }
+    changes = {k: _section(v, source, f"{prefix}{k}.", inside) for k, v in value.items() if k != "config"}
     if not isinstance(value.get("config"), str):
         return value if "config" in value else changes
-    named = path.parent / value["config"]
+    named = inside[-1].parent / value["config"]
     base = _read_file(named, source, prefix, inside)
     kept = {k: v for k, v in base.items() if k not in TOP}
     if item and "flow" in base:
@@ -280,11 +268,11 @@ def _override(values: dict[str, Any], override: str, source: Source) -> None:
             raise LookupError("write it as key=value, e.g. cnn.epochs=3")
         found = _set(values, keys, yaml.load(text, Loader=_Loader))  # noqa: S506 - a SafeLoader
     except LookupError as error:
-        source.problems.append(f"override {override!r}: {error.args[0]}")
+        source.problems.append(f"{OVERRIDE}{override!r}: {error.args[0]}")
     except MALFORMED:
-        source.problems.append(f"override {override!r}: the value is not readable as yaml")
+        source.problems.append(f"{OVERRIDE}{override!r}: the value is not readable as yaml")
     else:
-        source.overrides[".".join(found)] = override
+        source.places[".".join(found)] = f"{OVERRIDE}{override!r}"
 
 
 def _set(values: Any, keys: Sequence[str], value: Any) -> list[str]:

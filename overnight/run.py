@@ -82,7 +82,7 @@ class Run(ABC):
         """What was logged is on the disk when this returns."""
 
     def continues(self, folders: Sequence[str]) -> None:
-        """Steps whose spools belong to this run as well: those of attempts that it goes on with."""
+        """Folders of earlier attempts that this run goes on with, whose events belong to it as well."""
         self._emit({"event": "continues", "folders": list(folders)})
 
     def param(self, name: str, value: object) -> None:
@@ -168,15 +168,15 @@ class EventLogRun(Run):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._spool = events.Writer(self.folder / events.CHILD)
+        self._writer = events.Writer(self.folder / events.CHILD)
 
     def _emit(self, event: Event) -> None:
-        self._spool.write({"at": round(time.time(), 3), **_finite(event)})
+        self._writer.write({"at": round(time.time(), 3), **_finite(event)})
 
     def sync(self) -> None:
         """Write to the disk: what was logged before a checkpoint must survive a power cut as it does."""
         with suppress(OSError):  # the checkpoint itself will say it
-            self._spool.sync()
+            self._writer.sync()
 
 
 class RecordingRun(Run):
