@@ -76,7 +76,7 @@ def folder(checkout: Path) -> Path:
 
 @pytest.fixture
 def load(folder: Path) -> Callable[..., object]:
-    """Load the data set "made" as `load(reader, options, kind=..., ...)` after its files were written to `folder`."""
+    """Load the data set "made" as `load(reader, options, kind=..., ...)` from files written to `folder`."""
     from overnight.data.dataset import Dataset
 
     kinds = {
@@ -102,7 +102,7 @@ def load(folder: Path) -> Callable[..., object]:
 
 
 class Server:
-    """Serves `files`; `breaks` holds after how many bytes the next answers break off, `answers` the next status codes."""
+    """Serves `files`; `breaks`: bytes after which the next answers break off; `answers`: the next codes."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -132,7 +132,9 @@ class Server:
         wanted = request.headers.get("Range")
         self.asked.append(wanted)
         data = self.files.get(request.path.lstrip("/"))
-        code = self.answers.pop(0) if self.answers else 200 if data is not None else 404
+        code = 404 if data is None else 200
+        if self.answers:
+            code = self.answers.pop(0)
         if self.redirect or code != 200 or data is None:
             request.send_response(302 if self.redirect else code)
             request.send_header("Location", self.redirect)

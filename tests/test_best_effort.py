@@ -1,4 +1,4 @@
-"""Servers that hang: a stop does not wait for them, and what they were not told is kept."""
+"""Servers that hang: a stop does not wait for them, and what they did not receive is kept."""
 
 import threading
 
@@ -58,20 +58,20 @@ def test_what_is_only_shown_is_left_out_while_a_server_hangs(hang):
 
 
 class Server:
-    """Takes everything; at the end of a run it does what it is told to."""
+    """Takes everything; at the end of a run it does what it is asked to."""
 
     def __init__(self, at_the_end=lambda: None):
-        self.at_the_end, self.told = at_the_end, []
+        self.at_the_end, self.received = at_the_end, []
 
     def run_state(self, _run_id):
         return RunState({}, "", {})
 
     def tags(self, *words):
-        self.told.append(words)
+        self.received.append(words)
 
     def close(self, *words):
         self.at_the_end()
-        self.told.append(words)
+        self.received.append(words)
 
 
 def uploader(checkout, server):
@@ -91,7 +91,7 @@ def test_nothing_is_owed_when_it_was_told(checkout):
     well = uploader(checkout, Server())
     well.log({"event": "note", "text": "done"})
     assert well.finish("FINISHED", Stop())
-    assert [words[:2] for words in well.tracker.told] == [
+    assert [words[:2] for words in well.tracker.received] == [
         ("a-run", {NOTE_TAG: "done"}),
         ("a-run", "FINISHED"),
     ]

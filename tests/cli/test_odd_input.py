@@ -1,5 +1,5 @@
-"""What a person can get wrong at the prompt, in a config, in an entry or in its files: told as a message,
-never as a traceback.
+"""What a person can get wrong at the prompt, in a config, in an entry or in its files: a message says it,
+never a traceback.
 """
 
 import json
@@ -251,7 +251,7 @@ def test_a_child_that_cannot_write_its_result_says_why(tmp_path, monkeypatch) ->
     assert child.main(tmp_path) == 14
 
 
-def test_a_full_disk_is_told_whoever_noticed() -> None:
+def test_a_full_disk_is_the_reason_whichever_library_noticed() -> None:
     from overnight.orchestration.child import _reason
 
     assert _reason(RuntimeError("I/O error: No space left on device (os error 28)")).code == 14
