@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -137,23 +137,10 @@ def _shape(value: Any) -> Any:
 @overload
 def step(body: Callable[Concatenate[Run, P], R], /) -> Step[P, R]: ...
 @overload
-def step(
-    *,
-    gpu: bool = False,
-    recipe: "Callable[..., Recipe[Any]] | None" = None,
-    vram_mib: int = 0,
-    uncapped: bool = False,
-    spec: Callable[..., DataSpec | None] | None = None,
-    peak: Callable[..., Any] | None = None,
-    probe: Callable[..., Mapping[str, str]] | None = None,
-) -> Callable[[Callable[Concatenate[Run, P], R]], Step[P, R]]: ...
-def step(body: Any = None, /, **values: Any) -> Any:
+def step(**fields: Any) -> Callable[[Callable[Concatenate[Run, P], R]], Step[P, R]]: ...
+def step(body: Any = None, /, **fields: Any) -> Any:
     """`@step` or `@step(gpu=True, recipe=..., vram_mib=...)`: the function becomes a task of a pipeline."""
-
-    def decorate(body: Callable[Concatenate[Run, P], R]) -> Step[P, R]:
-        return Step(body, **values)
-
-    return decorate(body) if body else decorate
+    return Step(body, **fields) if body else partial(Step, **fields)
 
 
 class Builder(ABC):

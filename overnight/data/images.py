@@ -2,8 +2,9 @@
 
 import io
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from overnight.data.content import BoxItem, CleaningCounts, ImageItem
 from overnight.errors import DataError, one_line
@@ -39,13 +40,9 @@ def opener(path: Path) -> "Callable[[], Image]":
 
 def of_array(pixels: "np.ndarray") -> "Callable[[], Image]":
     """What makes an image of bytes (H, W) or (H, W, 3) when it is called."""
+    from PIL import Image
 
-    def make() -> "Image":
-        from PIL import Image
-
-        return Image.fromarray(pixels)
-
-    return make
+    return partial(Image.fromarray, pixels)
 
 
 def opened(items: Iterable[Item], cleaned: CleaningCounts) -> "Iterator[tuple[Item, Image]]":
@@ -76,14 +73,18 @@ def to_mode(image: "Image", mode: str) -> "Image":
 
     16-bit values are scaled (not clipped), transparency is laid on white.
     """
+    from PIL import Image, ImageCms
+
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _scaled(image)
     if image.mode == "LAB":
-        image = _from_lab(image)
+        lab, rgb = (ImageCms.createProfile(space) for space in ("LAB", "sRGB"))
+        image = cast("Image.Image", ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB"))
     if image.mode in ("PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
     if image.mode in ("LA", "RGBA"):
-        image = _on_white(image)
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image if image.mode == mode else image.convert(mode)
 
 
@@ -98,28 +99,11 @@ def _scaled(image: "Image") -> "Image":
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
     low, high = float(values.min(initial=0)), float(values.max(initial=0))
     top = 65535.0
-    if 1 < high <= 255 and image.mode in ("I", "F"):
+    if low < 0 or high > top:
+        values = values - low
+        top = max(high - low, 1.0)
+    elif 1 < high <= 255 and image.mode in ("I", "F"):
         top = 255.0
     elif high <= 1 and image.mode == "F":
         top = 1.0
-    if low < 0 or high > 65535:
-        values = values - low
-        top = max(high - low, 1.0)
     return Image.fromarray(np.rint(values * (255 / top)).clip(0, 255).astype(np.uint8))
-
-
-def _from_lab(image: "Image") -> "Image":
-    from PIL import ImageCms
-
-    found = ImageCms.profileToProfile(
-        image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
-    )
-    assert found is not None
-    return found
-
-
-def _on_white(image: "Image") -> "Image":
-    from PIL import Image
-
-    back = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(back, image.convert("RGBA")).convert("RGB")

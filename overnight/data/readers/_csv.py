@@ -34,7 +34,7 @@ def scan(
 ) -> pl.LazyFrame:
     """The frame, after one pass over every value: each must be of its column's type.
 
-    path: the file in plain utf-8; file: for messages. Columns in which something is wrong are looked at again.
+    path: the file in plain utf-8; file: for messages.
     """
     how: dict[str, Any] = {"separator": separator, "null_values": nulls, "infer_schema": False}
     try:

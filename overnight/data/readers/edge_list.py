@@ -79,7 +79,11 @@ def read(folder: Path, options: Options, _kind: str) -> Graph:
     ends = whole.get_columns()
     index = _index(*(end.unique().to_list() for end in ends), bags, names)
     edges = cleaned_edges(_codes(ends, index), len(index), cleaned, shown(folder / options.edges.file))
-    features = _features(bags, index, cleaned, folder, options) if options.features else None
+    features = None
+    if options.features:
+        where = shown(folder / options.features)
+        pairs = {node: _pairs(bag, options.vectors, where, node) for node, bag in bags.items()}
+        features = _features(pairs, index, cleaned)
     labels, classes = _labels(names, options, index, cleaned, folder)
     count_empty(classes, labels.tolist(), cleaned)
     return Graph(edges, len(index), features, labels, classes, {}, cleaned)
@@ -149,17 +153,14 @@ def _codes(ends: "list[pl.Series]", index: dict[str, int]) -> "np.ndarray":
     return np.stack([end.replace_strict(names, codes, return_dtype=pl.Int64).to_numpy() for end in ends])
 
 
-def _features(
-    bags: dict[str, Any], index: dict[str, int], cleaned: CleaningCounts, folder: Path, options: Options
-) -> Features:
+def _features(pairs: dict[str, dict[str, float]], index: dict[str, int], cleaned: CleaningCounts) -> Features:
     """CSR over the nodes; a node without features has a row of zeros.
 
     Ids that are numbers without large gaps are the columns.
     """
     import numpy as np
 
-    pairs = {node: _pairs(bag, node, folder, options) for node, bag in bags.items()}
-    wide = {str(f) for bag in pairs.values() for f in bag}
+    wide = {f for bag in pairs.values() for f in bag}
     close = all(f.isdecimal() and len(f) < LONGEST and int(f) < 10 * len(wide) + 1000 for f in wide)
     column = {f: int(f) if close else i for i, f in enumerate(sorted(wide))}
     rows = [sorted((column[f], v) for f, v in pairs.get(node, {}).items()) for node in index]
@@ -173,15 +174,14 @@ def _features(
     return data, indices, indptr, (len(index), max(column.values(), default=-1) + 1)
 
 
-def _pairs(bag: Any, node: str, folder: Path, options: Options) -> dict[str, float]:
+def _pairs(bag: Any, vectors: bool, where: str, node: str) -> dict[str, float]:
     """Value by feature id; a list of ids means 1 for each (a repeated one still 1)."""
-    if isinstance(bag, list) and options.vectors:
+    if isinstance(bag, list) and vectors:
         bag = dict(enumerate(bag))
     elif isinstance(bag, list) and all(isinstance(f, int | str) for f in bag):
         bag = dict.fromkeys(bag, 1)
     if isinstance(bag, dict) and all(isinstance(v, int | float) for v in bag.values()):
         return {str(f): _number(v) for f, v in bag.items()}
-    where = shown(folder / (options.features or ""))
     raise DataError(
         f"{where}: node {node!r} has features of an unknown form; expected [feature ids] or {{feature id: "
         f"value}}, or set vectors"
