@@ -1,8 +1,8 @@
 """PASCAL VOC: JPEGImages/, one xml for each image in Annotations/, lists of names in ImageSets/Main/."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 from pydantic import Field
@@ -14,7 +14,8 @@ from overnight.data.readers._common import IMAGE_ENDINGS, Classes, count_empty, 
 from overnight.errors import DataError
 from overnight.paths import shown
 
-Box = tuple[str, float, float, float, float]
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Options(Values):
@@ -38,16 +39,11 @@ def read(folder: Path, options: Options, _kind: str) -> Boxes:
         split: [_annotation(folder, options, name, pictures, cleaned) for name in names]
         for split, names in _splits(folder, options, pictures).items()
     }
-    classes = tuple(options.classes) or tuple(
-        sorted({box[0] for items in found.values() for _, boxes in items for box in boxes})
-    )
-    splits = {
-        split: [_item(path, boxes, classes, cleaned) for path, boxes in items]
-        for split, items in found.items()
-    }
-    count_empty(
-        classes, (int(i) for items in splits.values() for item in items for i in item.labels), cleaned
-    )
+    names = {name for items in found.values() for _, labels, _ in items for name in labels}
+    classes = tuple(options.classes or sorted(names))
+    splits = {split: [_item(*item, classes, cleaned) for item in items] for split, items in found.items()}
+    labels = [label for items in splits.values() for item in items for label in item.labels.tolist()]
+    count_empty(classes, labels, cleaned)
     return Boxes(classes, splits, cleaned)
 
 
@@ -80,8 +76,8 @@ def _splits(folder: Path, options: Options, pictures: dict[str, Path]) -> dict[s
 
 def _annotation(
     folder: Path, options: Options, name: str, pictures: dict[str, Path], cleaned: CleaningCounts
-) -> tuple[Path, list[Box]]:
-    """The image of that name, and its boxes in its own pixels."""
+) -> "tuple[Path, list[str], np.ndarray]":
+    """The image of that name, and its boxes in its own pixels: class names, and corners (n, 4)."""
     if name not in pictures:
         raise DataError(
             f"{shown(folder / options.images / name)}.*: there is no such image, but a list of the set "
@@ -95,18 +91,16 @@ def _annotation(
         raise DataError(
             f"{shown(xml)}: expected an xml annotation: {error}; mend it, or get it anew"
         ) from None
-    width, height = _size(pictures[name])
-    boxes = []
-    for element in tree.iter("object"):
-        if options.drop_difficult and (element.findtext("difficult") or "0").strip() == "1":
-            cleaned["difficult box dropped"] += 1
-            continue
-        box = _clipped(_corners(element, xml, options.first_pixel, cleaned), width, height, cleaned)
-        if box is not None:
-            boxes.append(((element.findtext("name") or "").strip(), *box))
-    if not boxes:
-        cleaned["image without boxes kept"] += 1
-    return pictures[name], boxes
+    objects = list(tree.iter("object"))
+    if options.drop_difficult:
+        easy = [o for o in objects if (o.findtext("difficult") or "0").strip() != "1"]
+        cleaned["difficult box dropped"] += len(objects) - len(easy)
+        objects = easy
+    corners = [_corners(element, xml) for element in objects]
+    boxes, kept = _clipped(corners, _size(pictures[name]), options.first_pixel, cleaned)
+    labels = [(objects[i].findtext("name") or "").strip() for i in kept]
+    cleaned["image without boxes kept"] += not labels
+    return pictures[name], labels, boxes
 
 
 def _size(picture: Path) -> tuple[float, float]:
@@ -123,43 +117,44 @@ def _size(picture: Path) -> tuple[float, float]:
         return math.inf, math.inf
 
 
-def _corners(
-    element: ET.Element, xml: Path, first: int, cleaned: CleaningCounts
-) -> tuple[float, float, float, float]:
-    """x1 y1 x2 y2 as edges: a box over the first pixel alone is 0 0 1 1 when corners include their pixel."""
+def _corners(element: ET.Element, xml: Path) -> list[float]:
     try:
-        x1, y1, x2, y2 = (
-            float(element.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")
-        )
+        return [float(element.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")]
     except ValueError:
         raise DataError(
             f"{shown(xml)}: a box of {element.findtext('name')!r} lacks a corner; expected four numbers"
         ) from None
-    cleaned["box with swapped corners turned"] += x1 > x2 or y1 > y2
-    return min(x1, x2) - first, min(y1, y2) - first, max(x1, x2), max(y1, y2)
 
 
 def _clipped(
-    box: tuple[float, float, float, float], width: float, height: float, cleaned: CleaningCounts
-) -> tuple[float, float, float, float] | None:
-    x1, y1, x2, y2 = max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height)
-    if not all(map(math.isfinite, box)) or box[0] >= box[2] or box[1] >= box[3]:
-        cleaned["box of zero size dropped"] += 1
-        return None
-    if x1 >= x2 or y1 >= y2:
-        cleaned["box outside its image dropped"] += 1
-        return None
-    cleaned["box clipped to its image"] += (x1, y1, x2, y2) != box
-    return x1, y1, x2, y2
+    corners: list[list[float]], size: tuple[float, float], first: int, cleaned: CleaningCounts
+) -> "tuple[np.ndarray, list[int]]":
+    """Edges x1 y1 x2 y2 of the boxes that lie in the image, float32 (n, 4), and which they are.
 
-
-def _item(path: Path, boxes: Sequence[Box], classes: tuple[str, ...], cleaned: CleaningCounts) -> BoxItem:
+    When corners include their pixel (first: 1), a box over the first pixel alone is 0 0 1 1.
+    """
     import numpy as np
 
-    known = [box for box in boxes if box[0] in classes]
-    for box in boxes:
-        if box[0] not in classes:
-            cleaned[f"box of the unlisted class {box[0]!r} dropped"] += 1
-    corners = np.array([box[1:] for box in known], dtype=np.float32).reshape(-1, 4)
-    labels = np.array([classes.index(box[0]) for box in known], dtype=np.int64)
-    return BoxItem(path.name, opener(path), corners, labels)
+    ends = np.array(corners, dtype=np.float64).reshape(-1, 2, 2)
+    low, high = ends.min(axis=1) - first, ends.max(axis=1)
+    boxes = np.concatenate([np.maximum(low, 0), np.minimum(high, size)], axis=1)
+    zero = (low >= high).any(axis=1) | ~np.isfinite(ends).all(axis=(1, 2))
+    outside = (boxes[:, :2] >= boxes[:, 2:]).any(axis=1) & ~zero
+    kept = ~zero & ~outside
+    clipped = (boxes != np.concatenate([low, high], axis=1)).any(axis=1) & kept
+    cleaned["box with swapped corners turned"] += int((ends[:, 0] > ends[:, 1]).any(axis=1).sum())
+    cleaned["box of zero size dropped"] += int(zero.sum())
+    cleaned["box outside its image dropped"] += int(outside.sum())
+    cleaned["box clipped to its image"] += int(clipped.sum())
+    return boxes[kept].astype(np.float32), np.flatnonzero(kept).tolist()
+
+
+def _item(
+    path: Path, names: list[str], boxes: "np.ndarray", classes: tuple[str, ...], cleaned: CleaningCounts
+) -> BoxItem:
+    import numpy as np
+
+    cleaned.update(f"box of the unlisted class {name!r} dropped" for name in names if name not in classes)
+    known = [i for i, name in enumerate(names) if name in classes]
+    labels = np.array([classes.index(names[i]) for i in known], dtype=np.int64)
+    return BoxItem(path.name, opener(path), boxes[known], labels)
