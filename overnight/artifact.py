@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overnight.config import Values
-from overnight.errors import DataError, DiskFull
+from overnight.errors import DiskFull, file_error
 from overnight.files import is_disk_full, tree_sha256
 from overnight.paths import shown
 
@@ -53,9 +53,8 @@ class Artifact(Values):
     def expect(self, kind: str) -> "Artifact":
         """This artifact, or DataError when it is of another kind."""
         if self.kind != kind:
-            raise DataError(
-                f"{shown(self.path)}: expected an artifact of kind {kind!r}, this is {self.kind!r}; "
-                "check the flow"
+            raise file_error(
+                self.path, f"expected an artifact of kind {kind!r}, this is {self.kind!r}; check the flow"
             )
         return self
 

@@ -5,6 +5,9 @@ exit_code: of the command; child_code: of the process of a step.
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from overnight.paths import shown
 
 
 class OvernightError(Exception):
@@ -74,6 +77,11 @@ class Diverged(OvernightError):
 
 class StepFailed(OvernightError):
     """A step of the pipeline failed; the message names each of them with its reason."""
+
+
+def file_error(path: Path, problem: str) -> DataError:
+    """A DataError that names the file."""
+    return DataError(f"{shown(path)}: {problem}")
 
 
 def did_you_mean(given: str, known: Iterable[str], form: Callable[[str], str] = repr) -> str:

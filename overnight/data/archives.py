@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from overnight.errors import DataError, DiskFull
+from overnight.errors import DiskFull, file_error
 from overnight.files import atomic_write, is_disk_full
 from overnight.paths import shown, state
 
@@ -51,9 +51,9 @@ def recoded(path: Path, encoding: str) -> Path:
                 while piece := source.read(1 << 20):
                     sink.write(piece.encode())
         except UnicodeDecodeError as error:
-            raise DataError(
-                f"{shown(path)}: expected text in {encoding}: {error.reason} at byte {error.start}; correct "
-                "the encoding"
+            raise file_error(
+                path,
+                f"expected text in {encoding}: {error.reason} at byte {error.start}; correct the encoding",
             ) from None
 
     return _made_once(path, f"{path.name}-{name}", write)
@@ -81,9 +81,8 @@ def _single(path: Path) -> Iterator[IO[bytes]]:
     with zipfile.ZipFile(path) as archive:
         inside = [i for i in archive.infolist() if not i.is_dir() and not i.filename.startswith("__MACOSX/")]
         if len(inside) != 1:
-            raise DataError(
-                f"{shown(path)}: expected one file in the zip, found {len(inside)}; unpack it and name the "
-                "file"
+            raise file_error(
+                path, f"expected one file in the zip, found {len(inside)}; unpack it and name the file"
             )
         with archive.open(inside[0]) as member:
             yield member
@@ -107,9 +106,7 @@ def unpack(archive: Path, folder: Path, inside: str = "", limit: int = LIMIT_BYT
             with opened() as source, target.open("xb") as sink:
                 limit -= copy(source, sink, limit, archive)
         if not any(folder.iterdir()):
-            raise DataError(
-                f"{shown(archive)}: holds no file below {inside!r}; correct `inside` in the entry"
-            )
+            raise file_error(archive, f"holds no file below {inside!r}; correct `inside` in the entry")
 
 
 @contextmanager
@@ -129,11 +126,11 @@ def _explained(archive: Path, unfinished: Path) -> Iterator[None]:
             ) from None
         number = getattr(error, "errno", None)
         if number not in (None, errno.EINVAL):  # EINVAL: a damaged directory of a zip points before its start
-            raise DataError(
-                f"{shown(archive)}: cannot be unpacked to {shown(unfinished)}: {os.strerror(number)}"
+            raise file_error(
+                archive, f"cannot be unpacked to {shown(unfinished)}: {os.strerror(number)}"
             ) from None
-        raise DataError(
-            f"{shown(archive)}: the archive is damaged or of another format: {error}; get it anew"
+        raise file_error(
+            archive, f"the archive is damaged or of another format: {error}; get it anew"
         ) from None
 
 
@@ -159,9 +156,8 @@ def _below(name: str, inside: str, archive: Path) -> PurePosixPath | None:
     """
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or (path.parts and ":" in path.parts[0]):
-        raise DataError(
-            f"{shown(archive)}: holds a file that would be written elsewhere ({name!r}); do not trust this "
-            "archive"
+        raise file_error(
+            archive, f"holds a file that would be written elsewhere ({name!r}); do not trust this archive"
         )
     prefix = PurePosixPath(inside).parts
     matches = len(path.parts) > len(prefix) and all(
@@ -176,9 +172,9 @@ def copy(source: IO[bytes], sink: IO[bytes], limit: int, archive: Path) -> int:
     while chunk := source.read(1 << 20):
         done += len(chunk)
         if done > limit:
-            raise DataError(
-                f"{shown(archive)}: unpacks to more than {limit / 1e9:g} GB; raise `limit` in the entry if "
-                "that is right"
+            raise file_error(
+                archive,
+                f"unpacks to more than {limit / 1e9:g} GB; raise `limit` in the entry if that is right",
             )
         sink.write(chunk)
     return done

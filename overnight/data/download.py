@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from overnight.data import digests
-from overnight.errors import DataError, DiskFull
+from overnight.errors import DataError, DiskFull, file_error
 from overnight.files import is_disk_full
 from overnight.paths import shown
 
@@ -79,7 +79,7 @@ def download(
                 raise DiskFull(
                     f"{shown(target)}: the disk is full; what is here is kept and taken up again"
                 ) from None
-            raise DataError(f"{shown(target)}: cannot be written: {error.strerror or error}") from None
+            raise file_error(target, f"cannot be written: {error.strerror or error}") from None
     _accept(url, part, target, sha256, size)
 
 

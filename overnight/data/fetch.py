@@ -8,7 +8,7 @@ from overnight.data import digests
 from overnight.data.archives import unpack
 from overnight.data.download import Progress, download
 from overnight.data.entry import Archive, DataFile, Entry
-from overnight.errors import DataError
+from overnight.errors import DataError, file_error
 from overnight.locks import hold
 from overnight.paths import shown
 
@@ -25,9 +25,9 @@ def fetch_missing(entry: Entry, progress: Progress | None = None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(
-            f"{shown(folder)}: cannot be made for data set {entry.name!r}: {error.strerror}; mend it, or "
-            "set OVERNIGHT_DATA"
+        raise file_error(
+            folder,
+            f"cannot be made for data set {entry.name!r}: {error.strerror}; mend it, or set OVERNIGHT_DATA",
         ) from None
     with hold(folder / ".lock", f"fetching {entry.name}", wait=True):
         for file in _missing(entry, folder):

@@ -9,8 +9,7 @@ from pydantic import AfterValidator, BeforeValidator
 
 from overnight.data.content import CleaningCounts, ImageItem
 from overnight.data.images import of_array
-from overnight.errors import DataError
-from overnight.paths import shown
+from overnight.errors import file_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,13 +57,13 @@ def present(folder: Path, name: str) -> Path:
     except OSError:  # a name that is too long for any file
         size = None
     if size is None:
-        raise DataError(
-            f"{shown(path)}: there is no such file; check the entry's options against the files of the set"
+        raise file_error(
+            path, "there is no such file; check the entry's options against the files of the set"
         )
     if size == 0:
-        raise DataError(f"{shown(path)}: the file is empty; get the whole file")
+        raise file_error(path, "the file is empty; get the whole file")
     if not os.access(path, os.R_OK):
-        raise DataError(f"{shown(path)}: may not be read by this user; change its permissions")
+        raise file_error(path, "may not be read by this user; change its permissions")
     return path
 
 
@@ -77,8 +76,8 @@ def matching(folder: Path, name: str) -> list[Path]:
         return [present(folder, name)]
     found = sorted(folder.glob(name))
     if not found:
-        raise DataError(
-            f"{shown(folder / name)}: no file fits; check the entry's options against the files of the set"
+        raise file_error(
+            folder / name, "no file fits; check the entry's options against the files of the set"
         )
     return [present(folder, path.relative_to(folder).as_posix()) for path in found]
 
@@ -91,9 +90,8 @@ def expect(path: Path, form: str, named: Path | None = None) -> Path:
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html")):
         found = "web page"
     if found != form:
-        raise DataError(
-            f"{shown(named or path)}: expected {form}, found a {found} file; get the right file, or correct "
-            "the entry"
+        raise file_error(
+            named or path, f"expected {form}, found a {found} file; get the right file, or correct the entry"
         )
     return path
 
@@ -103,8 +101,8 @@ def text(path: Path) -> str:
     try:
         return expect(path, "text").read_text(encoding="utf-8-sig")  # reads universal line ends
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{shown(path)}: expected text in utf-8; byte {error.start} is not; convert the file"
+        raise file_error(
+            path, f"expected text in utf-8; byte {error.start} is not; convert the file"
         ) from None
 
 
@@ -116,9 +114,7 @@ def lines(path: Path) -> list[str]:
 def require(path: Path, columns: Iterable[str], there: Sequence[str]) -> None:
     missing = [name for name in columns if name not in there]
     if missing:
-        raise DataError(
-            f"{shown(path)}: no column {', '.join(map(repr, missing))}; the file has: {', '.join(there)}"
-        )
+        raise file_error(path, f"no column {', '.join(map(repr, missing))}; the file has: {', '.join(there)}")
 
 
 def numbered(top: int, where: Path) -> tuple[str, ...]:
@@ -127,9 +123,8 @@ def numbered(top: int, where: Path) -> tuple[str, ...]:
     Raises DataError when they are so large that they cannot be.
     """
     if top >= MOST_CLASSES:
-        raise DataError(
-            f"{shown(where)}: a label is {top}, so labels are no numbers of classes; name the classes in "
-            "the entry"
+        raise file_error(
+            where, f"a label is {top}, so labels are no numbers of classes; name the classes in the entry"
         )
     return tuple(map(str, range(top + 1)))
 
@@ -148,7 +143,7 @@ def class_names(
     seen = set(labels)
     top = max(seen, default=-1)
     if given and top >= len(given):
-        raise DataError(f"{shown(where)}: {fault.format(top, len(given))}; name them all")
+        raise file_error(where, f"{fault.format(top, len(given))}; name them all")
     names = tuple(given) or numbered(top, where)
     count_empty(names, seen, cleaned)
     return names

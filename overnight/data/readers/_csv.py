@@ -10,8 +10,7 @@ from typing import Any
 import polars as pl
 
 from overnight.data.content import CleaningCounts
-from overnight.errors import DataError, one_line
-from overnight.paths import shown
+from overnight.errors import DataError, file_error, one_line
 
 ROWS, BLANK = "\0 rows", "\0 blank"  # no column of a file is called so
 SAMPLE = 10_000
@@ -56,9 +55,8 @@ def scan(
         frame = frame.with_columns(c.value() for c in columns if not c.is_native)
         return frame.filter(~blank) if found[BLANK] else frame
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(
-            f"{shown(file)}: expected a csv file: {one_line(error)}; mend it, or the entry's delimiter or "
-            "encoding"
+        raise file_error(
+            file, f"expected a csv file: {one_line(error)}; mend it, or the entry's delimiter or encoding"
         ) from None
 
 
@@ -84,9 +82,10 @@ class Column:
             column = cls(name, type_, form, bool(given), file)
             if sample.is_empty() or sample.to_frame().select(column.wrong()).item() == 0:
                 return column
-        raise DataError(
-            f"{shown(file)}: column {name!r} should be a {kind}, but {sample[0]!r} has no form that is "
-            f"known; state it in the entry: `{name}: {kind} %d.%m.%Y`"
+        raise file_error(
+            file,
+            f"column {name!r} should be a {kind}, but {sample[0]!r} has no form that is "
+            f"known; state it in the entry: `{name}: {kind} %d.%m.%Y`",
         )
 
     @property
@@ -152,9 +151,10 @@ class Column:
             why = "its entry says; correct the file or the type"
         article = "an" if self.type == "int" else "a"
         form = f" of the form {self.form}" if self.form else ""
-        return DataError(
-            f"{shown(self.file)}: column {self.name!r}, row {row} (after the header): "
-            f"{value!r} is not {article} {self.type}{form}, as {why}"
+        return file_error(
+            self.file,
+            f"column {self.name!r}, row {row} (after the header): "
+            f"{value!r} is not {article} {self.type}{form}, as {why}",
         )
 
 
@@ -206,8 +206,7 @@ def _short_rows(path: Path, file: Path, separator: str, expected: int) -> int:
         stream.seek(-1, os.SEEK_END)
         ended = stream.read() == b"\n"
     if row["last"] < expected and not ended:
-        raise DataError(
-            f"{shown(file)}: breaks off in its last line ({row['last']} of {expected} fields); get the "
-            "whole file"
+        raise file_error(
+            file, f"breaks off in its last line ({row['last']} of {expected} fields); get the whole file"
         )
     return int(row["short"])

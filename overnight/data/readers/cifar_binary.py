@@ -7,8 +7,7 @@ from pydantic import Field
 from overnight.config import Values
 from overnight.data.content import CleaningCounts, ImageItem, Images
 from overnight.data.readers._common import class_names, expect, image_items, lines, present
-from overnight.errors import DataError
-from overnight.paths import shown
+from overnight.errors import file_error
 
 
 class Options(Values):
@@ -38,9 +37,8 @@ def _items(path: Path, options: Options) -> list[ImageItem]:
     record = options.labels + 3 * options.size**2
     data = np.frombuffer(expect(path, "cifar binary").read_bytes(), dtype=np.uint8)
     if len(data) % record:
-        raise DataError(
-            f"{shown(path)}: {len(data)} bytes, expected a multiple of {record}; it is cut short or of "
-            "another format"
+        raise file_error(
+            path, f"{len(data)} bytes, expected a multiple of {record}; it is cut short or of another format"
         )
     records = data.reshape(-1, record)
     images = records[:, options.labels :].reshape(-1, 3, options.size, options.size).transpose(0, 2, 3, 1)

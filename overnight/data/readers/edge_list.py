@@ -16,7 +16,7 @@ from overnight.data.archives import plain
 from overnight.data.content import CleaningCounts, Features, Graph
 from overnight.data.readers._common import Classes, Delimiter, count_empty, expect, present, require, text
 from overnight.data.readers._graph import cleaned_edges
-from overnight.errors import DataError, one_line
+from overnight.errors import DataError, file_error, one_line
 from overnight.paths import shown
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _table(folder: Path, options: _Csv) -> "pl.DataFrame":
         file = expect(plain(path), "csv", path)
         frame = pl.read_csv(file, infer_schema=False, separator=options.delimiter, encoding="utf8")
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{shown(path)}: expected a csv file: {one_line(error)}") from None
+        raise file_error(path, f"expected a csv file: {one_line(error)}") from None
     require(path, options.columns, frame.columns)
     stripped = frame.select(pl.col(c).str.strip_chars() for c in options.columns)
     return stripped.with_columns(pl.when(pl.all() != "").then(pl.all()))
@@ -108,10 +108,10 @@ def _bags(path: Path) -> dict[str, Any]:
     try:
         bags = json.loads(text(plain(path)))
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
-        raise DataError(f"{shown(path)}: expected json: {error}; get it anew, or correct the entry") from None
+        raise file_error(path, f"expected json: {error}; get it anew, or correct the entry") from None
     if not isinstance(bags, dict):
-        raise DataError(
-            f"{shown(path)}: expected json of the form {{id: [feature ids]}}, found a {type(bags).__name__}"
+        raise file_error(
+            path, f"expected json of the form {{id: [feature ids]}}, found a {type(bags).__name__}"
         )
     return {key.strip(): bag for key, bag in bags.items()}
 
@@ -126,9 +126,8 @@ def _names(folder: Path, options: Targets, cleaned: CleaningCounts) -> dict[str,
     twice = pairs.filter(pl.col(options.id).is_duplicated()).sort(options.id, maintain_order=True)
     if twice.height:
         (node, first), (_, second) = twice.rows()[:2]
-        raise DataError(
-            f"{shown(folder / options.file)}: node {node!r} has two classes, {first!r} and {second!r}; keep "
-            "one"
+        raise file_error(
+            folder / options.file, f"node {node!r} has two classes, {first!r} and {second!r}; keep one"
         )
     cleaned["target without an id dropped"] += table.height - rows.height
     cleaned["repeated target dropped"] += rows.height - pairs.height
@@ -210,9 +209,7 @@ def _labels(
     unknown = sorted(found - set(classes))
     if unknown:
         file = folder / (options.targets.file if options.targets else "")
-        raise DataError(
-            f"{shown(file)}: class {unknown[0]!r} is not among the entry's classes: {', '.join(classes)}"
-        )
+        raise file_error(file, f"class {unknown[0]!r} is not among the entry's classes: {', '.join(classes)}")
     labels = np.array([at.get(names.get(node) or "", -1) for node in index], dtype=np.int64)
     cleaned["unlabelled node kept"] += int((labels < 0).sum()) if options.targets else 0
     return labels, classes

@@ -12,8 +12,7 @@ from pydantic import Field
 from overnight.config import Values
 from overnight.data.content import CleaningCounts, Images
 from overnight.data.readers._common import class_names, image_items, present
-from overnight.errors import DataError
-from overnight.paths import shown
+from overnight.errors import file_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,17 +44,16 @@ def _pair(folder: Path, files: Split) -> "tuple[np.ndarray, np.ndarray]":
 
     images = _array(present(folder, files.images))
     if images.ndim not in (3, 4) or images.dtype != np.uint8 or (images.ndim == 4 and images.shape[3] != 3):
-        raise DataError(
-            f"{shown(folder / files.images)}: expected bytes (N, H, W) or (N, H, W, 3), found "
-            f"{images.dtype} {images.shape}"
+        raise file_error(
+            folder / files.images,
+            f"expected bytes (N, H, W) or (N, H, W, 3), found {images.dtype} {images.shape}",
         )
     if files.labels is None:
         return images, np.full(len(images), -1, dtype=np.int64)
     labels = _array(present(folder, files.labels))
     if labels.shape != (len(images),):
-        raise DataError(
-            f"{shown(folder / files.labels)}: {labels.shape} labels for {len(images)} images of "
-            f"{files.images}"
+        raise file_error(
+            folder / files.labels, f"{labels.shape} labels for {len(images)} images of {files.images}"
         )
     return images, labels.astype(np.int64)
 
@@ -69,24 +67,23 @@ def _array(path: Path) -> "np.ndarray":
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
-            raise DataError(
-                f"{shown(path)}: the gz file is damaged or cut short: {error}; get it anew"
-            ) from None
+            raise file_error(path, f"the gz file is damaged or cut short: {error}; get it anew") from None
     types = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in types or not data[3]:
-        raise DataError(
-            f"{shown(path)}: expected an idx file (it starts with 0 0, a type and a number of dimensions); "
-            "get the right file"
+        raise file_error(
+            path,
+            "expected an idx file (it starts with 0 0, a type and a number of dimensions); "
+            "get the right file",
         )
     dtype, start = np.dtype(types[data[2]]), 4 + 4 * data[3]
     if len(data) < start:
-        raise DataError(f"{shown(path)}: the idx file is cut short in its header; get the whole file")
+        raise file_error(path, "the idx file is cut short in its header; get the whole file")
     shape = struct.unpack(f">{data[3]}I", data[4:start])
     if 0 in shape[1:]:
-        raise DataError(f"{shown(path)}: samples of the size {shape[1:]} hold nothing; get the right file")
+        raise file_error(path, f"samples of the size {shape[1:]} hold nothing; get the right file")
     expected = math.prod(shape) * dtype.itemsize
     if len(data) - start != expected:
-        raise DataError(
-            f"{shown(path)}: {len(data) - start} bytes of data, expected {expected} for {shape}; get it anew"
+        raise file_error(
+            path, f"{len(data) - start} bytes of data, expected {expected} for {shape}; get it anew"
         )
     return np.frombuffer(data, dtype, offset=start).reshape(shape)

@@ -9,8 +9,7 @@ from overnight.config import Values
 from overnight.data.content import CleaningCounts, ImageItem, Images
 from overnight.data.images import opener
 from overnight.data.readers._common import IMAGE_ENDINGS, Classes, count_empty
-from overnight.errors import DataError
-from overnight.paths import shown
+from overnight.errors import file_error
 
 USUAL = {
     "train": ("train", "training"),
@@ -45,9 +44,9 @@ def read(folder: Path, options: Options, _kind: str) -> Images:
         cleaned[f"folder of the unlisted class {name!r} left out"] += 1
     splits = {split: list(_items(home, classes, cleaned)) for split, home in homes.items()}
     if not any(splits.values()):
-        raise DataError(
-            f"{shown(folder)}: there is no image in folders named after classes; expected split/class/file "
-            "or class/file"
+        raise file_error(
+            folder,
+            "there is no image in folders named after classes; expected split/class/file or class/file",
         )
     count_empty(classes, (item.label for items in splits.values() for item in items), cleaned)
     return Images(classes, splits, cleaned)
@@ -62,7 +61,7 @@ def _homes(folder: Path, options: Options) -> dict[str, Path]:
         return homes if "train" in homes else {"train": folder}
     missing = [name for name in given.values() if not (folder / name).is_dir()]
     if missing:
-        raise DataError(f"{shown(folder / missing[0])}: there is no such folder; check the entry's splits")
+        raise file_error(folder / missing[0], "there is no such folder; check the entry's splits")
     return {split: folder / name for split, name in given.items()} or {"train": folder}
 
 

@@ -16,7 +16,7 @@ from overnight.config import Values
 from overnight.data.content import CleaningCounts, ImageItem, Images
 from overnight.data.images import decode
 from overnight.data.readers._common import Files, count_empty, matching, numbered, require
-from overnight.errors import DataError, one_line
+from overnight.errors import DataError, file_error, one_line
 from overnight.paths import shown
 
 if TYPE_CHECKING:
@@ -88,9 +88,7 @@ class _File:
             require(path, [options.image, *columns], self.file.schema_arrow.names)
             facts = self.file.read(columns=columns)
         except (pa.ArrowException, OSError) as error:
-            raise DataError(
-                f"{shown(path)}: expected a parquet file: {one_line(error)}; get it anew"
-            ) from None
+            raise file_error(path, f"expected a parquet file: {one_line(error)}; get it anew") from None
         rows = self.file.metadata.num_rows
         self.labels = facts[options.label].to_pylist() if options.label else [None] * rows
         self.names = [f"{path.stem}/{i}" for i in range(rows)]
@@ -117,8 +115,8 @@ class _File:
             return given
         if str(given) in index:
             return index[str(given)]
-        raise DataError(
-            f"{shown(self.path)}: row {row + 1} has the label {given!r}; the classes are {', '.join(index)}"
+        raise file_error(
+            self.path, f"row {row + 1} has the label {given!r}; the classes are {', '.join(index)}"
         )
 
     def _opener(self, group: int, at: int, row: int) -> "Callable[[], Image]":

@@ -8,7 +8,7 @@ from overnight.data.archives import DAMAGED
 from overnight.data.content import CleaningCounts, Features, Graph
 from overnight.data.readers._common import Classes, class_names, present
 from overnight.data.readers._graph import cleaned_edges
-from overnight.errors import DataError
+from overnight.errors import file_error
 from overnight.paths import shown
 
 if TYPE_CHECKING:
@@ -51,13 +51,11 @@ def _load(path: Path) -> "dict[str, np.ndarray]":
                 raise ValueError("a checksum is wrong")
             arrays = dict(file.items())
     except (*DAMAGED, ValueError, TypeError) as error:
-        raise DataError(
-            f"{shown(path)}: expected an npz file of plain arrays: {error}; get it anew"
-        ) from None
+        raise file_error(path, f"expected an npz file of plain arrays: {error}; get it anew") from None
     missing = {"edge_index", "y"} - set(arrays)
     if missing:
-        raise DataError(
-            f"{shown(path)}: no array {', '.join(sorted(missing))}; the file has: {', '.join(sorted(arrays))}"
+        raise file_error(
+            path, f"no array {', '.join(sorted(missing))}; the file has: {', '.join(sorted(arrays))}"
         )
     odd = [
         f"{n} is {arrays[n].dtype} {arrays[n].shape}"
@@ -65,16 +63,18 @@ def _load(path: Path) -> "dict[str, np.ndarray]":
         if n in arrays and not _is_plain(n, arrays[n])
     ]
     if odd:
-        raise DataError(
-            f"{shown(path)}: {'; '.join(odd)}; expected finite numbers: edge_index (2, E), y (N,), x (N, F) "
-            "or CSR, masks (N,)"
+        raise file_error(
+            path,
+            f"{'; '.join(odd)}; expected finite numbers: edge_index (2, E), y (N,), x (N, F) "
+            "or CSR, masks (N,)",
         )
     wrong = [n for n in MASKS if n in arrays and arrays[n].shape != arrays["y"].shape]
     wrong += [n for n in CSR if "x_indptr" in arrays and n not in arrays]
     if wrong or arrays["edge_index"].shape[:1] != (2,):
-        raise DataError(
-            f"{shown(path)}: {wrong[0] if wrong else 'edge_index'} has the wrong shape or is missing; "
-            "expected masks (N,), edges (2, E) and CSR"
+        raise file_error(
+            path,
+            f"{wrong[0] if wrong else 'edge_index'} has the wrong shape or is missing; "
+            "expected masks (N,), edges (2, E) and CSR",
         )
     return arrays
 
@@ -99,7 +99,7 @@ def _features(arrays: "dict[str, np.ndarray]", nodes: int, path: Path) -> Featur
     else:
         return None
     if rows != nodes:
-        raise DataError(f"{shown(path)}: x has {rows} rows and y {nodes}; expected one row for each node")
+        raise file_error(path, f"x has {rows} rows and y {nodes}; expected one row for each node")
     return found
 
 
@@ -108,9 +108,7 @@ def _sparse(arrays: "dict[str, np.ndarray]", path: Path) -> Features:
     import numpy as np
 
     if len(arrays["x_shape"]) != 2 or not len(arrays["x_indptr"]):
-        raise DataError(
-            f"{shown(path)}: x_shape or x_indptr is too short for a sparse matrix; get the file anew"
-        )
+        raise file_error(path, "x_shape or x_indptr is too short for a sparse matrix; get the file anew")
     rows, width = map(int, arrays["x_shape"])
     data = arrays["x_data"].astype(np.float32)
     indices = arrays["x_indices"].astype(np.int64)
@@ -122,7 +120,5 @@ def _sparse(arrays: "dict[str, np.ndarray]", path: Path) -> Features:
         and not (np.diff(indptr) < 0).any()
     )
     if not whole or (len(indices) and (indices.min() < 0 or indices.max() >= width)):
-        raise DataError(
-            f"{shown(path)}: x is no sparse matrix of {rows} rows and {width} columns; get the file anew"
-        )
+        raise file_error(path, f"x is no sparse matrix of {rows} rows and {width} columns; get the file anew")
     return data, indices, indptr, (rows, width)

@@ -8,8 +8,7 @@ from overnight.config import Values
 from overnight.data.archives import plain
 from overnight.data.content import CleaningCounts, Texts
 from overnight.data.readers._common import count_empty, present, text
-from overnight.errors import DataError
-from overnight.paths import shown
+from overnight.errors import file_error
 
 
 class Options(Values):
@@ -38,9 +37,9 @@ def read(folder: Path, options: Options, _kind: str) -> Texts:
     for split, some in rows.items():
         unknown = next((label for label, _ in some if label not in index), None)
         if unknown is not None:
-            raise DataError(
-                f"{shown(folder / options.splits[split])}: label {unknown!r} is not among "
-                f"{', '.join(map(repr, labels))}"
+            raise file_error(
+                folder / options.splits[split],
+                f"label {unknown!r} is not among {', '.join(map(repr, labels))}",
             )
     splits = {split: [(sentence, index[label]) for label, sentence in some] for split, some in rows.items()}
     classes = tuple(options.classes.values()) or labels
@@ -59,9 +58,10 @@ def _rows(path: Path, options: Options, cleaned: CleaningCounts) -> list[tuple[s
             continue
         fields = line.split(options.separator, last if options.separator == " " else -1)
         if len(fields) <= last or not fields[options.label].strip():
-            raise DataError(
-                f"{shown(path)}: line {number}: expected a label and a sentence, found {line[:60]!r}; mend "
-                "the line or the options"
+            raise file_error(
+                path,
+                f"line {number}: expected a label and a sentence, found {line[:60]!r}; mend "
+                "the line or the options",
             )
         rows.append((fields[options.label].strip(), fields[options.text].strip()))
     return rows

@@ -11,7 +11,7 @@ from overnight.config import Values
 from overnight.data.content import Boxes, BoxItem, CleaningCounts
 from overnight.data.images import opener
 from overnight.data.readers._common import IMAGE_ENDINGS, Classes, count_empty, lines, present
-from overnight.errors import DataError
+from overnight.errors import DataError, file_error
 from overnight.paths import shown
 
 if TYPE_CHECKING:
@@ -68,9 +68,7 @@ def _splits(folder: Path, options: Options, pictures: dict[str, Path]) -> dict[s
             for split, name in listed.items()
         }
     if not pictures:
-        raise DataError(
-            f"{shown(folder / options.images)}: there is no image; expected the folders of PASCAL VOC"
-        )
+        raise file_error(folder / options.images, "there is no image; expected the folders of PASCAL VOC")
     return {"train": list(pictures)}
 
 
@@ -88,9 +86,7 @@ def _annotation(
         # expat itself stops entity bombs; nothing external is read
         tree = ET.fromstring(xml.read_bytes())  # noqa: S314
     except (ET.ParseError, LookupError, ValueError) as error:  # the last two: unknown encodings
-        raise DataError(
-            f"{shown(xml)}: expected an xml annotation: {error}; mend it, or get it anew"
-        ) from None
+        raise file_error(xml, f"expected an xml annotation: {error}; mend it, or get it anew") from None
     objects = list(tree.iter("object"))
     if options.drop_difficult:
         easy = [o for o in objects if (o.findtext("difficult") or "0").strip() != "1"]
@@ -121,8 +117,8 @@ def _corners(element: ET.Element, xml: Path) -> list[float]:
     try:
         return [float(element.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")]
     except ValueError:
-        raise DataError(
-            f"{shown(xml)}: a box of {element.findtext('name')!r} lacks a corner; expected four numbers"
+        raise file_error(
+            xml, f"a box of {element.findtext('name')!r} lacks a corner; expected four numbers"
         ) from None
 
 
