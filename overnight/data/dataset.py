@@ -63,16 +63,17 @@ class Dataset(Entry):
             raise ValueError(f"data set {self.name!r} is of kind {self.kind!r}, expected {kind!r}{reason}")
         return self
 
-    def locate(self, progress: "Progress | None" = None) -> Path:
+    def locate(self, progress: "Progress | None" = None, replace_damaged: bool = False) -> Path:
         """The first folder with every file as the entry says, downloaded if need be. Raises DataError."""
-        whole = self.whole()
-        if whole is None and self.found():
-            raise DataError(self.problems(self.found()[0]))
-        return whole or fetch_missing(self, progress)
-
-    def whole(self) -> Path | None:
-        """The first folder that holds every file as the entry says; None where there is none."""
-        return next((folder for folder in self.found() if not self.problems(folder)), None)
+        damaged = list[str]()
+        for folder in self.found():
+            problems = self.problems(folder)
+            if not problems:
+                return folder
+            damaged = damaged or problems
+        if damaged and not replace_damaged:
+            raise DataError(damaged)
+        return fetch_missing(self, progress)
 
 
 def check(name: str, expected: DataSpec, content: Content) -> None:
@@ -180,8 +181,7 @@ def _row(name: str) -> dict[str, Any]:
 
 def fetch(name: str, progress: "Progress | None" = None) -> str:
     """Download what is missing or damaged, verify everything; returns where it is. Raises DataError."""
-    entry = load_entry(name)
-    return shown(entry.whole() or fetch_missing(entry, progress))
+    return shown(load_entry(name).locate(progress, replace_damaged=True))
 
 
 def verify(name: str) -> list[str]:
