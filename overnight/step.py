@@ -10,6 +10,8 @@ import importlib.metadata
 import inspect
 import json
 import pkgutil
+import re
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from types import FunctionType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -37,6 +40,7 @@ from overnight.data.entry import Entry
 from overnight.errors import BadInput, ConfigError
 from overnight.files import source_sha256
 from overnight.gpu.card import Card
+from overnight.paths import INSTALLED, shown
 from overnight.run import Run
 
 if TYPE_CHECKING:
@@ -206,8 +210,19 @@ class Pipeline(Generic[P, T]):
 
     @cached_property
     def experiment(self) -> type[Experiment]:
-        first = next(iter(inspect.signature(self.body).parameters))
-        return cast("type[Experiment]", get_type_hints(self.body)[first])
+        """The Experiment subclass of its first argument. Raises ConfigError when that is none."""
+        try:
+            first = next(iter(inspect.signature(self.body).parameters))
+            hint = get_type_hints(self.body)[first]
+        except (StopIteration, LookupError, NameError):  # no argument, no annotation, or one of no meaning
+            hint = None
+        if isinstance(hint, type) and issubclass(hint, Experiment):
+            return hint
+        code = cast("FunctionType", self.body).__code__
+        raise ConfigError(
+            f"{shown(Path(code.co_filename))}:{code.co_firstlineno}: {self.name}: "
+            f"write it as `def {self.name}(cfg: C)`, where C is a subclass of Experiment"
+        )
 
 
 def pipeline(body: Callable[P, T]) -> Pipeline[P, T]:
@@ -234,15 +249,38 @@ def flow_names() -> list[str]:
 
 
 def load_pipeline(name: str) -> Pipeline[Any, Any]:
-    """The @pipeline called as its file in flows/. Raises ConfigError."""
+    """The @pipeline called as its file in flows/. Raises ConfigError with file and line of the mistake."""
     try:
-        module = importlib.import_module(f"flows.{name}")
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] not in ("overnight", "tasks"):
-            raise
-        moved = "docs/upgrading.md lists the names that moved"
-        raise ConfigError(f"flows/{name}.py: cannot be imported: {error}; {moved}") from error
-    found = getattr(module, name, None)
+        found = getattr(importlib.import_module(f"flows.{name}"), name, None)
+    except Exception as error:
+        said = error.msg if isinstance(error, SyntaxError) else f"{error}{_moved(error)}"
+        raise ConfigError(f"{_place(name, error)}: {type(error).__name__}: {said}") from error
     if not isinstance(found, Pipeline):
         raise ConfigError(f"flows/{name}.py: expected a @pipeline called {name!r}")
+    _ = found.experiment
     return found
+
+
+def _place(name: str, error: Exception) -> str:
+    """FILE:LINE where the import of a flow failed: in itself, or in a task that it imports."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{shown(Path(error.filename))}:{error.lineno}"
+    folders = [folder for top in ("flows", "tasks") for folder in importlib.import_module(top).__path__]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if any(Path(frame.filename).is_relative_to(folder) for folder in folders)
+    ]
+    return f"{shown(Path(frames[-1].filename))}:{frames[-1].lineno}" if frames else f"flows/{name}.py"
+
+
+def _moved(error: Exception) -> str:
+    """A hint for a name that docs/upgrading.md lists, as its message quotes it; empty for other mistakes."""
+    page = INSTALLED / "docs" / "upgrading.md"
+    asked = re.search(r"'([\w.]+)'", str(error))
+    if not isinstance(error, ImportError) or asked is None or not page.is_file():
+        return ""
+    rows = re.findall(r"^\| (`.*?) \|", page.read_text(encoding="utf-8"), re.MULTILINE)
+    listed = re.findall(r"[\w.]+", " ".join(rows))
+    known = any(f".{asked[1]}." in f".{name}." for name in listed)
+    return "; docs/upgrading.md lists the names that moved" if known else ""

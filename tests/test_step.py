@@ -1,5 +1,7 @@
 """Steps: the body is a plain function, and steps are found by name."""
 
+import sys
+
 import pytest
 
 from overnight import Artifact, Params, Run, runtime_option, step
@@ -40,14 +42,61 @@ def test_what_is_no_step_is_refused():
         load_step("overnight.orchestration.child:main")
 
 
-@pytest.mark.parametrize("line", ["from overnight.dataset import Dataset", "from tasks.cnn import CnnParams"])
-def test_a_flow_with_imports_of_before_is_refused_with_the_page_that_names_the_new_ones(tmp_path, line):
+@pytest.fixture
+def refused(tmp_path):
+    """The message that refuses a flow of this text."""
     import flows
 
-    (tmp_path / "older.py").write_text(f"{line}\n")
+    def load(text):
+        (tmp_path / "odd.py").write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            load_pipeline("odd")
+        return str(caught.value)
+
     flows.__path__.append(str(tmp_path))
-    try:
-        with pytest.raises(ConfigError, match=r"flows/older\.py: .*docs/upgrading\.md"):
-            load_pipeline("older")
-    finally:
-        flows.__path__.remove(str(tmp_path))
+    yield load
+    flows.__path__.remove(str(tmp_path))
+    sys.modules.pop("flows.odd", None)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from overnight.dataset import Dataset",
+        "from overnight.loop.batches import Batches",
+        "from overnight import knob",
+        "from tasks.cnn import CnnParams",
+    ],
+)
+def test_a_flow_with_imports_of_before_is_refused_with_the_page_that_names_the_new_ones(refused, line):
+    message = refused(f"\n{line}\n")
+    assert "odd.py:2: " in message
+    assert "docs/upgrading.md lists" in message
+
+
+HEAD = "from overnight import Experiment, pipeline\n\n\n@pipeline\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1\ndef (:\n", "odd.py:2: SyntaxError: invalid syntax"),
+        ("\nx = undefined\n", "odd.py:2: NameError: name 'undefined' is not defined"),
+        ("x = int('a')\n", "odd.py:1: ValueError: invalid literal"),
+        ("import nowhere_at_all\n", "odd.py:1: ModuleNotFoundError: No module named 'nowhere_at_all'"),
+        (
+            "from tasks.vision.cmn import x\n",
+            "odd.py:1: ModuleNotFoundError: No module named 'tasks.vision.cmn'",
+        ),
+        ("from overnight import Rum\n", "odd.py:1: ImportError: cannot import name 'Rum'"),
+        ("x = 1\n", "expected a @pipeline called 'odd'"),
+        (f"{HEAD}def odd(cfg): ...\n", "odd.py:4: odd: write it as `def odd(cfg: C)`"),
+        (f"{HEAD}def odd(): ...\n", "odd.py:4: odd: write it as"),
+        (f"{HEAD}def odd(cfg: int): ...\n", "odd.py:4: odd: write it as"),
+        (f"{HEAD}def odd(cfg: 'Missing'): ...\n", "odd.py:4: odd: write it as"),
+    ],
+)
+def test_a_broken_flow_is_refused_with_its_file_and_line(refused, text, said):
+    message = refused(text)
+    assert said in message
+    assert "upgrading" not in message

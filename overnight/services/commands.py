@@ -1,7 +1,6 @@
 """Start and stop the services, wait for them, and show their state."""
 
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -15,9 +14,9 @@ from overnight.processes import Process, port_is_free, port_listener, start_logg
 from overnight.services.definitions import answers, services
 from overnight.services.settings import (
     Settings,
-    environment,
     keep_file,
     read_state,
+    register_file,
     settings,
     start_lock,
     state_file,
@@ -45,18 +44,17 @@ class Row(TypedDict):
 
 
 def up() -> None:
-    """Start what is missing, keep it until `down`, and register what changed. Raises ServiceError."""
-    ran_before = locks.holder(supervisor_lock()) is not None
+    """Start what is missing, keep it until `down`, and register what changed.
+
+    Raises ServiceError; when it says that flows are broken and nothing else, everything else works.
+    """
+    paths.services().mkdir(parents=True, exist_ok=True)
+    register_file().touch()
     _start(keep=True)
-    if ran_before:  # flows/ and prefect.yaml may have changed since
-        _wait({"prefect"})
-        command = [sys.executable, "-m", "overnight.services.register"]
-        env = {**os.environ, **environment()}
-        done = subprocess.run(command, cwd=paths.root(), env=env, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stdout + done.stderr).strip().splitlines()[-1:]
-            raise ServiceError(last or "deployments: not registered")
     _wait({"prefect", "mlflow", "deployments", "worker"})
+    broken = [r["note"] for r in read_state().get("rows", []) if r["service"] == "deployments" and r["note"]]
+    if broken:
+        raise ServiceError(broken)
 
 
 def down(force: bool = False) -> None:
@@ -209,7 +207,9 @@ def _wait(names: set[str]) -> None:
     until = time.monotonic() + PATIENCE_S
     starts = 0
     while wanted:
-        rows: list[dict[str, Any]] = [r for r in read_state().get("rows", []) if r["service"] in wanted]
+        outdated = "deployments" in wanted and register_file().exists()
+        saved = [] if outdated else read_state().get("rows", [])
+        rows: list[dict[str, Any]] = [r for r in saved if r["service"] in wanted]
         failed = [f"{r['service']}: {r['note']}" for r in rows if r["state"] == "failed"]
         if failed:
             raise ServiceError(failed)

@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError, field_validator
 from overnight import paths
 from overnight.config import Values
 from overnight.errors import ConfigError, ServiceError
-from overnight.services.settings import ENTRYPOINT, POOL, settings
+from overnight.services.settings import ENTRYPOINT, POOL, SOME_BROKEN, settings
 from overnight.step import flow_names, load_pipeline
 
 if TYPE_CHECKING:
@@ -59,29 +59,23 @@ class Deployment:
     about: str
     cron: str = ""
     timezone: str = ""
+    broken: str = ""  # why the file cannot be loaded: what is registered of it stays
 
 
 def deployments() -> list[Deployment]:
-    """One for each file of flows/, with its schedule. Raises ServiceError with every mistake."""
+    """One for each file of flows/, with its schedule. Raises ServiceError about the schedules."""
     names = flow_names()
     schedules = read_schedules(paths.root() / "prefect.yaml", names)
-    problems = []
     found = []
     for name in names:
+        about = broken = ""
         try:
             about = load_pipeline(name).__doc__ or ""
         except ConfigError as error:
-            problems += error.problems
-            continue
-        except Exception as error:
-            raise ServiceError(f"flows/{name}.py: {type(error).__name__}: {error}") from error
+            broken = " ".join(str(error).split())
         when = schedules.get(name)
-        if when:
-            found.append(Deployment(name, about, when.cron, when.timezone or local_timezone()))
-        else:
-            found.append(Deployment(name, about))
-    if problems:
-        raise ServiceError(problems)
+        timezone = when.timezone or local_timezone() if when else ""
+        found.append(Deployment(name, about, when.cron if when else "", timezone, broken))
     return found
 
 
@@ -129,7 +123,10 @@ def _is_timezone(name: str) -> bool:
 
 
 def main() -> int:
-    """Register, unless this database has it all. Exit code 2 when prefect.yaml or a flow is wrong."""
+    """Register, unless this database has it all.
+
+    Exit code 2 when prefect.yaml is wrong, SOME_BROKEN when all is registered but flows that are broken.
+    """
     try:
         wanted = deployments()
     except ServiceError as error:
@@ -137,14 +134,17 @@ def main() -> int:
         return error.exit_code
     registered = paths.services() / "registered"
     new = fingerprint(wanted)
-    if registered.is_file() and registered.read_text() == new:
-        return 0
-    problems = wrong_crons(wanted)
-    if problems:
-        print("; ".join(problems), flush=True)
-        return ServiceError.exit_code
-    asyncio.run(_register(wanted))
-    registered.write_text(new)
+    if not registered.is_file() or registered.read_text() != new:
+        problems = wrong_crons(wanted)
+        if problems:
+            print("; ".join(problems), flush=True)
+            return ServiceError.exit_code
+        asyncio.run(_register(wanted))
+        registered.write_text(new)
+    broken = [one.broken for one in wanted if one.broken]
+    if broken:
+        print("; ".join(broken) + "; the other flows are registered", flush=True)
+        return SOME_BROKEN
     return 0
 
 
@@ -189,7 +189,8 @@ async def _register(wanted: list[Deployment]) -> None:
     async with get_client() as client:
         await _work_pool(client)
         for one in wanted:
-            await _deploy(client, one)
+            if not one.broken:
+                await _deploy(client, one)
         await _delete_others(client, {one.name for one in wanted})
 
 

@@ -16,6 +16,7 @@ HOST = "127.0.0.1"
 PREFECT_PORT, MLFLOW_PORT = 4207, 5007
 POOL = "overnight"
 ENTRYPOINT = "overnight.orchestration.prefect.deployment_"  # of a deployment, without the flow's name
+SOME_BROKEN = 3  # exit code of the registration: some flows are broken, the others are registered
 SILENCE = {  # no library of ours calls home
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -93,6 +94,11 @@ def start_lock() -> Path:
 def keep_file() -> Path:
     """Exists while the services are to stay, whether used or not."""
     return paths.services() / "keep"
+
+
+def register_file() -> Path:
+    """Exists while `overnight up` asks the supervisor to register flows/ and prefect.yaml anew."""
+    return paths.services() / "register"
 
 
 def users_folder() -> Path:

@@ -20,9 +20,11 @@ from overnight.services import backup
 from overnight.services.definitions import ServiceSpec, databases, services
 from overnight.services.reconcile import Reconciler, VramLimitMirror
 from overnight.services.settings import (
+    SOME_BROKEN,
     Settings,
     environment,
     keep_file,
+    register_file,
     settings,
     start_lock,
     state_file,
@@ -80,8 +82,9 @@ class Service:
     def _ended(self, code: int) -> None:
         self.popen = self.process = None
         log = paths.log_file(self.spec.name)
-        if self.spec.once and code == 0:
+        if self.spec.once and code in (0, SOME_BROKEN):
             self._set_ready()
+            self.note = tail(log, 1) if code else ""
             self.since = time.time()
         elif self.spec.once and code == BadInput.exit_code:  # the last line of its log says why
             self._fail(tail(log, 1), final=True)
@@ -169,6 +172,7 @@ class Supervisor:
                     f"{program}: another version than last time; copied the database to {copied}", flush=True
                 )
         while not self.stopping:
+            self._take_request()
             ready = {name for name, service in self.services.items() if service.state == "ready"}
             for service in self.services.values():
                 service.tick(ready)
@@ -202,6 +206,16 @@ class Supervisor:
             lines += self.reconciler.reconcile(worker.since if worker.process else 0.0)
         print("\n".join(lines), end="\n" if lines else "", flush=True)
         self.reconciled = time.monotonic()
+
+    def _take_request(self) -> None:
+        """Register anew for `overnight up`; its request stays until the state file says that it is taken."""
+        deployments = self.services["deployments"]
+        if register_file().exists() and deployments.popen is None:
+            deployments.state = "waiting"
+            deployments.note = ""
+            deployments.next_start = 0.0
+            self.write_state()
+            register_file().unlink(missing_ok=True)
 
     def _stop_when_idle(self, idle_timeout_s: float) -> None:
         if keep_file().exists() or locks.users(users_folder()) or self.reconciler.backlog_worker.busy():

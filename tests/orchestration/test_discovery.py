@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from overnight import services
+from overnight.errors import ServiceError
 from overnight.services.settings import POOL
 from tests.support.checkouts import living_in, make_checkout, prefect, until
 
@@ -110,6 +111,42 @@ def test_its_deployment_and_a_night_run_it(home, name, parameters, message):
 
     ended = until(state, f"the end of {name}")
     assert (ended["type"], ended["message"]) == ("COMPLETED", message)
+
+
+def test_a_broken_flow_is_named_with_its_line_and_stops_no_other(home):
+    services.up()
+    flow = home / "flows" / "toy.py"
+    (home / "flows" / "other.py").write_text(FILES["flows/toy.py"].replace("toy(", "other("))
+    flow.write_text(FILES["flows/toy.py"] + "\ndef (:\n")
+    line = flow.read_text().splitlines().index("def (:") + 1
+
+    def deployments_row():
+        (row,) = [row for row in services.status() if row["service"] == "deployments"]
+        return row
+
+    def broken_up():
+        with pytest.raises(ServiceError) as caught:
+            services.up()
+        assert f"flows/toy.py:{line}: SyntaxError: invalid syntax; the other flows" in str(caught.value)
+        assert deployments_row()["note"] == str(caught.value)
+
+    broken_up()  # while the services run
+    assert {"toy", "other"} <= set(deployments())
+    services.down()
+    broken_up()
+    assert {row["state"] for row in services.status()} == {"ready"}
+    assert "toy" in deployments()
+    flow.write_text(FILES["flows/toy.py"])
+    services.up()
+    assert deployments_row()["note"] == ""
+    (home / "prefect.yaml").write_text("schedules: [")
+    with pytest.raises(ServiceError, match=r"prefect\.yaml"):
+        services.up()
+    assert deployments_row()["state"] == "failed"
+    (home / "prefect.yaml").write_text("schedules: {}\n")
+    (home / "flows" / "other.py").unlink()
+    services.up()  # the first one after the mistake is mended
+    assert "other" not in deployments()
 
 
 def test_a_flow_that_is_removed_loses_its_deployment(home):

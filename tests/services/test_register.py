@@ -65,10 +65,13 @@ def test_a_file_without_schedules_has_none(tmp_path, text):
     [
         ("x: [", "not readable"),
         ("- a", "should be a valid dictionary"),
-        ("name: x", "name: Extra inputs"),
+        ("name: x", "name: unknown key"),
         ("deployments: [{name: a}]", "deployments are made of flows/; write the schedules alone"),
         ("schedules: {nigthly: {cron: '0 1 * * *'}}", "no flow is called nigthly; there are etl, nightly"),
-        ("schedules: {nightly: {corn: '0 1 * * *'}}", "schedules.nightly.cron: Field required; schedules"),
+        (
+            "schedules: {nightly: {corn: '0 1 * * *'}}",
+            "schedules.nightly.cron: is required and missing; schedules",
+        ),
         (
             "schedules: {etl: {cron: '0 1 * * *', timezone: Europe/Berlni}}",
             "unknown timezone 'Europe/Berlni'",
