@@ -12,6 +12,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from overnight.config import Experiment
+from overnight.errors import ConfigError
 from overnight.step import flow_names, load_pipeline, pipeline
 
 FORM = "experiments: [cifar10.yaml, {config: graph.yaml, name: planes, gnn: {epochs: 9}}]"
@@ -31,7 +32,11 @@ class Part(Experiment):
         if name not in _other_flows():
             given = f"unknown flow {name!r}" if name else "a flow or a config is required and missing"
             raise ValueError(f"{given}; there are {', '.join(_other_flows())}")
-        return load_pipeline(name).experiment.model_validate({**values, "name": values.get("name") or name})
+        try:
+            experiment = load_pipeline(name).experiment
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return experiment.model_validate({**values, "name": values.get("name") or name})
 
 
 def _other_flows() -> list[str]:

@@ -148,23 +148,30 @@ class Source:
         self.path = path
         self.places = dict[str, str]()  # dotted key -> file:line, or the override that set it
         self.problems = list[str]()
+        self.unread = set[str]()  # dotted keys whose config cannot be read: what they hold is not checked
+        self.left_out = list[str]()  # keys of named configs that have no effect, each with its place
 
     def at(self, loc: Sequence[str | int]) -> str:
-        """`file:line` of a value, or the override that set it (or something below it)."""
+        """`file:line` of a value, or the override that set it (or those that set something below it)."""
         keys = [".".join(map(str, loc[:end])) for end in range(len(loc), -1, -1)]
         below = [
             at for key, at in self.places.items() if key.startswith(f"{keys[0]}.") and at.startswith(OVERRIDE)
         ]
         above = [self.places[key] for key in keys if key in self.places]
-        return next(iter(below + above), shown(self.path))
+        return ", ".join(below) or next(iter(above), shown(self.path))
+
+    def is_unread(self, loc: Sequence[str | int]) -> bool:
+        """Whether it lies in a config that cannot be read."""
+        return any(".".join(map(str, loc[:end])) in self.unread for end in range(len(loc) + 1))
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Source]:
     """A yaml mapping with dotted overrides laid over it; mistakes are gathered in the Source.
 
     A section may be another config beside this one: `etl: etl.yaml`, or with changes
-    `etl: {config: etl.yaml, classifier: null}`; its flow, name, seed and card are left out. So may the item
-    of a list, which keeps its flow and is named as the file unless the changes give a name.
+    `etl: {config: etl.yaml, classifier: null}`; its flow, name, seed and card are left out (the
+    Source names them). So may the item of a list, which keeps its flow and is named as the file unless the
+    changes give a name.
     """
     source = Source(path)
     values = _read_file(path, source, "", ())
@@ -175,10 +182,10 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Sou
 
 def _read_file(path: Path, source: Source, prefix: str, inside: tuple[Path, ...]) -> dict[str, Any]:
     """One file with those it names; `prefix` is where its values go, `inside` the files that name it."""
-    if path in inside:
-        raise ConfigError(f"{shown(inside[-1])}: names {shown(path)}, which is made of it")
     try:
         loader = _Loader(path.read_text(encoding="utf-8"))
+        if any(path.samefile(other) for other in inside):
+            raise ConfigError(f"{shown(inside[-1])}: names {shown(path)}, which is made of it")
         node = loader.get_single_node()
         values = loader.construct_document(node) if node else None
         lines = dict(_lines(node, path, source))
@@ -216,8 +223,19 @@ def _section(value: Any, source: Source, prefix: str, inside: tuple[Path, ...], 
     if not isinstance(value.get("config"), str):
         return value if "config" in value else changes
     named = inside[-1].parent / value["config"]
-    base = _read_file(named, source, prefix, inside)
+    key = prefix.removesuffix(".")
+    try:
+        base = _read_file(named, source, prefix, inside)
+    except ConfigError as error:
+        source.problems.append(f"{source.at(key.split('.'))}: {key}: {error}")
+        source.unread.add(key)
+        return changes
     kept = {k: v for k, v in base.items() if k not in TOP}
+    source.left_out += [
+        f"{source.at((*key.split('.'), k))}: {k} has no effect here: {shown(inside[0])} has its own"
+        for k in TOP
+        if k in base and k != "flow"
+    ]
     if item and "flow" in base:
         kept |= {"flow": base["flow"], "name": named.stem}
     return _merged(kept, changes)
@@ -266,13 +284,16 @@ def _override(values: dict[str, Any], override: str, source: Source) -> None:
     try:
         if not equals or not all(keys):
             raise LookupError("write it as key=value, e.g. cnn.epochs=3")
-        found = _set(values, keys, yaml.load(text, Loader=_Loader))  # noqa: S506 - a SafeLoader
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        found = _set(values, keys, value)
     except LookupError as error:
         source.problems.append(f"{OVERRIDE}{override!r}: {error.args[0]}")
     except MALFORMED:
         source.problems.append(f"{OVERRIDE}{override!r}: the value is not readable as yaml")
     else:
-        source.places[".".join(found)] = f"{OVERRIDE}{override!r}"
+        key = ".".join(found)
+        source.places[key] = f"{OVERRIDE}{override!r}"
+        _set(values, found, _section(value, source, f"{key}.", (source.path,), item=found[-1].isdigit()))
 
 
 def _set(values: Any, keys: Sequence[str], value: Any) -> list[str]:
@@ -316,7 +337,8 @@ def validate(model: type[V], values: dict[str, Any], source: Source, below: tupl
     try:
         checked = model.model_validate(values)
     except ValidationError as error:
-        problems += [_explain(e, source, below) for e in error.errors()]
+        wrong = [e for e in error.errors() if not source.is_unread((*below, *e["loc"]))]
+        problems += [_explain(e, source, below) for e in wrong]
     else:
         problems += [
             f"{source.at((*loc, key))}: {'.'.join((*loc, key))}: belongs at the top of the file"

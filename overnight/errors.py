@@ -86,7 +86,7 @@ def file_error(path: Path, problem: str) -> DataError:
 
 def did_you_mean(given: str, known: Iterable[str], form: Callable[[str], str] = repr) -> str:
     """`; did you mean 'x'?` with the nearest of the known names; empty when none is near."""
-    close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
     return f"; did you mean {form(close[0])}?" if close else ""
 
 

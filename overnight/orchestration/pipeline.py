@@ -189,7 +189,7 @@ def execute(path: Path, overrides: Sequence[str], engine: Engine) -> Outcome:
     tags = {**engine.tags(), "overnight.config": paths.shown(path), "overnight.flow": pipeline.name}
     with Display() as display:
         run_id = _open(tracker, experiment, {**provenance.tags(card), **tags}, path, overrides)
-        display.say(f"MLflow: {tracker.link(run_id)}")
+        display.say("\n".join([*read(path, overrides)[1].left_out, f"MLflow: {tracker.link(run_id)}"]))
         run = PipelineRun(experiment, card, tracker, run_id, display, engine, Local(card))
         with _handlers(run.stop), _polling(run):
             _build(run, pipeline)

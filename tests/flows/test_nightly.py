@@ -2,6 +2,7 @@
 
 import pytest
 
+from overnight.config import read
 from overnight.errors import ConfigError
 from overnight.orchestration.dry_run import planned_steps
 from overnight.orchestration.pipeline import load
@@ -83,6 +84,54 @@ def test_a_mistake_in_a_named_file_is_reported_at_that_file(night, tmp_path):
 )
 def test_a_night_that_is_wrong_says_what_to_write(night, text, message):
     assert message in "\n".join(problems(night(text)))
+
+
+def test_every_file_that_cannot_be_read_is_reported_with_the_line_that_names_it(night, tmp_path):
+    path = night(
+        "experiments:\n  - no1.yaml\n  - no2.yaml\n  - {config: small.yaml, cnn: {width: 3}}\n  - ./night.yaml\n"
+    )
+    expected = [
+        f"{tmp_path}/night.yaml:3: experiments.0: {tmp_path}/no1.yaml: there is no such file",
+        f"{tmp_path}/night.yaml:4: experiments.1: {tmp_path}/no2.yaml: there is no such file",
+        f"{tmp_path}/night.yaml:6: experiments.3: {tmp_path}/night.yaml: names {tmp_path}/night.yaml, which is",
+        f"{tmp_path}/night.yaml:5: experiments.2.cnn.width: is now called channels",
+    ]
+    found = problems(path, "experiments.0.cnn.lr=1")
+    assert len(found) == len(expected)
+    assert all(problem.startswith(text) for text, problem in zip(expected, found, strict=True)), found
+
+
+def test_a_config_of_a_broken_flow_is_reported_among_the_others(night, tmp_path):
+    import flows
+
+    (tmp_path / "toy.py").write_text("def (:\n")
+    flows.__path__.append(str(tmp_path))
+    try:
+        found = problems(night("experiments:\n  - {flow: toy}\n  - {config: small.yaml, cnn: {width: 3}}\n"))
+    finally:
+        flows.__path__.remove(str(tmp_path))
+    assert len(found) == 2
+    assert f"night.yaml:3: experiments.0: {tmp_path}/toy.py:1: SyntaxError: invalid syntax" in found[0]
+
+
+def test_what_a_named_config_says_about_the_whole_run_has_no_effect_and_is_said(night, tmp_path):
+    (tmp_path / "small.yaml").write_text("name: mine\n" + VISION + "card: 1\n")
+    path = night("experiments: [small.yaml]\nseed: 7")
+    _, experiment = load(path)
+    assert (experiment.seed, experiment.experiments[0].name) == (7, "small")
+    assert read(path)[1].left_out == [
+        f"{tmp_path}/small.yaml:{line}: {key} has no effect here: {tmp_path}/night.yaml has its own"
+        for key, line in (("name", 1), ("seed", 3), ("card", 6))
+    ]
+
+
+def test_an_override_may_name_a_config(night, tmp_path):
+    (tmp_path / "other.yaml").write_text("flow: vision\ndata: digits\ncnn: {epochs: 9}\n")
+    path = night("experiments: [small.yaml]")
+    _, experiment = load(path, ["experiments.small=other.yaml"])
+    assert [(part.name, part.cnn.epochs) for part in experiment.experiments] == [("other", 9)]
+    (problem,) = problems(path, "experiments.small=no.yaml")
+    assert problem.startswith("override 'experiments.small=no.yaml': experiments.0: ")
 
 
 @pytest.mark.parametrize("name", ["demo", "nightly"])

@@ -78,6 +78,18 @@ def test_a_graph_has_no_batches(tmp_path: Path, key: str) -> None:
     assert key not in GnnParams().result_params()
 
 
+def test_only_a_similar_key_is_suggested_and_every_override_is_named(tmp_path: Path) -> None:
+    for key in ("rate", "colour"):
+        assert "did you mean" not in problems(
+            Vision, f"data: digits\ncnn: {{{key}: 1}}\n", tmp_path / "a.yaml"
+        )
+    (tmp_path / "b.yaml").write_text("data: digits\ncnn: {blocks: 2}\n")
+    with pytest.raises(
+        ConfigError, match=r"^override 'cnn\.stem=2', override 'cnn\.arch=speedrun': cnn: blocks"
+    ):
+        Vision.load(tmp_path / "b.yaml", ["cnn.stem=2", "cnn.arch=speedrun"])
+
+
 def test_values_of_a_model_saved_before_have_todays_names() -> None:
     assert saved_params(CnnParams, {"width": 8, "decay": "linear", "average": 0.5}) == CnnParams(
         channels=8, schedule="linear", ema=0.5
