@@ -21,7 +21,7 @@ from overnight.gpu.card import RESERVE_MIB
 from overnight.memory.architectures.diffusion import ImageGeneration, predict_image_generation
 from overnight.memory.architectures.inference import Serving, layers_that_fit, predict_inference
 from overnight.memory.architectures.language import Tuning, predict_language
-from overnight.memory.prediction import Constants, Prediction, predict, silence
+from overnight.memory.prediction import Constants, MemoryEstimate, predict, silence
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "what-fits.md"
 CARDS, GIB = (8, 10, 12, 16, 24), 1024
@@ -29,7 +29,7 @@ LIBRARIES = ("torch", "torchvision", "transformers", "peft", "diffusers")
 LLAMAS = {"7B": "llama-2-7b", "13B": "llama-2-13b", "70B": "llama-2-70b"}
 BITS = {"16 bit": "f16", "8 bit": "q8_0", "4 bit": "q4_k_m"}
 SCREEN, STACK, MILLION = 84 * 84, 4, 10**6
-Rows = dict[str, Callable[[], Prediction]]
+Rows = dict[str, Callable[[], MemoryEstimate]]
 SEVEN: dict[str, Any] = {"model": "llama-2-7b", "checkpointing": True}
 TRAINED: dict[str, dict[str, Any]] = {
     "Llama 2 7B QLoRA, 512 tokens, checkpointing": {**SEVEN, "method": "qlora"},
@@ -95,7 +95,7 @@ def sections() -> dict[str, Rows]:
     }
 
 
-def answering() -> Iterator[tuple[str, Callable[[], Prediction]]]:
+def answering() -> Iterator[tuple[str, Callable[[], MemoryEstimate]]]:
     for name, model in LLAMAS.items():
         for bits, way in BITS.items():
             for tokens in (2048, 4096, 8192):
@@ -103,18 +103,18 @@ def answering() -> Iterator[tuple[str, Callable[[], Prediction]]]:
                 yield f"Llama 2 {name}, {bits} ({way}), {tokens} tokens", partial(predict_inference, serving)
 
 
-def answering_transformers() -> Iterator[tuple[str, Callable[[], Prediction]]]:
+def answering_transformers() -> Iterator[tuple[str, Callable[[], MemoryEstimate]]]:
     for name, model in LLAMAS.items():
         for way in ("fp16", "int8", "nf4"):
             yield f"Llama 2 {name}, {way}", partial(predict_inference, Serving.of(model=model, way=way))
 
 
-def tuning() -> Iterator[tuple[str, Callable[[], Prediction]]]:
+def tuning() -> Iterator[tuple[str, Callable[[], MemoryEstimate]]]:
     for name, values in TRAINED.items():
         yield name, partial(predict_language, Tuning.of(**values))
 
 
-def images() -> Iterator[tuple[str, Callable[[], Prediction]]]:
+def images() -> Iterator[tuple[str, Callable[[], MemoryEstimate]]]:
     for net in ("resnet18", "resnet50"):
         for side in (32, 224):
             for batch in (128, 256):
@@ -124,7 +124,7 @@ def images() -> Iterator[tuple[str, Callable[[], Prediction]]]:
                     yield name, partial(_resnet, net, side, batch, precision)
 
 
-def _resnet(net: str, side: int, batch: int, precision: str) -> Prediction:
+def _resnet(net: str, side: int, batch: int, precision: str) -> MemoryEstimate:
     import torchvision
 
     with torch.device("meta"):
@@ -144,7 +144,7 @@ def _resnet(net: str, side: int, batch: int, precision: str) -> Prediction:
     )
 
 
-def others() -> Iterator[tuple[str, Callable[[], Prediction]]]:
+def others() -> Iterator[tuple[str, Callable[[], MemoryEstimate]]]:
     for batch in (8, 16):
         yield f"the detector of tasks/yolo, 640 px, batch {batch}, mixed precision", partial(_detector, batch)
     yield "GCN, 200,000 nodes of 128 values, 1,000,000 edges", lambda: predict(graph(200_000, MILLION, 128))
@@ -156,17 +156,17 @@ def others() -> Iterator[tuple[str, Callable[[], Prediction]]]:
         yield f"DQN on Atari, buffer of 1,000,000 steps {where}", partial(_agent, size)
 
 
-def _detector(batch: int) -> Prediction:
+def _detector(batch: int) -> MemoryEstimate:
     return predict(boxes(640, batch=batch, precision="bf16"), batch)
 
 
-def _agent(step_bytes: int) -> Prediction:
+def _agent(step_bytes: int) -> MemoryEstimate:
     """Nets and their training, and a buffer of so many bytes for each step, plus ten."""
     data = MILLION * (step_bytes + 10) / 2**20 if step_bytes else 0.0
     return predict(atari_recipe(NetParams(batch=32)), 32, data_mib=data)
 
 
-def painting() -> Iterator[tuple[str, Callable[[], Prediction]]]:
+def painting() -> Iterator[tuple[str, Callable[[], MemoryEstimate]]]:
     for model, name in (("sd-1.5", "SD 1.5, 512 px"), ("sdxl", "SDXL, 1024 px")):
         for offload, words in (
             ("none", "all on the card"),
@@ -190,7 +190,7 @@ def painting() -> Iterator[tuple[str, Callable[[], Prediction]]]:
 # ---------------------------------------------------------------------- the page
 
 
-def line(name: str, found: Prediction) -> str:
+def line(name: str, found: MemoryEstimate) -> str:
     """A row: GiB, its band, and for each card whether it fits."""
     if found.unknown:
         return f"| {name} | unknown: {found.unknown} | | {' | '.join('' for _ in CARDS)} |"

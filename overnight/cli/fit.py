@@ -17,7 +17,7 @@ from overnight.memory.request import REFUSED_DATA, ROUND_MIB
 from overnight.orchestration.dry_run import PlannedStep, planned_steps
 
 if TYPE_CHECKING:
-    from overnight.memory.prediction import Prediction
+    from overnight.memory.prediction import MemoryEstimate
     from overnight.memory.search import ScaledPredictions
 
 MOST_GB = 1024
@@ -134,7 +134,7 @@ def _shortfall(scaled: "ScaledPredictions", card: Card) -> str:
 
 
 def _row(
-    step: PlannedStep, found: "Prediction", verdict: str, best: "Prediction | None", card: Card
+    step: PlannedStep, found: "MemoryEstimate", verdict: str, best: "MemoryEstimate | None", card: Card
 ) -> Verdict:
     low, high, history = _edges(step, found, card)
     sliced = verdict == "fits" and found.mib > card.budget_mib
@@ -157,7 +157,7 @@ def _row(
     )
 
 
-def _edges(step: PlannedStep, found: "Prediction", card: Card) -> tuple[float, float, str]:
+def _edges(step: PlannedStep, found: "MemoryEstimate", card: Card) -> tuple[float, float, str]:
     """The calibrated edges, and how far the family was off.
 
     Errors measured on a processor do not calibrate.

@@ -23,7 +23,7 @@ from overnight.memory.request import ROUND_MIB
 from overnight.memory.search import ScaledPredictions
 
 if TYPE_CHECKING:
-    from overnight.memory.prediction import Constants, Prediction
+    from overnight.memory.prediction import Constants, MemoryEstimate
     from overnight.memory.trace import Trace
 
 METHODS = ("infer", "full", "lora", "qlora")
@@ -44,7 +44,7 @@ CHEAPER: tuple[dict[str, Any], ...] = (  # the cheapest first, as far as they ar
     {"checkpointing": True, "precision": "bf16", "method": "lora"},
     {"checkpointing": True, "precision": "bf16", "method": "qlora"},
 )
-Ways = list[tuple[str, "Prediction"]]
+Ways = list[tuple[str, "MemoryEstimate"]]
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -234,7 +234,7 @@ def _painting(painting: ImageGeneration, card: Card) -> Verdict:
 
 
 def _row(
-    label: str, found: "Prediction", card: Card, best: "Prediction | None", ways: Ways, why: str
+    label: str, found: "MemoryEstimate", card: Card, best: "MemoryEstimate | None", ways: Ways, why: str
 ) -> Verdict:
     return Verdict(
         step=label,

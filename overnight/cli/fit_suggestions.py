@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from overnight.artifact import DataSpec
 from overnight.config import Params
 from overnight.errors import OvernightError
-from overnight.memory.prediction import Prediction
+from overnight.memory.prediction import MemoryEstimate
 from overnight.memory.search import ScaledPredictions
 from overnight.orchestration.dry_run import PlannedStep
 
@@ -27,7 +27,7 @@ class Change:
     """A change of the config, and what the step takes then."""
 
     what: str
-    prediction: Prediction
+    prediction: MemoryEstimate
 
 
 def changes(
@@ -36,7 +36,7 @@ def changes(
     scaled: ScaledPredictions,
     budget_mib: float,
     micro: int,
-    fitting: Prediction | None,
+    fitting: MemoryEstimate | None,
 ) -> list[Change]:
     """Changes that make it fit. fitting: prediction of the largest micro-batch that fits."""
     found = list[Change]()

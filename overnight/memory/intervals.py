@@ -1,4 +1,4 @@
-"""Prediction intervals of a step's memory, how they are stored, and how measurements calibrate them.
+"""MemoryEstimate intervals of a step's memory, how they are stored, and how measurements calibrate them.
 
 A trace takes seconds and its result does not change from night to night, so it is stored in the step's folder
 (see history.py) as a file name: band-<version of overnight.memory>-<micro-batch>-<low>-<mid>-<high>-<needed>

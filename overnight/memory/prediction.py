@@ -56,7 +56,7 @@ class Constants(Values):
 
 
 @dataclass(frozen=True)
-class Prediction:
+class MemoryEstimate:
     """Peak memory of a step on the card, MiB.
 
     needed_mib: upper edge without the evaluation, which is cut into slices when memory runs out. parts: add
@@ -178,7 +178,7 @@ def predict(
     data_mib: float = 0.0,
     constants: Constants | None = None,
     **module: Any,
-) -> Prediction:
+) -> MemoryEstimate:
     """The peak memory of training, before it runs and without a card.
 
     recipe: a Recipe, then `batch` is the micro-batch (its own when left out); or an nn.Module, then `batch`
@@ -198,12 +198,12 @@ def predict(
         sliced = recipe.eval_example is not None
         return estimate(trace, micro, target, data_mib, constants or Constants(), sliced)
     except Unknown as error:
-        return Prediction(target, micro, unknown=str(error))
+        return MemoryEstimate(target, micro, unknown=str(error))
 
 
 def estimate(
     trace: Trace, micro: int, target: Target, data_mib: float, constants: Constants, sliced: bool = False
-) -> Prediction:
+) -> MemoryEstimate:
     """What a trace takes of a card, or of the virtual one, which counts live bytes.
 
     sliced: its evaluation can be cut into slices.
@@ -224,7 +224,9 @@ def estimate(
     parts["data"] = parts.get("data", 0.0) + data_mib
     if cuda:
         parts |= {"fragments": max(0.0, mib - live), "context": context}
-    return Prediction(target, micro, mib + context, low, high, needed, live, parts, peak.phase, peak.operator)
+    return MemoryEstimate(
+        target, micro, mib + context, low, high, needed, live, parts, peak.phase, peak.operator
+    )
 
 
 def _held_mib(trace: Trace, target: Target, constants: Constants) -> float:

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from overnight.memory.prediction import Constants, Prediction, Target, Unknown, estimate, traced
+from overnight.memory.prediction import Constants, MemoryEstimate, Target, Unknown, estimate, traced
 from overnight.memory.request import half, micro_batches
 from overnight.memory.trace import Trace
 
 MOST = 2**20  # samples at once
 TRIES = 12  # predictions after the first two
-Peak = Callable[[int], Prediction]
+Peak = Callable[[int], MemoryEstimate]
 
 
 class ScaledPredictions:
@@ -26,14 +26,14 @@ class ScaledPredictions:
         self.constants = constants
         self.traces = dict[int, Trace]()
 
-    def exact(self, n: int) -> Prediction:
+    def exact(self, n: int) -> MemoryEstimate:
         """By a trace of its own."""
         try:
             return self._estimate(self._traced(n), n)
         except Unknown as error:
-            return Prediction(self.target, n, unknown=str(error))
+            return MemoryEstimate(self.target, n, unknown=str(error))
 
-    def near(self, n: int) -> Prediction:
+    def near(self, n: int) -> MemoryEstimate:
         """Interpolated between two traces."""
         batch = self.recipe.params.batch
         one, other = (batch, 2 * batch) if n >= batch else (half(batch), half(half(batch)))
@@ -42,7 +42,7 @@ class ScaledPredictions:
         try:
             found = self._traced(one).between(self._traced(other), (n - one) / (other - one))
         except Unknown as error:
-            return Prediction(self.target, n, unknown=str(error))
+            return MemoryEstimate(self.target, n, unknown=str(error))
         return self.exact(n) if found is None else self._estimate(found, n)
 
     def _traced(self, n: int) -> Trace:
@@ -50,11 +50,11 @@ class ScaledPredictions:
             self.traces[n] = traced(self.recipe, n, self.target)
         return self.traces[n]
 
-    def _estimate(self, trace: Trace, n: int) -> Prediction:
+    def _estimate(self, trace: Trace, n: int) -> MemoryEstimate:
         sliced = self.recipe.eval_example is not None
         return estimate(trace, n, self.target, self.data_mib, self.constants, sliced)
 
-    def largest(self, budget_mib: float) -> Prediction | None:
+    def largest(self, budget_mib: float) -> MemoryEstimate | None:
         """Of the largest micro-batch that fits: any above the effective batch, else one that cuts it evenly.
 
         None when not even one sample fits.
@@ -70,7 +70,7 @@ class ScaledPredictions:
         return next((p for p in map(self.exact, near[:2]) if p.fits(budget_mib)), None)
 
 
-def largest(peak: Peak, budget_mib: float, most: int, start: int) -> Prediction | None:
+def largest(peak: Peak, budget_mib: float, most: int, start: int) -> MemoryEstimate | None:
     """The prediction of the largest micro-batch up to `most` that fits, None when not even one sample does.
 
     Memory grows nearly linearly, so the line through the last two predictions gives the next micro-batch to
@@ -90,7 +90,7 @@ def largest(peak: Peak, budget_mib: float, most: int, start: int) -> Prediction 
     return max((p for p in tried if p.fits(budget_mib)), key=lambda p: p.micro_batch, default=None)
 
 
-def _line(one: Prediction, other: Prediction, budget_mib: float) -> int:
+def _line(one: MemoryEstimate, other: MemoryEstimate, budget_mib: float) -> int:
     """The micro-batch at which the line through two predictions meets the budget."""
     if one.micro_batch == other.micro_batch:
         return one.micro_batch

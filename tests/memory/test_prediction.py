@@ -10,7 +10,7 @@ from torch import nn
 
 from bench._kernels import Kernels
 from bench._measure import live_peak
-from overnight.memory import Constants, Prediction, predict, predict_peak
+from overnight.memory import Constants, MemoryEstimate, predict, predict_peak
 from overnight.memory.modules import ModuleParams, as_recipe
 from overnight.memory.prediction import Unknown, traced
 from overnight.memory.search import ScaledPredictions, largest
@@ -259,7 +259,7 @@ def test_a_recipe_that_cannot_be_traced_gives_no_number():
 def line(each, fixed, traced_at):
     def peak(n):
         traced_at.append(n)
-        return Prediction("cuda", n, needed_mib=fixed + each * n + (n // 7))  # nearly a line
+        return MemoryEstimate("cuda", n, needed_mib=fixed + each * n + (n // 7))  # nearly a line
 
     return peak
 

@@ -1,6 +1,6 @@
 """Memory of Stable Diffusion from its sizes: painting, and LoRA of its U-Net. Needs the extra `diffusion`.
 
-    predict_image_generation(ImageGeneration(model="sdxl", offload="model")) -> Prediction
+    predict_image_generation(ImageGeneration(model="sdxl", offload="model")) -> MemoryEstimate
 
 Image generation is text encoder(s), U-Net (twice the batch: with and without the prompt), decoder, one after
 the other; the largest is the peak. offload "model": one of them on the card at a time; "sequential": the
@@ -21,7 +21,7 @@ from overnight.memory.architectures import Question, trained, training
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from overnight.memory.prediction import Constants, Prediction
+    from overnight.memory.prediction import Constants, MemoryEstimate
     from overnight.memory.trace import Trace
     from overnight.training.recipe import Recipe
 
@@ -79,9 +79,11 @@ class ImageGeneration(Question):
         return self.size or SIDES[self.model]
 
 
-def predict_image_generation(painting: ImageGeneration, constants: "Constants | None" = None) -> "Prediction":
+def predict_image_generation(
+    painting: ImageGeneration, constants: "Constants | None" = None
+) -> "MemoryEstimate":
     """The peak, whose `phase` is the net. Raises BadInput without the extra `diffusion`."""
-    from overnight.memory.prediction import Constants, Prediction, Unknown, predict, silence
+    from overnight.memory.prediction import Constants, MemoryEstimate, Unknown, predict, silence
 
     try:
         with silence():
@@ -89,7 +91,7 @@ def predict_image_generation(painting: ImageGeneration, constants: "Constants | 
                 return predict(painting_recipe(painting), painting.batch, constants=constants)
             return _painted(painting, constants or Constants())
     except Unknown as error:
-        return Prediction("cuda", painting.batch, unknown=str(error))
+        return MemoryEstimate("cuda", painting.batch, unknown=str(error))
     except ImportError as error:
         raise BadInput(
             f"{error}; diffusion needs the extras llm and diffusion: make setup, "
@@ -97,16 +99,16 @@ def predict_image_generation(painting: ImageGeneration, constants: "Constants | 
         ) from None
 
 
-def _painted(painting: ImageGeneration, constants: "Constants") -> "Prediction":
+def _painted(painting: ImageGeneration, constants: "Constants") -> "MemoryEstimate":
     from overnight.memory.prediction import estimate, traced_calls
 
-    def peak(trace: "Trace") -> "Prediction":
+    def peak(trace: "Trace") -> "MemoryEstimate":
         return estimate(trace, painting.batch, "cuda", 0.0, constants)
 
     nets = _parts(painting)
     if painting.offload == "none":
         return peak(traced_calls(nets))
-    found: list[Prediction] = []
+    found: list[MemoryEstimate] = []
     for name, (build, call) in nets.items():
         trace = traced_calls({name: (build, call)})
         if painting.offload == "model":
@@ -116,7 +118,7 @@ def _painted(painting: ImageGeneration, constants: "Constants") -> "Prediction":
     return max(found, key=lambda prediction: prediction.mib)
 
 
-def _with(found: "Prediction", mib: float) -> "Prediction":
+def _with(found: "MemoryEstimate", mib: float) -> "MemoryEstimate":
     names = ("mib", "low_mib", "high_mib", "needed_mib", "live_mib")
     parts = {**found.parts, "weights": found.parts.get("weights", 0.0) + mib}
     return replace(found, **{name: getattr(found, name) + mib for name in names}, parts=parts)

@@ -1,6 +1,6 @@
 """Memory of a language model that answers, by arithmetic: weights + key-value cache + one pass + context.
 
-    predict_inference(Serving(model="llama-2-13b", way="q4_k_m", context=4096)) -> Prediction
+    predict_inference(Serving(model="llama-2-13b", way="q4_k_m", context=4096)) -> MemoryEstimate
 
 The cache is exact: 2 x layers x heads of keys x width of a head x bytes x tokens. transformers grows its
 cache by copying it, which was seen to take twice that; a static cache and llama.cpp take it once.
@@ -19,7 +19,7 @@ from overnight.memory.architectures.shapes import Shape, shape_of
 from overnight.memory.architectures.weights import TRANSFORMERS, WAYS, Weights, read_header, weight_bytes
 
 if TYPE_CHECKING:
-    from overnight.memory.prediction import Prediction
+    from overnight.memory.prediction import MemoryEstimate
 
 MIB, GIB = 2**20, 2**30
 CACHE = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}  # bytes of a number
@@ -113,12 +113,12 @@ def _parts(serving: Serving) -> dict[str, float]:
     return {"weights": model.weights, "cache": cache, "copies": grown, "pass": work + whole}
 
 
-def predict_inference(serving: Serving, context_mib: float | None = None) -> "Prediction":
+def predict_inference(serving: Serving, context_mib: float | None = None) -> "MemoryEstimate":
     """The peak of answering with the context full; the upper edge is without a fused attention kernel.
 
     Raises BadInput.
     """
-    from overnight.memory.prediction import Constants, Prediction
+    from overnight.memory.prediction import Constants, MemoryEstimate
 
     parts = {kind: size / MIB for kind, size in _parts(serving).items()}
     context = Constants().context_mib if context_mib is None else context_mib
@@ -127,7 +127,7 @@ def predict_inference(serving: Serving, context_mib: float | None = None) -> "Pr
     high = (live + scores) * MARGIN + MARGIN_MIB + context
     low = parts["weights"] + parts["cache"] + context
     parts |= {"context": context}
-    return Prediction("cuda", serving.batch, live + context, low, high, high, live, parts, "generate", "")
+    return MemoryEstimate("cuda", serving.batch, live + context, low, high, high, live, parts, "generate", "")
 
 
 def most_context(serving: Serving, budget_mib: float) -> int:
@@ -169,7 +169,7 @@ def refusal(serving: Serving, budget_mib: float) -> str:
     )
 
 
-def cheaper(serving: Serving, budget_mib: float) -> list[tuple[str, "Prediction"]]:
+def cheaper(serving: Serving, budget_mib: float) -> list[tuple[str, "MemoryEstimate"]]:
     """What to change so that it fits, the least first: the cache, then the context, then the weights."""
     shorter = most_context(serving, budget_mib)
     smaller = TRANSFORMERS[3:] if serving.way in TRANSFORMERS else WAYS[WAYS.index(serving.way) + 1 :]
@@ -184,7 +184,7 @@ def cheaper(serving: Serving, budget_mib: float) -> list[tuple[str, "Prediction"
     return [(what, found) for what, found in tried if found.fits(budget_mib)]
 
 
-def at_once(serving: Serving, budget_mib: float) -> "Prediction | None":
+def at_once(serving: Serving, budget_mib: float) -> "MemoryEstimate | None":
     """Of the largest batch that fits; None: not one."""
     most = _most(serving, "batch", 4096, budget_mib)
     return predict_inference(serving.model_copy(update={"batch": most})) if most else None

@@ -1,6 +1,6 @@
 """Fine-tuning of language models as Recipes, from a config alone: no weights, no download.
 
-    predict_language(Tuning(model="llama-2-7b", method="qlora", sequence=512)) -> Prediction
+    predict_language(Tuning(model="llama-2-7b", method="qlora", sequence=512)) -> MemoryEstimate
 
 Needs the extra `llm`. Adapters go through peft as a user would write them; the layers of 4 bits and the 8-bit
 optimizer are tensors of the bytes that bitsandbytes holds (quantised.py). Encoders (BERT ...) are trained as
@@ -20,7 +20,7 @@ from overnight.memory.architectures.shapes import ENCODERS, config_of
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from overnight.memory.prediction import Constants, Prediction
+    from overnight.memory.prediction import Constants, MemoryEstimate
     from overnight.memory.trace import Trace
     from overnight.training.recipe import Recipe
 
@@ -89,17 +89,17 @@ def language_recipe(tuning: Tuning) -> "Recipe[Any]":
     )
 
 
-def predict_language(tuning: Tuning, constants: "Constants | None" = None) -> "Prediction":
+def predict_language(tuning: Tuning, constants: "Constants | None" = None) -> "MemoryEstimate":
     """The peak of a training step.
 
     A model that cannot be traced ends with `unknown` set; raises BadInput for nonsense.
     """
-    from overnight.memory.prediction import Constants, Prediction, Unknown, estimate
+    from overnight.memory.prediction import Constants, MemoryEstimate, Unknown, estimate
 
     try:
         trace = traced_language(tuning)
     except Unknown as error:
-        return Prediction("cuda", tuning.batch, unknown=str(error))
+        return MemoryEstimate("cuda", tuning.batch, unknown=str(error))
     return estimate(trace, tuning.batch, "cuda", 0.0, constants or Constants())
 
 
