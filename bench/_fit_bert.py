@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from overnight.memory.allocator import replay
+from overnight.memory.allocator import reserved_bytes
 from overnight.memory.modules import as_recipe
 from overnight.memory.prediction import traced
 
@@ -65,7 +65,6 @@ def rows(only: str = "") -> Iterator[dict[str, Any]]:
             accumulate=2,
         )
         reserved = (
-            replay(traced(replace(recipe, clip=1.0), 1, "cuda"), expandable=False).reserved / MIB
-            + CONTEXT_MIB
+            reserved_bytes(traced(replace(recipe, clip=1.0), 1, "cuda"), expandable=False) / MIB + CONTEXT_MIB
         )
         yield {"case": name, "published_mib": published, "predicted_mib": reserved, "bar": BARS[batch]}

@@ -10,7 +10,7 @@ import resource
 import time
 from typing import Any
 
-from overnight.memory.allocator import replay
+from overnight.memory.allocator import reserved_bytes
 from overnight.memory.architectures.inference import Serving, kv_bytes, refusal
 from overnight.memory.architectures.language import Tuning, language_recipe, traced_language
 from overnight.memory.architectures.layers import _same
@@ -73,7 +73,7 @@ def _training(name: str) -> list[str]:
         again = traced_language(tuning)
     seconds, short = traced_at - begun, foretold_at - traced_at
     same, twice = _same(foretold, whole), (foretold.events, foretold.sizes) == (again.events, again.sizes)
-    peaks = [replay(trace).reserved / MIB for trace in (whole, foretold)]
+    peaks = [reserved_bytes(trace) / MIB for trace in (whole, foretold)]
     both = f"{peaks[0]:,.0f} MiB traced in {seconds:.1f} s, {peaks[1]:,.0f} foretold in {short:.1f} s"
     print(f"{name:34} {both}, {len(whole.events):,} events {'the same' if same else 'not the same'}")
     missed = [*([] if same else ["foretold otherwise"]), *([] if twice else ["not the same twice"])]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from overnight.memory.allocator import replay
+from overnight.memory.allocator import reserved_bytes
 from overnight.memory.modules import as_recipe
 from overnight.memory.prediction import traced
 
@@ -52,8 +52,8 @@ def rows(only: str = "") -> Iterator[dict[str, Any]]:
         weights = sum(p.numel() * p.element_size() for p in module.parameters())
         found = {
             "live": trace.peak(512).bytes,
-            "expandable": replay(trace).reserved,
-            "default": replay(trace, expandable=False).reserved,
+            "expandable": reserved_bytes(trace),
+            "default": reserved_bytes(trace, expandable=False),
         }
         yield {"case": name, "published_gib": published, "four_weights_gib": 4 * weights / GIB} | {
             k: v / GIB for k, v in found.items()

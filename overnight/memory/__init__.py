@@ -1,15 +1,14 @@
 """How much memory a step will need, known before it runs and without a card, and how much it needed.
 
-predict(recipe or module, batch, target) -> MemoryEstimate, with its parts and an interval;
-predict_peak(recipe, micro_batch, target) -> (low, high) MiB or None.
+predict(recipe or module, batch, target) -> MemoryEstimate, with its parts and its edges.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from overnight.memory.prediction import Constants, MemoryEstimate, Unknown, predict, predict_peak
+    from overnight.memory.prediction import Constants, MemoryEstimate, Unknown, predict
 
-__all__ = ["Constants", "MemoryEstimate", "Unknown", "predict", "predict_peak"]
+__all__ = ["Constants", "MemoryEstimate", "Unknown", "predict"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,195 +1,197 @@
-"""Usage history: how runs of a step ended, so that the next one asks for what it needs.
+"""What steps were predicted to need and what they took, for their next request.
 
-Every outcome is an empty file <card's folder>/sizes/<memory key of the
-step>/<number>-<micro-batch>-<kind>-<MiB>.
-number: order of the outcomes; micro-batch: 0 for a step without one; kind: one of KINDS. Processes write
-without a lock: a file is created once and never changed. Obsolete files are removed by the next writer;
-files with other names are left alone.
+<card's folder>/history.jsonl has a line of JSON for each run, {step, family, used}, and for each prediction,
+{step, version, estimate}. step: digest of what decides its memory. A family is a step and the kind of net that
+it trains. version: digest of the code that predicts. Lines are appended under a lock, each after a newline, so
+that one that was torn spoils no other; torn and odd lines are ignored. A file above LIMIT_BYTES is written anew
+with the last KEPT lines and the largest of each step and outcome, for the steps that were used last.
 """
 
-import math
-import os
-import re
-import shutil
-from collections.abc import Sequence
+import importlib.util
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-CLEAN = "clean"  # peak of its allocator, in a run that finished below 95 % of its cap
-NEAR = "near"  # a cap that was filled to 95 % or more, without an error
-OOM = "oom"  # a cap that was too small
-FITS = "fits"  # a cap that sufficed after a larger micro-batch had failed in it; the need is unknown
-ALONE = "alone"  # peak of the whole card above its baseline, while the step ran alone
-OUTSIDE = "outside"  # it took memory that no cap limits; MiB is 0
-CACHED_DATA = "resident"  # share of the last clean peak: data cached on the card because there was room
-KINDS = (CLEAN, NEAR, OOM, FITS, ALONE, OUTSIDE, CACHED_DATA)
+from pydantic import TypeAdapter
 
-NEAR_SHARE = 0.95
-LAST = 5  # clean runs whose largest peak counts
-MARGIN = 1 / 8  # above a peak, so that an equal run stays below 95 % of its cap
-LEAST_MARGIN_MIB = 64
-RAISE = 1.25  # of a cap that was filled
-DOUBLE = 2.0  # of a cap that was too small, until a run has finished since
-LARGEST_SHARE = 0.97  # a cap above this share of the room, once filled, is not tried again
-MOST_MIB = 10**8  # as many digits as a name has room for
-MOST_STEPS = 1000  # folders that are kept
-_NAME = re.compile(rf"([0-9]{{1,15}})-([0-9]{{1,9}})-({'|'.join(KINDS)})-([0-9]{{1,8}})")
+from overnight.files import atomic_write, source_sha256
+from overnight.gpu.card import Card
+from overnight.locks import hold
+from overnight.memory.prediction import MemoryEstimate
+from overnight.memory.usage import Usage
+
+if TYPE_CHECKING:
+    from overnight.step import Step
+
+LIMIT_BYTES = 2 << 20
+KEPT = 5
+FAMILY_RUNS = 50  # the last ones, whose errors count
+LARGEST = 10**8  # MiB; a larger figure is nonsense
+KINDS_OF_NET = ("arch", "recipe", "conv", "algorithm", "model")  # fields of Params that name one
+ODD = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
+_ESTIMATE = TypeAdapter(MemoryEstimate)
 
 
-@dataclass(frozen=True, order=True)
-class Outcome:
-    """Memory result of one run. size: micro-batch, 0 for a step without one."""
+class _Line(NamedTuple):
+    """label: the family of a run, the version of a prediction."""
 
-    number: int
-    size: int
-    kind: str
-    mib: int
+    step: str
+    label: str
+    value: Usage | MemoryEstimate
+
+    @classmethod
+    def parse(cls, text: bytes) -> "_Line":
+        """Raises one of ODD."""
+        found = json.loads(text)
+        if "used" in found:
+            return cls(found["step"], found["family"], Usage.model_validate(found["used"]))
+        return cls(found["step"], found["version"], _ESTIMATE.validate_python(found["estimate"]))
+
+    def dump(self) -> bytes:
+        """Raises ValueError for NaN."""
+        if isinstance(self.value, Usage):
+            used = self.value.model_dump(mode="json", exclude_defaults=True, include=set(Usage.model_fields))
+            whole = {"step": self.step, "family": self.label, "used": used}
+        else:
+            whole = {"step": self.step, "version": self.label, "estimate": asdict(self.value)}
+        return b"\n" + json.dumps(whole, allow_nan=False, separators=(",", ":")).encode()
 
     @property
-    def name(self) -> str:
-        return f"{self.number}-{self.size}-{self.kind}-{self.mib}"
+    def sound(self) -> bool:
+        """Whether its figures can be true; NaN cannot."""
+        figures = [value for value in vars(self.value).values() if isinstance(value, int | float)]
+        return all(0 <= figure < LARGEST for figure in figures)
+
+    @property
+    def group(self) -> tuple[Any, ...]:
+        """Lines of a group say the same of a step, with other figures."""
+        found = self.value
+        if isinstance(found, MemoryEstimate):
+            return self.step, found.micro_batch
+        sizes = (found.begun_with, found.ended_with, found.outcome(found.begun_with))
+        return self.step, *sizes, found.outcome(found.ended_with), found.exclusive
+
+    @property
+    def amount(self) -> float:
+        """The cap that was filled, else the peak."""
+        if isinstance(self.value, MemoryEstimate):
+            return 0.0
+        return self.value.cap_mib if self.value.hit_limit else self.value.peak_mib or 0.0
 
 
-@dataclass(frozen=True)
-class Requirement:
-    """MiB that the allocator needs, without the CUDA context.
+class History:
+    """What is known of the steps on a card."""
 
-    least: known lower bound. wanted: enough if `sure`, else a guess. filled: the cap that was filled or too
-    small.
-    likely: a cap that probably suffices, tighter than `wanted`; 0 when unknown.
+    def __init__(self, card: Card) -> None:
+        self.lines = list(_read(_path(card)))
+
+    def runs(self, step: str) -> list[Usage]:
+        """Runs of a step that say something of its memory, the latest last."""
+        return [line.value for line in self.lines if line.step == step and isinstance(line.value, Usage)]
+
+    def family(self, name: str) -> list[Usage]:
+        """The last runs of a family that can be compared with their prediction."""
+        runs = [line.value for line in self.lines if line.label == name and isinstance(line.value, Usage)]
+        return [run for run in runs if run.finished and run.prediction_error is not None][-FAMILY_RUNS:]
+
+    def prediction(self, step: str, micro_batch: int) -> MemoryEstimate | None:
+        """The stored prediction by today's code."""
+        own = [line.value for line in self.lines if (line.step, line.label) == (step, version())]
+        found = [one for one in own if isinstance(one, MemoryEstimate) and one.micro_batch == micro_batch]
+        return found[-1] if found else None
+
+
+def step_key(step: "Step[Any, Any]", arguments: Sequence[Any]) -> str:
+    """The step in this file: its code, values and shapes of data."""
+    return step.memory_key(arguments)[:32]
+
+
+def family(step: "Step[Any, Any]", params: Any) -> str:
+    """The step and the kind of net: `train_gnn-gat`."""
+    fields = (getattr(params, field, None) for field in KINDS_OF_NET)
+    kind = next((value for value in fields if isinstance(value, str)), "")
+    return f"{step.name}-{kind}" if kind else step.name
+
+
+@cache
+def version() -> str:
+    """Digest of the code that predicts and of the loop that it traces; empty when it is not installed."""
+    found = importlib.util.find_spec("overnight.memory")
+    if found is None or not found.submodule_search_locations:
+        return ""
+    folder = Path(found.submodule_search_locations[0])
+    files = sorted([*folder.rglob("*.py"), *(folder.parent / "training").glob("*.py")])
+    return source_sha256(files)[:8]
+
+
+def add_prediction(card: Card, step: str, found: MemoryEstimate) -> None:
+    """Store what today's code predicts, or why it cannot."""
+    _append(card, _Line(step, version(), found))
+
+
+def record_usage(
+    step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, used: Usage, finished: bool
+) -> None:
+    """Add a run that says something of the step's memory.
+
+    One that failed below its cap says nothing, nor does one that ran out of memory because other programs took
+    more than the card's reserve.
     """
-
-    least: int
-    wanted: int
-    sure: bool = False
-    filled: int = 0
-    likely: int = 0
-
-    def fits(self, room_mib: int) -> bool | None:
-        """Whether to try a cap of `room_mib`. None: only when there is no smaller micro-batch."""
-        if self.least > room_mib:
-            return False
-        worth_a_try = (
-            self.wanted <= room_mib
-            or 0 < self.likely <= room_mib
-            or (self.sure and self.least < NEAR_SHARE * room_mib)
-            or 0 < self.filled <= LARGEST_SHARE * room_mib
-        )
-        return True if worth_a_try else None
+    used = used.model_copy(update={"finished": finished})
+    if not used.cap_mib or (card.virtual and not card.count):
+        return
+    crowded = not card.virtual and (used.other_processes_peak_mib or 0) > card.total_mib - card.budget_mib
+    if used.out_of_memory and crowded and not used.filled:
+        return
+    if used.outcome(used.begun_with) or used.outcome(used.ended_with) or used.uncapped:
+        params = arguments[0] if arguments else None
+        _append(card, _Line(step_key(step, arguments), family(step, params), used))
 
 
-def read_outcomes(folder: Path) -> list[Outcome]:
-    """All outcomes in order. Files with other names are ignored."""
+# ---------------------------------------------------------------------- the file
+
+
+def _path(card: Card) -> Path:
+    return card.folder / "history.jsonl"
+
+
+def _read(path: Path) -> Iterator[_Line]:
     try:
-        names = [path.name for path in folder.iterdir()]
+        texts = path.read_bytes().split(b"\n")
     except OSError:
-        return []
-    found = [m for m in map(_NAME.fullmatch, names) if m]
-    return sorted(Outcome(int(m[1]), int(m[2]), m[3], int(m[4])) for m in found)
-
-
-def add_outcome(folder: Path, size: int, kind: str, mib: float) -> None:
-    """Record an outcome.
-
-    NaN, negative and huge values are ignored, and so is a disk that cannot be written.
-    """
-    if not 0 <= mib < MOST_MIB or size < 0:  # false for NaN
         return
-    known = read_outcomes(folder)
-    new = Outcome(known[-1].number + 1 if known else 1, size, kind, math.ceil(mib))
-    with suppress(OSError):
-        open_folder(folder)
-        os.close(os.open(folder / new.name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        for old in obsolete([*known, new]):
-            (folder / old.name).unlink(missing_ok=True)
+    for text in texts:
+        with suppress(*ODD):
+            line = _Line.parse(text)
+            if line.sound:
+                yield line
 
 
-def obsolete(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """All outcomes but the last of each kind, the highest filled cap and the largest clean run after it."""
-    kept = set[Outcome]()
-    for size in {o.size for o in outcomes}:
-        own = [o for o in outcomes if o.size == size]
-        for kind in (CLEAN, ALONE):
-            kept |= set([o for o in own if o.kind == kind][-LAST:])
-        for kind in (OUTSIDE, FITS, CACHED_DATA):
-            kept |= set([o for o in own if o.kind == kind][-1:])
-        filled = [o for o in own if o.kind in (NEAR, OOM)]
-        if filled:
-            highest = max(filled, key=lambda o: (o.mib, o.kind == OOM, o.number))
-            since = [o for o in own if o.kind == CLEAN and o.number > highest.number]
-            kept |= {highest, *sorted(since, key=lambda o: o.mib)[-1:]}
-    return [o for o in outcomes if o not in kept]
-
-
-def requirement(outcomes: Sequence[Outcome], size: int) -> Requirement | None:
-    """MiB that a micro-batch needs by its own outcomes, None without any.
-
-    Clean runs need the largest of their last peaks plus a margin. A cap that was too small is doubled until a
-    run finishes; then, and where a cap was nearly filled, it is raised by 1.25 until a later clean run holds
-    as much as the cap itself, which measures the need. Smaller runs never lower it again.
-    """
-    clean = [o for o in outcomes if o.size == size and o.kind == CLEAN]
-    recent = [o.mib for o in clean[-LAST:]]
-    found = list[Requirement]()
-    if recent:
-        peak = max(recent)
-        found.append(
-            Requirement(max(0, peak - cached_data_mib(outcomes, size)), with_margin(peak), sure=True)
-        )
-    fits = [o.mib for o in outcomes if o.size == size and o.kind == FITS]
-    if fits and not recent:
-        found.append(Requirement(0, fits[-1], sure=True))
-    found += [_after_filling(o, clean) for o in outcomes if o.size == size and o.kind in (NEAR, OOM)]
-    if not found:
-        return None
-    most = max(found, key=lambda n: n.wanted)
-    return Requirement(max(n.least for n in found), most.wanted, most.sure, most.filled)
-
-
-def _after_filling(outcome: Outcome, clean: Sequence[Outcome]) -> Requirement:
-    """Requirement from one filled cap and the clean runs since."""
-    since = [o.mib for o in clean if o.number > outcome.number]
-    too_small = outcome.kind == OOM
-    least = outcome.mib + 1 if too_small else math.ceil(NEAR_SHARE * outcome.mib)
-    if since and max(since) >= least:
-        return Requirement(max(since), with_margin(max(since)), sure=True)
-    factor = DOUBLE if too_small and not since else RAISE
-    return Requirement(least, math.ceil(outcome.mib * factor) + 1, filled=outcome.mib)
-
-
-def measured_peak(outcomes: Sequence[Outcome], size: int) -> int | None:
-    """Largest of the last clean peaks of a micro-batch, without cached data.
-
-    None without any since the last filled cap.
-    """
-    own = [o for o in outcomes if o.size == size and o.kind in (CLEAN, NEAR, OOM)]
-    filled = max((o.number for o in own if o.kind != CLEAN), default=0)
-    most = max([o.mib for o in own if o.kind == CLEAN and o.number > filled][-LAST:], default=None)
-    return None if most is None else max(0, most - cached_data_mib(outcomes, size))
-
-
-def cached_data_mib(outcomes: Sequence[Outcome], size: int) -> int:
-    """Share of a micro-batch's peak that is data which need not lie on the card."""
-    return next((o.mib for o in reversed(outcomes) if o.size == size and o.kind == CACHED_DATA), 0)
-
-
-def device_mib(outcomes: Sequence[Outcome], size: int) -> int | None:
-    """Peak of the whole card for a micro-batch that ran alone; None until measured."""
-    return max([o.mib for o in outcomes if o.size == size and o.kind == ALONE][-LAST:], default=None)
-
-
-def with_margin(peak_mib: float) -> int:
-    """The cap for an expected peak."""
-    return math.ceil(peak_mib + max(peak_mib * MARGIN, LEAST_MARGIN_MIB))
-
-
-def open_folder(folder: Path) -> None:
-    """Create a step's folder when it is missing, and keep the MOST_STEPS folders used last."""
-    if folder.is_dir():
+def _append(card: Card, line: _Line) -> None:
+    """Add a line. A disk that cannot be written is no error; a figure that cannot be true is left out."""
+    path = _path(card)
+    if not line.sound:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    steps = list(folder.parent.iterdir())
-    if len(steps) > MOST_STEPS:
-        for step in sorted(steps, key=lambda p: p.stat().st_mtime)[:-MOST_STEPS]:
-            shutil.rmtree(step, ignore_errors=True)
+    with suppress(OSError, ValueError), hold(path.with_suffix(".lock"), "a step's history", wait=True):
+        if path.exists() and path.stat().st_size > LIMIT_BYTES:
+            atomic_write(path, _compacted(list(_read(path))))
+        with path.open("ab", buffering=0) as file:
+            file.write(line.dump())
+
+
+def _compacted(lines: Sequence[_Line]) -> bytes:
+    """The lines to keep; above half of the limit those of the steps that were used last."""
+    groups = defaultdict[Any, list[int]](list)
+    used = dict[str, int]()
+    for number, line in enumerate(lines):
+        groups[line.group].append(number)
+        used[line.step] = number
+    kept = {max(group, key=lambda n: lines[n].amount) for group in groups.values()}
+    kept |= {number for group in groups.values() for number in group[-KEPT:]}
+    ordered = sorted(kept, key=lambda n: (used[lines[n].step], n))
+    return b"".join(lines[n].dump() for n in ordered)[-LIMIT_BYTES // 2 :]  # begins with a torn line, perhaps

@@ -57,14 +57,14 @@ class Constants(Values):
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Peak memory of a step on the card, MiB.
+    """Peak memory of a step on the card, MiB: what is likely, and between which edges.
 
     needed_mib: upper edge without the evaluation, which is cut into slices when memory runs out. parts: add
-    up to `mib`. phase, operator: when the peak is. unknown: why there is no prediction.
+    up to `mib`. phase, operator: when the peak is. unknown: why there is no estimate. why: how it is known.
     """
 
-    target: str
-    micro_batch: int
+    target: str = "cuda"
+    micro_batch: int = 0
     mib: float = 0.0
     low_mib: float = 0.0
     high_mib: float = 0.0
@@ -74,6 +74,7 @@ class MemoryEstimate:
     phase: str = ""
     operator: str = ""
     unknown: str = ""
+    why: str = ""
 
     def verdict(self, budget_mib: float) -> Literal["fits", "does not fit", "unknown"]:
         """For a budget, which the upper edge must not exceed."""
@@ -231,15 +232,7 @@ def estimate(
 
 def _held_mib(trace: Trace, target: Target, constants: Constants) -> float:
     """On a card what the allocator reserves, elsewhere what is alive."""
-    from overnight.memory.allocator import replay
+    from overnight.memory.allocator import reserved_bytes
 
-    held = replay(trace, constants.expandable).reserved if target == "cuda" else trace.peak().bytes
+    held = reserved_bytes(trace, constants.expandable) if target == "cuda" else trace.peak().bytes
     return held / MIB
-
-
-def predict_peak(
-    recipe: Any, micro_batch: int, target: Target, data_mib: float = 0.0
-) -> tuple[float, float] | None:
-    """(low, high) MiB of a recipe with that micro-batch, None when it is unknown."""
-    found = predict(recipe, micro_batch, target, data_mib)
-    return None if found.unknown else (found.low_mib, found.high_mib)

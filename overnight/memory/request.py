@@ -1,36 +1,44 @@
 """The MiB of the card that a step requests, and for which micro-batch: measured, predicted or declared.
 
-measured   what the micro-batch was measured to need (history.py), plus the CUDA context
-predicted  the interval of overnight.memory as other micro-batches that ran have calibrated it, else its upper
-           edge as its family has calibrated it (intervals.py), or the step's own formula; plus the context
+measured   what the micro-batch took in its own runs (measured())
+predicted  a trace of its training, widened by the errors of its family; or the step's own formula
 declared   the step's `vram_mib`: FIXED of it for every micro-batch, the rest in proportion to the micro-batch
 
-Of the divisors and halves of the effective batch, the largest whose amount is within the budget is chosen.
-If none is, and micro-batch 1 is not known to be too large, the smallest gets the whole budget.
+Of the divisors and halves of the effective batch, the largest whose estimate is within the budget is chosen.
+If none is, the smallest that is not known to be too large gets the whole budget.
 """
 
 import os
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overnight.artifact import Artifact, DataSpec
 from overnight.errors import DoesNotFit, OvernightError
 from overnight.gpu.card import Card
 from overnight.gpu.cuda_context import overhead
-from overnight.memory import history, intervals
+from overnight.gpu.memory_limit import NEAR
+from overnight.memory import history
 from overnight.memory.formulas import Formula
-from overnight.memory.history import Requirement
-from overnight.memory.intervals import Predict, PredictionInterval
+from overnight.memory.history import History
+from overnight.memory.prediction import MemoryEstimate
+from overnight.memory.usage import Usage, event, half
 
 if TYPE_CHECKING:
     from overnight.step import Step
 
 ROUND_MIB = 64
 FIXED = 0.25  # of a declared amount, for every micro-batch: weights, optimizer, workspace
+LAST = 5  # clean runs whose largest peak counts
+MARGIN = 1 / 8  # above a peak, so that an equal run stays below 95 % of its cap
+LEAST_MARGIN_MIB = 64
+RAISE = 1.25  # of a cap that was filled
+DOUBLE = 2.0  # of a cap that was too small, until a run has finished since
+LARGEST_SHARE = 0.97  # a cap above this share of the room, once filled, is not tried again
+ERROR_SLACK = 0.01
 REFUSED_DATA = (
     OvernightError,
     ArithmeticError,
@@ -40,6 +48,7 @@ REFUSED_DATA = (
     TypeError,
     ValueError,
 )  # what a recipe raises for data that it cannot take
+Predict = Callable[[Any, int], MemoryEstimate | None]  # (recipe, micro-batch)
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class MemoryRequest:
     """What to request from the ledger, MiB. micro_batch: None for a step without one.
 
     smaller: (MiB, micro-batch) that would do as well, the largest first. predicted: of the micro-batch,
-    before calibration. note: why there is no prediction.
+    as traced.
     """
 
     mib: int
@@ -55,23 +64,27 @@ class MemoryRequest:
     exclusive: bool = False
     smaller: tuple[tuple[int, int], ...] = ()
     why: str = ""
-    predicted: PredictionInterval | None = field(default=None, compare=False)
-    note: str = field(default="", compare=False)
+    predicted: MemoryEstimate | None = field(default=None, compare=False)
 
+    def events(self) -> list[dict[str, Any]]:
+        """Events of a run: what its step is about to request, and why that much."""
+        size = f"micro-batch {self.micro_batch}, " if self.micro_batch else ""
+        alone = ", alone" if self.exclusive else ""
+        line = f"asks for {self.mib:,} MiB of the card{alone} ({size}{self.why})"
+        events = [event("log", text=line), event("param", name="usage/why", value=self.why)]
+        if self.predicted and self.predicted.unknown:
+            note = f"its memory is not predicted: {self.predicted.unknown}"
+            events += [event("log", text=note), event("param", name="usage/not_predicted", value=note)]
+        return events
 
-@dataclass(frozen=True)
-class Candidate:
-    """What one micro-batch (0: none) would request. fits: None means perhaps, with the whole budget."""
-
-    size: int
-    mib: int
-    fits: bool | None
-    why: str
-
-
-def half(size: int) -> int:
-    """The next candidate below a micro-batch of `size` samples: half of it, rounded up."""
-    return -(-size // 2)
+    def usage(self) -> dict[str, float]:
+        """Fields of Usage that are known before the run."""
+        asked: dict[str, float] = {"asked_mib": self.mib}
+        found = self.predicted
+        if not found or found.unknown:
+            return asked
+        edges = {"predicted_low_mib": found.low_mib, "predicted_high_mib": found.high_mib}
+        return asked | {"predicted_mib": found.mib} | edges
 
 
 def micro_batches(batch: int) -> list[int]:
@@ -83,41 +96,37 @@ def micro_batches(batch: int) -> list[int]:
     return sorted(found, reverse=True)
 
 
-def folder_of(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card) -> Path:
-    """Folder of a step's usage history and stored predictions."""
-    return card.folder / "sizes" / step.memory_key(arguments)[:32]
-
-
 def plan_request(
     step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, predict: Predict | None = None
 ) -> MemoryRequest:
-    """The micro-batch to start with, and the MiB to lease for it.
+    """The micro-batch to start with, and the MiB to lease for it. predict: for what is not stored yet.
 
     Raises DoesNotFit when the smallest micro-batch is known not to fit: 1, or the one that a user set, or the
     whole of a step that has none.
     """
     planner = _Planner(step, arguments, card, predict)
-    candidates = list[Candidate]()
+    if planner.formula is not None and planner.formula.none_of(card):
+        return MemoryRequest(0, why="it runs on the processor here: nothing of the card")
+    estimates = dict[int, MemoryEstimate]()
     for size in planner.sizes:
-        candidates.append(planner.candidate(size))
-        if candidates[-1].fits:
+        estimates[size] = planner.estimate(size)
+        if estimates[size].fits(planner.room_mib):
             break
-    chosen = next((c for c in reversed(candidates) if c.fits is not False), None)
+    chosen = min((n for n, found in estimates.items() if found.low_mib <= planner.room_mib), default=None)
     if chosen is None:
-        raise DoesNotFit(planner.refusal(candidates[-1]))
-    below = [n for n in planner.sizes if n < chosen.size] if card.policy == "shrink" else []
+        raise DoesNotFit(planner.refusal(min(estimates), estimates[min(estimates)].why))
     return MemoryRequest(
-        chosen.mib,
-        chosen.size or None,
-        planner.exclusive(chosen.size),
-        _descending(chosen.mib, [planner.candidate(size) for size in below]),
-        chosen.why,
-        planner.interval(chosen.size),
+        planner.amount(estimates[chosen]),
+        chosen or None,
+        planner.exclusive(chosen),
+        planner.smaller(chosen, planner.amount(estimates[chosen])),
+        estimates[chosen].why,
+        planner.prediction(chosen),
     )
 
 
 class _Planner:
-    """What is known of one step on one card."""
+    """What is known of one step on one card. Estimates are of the allocator, without the CUDA context."""
 
     def __init__(
         self, step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, predict: Predict | None
@@ -129,8 +138,11 @@ class _Planner:
         self.params: Any = arguments[0] if arguments else None
         self.batch = getattr(self.params, "batch", 0) if hasattr(self.params, "micro_batch") else 0
         self.overhead_mib = overhead(card)
-        self.outcomes = history.read_outcomes(folder_of(step, arguments, card))
-        self.measured_sizes = {o.size for o in self.outcomes}
+        self.room_mib = card.budget_mib - self.overhead_mib
+        self.key = history.step_key(step, arguments)
+        self.history = History(card)
+        self.runs = self.history.runs(self.key)
+        self.predictions = dict[int, MemoryEstimate | None]()
 
     @cached_property
     def recipe(self) -> Any:
@@ -143,85 +155,6 @@ class _Planner:
         return None
 
     @cached_property
-    def sizes(self) -> list[int]:
-        """Candidate micro-batches, the largest first: the one that a user set, those of the batch, or [0]."""
-        given = getattr(self.params, "micro_batch", None)
-        if given:
-            return [int(given)]
-        if self.step.recipe is None or not self.batch or not _splittable(self.recipe):
-            return [0]
-        return micro_batches(self.batch)
-
-    def exclusive(self, size: int) -> bool:
-        """Whether it must run alone: by request, or for memory outside the cap that was not measured yet."""
-        uncapped = self.step.uncapped or any(o.kind == history.OUTSIDE for o in self.outcomes)
-        unmeasured = uncapped and history.device_mib(self.outcomes, size) is None
-        return bool(getattr(self.params, "exclusive", False)) or unmeasured
-
-    def candidate(self, size: int) -> Candidate:
-        """By measurement, else by prediction (a trace, a formula), else by declaration."""
-        if self.formula is not None and self.formula.none_of(self.card):
-            return Candidate(size, 0, fits=True, why="it runs on the processor here: nothing of the card")
-        found = (
-            self._measured(size) or self._predicted(size) or self._by_formula(size) or self._declared(size)
-        )
-        device = history.device_mib(self.outcomes, size)
-        if device is None or found.mib >= history.with_margin(device):
-            return found
-        mib = min(_rounded(history.with_margin(device)), self.card.budget_mib)
-        why = f"measured: the whole card held {device:,} MiB more while it ran alone"
-        return Candidate(size, mib, found.fits, why)
-
-    def _measured(self, size: int) -> Candidate | None:
-        found = history.requirement(self.outcomes, size)
-        if found is None:
-            return None
-        return self._sized(
-            size, found, f"measured: it needs {found.least:,} MiB{'' if found.sure else ' or more'}"
-        )
-
-    def interval(self, size: int) -> PredictionInterval | None:
-        """The prediction for a micro-batch, before calibration."""
-        if not self.predict or not self.recipe:
-            return None
-        found = self.predict(self.recipe, size or max(self.batch, 1), self.card)
-        return PredictionInterval.of(found) if found else None
-
-    def _predicted(self, size: int) -> Candidate | None:
-        interval = self.interval(size)
-        if interval is None:
-            return None
-        return self._calibrated_by_runs(size, interval) or self._calibrated_by_family(size, interval)
-
-    def _calibrated_by_runs(self, size: int, interval: PredictionInterval) -> Candidate | None:
-        """Tried if the lower figure fits: where that is wrong, a training continues with less, once."""
-        measured = {n: history.measured_peak(self.outcomes, n) for n in self.measured_sizes - {size}}
-        peaks = {n: peak for n, peak in measured.items() if peak is not None}
-        predicted = {n: self.interval(n) for n in peaks}
-        others = {n: other for n, other in predicted.items() if other}
-        between = intervals.calibrated_by_runs(interval, others, peaks)
-        if between is None:
-            return None
-        low, high = between
-        runs = ", ".join(map(str, sorted(peaks)))
-        return self._sized(
-            size,
-            Requirement(
-                int(min(interval.low, low)),
-                history.with_margin(high),
-                likely=int(low * intervals.SLACK / history.NEAR_SHARE) + 1,
-            ),
-            f"predicted: {low:,.0f} to {high:,.0f} MiB, corrected by what micro-batch {runs} took",
-        )
-
-    def _calibrated_by_family(self, size: int, interval: PredictionInterval) -> Candidate:
-        errors = intervals.read_errors(self.card, intervals.family(self.step, self.params))
-        found = intervals.calibrated(interval, errors)
-        need = Requirement(int(found.low), int(found.high) + 1, likely=int(found.needed) + 1)
-        tested = intervals.describe_errors(found.mid, errors)
-        return self._sized(size, need, f"predicted: {found.low:,.0f} to {found.high:,.0f} MiB; {tested}")
-
-    @cached_property
     def formula(self) -> Formula | None:
         """The step's own formula for its data; None without one, or for data of unknown shape."""
         given = [a.spec if isinstance(a, Artifact) else a for a in self.arguments[1:]]
@@ -231,66 +164,171 @@ class _Planner:
             return Formula.of(self.step.peak(self.params, *given))
         return None
 
-    def _by_formula(self, size: int) -> Candidate | None:
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Candidate micro-batches, the largest first: the one that a user set, those of the batch, or [0]."""
+        given = getattr(self.params, "micro_batch", None)
+        if given:
+            return [int(given)]
+        if self.step.recipe is None or not self.batch or not _splittable(self.recipe):
+            return [0]
+        return micro_batches(self.batch)
+
+    # ------------------------------------------------------------------ estimates
+
+    def estimate(self, size: int) -> MemoryEstimate:
+        """By measurement, else by prediction, else by declaration; at least what smaller ones needed."""
+        found = measured(self.runs, size) or self.predicted(size) or self.declared(size)
+        ran = {n for run in self.runs for n in (*run.too_large, run.ended_with) if 0 < n < size}
+        known = [found, *filter(None, (measured(self.runs, n) for n in ran))]
+        low = max(one.low_mib for one in known)
+        high = max(LEAST_MARGIN_MIB, *(one.high_mib for one in known))
+        device = max(self.device_peaks(size), default=0.0)
+        why = found.why
+        if device and _with_margin(device) > high + self.overhead_mib:
+            high = _with_margin(device) - self.overhead_mib
+            why = f"measured: the whole card held {device:,.0f} MiB more while it ran alone"
+        return replace(found, low_mib=low, high_mib=high, needed_mib=max(found.needed_mib, low), why=why)
+
+    def prediction(self, size: int) -> MemoryEstimate | None:
+        """As traced, for a micro-batch (0: for the batch)."""
+        if self.recipe is None:
+            return None
+        n = size or max(self.batch, 1)
+        if n not in self.predictions:
+            stored = self.history.prediction(self.key, n)
+            made = self.predict(self.recipe, n) if self.predict and not stored else None
+            self.predictions[n] = stored or made
+        return self.predictions[n]
+
+    def predicted(self, size: int) -> MemoryEstimate | None:
+        """By a trace or by the step's formula."""
+        traced = self.prediction(size)
+        if traced and not traced.unknown:
+            found = calibrated(traced, self.history.family(history.family(self.step, self.params)))
+            return replace(found, why=f"predicted: {found.low_mib:,.0f} to {found.high_mib:,.0f} MiB")
         if self.formula is None or self.formula.unknown:
             return None
-        low, high = self.formula.low, self.formula.high
-        need = Requirement(0, int(high) + 1, likely=int(high) + 1)
-        return self._sized(size, need, f"by formula: {low:,.0f} to {high:,.0f} MiB")
+        high = self.formula.high
+        why = f"by formula: {self.formula.low:,.0f} to {high:,.0f} MiB"
+        return MemoryEstimate(high_mib=high, needed_mib=high, why=why)
 
-    def _declared(self, size: int) -> Candidate:
-        """In proportion to other micro-batches that ran, else to the declaration for the whole batch."""
+    def declared(self, size: int) -> MemoryEstimate:
+        """In proportion to the micro-batch."""
         whole = self.step.vram_mib or self.card.budget_mib
+        mib = float(whole - self.overhead_mib)
+        why = f"declared: {whole:,} MiB"
         if not size:
-            wanted = whole - self.overhead_mib
-            least = 0 if self.step.recipe else wanted
-            return self._sized(size, Requirement(least, wanted), f"declared: {whole:,} MiB")
-        measured = {n: history.requirement(self.outcomes, n) for n in self.measured_sizes if n}
-        needs = {n: need for n, need in measured.items() if need}
-        batch = self.batch or size
-        wanted = self._scaled(size, batch, whole, needs)
-        if needs:
-            why = f"scaled from micro-batches {sorted(needs)} that ran"
-        else:
-            why = f"declared: {whole:,} MiB{'' if size == batch else f' for all {batch} samples at once'}"
-        if wanted + self.overhead_mib > self.card.budget_mib:
-            why += f", so about {wanted + self.overhead_mib:,} for {size}"
-            why += f"; there is no more than {self.card.budget_mib:,}, which may do"
-        return self._sized(size, Requirement(0, wanted), why)
+            return MemoryEstimate(
+                low_mib=0 if self.step.recipe else mib, high_mib=mib, needed_mib=mib, why=why
+            )
+        if size < self.batch:
+            mib *= FIXED + (1 - FIXED) * size / self.batch
+            why += f" for all {self.batch} samples at once"
+        return MemoryEstimate(high_mib=mib, needed_mib=mib, why=why)
 
-    def _scaled(self, size: int, batch: int, whole_mib: int, needs: dict[int, Requirement]) -> int:
-        """Least estimate in MiB from the next larger micro-batch that ran and from all smaller ones."""
+    def device_peaks(self, size: int) -> list[float]:
+        """Peaks of the whole card in the last runs that ran alone for memory outside the cap."""
+        alone = [run for run in self.runs if run.finished and run.exclusive and run.begun_with == size]
+        uncapped = [run for run in alone if self.step.uncapped or run.uncapped]
+        return [run.device_peak_mib for run in uncapped if run.device_peak_mib][-LAST:]
 
-        def share(n: int) -> float:
-            return FIXED + (1 - FIXED) * n / batch
+    # ------------------------------------------------------------------ the request
 
-        larger = min((n for n in needs if n > size), default=0)
-        estimates = [needs[larger].wanted / share(larger) if larger else whole_mib - self.overhead_mib]
-        estimates += [need.wanted / share(n) for n, need in needs.items() if n < size and need.sure]
-        return int(min(estimates) * share(size))
+    def amount(self, found: MemoryEstimate) -> int:
+        """MiB of the card."""
+        whole = found.high_mib + self.overhead_mib
+        return min(-int(-whole // ROUND_MIB) * ROUND_MIB, self.card.budget_mib)
 
-    def _sized(self, size: int, need: Requirement, why: str) -> Candidate:
-        """In MiB of the card. It needs at least what smaller micro-batches are known to need."""
-        below = [history.requirement(self.outcomes, n) for n in self.measured_sizes if 0 < n < size]
-        least = max([need.least, *(n.least for n in below if n)])
-        need = replace(need, least=least, wanted=max(need.wanted, least, history.LEAST_MARGIN_MIB))
-        mib = min(_rounded(need.wanted + self.overhead_mib), self.card.budget_mib)
-        return Candidate(size, mib, need.fits(self.card.budget_mib - self.overhead_mib), why)
+    def exclusive(self, size: int) -> bool:
+        """Whether it must run alone: by request, or for memory outside the cap that was not measured yet."""
+        uncapped = self.step.uncapped or any(run.uncapped for run in self.runs)
+        return bool(getattr(self.params, "exclusive", False)) or (uncapped and not self.device_peaks(size))
 
-    def refusal(self, last: Candidate) -> str:
+    def smaller(self, chosen: int, mib: int) -> tuple[tuple[int, int], ...]:
+        """(MiB, micro-batch) of smaller ones that fit, each for less than the one before."""
+        found = list[tuple[int, int]]()
+        for size in self.sizes if self.card.policy == "shrink" else []:
+            other = self.estimate(size) if size < chosen else None
+            if other and other.fits(self.room_mib) and self.amount(other) < mib:
+                mib = self.amount(other)
+                found.append((mib, size))
+        return tuple(found)
+
+    def refusal(self, size: int, why: str) -> str:
         """Why it does not fit, and what would change that."""
         given = getattr(self.params, "micro_batch", None) or 0
         context = f", {self.overhead_mib} of them for the CUDA context" if self.overhead_mib else ""
         fixed = f"leave out micro_batch, which was set to {given} and is not changed then; "
-        parts = (
-            "the model, its input or the data" if last.size else "the model, its input, its batch or the data"
-        )
+        parts = "the model, its input or the data" if size else "the model, its input, its batch or the data"
         return (
-            f"{self.step.name}{f' with micro_batch {last.size}' if last.size else ''} does not fit the card: "
-            f"{last.why}; the whole budget is {self.card.budget_mib} MiB{context}. What helps: "
+            f"{self.step.name}{f' with micro_batch {size}' if size else ''} does not fit the card: {why}; "
+            f"the whole budget is {self.card.budget_mib} MiB{context}. What helps: "
             f"{fixed if given > 1 else ''}make {parts} smaller, compute in bf16, "
             f"{_larger_budget(self.card)}, or use a larger card"
         )
+
+
+def measured(runs: Sequence[Usage], size: int) -> MemoryEstimate | None:
+    """What a micro-batch needs by its own runs; None without any.
+
+    The largest of the last clean peaks, and a margin. The largest cap that was too small is doubled until a
+    run finishes; then, and where it was only filled, it is raised by 1.25, until a clean run holds as much
+    as the cap itself, which measures the need. Smaller runs never lower it again.
+    """
+    numbers = defaultdict[str, list[int]](list)
+    for number, run in enumerate(runs):
+        numbers[run.outcome(size)].append(number)
+    found = list[MemoryEstimate]()
+    clean = numbers["clean"]
+    if clean:
+        found.append(_from_peaks([runs[n] for n in clean[-LAST:]]))
+    elif numbers["enough"]:
+        enough = runs[numbers["enough"][-1]].cap_mib
+        found.append(MemoryEstimate(high_mib=enough, why=f"measured: {enough:,} MiB were enough"))
+    filled = numbers["filled"] + numbers["too small"]
+    if filled:
+        worst = max(filled, key=lambda n: (runs[n].cap_mib, n in numbers["too small"], n))
+        since = [runs[n] for n in clean if n > worst]
+        found.append(_after_filling(runs[worst].cap_mib, worst in numbers["too small"], since))
+    if not found:
+        return None
+    return replace(max(found, key=lambda one: one.high_mib), low_mib=max(one.low_mib for one in found))
+
+
+def _from_peaks(clean: Sequence[Usage]) -> MemoryEstimate:
+    """Data that lay on the card because there was room is asked for, and refuses nothing."""
+    peak = max(run.peak_mib or 0.0 for run in clean)
+    low = max((run.peak_mib or 0.0) - run.resident_mib for run in clean)
+    why = f"measured: it needs {low:,.0f} MiB"
+    return MemoryEstimate(low_mib=low, high_mib=_with_margin(peak), needed_mib=low / NEAR, why=why)
+
+
+def _after_filling(cap_mib: int, too_small: bool, since: Sequence[Usage]) -> MemoryEstimate:
+    low = cap_mib + 1.0 if too_small else NEAR * cap_mib
+    if max((run.peak_mib or 0.0 for run in since), default=0.0) >= low:
+        return _from_peaks(since)
+    high = cap_mib * (DOUBLE if too_small and not since else RAISE) + 1
+    why = f"measured: it needs {low:,.0f} MiB or more"
+    return MemoryEstimate(low_mib=low, high_mib=high, needed_mib=cap_mib / LARGEST_SHARE, why=why)
+
+
+def calibrated(found: MemoryEstimate, runs: Sequence[Usage]) -> MemoryEstimate:
+    """The prediction with its edges as far out as the errors of its family lie, and 1 %."""
+    errors = [run.prediction_error for run in runs if run.prediction_error is not None]
+    if not errors:
+        return found
+    context = found.parts.get("context", 0.0)
+    mib = found.mib - context
+    high = max(found.high_mib, context + mib * (1 + max(errors) + ERROR_SLACK))
+    low = min(found.low_mib, context + mib * (1 + min(errors) - ERROR_SLACK))
+    needed = found.needed_mib + high - found.high_mib
+    return replace(found, low_mib=max(0.0, low), high_mib=high, needed_mib=needed)
+
+
+def _with_margin(peak_mib: float) -> float:
+    """The cap for an expected peak."""
+    return peak_mib + max(peak_mib * MARGIN, LEAST_MARGIN_MIB)
 
 
 def _larger_budget(card: Card) -> str:
@@ -311,16 +349,3 @@ def _splittable(recipe: Any) -> bool:
     with suppress(KeyError):  # it splits by more than the number of samples
         return len(list(recipe.micro_batches({"samples": torch.empty(2, 1)}, 1))) > 1
     return True
-
-
-def _descending(mib: int, candidates: Sequence[Candidate]) -> tuple[tuple[int, int], ...]:
-    """(MiB, micro-batch) of those that fit, each for less than the one before."""
-    found = list[tuple[int, int]]()
-    for candidate in candidates:
-        if candidate.fits and candidate.mib < (found[-1][0] if found else mib):
-            found.append((candidate.mib, candidate.size))
-    return tuple(found)
-
-
-def _rounded(mib: float) -> int:
-    return -int(-mib // ROUND_MIB) * ROUND_MIB

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from overnight.memory.prediction import Constants, MemoryEstimate, Target, Unknown, estimate, traced
-from overnight.memory.request import half, micro_batches
+from overnight.memory.request import micro_batches
 from overnight.memory.trace import Trace
+from overnight.memory.usage import half
 
 MOST = 2**20  # samples at once
 TRIES = 12  # predictions after the first two

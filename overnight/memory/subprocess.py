@@ -1,9 +1,8 @@
 """Predict in a process of its own: a trace changes operators of the whole process, and a crash costs no step.
 
-`python -m overnight.memory.subprocess` reads {step, arguments, card} from its standard input and stores the
-interval of each micro-batch that the planner looks at in the step's folder (intervals.py), so each is traced
-once. If the process ends early (a fault in a library, the machine's memory, the time limit) the remaining
-intervals are
+`python -m overnight.memory.subprocess` reads {step, arguments, card} from its standard input and stores a
+prediction for each micro-batch that the planner looks at in the card's history, so each is traced once. If the
+process ends early (a fault in a library, the machine's memory, the time limit) the remaining predictions are
 unknown: the step requests what it declares, and logs why.
 """
 
@@ -13,16 +12,15 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overnight.errors import DoesNotFit, Stopped
 from overnight.gpu.card import Card
-from overnight.memory import intervals, request
+from overnight.memory import history, request
+from overnight.memory.prediction import Constants, MemoryEstimate, predict
 from overnight.memory.request import MemoryRequest
 from overnight.paths import root
 from overnight.processes import die_with_parent
@@ -43,70 +41,48 @@ def plan_request(
     should_stop: Callable[[], bool],
     limit_s: float = LIMIT_S,
 ) -> MemoryRequest:
-    """request.plan_request, with the prediction made in a process of its own. Raises DoesNotFit, Stopped."""
-    known = intervals.StoredIntervals(request.folder_of(step, arguments, card), intervals.version())
-    with contextlib.suppress(DoesNotFit):
-        found = request.plan_request(step, arguments, card, known)
-        if not known.missing:
-            return _with_note(found, known)
-    if known.missing:
-        known.missing.clear()
+    """request.plan_request, with predictions made in a process of their own. Raises DoesNotFit, Stopped."""
+    if _missing(step, arguments, card):
         why = run(_question(step, arguments, card), COMMAND, should_stop, limit_s)
-        with contextlib.suppress(DoesNotFit):
-            request.plan_request(step, arguments, card, known)
-        if known.missing:
-            known.give_up(why or "the process made no prediction")
-    return _with_note(request.plan_request(step, arguments, card, known), known)
+        for micro_batch in _missing(step, arguments, card):
+            unknown = MemoryEstimate(micro_batch=micro_batch, unknown=why or "the process made no prediction")
+            history.add_prediction(card, history.step_key(step, arguments), unknown)
+    return request.plan_request(step, arguments, card)
 
 
-def _with_note(found: MemoryRequest, known: intervals.StoredIntervals) -> MemoryRequest:
-    """Add the reason when there is no prediction."""
-    if not known.unknown or found.predicted is not None:
-        return found
-    return replace(found, note=f"its memory is not predicted: {known.unknown}")
+def _missing(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card) -> list[int]:
+    """Micro-batches that are looked at and not predicted yet."""
+    found = list[int]()
+    with contextlib.suppress(DoesNotFit):
+        request.plan_request(step, arguments, card, lambda _recipe, micro_batch: found.append(micro_batch))
+    return found
 
 
 def run(
     question: Mapping[str, Any], command: Sequence[str], should_stop: Callable[[], bool], limit_s: float
 ) -> str:
     """Run the command with the question as its input. Returns why it failed, or nothing. Raises Stopped."""
-    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as output:
-        given.write(json.dumps(question).encode())
-        given.seek(0)
-        process = subprocess.Popen(
-            command,
-            stdin=given,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=root(),
-            env=_environment(),
-            process_group=0,
-        )
+    until = time.monotonic() + limit_s
+    given: bytes | None = json.dumps(question).encode()
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    output = None
+    with subprocess.Popen(command, **pipes, cwd=root(), env=_environment(), process_group=0) as process:
         try:
-            late = _wait(process, should_stop, limit_s)
+            while output is None:
+                if should_stop():
+                    raise Stopped("stopped while its memory was predicted")
+                if time.monotonic() > until:
+                    return f"the prediction was not there after {limit_s:g} s"
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    output, _ = process.communicate(given, timeout=POLL_S)
+                given = None  # it is taken once
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        output.seek(0)
-        last = (output.read().decode(errors="replace").strip().splitlines() or [""])[-1][:300]
-    if late:
-        return f"the prediction was not there after {limit_s:g} s"
     if process.returncode < 0:
         return f"the process that predicts was ended by signal {-process.returncode}"
+    last = (output.decode(errors="replace").strip().splitlines() or [""])[-1][:300]
     return f"the process that predicts ended with {process.returncode}: {last}" if process.returncode else ""
-
-
-def _wait(process: "subprocess.Popen[bytes]", should_stop: Callable[[], bool], limit_s: float) -> bool:
-    """Wait for the end; True when the time ran out. Raises Stopped."""
-    until = time.monotonic() + limit_s
-    while process.poll() is None:
-        if should_stop():
-            raise Stopped("stopped while its memory was predicted")
-        if time.monotonic() > until:
-            return True
-        time.sleep(POLL_S)
-    return False
 
 
 def _environment() -> dict[str, str]:
@@ -135,11 +111,17 @@ def main() -> int:
 
     step, card = load_step(question["step"]), Card.model_validate(question["card"])
     arguments = step.from_json(question["arguments"])
-    folder = request.folder_of(step, arguments, card)
-    with contextlib.suppress(DoesNotFit):
-        request.plan_request(
-            step, arguments, card, intervals.stored(intervals.predict_here, folder, intervals.version())
+    key = history.step_key(step, arguments)
+
+    def predict_once(recipe: Any, micro_batch: int) -> MemoryEstimate:
+        found = predict(
+            recipe, micro_batch, "cpu" if card.virtual else "cuda", constants=Constants.of(card.virtual)
         )
+        history.add_prediction(card, key, found)
+        return found
+
+    with contextlib.suppress(DoesNotFit):
+        request.plan_request(step, arguments, card, predict_once)
     return 0
 
 

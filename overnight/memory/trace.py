@@ -78,15 +78,6 @@ class Trace:
         kept = [i for i, event in enumerate(self.events) if max(event, ~event) not in dropped]
         return Trace(self.sizes, self.kinds, [self.events[i] for i in kept], [self.places[i] for i in kept])
 
-    def by_phase(self) -> dict[str, int]:
-        """The most bytes alive in each phase."""
-        now = 0
-        most = dict[str, int]()
-        for event, (phase, _) in zip(self.events, self.places, strict=True):
-            now += self.sizes[event] if event >= 0 else -self.sizes[~event]
-            most[phase] = max(most.get(phase, 0), now)
-        return most
-
 
 @dataclass(frozen=True)
 class Peak:

@@ -21,8 +21,8 @@ from overnight import events, processes
 from overnight.errors import DiskFull, RestartProcess, Stopped
 from overnight.gpu.card import Card
 from overnight.gpu.ledger.ledger import Ledger
+from overnight.memory import history
 from overnight.memory import subprocess as memory_subprocess
-from overnight.memory import usage
 from overnight.memory.request import MemoryRequest
 from overnight.orchestration.protocol import ChildSpec, StepResult, StepSpec
 from overnight.orchestration.provenance import stamp
@@ -105,7 +105,7 @@ class Local:
             if step.gpu:
                 listener.event({"event": "log", "text": "works out how much of the card it needs"})
                 asked = memory_subprocess.plan_request(step, arguments, self.card, stop)
-                for event in usage.request_metrics(asked):
+                for event in asked.events():
                     listener.estimated(event)
             threads = max(1, (os.cpu_count() or 1) // running)
             child = ChildSpec(
@@ -120,10 +120,9 @@ class Local:
             result = run_to_end(
                 lambda one: run_child(folder, one, threads, stop, listener.event, listener.log), child
             )
-            asked_for = {"asked_mib": asked.mib, **usage.prediction_fields(asked)}
-            result = result.model_copy(update=asked_for).judged_for(self.card)
+            result = result.model_copy(update=asked.usage()).judged_for(self.card)
             if step.gpu:
-                usage.record_usage(step, arguments, self.card, result, finished=result.code == 0)
+                history.record_usage(step, arguments, self.card, result, finished=result.code == 0)
             return result
 
 

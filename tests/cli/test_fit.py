@@ -5,15 +5,20 @@ from typing import Literal
 
 import pytest
 
+from overnight.cli.fit import describe_errors
 from overnight.cli.fit_suggestions import options
 from overnight.cli.main import main
 from overnight.gpu.card import Card
-from overnight.memory import intervals
+from overnight.memory import history
 from overnight.memory.formulas import joined
+from overnight.memory.usage import Usage
 from overnight.orchestration.dry_run import planned_steps
 from overnight.paths import configs
 from overnight.training.recipe import TrainParams
+from tasks.graphs.nodes import GnnParams, train_gnn
 from tests.support.own_files import own_files
+
+CARD = Card(uuid="virtual", name="virtual", total_mib=8192, budget_mib=8192, count=True)
 
 
 def fit(capsys, *arguments):
@@ -143,14 +148,18 @@ def test_every_shipped_config_can_be_judged():
 def test_a_family_s_errors_are_shown(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("OVERNIGHT_CARD_DIR", str(tmp_path))
     for measured in (99, 103):
-        intervals.add_error(
-            Card(uuid="virtual", name="virtual", total_mib=8192, budget_mib=8192),
-            "train_gnn-gcn",
-            100,
-            measured,
-        )
+        used = Usage(cap_mib=999, peak_mib=measured, predicted_mib=100)
+        history.record_usage(train_gnn, [GnnParams()], CARD, used, finished=True)
     row = fit(capsys, "cora", "--card", "8")[1]["train_gnn"]
     assert row["history"] == "on the processor: 2 runs of its family measured, -1.0 % to +3.0 %"
+
+
+def test_errors_of_a_family_are_described():
+    seen = [Usage(cap_mib=999, peak_mib=mib, predicted_mib=100) for mib in (98.8, 103.4)]
+    assert describe_errors(100, []) == "no run of its family was measured: outside the tested range"
+    assert describe_errors(390, seen) == "2 runs of its family measured, -1.2 % to +3.4 %"
+    outside = "2 runs of its family measured, -1.2 % to +3.4 %; outside the tested range of 100 to 100 MiB"
+    assert describe_errors(410, seen) == outside
 
 
 def test_shapes_pass_from_step_to_step():

@@ -13,7 +13,7 @@ import pytest
 from overnight import Artifact, DataSpec, Params, Run, runtime_option, step
 from overnight.gpu.card import Card
 from overnight.gpu.ledger.ledger import Ledger
-from overnight.memory import request, usage
+from overnight.memory import history, request
 from overnight.orchestration import launcher
 from overnight.orchestration.protocol import ChildSpec
 from overnight.run import Json
@@ -120,7 +120,9 @@ class Child(threading.Thread):
         self.result = launcher.run_child(
             self.folder, spec, 1, self.stop, self.events.append, lambda _line: None
         )
-        usage.record_usage(self.step, self.arguments, self.card, self.result, finished=self.result.code == 0)
+        history.record_usage(
+            self.step, self.arguments, self.card, self.result, finished=self.result.code == 0
+        )
 
     def end(self):
         self.join()

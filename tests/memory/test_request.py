@@ -10,7 +10,10 @@ from overnight import DataSpec
 from overnight.data.entry import DataFile, Entry
 from overnight.errors import DoesNotFit
 from overnight.gpu.card import Card
-from overnight.memory import history, intervals, request, usage
+from overnight.gpu.memory_limit import NEAR
+from overnight.memory import history, request
+from overnight.memory.history import History
+from overnight.memory.prediction import MemoryEstimate
 from overnight.memory.request import micro_batches
 from overnight.memory.usage import Usage
 from tests.support.steps_sized import (
@@ -29,7 +32,18 @@ from tests.support.steps_sized import (
 )
 
 __all__ = ["card"]
-UNSEEN = "no run of its family was measured: outside the tested range"
+
+
+def between(low, high):
+    """A prediction with these edges, for every micro-batch."""
+    return lambda _recipe, size: MemoryEstimate(
+        micro_batch=size, mib=high, low_mib=low, high_mib=high, needed_mib=high
+    )
+
+
+def in_proportion(_recipe, size):
+    """100 to 200 MiB a sample."""
+    return between(100.0 * size, 200.0 * size)(_recipe, size)
 
 
 # ---------------------------------------------------------------------- what is asked
@@ -52,22 +66,19 @@ def test_a_declared_amount_above_the_budget_shrinks_with_the_micro_batch(card):
 
 
 def test_the_band_of_a_prediction_decides_before_the_declared_amount(card):
-    def predict(_recipe, size, _card):
-        return (100.0 * size, 200.0 * size)
-
-    asked = request.plan_request(net, given(), card, predict)
-    assert (asked.micro_batch, asked.mib) == (32, 6464)
+    asked = request.plan_request(net, given(), card, in_proportion)
+    assert (asked.micro_batch, asked.mib) == (32, 6400)
     assert "predicted: 3,200 to 6,400" in asked.why
     assert (
-        request.plan_request(net, given(spec=DataSpec()), card, predict).mib == 2048
+        request.plan_request(net, given(spec=DataSpec()), card, in_proportion).mib == 2048
     )  # unknown data: nothing to predict from
 
 
 def test_a_measurement_decides_before_a_prediction(card):
     assert ended(card, net, given(), request.plan_request(net, given(), card), 1000)
-    asked = request.plan_request(net, given(), card, lambda *_: (1.0, 2.0))
+    asked = request.plan_request(net, given(), card, between(1.0, 2.0))
     assert (asked.mib, asked.micro_batch) == (1152, 64)
-    assert history.NEAR_SHARE * asked.mib > 1000  # an equal run does not come near its cap
+    assert NEAR * asked.mib > 1000  # an equal run does not come near its cap
 
 
 @pytest.mark.parametrize(("batch", "sizes_"), [
@@ -77,9 +88,7 @@ def test_a_measurement_decides_before_a_prediction(card):
 ])  # fmt: skip
 def test_also_a_batch_that_nothing_divides_has_micro_batches_to_choose_from(card, batch, sizes_):
     assert micro_batches(batch) == sizes_
-    asked = request.plan_request(
-        net, given(NetParams(batch=batch)), card, lambda _recipe, size, _card: (100.0 * size, 200.0 * size)
-    )
+    asked = request.plan_request(net, given(NetParams(batch=batch)), card, in_proportion)
     assert asked.micro_batch == max(n for n in sizes_ if 200 * n < BUDGET)
 
 
@@ -93,7 +102,7 @@ def test_a_training_that_went_on_with_the_larger_halves_says_which_failed(card):
         out_of_memory=True,
         hit_limit=True,
     )
-    usage.record_usage(net, given(NetParams(batch=101)), card, used, finished=True)
+    history.record_usage(net, given(NetParams(batch=101)), card, used, finished=True)
     tight = card.model_copy(update={"budget_mib": 2048})
     assert request.plan_request(net, given(NetParams(batch=101)), tight).micro_batch == 26
 
@@ -103,7 +112,7 @@ def test_a_micro_batch_that_a_user_set_is_never_changed(card):
     asked = request.plan_request(net, fixed, card.model_copy(update={"budget_mib": 1000}))
     assert (asked.micro_batch, asked.mib, asked.smaller) == (24, 1000, ())
     with pytest.raises(DoesNotFit, match="leave out micro_batch"):
-        request.plan_request(net, fixed, card, lambda *_: (9000.0, 9999.0))
+        request.plan_request(net, fixed, card, between(9000.0, 9999.0))
 
 
 def test_a_step_that_says_nothing_gets_the_whole_budget_until_it_is_measured(card):
@@ -121,7 +130,7 @@ def test_what_is_known_not_to_fit_is_refused_with_what_to_change(card, monkeypat
     with pytest.raises(
         DoesNotFit, match=r"micro_batch 1 does not fit.*9,000.*budget is 8192.*bf16.*VIRTUAL_MIB higher"
     ):
-        request.plan_request(net, given(), card, lambda *_: (9000.0, 9999.0))
+        request.plan_request(net, given(), card, between(9000.0, 9999.0))
     with pytest.raises(DoesNotFit, match=r"plain does not fit.*2,048.*budget is 1000"):
         request.plan_request(plain, [PlainParams()], card.model_copy(update={"budget_mib": 1000}))
     monkeypatch.setenv("OVERNIGHT_BUDGET_MIB", "1000")
@@ -132,8 +141,8 @@ def test_what_is_known_not_to_fit_is_refused_with_what_to_change(card, monkeypat
         request.plan_request(
             plain, [PlainParams()], card.model_copy(update={"budget_mib": 1000, "uuid": "GPU-1"})
         )
-    assert request.plan_request(net, given(), card, lambda *_: (8000.0, 9999.0)) == request.MemoryRequest(
-        8192, 1, why=f"predicted: 8,000 to 9,999 MiB; {UNSEEN}"
+    assert request.plan_request(net, given(), card, between(8000.0, 9999.0)) == request.MemoryRequest(
+        8192, 1, why="predicted: 8,000 to 9,999 MiB"
     )
     for _ in range(3):  # 2048, 4160 and 8192 MiB
         ended(card, plain, [PlainParams()], request.plan_request(plain, [PlainParams()], card), 9000)
@@ -231,7 +240,7 @@ def test_a_training_that_went_on_with_less_says_what_failed_and_what_fits(card):
         out_of_memory=True,
         hit_limit=True,
     )
-    usage.record_usage(net, given(), card, used, finished=True)
+    history.record_usage(net, given(), card, used, finished=True)
     assert (
         request.plan_request(net, given(), card).micro_batch,
         request.plan_request(net, given(), card).mib,
@@ -261,20 +270,20 @@ def test_a_training_that_came_through_as_it_began_is_not_refused_the_next_time(c
         hit_limit=True,
     )
     arguments = given(NetParams(batch=64, micro_batch=1))
-    usage.record_usage(net, arguments, tight, used, finished=True)
+    history.record_usage(net, arguments, tight, used, finished=True)
     assert (
         request.plan_request(net, arguments, tight).micro_batch,
         request.plan_request(net, arguments, tight).mib,
     ) == (1, 8)
     assert request.plan_request(net, arguments, card).mib > 8
-    usage.record_usage(net, arguments, tight, used, finished=False)
+    history.record_usage(net, arguments, tight, used, finished=False)
     with pytest.raises(DoesNotFit):
         request.plan_request(net, arguments, tight)
 
 
 def test_a_training_that_resumed_with_less_measures_what_it_ran_with(card):
     used = Usage(asked_micro_batch=64, micro_batch=16, cap_mib=2048, lease_mib=2048, peak_mib=500)
-    usage.record_usage(net, given(), card, used, finished=True)
+    history.record_usage(net, given(), card, used, finished=True)
     assert "measured" not in request.plan_request(net, given(), card).why
     assert (
         "measured: it needs 500"
@@ -284,29 +293,29 @@ def test_a_training_that_resumed_with_less_measures_what_it_ran_with(card):
 
 def test_what_a_smaller_micro_batch_needs_a_larger_one_needs_as_well(card):
     used = Usage(asked_micro_batch=64, micro_batch=16, cap_mib=2048, lease_mib=2048, peak_mib=500)
-    usage.record_usage(net, given(), card, used, finished=True)
+    history.record_usage(net, given(), card, used, finished=True)
     assert (
-        request.plan_request(net, given(), card, lambda *_: (10.0, 20.0)).mib == 576
+        request.plan_request(net, given(), card, between(10.0, 20.0)).mib == 576
     )  # the prediction knows less than the measurement
 
 
 def test_a_micro_batch_between_two_that_ran_is_tried_if_it_may_fit(card):
-    """16 were too many for the card, 4 take 1000 MiB: 8 may take 1000 * 9/8 * 10/7 (a quarter is fixed)."""
+    """16 were too many for the card, 4 take 1000 MiB: 8 may take what is declared of it (a quarter is fixed)."""
     cap = {"cap_mib": BUDGET, "lease_mib": BUDGET}
     arguments = given(NetParams(batch=16))
-    usage.record_usage(
+    history.record_usage(
         net,
         arguments,
         card,
         Usage(asked_micro_batch=16, micro_batch=16, out_of_memory=True, **cap),
         finished=False,
     )
-    usage.record_usage(
+    history.record_usage(
         net, arguments, card, Usage(asked_micro_batch=4, micro_batch=4, peak_mib=1000, **cap), finished=True
     )
     asked = request.plan_request(net, arguments, card)
-    assert (asked.micro_batch, asked.mib) == (8, 1664)
-    assert "scaled from micro-batches [4, 16] that ran" in asked.why
+    assert (asked.micro_batch, asked.mib) == (8, 1280)
+    assert asked.why == "declared: 2,048 MiB for all 16 samples at once"
 
 
 def test_a_run_that_came_near_its_cap_only_raises(card):
@@ -334,11 +343,13 @@ def test_a_run_that_filled_the_whole_budget_takes_a_smaller_micro_batch_if_there
 def test_a_run_that_failed_or_was_not_counted_lowers_nothing(card):
     asked = request.plan_request(plain, [PlainParams()], card)
     used = Usage(cap_mib=asked.mib, peak_mib=10.0)
-    usage.record_usage(plain, [PlainParams()], card, used, finished=False)
-    usage.record_usage(
+    history.record_usage(plain, [PlainParams()], card, used, finished=False)
+    history.record_usage(
         plain, [PlainParams()], card, used.model_copy(update={"peak_mib": None}), finished=True
     )
-    usage.record_usage(plain, [PlainParams()], card.model_copy(update={"count": False}), used, finished=True)
+    history.record_usage(
+        plain, [PlainParams()], card.model_copy(update={"count": False}), used, finished=True
+    )
     assert request.plan_request(plain, [PlainParams()], card) == asked
 
 
@@ -347,9 +358,9 @@ def test_a_card_that_others_filled_does_not_raise_the_figure(card):
     used = Usage(
         cap_mib=1448, peak_mib=700.0, out_of_memory=True, hit_limit=True, other_processes_peak_mib=3000.0
     )
-    usage.record_usage(plain, [PlainParams()], real, used, finished=False)
+    history.record_usage(plain, [PlainParams()], real, used, finished=False)
     assert request.plan_request(plain, [PlainParams()], real).mib == 2048
-    usage.record_usage(
+    history.record_usage(
         plain,
         [PlainParams()],
         real,
@@ -380,102 +391,117 @@ def test_memory_that_no_cap_holds_makes_a_step_run_alone_until_it_is_measured(ca
 # ---------------------------------------------------------------------- how it is kept
 
 
-def test_what_is_no_outcome_is_passed_over(card, tmp_path):
+def lines_of(card):
+    return (card.folder / "history.jsonl").read_bytes().split(b"\n")[1:]
+
+
+ODD = [
+    b"x",
+    b"7",
+    b"[]",
+    b'{"step":',
+    b'{"step":"s","family":"f","used":{"cap_mib":"much"}}',
+    b'{"step":"s","family":"f","used":{"cap_mib":-9,"out_of_memory":true}}',
+    b'{"step":"s","version":"v","estimate":{"mib":NaN}}',
+    b'{"step":"s","version":"v","estimate":{"mib":1e300}}',
+    b"[" * 9999,
+    b"\xff\x00",
+]
+
+
+def test_torn_and_odd_lines_are_passed_over(card):
     asked = request.plan_request(plain, [PlainParams()], card)
     ended(card, plain, [PlainParams()], asked, 1000)
-    (kept,) = (tmp_path / "virtual" / "sizes").iterdir()
-    for name in (
-        "x",
-        "2-0-clean-",
-        "2-0-clean-9x",
-        "-1-0-oom-9",
-        "2-0-other-9",
-        "9" * 99 + "-0-oom-1",
-        "٣-0-clean-5",
-    ):
-        (kept / name).write_bytes(os.urandom(9))
-    (kept / "3-0-oom-folder").mkdir()
+    step = history.step_key(plain, [PlainParams()]).encode()
+    (line,) = lines_of(card)
+    with (card.folder / "history.jsonl").open("ab") as file:
+        for odd in [*(odd.replace(b'"s"', b'"%s"' % step) for odd in ODD), line[:-9]]:
+            file.write(b"\n" + odd)
     assert request.plan_request(plain, [PlainParams()], card).mib == 1152
     ended(card, plain, [PlainParams()], request.plan_request(plain, [PlainParams()], card), 1100)
     assert request.plan_request(plain, [PlainParams()], card).mib > 1152
+    assert len(History(card).lines) == 2
 
 
-def test_a_prediction_is_made_once_for_each_micro_batch_and_version(tmp_path, card):
-    made = []
-
-    def predict(_recipe, size, _card):
-        made.append(size)
-        return (10.25, 20.5) if size > 1 else intervals.Unknown("it reads a value")
-
-    def asked(version):
-        return [
-            intervals.stored(predict, tmp_path / "step", version)(None, size, card) for size in (64, 6, 1)
-        ]
-
-    band = intervals.PredictionInterval(10.25, 20.5, 20.5, 20.5)
-    assert asked("v1") == [band, band, None]
-    (tmp_path / "step" / "band-v1-6-torn").touch()
-    assert asked("v1") == [band, band, None]
-    assert made == [64, 6, 1]
-    assert intervals.read_interval(tmp_path / "step", "v1", 1) == intervals.Unknown("it reads a value")
-    assert asked("v2") == [band, band, None]
-    assert made == [64, 6, 1] * 2
-    assert len(list((tmp_path / "step").iterdir())) == 3
-
-
-def test_where_nothing_can_be_kept_a_step_runs_all_the_same(card, tmp_path):
-    (tmp_path / "virtual").mkdir()
-    (tmp_path / "virtual" / "sizes").write_text("a file where the folder belongs")
-    ended(card, plain, [PlainParams()], request.plan_request(plain, [PlainParams()], card), 1000)
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -1.0, 1e300])
+def test_what_is_no_figure_poisons_nothing(card, odd):
+    history.add_prediction(card, "step", MemoryEstimate(micro_batch=1, mib=odd))
+    used = Usage(cap_mib=512).model_copy(update={"peak_mib": odd})
+    history.record_usage(plain, [PlainParams()], card, used, finished=True)
+    assert History(card).lines == []
     assert request.plan_request(plain, [PlainParams()], card).mib == 2048
 
 
-def test_few_outcomes_are_kept_and_several_processes_write_them(tmp_path):
-    folder, random_ = tmp_path / "step", random.Random(0)
+def test_a_prediction_is_found_again_by_the_code_that_made_it(card, monkeypatch):
+    known = MemoryEstimate("cpu", 64, 10.25, 9.5, 20.5, 20.5, parts={"weights": 1.5})
+    history.add_prediction(card, "step", known)
+    history.add_prediction(card, "step", MemoryEstimate(micro_batch=1, unknown="it reads a value"))
+    assert History(card).prediction("step", 64) == known
+    assert History(card).prediction("step", 1).unknown == "it reads a value"
+    assert History(card).prediction("step", 2) is None
+    assert History(card).prediction("other", 64) is None
+    with monkeypatch.context() as patched:
+        patched.setattr(history, "version", lambda: "newer")
+        assert History(card).prediction("step", 64) is None
+
+
+def test_a_long_history_keeps_what_decides(card, monkeypatch):
+    """A cap that was too small, long ago, for a step that still runs; steps that do not run go first."""
+    monkeypatch.setattr(history, "LIMIT_BYTES", 20_000)
+    for rows in range(100, 200):
+        ended(card, plain, [PlainParams(rows=rows)], request.MemoryRequest(512), 10)
+    ended(card, plain, [PlainParams()], request.MemoryRequest(2000), 9999)
+    for _ in range(300):
+        ended(card, plain, [PlainParams()], request.MemoryRequest(4000), 100)
+    assert (card.folder / "history.jsonl").stat().st_size < 21_000
+    assert request.plan_request(plain, [PlainParams()], card).mib > 2000
+    assert History(card).runs(history.step_key(plain, [PlainParams(rows=100)])) == []
+    assert request.plan_request(plain, [PlainParams(rows=199)], card).mib == 128
+
+
+def at_once(card, write):
+    """Three processes that record runs of one step."""
     children = []
-    for seed in range(4):
+    for seed in range(3):
         if not (pid := os.fork()):
-            own = random.Random(seed)
-            for _ in range(100):
-                history.add_outcome(
-                    folder,
-                    own.choice([0, 4]),
-                    own.choice([history.CLEAN, history.OOM, history.NEAR]),
-                    own.randint(1, 5000),
-                )
+            for number in range(40):
+                write(random.Random(100 * seed + number))
             os._exit(0)
         children.append(pid)
-    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
-    history.add_outcome(folder, 0, history.CLEAN, random_.randint(1, 5000))
-    found = history.read_outcomes(folder)
-    assert 0 < len(found) <= 2 * (history.LAST + 2) + 4
-    assert (
-        max(o.mib for o in found if o.kind != history.CLEAN) > 4900
-    )  # the highest cap that was met is never lost
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 3
+    return History(card).runs(history.step_key(plain, [PlainParams()]))
 
 
-def test_what_is_thrown_away_lowers_no_figure():
-    random_ = random.Random(1)
-    for _ in range(300):
-        kinds = [history.CLEAN, history.CLEAN, history.OOM, history.NEAR]
-        story = [
-            history.Outcome(i, 0, random_.choice(kinds), random_.randint(100, 4000)) for i in range(1, 20)
-        ]
-        dropped = set(history.obsolete(story))
-        kept = [o for o in story if o not in dropped]
-        before, after = history.requirement(story, 0), history.requirement(kept, 0)
-        highest = max((o.mib for o in story if o.kind != history.CLEAN), default=0)
-        assert highest < after.wanted <= before.wanted
-        assert history.obsolete(kept) == []
+def test_processes_that_write_at_once_lose_no_line(card):
+    def write(draw):
+        ended(card, plain, [PlainParams()], request.MemoryRequest(512), draw.randint(1, 400))
+
+    assert len(at_once(card, write)) == 120
 
 
-def test_only_the_steps_that_ran_last_are_remembered(tmp_path, monkeypatch):
-    monkeypatch.setattr(history, "MOST_STEPS", 3)
-    (tmp_path / "sizes").mkdir()
-    (tmp_path / "sizes" / "notes.txt").write_text("somebody's")
-    os.utime(tmp_path / "sizes" / "notes.txt", (0, 0))
-    for i in range(6):
-        history.add_outcome(tmp_path / "sizes" / f"step{i}", 0, history.CLEAN, 10)
-        os.utime(tmp_path / "sizes" / f"step{i}", (i, i))
-    assert {p.name for p in (tmp_path / "sizes").iterdir()} == {"notes.txt", "step3", "step4", "step5"}
-    assert history.requirement(history.read_outcomes(tmp_path / "sizes" / "step5"), 0)
+def test_nor_do_they_lose_what_decides_while_the_file_is_written_anew(card, monkeypatch):
+    monkeypatch.setattr(history, "LIMIT_BYTES", 9000)
+
+    def write(draw):
+        ended(card, plain, [PlainParams()], request.MemoryRequest(draw.randint(100, 5000)), 2500)
+
+    kept = at_once(card, write)
+    assert len(kept) < 60
+    assert max(run.cap_mib for run in kept if run.out_of_memory) == max(
+        cap
+        for cap in (random.Random(100 * seed + n).randint(100, 5000) for seed in range(3) for n in range(40))
+        if cap < 2500
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_thrown_away_lowers_no_figure_to_a_cap_that_was_too_small(card, monkeypatch, seed):
+    monkeypatch.setattr(history, "LIMIT_BYTES", 16_000)
+    draw, highest = random.Random(seed), 0
+    for _ in range(150):
+        cap = draw.randint(100, 4000)
+        need = draw.choice([cap * 0.5, cap * 0.5, cap, cap * 2])
+        came_through = ended(card, plain, [PlainParams()], request.MemoryRequest(cap), need)
+        highest = highest if came_through else max(highest, cap)
+        assert request.plan_request(plain, [PlainParams()], card).mib > highest
+    assert (card.folder / "history.jsonl").stat().st_size < 17_000

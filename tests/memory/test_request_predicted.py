@@ -1,13 +1,18 @@
 """Memory requests by formulas, and by predictions calibrated with other micro-batches and the family."""
 
+from dataclasses import replace
+
 import pytest
 
 from overnight import Artifact, Run, step
 from overnight.data.entry import DataFile, Entry
-from overnight.memory import history, intervals, request, usage
+from overnight.memory import history, request
 from overnight.memory.formulas import Formula, joined
+from overnight.memory.history import History
+from overnight.memory.prediction import MemoryEstimate
+from overnight.memory.request import calibrated
 from overnight.memory.usage import Usage
-from tests.support.steps_sized import BUDGET, NetParams, PlainParams, card, ended, given, net, plain
+from tests.support.steps_sized import BUDGET, NetParams, PlainParams, card, ended, given, net
 
 __all__ = ["card"]
 
@@ -55,17 +60,16 @@ def test_a_formula_decides_before_the_declared_amount(card, low, high, mib):
     )
 
 
-# ---------------------------------------------------------------------- predictions that measurements correct
+# ---------------------------------------------------------------------- predictions and measurements
 
 
-def prediction_and_need(off=1.0, more=0.0, margin=0.5):
-    """A wide prediction of 20 MiB and 10 a sample, and the true need: that times `off`, and `more` MiB."""
+def prediction_and_need(off=1.0, more=0.0, margin=0.1):
+    """A prediction of 20 MiB and 10 a sample, and the true need: that times `off`, and `more` MiB."""
     mid = lambda size: 20 + 10.0 * size
 
-    def predict(_recipe, size, _card):
-        return intervals.PredictionInterval(
-            mid(size) * (1 - margin), mid(size) * (1 + margin), mid(size), mid(size) * (1 + margin)
-        )
+    def predict(_recipe, size):
+        low, high = mid(size) * (1 - margin), mid(size) * (1 + margin)
+        return MemoryEstimate(micro_batch=size, mib=mid(size), low_mib=low, high_mib=high, needed_mib=high)
 
     return predict, lambda size: mid(size) * off + more
 
@@ -85,10 +89,12 @@ def nights(card, predict, need, first=None, count=6):
     ("off", "more"), [(1.0, 0.0), (0.7, 0.0), (1.0, -10.0), (1.3, 0.0), (1.0, 60.0), (0.8, 40.0), (2.5, 0.0)]
 )
 @pytest.mark.parametrize("budget", [200, 400, 520, 900])
-def test_from_the_second_night_on_the_largest_that_fits_is_chosen(card, off, more, budget):
+def test_nights_end_with_the_largest_that_fits_by_prediction_and_in_truth(card, off, more, budget):
+    """An upper edge that is too high is believed; one that is too low is found out."""
     predict, need = prediction_and_need(off, more)
     tight = card.model_copy(update={"budget_mib": budget})
-    truth = max(n for n in (1, 2, 4, 8, 16, 32, 64) if need(n) * 1.09 < budget)
+    sizes = (1, 2, 4, 8, 16, 32, 64)
+    truth = max(n for n in sizes if max(need(n) * 1.09, predict(None, n).high_mib) < budget)
     found = nights(tight, predict, need)
     assert found[-1] >= truth
     assert need(found[-1]) <= budget
@@ -104,135 +110,80 @@ def test_a_neighbour_that_made_it_small_once_does_not_keep_it_small(card):
     assert nights(card, None, need, first=small, count=2)[1] == 64  # without any prediction as well
 
 
-def test_a_band_too_wide_for_the_card_is_corrected_by_what_ran(card):
-    """64 samples were predicted to take up to 990 MiB; one took 21 where 30 were predicted."""
-    predict, need = prediction_and_need(0.7)
-    tight = card.model_copy(update={"budget_mib": 600})
-    first = request.plan_request(net, given(), tight, predict)
-    assert (first.micro_batch, first.predicted.mid) == (32, 340)
-    usage.record_usage(
-        net,
-        given(),
-        card,
-        Usage(asked_micro_batch=1, micro_batch=1, cap_mib=64, lease_mib=64, peak_mib=need(1)),
-        finished=True,
-    )
-    asked = request.plan_request(net, given(), tight, predict)
-    assert asked.micro_batch == 64  # 462 MiB in truth
-    assert "corrected by what micro-batch 1 took" in asked.why
-
-
-def test_what_cannot_be_cut_smaller_is_not_corrected_by_an_evaluation_that_was_smaller():
-    """One sample: 48 MiB predicted, nearly all an evaluation of few samples; 16 still train in 49."""
-    one, sixteen = intervals.PredictionInterval(16, 58, 48, 24), intervals.PredictionInterval(49, 59, 49, 59)
-    assert intervals.calibrated_by_runs(sixteen, {1: one}, {1: 36.0}) == (49, 49)
-    assert intervals.calibrated_by_runs(sixteen, {1: one}, {1: 12.0}) == pytest.approx(
-        (49 * 12 / 16,) * 2
-    )  # even the training took less than predicted
-    assert intervals.calibrated_by_runs(sixteen, {1: one}, {1: 1.0}) == pytest.approx(
-        (49 / 2,) * 2
-    )  # a reading lowers it by no more than that
-    assert intervals.calibrated_by_runs(sixteen, {1: one}, {1: 480.0}) == (98, 49 + 480 - 48)
-    assert intervals.calibrated_by_runs(sixteen, {}, {1: 36.0}) is None
-
-
-@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -1.0, 1e300])
-def test_what_is_no_figure_poisons_nothing(card, tmp_path, odd):
-    history.add_outcome(tmp_path / "step", 0, history.CLEAN, odd)
-    intervals.add_error(card, "net", odd, 10.0)
-    intervals.add_error(card, "net", 10.0, odd)
-    intervals.store_interval(tmp_path / "step", "v", 1, intervals.PredictionInterval(1.0, odd, 1.0, 1.0))
-    assert (history.read_outcomes(tmp_path / "step"), intervals.read_errors(card, "net")) == ([], [])
-    assert isinstance(intervals.read_interval(tmp_path / "step", "v", 1), intervals.Unknown)
-    ended(card, plain, [PlainParams()], request.MemoryRequest(512), odd if odd == odd else 0.0)
-    assert request.plan_request(plain, [PlainParams()], card).mib >= 64
+def test_a_stored_prediction_takes_the_place_of_a_trace(card):
+    predict, _need = prediction_and_need()
+    history.add_prediction(card, history.step_key(net, given()), predict(None, 64))
+    asked = request.plan_request(net, given(), card, pytest.fail)
+    assert (asked.micro_batch, asked.mib, asked.why) == (64, 768, "predicted: 594 to 726 MiB")
+    assert asked.usage() == {
+        "asked_mib": 768,
+        "predicted_mib": 660,
+        "predicted_low_mib": pytest.approx(594),
+        "predicted_high_mib": pytest.approx(726),
+    }
 
 
 def test_data_that_lay_on_the_card_for_speed_alone_are_asked_for_and_refuse_nothing(card):
     """At 32 samples 340 MiB of a training, and 150 of data that went where there was room."""
     predict, need = prediction_and_need()
-    kept = intervals.stored(predict, request.folder_of(net, given(), card), intervals.version())
-    assert kept(None, 32, card)
     used = Usage(
         asked_micro_batch=32,
         micro_batch=32,
         cap_mib=1024,
         lease_mib=1024,
         peak_mib=need(32) + 150,
+        predicted_mib=predict(None, 32).mib,
         resident_mib=150,
     )
-    usage.record_usage(net, given(), card, used, finished=True)
-    (error,) = intervals.read_errors(card, "net")
-    assert error.share == 0
+    history.record_usage(net, given(), card, used, finished=True)
+    assert [run.prediction_error for run in History(card).family("net")] == [0]
     fixed = given(NetParams(batch=64, micro_batch=32))
     assert (
-        request.plan_request(net, fixed, card, kept).mib == 576
+        request.plan_request(net, fixed, card, predict).mib == 576
     )  # 490, and room so that an equal run is not near its cap
-    assert request.plan_request(net, fixed, card.model_copy(update={"budget_mib": 400}), kept).mib == 400
-    asked = request.plan_request(net, given(), card.model_copy(update={"budget_mib": 750}), kept)
-    assert (asked.micro_batch, asked.why) == (
-        64,
-        "predicted: 660 to 660 MiB, corrected by what micro-batch 32 took",
-    )
+    assert request.plan_request(net, fixed, card.model_copy(update={"budget_mib": 400}), predict).mib == 400
+    asked = request.plan_request(net, given(), card.model_copy(update={"budget_mib": 750}), predict)
+    assert (asked.micro_batch, asked.why) == (64, "predicted: 594 to 726 MiB")
 
 
 # ---------------------------------------------------------------------- families
 
-BAND = intervals.PredictionInterval(80, 130, 100, 120)
+BAND = MemoryEstimate(mib=100, low_mib=80, high_mib=130, needed_mib=120)
 
 
-def runs(card, *shares, predicted=100.0):
-    for share in shares:
-        intervals.add_error(card, "net", predicted, predicted * (1 + share))
-    return intervals.read_errors(card, "net")
+def runs(card, *errors, predicted=100.0):
+    for error in errors:
+        used = Usage(cap_mib=9999, peak_mib=predicted * (1 + error), predicted_mib=predicted)
+        history.record_usage(net, given(), card, used, finished=True)
+    return History(card).family("net")
 
 
-def test_the_errors_of_a_family_move_the_edges(card):
-    assert intervals.calibrated(BAND, []) == BAND
-    worse = intervals.calibrated(BAND, runs(card, 0.5))
-    assert (worse.low, worse.high, worse.mid) == (80, pytest.approx(151), 100)
-    assert worse.needed == pytest.approx(BAND.needed + 21)  # what cannot be cut smaller needs as much more
-    assert intervals.calibrated(BAND, runs(card, *[0.02] * 3)).high == pytest.approx(
-        151
-    )  # four runs narrow nothing
+def test_the_errors_of_a_family_move_the_edges_outwards(card):
+    assert calibrated(BAND, []) == BAND
+    assert calibrated(BAND, runs(card, 0.01, -0.02)) == BAND
+    worse = calibrated(BAND, runs(card, 0.5, -0.4))
+    assert (worse.low_mib, worse.high_mib, worse.mib) == pytest.approx((59, 151, 100))
+    assert worse.needed_mib == pytest.approx(
+        BAND.needed_mib + 21
+    )  # what cannot be cut smaller needs as much more
+    context = replace(BAND, mib=700, low_mib=680, high_mib=730, needed_mib=720, parts={"context": 600.0})
+    assert calibrated(context, History(card).family("net")).high_mib == pytest.approx(751)
+    assert request.plan_request(net, given(), card, lambda *_: BAND).mib == 192
 
 
-def test_five_good_runs_narrow_the_edges_and_never_to_nothing(card):
-    assert intervals.calibrated(BAND, runs(card, 0.0, 0.01, 0.02, 0.0)) == BAND
-    good = intervals.calibrated(BAND, runs(card, 0.0))
-    assert (good.low, good.high) == (90, 115)
-    assert intervals.calibrated(BAND, runs(card, 0.2, -0.18))[:2] == pytest.approx((81, 121))
-    far = BAND._replace(low=800, high=1300, mid=1000, needed=1200)
-    assert intervals.calibrated(far, intervals.read_errors(card, "net")) == far  # ten times what was tested
-
-
-def test_errors_of_a_family_are_described(card):
-    assert intervals.describe_errors(100, []) == "no run of its family was measured: outside the tested range"
-    seen = runs(card, -0.012, 0.034)
-    assert intervals.describe_errors(390, seen) == "2 runs of its family measured, -1.2 % to +3.4 %"
-    assert (
-        intervals.describe_errors(410, seen)
-        == "2 runs of its family measured, -1.2 % to +3.4 %; outside the tested range of 100 to 100 MiB"
-    )
-    assert intervals.family(net, NetParams()) == "net"
-
-
-def test_runs_of_a_family_are_numbered_bounded_and_odd_files_are_passed_over(card, monkeypatch):
-    monkeypatch.setattr(intervals, "MOST_RUNS", 3)
-    runs(card, 0.1)
-    (card.folder / "families" / "net" / "notes.txt").write_text("somebody's")
-    (card.folder / "families" / "net" / "9-0-5").touch()
-    assert [round(e.share, 2) for e in runs(card, 0.2, 0.3, 0.4, 0.5)] == [0.3, 0.4, 0.5]
-    assert (card.folder / "families" / "net" / "notes.txt").exists()
+def test_the_errors_of_another_family_or_of_long_ago_move_nothing(card, monkeypatch):
+    monkeypatch.setattr(history, "FAMILY_RUNS", 3)
+    assert [round(run.prediction_error, 2) for run in runs(card, 0.9, 0.2, 0.3, 0.1)] == [0.2, 0.3, 0.1]
+    assert History(card).family("other") == []
+    assert history.family(net, NetParams()) == "net"
 
 
 def test_a_finished_run_tells_its_family_what_was_predicted_and_measured(card):
     predict, need = prediction_and_need(1.1)
-    values, folder = given(), request.folder_of(net, given(), card)
-    asked = request.plan_request(net, values, card, intervals.stored(predict, folder, intervals.version()))
-    assert asked.predicted.mid == 660
-    ended(card, net, values, asked, need(asked.micro_batch))
-    (error,) = intervals.read_errors(card, "net")
-    assert (error.predicted_mib, round(error.measured_mib)) == (660, 726)
-    ended(card, net, values, asked, 10**6)  # met its cap: how much it needs is not known
-    assert len(intervals.read_errors(card, "net")) == 1
+    asked = request.plan_request(net, given(), card, predict)
+    assert asked.predicted.mib == 660
+    ended(card, net, given(), asked, need(asked.micro_batch), **asked.usage())
+    (run,) = History(card).family("net")
+    assert (run.predicted_mib, round(run.peak_mib)) == (660, 726)
+    ended(card, net, given(), asked, 10**6, **asked.usage())  # met its cap: how much it needs is not known
+    assert len(History(card).family("net")) == 1

@@ -11,7 +11,7 @@ import pytest
 from overnight import Artifact, DataSpec, Run, step
 from overnight.errors import Stopped
 from overnight.gpu.card import Card
-from overnight.memory import intervals, request
+from overnight.memory import history
 from overnight.memory import subprocess as prediction_process
 from overnight.training.batches import split_by_sample
 from overnight.training.recipe import TrainParams
@@ -79,13 +79,13 @@ def test_a_crash_costs_the_prediction_alone_and_happens_once(card):
     made, values = hidden(), given(TrainParams(batch=8))
     first = prediction_process.plan_request(made, values, card, never)
     assert (first.mib, first.micro_batch) == (512, 8)
-    assert "is not predicted: the process that predicts ended with 1: AttributeError" in first.note
+    assert first.predicted.unknown.startswith("the process that predicts ended with 1: AttributeError")
     second = prediction_process.plan_request(
         made, values, card, pytest.fail
     )  # called while a process is awaited
-    assert (second, second.note) == (first, first.note)
-    folder = request.folder_of(made, values, card)
-    assert "AttributeError" in intervals.read_interval(folder, intervals.version(), 8).why
+    assert (second, second.predicted) == (first, first.predicted)
+    stored = history.History(card).prediction(history.step_key(made, values), 8)
+    assert stored == first.predicted
 
 
 PARENT = """
@@ -102,7 +102,7 @@ PARENT = """
     second = subprocess.plan_request(train_cnn, values, card, lambda: sys.exit("asked again"))
     import json
     traced = [m for m in sys.modules if m in ("overnight.memory.program", "overnight.memory.fake_tensors")]
-    print(json.dumps([first.why, first.note, first == second, traced]))
+    print(json.dumps([first.why, first.predicted.unknown, first == second, traced]))
 """
 
 

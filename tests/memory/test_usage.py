@@ -7,7 +7,7 @@ import pytest
 from overnight.events import readable
 from overnight.gpu.card import Card
 from overnight.memory import usage
-from overnight.memory.intervals import PredictionInterval
+from overnight.memory.prediction import MemoryEstimate
 from overnight.memory.request import MemoryRequest
 from overnight.orchestration.protocol import StepResult
 from overnight.orchestration.terminal import memory
@@ -85,17 +85,16 @@ def test_the_table_says_how_much_of_what(changes, shown):
 
 
 def test_what_is_asked_is_said_with_its_reason():
-    log, why = usage.request_metrics(MemoryRequest(2048, 64, exclusive=True, why="declared: 2,048 MiB"))
+    log, why = MemoryRequest(2048, 64, exclusive=True, why="declared: 2,048 MiB").events()
     assert log["text"] == "asks for 2,048 MiB of the card, alone (micro-batch 64, declared: 2,048 MiB)"
     assert why["value"] == "declared: 2,048 MiB"
 
 
 def test_what_was_predicted_stands_beside_what_was_measured():
-    asked = MemoryRequest(
-        512, 64, why="predicted: 90 to 120 MiB", predicted=PredictionInterval(90, 120, 100, 120)
-    )
+    predicted = MemoryEstimate(micro_batch=64, mib=100, low_mib=90, high_mib=120, needed_mib=120)
+    asked = MemoryRequest(2048, 64, why="predicted: 90 to 120 MiB", predicted=predicted)
     clean = {"micro_batch": 64, "hit_limit": False, "out_of_memory": False, "peak_mib": 103.0}
-    metrics, params = logged(TOOK.model_copy(update={**usage.prediction_fields(asked), **clean}))
+    metrics, params = logged(TOOK.model_copy(update={**asked.usage(), **clean}))
     wanted = {
         "predicted_low_mib": 90,
         "predicted_mib": 100,
@@ -109,23 +108,22 @@ def test_what_was_predicted_stands_beside_what_was_measured():
         {"hit_limit": True},
         {"peak_mib": None},
     ):  # then the two say nothing of each other
-        metrics, _ = logged(TOOK.model_copy(update={**usage.prediction_fields(asked), **clean, **other}))
+        metrics, _ = logged(TOOK.model_copy(update={**asked.usage(), **clean, **other}))
         assert "usage/prediction_error" not in metrics
-    assert usage.prediction_fields(MemoryRequest(512)) == {}
+    assert MemoryRequest(512).usage() == {"asked_mib": 512}
 
 
 def test_what_is_not_predicted_says_why():
-    events = usage.request_metrics(
-        MemoryRequest(
-            2048, 64, why="declared: 2,048 MiB", note="its memory is not predicted: it reads a value"
-        )
-    )
+    unknown = MemoryEstimate(micro_batch=64, unknown="it reads a value")
+    request = MemoryRequest(2048, 64, why="declared: 2,048 MiB", predicted=unknown)
+    events = request.events()
     assert [e["text"] for e in events if e["event"] == "log"][1:] == [
         "its memory is not predicted: it reads a value"
     ]
     assert {e["name"]: e["value"] for e in events if e["event"] == "param"}["usage/not_predicted"].endswith(
         "it reads a value"
     )
+    assert request.usage() == {"asked_mib": 2048}
 
 
 def test_what_a_lease_was_too_small_for_may_fit_the_card():

@@ -4,7 +4,7 @@ import pytest
 
 from overnight import Artifact, DataSpec, Params, Run, step
 from overnight.gpu.card import Card
-from overnight.memory import usage
+from overnight.memory import history
 from overnight.memory.usage import Usage
 from overnight.training.batches import split_by_sample
 from overnight.training.recipe import TrainParams
@@ -81,5 +81,5 @@ def ended(card, step, arguments, ask, peak, cap=None, **more):
         exclusive=ask.exclusive,
         **more,
     )
-    usage.record_usage(step, arguments, card, used, finished=peak <= cap)
+    history.record_usage(step, arguments, card, used, finished=peak <= cap)
     return peak <= cap
