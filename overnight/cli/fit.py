@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,17 +12,18 @@ from overnight.errors import ConfigError, OvernightError
 from overnight.gpu.card import RESERVE_MIB, Card, find
 from overnight.memory.formulas import Formula
 from overnight.memory.history import History, family
+from overnight.memory.prediction import Constants, MemoryEstimate
 from overnight.memory.request import REFUSED_DATA, ROUND_MIB, calibrated
 from overnight.memory.usage import Usage
 from overnight.orchestration.dry_run import PlannedStep, planned_steps
 
 if TYPE_CHECKING:
-    from overnight.memory.prediction import MemoryEstimate
     from overnight.memory.search import ScaledPredictions
 
 MOST_GB = 1024
 RANGE = 4.0  # times smaller or larger than a run that was measured is still tested
 COLUMNS = ("step", "predicted", "band", "lease", "micro-batch", "largest", "verdict")
+ON_PROCESSOR = "runs on the processor: nothing of the card"
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,7 @@ class Verdict:
 
 def show(path: Path, overrides: Sequence[str], card: Card, as_json: bool) -> int:
     """Print the table; 3 when a step does not fit, 2 when one is unknown, else 0."""
-    rows = [verdict_of(step, card) for step in planned_steps(path, overrides)]
-    print_verdicts(rows, card, as_json)
-    verdicts = {row.verdict for row in rows}
-    if "does not fit" in verdicts:
-        return 3
-    return 2 if "unknown" in verdicts else 0
+    return print_verdicts([verdict_of(step, card) for step in planned_steps(path, overrides)], card, as_json)
 
 
 def of_size(gib: float) -> Card:
@@ -88,22 +84,52 @@ def verdict_of(step: PlannedStep, card: Card) -> Verdict:
         why = f"it cannot be built for its data: {type(error).__name__}: {error}"
         return Verdict(step.label, "unknown", why=why)
     if not step.step.gpu:
-        return Verdict(step.label, "fits", why="runs on the processor: nothing of the card")
+        return Verdict(step.label, "fits", why=ON_PROCESSOR)
     declared = step.step.vram_mib or card.budget_mib
     why = f"nothing to predict it by; it asks for the {declared} MiB that it declares, then for what it took"
     return Verdict(step.label, "unknown", why=why)
 
 
-def context_mib(card: Card) -> float:
-    """The CUDA context of a process on the card, measured or assumed."""
+def constants(card: Card) -> Constants:
+    """With the CUDA context of a process on the card, measured or assumed."""
     from overnight.gpu.cuda_context import UNMEASURED_MIB, overhead
 
-    return float(UNMEASURED_MIB if card.virtual else overhead(card))
+    return Constants(context_mib=float(UNMEASURED_MIB if card.virtual else overhead(card)))
+
+
+def row(
+    label: str,
+    found: MemoryEstimate,
+    card: Card,
+    best: MemoryEstimate | None = None,
+    changes: Mapping[str, float] | None = None,
+    why: str = "",
+    moved: MemoryEstimate | None = None,
+) -> Verdict:
+    """best: of the largest micro-batch that fits. changes: MiB with each. moved: with other edges."""
+    if found.unknown:
+        return Verdict(label, "unknown", why=found.unknown)
+    edges = moved or found
+    lease_mib = -int(-edges.high_mib // ROUND_MIB) * ROUND_MIB
+    fits = found.fits(card.budget_mib)
+    return Verdict(
+        step=label,
+        verdict="fits" if fits else "does not fit",
+        mib=round(found.mib, 1),
+        low_mib=round(edges.low_mib, 1),
+        high_mib=round(edges.high_mib, 1),
+        lease_mib=min(lease_mib, card.budget_mib) if fits else lease_mib,
+        micro_batch=found.micro_batch or None,
+        largest_micro_batch=best.micro_batch if best else None,
+        parts={kind: round(mib, 1) for kind, mib in found.parts.items()},
+        peak=f"{found.phase}, {found.operator}".strip(", "),
+        changes={what: round(mib) for what, mib in (changes or {}).items()},
+        why=why,
+    )
 
 
 def _by_trace(step: PlannedStep, card: Card) -> Verdict:
     from overnight.cli.fit_suggestions import changes, splittable
-    from overnight.memory.prediction import Constants
     from overnight.memory.search import ScaledPredictions
 
     spec = step.shapes
@@ -111,19 +137,25 @@ def _by_trace(step: PlannedStep, card: Card) -> Verdict:
         return Verdict(step.label, "unknown", why=step.missing)
     recipe = step.step.recipe(step.params, spec)
     micro = recipe.params.micro_batch or recipe.params.batch
-    scaled = ScaledPredictions(recipe, "cuda", 0.0, Constants(context_mib=context_mib(card)))
+    scaled = ScaledPredictions(recipe, "cuda", 0.0, constants(card))
     found = scaled.exact(micro)
     if found.unknown:
-        return Verdict(step.label, "unknown", why=found.unknown)
+        return row(step.label, found, card)
     best = scaled.largest(card.budget_mib) if splittable(scaled) else None
+    ways = dict[str, float]()
+    why = ""
+    if not found.fits(card.budget_mib):
+        fitting = changes(step, spec, scaled, card.budget_mib, micro, best)
+        ways = {what: other.needed_mib for what, other in fitting.items()}
+        why = "" if ways else f"none of its own settings makes it fit {_shortfall(scaled, card)}"
+        if best is not None and getattr(step.params, "micro_batch", 0) is None:
+            found = best  # the engine chooses it
     if found.fits(card.budget_mib):
-        return _row(step, found, "fits", best, card)
-    fitting = changes(step, spec, scaled, card.budget_mib, micro, best)
-    ways: dict[str, float] = {change.what: round(change.prediction.needed_mib) for change in fitting}
-    if best is not None and getattr(step.params, "micro_batch", 0) is None:  # the engine chooses it
-        return replace(_row(step, best, "fits", best, card), changes=ways)
-    why = "" if ways else f"none of its own settings makes it fit {_shortfall(scaled, card)}"
-    return replace(_row(step, found, "does not fit", best, card), changes=ways, why=why)
+        cut = "its evaluation is cut into smaller slices; the training takes"
+        why = f"{cut} {found.needed_mib:,.0f} MiB at most" if found.mib > card.budget_mib else ""
+    moved, history = _calibrated(step, found, card)
+    made = row(step.label, found, card, best, ways, why, moved)
+    return replace(made, micro_batch=found.micro_batch if best else None, history=history)
 
 
 def _shortfall(scaled: "ScaledPredictions", card: Card) -> str:
@@ -134,62 +166,30 @@ def _shortfall(scaled: "ScaledPredictions", card: Card) -> str:
     return f"(it takes {least.needed_mib:,.0f} MiB at the least, of {card.budget_mib:,})"
 
 
-def _row(
-    step: PlannedStep, found: "MemoryEstimate", verdict: str, best: "MemoryEstimate | None", card: Card
-) -> Verdict:
-    low, high, history = _edges(step, found, card)
-    sliced = verdict == "fits" and found.mib > card.budget_mib
-    slices = (
-        f"its evaluation is cut into smaller slices; the training takes {found.needed_mib:,.0f} MiB at most"
-    )
-    return Verdict(
-        step=step.label,
-        verdict=verdict,
-        mib=round(found.mib, 1),
-        low_mib=round(low, 1),
-        high_mib=round(high, 1),
-        lease_mib=_lease_mib(high, verdict, card),
-        micro_batch=found.micro_batch if best else None,
-        largest_micro_batch=best.micro_batch if best else None,
-        parts={kind: round(mib, 1) for kind, mib in found.parts.items()},
-        peak=f"{found.phase}, {found.operator}",
-        history=history,
-        why=slices if sliced else "",
-    )
-
-
-def _edges(step: PlannedStep, found: "MemoryEstimate", card: Card) -> tuple[float, float, str]:
-    """The calibrated edges, and how far the family was off.
+def _calibrated(step: PlannedStep, found: MemoryEstimate, card: Card) -> tuple[MemoryEstimate, str]:
+    """With the edges where the family's errors put them; and those errors.
 
     Errors measured on a processor do not calibrate.
     """
     measured_on = card if not card.virtual else find()
     runs = History(measured_on).family(family(step.step, step.params))
-    described = describe_errors(found.mib - found.parts.get("context", 0.0), runs)
+    history = describe_errors(found.mib - found.parts["context"], runs)
     if not measured_on.virtual:
-        found = calibrated(found, runs)
-    elif runs:
-        described = f"on the processor: {described}"
-    return found.low_mib, found.high_mib, described
+        return calibrated(found, runs), history
+    return found, f"on the processor: {history}" if runs else history
 
 
 def describe_errors(mib: float, runs: Sequence[Usage]) -> str:
     """`12 runs of its family measured, -1.2 % to +3.4 %`, and the tested range if it is left."""
-    errors = [run.prediction_error or 0.0 for run in runs]
     if not runs:
         return "no run of its family was measured: outside the tested range"
+    errors = [run.prediction_error or 0.0 for run in runs]
     between = f"{min(errors):+.1%} to {max(errors):+.1%}".replace("%", " %")
-    said = f"{len(runs)} run{'s' if len(runs) > 1 else ''} of its family measured, {between}"
+    measured = f"{len(runs)} run{'s' if len(runs) > 1 else ''} of its family measured, {between}"
     sizes = [run.predicted_mib or 0.0 for run in runs]
     if any(mib / RANGE <= size <= mib * RANGE for size in sizes):
-        return said
-    return f"{said}; outside the tested range of {min(sizes):,.0f} to {max(sizes):,.0f} MiB"
-
-
-def _lease_mib(high_mib: float, verdict: str, card: Card) -> int:
-    """What it would ask for: at most all of the card, where it fits."""
-    rounded = -int(-high_mib // ROUND_MIB) * ROUND_MIB
-    return min(rounded, card.budget_mib) if verdict == "fits" else rounded
+        return measured
+    return f"{measured}; outside the tested range of {min(sizes):,.0f} to {max(sizes):,.0f} MiB"
 
 
 def _by_formula(step: PlannedStep, card: Card) -> Verdict:
@@ -198,32 +198,34 @@ def _by_formula(step: PlannedStep, card: Card) -> Verdict:
     if found is None or found.unknown:
         return Verdict(step.label, "unknown", why=found.unknown if found else step.missing)
     if not found.high:
-        why = found.why or "runs on the processor: nothing of the card"
-        return Verdict(step.label, "fits", host_mib=round(found.host_mib, 1), why=why)
-    context = context_mib(card)
+        return Verdict(step.label, "fits", host_mib=round(found.host_mib, 1), why=found.why or ON_PROCESSOR)
+    context = constants(card).context_mib
     high = found.high + context
-    verdict = "fits" if high <= card.budget_mib else "does not fit"
     without = f"; without {found.needs} it runs on the processor and takes nothing" if found.needs else ""
-    return Verdict(
-        step=step.label,
-        verdict=verdict,
-        mib=round(high, 1),
-        low_mib=round(found.low + context, 1),
-        high_mib=round(high, 1),
-        lease_mib=_lease_mib(high, verdict, card),
-        parts={"context": context, **{kind: round(mib, 1) for kind, mib in found.parts.items()}},
-        why=f"{found.why}{without}",
+    estimate = MemoryEstimate(
+        mib=high,
+        low_mib=found.low + context,
+        high_mib=high,
+        needed_mib=high,
+        parts={"context": context, **found.parts},
     )
+    return row(step.label, estimate, card, why=f"{found.why}{without}")
 
 
 # ---------------------------------------------------------------------- the table
 
 
-def print_verdicts(rows: Sequence[Verdict], card: Card, as_json: bool) -> None:
-    """To the terminal, or as JSON."""
+def print_verdicts(rows: Sequence[Verdict], card: Card, as_json: bool) -> int:
+    """To the terminal, or as JSON; 3 when a step does not fit, 2 when one is unknown, else 0."""
     if as_json:
         print(json.dumps({"card": card.model_dump(), "steps": [asdict(row) for row in rows]}, indent=1))
-        return
+    else:
+        _print_table(rows, card)
+    verdicts = {row.verdict for row in rows}
+    return 3 if "does not fit" in verdicts else 2 * ("unknown" in verdicts)
+
+
+def _print_table(rows: Sequence[Verdict], card: Card) -> None:
     from rich.console import Console
     from rich.table import Table
 

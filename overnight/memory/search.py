@@ -27,6 +27,10 @@ class ScaledPredictions:
         self.constants = constants
         self.traces = dict[int, Trace]()
 
+    def of(self, recipe: Any) -> "ScaledPredictions":
+        """The same of another recipe."""
+        return ScaledPredictions(recipe, self.target, self.data_mib, self.constants)
+
     def exact(self, n: int) -> MemoryEstimate:
         """By a trace of its own."""
         try:
