@@ -55,7 +55,7 @@ class _Line(NamedTuple):
     def dump(self) -> bytes:
         """Raises ValueError for NaN."""
         if isinstance(self.value, Usage):
-            used = self.value.model_dump(mode="json", exclude_defaults=True, include=set(Usage.model_fields))
+            used = self.value.model_dump(mode="json", exclude_defaults=True)
             whole = {"step": self.step, "family": self.label, "used": used}
         else:
             whole = {"step": self.step, "version": self.label, "estimate": asdict(self.value)}
@@ -142,7 +142,8 @@ def record_usage(
     One that failed below its cap says nothing, nor does one that ran out of memory because other programs took
     more than the card's reserve.
     """
-    used = used.model_copy(update={"finished": finished})
+    own = {name: getattr(used, name) for name in Usage.model_fields}  # without the fields of a StepResult
+    used = Usage.model_construct(**{**own, "finished": finished})
     if not used.cap_mib or (card.virtual and not card.count):
         return
     crowded = not card.virtual and (used.other_processes_peak_mib or 0) > card.total_mib - card.budget_mib

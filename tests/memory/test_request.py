@@ -16,6 +16,7 @@ from overnight.memory.history import History
 from overnight.memory.prediction import MemoryEstimate
 from overnight.memory.request import micro_batches
 from overnight.memory.usage import Usage
+from overnight.orchestration.protocol import StepResult
 from tests.support.steps_sized import (
     BUDGET,
     IMAGES,
@@ -505,3 +506,12 @@ def test_what_is_thrown_away_lowers_no_figure_to_a_cap_that_was_too_small(card, 
         highest = highest if came_through else max(highest, cap)
         assert request.plan_request(plain, [PlainParams()], card).mib > highest
     assert (card.folder / "history.jsonl").stat().st_size < 17_000
+
+
+def test_the_result_of_a_step_is_recorded_without_what_is_no_usage(card):
+    took = StepResult(code=0, ticket=10**12, error="x", cap_mib=2048, peak_mib=1000, run_s=3.5)
+    history.record_usage(plain, [PlainParams()], card, took, finished=True)
+    assert History(card).runs(history.step_key(plain, [PlainParams()])) == [
+        Usage(cap_mib=2048, peak_mib=1000, run_s=3.5, finished=True)
+    ]
+    assert request.plan_request(plain, [PlainParams()], card).mib == 1152
