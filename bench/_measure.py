@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from overnight.memory.program import stays_on_device
+from overnight.memory.modules import stays_on_device
 from overnight.run import RecordingRun
 from overnight.training.batches import Batch
 from overnight.training.loop import train

@@ -21,8 +21,6 @@ LARGE_ROUND = 2 * MIB
 
 @dataclass(eq=False)
 class _Piece:
-    """A block of a segment."""
-
     start: int
     size: int
     segment: "_Segment"
@@ -58,7 +56,6 @@ class _Pool:
         del self.pieces[piece.key()]
 
     def best(self, size: int) -> _Piece | None:
-        """The smallest free piece of at least `size`."""
         at = bisect_left(self.keys, (size, -1, -1))
         return self.pieces[self.keys[at]] if at < len(self.keys) else None
 
@@ -138,7 +135,6 @@ class Allocator:
 
 
 def _joined(one: _Piece, other: _Piece) -> _Piece:
-    """Two neighbours as one."""
     one.size += other.size
     one.after = other.after
     if other.after is not None:

@@ -1,8 +1,7 @@
 """What a card does differently from a CPU, applied to a trace of fake CPU tensors.
 
 autocast   a card runs softmax, norms, powers and sums in float32 where a CPU keeps the lower precision, and
-the
-           reverse for cross_entropy: read off the dispatcher's own tables
+           the reverse for cross_entropy: read off the dispatcher's own tables
 dropout    a card keeps a mask of bytes, a CPU one of floats
 attention  a card never holds the matrix of scores: flash for half precision without a mask, else the
            memory-efficient kernel
@@ -28,20 +27,8 @@ FLASH_WIDTH = 256  # of a head; the memory-efficient kernel takes any
 LOWERED = {"addmv", "addr", "mv", "chain_matmul", "linalg_multi_dot", "einsum"}
 WITH_DTYPE = {"prod", "prod.dim_int", "cumprod", "cumsum", "linalg_vector_norm", "sum", "sum.dim_IntList"}
 SOFTMAX = {"softmax.int", "log_softmax.int"}
-PROMOTED = {
-    "addcdiv",
-    "addcmul",
-    "atan2",
-    "bilinear",
-    "cat",
-    "cross",
-    "dot",
-    "grid_sampler",
-    "index_copy",
-    "index_put",
-    "scatter_add",
-}
-PROMOTED |= {"stack", "tensordot", "vdot"}
+PROMOTED = {"addcdiv", "addcmul", "atan2", "bilinear", "cat", "cross", "dot", "grid_sampler", "index_copy"}
+PROMOTED |= {"index_put", "scatter_add", "stack", "tensordot", "vdot"}
 
 
 def workspace(func: Any, args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> int:
@@ -80,7 +67,6 @@ def as_on_cuda() -> Iterator[None]:
 
 
 def _casts() -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Kernels for the operators that autocast treats differently."""
     for whole in torch._C._dispatch_get_all_op_names():
         if not whole.startswith("aten::"):
             continue
@@ -177,7 +163,6 @@ def _attention(
 
 
 def _bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
-    """A mask as a bias added to the scores."""
     if mask is None:
         return None
     added = (

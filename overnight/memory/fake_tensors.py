@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from overnight.memory.program import by_own_loop, stays_on_device
+from overnight.memory.modules import by_own_loop, stays_on_device
 from overnight.memory.tracer import Spare, Tracer
 from overnight.training.batches import Batch
 from overnight.training.recipe import Recipe
@@ -27,7 +27,6 @@ class FakeTensorContext:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator["FakeTensorContext"]:
-        """Inside the block all tensors are fake."""
         with _fake_deepcopy(), _no_inference_mode(), self.mode, self.tracer:
             yield self
 
@@ -59,7 +58,7 @@ class FakeTensorContext:
         return found
 
     def score(self, recipe: Recipe[Any], model: nn.Module) -> None:
-        """See TracingContext. Ends where values leave the device for numpy."""
+        """Evaluate the recipe on example data; ends where values leave the device for numpy."""
         with _outside(self.tracer), _outside(self.mode):
             data = recipe.eval_example() if recipe.eval_example else None
         try:
@@ -90,13 +89,13 @@ class FakeTensorContext:
             converter.from_real_tensor = convert  # type: ignore[method-assign]
 
     def during(self, phase: str) -> AbstractContextManager[None]:
-        """See TracingContext."""
+        """Allocations in the block belong to the phase."""
         return self.tracer.during(phase)
 
     def settled(
         self, model: nn.Module, optimizer: torch.optim.Optimizer | None, copies: list[list[Tensor]]
     ) -> None:
-        """See TracingContext."""
+        """After a step: label gradients, optimizer state and copies of the weights."""
         self.tracer.label((p.grad for p in model.parameters() if p.grad is not None), "gradients")
         for twin in copies:
             self.tracer.label(twin, "copies")

@@ -53,8 +53,7 @@ def joined(data: Entry, tables: Sequence[str] = ()) -> Formula:
     held = _columns(data, tables)
     if held:
         mib = sum(held.values())
-        why = f"{len(held)} tables of {mib:,.0f} MiB by their rows and columns; read, sorted by key, gathered"
-        return _join(mib, mib, why)
+        return _join(mib, mib, f"{len(held)} tables of {mib:,.0f} MiB by their rows and columns")
     sizes = {file.path: file.bytes for file in data.files}
     if not sizes or None in sizes.values():
         sizes = _on_disk(data)
@@ -63,20 +62,14 @@ def joined(data: Entry, tables: Sequence[str] = ()) -> Formula:
         unknown += "get the data, or write `bytes`, or counts and types, into the set's entry"
         return Formula(needs="cudf_polars", unknown=unknown)
     plain = sum(size or 0 for size in sizes.values()) / MIB
-    unpacked = (
-        sum((size or 0) * (PACKED if path.endswith(ENDINGS) else 1) for path, size in sizes.items()) / MIB
-    )
-    return _join(
-        plain,
-        unpacked,
-        f"files of {plain:,.1f} MiB, at most {unpacked:,.0f} unpacked; read, sorted by key, gathered",
-    )
+    packed = sum(size or 0 for path, size in sizes.items() if path.endswith(ENDINGS)) / MIB
+    unpacked = plain + (PACKED - 1) * packed
+    return _join(plain, unpacked, f"files of {plain:,.1f} MiB, at most {unpacked:,.0f} unpacked")
 
 
 def _join(low: float, read: float, why: str) -> Formula:
-    return Formula(
-        low, JOIN * read, "cudf_polars", parts={"data": read, "workspace": (JOIN - 1) * read}, why=why
-    )
+    parts = {"data": read, "workspace": (JOIN - 1) * read}
+    return Formula(low, JOIN * read, "cudf_polars", parts=parts, why=f"{why}; read, sorted by key, gathered")
 
 
 def _columns(data: Entry, tables: Sequence[str]) -> dict[str, float]:
@@ -102,9 +95,8 @@ def fitted(rows: int, features: int, classes: int, package: str) -> Formula:
     weights = features * classes * FLOAT / MIB
     high = SOLVER * matrix + 20 * weights  # L-BFGS keeps ten steps and their gradients
     parts = {"data": matrix, "workspace": (SOLVER - 1) * matrix, "optimizer": 20 * weights}
-    return Formula(
-        matrix, high, package, parts=parts, why=f"a matrix of {rows:,} rows and at most {features:,} features"
-    )
+    why = f"a matrix of {rows:,} rows and at most {features:,} features"
+    return Formula(matrix, high, package, parts=parts, why=why)
 
 
 @dataclass(frozen=True)
@@ -117,7 +109,6 @@ class AgentMemory:
 
     @property
     def mib(self) -> float:
-        """All of it."""
         return (self.nets + self.remembered + self.activations) / MIB
 
 
@@ -143,7 +134,6 @@ def agent(
 
 
 def _on_disk(data: Entry) -> dict[str, int | None]:
-    """The files of the set on this disk."""
     try:
         home = next(iter(data.found()), None)
     except OvernightError:

@@ -1,13 +1,12 @@
 """What steps were predicted to need and what they took, for their next request.
 
 <card's folder>/history.jsonl has a line of JSON for each run, {step, family, used}, and for each prediction,
-{step, version, estimate}. step: digest of what decides its memory. A family is a step and the kind of net that
-it trains. version: digest of the code that predicts. Lines are appended under a lock, each after a newline, so
-that one that was torn spoils no other; torn and odd lines are ignored. A file above LIMIT_BYTES is written anew
-with the last KEPT lines and the largest of each step and outcome, for the steps that were used last.
+{step, version, estimate}. step: digest of what decides its memory; family: the step and the kind of net that
+it trains; version: digest of the code that predicts. Lines are appended under a lock, each after a newline,
+so that a torn one spoils no other; torn and odd lines are ignored. A file above LIMIT_BYTES is written anew
+with the last KEPT lines and the largest of each step and outcome.
 """
 
-import importlib.util
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -73,15 +72,16 @@ class _Line(NamedTuple):
         found = self.value
         if isinstance(found, MemoryEstimate):
             return self.step, found.micro_batch
-        sizes = (found.begun_with, found.ended_with, found.outcome(found.begun_with))
-        return self.step, *sizes, found.outcome(found.ended_with), found.exclusive
+        sizes = (found.begun_with, found.ended_with)
+        return self.step, *sizes, *map(found.outcome, sizes), found.exclusive
 
     @property
     def amount(self) -> float:
         """The cap that was filled, else the peak."""
-        if isinstance(self.value, MemoryEstimate):
+        found = self.value
+        if isinstance(found, MemoryEstimate):
             return 0.0
-        return self.value.cap_mib if self.value.hit_limit else self.value.peak_mib or 0.0
+        return found.cap_mib if found.hit_limit else found.peak_mib or 0.0
 
 
 class History:
@@ -120,11 +120,8 @@ def family(step: "Step[Any, Any]", params: Any) -> str:
 
 @cache
 def version() -> str:
-    """Digest of the code that predicts and of the loop that it traces; empty when it is not installed."""
-    found = importlib.util.find_spec("overnight.memory")
-    if found is None or not found.submodule_search_locations:
-        return ""
-    folder = Path(found.submodule_search_locations[0])
+    """Digest of the code that predicts and of the loop that it traces."""
+    folder = Path(__file__).parent
     files = sorted([*folder.rglob("*.py"), *(folder.parent / "training").glob("*.py")])
     return source_sha256(files)[:8]
 
@@ -139,8 +136,8 @@ def record_usage(
 ) -> None:
     """Add a run that says something of the step's memory.
 
-    One that failed below its cap says nothing, nor does one that ran out of memory because other programs took
-    more than the card's reserve.
+    One that failed below its cap says nothing, nor does one that ran out of memory because other programs
+    took more than the card's reserve.
     """
     own = {name: getattr(used, name) for name in Usage.model_fields}  # without the fields of a StepResult
     used = Usage.model_construct(**{**own, "finished": finished})

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from overnight.training.batches import Batch
+from overnight.training.batches import Batch, split_by_sample
 from overnight.training.recipe import Recipe, TrainParams, constant
 
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -17,6 +17,15 @@ INPUT = "input"
 
 class ModuleParams(TrainParams):
     """Of a module that a user's own loop trains, without overnight's accelerations."""
+
+
+def by_own_loop(recipe: Recipe[Any]) -> bool:
+    return not isinstance(recipe.params, ModuleParams)
+
+
+def stays_on_device(recipe: Recipe[Any]) -> bool:
+    """Whether the whole batch stays on the device, as a graph does."""
+    return recipe.micro_batches is not split_by_sample
 
 
 def as_recipe(

@@ -28,10 +28,14 @@ REFUSALS = (
     AttributeError,
     LookupError,
     AssertionError,
-    NotImplementedError,
     ImportError,
     OSError,
 )
+REASONS = {  # of torch's own exceptions
+    "DataDependentOutputException": "it reads a value off the device and goes on by it",
+    "DynamicOutputShapeException": "the size of a tensor depends on values",
+    "UnsupportedOperatorException": "an operator has no shape rule",
+}
 
 
 class Unknown(OvernightError):
@@ -83,7 +87,6 @@ class MemoryEstimate:
         return "fits" if self.needed_mib <= budget_mib else "does not fit"
 
     def fits(self, budget_mib: float) -> bool:
-        """Whether it is known to fit."""
         return self.verdict(budget_mib) == "fits"
 
 
@@ -127,7 +130,6 @@ def _trace(
     blas_handles: int,
     spare: Callable[..., int] | None = None,
 ) -> Trace:
-    """Run a program on fake tensors; what it allocates."""
     from overnight.memory import cuda_rules
     from overnight.memory.fake_tensors import FakeTensorContext
 
@@ -147,13 +149,8 @@ def _trace(
 
 def _reason(error: BaseException, phase: str) -> str:
     kind = type(error).__name__
-    what = {
-        "DataDependentOutputException": "it reads a value off the device and goes on by it",
-        "DynamicOutputShapeException": "the size of a tensor depends on values",
-        "UnsupportedOperatorException": "an operator has no shape rule",
-    }.get(kind, kind)
     first = (str(error).strip().splitlines() or [""])[0]
-    return f"{phase or 'build'}: {what}: {first[:160]}"
+    return f"{phase or 'build'}: {REASONS.get(kind, kind)}: {first[:160]}"
 
 
 @contextlib.contextmanager
@@ -209,17 +206,19 @@ def estimate(
 
     sliced: its evaluation can be cut into slices.
     """
-    from overnight.memory.allocator import BLOCK
+    from overnight.memory.allocator import BLOCK, reserved_bytes
 
     cuda = target == "cuda"
     training = trace.without("evaluate") if sliced else trace
     peak = trace.peak(BLOCK if cuda else 1)
     least = training.peak(BLOCK if cuda else 1)
     live = peak.bytes / MIB + data_mib
-    mib = _held_mib(trace, target, constants) + data_mib
-    needed = _held_mib(training, target, constants) + data_mib
+    held = [reserved_bytes(t, constants.expandable) if cuda else t.peak().bytes for t in (trace, training)]
+    mib = held[0] / MIB + data_mib
     context = constants.context_mib if cuda else 0.0
-    high, needed = (m * (1 + constants.margin) + constants.margin_mib + context for m in (mib, needed))
+    high, needed = (
+        (n / MIB + data_mib) * (1 + constants.margin) + constants.margin_mib + context for n in held
+    )
     low = (least.bytes - least.parts.get("workspace", 0)) / MIB + data_mib + context
     parts = {kind: size / MIB for kind, size in peak.parts.items()}
     parts["data"] = parts.get("data", 0.0) + data_mib
@@ -228,11 +227,3 @@ def estimate(
     return MemoryEstimate(
         target, micro, mib + context, low, high, needed, live, parts, peak.phase, peak.operator
     )
-
-
-def _held_mib(trace: Trace, target: Target, constants: Constants) -> float:
-    """On a card what the allocator reserves, elsewhere what is alive."""
-    from overnight.memory.allocator import reserved_bytes
-
-    held = reserved_bytes(trace, constants.expandable) if target == "cuda" else trace.peak().bytes
-    return held / MIB

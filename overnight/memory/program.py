@@ -1,49 +1,24 @@
-"""The training program that is traced: optimizer steps and evaluations, as the training loop runs them.
-
-It runs in a TracingContext of fake tensors, which have shapes but no bytes (fake_tensors.py).
-"""
+"""The training program that is traced: optimizer steps and evaluations, as the training loop runs them."""
 
 import contextlib
 import copy
 import itertools
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from overnight.memory.fake_tensors import FakeTensorContext
+from overnight.memory.modules import by_own_loop, stays_on_device
 from overnight.training.acceleration import FUSED
-from overnight.training.batches import Batch, split_by_sample
+from overnight.training.batches import Batch
 from overnight.training.recipe import Recipe
 
 STEPS = 3  # one that creates the optimizer's state, one with it, one after an evaluation
 
 
-class TracingContext(Protocol):
-    """Where the program runs, and what it is given there."""
-
-    target: str
-
-    def model(self, recipe: Recipe[Any]) -> nn.Module:
-        """The untrained net."""
-
-    def batch(self, recipe: Recipe[Any], size: int) -> Batch:
-        """Example samples, as the loop passes them to the loss."""
-
-    def score(self, recipe: Recipe[Any], model: nn.Module) -> None:
-        """Evaluate the recipe on example data."""
-
-    def during(self, phase: str) -> AbstractContextManager[None]:
-        """Allocations in the block belong to the phase."""
-
-    def settled(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer | None, copies: list[list[Tensor]]
-    ) -> None:
-        """After a step: label gradients, optimizer state and copies of the weights."""
-
-
-def run_program(recipe: Recipe[Any], micro: int, context: TracingContext) -> None:
-    """Run the program with micro-batches of `micro` samples."""
+def run_program(recipe: Recipe[Any], micro: int, context: FakeTensorContext) -> None:
     with context.during("build"):
         model = context.model(recipe).train()
         averaged = copy.deepcopy(model).requires_grad_(False).eval() if recipe.ema else None
@@ -79,11 +54,6 @@ def precision(recipe: Recipe[Any], target: str) -> torch.dtype | None:
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[asked]
 
 
-def stays_on_device(recipe: Recipe[Any]) -> bool:
-    """Whether the whole batch stays on the device, as a graph does."""
-    return recipe.micro_batches is not split_by_sample
-
-
 def choose_kernels(target: str, optimizer: torch.optim.Optimizer, recipe: Recipe[Any]) -> None:
     """Let the optimizer update weights as on the target.
 
@@ -98,14 +68,7 @@ def choose_kernels(target: str, optimizer: torch.optim.Optimizer, recipe: Recipe
         group["fused" if fused and all(p.is_floating_point() for p in group["params"]) else "foreach"] = True
 
 
-def by_own_loop(recipe: Recipe[Any]) -> bool:
-    """Whether overnight's own training loop runs it."""
-    from overnight.memory.modules import ModuleParams
-
-    return not isinstance(recipe.params, ModuleParams)
-
-
-def _parts(recipe: Recipe[Any], micro: int, context: TracingContext) -> list[Batch]:
+def _parts(recipe: Recipe[Any], micro: int, context: FakeTensorContext) -> list[Batch]:
     """The first two micro-batches of an effective batch, which show what accumulation costs."""
     whole = context.batch(recipe, micro if stays_on_device(recipe) else max(micro, recipe.params.batch))
     return list(itertools.islice(recipe.micro_batches(whole, micro), 2))
@@ -122,7 +85,7 @@ def _step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     parts: list[Batch],
-    context: TracingContext,
+    context: FakeTensorContext,
 ) -> None:
     optimizer.zero_grad(set_to_none=True)
     for part in parts:
@@ -149,7 +112,7 @@ def on_device(recipe: Recipe[Any], part: Batch, target: str) -> Batch:
     return {name: tensor.clone() for name, tensor in part.items()}
 
 
-def _evaluate(recipe: Recipe[Any], model: nn.Module, part: Batch, context: TracingContext) -> None:
+def _evaluate(recipe: Recipe[Any], model: nn.Module, part: Batch, context: FakeTensorContext) -> None:
     """Evaluate example data, or run a forward pass on a micro-batch when the recipe has none."""
     was = model.training
     model.eval()
@@ -162,7 +125,6 @@ def _evaluate(recipe: Recipe[Any], model: nn.Module, part: Batch, context: Traci
 
 
 def _update_average(averaged: nn.Module, model: nn.Module) -> None:
-    """Update the moving average of the weights."""
     averages: list[Tensor] = list(averaged.parameters())
     weights: list[Tensor] = list(model.parameters())
     torch._foreach_lerp_(averages, weights, 0.1)

@@ -9,7 +9,6 @@ If none is, the smallest that is not known to be too large gets the whole budget
 """
 
 import os
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -39,6 +38,7 @@ RAISE = 1.25  # of a cap that was filled
 DOUBLE = 2.0  # of a cap that was too small, until a run has finished since
 LARGEST_SHARE = 0.97  # a cap above this share of the room, once filled, is not tried again
 ERROR_SLACK = 0.01
+# what a recipe raises for data that it cannot take
 REFUSED_DATA = (
     OvernightError,
     ArithmeticError,
@@ -47,7 +47,7 @@ REFUSED_DATA = (
     RuntimeError,
     TypeError,
     ValueError,
-)  # what a recipe raises for data that it cannot take
+)
 Predict = Callable[[Any, int], MemoryEstimate | None]  # (recipe, micro-batch)
 
 
@@ -55,8 +55,7 @@ Predict = Callable[[Any, int], MemoryEstimate | None]  # (recipe, micro-batch)
 class MemoryRequest:
     """What to request from the ledger, MiB. micro_batch: None for a step without one.
 
-    smaller: (MiB, micro-batch) that would do as well, the largest first. predicted: of the micro-batch,
-    as traced.
+    smaller: (MiB, micro-batch) that would do as well, the largest first. predicted: as traced.
     """
 
     mib: int
@@ -179,16 +178,16 @@ class _Planner:
     def estimate(self, size: int) -> MemoryEstimate:
         """By measurement, else by prediction, else by declaration; at least what smaller ones needed."""
         found = measured(self.runs, size) or self.predicted(size) or self.declared(size)
-        ran = {n for run in self.runs for n in (*run.too_large, run.ended_with) if 0 < n < size}
-        known = [found, *filter(None, (measured(self.runs, n) for n in ran))]
+        smaller = {n for run in self.runs for n in (*run.too_large, run.ended_with) if 0 < n < size}
+        known = [found, *filter(None, (measured(self.runs, n) for n in smaller))]
         low = max(one.low_mib for one in known)
         high = max(LEAST_MARGIN_MIB, *(one.high_mib for one in known))
+        found = replace(found, low_mib=low, high_mib=high, needed_mib=max(found.needed_mib, low))
         device = max(self.device_peaks(size), default=0.0)
-        why = found.why
-        if device and _with_margin(device) > high + self.overhead_mib:
-            high = _with_margin(device) - self.overhead_mib
-            why = f"measured: the whole card held {device:,.0f} MiB more while it ran alone"
-        return replace(found, low_mib=low, high_mib=high, needed_mib=max(found.needed_mib, low), why=why)
+        if not device or _with_margin(device) <= high + self.overhead_mib:
+            return found
+        why = f"measured: the whole card held {device:,.0f} MiB more while it ran alone"
+        return replace(found, high_mib=_with_margin(device) - self.overhead_mib, why=why)
 
     def prediction(self, size: int) -> MemoryEstimate | None:
         """As traced, for a micro-batch (0: for the batch)."""
@@ -202,7 +201,6 @@ class _Planner:
         return self.predictions[n]
 
     def predicted(self, size: int) -> MemoryEstimate | None:
-        """By a trace or by the step's formula."""
         traced = self.prediction(size)
         if traced and not traced.unknown:
             found = calibrated(traced, self.history.family(history.family(self.step, self.params)))
@@ -236,7 +234,6 @@ class _Planner:
     # ------------------------------------------------------------------ the request
 
     def amount(self, found: MemoryEstimate) -> int:
-        """MiB of the card."""
         whole = found.high_mib + self.overhead_mib
         return min(-int(-whole // ROUND_MIB) * ROUND_MIB, self.card.budget_mib)
 
@@ -272,25 +269,20 @@ class _Planner:
 def measured(runs: Sequence[Usage], size: int) -> MemoryEstimate | None:
     """What a micro-batch needs by its own runs; None without any.
 
-    The largest of the last clean peaks, and a margin. The largest cap that was too small is doubled until a
-    run finishes; then, and where it was only filled, it is raised by 1.25, until a clean run holds as much
-    as the cap itself, which measures the need. Smaller runs never lower it again.
+    The largest of the last clean peaks, and a margin. A cap that was too small is doubled until a run
+    finishes with more; then, and where it was only filled, it is raised by 1.25, until a clean run with more
+    holds as much as that cap, which measures the need. Smaller runs never lower it again.
     """
-    numbers = defaultdict[str, list[int]](list)
-    for number, run in enumerate(runs):
-        numbers[run.outcome(size)].append(number)
-    found = list[MemoryEstimate]()
-    clean = numbers["clean"]
-    if clean:
-        found.append(_from_peaks([runs[n] for n in clean[-LAST:]]))
-    elif numbers["enough"]:
-        enough = runs[numbers["enough"][-1]].cap_mib
-        found.append(MemoryEstimate(high_mib=enough, why=f"measured: {enough:,} MiB were enough"))
-    filled = numbers["filled"] + numbers["too small"]
-    if filled:
-        worst = max(filled, key=lambda n: (runs[n].cap_mib, n in numbers["too small"], n))
-        since = [runs[n] for n in clean if n > worst]
-        found.append(_after_filling(runs[worst].cap_mib, worst in numbers["too small"], since))
+    clean = [run for run in runs if run.outcome(size) == "clean"]
+    found = [_from_peaks(clean[-LAST:])] if clean else []
+    for run in runs:
+        outcome = run.outcome(size)
+        cap = run.cap_mib
+        if outcome == "enough" and not clean:
+            found.append(MemoryEstimate(high_mib=cap, why=f"measured: {cap:,} MiB were enough"))
+        elif outcome in ("too small", "filled"):
+            more = [other for other in clean if other.cap_mib > cap]
+            found.append(_after_filling(cap, outcome == "too small", more))
     if not found:
         return None
     return replace(max(found, key=lambda one: one.high_mib), low_mib=max(one.low_mib for one in found))
@@ -304,11 +296,11 @@ def _from_peaks(clean: Sequence[Usage]) -> MemoryEstimate:
     return MemoryEstimate(low_mib=low, high_mib=_with_margin(peak), needed_mib=low / NEAR, why=why)
 
 
-def _after_filling(cap_mib: int, too_small: bool, since: Sequence[Usage]) -> MemoryEstimate:
+def _after_filling(cap_mib: int, too_small: bool, with_more: Sequence[Usage]) -> MemoryEstimate:
     low = cap_mib + 1.0 if too_small else NEAR * cap_mib
-    if max((run.peak_mib or 0.0 for run in since), default=0.0) >= low:
-        return _from_peaks(since)
-    high = cap_mib * (DOUBLE if too_small and not since else RAISE) + 1
+    if any((run.peak_mib or 0.0) >= low for run in with_more):
+        return _from_peaks(with_more)
+    high = cap_mib * (DOUBLE if too_small and not with_more else RAISE) + 1
     why = f"measured: it needs {low:,.0f} MiB or more"
     return MemoryEstimate(low_mib=low, high_mib=high, needed_mib=cap_mib / LARGEST_SHARE, why=why)
 
@@ -327,12 +319,10 @@ def calibrated(found: MemoryEstimate, runs: Sequence[Usage]) -> MemoryEstimate:
 
 
 def _with_margin(peak_mib: float) -> float:
-    """The cap for an expected peak."""
     return peak_mib + max(peak_mib * MARGIN, LEAST_MARGIN_MIB)
 
 
 def _larger_budget(card: Card) -> str:
-    """The setting that grants more of a card."""
     if os.environ.get("OVERNIGHT_BUDGET_MIB"):
         return "set OVERNIGHT_BUDGET_MIB higher"
     if card.virtual:

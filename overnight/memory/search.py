@@ -28,36 +28,34 @@ class ScaledPredictions:
         self.traces = dict[int, Trace]()
 
     def of(self, recipe: Any) -> "ScaledPredictions":
-        """The same of another recipe."""
         return ScaledPredictions(recipe, self.target, self.data_mib, self.constants)
 
     def exact(self, n: int) -> MemoryEstimate:
         """By a trace of its own."""
-        try:
-            return self._estimate(self._traced(n), n)
-        except Unknown as error:
-            return MemoryEstimate(self.target, n, unknown=str(error))
+        return self._estimate(n, lambda: self._traced(n))
 
     def near(self, n: int) -> MemoryEstimate:
         """Interpolated between two traces."""
         batch = self.recipe.params.batch
         one, other = (batch, 2 * batch) if n >= batch else (half(batch), half(half(batch)))
-        if one == other:
-            return self.exact(n)
-        try:
+
+        def between() -> Trace:
             found = self._traced(one).between(self._traced(other), (n - one) / (other - one))
-        except Unknown as error:
-            return MemoryEstimate(self.target, n, unknown=str(error))
-        return self.exact(n) if found is None else self._estimate(found, n)
+            return found or self._traced(n)
+
+        return self.exact(n) if one == other else self._estimate(n, between)
 
     def _traced(self, n: int) -> Trace:
         if n not in self.traces:
             self.traces[n] = traced(self.recipe, n, self.target)
         return self.traces[n]
 
-    def _estimate(self, trace: Trace, n: int) -> MemoryEstimate:
+    def _estimate(self, n: int, trace: Callable[[], Trace]) -> MemoryEstimate:
         sliced = self.recipe.eval_example is not None
-        return estimate(trace, n, self.target, self.data_mib, self.constants, sliced)
+        try:
+            return estimate(trace(), n, self.target, self.data_mib, self.constants, sliced)
+        except Unknown as error:
+            return MemoryEstimate(self.target, n, unknown=str(error))
 
     def largest(self, budget_mib: float) -> MemoryEstimate | None:
         """Of the largest micro-batch that fits: any above the effective batch, else one that cuts it evenly.

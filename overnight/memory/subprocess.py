@@ -1,9 +1,9 @@
 """Predict in a process of its own: a trace changes operators of the whole process, and a crash costs no step.
 
 `python -m overnight.memory.subprocess` reads {step, arguments, card} from its standard input and stores a
-prediction for each micro-batch that the planner looks at in the card's history, so each is traced once. If the
-process ends early (a fault in a library, the machine's memory, the time limit) the remaining predictions are
-unknown: the step requests what it declares, and logs why.
+prediction for each micro-batch that the planner looks at in the card's history, so each is traced once. If
+the process ends early (a fault in a library, the machine's memory, the time limit) the remaining predictions
+are unknown: the step requests what it declares, and logs why.
 """
 
 import contextlib

@@ -18,7 +18,6 @@ class Trace:
     places: list[tuple[str, str]] = field(default_factory=list)  # phase and operator of each event
 
     def allocate(self, size: int, kind: str, place: tuple[str, str]) -> int:
-        """Record an allocation; returns its id."""
         self.sizes.append(size)
         self.kinds.append(kind)
         self.events.append(len(self.sizes) - 1)
@@ -26,7 +25,6 @@ class Trace:
         return len(self.sizes) - 1
 
     def release(self, number: int, place: tuple[str, str]) -> None:
-        """Record the end of an allocation."""
         self.events.append(~number)
         self.places.append(place)
 

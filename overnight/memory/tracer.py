@@ -15,13 +15,10 @@ from overnight.memory.trace import Trace
 DEVICE = torch.ops.prim.device.default
 ITEM = torch.ops.aten._local_scalar_dense.default  # float(tensor)
 EQUAL = torch.ops.aten.equal.default  # torch.equal()
-REPORTS = (
-    "optimizer",
-    "evaluate",
-)  # phases in which values are shown or count steps, and change no allocation
-FUSED_LSTM = (
-    torch.ops.aten.mkldnn_rnn_layer.default
-)  # its shape rule omits the workspace, most of what it takes
+# phases in which values are shown or count steps, and change no allocation
+REPORTS = ("optimizer", "evaluate")
+# its shape rule omits the workspace, most of what it takes
+FUSED_LSTM = torch.ops.aten.mkldnn_rnn_layer.default
 Spare = Callable[[Any, tuple[Any, ...], dict[str, Any], Any], int]
 
 
@@ -120,7 +117,6 @@ def _kind(phase: str) -> str:
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in an operator's result."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, list | tuple):

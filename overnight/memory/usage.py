@@ -82,9 +82,9 @@ class Usage(Values):
         return found
 
     def outcome(self, size: int) -> Literal["too small", "filled", "enough", "clean", ""]:
-        """How its cap was for a micro-batch: too small, filled, enough after a larger one failed; "": unknown.
+        """How its cap was for a micro-batch.
 
-        clean: its peak is what the micro-batch takes.
+        enough: after a larger one failed. clean: its peak is what the micro-batch takes. "": unknown.
         """
         if size in self.too_large:
             return "too small"
@@ -130,5 +130,4 @@ def _logged(field: str) -> str:
 
 
 def event(kind: str, **fields: Any) -> dict[str, Any]:
-    """An event of a run, as of now."""
     return {"event": kind, **fields, "at": time.time()}

@@ -301,7 +301,7 @@ def test_what_a_smaller_micro_batch_needs_a_larger_one_needs_as_well(card):
 
 
 def test_a_micro_batch_between_two_that_ran_is_tried_if_it_may_fit(card):
-    """16 were too many for the card, 4 take 1000 MiB: 8 may take what is declared of it (a quarter is fixed)."""
+    """16 were too many for the card, 4 take 1000 MiB: 8 may take a share of what is declared."""
     cap = {"cap_mib": BUDGET, "lease_mib": BUDGET}
     arguments = given(NetParams(batch=16))
     history.record_usage(
