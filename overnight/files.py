@@ -6,14 +6,18 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+from overnight.errors import ConfigError
+from overnight.paths import shown
+
 UNREADABLE = (OSError, ValueError, RecursionError)  # missing, damaged, or nested too deeply
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+COMPUTES = (ast.Call, ast.Await, ast.NamedExpr)  # what may do more than show a value
 MESSAGES = ("note", "log", "progress")  # methods of Run whose text is for people
 Content = str | bytes | Callable[[IO[bytes]], object]
 
@@ -82,10 +86,29 @@ def tree_sha256(folder: Path) -> str:
 def source_sha256(files: Iterable[Path]) -> str:
     """sha256 of what Python files compute, in this order, in hex.
 
-    Comments, layout, docstrings and messages (of a raised error, a note, a log line) do not change it.
+    Comments, layout, docstrings and messages do not change it. A message is a text, or an f-string without a
+    call, in the arguments of a raised error and of run.note, run.log and run.progress; what is called there
+    is code, with all its arguments. Raises ConfigError that names a file that is no Python.
     """
-    trees = [_normalized_ast(file.read_bytes()) for file in files]
+    trees = list[str]()
+    for file in files:
+        with parsing(file):
+            trees.append(_normalized_ast(file.read_bytes()))
     return hashlib.sha256("\0".join(trees).encode()).hexdigest()
+
+
+@contextmanager
+def parsing(file: Path) -> Iterator[None]:
+    """In the block a Python file is read and parsed. Raises ConfigError that names the file, and the line."""
+    name = f"{shown(file.parent)}/{file.name}"  # of a link, not of what it leads to
+    try:
+        yield
+    except SyntaxError as error:
+        raise ConfigError(f"{name}:{error.lineno or 1}: {error.msg}") from None
+    except ValueError as error:  # null bytes
+        raise ConfigError(f"{name}: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from None
 
 
 @cache
@@ -95,11 +118,10 @@ def _normalized_ast(text: bytes) -> str:
     for node in ast.walk(tree):
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:]
-        elif isinstance(node, ast.Raise):
-            blank.visit(node)
-        elif isinstance(node, ast.Call) and _is_message(node.func):
-            node.args = [blank.visit(given) for given in node.args]
-            node.keywords = [blank.visit(given) for given in node.keywords]
+        call = node.exc if isinstance(node, ast.Raise) else node
+        if isinstance(call, ast.Call) and (isinstance(node, ast.Raise) or _is_message(call.func)):
+            call.args = [blank.visit(given) for given in call.args]
+            call.keywords = [blank.visit(given) for given in call.keywords]
     return ast.dump(tree)
 
 
@@ -111,10 +133,14 @@ def _is_message(called: ast.expr) -> bool:
 
 
 class _BlankTexts(ast.NodeTransformer):
-    """Empties every text, an f-string with the values that it shows."""
+    """Empties every text, an f-string with the values that it shows; a call stays as it is."""
 
-    def visit_JoinedStr(self, _node: ast.JoinedStr) -> ast.AST:
-        return ast.Constant("")
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        return node
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
+        computed = [v for v in node.values if any(isinstance(n, COMPUTES) for n in ast.walk(v))]
+        return ast.JoinedStr(computed) if computed else ast.Constant("")
 
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
         return ast.Constant("") if isinstance(node.value, str) else node

@@ -54,6 +54,13 @@ def shown(path: Path) -> str:
         return str(path)
 
 
+def in_checkout(path: Path) -> Path | None:
+    """The path from the checkout that it lies in, which is the same in every checkout; None outside."""
+    whole = path.resolve()
+    places = [place.resolve() for place in (root(), INSTALLED)]
+    return next((whole.relative_to(place) for place in places if whole.is_relative_to(place)), None)
+
+
 def import_from_checkout(package: str) -> None:
     """Import `flows` or `tasks` from the checkout: a package of that name on PYTHONPATH must not win.
 

@@ -40,7 +40,7 @@ from overnight.data.entry import Entry
 from overnight.errors import BadInput, ConfigError
 from overnight.files import source_sha256
 from overnight.gpu.card import Card
-from overnight.paths import INSTALLED, shown
+from overnight.paths import INSTALLED, in_checkout, shown
 from overnight.run import Run
 
 if TYPE_CHECKING:
@@ -119,12 +119,18 @@ class Step(Generic[P, R]):
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
     def files(self) -> list[Path]:
-        """The files of its family (the folder directly below tasks/), sorted; else its own file alone."""
+        """The files of its family (the folder directly below tasks/), sorted; else its own file alone.
+
+        Hidden files and folders are those of editors, and not its code.
+        """
         file = Path(inspect.getfile(self.body)).resolve()
-        folders = [folder for folder in file.parents if folder.parent.name == "tasks"]
-        if not folders or folders[0].name == "shared":
-            return [file]
-        return sorted(folders[0].rglob("*.py"))
+        match in_checkout(file) or file:
+            case Path(parts=("tasks", name, _, *deeper)) if name != "shared":
+                family = file.parents[len(deeper)]
+            case _:
+                return [file]
+        found = [path.relative_to(family) for path in family.rglob("*.py")]
+        return [family / path for path in sorted(found) if not any(p.startswith(".") for p in path.parts)]
 
 
 def _shape(value: Any) -> Any:

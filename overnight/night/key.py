@@ -8,7 +8,8 @@ It covers
 - the versions of Python and of the libraries that this code imports;
 - the choices that a probe makes on this machine (engine, library, precision).
 
-It does not cover comments, docstrings, layout and messages (the text of a raised error, a note, a log line);
+It does not cover comments, docstrings, layout and messages: texts, and f-strings that call nothing, in the
+arguments of a raised error and of run.note, run.log and run.progress (a call there is covered, with its texts);
 nor flows, and of overnight artifact, config, files, run, gpu, step, memory, events, orchestration: that these
 cannot change a result is the contract of the lease and of the training loop.
 """
@@ -29,8 +30,9 @@ from typing import Any
 from overnight.artifact import Artifact
 from overnight.config import Params
 from overnight.data.entry import Entry
-from overnight.files import source_sha256
+from overnight.files import parsing, source_sha256
 from overnight.gpu.card import Card
+from overnight.paths import in_checkout
 from overnight.step import Step
 
 COVERED = ("tasks.shared", "overnight.data", "overnight.training")
@@ -107,25 +109,26 @@ def _module_file(name: str) -> Path | None:
 
 
 def _imported(path: Path) -> tuple[str, ...]:
-    return _imports(path.read_bytes())
+    with parsing(path):
+        return _imports(path.read_bytes(), Path(_shown(path)).parent.parts)
 
 
 @cache
-def _imports(text: bytes) -> tuple[str, ...]:
+def _imports(text: bytes, package: tuple[str, ...]) -> tuple[str, ...]:
     """Dotted names that a file imports, anywhere in it, with those of `from module import name`."""
     found = list[str]()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = [*base, node.module] if node.module else base
+            found += [".".join([*module, alias.name]) for alias in node.names]
     return tuple(found)
 
 
 def _shown(path: Path) -> str:
-    """The path from the folder that holds `overnight` or `tasks`, the same in every checkout."""
-    tops = [number for number, part in enumerate(path.parts) if part in ("overnight", "tasks")]
-    return "/".join(path.parts[tops[-1] :]) if tops else path.name
+    return (in_checkout(path) or Path(path.name)).as_posix()
 
 
 # ------------------------------------------------------------------------------------------------ libraries

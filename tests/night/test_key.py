@@ -12,6 +12,7 @@ import pytest
 from overnight import Artifact, DataSpec, Params, Run, runtime_option, step
 from overnight.data.dataset import Dataset
 from overnight.data.entry import DataFile
+from overnight.errors import ConfigError
 from overnight.files import source_sha256
 from overnight.gpu.card import Card
 from overnight.night.key import covered_files, key, library_versions, parts
@@ -72,6 +73,7 @@ def test_comments_docstrings_layout_and_messages_are_not_covered(tmp_path):
         code.replace("    if", '    """Say."""\n    if', 1),
         code.replace("too small", "is too small"),
         code.replace("got {x}", "there are {x} of them"),
+        code.replace('f"got {x}"', '"got it"'),
     ]
     assert {digest(tmp_path, text) for text in same} == {digest(tmp_path, code)}
     other = [code.replace("< 1", "< 2"), code.replace('"a"', '"b"'), code.replace("ValueError", "KeyError")]
@@ -84,6 +86,18 @@ def test_comments_docstrings_layout_and_messages_are_not_covered(tmp_path):
 def test_texts_that_are_no_messages_are_covered(tmp_path, call):
     assert digest(tmp_path, call.format("a")) != digest(tmp_path, call.format("b"))
     assert digest(tmp_path, "self.run.log('a')") == digest(tmp_path, "self.run.log('b')")
+
+
+@pytest.mark.parametrize(
+    "given", ["f'after {step(1)}'", "f'{(n := 1)} steps'", "step(1)", "'{}'.format(step(1))"]
+)
+@pytest.mark.parametrize("message", ["run.note({})", "raise ValueError({})"])
+def test_what_a_message_computes_is_covered(tmp_path, message, given):
+    assert digest(tmp_path, message.format(given)) != digest(
+        tmp_path, message.format(given.replace("1", "2"))
+    )
+    other = given.replace("after", "before").replace("steps", "of them")
+    assert digest(tmp_path, message.format(given)) == digest(tmp_path, message.format(other))
 
 
 SCRIPT = r"""
@@ -182,14 +196,84 @@ def test_probes_of_the_tables_follow_the_card_and_the_values():
     assert (automatic, asked) == ({"backend": "sklearn"}, {"backend": "cuml"})
 
 
-def test_a_step_in_a_subfolder_is_covered_with_its_whole_family(tmp_path):
-    nested = tmp_path / "tasks" / "toy" / "nets"
-    nested.mkdir(parents=True)
-    (tmp_path / "tasks" / "toy" / "params.py").write_text("SIZE = 1\n")
-    (nested / "small.py").write_text(
-        "from overnight import Params, Run, step\n\n\n@step\ndef train_toy(run: Run, params: Params) -> None:\n    run.note('x')\n"
-    )
-    spec = importlib.util.spec_from_file_location("small", nested / "small.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert {file.name for file in covered_files(module.train_toy)} == {"params.py", "small.py"}
+@pytest.fixture
+def family(tmp_path, monkeypatch):
+    """`load(file)`: the step of a file in tasks/toy of a checkout of one's own, below another folder tasks."""
+    root = tmp_path / "tasks" / "mine"
+    monkeypatch.setenv("OVERNIGHT_ROOT", str(root))
+    for name, text in {
+        "tasks/toy/params.py": "SIZE = 1\n",
+        "other.py": "x = 1\n",
+        "flows/toy.py": STEP,
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    (root / "tasks" / "toy" / "nets").mkdir()
+    (root / "tasks" / "toy" / "nets" / "small.py").write_text(STEP)
+
+    def load(file):
+        spec = importlib.util.spec_from_file_location(Path(file).stem, root / file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.train_toy
+
+    load.root = root
+    return load
+
+
+STEP = """from overnight import Params, Run, step
+
+
+@step
+def train_toy(run: Run, params: Params) -> None:
+    run.note('x')
+"""
+NETS = "tasks/toy/nets/small.py"
+
+
+def names(step):
+    return [file.name for file in covered_files(step)]
+
+
+def test_a_step_in_a_subfolder_is_covered_with_its_whole_family(family):
+    assert names(family(NETS)) == ["small.py", "params.py"]
+
+
+def test_a_step_beside_tasks_is_covered_alone(family):
+    assert names(family("flows/toy.py")) == ["toy.py"]
+
+
+def test_what_an_editor_leaves_in_a_family_is_not_covered(family):
+    toy = family.root / "tasks" / "toy"
+    (toy / ".#params.py").symlink_to("me@here.1:2")
+    (toy / ".ipynb_checkpoints").mkdir()
+    (toy / ".ipynb_checkpoints" / "params.py").write_text("SIZE = 0\n")
+    assert names(family(NETS)) == ["small.py", "params.py"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("x = 1\ndef (:\n", "tasks/toy/params.py:2: invalid syntax"), ("\0", "null bytes")]
+)
+def test_a_file_of_the_family_that_is_no_python_is_named(family, text, said):
+    step = family(NETS)
+    (family.root / "tasks" / "toy" / "params.py").write_text(text)
+    for digest_of in (covered_files, lambda step: step.memory_key([])):
+        with pytest.raises(ConfigError, match=said) as caught:
+            digest_of(step)
+        assert str(caught.value).startswith("tasks/toy/params.py")
+
+
+def test_a_file_of_the_family_that_cannot_be_read_is_named(family):
+    (family.root / "tasks" / "toy" / "lost.py").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match=r"tasks/toy/lost\.py: cannot be read: No such file"):
+        covered_files(family(NETS))
+
+
+@pytest.mark.parametrize("line", ["from ...shared.figures import x", "from ...shared import figures"])
+def test_relative_imports_are_followed(family, line):
+    step = family(NETS)
+    small = family.root / NETS
+    small.write_text(f"{line}\n{STEP}")
+    assert "figures.py" in names(step)
+    small.write_text(f"from . import figures\n{STEP}")
+    assert "figures.py" not in names(step)
