@@ -52,9 +52,7 @@ class Tuning(Question):
     accumulate: int = Field(1, ge=1)  # micro-batches in an optimizer step
     rank: int = Field(16, ge=1, le=4096)
     targets: str = ALL_LINEAR  # layers that adapters go to: all-linear, or names with commas between
-    attention: Literal["sdpa", "eager"] = "sdpa"
     layers: int | None = Field(None, ge=1, le=MOST_LAYERS)  # fewer layers than the model has
-    classes: int = Field(2, ge=1)  # of an encoder's classifier
 
     @property
     def kind(self) -> str:
@@ -159,7 +157,7 @@ def _model(tuning: Tuning) -> "nn.Module":
     if not tuning.encoder:
         auto = transformers.AutoModelForCausalLM
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(tuning.precision, torch.float32)
-    model = auto.from_config(_config(tuning), attn_implementation=tuning.attention).to(dtype)
+    model = auto.from_config(_config(tuning), attn_implementation="sdpa").to(dtype)
     model.config.use_cache = False
     if tuning.method == "qlora":
         from overnight.memory.architectures.quantised import four_bit
@@ -188,8 +186,6 @@ def _config(tuning: Tuning) -> Any:
         config.num_hidden_layers = tuning.layers
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[: tuning.layers]
-    if tuning.encoder:
-        config.num_labels = tuning.classes
     return config
 
 

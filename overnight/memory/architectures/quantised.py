@@ -17,17 +17,17 @@ SCALES = 256  # scales to a scale of scales, or optimizer states to a scale
 LEAST_8BIT = 4096  # elements below which an optimizer keeps its state in float32
 
 
-def four_bit(model: nn.Module, double: bool = True, spared: Iterable[str] = ("lm_head",)) -> nn.Module:
+def four_bit(model: nn.Module, spared: Iterable[str] = ("lm_head",)) -> nn.Module:
     """The model (on the meta device) with every linear layer but the spared ones in 4 bits."""
     for name, module in list(model.named_modules()):
         parent, _, own = name.rpartition(".")
         if type(module).__name__ in ("Linear", "Conv1D") and own not in spared:
-            setattr(model.get_submodule(parent), own, _packed(module, double))
+            setattr(model.get_submodule(parent), own, _packed(module))
     model.is_loaded_in_4bit = True  # type: ignore[assignment]  # what peft looks at
     return model
 
 
-def _packed(linear: nn.Module, double: bool) -> nn.Module:
+def _packed(linear: nn.Module) -> nn.Module:
     """A layer that peft takes for the real one. GPT-2's own kind has its weights the other way round."""
     from bitsandbytes.nn import Linear4bit
 
@@ -35,10 +35,8 @@ def _packed(linear: nn.Module, double: bool) -> nn.Module:
         """Holds the bytes of a 4-bit layer, and makes the temporaries of its products."""
 
         def forward(self, x: Tensor) -> Tensor:
-            scales = [getattr(self, name) for name in ("absmax", "scales", "offset") if hasattr(self, name)]
-            out: Tensor = _Product.apply(
-                x.to(self.made), self.weight, scales, self.out_features, self.in_features, self.made
-            )
+            sizes = (self.out_features, self.in_features, self.made)
+            out: Tensor = _Product.apply(x.to(self.made), self.weight, sizes)
             return (out if self.bias is None else out + self.bias.to(out.dtype)).to(x.dtype)
 
     real: Any = linear
@@ -47,24 +45,24 @@ def _packed(linear: nn.Module, double: bool) -> nn.Module:
     blocks = -(-count // BLOCK)
     with torch.device("meta"):
         found: Any = Packed(columns, rows, real.bias is not None, real.weight.dtype)
-        held = {"weight": torch.empty(-(-count // 2), 1, dtype=torch.uint8), "code": torch.empty(16)}
-        held["absmax"] = torch.empty(blocks, dtype=torch.uint8 if double else torch.float32)
-        if double:
-            held |= {
-                "scales": torch.empty(-(-blocks // SCALES)),
-                "scale_code": torch.empty(256),
-                "offset": torch.empty(()),
-            }
+        held = {
+            "weight": torch.empty(-(-count // 2), 1, dtype=torch.uint8),
+            "code": torch.empty(16),
+            "absmax": torch.empty(blocks, dtype=torch.uint8),
+            "scales": torch.empty(-(-blocks // SCALES)),
+            "scale_code": torch.empty(256),
+            "offset": torch.empty(()),
+        }
     for name, tensor in held.items():
         setattr(found, name, nn.Parameter(tensor, requires_grad=False))
-    found.weight.compress_statistics, found.weight.quant_type = double, "nf4"  # what peft asks for
+    found.weight.compress_statistics, found.weight.quant_type = True, "nf4"  # what peft asks for
     found.made, found.bias = real.weight.dtype, real.bias
     return found  # type: ignore[no-any-return]
 
 
-def _whole(packed: Tensor, scales: list[Tensor], rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+def _whole(packed: Tensor, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     """The weights in full; while they are made, the scales in full too."""
-    full = torch.empty(scales[0].shape, device=packed.device) if len(scales) > 1 else None
+    full = torch.empty(-(-rows * columns // BLOCK), device=packed.device)
     whole = torch.empty(rows, columns, dtype=dtype, device=packed.device)
     del full
     return whole
@@ -74,16 +72,14 @@ class _Product(torch.autograd.Function):
     """x W^T with W made whole and dropped, in the backward pass as well; no input is kept."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, packed: Tensor, scales: list[Tensor], rows: int, columns: int, dtype: torch.dtype
-    ) -> Tensor:
-        ctx.packed, ctx.scales, ctx.sizes = packed, scales, (rows, columns, dtype)
-        return nn.functional.linear(x, _whole(packed, scales, rows, columns, dtype))
+    def forward(ctx: Any, x: Tensor, packed: Tensor, sizes: tuple[int, int, torch.dtype]) -> Tensor:
+        ctx.packed, ctx.sizes = packed, sizes
+        return nn.functional.linear(x, _whole(packed, *sizes))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        found = gradient @ _whole(ctx.packed, ctx.scales, *ctx.sizes) if ctx.needs_input_grad[0] else None
-        return found, None, None, None, None, None
+        found = gradient @ _whole(ctx.packed, *ctx.sizes) if ctx.needs_input_grad[0] else None
+        return found, None, None
 
 
 class AdamW8bit(torch.optim.Optimizer):

@@ -94,7 +94,6 @@ class Weights:
     """Headers of a file: bytes of all weights, and the values of the model's sizes (GGUF only)."""
 
     bytes: int
-    tensors: int
     values: dict[str, Any]
 
 
@@ -129,7 +128,7 @@ def read_header(path: Path) -> Weights:
 
 
 def _index(path: Path) -> Weights:
-    return Weights(int(json.loads(path.read_text(encoding="utf-8"))["metadata"]["total_size"]), 0, {})
+    return Weights(int(json.loads(path.read_text(encoding="utf-8"))["metadata"]["total_size"]), {})
 
 
 def _safetensors(path: Path) -> Weights:
@@ -139,7 +138,7 @@ def _safetensors(path: Path) -> Weights:
     spans = [value["data_offsets"] for name, value in header.items() if name != "__metadata__"]
     if any(not 0 <= begin <= end for begin, end in spans):
         raise ValueError("a tensor that ends before it begins")
-    return Weights(sum(end - begin for begin, end in spans), len(spans), {})
+    return Weights(sum(end - begin for begin, end in spans), {})
 
 
 def _exactly(file: BinaryIO, count: int, path: Path) -> bytes:
@@ -160,7 +159,7 @@ def _gguf(path: Path) -> Weights:
         tensors, values = read.number("Q"), read.number("Q")
         found = {read.text(): read.value(read.number("I")) for _ in range(values)}
         total = sum(read.tensor() for _ in range(tensors))
-    return Weights(total, tensors, found)
+    return Weights(total, found)
 
 
 SCALARS = "BbHhIif?"  # types 0 to 7 of a GGUF value; 8 a text, 9 a list, 10 to 12 numbers of 64 bits

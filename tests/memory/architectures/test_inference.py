@@ -135,7 +135,7 @@ def test_a_gguf_tells_its_weights_and_its_sizes(tmp_path, kind):
     path = tmp_path / "tiny.gguf"
     total = written(path, gguf.GGMLQuantizationType[kind])
     found = read_header(path)
-    assert (found.bytes, found.tensors) == (total, 3)
+    assert found.bytes == total
     taken = predict_inference(Serving.of(model=str(path), context=64))
     assert taken.parts["weights"] * MIB == total
     assert "as the file has them" in refusal(Serving.of(model=str(path), context=64), 600)
