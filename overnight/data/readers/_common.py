@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
 
+from overnight.data.archives import plain
 from overnight.data.content import CleaningCounts, ImageItem
 from overnight.data.images import of_array
 from overnight.errors import file_error
@@ -97,9 +98,9 @@ def expect(path: Path, form: str, named: Path | None = None) -> Path:
 
 
 def text(path: Path) -> str:
-    """A text file in utf-8, with or without a byte order mark; line ends of any system become one."""
+    """A text file in utf-8, also inside a gz or zip, without byte order mark; any line ends become one."""
     try:
-        return expect(path, "text").read_text(encoding="utf-8-sig")  # reads universal line ends
+        return expect(plain(path), "text", path).read_text(encoding="utf-8-sig")  # reads universal line ends
     except UnicodeDecodeError as error:
         raise file_error(
             path, f"expected text in utf-8; byte {error.start} is not; convert the file"

@@ -106,7 +106,7 @@ def _table(folder: Path, options: _Csv) -> "pl.DataFrame":
 
 def _bags(path: Path) -> dict[str, Any]:
     try:
-        bags = json.loads(text(plain(path)))
+        bags = json.loads(text(path))
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         raise file_error(path, f"expected json: {error}; get it anew, or correct the entry") from None
     if not isinstance(bags, dict):

@@ -88,37 +88,28 @@ def _is_plain(name: str, array: "np.ndarray") -> bool:
 
 
 def _features(arrays: "dict[str, np.ndarray]", nodes: int, path: Path) -> Features:
+    """Dense, or CSR whose indices point inside."""
     import numpy as np
 
+    found: Features = arrays["x"].astype(np.float32) if "x" in arrays else None
+    shape = [nodes] if found is None else [len(arrays["x"])]
     if "x_indptr" in arrays:
-        found = _sparse(arrays, path)
-        rows = int(arrays["x_shape"][0])
-    elif "x" in arrays:
-        found = arrays["x"].astype(np.float32)
-        rows = len(arrays["x"])
-    else:
-        return None
-    if rows != nodes:
-        raise file_error(path, f"x has {rows} rows and y {nodes}; expected one row for each node")
+        data = arrays["x_data"].astype(np.float32)
+        indices = arrays["x_indices"].astype(np.int64)
+        indptr = arrays["x_indptr"].astype(np.int64)
+        shape = list(map(int, arrays["x_shape"]))
+        whole = (
+            len(shape) == 2
+            and len(indptr) == shape[0] + 1 > 0
+            and indptr[0] == 0
+            and indptr[-1] == len(data) == len(indices)
+            and not (np.diff(indptr) < 0).any()
+            and not ((indices < 0) | (indices >= shape[1])).any()
+        )
+        if not whole:
+            size = " rows and ".join(map(str, shape))
+            raise file_error(path, f"x is no sparse matrix of {size} columns; get the file anew")
+        found = data, indices, indptr, (shape[0], shape[1])
+    if shape[0] != nodes:
+        raise file_error(path, f"x has {shape[0]} rows and y {nodes}; expected one row for each node")
     return found
-
-
-def _sparse(arrays: "dict[str, np.ndarray]", path: Path) -> Features:
-    """CSR whose indices point inside."""
-    import numpy as np
-
-    if len(arrays["x_shape"]) != 2 or not len(arrays["x_indptr"]):
-        raise file_error(path, "x_shape or x_indptr is too short for a sparse matrix; get the file anew")
-    rows, width = map(int, arrays["x_shape"])
-    data = arrays["x_data"].astype(np.float32)
-    indices = arrays["x_indices"].astype(np.int64)
-    indptr = arrays["x_indptr"].astype(np.int64)
-    whole = (
-        len(indptr) == rows + 1
-        and indptr[0] == 0
-        and indptr[-1] == len(data) == len(indices)
-        and not (np.diff(indptr) < 0).any()
-    )
-    if not whole or (len(indices) and (indices.min() < 0 or indices.max() >= width)):
-        raise file_error(path, f"x is no sparse matrix of {rows} rows and {width} columns; get the file anew")
-    return data, indices, indptr, (rows, width)

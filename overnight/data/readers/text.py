@@ -6,7 +6,6 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from overnight.config import Values
-from overnight.data.archives import plain
 from overnight.data.content import Texts
 from overnight.data.readers._common import Files, present, text
 
@@ -35,7 +34,7 @@ def read(folder: Path, options: Options, _kind: str) -> Texts:
     Files of a split in their order.
     """
     found = {
-        split: [(text(plain(present(folder, name))), -1) for name in names]
+        split: [(text(present(folder, name)), -1) for name in names]
         for split, names in options.splits.items()
     }
     if options.parts:

@@ -5,7 +5,6 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from overnight.config import Values
-from overnight.data.archives import plain
 from overnight.data.content import CleaningCounts, Texts
 from overnight.data.readers._common import count_empty, present, text
 from overnight.errors import file_error
@@ -50,7 +49,7 @@ def read(folder: Path, options: Options, _kind: str) -> Texts:
 def _rows(path: Path, options: Options, cleaned: CleaningCounts) -> list[tuple[str, str]]:
     rows = list[tuple[str, str]]()
     last = max(options.label, options.text)
-    for number, line in enumerate(text(plain(path)).removesuffix("\n").split("\n"), 1):
+    for number, line in enumerate(text(path).removesuffix("\n").split("\n"), 1):
         if not line.strip():
             cleaned["blank line dropped"] += 1
             continue
