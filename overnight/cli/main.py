@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from overnight.errors import OvernightError
+from overnight.errors import ConfigError, OvernightError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; prints errors as messages, a traceback only with --debug."""
     arguments = _parser().parse_args(argv)
     try:
-        if arguments.command in (_run, _fit, _up, _data_ls, _data_fetch, _data_verify):
+        if arguments.command in (_run, _fit, _up, _data):
             _settle_data()
         code = int(arguments.command(arguments) or 0)
         sys.stdout.flush()
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     gpu.add_argument("--cpu", action="store_true", help="the virtual card")
     add("ls", _ls, "the experiments in configs/", True)
     add("doctor", _doctor, "what this machine has, and which problems it has", True)
-    _data_arguments(add("data", _data_ls, "the data sets: list, fetch, verify"))
+    _data_arguments(add("data", _data, "the data sets: list, fetch, verify", True))
     return parser
 
 
@@ -96,18 +96,9 @@ def _fit_arguments(fit: argparse.ArgumentParser) -> None:
 
 
 def _data_arguments(data: argparse.ArgumentParser) -> None:
-    verbs = data.add_subparsers(metavar="ls|fetch|verify")
-    data.set_defaults(json=False)
-    ls = verbs.add_parser("ls", help="every data set, and where its files are")
-    ls.set_defaults(command=_data_ls)
-    ls.add_argument("--json", action="store_true", help="for programs")
-    for name, command, about in (
-        ("fetch", _data_fetch, "download what is missing, and verify it"),
-        ("verify", _data_verify, "compare every file with its digest"),
-    ):
-        verb = verbs.add_parser(name, help=about)
-        verb.set_defaults(command=command)
-        verb.add_argument("names", nargs="+", metavar="NAME")
+    verbs = "where the files are (ls), download what is missing (fetch), compare with the digests (verify)"
+    data.add_argument("verb", nargs="?", default="ls", choices=("ls", "fetch", "verify"), help=verbs)
+    data.add_argument("names", nargs="*", metavar="NAME")
 
 
 def _config(text: str) -> Path:
@@ -219,22 +210,18 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 0 if all(row[""] == "ok" for row in rows) else 1
 
 
-def _data_ls(arguments: argparse.Namespace) -> None:
-    from overnight.data.dataset import listing
+def _data(arguments: argparse.Namespace) -> int:
+    from overnight.data.dataset import fetch, listing, verify
 
-    _rows(listing(), arguments.json)
-
-
-def _data_fetch(arguments: argparse.Namespace) -> None:
-    from overnight.data.dataset import fetch
-
-    for name in arguments.names:
-        print(f"{name}: {fetch(name)}")
-
-
-def _data_verify(arguments: argparse.Namespace) -> int:
-    from overnight.data.dataset import verify
-
+    if (arguments.verb == "ls") == bool(arguments.names):
+        raise ConfigError("`overnight data ls` takes no names; fetch and verify take those of data sets")
+    if arguments.verb == "ls":
+        _rows(listing(), arguments.json)
+        return 0
+    if arguments.verb == "fetch":
+        for name in arguments.names:
+            print(f"{name}: {fetch(name)}")
+        return 0
     problems = [f"{name}: {problem}" for name in arguments.names for problem in verify(name)]
     print("\n".join(problems) or "every file is as its entry says")
     return 2 if problems else 0
