@@ -70,6 +70,9 @@ class Options(Values):
 
 def read(folder: Path, options: Options, _kind: str) -> Graph:
     """Nodes are all ids of all files: numbers in their order, then names in theirs."""
+    import numpy as np
+    import polars as pl
+
     cleaned = CleaningCounts()
     table = _table(folder, options.edges)
     whole = table.drop_nulls()
@@ -78,7 +81,8 @@ def read(folder: Path, options: Options, _kind: str) -> Graph:
     names = _names(folder, options.targets, cleaned) if options.targets else {}
     ends = whole.get_columns()
     index = _index(*(end.unique().to_list() for end in ends), bags, names)
-    edges = cleaned_edges(_codes(ends, index), len(index), cleaned, shown(folder / options.edges.file))
+    codes = np.stack([end.replace_strict(index, return_dtype=pl.Int64).to_numpy() for end in ends])
+    edges = cleaned_edges(codes, len(index), cleaned, shown(folder / options.edges.file))
     features = None
     if options.features:
         where = shown(folder / options.features)
@@ -141,15 +145,6 @@ def _index(*ids: Iterable[str]) -> dict[str, int]:
         key=lambda i: (0, int(i), i) if i.isdecimal() and len(i) < LONGEST else (1, 0, i),
     )
     return {name: at for at, name in enumerate(every)}
-
-
-def _codes(ends: "list[pl.Series]", index: dict[str, int]) -> "np.ndarray":
-    """int64 (2, E)."""
-    import numpy as np
-    import polars as pl
-
-    names, codes = list(index), list(index.values())
-    return np.stack([end.replace_strict(names, codes, return_dtype=pl.Int64).to_numpy() for end in ends])
 
 
 def _features(pairs: dict[str, dict[str, float]], index: dict[str, int], cleaned: CleaningCounts) -> Features:
