@@ -27,6 +27,8 @@ LAYERS = (  # lowest first; a package knows only those before it
 )
 RANK = {name: number for number, names in enumerate(LAYERS) for name in names}
 WIDTH, ROOT_MODULES, SMALL = 110, 12, 80
+FILE_LINES, TEST_LINES = 400, 500
+HEAVY = ("torch", "prefect", "mlflow", "polars", "sklearn", "pandas")  # seconds to import
 BANNED = re.compile(
     r"\b(knots?|bells?|crowds?|witness\w*|ballast|survivors?|owed|owes|told|obituary|loose_end|gives_way|gone_on"
     r"|whoever|nobodys?|debts?)\b|_(knot|bell|crowd|witness|told|owed)\b|\b(knot|bell|crowd|witness|told|owed)_",
@@ -51,11 +53,16 @@ def code(*folders: str) -> list[Path]:
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:
     """(module, line) of every import of a file: at its top, inside functions, and under TYPE_CHECKING."""
-    for node in ast.walk(tree(path.read_text(encoding="utf-8"))):
+    return imports_of(name_of(path), path.read_text(encoding="utf-8"))
+
+
+def imports_of(name: str, text: str) -> Iterator[tuple[str, int]]:
+    """The same of a file called so in the checkout, with this text."""
+    for node in ast.walk(tree(text)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            folders = name_of(path).split("/")[:-1]
+            folders = name.split("/")[:-1]
             base = folders[: len(folders) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
             yield from ((f"{module}.{alias.name}", node.lineno) for alias in node.names)
@@ -68,21 +75,55 @@ def unit(module: str) -> str:
 
 
 def upward_imports() -> list[str]:
-    """Imports of a layer from one that is not below it; overnight/__init__ is the face and may import all."""
+    """Imports of a layer from one that is not below it.
+
+    overnight/__init__ is the face: it may import all, and no module of a layer may import from it.
+    """
     found = []
     for path in code("overnight"):
         own = unit(name_of(path).removesuffix(".py").replace("/", "."))
+        if not own:
+            continue
         for module, line in imports(path):
             other = unit(module)
-            if (
-                own
-                and other
-                and other != own
-                and RANK[other] >= RANK[own]
-                and not (RANK[own] == RANK[other] == 0)
-            ):
+            face = module.split(".")[0] == "overnight" and not other
+            higher = other and other != own and RANK[other] >= RANK[own] and (RANK[own] or RANK[other])
+            if face or higher:
                 found.append(f"{name_of(path)}:{line}: {own} imports {module}")
     return found
+
+
+def without_a_layer() -> list[str]:
+    """Modules and packages directly below overnight/ that LAYERS does not name."""
+    names = {path.relative_to(ROOT / "overnight").parts[0].removesuffix(".py") for path in code("overnight")}
+    return [f"overnight/{name}: not in LAYERS" for name in sorted(names - set(RANK) - {"__init__"})]
+
+
+def wrong_directions(name: str, text: str) -> list[str]:
+    """The imports of a file that the direction flows -> tasks -> overnight forbids, and those of another family."""
+    layer, unit = name.split("/", maxsplit=1)[0], name.split("/")[1].removesuffix(".py")
+    banned = {
+        "overnight": {"flows", "tasks"},
+        "tasks": {"flows", "prefect", "mlflow"},
+        "flows": {"prefect", "mlflow", *HEAVY},
+    }[layer]
+    found = [(module.split("."), line) for module, line in imports_of(name, text)]
+    return [
+        f"{name}:{line}: imports {'.'.join(parts)}"
+        for parts, line in found
+        if parts[0] in banned or (layer == parts[0] == "tasks" and parts[1:2] not in ([unit], ["shared"]))
+    ]
+
+
+def misdirected(path: Path) -> list[str]:
+    layered = name_of(path).startswith(("overnight/", "tasks/", "flows/"))
+    return wrong_directions(name_of(path), path.read_text(encoding="utf-8")) if layered else []
+
+
+def long_file(path: Path) -> list[str]:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    limit = TEST_LINES if name_of(path).startswith("tests/") else FILE_LINES
+    return [f"{name_of(path)}: {lines} lines, at most {limit}"] if lines > limit else []
 
 
 def circles() -> list[list[str]]:
@@ -174,8 +215,10 @@ def small_satellites() -> list[str]:
     return found
 
 
-def root_modules() -> list[str]:
-    return sorted(path.name for path in (ROOT / "overnight").glob("*.py"))
+def full_root() -> list[str]:
+    """The modules at the engine's root, when they are too many."""
+    names = sorted(path.name for path in (ROOT / "overnight").glob("*.py"))
+    return [f"overnight/: {len(names)} modules, at most {ROOT_MODULES}"] if len(names) > ROOT_MODULES else []
 
 
 def tests_without_a_place() -> list[str]:
@@ -195,7 +238,7 @@ def broken(paths: list[Path]) -> list[str]:
     return [
         line
         for path in paths
-        for rule in (wide_lines, dense_expressions, banned_names)
+        for rule in (wide_lines, dense_expressions, banned_names, long_file, misdirected)
         for line in rule(path)
     ]
 
@@ -208,8 +251,12 @@ def main() -> int:
     lines = broken([path for path in files if ROOT / "bench" / "out" not in path.parents])
     if not sys.argv[1:] or any(name.startswith("overnight") for name in sys.argv[1:]):
         below = tuple(sys.argv[1:]) or ("",)
-        lines += [line for line in upward_imports() + small_satellites() if line.startswith(below)]
-        lines += [f"circle: {', '.join(group)}" for group in circles() if not sys.argv[1:]]
+        whole = upward_imports() + small_satellites() + without_a_layer() + full_root()
+        lines += [line for line in whole if line.startswith(below)]
+    if not sys.argv[1:]:
+        lines += [f"circle: {', '.join(group)}" for group in circles()]
+        lines += [f"{name}: its folder mirrors none of the product" for name in tests_without_a_place()]
+        lines += [line for path in own_files("tests/*.py", root=ROOT) for line in long_file(path)]
     print("\n".join(lines) or "no rule is broken")
     return 1 if lines else 0
 

@@ -7,18 +7,17 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.house import HEAVY, imports, name_of
 from tests.support.own_files import own_files
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = own_files("overnight/*.py", "tasks/*.py", "flows/*.py", "bench/*.py")
-HEAVY = ["torch", "prefect", "mlflow", "polars", "sklearn", "pandas"]  # seconds to import
 
-FILE_LINES, TEST_LINES, CONFIG_LINES = 400, 500, 40
+CONFIG_LINES = 40
 CATCH_ALL = {
     f"overnight/{name}.py"
     for name in (
@@ -27,10 +26,6 @@ CATCH_ALL = {
         "best_effort",
     )
 }  # what was raised becomes a reason there, or goes on elsewhere
-
-
-def name_of(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
 
 
 def python(script: str, folder: Path) -> list[str]:
@@ -87,83 +82,23 @@ def test_the_wheel_holds_the_package_alone(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ who imports whom
 
 
-def imports(name: str, text: str) -> Iterator[str]:
-    """Every module that a file names in an import, at its top or inside a function."""
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            folders = name.split("/")[:-1]
-            base = folders[: len(folders) - node.level + 1] if node.level else []
-            module = ".".join([*base, *([node.module] if node.module else [])])
-            yield from (f"{module}.{alias.name}" for alias in node.names)
-
-
-def broken(name: str, text: str) -> list[str]:
-    """The imports of a file that the direction flows -> tasks -> overnight forbids; a task may be a file or a folder."""
-    layer, unit = name.split("/", maxsplit=1)[0], name.split("/")[1].removesuffix(".py")
-    banned = {
-        "overnight": {"flows", "tasks"},
-        "tasks": {"flows", "prefect", "mlflow"},
-        "flows": {"prefect", "mlflow", *HEAVY},
-    }[layer]
-    found = [module.split(".") for module in imports(name, text)]
-    return [
-        ".".join(m)
-        for m in found
-        if m[0] in banned or (layer == m[0] == "tasks" and m[1:2] not in ([unit], ["shared"]))
-    ]
-
-
 def test_every_task_lies_in_a_family() -> None:
-    """A family may import its own files and tasks/shared, which imports no family."""
     files = own_files("tasks/*.py")
     families = {path.parent.name for path in files} - {"tasks"}
     assert families >= {"tabular", "vision", "detection", "graphs", "rl", "shared"}
     assert [path.name for path in files if path.parent.name == "tasks"] == ["__init__.py"]
-    assert broken("tasks/shared/a.py", "from tasks.vision.cnn import x\n")
-    assert broken("tasks/graphs/nodes.py", "def f():\n    from tasks.vision import cnn\n")
-    assert not broken("tasks/graphs/nodes.py", "from tasks.shared.predictors import load_model\n")
-
-
-def test_imports_go_one_way() -> None:
-    files = {
-        name_of(path): path.read_text(encoding="utf-8")
-        for path in CODE
-        if not name_of(path).startswith("bench/")
-    }
-    assert {name: broken(name, text) for name, text in files.items() if broken(name, text)} == {}
 
 
 def test_prefect_is_imported_in_one_module_and_by_the_services() -> None:
     users = {
         name_of(path)
         for path in CODE
-        if any(module.split(".")[0] == "prefect" for module in imports(name_of(path), path.read_text()))
+        if any(module.split(".")[0] == "prefect" for module, _line in imports(path))
     }
     services = {name for name in users if name.startswith("overnight/services/")}
     assert users - services - {name for name in users if name.startswith("bench/")} == {
         "overnight/orchestration/prefect.py"
     }
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("overnight/a.py", "def f():\n    from tasks import cnn\n"),
-        ("tasks/a.py", "from tasks.b import x\n"),
-        ("tasks/a.py", "from . import b\n"),
-        ("tasks/a.py", "import mlflow.client\n"),
-        ("tasks/y/head.py", "from ..b import x\n"),
-        ("flows/a.py", "import torch\n"),
-    ],
-)
-def test_a_wrong_import_is_seen(name: str, text: str) -> None:
-    assert broken(name, text)
-    assert not broken(
-        "tasks/y/__init__.py",
-        "import json, torch\nfrom tasks.y.head import x\nfrom .head import z\nfrom overnight import Run\n",
-    )
 
 
 def swallows(path: Path) -> bool:
@@ -196,15 +131,6 @@ def test_listing_loads_no_heavy_library(arguments: list[str]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ how large things may grow
-
-
-def test_files_stay_short() -> None:
-    ceilings = {
-        **dict.fromkeys(CODE, FILE_LINES),
-        **dict.fromkeys(own_files("tests/*.py"), TEST_LINES),
-    }
-    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in ceilings}
-    assert {name_of(path): lines for path, lines in lengths.items() if lines > ceilings[path]} == {}
 
 
 def test_configs_stay_short() -> None:
