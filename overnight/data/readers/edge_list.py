@@ -170,10 +170,10 @@ def _features(pairs: dict[str, dict[str, float]], index: dict[str, int], cleaned
 
 def _pairs(bag: Any, vectors: bool, where: str, node: str) -> dict[str, float]:
     """Value by feature id; a list of ids means 1 for each (a repeated one still 1)."""
+    if isinstance(bag, list) and not vectors and all(isinstance(f, int | str) for f in bag):
+        return dict.fromkeys(map(str, bag), 1.0)
     if isinstance(bag, list) and vectors:
         bag = dict(enumerate(bag))
-    elif isinstance(bag, list) and all(isinstance(f, int | str) for f in bag):
-        bag = dict.fromkeys(bag, 1)
     if isinstance(bag, dict) and all(isinstance(v, int | float) for v in bag.values()):
         return {str(f): _number(v) for f, v in bag.items()}
     raise DataError(
