@@ -24,12 +24,11 @@ def decode(name: str, data: bytes) -> "Image":
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
-    except UnidentifiedImageError:
-        raise DataError(
-            f"{name}: expected an image, but it does not decode: its bytes are of no format that Pillow knows"
-        ) from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name}: expected an image, but it does not decode: {one_line(error)}") from None
+        why = one_line(error)
+        if isinstance(error, UnidentifiedImageError):
+            why = "its bytes are of no format that Pillow knows"
+        raise DataError(f"{name}: expected an image, but it does not decode: {why}") from None
     return image
 
 
