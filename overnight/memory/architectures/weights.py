@@ -2,8 +2,8 @@
 
 import json
 import math
+import os
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,7 +27,7 @@ BLOCKS = {  # bytes and weights of a block of the GGUF formats
     "q6_k": (210, 256),
     "q8_k": (292, 256),
 }
-NUMBERS = {
+NUMBERS = {  # of the types in a GGUF file
     0: "f32",
     1: "f16",
     2: "q4_0",
@@ -39,8 +39,10 @@ NUMBERS = {
     11: "q3_k",
     12: "q4_k",
     13: "q5_k",
+    14: "q6_k",
+    15: "q8_k",
+    30: "bf16",
 }
-NUMBERS |= {14: "q6_k", 15: "q8_k", 30: "bf16"}  # of the types in a GGUF file
 MIXES = {"q4_k_m": "q4_k", "q5_k_m": "q5_k"}  # of which some tensors are q6_k
 TRANSFORMERS = ("fp32", "fp16", "bf16", "int8", "nf4")
 LLAMA_CPP = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")
@@ -133,27 +135,19 @@ def _index(path: Path) -> Weights:
 
 def _safetensors(path: Path) -> Weights:
     with path.open("rb") as file:
-        length = struct.unpack("<Q", _exactly(file, 8, path))[0]
-        header = json.loads(_exactly(file, length, path))
+        read = _Reader(file)
+        header = json.loads(read.take(read.number("Q")))
     spans = [value["data_offsets"] for name, value in header.items() if name != "__metadata__"]
     if any(not 0 <= begin <= end for begin, end in spans):
         raise ValueError("a tensor that ends before it begins")
     return Weights(sum(end - begin for begin, end in spans), {})
 
 
-def _exactly(file: BinaryIO, count: int, path: Path) -> bytes:
-    if not 0 <= count <= path.stat().st_size:
-        raise ValueError(f"a part of {count} bytes in a file of {path.stat().st_size}")
-    found = file.read(count)
-    if len(found) != count:
-        raise ValueError("it ends early")
-    return found
-
-
 def _gguf(path: Path) -> Weights:
     with path.open("rb") as file:
-        read = _Reader(file, path)
-        magic, version = read.bytes(4), read.number("I")
+        read = _Reader(file)
+        magic = read.take(4)
+        version = read.number("I")
         if magic != b"GGUF" or version not in (2, 3):
             raise ValueError(f"begins with {magic!r}, version {version}")
         tensors, values = read.number("Q"), read.number("Q")
@@ -166,16 +160,25 @@ SCALARS = "BbHhIif?"  # types 0 to 7 of a GGUF value; 8 a text, 9 a list, 10 to 
 
 
 class _Reader:
-    """The parts of a GGUF header, one after the other."""
+    """The parts of a header, one after the other. Raises ValueError at the end of the file."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self.bytes: Callable[[int], bytes] = lambda count: _exactly(file, count, path)
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.size = os.fstat(file.fileno()).st_size
+
+    def take(self, count: int) -> bytes:
+        if not 0 <= count <= self.size:
+            raise ValueError(f"a part of {count} bytes in a file of {self.size}")
+        found = self.file.read(count)
+        if len(found) != count:
+            raise ValueError("it ends early")
+        return found
 
     def number(self, kind: str) -> Any:
-        return struct.unpack(f"<{kind}", self.bytes(struct.calcsize(f"<{kind}")))[0]
+        return struct.unpack(f"<{kind}", self.take(struct.calcsize(f"<{kind}")))[0]
 
     def text(self) -> str:
-        return self.bytes(self.number("Q")).decode("utf-8", "replace")
+        return self.take(self.number("Q")).decode("utf-8", "replace")
 
     def value(self, kind: int) -> Any:
         if kind < len(SCALARS):
