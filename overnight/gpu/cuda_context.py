@@ -12,9 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from overnight.files import atomic_write
+from overnight.files import atomic_write, read_json
 from overnight.gpu.card import Card
-from overnight.gpu.ledger import metadata
 
 MIB = 1 << 20
 UNMEASURED_MIB = 600
@@ -70,7 +69,7 @@ def warm_up() -> int:
 
 def _measured(card: Card) -> list[int]:
     """MiB measured on this card with this driver and this torch."""
-    values = metadata.read(_path(card)).get(_key(card))
+    values = read_json(_path(card)).get(_key(card))
     return [v for v in values if isinstance(v, int)] if isinstance(values, list) else []
 
 
@@ -78,7 +77,7 @@ def _keep(card: Card, values: list[int]) -> None:
     """Write the figures for later processes. A full disk is no error."""
     path = _path(card)
     with suppress(OSError):
-        atomic_write(path, json.dumps({**metadata.read(path), _key(card): values}, indent=1))
+        atomic_write(path, json.dumps({**read_json(path), _key(card): values}, indent=1))
 
 
 def _path(card: Card) -> Path:

@@ -16,13 +16,13 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from types import ModuleType
 from typing import Any, Protocol, TypeVar
 
 from overnight.gpu.card import Card, memory
-from overnight.gpu.ledger.entries import Request
-from overnight.gpu.ledger.metadata import amount, read_if_any
+from overnight.gpu.ledger import entries
+from overnight.gpu.ledger.entries import Request, amount
 
 T = TypeVar("T")
 RETRY_S = 5.0  # after the driver did not answer
@@ -58,7 +58,7 @@ class Device(Protocol):
 
 def device_of(card: Card) -> Device:
     """The device of a card."""
-    return FakeDevice(card) if card.virtual else _nvml_device(card.uuid)
+    return FakeDevice() if card.virtual else _nvml_device(card.uuid)
 
 
 @cache
@@ -157,36 +157,14 @@ class FakeDevice:
 
     problem = ""
 
-    def __init__(self, card: Card) -> None:
-        self._path = str(card.folder / "foreign")
-        self._version = (0, 0, 0)
-        self._programs = list[Program]()
-
     def used_mib(self, card: Card, held: Iterable[Request]) -> int:
         return sum(map(reported_mib, held)) + sum(p.mib or 0 for p in self.programs(card))
 
-    def programs(self, card: Card) -> list[Program]:  # noqa: ARG002
+    def programs(self, card: Card) -> list[Program]:
         try:
-            found = os.stat(self._path)
+            lines = (card.folder / "foreign").read_text(errors="replace").splitlines()
         except OSError:
             return []
-        version = found.st_ino, found.st_mtime_ns, found.st_size
-        if version != self._version:  # read only when it has changed: this is asked ten times a second
-            self._version = version
-            self._programs = self._read()
-        return self._programs
-
-    def _read(self) -> list[Program]:
-        try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError:
-            return []
-        try:
-            lines = os.read(descriptor, 1 << 16).decode(errors="replace").splitlines()
-        except OSError:  # a folder of that name
-            return []
-        finally:
-            os.close(descriptor)
         found = []
         for line in lines:
             mib, *name = line.split(maxsplit=1) or [""]
@@ -198,31 +176,9 @@ class FakeDevice:
         return None
 
 
-# ------------------------------------------------------------ other processes
-
-
 def holders(card: Card) -> list[Request]:
-    """The lease holders now, with their metadata.
-
-    From names and contents alone, since this is asked ten times a second.
-    """
-    folder = card.folder
-    try:
-        names = os.listdir(folder)  # noqa: PTH208 - paths as objects cost more than the listing
-    except OSError:
-        return []
-    found = list[Request]()
-    for name in names:
-        request = _parsed(folder, name) if name.startswith("h-") else None
-        owner = read_if_any(f"{folder}/{name}") if request else None
-        if request and owner is not None:
-            found.append(
-                Request(folder, True, request.ticket, request.mib, request.pid, request.exclusive, owner)
-            )
-    return found
-
-
-_parsed = lru_cache(maxsize=256)(Request.parse)
+    """The lease holders now, with their metadata."""
+    return entries.holders(card.folder)
 
 
 def reported_mib(request: Request) -> int:

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,9 @@ from overnight.gpu.cuda_context import overhead
 from overnight.gpu.device_usage import steady_overuse_mib
 from overnight.gpu.ledger.filesystem import check_ledger
 from overnight.gpu.ledger.ledger import Grant, Ledger
-from overnight.gpu.ledger.waiter import OnWait
+from overnight.gpu.ledger.waiter import REENTER_S, OnWait
 from overnight.gpu.memory_limit import MIB, CudaMeter
 
-REPORT_EVERY_S = 1.0
 _this_thread = threading.local()  # `held`: MiB by the card's UUID
 
 
@@ -62,7 +61,7 @@ def lease(
 
     Waits in the queue, and prints to stderr what it waits for unless `on_wait` is given.
 
-    owner: metadata of a step, which reports its use itself; for a script it is reported here. exclusive: let
+    owner: metadata of a step, which reports its use itself; a script's is reported here. exclusive: let
     no other lease run beside it. smaller: amounts (MiB) to accept while other programs use the card, where
     the card's policy is to shrink. ticket: of an earlier lease of its own that was given back.
 
@@ -95,7 +94,7 @@ def lease(
     ):
         grant.update(granted_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME))  # no change of a clock touches it
         held = Lease(card, grant.mib, time.monotonic() - began, grant)
-        with nullcontext() if owner or card.virtual else report_usage(held, card):
+        with keep(held, {} if owner or card.virtual else sys.modules):
             yield held
 
 
@@ -133,9 +132,6 @@ def _only_lease(mib: int, card: Card) -> Iterator[None]:
         del held[card.uuid]
 
 
-# ------------------------------------------------------------ leases of scripts
-
-
 def program_name(argument: str) -> str:
     """A name for people of the program that Python was started with as `argument` (sys.argv[0])."""
     file = Path(argument)
@@ -147,18 +143,17 @@ def program_name(argument: str) -> str:
 
 
 @contextmanager
-def report_usage(
-    held: Lease, card: Card, modules: Mapping[str, Any] = sys.modules, every_s: float = REPORT_EVERY_S
-) -> Iterator[None]:
-    """While the block runs, report to the ledger what torch uses.
+def keep(held: Lease, modules: Mapping[str, Any], every_s: float = REENTER_S) -> Iterator[None]:
+    """While the block runs, keep the lease in the ledger, and report there what a script's torch uses.
 
-    An unused part of a lease then hides no other program.
+    A lease whose file was removed is entered again. An unused part of a lease hides no other program.
     """
     done = threading.Event()
 
     def loop() -> None:
         while not done.wait(every_s):
-            update_usage(held, card, modules)
+            _restore(held.grant)
+            update_usage(held, modules)
 
     thread = threading.Thread(target=loop, daemon=True, name="lease")
     thread.start()
@@ -169,16 +164,26 @@ def report_usage(
         thread.join()
 
 
-def update_usage(held: Lease, card: Card, modules: Mapping[str, Any]) -> None:
-    """Report once.
+def _restore(grant: Grant) -> None:
+    try:
+        if grant.restore():
+            _print_to_stderr(
+                f"{grant.request.path} was removed: the lease of {grant.mib} MiB is entered again"
+            )
+    except OSError as error:
+        _print_to_stderr(f"{grant.request.path} was removed, and cannot be entered again: {error.strerror}")
 
-    A script that does not use torch on this one card reports nothing: its whole lease counts as used.
+
+def update_usage(held: Lease, modules: Mapping[str, Any]) -> None:
+    """Report once what torch uses, of `modules`: those loaded by a script on a real card.
+
+    One that does not use torch on this one card reports nothing: its whole lease counts as used.
     """
     cuda = getattr(modules.get("torch"), "cuda", None)
     if not getattr(cuda, "is_initialized", bool)() or cuda is None or cuda.device_count() != 1:
         return
     meter = CudaMeter(cuda)
-    context_mib = overhead(card)
+    context_mib = overhead(held.card)
     use_mib = meter.use() / MIB + context_mib
     peak_mib = meter.peak() / MIB + context_mib
     held.update(use_mib=round(use_mib, 1), peak_mib=round(peak_mib, 1))

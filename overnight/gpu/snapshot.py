@@ -5,7 +5,9 @@
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -19,10 +21,8 @@ from overnight.gpu.device_usage import (
     over_reserve_mib,
     printable,
 )
-from overnight.gpu.ledger import entries
-from overnight.gpu.ledger.entries import Request
+from overnight.gpu.ledger.entries import Request, amount
 from overnight.gpu.ledger.ledger import Ledger
-from overnight.gpu.ledger.metadata import amount
 
 CLOCKS_S = 2.0  # what two ways to read the same moment may differ by
 
@@ -110,9 +110,9 @@ def snapshot(card: Card, device: Device | None = None) -> Snapshot:
 
 def _row(request: Request) -> RequestRow:
     owner = request.owner
-    is_open = _has_open(request.pid, request.path)
-    orphans = [] if is_open else [pid for pid in entries.open_in(request) if pid != request.pid]
     since_ns = amount(owner.get("granted_ns"), most=1 << 63) if request.holds else None
+    process = _process(request)
+    is_owned = process is not None and _is_owned(request)
     return RequestRow(
         experiment=printable(str(owner.get("experiment", ""))),
         step=printable(str(owner.get("step", ""))),
@@ -123,9 +123,9 @@ def _row(request: Request) -> RequestRow:
         peak_mib=amount(owner.get("peak_mib")),
         cap_mib=amount(owner.get("cap_mib")),
         exclusive=request.exclusive,
-        stopped=is_open and _state(request.pid) in ("T", "t"),
-        ended=not is_open and not _lives(request),
-        orphaned_processes=tuple(OrphanedProcess(pid=pid, command=_command(pid)) for pid in sorted(orphans)),
+        stopped=is_owned and _is_stopped(process),
+        ended=process is None,
+        orphaned_processes=() if is_owned else _orphaned_processes(request),
     )
 
 
@@ -134,39 +134,55 @@ def _since(boot_ns: float) -> float:
     return round(max(0, time.clock_gettime_ns(time.CLOCK_BOOTTIME) - boot_ns) / 1e9, 1) if boot_ns else 0.0
 
 
-def _lives(request: Request) -> bool:
-    """Whether the process that made a request is still there, and no other with its number."""
+def _process(request: Request) -> Any:
+    """The process that made a request (psutil); None when it has ended, also if another has its number."""
     import psutil
 
     try:
-        began = psutil.Process(request.pid).create_time() - psutil.boot_time()
+        process = psutil.Process(request.pid)
+        began = process.create_time() - psutil.boot_time()
     except psutil.Error:
-        return False
-    return bool(began <= request.ticket / 1e9 + CLOCKS_S)
+        return None
+    return process if began <= request.ticket / 1e9 + CLOCKS_S else None
 
 
 def _has_open(pid: int, path: Path) -> bool:
-    """Whether a process has its request's file open; its pid alone may have gone to another."""
-    folder = f"/proc/{pid}/fd"
+    """Whether a process has a file open. Raises OSError."""
+    wanted = path.stat()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            if os.path.samestat(descriptor.stat(), wanted):
+                return True
+    return False
+
+
+def _is_owned(request: Request) -> bool:
+    """Whether the process that made a request still has its file open."""
     try:
-        links = [os.readlink(f"{folder}/{name}") for name in os.listdir(folder)]  # noqa: PTH115, PTH208
+        return _has_open(request.pid, request.path)
     except FileNotFoundError:
         return False
-    except OSError:  # it ends just now, or belongs to another user
+    except OSError:  # it belongs to another user
         return True
-    return any(link.removesuffix(entries.DELETED) == str(path) for link in links)
 
 
-def _state(pid: int) -> str:
+def _is_stopped(process: Any) -> bool:
+    import psutil
+
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return ""
+        return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    except psutil.Error:
+        return False
 
 
-def _command(pid: int) -> str:
-    try:
-        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return ""
-    return " ".join(" ".join(argument.decode(errors="replace") for argument in arguments).split())[:200]
+def _orphaned_processes(request: Request) -> tuple[OrphanedProcess, ...]:
+    """What was forked from the owner, and keeps the file open without it."""
+    import psutil
+
+    found = list[OrphanedProcess]()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.pid != request.pid and _has_open(process.pid, request.path):
+                command = " ".join(" ".join(process.cmdline()).split())[:200]
+                found.append(OrphanedProcess(pid=process.pid, command=command))
+    return tuple(found)

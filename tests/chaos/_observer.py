@@ -14,12 +14,20 @@ from pathlib import Path
 
 
 def holders(folder: str) -> dict[str, int]:
-    """MiB by name of the holders whose file somebody has locked."""
+    """MiB by name of the granted requests whose file somebody has locked."""
+    granted = {_inode(path) for path in Path(folder).glob("g-*")} - {0}
     found = {}
-    for path in Path(folder).glob("h-*"):
-        if _locked(path):
+    for path in Path(folder).glob("q-*"):
+        if _inode(path) in granted and _locked(path):
             found[path.name] = int(path.name.split("-")[2])
     return found
+
+
+def _inode(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
 
 
 def _locked(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Light holders and waiters of the card are killed, stopped and robbed of their files: nothing is granted
+"""Light holders and waiters of the card are killed and stopped, and their folder is removed: nothing is granted
 twice, nothing stays held.
 """
 
@@ -7,46 +7,30 @@ import random
 import shutil
 import signal
 import time
-from contextlib import suppress
-from pathlib import Path
 
-from tests.chaos._workers import BUDGET, NS, Workers, median, most, quantile, start_workers
+from overnight.gpu.card import Card
+from overnight.gpu.lease import lease
+from tests.chaos._workers import BUDGET, NS, Hold, Pen, Workers, median, most, now, quantile, start_workers
 from tests.chaos.case import Case, Measured
 
 KILLS = 1000
 PEOPLE = 8
 HOLDERS_KILLED = 220
+REMOVALS = 10
+SETTLED_S = 2  # after the folder was removed
 
 
 def cases() -> list[Case]:
-    safe = {"kills": f"== {KILLS}", "double_grants": "== 0", "stuck_mib": "== 0"}
     return [
-        Case("card_kill", "1,000 kill -9 of light holders and waiters", _kills, safe, 300),
-        Case(
-            "card_kill_stop",
-            "... with SIGSTOP and SIGCONT at random",
-            lambda seed: _kills(seed, stops=True),
-            safe,
-            300,
-        ),
-        Case(
-            "card_kill_remove",
-            "... and files or the folder removed",
-            lambda seed: _kills(seed, stops=True, removes=True),
-            safe,
-            300,
-        ),
-        Case(
-            "card_hand_over",
-            "the holder is killed: until the waiter holds the grant",
-            _hand_over,
-            {"p99_s": "<= 2"},
-            300,
-        ),
-    ]
+        Case("card_kill", "1,000 kill -9 of light holders and waiters, with SIGSTOP and SIGCONT at random", _kills,
+             {"kills": f"== {KILLS}", "double_grants": "== 0", "stuck_mib": "== 0"}, 300),
+        Case("card_removed", "the folder removed while two hold and three wait", _removals,
+             {"removals": f"== {REMOVALS}", "above_budget_after_2_s_mib": "== 0", "stuck_mib": "== 0"}, 200),
+        Case("card_hand_over", "the holder is killed: until the waiter holds the grant", _hand_over, {"p99_s": "<= 2"}, 300),
+    ]  # fmt: skip
 
 
-def _kills(seed: int, stops: bool = False, removes: bool = False) -> Measured:
+def _kills(seed: int) -> Measured:
     """double_grants: MiB above the budget that processes held at once, from what they wrote down themselves."""
     choose = random.Random(seed)
     stopped: dict[int, float] = {}
@@ -58,10 +42,7 @@ def _kills(seed: int, stops: bool = False, removes: bool = False) -> Measured:
                     [(choose.choice([500, 3000, 6000, BUDGET]), choose.random() * 0.05) for _ in range(1000)]
                 )
             time.sleep(choose.random() * 0.08)
-            if stops:
-                _stop_and_go(choose, workers, stopped)
-            if removes and choose.random() < 0.2:
-                _remove(choose, workers.card)
+            _stop_and_go(choose, workers, stopped)
             workers.kill(choose.choice(sorted(workers.alive)))
         for pid in tuple(workers.alive):
             workers.kill(pid)
@@ -87,19 +68,49 @@ def _stop_and_go(choose: random.Random, workers: Workers, stopped: dict[int, flo
         stopped[pid] = time.monotonic() + choose.choice([0.02, 0.2, 1.5])
 
 
-def _remove(choose: random.Random, card: Path) -> None:
-    pattern = choose.choice(["h-*", "g-*", "q-*", "[hg]-*", "*", "", "one", "renamed"])
-    if pattern == "renamed":
-        with suppress(OSError):
-            card.rename(card.with_name(f"away-{choose.random()}"))
-    elif not pattern:
-        shutil.rmtree(card, ignore_errors=True)
-    files = sorted(card.glob("*" if pattern == "one" else pattern)) if pattern else []
-    if pattern == "one":
-        files = choose.sample(files, min(1, len(files)))
-    for path in files:
-        with suppress(OSError):
-            path.unlink()
+def _removals(seed: int) -> Measured:
+    """What was held at once from 2 s after each removal to the next one, and what in those seconds."""
+    choose, within, after = random.Random(seed), list[Hold](), list[Hold]()
+    with start_workers() as workers:
+        for _ in range(REMOVALS):
+            holders = [_lease(workers, BUDGET // 2, 600.0) for _ in range(2)]
+            for pid in holders:
+                until_held(workers, pid)
+            waiters = [_lease(workers, choose.randint(1, BUDGET), 0.5) for _ in range(3)]
+            for pid in waiters:
+                workers.in_line(pid)
+            shutil.rmtree(workers.card)
+            settled = now() + SETTLED_S * NS
+            time.sleep(2 * SETTLED_S)
+            for pid in holders:
+                workers.kill(pid)
+            for pid in waiters:
+                workers.wait(pid)
+            ours = [h for h in workers.held() if h.pid in {*holders, *waiters}]
+            within += ours
+            after += [
+                Hold(h.ticket, max(h.start, int(settled)), h.end, h.mib, h.pid)
+                for h in ours
+                if h.end > settled
+            ]
+        return {
+            "removals": REMOVALS,
+            "above_budget_after_2_s_mib": max(0, most(after) - BUDGET),
+            "above_budget_mib": max(0, most(within) - BUDGET),
+            "stuck_mib": workers.stuck_mib(),
+        }
+
+
+def _lease(workers: Workers, mib: int, seconds: float) -> int:
+    """A process with a lease as a script has it."""
+
+    def body(pen: Pen) -> None:
+        os.environ["OVERNIGHT_CARD_DIR"] = str(pen.ledger.folder.parent)
+        card = Card(uuid="virtual", name="virtual", total_mib=BUDGET, budget_mib=BUDGET)
+        with lease(mib, card, on_wait=lambda _ahead, _overuse: None) as held, pen.noted(held.grant):
+            time.sleep(seconds)
+
+    return workers.fork(body)
 
 
 def _hand_over(seed: int) -> Measured:

@@ -120,6 +120,6 @@ def test_a_reader_that_has_seen_enough_ends_the_watch(card, how):
 
 def test_a_folder_that_is_called_like_a_holder_holds_nothing(card):
     with Ledger(card.folder, card.budget_mib).acquire(300):
-        (card.folder / "h-1-500-1").mkdir()
+        (card.folder / "q-1-500-1").mkdir()
         assert [r.mib for r in device_usage.holders(card)] == [300]
         assert Ledger(card.folder, card.budget_mib).held_mib() == 300

@@ -5,7 +5,6 @@ import os
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,10 +14,11 @@ from overnight.gpu import device_usage, messages
 from overnight.gpu.card import Card, virtual
 from overnight.gpu.cuda_context import UNMEASURED_MIB
 from overnight.gpu.device_usage import NvmlDevice, Program
-from overnight.gpu.lease import lease, program_name, report_usage, update_usage
+from overnight.gpu.lease import keep, lease, program_name, update_usage
 from overnight.gpu.ledger.entries import Request
 from overnight.gpu.ledger.ledger import Ledger
 from tests.support import steps_leased
+from tests.support.checkouts import until
 
 MIB = 1 << 20
 REAL = Card(uuid="GPU-1", name="RTX", total_mib=12282, budget_mib=11258, reserved_mib=282)
@@ -187,9 +187,8 @@ def test_the_file_foreign_plays_other_programs(card, text, mib):
     assert device_usage.overuse_mib(card, device_usage.holders(card)) == mib
 
 
-@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
-def test_what_is_no_file_plays_nobody(card, make):
-    make(card.folder / "foreign")
+def test_what_is_no_file_plays_nobody(card):
+    (card.folder / "foreign").mkdir()
     assert device_usage.overuse_mib(card, device_usage.holders(card)) == 0
 
 
@@ -253,7 +252,7 @@ class Torch:
 
 def test_a_script_with_torch_says_what_it_uses_with_its_context(card):
     with lease(1000, card) as held:
-        update_usage(held, REAL, {"torch": Torch()})
+        update_usage(replace(held, card=REAL), {"torch": Torch()})
         (request,) = device_usage.holders(card)
     assert (request.owner["use_mib"], request.owner["peak_mib"]) == (
         300 + UNMEASURED_MIB,
@@ -266,19 +265,13 @@ def test_a_script_with_torch_says_what_it_uses_with_its_context(card):
 )
 def test_a_script_that_uses_no_torch_or_several_cards_counts_with_its_lease(card, modules):
     with lease(1000, card) as held:
-        update_usage(held, REAL, modules)
+        update_usage(replace(held, card=REAL), modules)
         assert device_usage.reported_mib(device_usage.holders(card)[0]) == 1000
 
 
 def test_a_script_talks_as_long_as_it_holds(card):
-    said = threading.Event()
-
-    class Heard:
-        def update(self, **facts):
-            said.set()
-
-    with report_usage(Heard(), REAL, {"torch": Torch()}, every_s=0.01):
-        assert said.wait(60)
+    with lease(1000, card) as held, keep(replace(held, card=REAL), {"torch": Torch()}, every_s=0.01):
+        until(lambda: "use_mib" in device_usage.holders(card)[0].owner)
     assert not any(thread.name == "lease" for thread in threading.enumerate())
 
 

@@ -26,12 +26,13 @@ NO_LOCAL_DISK = (
     "e.g. /var/tmp/overnight"
 )
 Link = Callable[[Path, Path], None]
+Mounts = list[tuple[str, str]]
 
 
-def check_ledger(card: Card, mounts: str | None = None, link: Link = os.link) -> None:
+def check_ledger(card: Card, mounts: Mounts | None = None, link: Link = os.link) -> None:
     """Raise ServiceError or DiskFull unless the ledger of *card* can be kept in its folder.
 
-    mounts: the text of /proc/self/mountinfo; link: the function that makes a hard link.
+    mounts: (path, type) of all file systems; link: the function that makes a hard link.
     """
     folder = card.folder
     kind = check_location(card, mounts)
@@ -47,7 +48,7 @@ def check_ledger(card: Card, mounts: str | None = None, link: Link = os.link) ->
         )
 
 
-def check_location(card: Card, mounts: str | None = None) -> str:
+def check_location(card: Card, mounts: Mounts | None = None) -> str:
     """The type of the file system of a ledger.
 
     ServiceError where processes of this machine would not share one ledger.
@@ -59,7 +60,7 @@ def check_location(card: Card, mounts: str | None = None) -> str:
             "own; write it whole"
         )
     kind = file_system_type(folder, mounts)
-    if is_remote(kind):
+    if kind in REMOTE:
         raise ServiceError(
             f"{folder}: the ledger of the card cannot be kept on a network file system ({kind}); "
             f"{NO_LOCAL_DISK}"
@@ -102,46 +103,23 @@ def unusable(folder: Path, error: OSError) -> OvernightError:
     )
 
 
-def is_remote(kind: str) -> bool:
-    """Whether locks of a file system of this type may not be those of this machine's processes."""
-    return kind in REMOTE
+def file_system_type(path: Path, mounts: Mounts | None = None) -> str:
+    """The type of the file system that holds *path*, which need not exist yet; empty when unknown."""
+    import psutil
 
-
-def file_system_type(path: Path, mounts: str | None = None) -> str:
-    """The type of the file system that holds *path*, which need not exist yet.
-
-    Empty when unknown. proc_pid_mountinfo(5).
-    """
-    with suppress(OSError):
-        mounts = Path("/proc/self/mountinfo").read_text() if mounts is None else mounts
+    if mounts is None:
+        mounts = [(m.mountpoint, m.fstype) for m in psutil.disk_partitions(all=True)]
     real = Path(os.path.realpath(path))  # which stops at links that lead to themselves
-    above = {real, *real.parents}
-    depth = -1
-    kind = ""
-    for line in (mounts or "").splitlines():
-        left, _, right = line.partition(" - ")
-        if len(left.split()) < 5 or not right:
-            continue
-        point = Path(_unescaped(left.split()[4]))
-        if (
-            point in above and len(point.parts) >= depth
-        ):  # of two at one place, the later one covers the earlier
-            depth = len(point.parts)
-            kind = right.split()[0]
-    return kind
-
-
-def _unescaped(text: str) -> str:
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        text = text.replace(code, character)
-    return text
+    above = [(point, kind) for point, kind in mounts if real.is_relative_to(point)]
+    above.reverse()  # of two at one place, the later one covers the earlier
+    return max(above, key=lambda mount: len(mount[0]), default=("", ""))[1]
 
 
 def _try_grant(folder: Path, link: Link) -> str:
     """Try the steps of a grant in *folder*: what the file system lacks, else empty. Raises OSError."""
     # requests that stay hidden; the next reader of the folder removes what a killed process leaves
-    ticket = secrets.randbits(60)
-    path, second = (folder / f".{Request(folder, False, ticket, mib, os.getpid()).name}" for mib in (0, 1))
+    ticket = secrets.randbits(60) + 1
+    path, second = (folder / f".{Request(folder, False, ticket, mib, os.getpid()).name}" for mib in (1, 2))
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         try:

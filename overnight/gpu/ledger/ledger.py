@@ -4,33 +4,33 @@ FIFO, with backfill that delays no earlier request.
 
 Files of a card's folder:
 
-    q-<ticket>-<mib>-<pid>[-x]   a request that waits; h-... the same when it holds; x: it runs alone
+    q-<ticket>-<mib>-<pid>[-x]   a request; x: it runs alone
     g-<n>                        the n-th grant: a hard link to the file of the request that got it
 
 The owner of a request keeps its file locked (flock) as long as it lives. The kernel drops the lock with the
 last descriptor, so what a killed process held is free at once, while a grandchild that was forked with the
-descriptor still counts. All decisions rest on names and locks, so they survive a full disk and torn content:
-the JSON in the files only describes the owner to people.
+descriptor still counts. All decisions rest on names, links and locks, so they survive a full disk and torn
+content: the JSON in the files only describes the owner to people.
 
 A grant is one atomic step, a compare-and-swap: a process that finds its turn on a view with n grants links
-its file as g-<n+1>. If another came first, that name exists, and it tries again. No process waits for
+its file as g-<n+1>. If another came first, that name exists, and it looks again; if that one has ended and
+its link was removed, there is a younger one, since the youngest g- is never removed. No process waits for
 another's critical section, so one that is stopped (SIGSTOP, a debugger, a suspended machine) at any
-instruction delays no other. The youngest g- is never removed: an old view cannot use its number again.
-Tickets are nanoseconds since boot, which no change of a clock touches; the next boot starts without locks.
+instruction delays no other. Tickets are nanoseconds since boot, which no change of a clock touches; the next
+boot starts without locks.
 
-Somebody may remove or rename files, or the whole folder. So a claim binds a liveness token (liveness.py)
-before it is made, and is checked once more after it: of two that claim the same memory, the later one finds
-the other, and gives way. A holder without a file counts by its token. A waiter looks ten times a second.
+A waiter looks ten times a second. A holder whose file somebody removed enters it again (`Grant.restore`); a
+waiter whose file was removed gives the holders time for that.
 """
 
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
-from socket import socket
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from overnight.errors import DoesNotFit, Stopped
 from overnight.gpu.ledger import entries
@@ -38,15 +38,14 @@ from overnight.gpu.ledger.entries import Request
 from overnight.gpu.ledger.filesystem import unusable
 from overnight.gpu.ledger.scheduler import Size
 from overnight.gpu.ledger.waiter import POLL_S, OnWait, Waiter
-
-T = TypeVar("T")
+from overnight.locks import same_file
 
 
 class Ledger:
     """The requests on one card's budget; `unit` names what is granted in messages."""
 
     def __init__(self, folder: Path, budget_mib: int, unit: str = "MiB of the card") -> None:
-        self.folder = Path(os.path.realpath(folder))  # as /proc names its files
+        self.folder = folder
         self.budget_mib = budget_mib
         self.unit = unit
         try:
@@ -78,32 +77,34 @@ class Ledger:
         if not 0 < mib <= self.budget_mib:
             raise DoesNotFit(f"asked for {mib} {self.unit}, and the whole budget is {self.budget_mib}")
         size = Size(mib, exclusive)
-        waiter = Waiter(self.folder, self.budget_mib, size, owner or {}, overuse, smaller, ticket)
         try:
-            while not self._checked(waiter.take):
+            waiter = Waiter(self.folder, self.budget_mib, size, owner or {}, overuse, smaller, ticket)
+        except OSError as error:
+            raise unusable(self.folder, error) from None
+        try:
+            while not self._take(waiter):
                 if should_stop():
                     raise Stopped(f"stopped while waiting for {mib} {self.unit}")
                 waiter.report(on_wait)
                 time.sleep(POLL_S)
-            return Grant(waiter.request, waiter.descriptor, waiter.token, waiter.owner)
+            return Grant(waiter.request, waiter.descriptor, waiter.owner)
         except BaseException:
             waiter.leave()
             raise
 
-    def _checked(self, action: Callable[[], T]) -> T:
-        """Its result; an OSError becomes an error with advice."""
+    def _take(self, waiter: Waiter) -> bool:
         try:
-            return action()
+            return waiter.take()
         except OSError as error:
             raise unusable(self.folder, error) from None
 
     def requests(self) -> list[Request]:
         """Every live request with its metadata: holders first, then the queue in its order."""
-        return [r.with_owner() for r in entries.snapshot(self.folder, self.budget_mib).requests]
+        return [r.with_owner() for r in entries.snapshot(self.folder).requests]
 
     def held_mib(self) -> int:
         """The sum of all grants."""
-        return sum(r.mib for r in entries.snapshot(self.folder, self.budget_mib).requests if r.holds)
+        return sum(r.mib for r in entries.snapshot(self.folder).requests if r.holds)
 
 
 class Grant:
@@ -112,16 +113,13 @@ class Grant:
     Released by `release`, by leaving the `with` block, or by the kernel when the process ends.
     """
 
-    def __init__(
-        self, request: Request, descriptor: int, token: socket | None, owner: dict[str, Any]
-    ) -> None:
-        self.request = request
+    def __init__(self, request: Request, descriptor: int, owner: dict[str, Any]) -> None:
+        self.request = replace(request, holds=True)
         self.mib = request.mib
         self.owner = owner
         self._descriptor = descriptor
-        self._token = token
         self._pid = os.getpid()
-        self._mutex = os.getpid(), threading.RLock()
+        self._mutex = threading.Lock()
 
     @property
     def ticket(self) -> int:
@@ -136,7 +134,29 @@ class Grant:
         with self._lock():
             self.owner = {**self.owner, **values}
             if self._descriptor >= 0:
-                entries.write_metadata(self._descriptor, self.request, self.owner)
+                entries.write_owner(self._descriptor, self.owner)
+
+    def restore(self) -> bool:
+        """Enter the ledger again where somebody removed this grant's files; whether that was so.
+
+        Raises OSError when it cannot.
+        """
+        with self._lock():
+            if self._descriptor < 0 or self._is_entered():
+                return False
+            if not same_file(self._descriptor, self.request.path):
+                self.request.folder.mkdir(parents=True, exist_ok=True)
+                descriptor = entries.create(self.request, self.owner)
+                os.close(self._descriptor)
+                self._descriptor = descriptor
+            while not entries.grant(self.request, entries.snapshot(self.request.folder).grants + 1):
+                pass  # another grant took the number
+        return True
+
+    def _is_entered(self) -> bool:
+        """Whether the request's file and its link are at their places."""
+        is_linked = os.fstat(self._descriptor).st_nlink > 1
+        return is_linked and same_file(self._descriptor, self.request.path)
 
     def release(self) -> None:
         """Give the memory back.
@@ -148,21 +168,14 @@ class Grant:
             self._descriptor = -1
             if descriptor < 0:
                 return
-            if self._token is not None:
-                self._token.close()
             os.close(descriptor)
         with suppress(OSError):
             if os.getpid() == self._pid and not entries.locked(self.request.path):
                 self.request.path.unlink()
 
-    def _lock(self) -> threading.RLock:
-        """Against other threads.
-
-        A forked process gets a lock of its own: a copied one might never be released there.
-        """
-        if self._mutex[0] != os.getpid():
-            self._mutex = os.getpid(), threading.RLock()
-        return self._mutex[1]
+    def _lock(self) -> AbstractContextManager[Any]:
+        """Against other threads; a forked process has none of them, and the copied lock may never be free."""
+        return self._mutex if os.getpid() == self._pid else nullcontext()
 
     def __enter__(self) -> Self:
         return self

@@ -12,21 +12,20 @@ from overnight.cli.main import main
 from overnight.errors import DiskFull, ServiceError
 from overnight.gpu import card as cards
 from overnight.gpu.lease import lease
-from overnight.gpu.ledger.filesystem import check_ledger, check_slots, file_system_type, is_remote
+from overnight.gpu.ledger.filesystem import check_ledger, check_slots, file_system_type
 from overnight.gpu.ledger.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[3]
-MOUNTS = """\
-27 1 254:0 / / rw,relatime - ext4 /dev/vda rw
-30 27 0:40 / /net rw,relatime shared:12 - nfs4 server:/x rw,vers=4.2
-31 30 8:1 / /net/scratch rw - ext4 /dev/sda1 rw
-32 27 0:41 / /mnt/c rw,noatime - 9p C:\\134 rw,aname=drvfs;path=C:\\
-33 27 0:42 / /mnt/with\\040space rw - fuse.sshfs me@there:/ rw
-34 27 0:43 / /over rw - ext4 /dev/sdb rw
-35 27 0:44 / /over rw - cifs //there/share rw
-36 27 0:45 / /local rw - fuse.mergerfs /a:/b rw
-a line that says nothing
-"""
+MOUNTS = [
+    ("/", "ext4"),
+    ("/net", "nfs4"),
+    ("/net/scratch", "ext4"),
+    ("/mnt/c", "9p"),
+    ("/mnt/with space", "fuse.sshfs"),
+    ("/over", "ext4"),
+    ("/over", "cifs"),
+    ("/local", "fuse.mergerfs"),
+]
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def test_the_file_system_of_a_path_is_that_of_the_nearest_mount(path, kind):
 
 
 def test_without_a_list_of_mounts_the_file_system_is_unknown():
-    assert file_system_type(Path("/"), "") == ""
+    assert file_system_type(Path("/"), []) == ""
 
 
 @pytest.mark.parametrize(
@@ -73,16 +72,19 @@ def test_without_a_list_of_mounts_the_file_system_is_unknown():
     ],
 )
 def test_a_folder_on_a_network_is_refused_with_the_way_out(card, kind):
-    mounts = f"1 0 0:1 / / rw - ext4 /dev/vda rw\n2 1 0:2 / {card.folder.parent} rw - {kind} there rw\n"
+    mounts = [("/", "ext4"), (str(card.folder.parent), kind)]
     with pytest.raises(ServiceError, match=rf"network file system \({kind}\); set OVERNIGHT_CARD_DIR"):
         check_ledger(card, mounts)
     assert not card.folder.exists()
 
 
-def test_local_file_systems_are_not_remote():
-    assert not any(
-        map(is_remote, ["ext4", "btrfs", "xfs", "zfs", "overlay", "tmpfs", "fuse.mergerfs", "fuseblk", ""])
-    )
+@pytest.mark.parametrize("kind", ["ext4", "btrfs", "zfs", "overlay", "tmpfs", "fuse.mergerfs", "fuseblk", ""])
+def test_local_file_systems_are_not_remote(card, kind):
+    check_ledger(card, [(str(card.folder.parent), kind)])
+
+
+def test_the_file_system_of_this_machine_is_found():
+    assert file_system_type(Path("/proc")) == "proc"
 
 
 def test_a_local_folder_is_made_tried_and_left_clean(card):
@@ -93,9 +95,9 @@ def test_a_local_folder_is_made_tried_and_left_clean(card):
 def test_what_a_killed_process_tried_there_is_swept(card):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    kept = {f".q-7-0-{os.getpid()}", ".q-x-0-1", ".notes"}
+    kept = {f".q-7-1-{os.getpid()}", ".q-x-1-1", ".notes"}
     card.folder.mkdir(parents=True, exist_ok=True)
-    for name in {f".q-7-0-{ended.pid}", f".q-7-1-{ended.pid}"} | kept:
+    for name in {f".q-7-1-{ended.pid}", f".q-7-2-{ended.pid}"} | kept:
         (card.folder / name).touch()
     assert Ledger(card.folder, card.budget_mib).requests() == []
     assert {p.name for p in card.folder.iterdir()} == kept
