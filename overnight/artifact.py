@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,9 @@ def save(
 ) -> Artifact:
     """Write `folder` whole or not at all: a crash or a full disk leaves nothing that looks finished."""
     part = folder.with_name(f".{folder.name}.part")
+    old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
     try:
         part.mkdir(parents=True)
         if arrays is not None:
@@ -84,8 +87,10 @@ def save(
             (part / name).parent.mkdir(parents=True, exist_ok=True)
             write(part / name)
         found = tree_sha256(part)
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            os.replace(folder, old)  # a crash while it is deleted must not leave a part of it at its place
         os.replace(part, folder)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         if is_disk_full(error):

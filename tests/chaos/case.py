@@ -144,7 +144,9 @@ def append(path: Path, outcome: Outcome) -> None:
 def modules() -> list[Any]:
     """The modules of this folder that have cases, by name."""
     names = sorted(
-        p.stem for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_") and p.stem != "case"
+        p.stem
+        for p in Path(__file__).parent.glob("*.py")
+        if not p.stem.startswith(("_", "test_")) and p.stem != "case"
     )
     found = [importlib.import_module(f"tests.chaos.{name}") for name in names]
     return [m for m in found if hasattr(m, "cases")]
