@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from typing import Protocol
 
 from overnight.errors import DiskFull
 from overnight.gpu import timeline
@@ -78,11 +78,7 @@ def watch(
 class Monitor:
     """Samples the card (`sample`) and logs the maxima (`report`).
 
-    `loop` does both at their times, in its own thread.
-
-    device_peak_mib: the most that the card held beyond what other steps reported and what other processes
-    used at first; None while this step reports no use. other_processes_peak_mib: the most that processes
-    without a lease held. cpu_s: CPU time of the thread.
+    `loop` does both at their times, in its own thread. cpu_s: CPU time of that thread.
     """
 
     def __init__(
@@ -97,35 +93,24 @@ class Monitor:
         self.run = run
         self.card = card
         self.lease = lease
-        self.limit = limit
         self.device = device or device_of(card)
         self.preemption = PreemptionPolicy(card, lease.ticket) if lease and card.policy == "yield" else None
-        self.device_peak_mib: float | None = None
-        self.other_processes_peak_mib: float | None = None
+        self.own = _OwnUse(limit, max(1, reread_every // 2))
+        self.others = _OtherUse(reread_every + self.own.every + 1)
         self.cpu_s = 0.0
         self.maxima = dict[str, float]()  # since the last report
-        self._ending = threading.Lock()  # cheaper to wait for than an event, ten times a second
-        self._ending.acquire()
-        self._pid = os.getpid()
+        self._held = list[Request]()  # all leases of the card, as last read
+        self._reread_every = reread_every
+        self._samples = 0
         self._reports = run.reports
         self._problem = ""
-        self._samples = 0
-        self._reread_every = reread_every
-        # this step's own use: as last reported, at which sample, how many samples apart, and the peak
-        self._reported: tuple[float, float] | None = None
-        self._reported_at = -reread_every
-        self._report_every = max(1, reread_every // 2)
-        self._peak = 0.0
-        self._leases = _Leases([])
-        # a neighbour's new memory looks foreign until its report was written and read: only what stays counts
-        self._recent = deque[int](maxlen=reread_every + self._report_every + 1)
-        self._first: int | None = None
+        self._ending = threading.Event()
 
     def loop(self) -> None:
         """Run until `end`; `close` reports the rest."""
         host = _Host()
         due = time.monotonic() + 0.5
-        while not self._ending.acquire(timeout=SAMPLE_S if self.lease else max(0.0, due - time.monotonic())):
+        while not self._ending.wait(SAMPLE_S if self.lease else max(0.0, due - time.monotonic())):
             self.sample()
             if time.monotonic() >= due:
                 self.report(host.metrics())
@@ -134,7 +119,7 @@ class Monitor:
 
     def end(self) -> None:
         """Let the loop end, now."""
-        self._ending.release()
+        self._ending.set()
 
     def close(self) -> None:
         """Report the rest; of a step that took less than a tenth of a second, everything."""
@@ -143,10 +128,15 @@ class Monitor:
             self.report({})
 
     def summary(self) -> dict[str, float | None]:
-        """Fields of the step's result."""
+        """Fields of the step's result.
+
+        device_peak_mib: the most that the card held beyond what other steps reported and what other processes
+        used at first; None while this step reports no use. other_processes_peak_mib: the most that processes
+        without a lease held.
+        """
         return {
-            "device_peak_mib": self.device_peak_mib,
-            "other_processes_peak_mib": self.other_processes_peak_mib,
+            "device_peak_mib": self.others.device_peak_mib,
+            "other_processes_peak_mib": self.others.peak_mib,
         }
 
     def preemption_reason(self) -> str:
@@ -158,69 +148,29 @@ class Monitor:
         if self.lease is None:
             return
         if self._samples % self._reread_every == 0:
-            self._leases = _Leases(holders(self.card))
+            self._held = holders(self.card)
         self._samples += 1
-        own_mib = self._report_own(self.lease)
-        used_mib = self.device.used_mib(self.card, self._leases.held)
-        others_mib = self._other_processes(used_mib)
+        own_mib = self.own.report(self.lease, self._held)
+        used_mib = self.device.used_mib(self.card, self._held)
+        others_mib = self.others.observe(used_mib, self._held, self.own.reported is not None)
         if self.preemption:
-            self.preemption.observe(self._leases.held, others_mib)
-        self._keep_maximum("used", used_mib)
-        self._keep_maximum("leased", self._leases.leased_mib)
-        self._keep_maximum("own", own_mib)
+            self.preemption.observe(self._held, others_mib)
+        self._keep("used", used_mib)
+        self._keep("leased", sum(r.mib for r in self._held))
+        self._keep("own", own_mib)
         if others_mib is not None:
-            self._keep_maximum("other_processes", others_mib)
-        if self.device.problem:
+            self._keep("other_processes", others_mib)
+        if self.device.problem and not self._problem:
             self._note_problem(self.device.problem)
 
-    def _keep_maximum(self, name: str, value: float) -> None:
+    def _keep(self, name: str, value: float) -> None:
         self.maxima[name] = max(value, self.maxima.get(name, 0.0))
-
-    def _report_own(self, lease: Lease) -> float:
-        """Report this step's use to the ledger when it has changed.
-
-        Returns its maximum since the last sample, context included.
-        """
-        if self.limit is None:
-            return 0.0
-        use = self.limit.use_mib()
-        peak = self.limit.peak_mib() + self.limit.overhead_mib
-        rose = peak > self._peak
-        self._peak = max(peak, self._peak)
-        if peak > 0:  # without a meter there is nothing to report
-            for request in self._leases.own:
-                request.owner["use_mib"] = use  # read from its file, so no other thread has it
-            if self._samples - self._reported_at >= self._report_every and self._has_changed(use, peak):
-                self._reported = (use, peak)
-                self._reported_at = self._samples
-                lease.update(use_mib=round(use, 1), peak_mib=round(peak, 1))
-        return peak if rose else use
-
-    def _has_changed(self, use: float, peak: float) -> bool:
-        if self._reported is None:
-            return True
-        return max(abs(use - self._reported[0]), abs(peak - self._reported[1])) > MIN_CHANGE_MIB
-
-    def _other_processes(self, used_mib: int) -> int | None:
-        """What processes without a lease use, of `used_mib` on the whole card; None until that is known."""
-        now = max(0, used_mib - self._leases.others_mib - sum(map(reported_mib, self._leases.own)))
-        self._recent.append(now)
-        self._first = now if self._first is None else min(self._first, now)
-        if self._reported is not None:
-            own = used_mib - self._leases.others_mib - self._first
-            self.device_peak_mib = max(self.device_peak_mib or 0, own)
-        if len(self._recent) < (self._recent.maxlen or 0):
-            return None
-        steady = min(self._recent)
-        self.other_processes_peak_mib = max(self.other_processes_peak_mib or 0, steady)
-        return steady
 
     def _note_problem(self, problem: str) -> None:
         """Note once that the card does not answer; its last known values stand."""
-        if not self._problem:
-            with suppress(OSError, DiskFull):
-                self.run.note(f"the card does not say what it uses ({problem}); the last known values stand")
-        self._problem = self._problem or problem
+        self._problem = problem
+        with suppress(OSError, DiskFull):
+            self.run.note(f"the card does not say what it uses ({problem}); the last known values stand")
 
     def report(self, host: dict[str, float]) -> None:
         """Log the host's metrics and the card's maxima since the last report.
@@ -249,15 +199,14 @@ class Monitor:
         return found if load is None else {**found, f"{prefix}_utilization_percentage": load}
 
     def _point(self, lease: Lease) -> timeline.Point:
-        held = holders(self.card)
-        owner: dict[str, Any] = next((r.owner for r in held if r.pid == self._pid), {})
+        owner = lease.grant.owner
         others_mib = self.maxima.get("other_processes", 0)
-        named = other_processes(self.card, held, self.device) if others_mib >= MIN_NAMED_MIB else []
+        named = other_processes(self.card, self._held, self.device) if others_mib >= MIN_NAMED_MIB else []
         return timeline.Point(
             at=round(time.time(), 1),
             experiment=str(owner.get("experiment", "")),
             step=str(owner.get("step", "")),
-            pid=self._pid,
+            pid=os.getpid(),
             lease_mib=lease.mib,
             leased_mib=int(self.maxima["leased"]),
             own_mib=round(self.maxima["own"], 1),
@@ -267,15 +216,75 @@ class Monitor:
         )
 
 
-class _Leases:
-    """All leases of the card, as last read: those of this process, and what the others report to use."""
+class _OwnUse:
+    """What this step uses. every: samples between two reports to the ledger, at least."""
 
-    def __init__(self, held: list[Request]) -> None:
-        pid = os.getpid()
-        self.held = held
-        self.own = [r for r in held if r.pid == pid]
-        self.leased_mib = sum(r.mib for r in held)
-        self.others_mib = sum(reported_mib(r) for r in held if r.pid != pid)
+    def __init__(self, limit: MemoryLimit | None, every: int) -> None:
+        self.limit = limit
+        self.every = every
+        self.reported: tuple[float, float] | None = None  # use and peak
+        self._since = every  # samples since the last report
+        self._peak = 0.0
+
+    def report(self, lease: Lease, held: Sequence[Request]) -> float:
+        """Report the use to the ledger when it has changed, and set it in `held`.
+
+        Returns its maximum since the last sample, context included.
+        """
+        if self.limit is None:
+            return 0.0
+        use = self.limit.use_mib()
+        peak = self.limit.peak_mib() + self.limit.overhead_mib
+        rose = peak > self._peak
+        self._peak = max(peak, self._peak)
+        self._since += 1
+        if peak > 0:  # without a meter there is nothing to report
+            for request in _own(held):
+                request.owner["use_mib"] = use  # read from its file, so no other thread has it
+            if self._since >= self.every and self._has_changed(use, peak):
+                self.reported = (use, peak)
+                self._since = 0
+                lease.update(use_mib=round(use, 1), peak_mib=round(peak, 1))
+        return peak if rose else use
+
+    def _has_changed(self, use: float, peak: float) -> bool:
+        if self.reported is None:
+            return True
+        return max(abs(use - self.reported[0]), abs(peak - self.reported[1])) > MIN_CHANGE_MIB
+
+
+class _OtherUse:
+    """What processes without a lease use.
+
+    A neighbour's new memory looks like theirs until its report was written and read: only what stays for a
+    window of samples counts.
+    """
+
+    def __init__(self, window: int) -> None:
+        self.peak_mib: float | None = None
+        self.device_peak_mib: float | None = None
+        self._recent = deque[int](maxlen=window)
+        self._first: int | None = None
+
+    def observe(self, used_mib: int, held: Sequence[Request], own_is_reported: bool) -> int | None:
+        """Take one sample: of `used_mib` on the whole card, what they use; None until that is known."""
+        own_mib = sum(map(reported_mib, _own(held)))
+        neighbours_mib = sum(map(reported_mib, held)) - own_mib
+        now = max(0, used_mib - neighbours_mib - own_mib)
+        self._recent.append(now)
+        self._first = now if self._first is None else min(self._first, now)
+        if own_is_reported:
+            self.device_peak_mib = max(self.device_peak_mib or 0, used_mib - neighbours_mib - self._first)
+        if len(self._recent) < (self._recent.maxlen or 0):
+            return None
+        steady = min(self._recent)
+        self.peak_mib = max(self.peak_mib or 0, steady)
+        return steady
+
+
+def _own(held: Sequence[Request]) -> list[Request]:
+    """The leases of this process."""
+    return [r for r in held if r.pid == os.getpid()]
 
 
 class PreemptionPolicy:
