@@ -60,6 +60,16 @@ class Artifact(Values):
         return self
 
 
+def _replace(part: Path, folder: Path) -> None:
+    """Put `part` at its place; a crash meanwhile leaves nothing there of the folder before but the whole."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        os.replace(folder, old)
+    os.replace(part, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def save(
     folder: Path,
     kind: str,
@@ -70,9 +80,7 @@ def save(
 ) -> Artifact:
     """Write `folder` whole or not at all: a crash or a full disk leaves nothing that looks finished."""
     part = folder.with_name(f".{folder.name}.part")
-    old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(part, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
     try:
         part.mkdir(parents=True)
         if arrays is not None:
@@ -87,10 +95,7 @@ def save(
             (part / name).parent.mkdir(parents=True, exist_ok=True)
             write(part / name)
         found = tree_sha256(part)
-        with suppress(FileNotFoundError):
-            os.replace(folder, old)  # a crash while it is deleted must not leave a part of it at its place
-        os.replace(part, folder)
-        shutil.rmtree(old, ignore_errors=True)
+        _replace(part, folder)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         if is_disk_full(error):

@@ -9,6 +9,7 @@ on thousands of schedules, is tests/gpu/ledger/test_scheduler.py.
 
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from overnight.errors import Stopped
 from tests.chaos._workers import BUDGET, NS, Observer, Pen, later_s, median, most, quantile, start_workers
@@ -146,7 +147,9 @@ def _waiting(_seed: int) -> Measured:
 
     The first second (standing in line) is left out.
     """
-    (alone, _), (among, _), (beside, passed) = _watch(1), _watch(PROCESSES), _watch(PROCESSES, STREAM)
+    with ThreadPoolExecutor(3) as pool:  # each with a ledger of its own
+        asked = (1, None), (PROCESSES, None), (PROCESSES, STREAM)
+        (alone, _), (among, _), (beside, passed) = pool.map(lambda case: _watch(*case), asked)
     return {"alone_percent": alone[0], "among_16_most_percent": max(among), "among_16_median_percent": median(among),
             "beside_10_grants_a_second_most_percent": max(beside), "beside_10_grants_a_second_median_percent": median(beside), "grants_a_second": passed / WATCHED_S}  # fmt: skip
 

@@ -20,7 +20,7 @@ from tests.chaos.case import Case, Measured
 from tests.support.schedules import starts
 
 MIXES = 500
-AT_ONCE = 16  # mixes that are played side by side, each with a ledger of its own
+AT_ONCE = 32  # mixes that are played side by side, each with a ledger of its own
 NEAR = 1.10
 HAND_OVER_S = 0.15
 Mix = list[tuple[int, float]]  # MiB, seconds
