@@ -260,15 +260,15 @@ def load_pipeline(name: str) -> Pipeline[Any, Any]:
         found = getattr(importlib.import_module(f"flows.{name}"), name, None)
     except Exception as error:
         said = error.msg if isinstance(error, SyntaxError) else f"{error}{_moved(error)}"
-        raise ConfigError(f"{_place(name, error)}: {type(error).__name__}: {said}") from error
+        raise ConfigError(f"{place_of(name, error)}: {type(error).__name__}: {said}") from error
     if not isinstance(found, Pipeline):
         raise ConfigError(f"flows/{name}.py: expected a @pipeline called {name!r}")
     _ = found.experiment
     return found
 
 
-def _place(name: str, error: Exception) -> str:
-    """FILE:LINE where the import of a flow failed: in itself, or in a task that it imports."""
+def place_of(name: str, error: Exception) -> str:
+    """FILE:LINE where a flow failed: in its own file, or in a task that it imports or calls."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{shown(Path(error.filename))}:{error.lineno}"
     folders = [folder for top in ("flows", "tasks") for folder in importlib.import_module(top).__path__]

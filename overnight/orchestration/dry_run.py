@@ -13,11 +13,11 @@ from overnight import paths
 from overnight.artifact import Artifact, DataSpec
 from overnight.config import Experiment, Params, Values, parts_of
 from overnight.data.entry import Entry
-from overnight.errors import OvernightError
+from overnight.errors import ConfigError, OvernightError
 from overnight.gpu.card import Card, find
 from overnight.night.key import key
 from overnight.orchestration.pipeline import load
-from overnight.step import Builder, Step, building
+from overnight.step import Builder, Step, building, place_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +132,13 @@ def planned_steps(path: Path, overrides: Sequence[str] = ()) -> list[PlannedStep
     pipeline, experiment = load(path, overrides)
     found = DryRun(experiment)
     with building(found):
-        pipeline.body(experiment)
+        try:
+            pipeline.body(experiment)
+        except OvernightError:
+            raise
+        except Exception as error:
+            where = place_of(pipeline.name, error)
+            raise ConfigError(f"{where}: {type(error).__name__}: {error}") from error
     return found.steps
 
 
