@@ -51,7 +51,7 @@ def watched(card: Card, seconds: float) -> tuple[float, int]:
     ):
         one.update(use_mib=100, peak_mib=300)
         if card.virtual:
-            (card.folder / "foreign").write_text("300 game\n")
+            (card.folder / "other_processes").write_text("300 game\n")
         with watch(EventLogRun(Path(folder)), card, held, own) as monitor:
             time.sleep(seconds)
     return monitor.cpu_s, own.looks

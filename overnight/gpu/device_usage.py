@@ -7,8 +7,9 @@ rests on two figures that are known everywhere: what the whole card uses, and wh
 itself. The rest belongs to other processes: games, browsers, notebooks, Ollama. Their names, where the driver
 lists them, are for people only.
 
-The virtual card has a fake device: its holders use what they report, and the file `foreign` of its folder
-lists other programs, a line `MIB [NAME]` for each: `echo 5100 ollama > .overnight/cards/virtual/foreign`.
+The virtual card has a fake device: its holders use what they report, and the file `other_processes` of its
+folder lists other programs, a line `MIB [NAME]` for each:
+`echo 5100 ollama > .overnight/cards/virtual/other_processes`.
 """
 
 import os
@@ -162,7 +163,7 @@ class FakeDevice:
 
     def programs(self, card: Card) -> list[Program]:
         try:
-            lines = (card.folder / "foreign").read_text(errors="replace").splitlines()
+            lines = (card.folder / "other_processes").read_text(errors="replace").splitlines()
         except OSError:
             return []
         found = []

@@ -68,7 +68,7 @@ def drawn(now, width=110):
 
 
 def test_holders_queue_and_other_programs_are_shown(card):
-    (card.folder / "foreign").write_text("250 ollama\n")
+    (card.folder / "other_processes").write_text("250 ollama\n")
     with (
         lease(400, card, {"step": "train_cnn", "experiment": "vision"}) as held,
         process("500", "train_gnn", "stay"),
@@ -212,7 +212,7 @@ def test_a_watch_into_a_file_is_a_line_for_each_change(card, capsys):
         text = next(acts, None)
         if text is None:
             raise KeyboardInterrupt
-        (card.folder / "foreign").write_text(text)
+        (card.folder / "other_processes").write_text(text)
 
     show(card, as_json=False, watching=True, pause=pause)
     lines = [text.partition("  ")[2] for text in capsys.readouterr().out.splitlines()]
@@ -231,7 +231,7 @@ def test_a_watch_for_programs_is_an_object_for_each_change(card, capsys):
         text = next(acts, None)
         if text is None:
             raise KeyboardInterrupt
-        (card.folder / "foreign").write_text(text)
+        (card.folder / "other_processes").write_text(text)
 
     show(card, as_json=True, watching=True, pause=pause)
     assert [json.loads(text)["other_processes_mib"] for text in capsys.readouterr().out.splitlines()] == [

@@ -89,7 +89,7 @@ def test_a_small_card_says_its_size_in_mib(monkeypatch):
 
 def test_names_of_others_command_no_terminal(card):
     card.folder.mkdir(exist_ok=True)
-    (card.folder / "foreign").write_text("510 a\033[31mred\n")
+    (card.folder / "other_processes").write_text("510 a\033[31mred\n")
     assert [p.name for p in device_usage.device_of(card).programs(card)] == ["a[31mred"]
 
 

@@ -78,7 +78,7 @@ def elsewhere(run: Run, params: MeetParams) -> Artifact:
     import torch
 
     held = torch.ones(10 << 18)
-    (params.place / "foreign").write_text("300 a pool of its own")
+    (params.place / "other_processes").write_text("300 a pool of its own")
     run.param("held", held.nbytes)
     return run.save("took")
 
@@ -230,12 +230,12 @@ def test_a_card_that_does_not_count_measures_and_learns_nothing(card):
 def test_the_micro_batch_is_that_of_what_was_granted(card):
     shrinks = card.model_copy(update={"policy": "shrink"})
     card.folder.mkdir(parents=True, exist_ok=True)
-    (card.folder / "foreign").write_text("940 ollama")
+    (card.folder / "other_processes").write_text("940 ollama")
     asked, result = took(shrinks)
     assert (asked.mib, asked.micro_batch, asked.smaller) == (128, 32, ((64, 8),))
     assert (result.code, result.asked_mib, result.lease_mib, result.asked_micro_batch) == (0, 128, 64, 8)
     assert 8 <= result.peak_mib < 9
     fixed = Child(shrinks, "take", TakeParams(micro_batch=32), IMAGES)
     until(lambda: standing(card, False), fixed)
-    (card.folder / "foreign").unlink()
+    (card.folder / "other_processes").unlink()
     assert (fixed.end().lease_mib, fixed.result.micro_batch) == (128, 32)

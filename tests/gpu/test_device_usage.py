@@ -158,7 +158,7 @@ def test_strangers_in_words():
 
 
 def test_one_who_waits_says_for_whom(card):
-    (card.folder / "foreign").write_text("510 ollama\n")
+    (card.folder / "other_processes").write_text("510 ollama\n")
     said = messages.waiting(card, 2048, [holder(4096, step="train_cnn")], 510)
     assert (
         said
@@ -183,12 +183,12 @@ def test_one_who_waits_for_what_started_it_is_told_what_to_do(card):
     [("", 0), ("510", 510), ("510 ollama\n90 a game\n", 600), ("-3\nlots\n\xff\n7.5", 0), ("9" * 5000, 0)],
 )
 def test_the_file_foreign_plays_other_programs(card, text, mib):
-    (card.folder / "foreign").write_text(text)
+    (card.folder / "other_processes").write_text(text)
     assert device_usage.overuse_mib(card, device_usage.holders(card)) == mib
 
 
 def test_what_is_no_file_plays_nobody(card):
-    (card.folder / "foreign").mkdir()
+    (card.folder / "other_processes").mkdir()
     assert device_usage.overuse_mib(card, device_usage.holders(card)) == 0
 
 
@@ -198,14 +198,14 @@ def test_holders_say_what_they_use_and_count_whole_until_they_do(card):
         assert device_usage.device_of(card).used_mib(card, held) == 500
         one.update(use_mib=120.2)
         assert device_usage.device_of(card).used_mib(card, device_usage.holders(card)) == 320
-        (card.folder / "foreign").write_text("70")
+        (card.folder / "other_processes").write_text("70")
         assert device_usage.other_processes_mib(card, device_usage.holders(card)) == 70
     assert device_usage.holders(card) == []
 
 
 def test_a_second_look_counts_where_holders_talk(card):
     """The smaller of two looks: here the program ends in between."""
-    foreign = card.folder / "foreign"
+    foreign = card.folder / "other_processes"
     foreign.write_text("500")
     assert (
         device_usage.steady_overuse_mib(card, pause=lambda _s: foreign.unlink()) == 500
@@ -216,7 +216,7 @@ def test_a_second_look_counts_where_holders_talk(card):
 
 
 def test_a_grant_waits_for_another_program_and_goes_on_when_it_ends(card):
-    foreign, said = card.folder / "foreign", []
+    foreign, said = card.folder / "other_processes", []
     foreign.write_text("700 ollama")
 
     def on_wait(ahead, overuse_mib):
@@ -229,7 +229,7 @@ def test_a_grant_waits_for_another_program_and_goes_on_when_it_ends(card):
 
 
 def test_a_script_says_for_whom_it_waits(card, capsys):
-    (card.folder / "foreign").write_text("700 ollama")
+    (card.folder / "other_processes").write_text("700 ollama")
     asked = iter([False, True])
     with pytest.raises(Stopped), lease(400, card, should_stop=lambda: next(asked)):
         pytest.fail("there was no room")
@@ -290,26 +290,26 @@ def test_a_script_is_called_by_a_name_that_says_what_it_is(argument, name):
 
 
 def test_those_that_fit_beside_another_program_start_at_once(card):
-    (card.folder / "foreign").write_text("700")
+    (card.folder / "other_processes").write_text("700")
     with lease(300, card, on_wait=pytest.fail) as granted:
         assert granted.mib == 300
 
 
 def test_with_the_policy_to_shrink_less_is_asked_for(card):
-    (card.folder / "foreign").write_text("700")
+    (card.folder / "other_processes").write_text("700")
     with lease(800, card.model_copy(update={"policy": "shrink"}), smaller=[500, 250, 100]) as granted:
         assert granted.mib == 250
 
 
 def test_with_the_policy_to_wait_the_whole_is_waited_for(card):
-    (card.folder / "foreign").write_text("700")
+    (card.folder / "other_processes").write_text("700")
     waited = threading.Event()
 
     def on_wait(_ahead, overuse_mib):
         assert Ledger(card.folder, card.budget_mib).requests()[0].mib == 800
         assert overuse_mib == 700
         waited.set()
-        (card.folder / "foreign").unlink()
+        (card.folder / "other_processes").unlink()
 
     with lease(800, card, smaller=[500, 250, 100], on_wait=on_wait) as granted:
         assert granted.mib == 800
@@ -318,13 +318,13 @@ def test_with_the_policy_to_wait_the_whole_is_waited_for(card):
 
 def test_a_step_says_for_whom_it_waits_and_runs_when_that_ends(card, checkout, tmp_path):
     """In a process of its own, as in a run."""
-    (card.folder / "foreign").write_text("700 ollama")
+    (card.folder / "other_processes").write_text("700 ollama")
     folder = tmp_path / "step"
     child = steps_leased.start(folder, card, "wise", ask_mib=400)
     while not (said := (folder / "events.jsonl").exists() and steps_leased.events(folder, "log")):
         assert child.poll() is None, (folder / "log.txt").read_text()
         time.sleep(0.05)
-    (card.folder / "foreign").write_text("100 ollama")
+    (card.folder / "other_processes").write_text("100 ollama")
     assert child.wait() == 0
     assert [e["text"] for e in said] == ["waiting for 400 MiB of the card, behind ollama (700 MiB, not ours)"]
     assert steps_leased.result(folder).lease_mib == 400

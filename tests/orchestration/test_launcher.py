@@ -114,7 +114,7 @@ def wait_for(condition) -> None:
 
 def test_a_step_yields_to_other_programs_and_goes_on_at_its_place_when_they_are_gone(card, tmp_path):
     parent = Parent(tmp_path / "step", card, pause_at=9, checkpoint_s=1000)
-    ledger, foreign = Ledger(card.folder, card.budget_mib), card.folder / "foreign"
+    ledger, foreign = Ledger(card.folder, card.budget_mib), card.folder / "other_processes"
     done = threading.Event()
     step = threading.Thread(target=parent.run)
     waiter = threading.Thread(target=_wait_in_line, args=(ledger, done))
