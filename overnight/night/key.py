@@ -9,9 +9,9 @@ It covers
 - the choices that a probe makes on this machine (engine, library, precision).
 
 It does not cover comments, docstrings, layout and messages: texts, and f-strings that call nothing, in the
-arguments of a raised error and of run.note, run.log and run.progress (a call there is covered, with its texts);
-nor flows, and of overnight artifact, config, files, run, gpu, step, memory, events, orchestration: that these
-cannot change a result is the contract of the lease and of the training loop.
+arguments of a raised error and of run.note, run.log and run.progress. A call there is covered, with its
+texts. Nor does it cover flows, and of overnight artifact, config, files, run, gpu, step, memory, events,
+orchestration: that these cannot change a result is the contract of the lease and of the training loop.
 """
 
 import ast
