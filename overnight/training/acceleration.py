@@ -40,7 +40,6 @@ class Precision:
         return self.name == "fp16"
 
     def cast(self) -> contextlib.AbstractContextManager[Any]:
-        """The autocast region of a forward pass."""
         return torch.autocast(self.device, self.dtype) if self.dtype else contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:
@@ -128,7 +127,6 @@ class Compiled:
         self.call = torch.compile(self.model._call_impl, backend=self.backend)
 
     def give_up(self, reason: str) -> None:
-        """Return to the plain model."""
         self.call = None
         self.why = f"off: it could not be compiled ({reason})"
 

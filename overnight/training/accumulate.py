@@ -20,7 +20,7 @@ from overnight.training.divergence import LossSum, StepIndex, detached, divisor
 from overnight.training.out_of_memory import KINDS, brief, does_not_fit, free, room_bytes
 from overnight.training.plan import RollbackToCheckpoint
 from overnight.training.prefetch import MIB, Prefetcher
-from overnight.training.recipe import check_batch, check_loss, mean_warning
+from overnight.training.recipe import LOSS_CONTRACT, check_batch, check_loss
 from overnight.training.snapshot import StepSnapshot
 from overnight.training.state import TrainState
 from overnight.training.throughput import Flops, PagingDetector, memory_is_full, pages_silently
@@ -96,6 +96,7 @@ class GradientAccumulation:
                 counted = detached(returned[1])
                 precision.backward(returned[0] / divisor(counted) if loss.averaged else returned[0])
             loss.add(returned[0], counted)
+            del returned  # what its graph holds is freed before the next forward pass
         return loss
 
     @contextmanager
@@ -157,9 +158,10 @@ class GradientAccumulation:
         self.run.param("elastic", f"splitting a batch changes {effects}" if effects else "exact")
 
     def _warn_of_mean(self, loss: LossSum, samples: int) -> None:
-        warning = mean_warning(loss.count, loss.parts, samples)
-        if warning:
-            self.run.note(warning)
+        """Note where every micro-batch of several samples counted as 1."""
+        if loss.parts < samples and float(loss.count) == loss.parts:
+            why = "the loss counts each micro-batch as 1, so it depends on how a batch is split"
+            self.run.note(f"{why}; if it is a mean: {LOSS_CONTRACT}")
 
     def _moved(self, part: Batch) -> Batch:
         """The micro-batch on the device; a copy for a loss that works in place on it."""

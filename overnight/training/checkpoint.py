@@ -86,7 +86,6 @@ class CheckpointStore:
                 yield facts.with_suffix(".pt")
 
     def refuse(self, state: Path, reason: str) -> None:
-        """Log why a state is not used."""
         self.log(f"checkpoint {shown(state)} is not used: {reason}")
 
     def drop(self, step: int) -> None:

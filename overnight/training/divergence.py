@@ -32,7 +32,6 @@ class LossSum:
     parts: int = 0
 
     def add(self, loss: Tensor, counted: float | Tensor) -> None:
-        """Add one micro-batch."""
         self.total = self.total + detached(loss)
         self.count = self.count + counted
         self.parts += 1
@@ -88,15 +87,12 @@ class LossMonitor:
         self.first: float | None = None
 
     def add(self, at: StepIndex, loss: LossSum) -> None:
-        """Take the loss of one optimizer step."""
         self.pending.append((at, loss))
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
         return {"first": self.first, "last": list(self.last)}
 
     def load_state_dict(self, found: dict[str, Any]) -> None:
-        """Restore what state_dict returned."""
         self.first = found["first"]
         self.last.extend(found["last"])
 

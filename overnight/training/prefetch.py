@@ -34,7 +34,6 @@ class Prefetcher(Generic[Data]):
 
     @property
     def resident(self) -> bool:
-        """Whether the data are on the card."""
         return self.data is not self.host
 
     def batches(self, make: Callable[[Data], Iterable[Batch]], first: int) -> Iterator[Batch]:

@@ -104,7 +104,6 @@ def cosine(warmup: float = 0.05, floor: float = 0.0) -> Callable[[int, int], flo
 
 
 def constant(_done: int, _total: int) -> float:
-    """The same learning rate at every step."""
     return 1.0
 
 
@@ -142,14 +141,6 @@ def check_loss(returned: Any) -> None:
             f"the second that the loss returned is {_described(counted)}: {LOSS_CONTRACT}, "
             "the number as one value"
         )
-
-
-def mean_warning(counted: float | Tensor, parts: int, samples: int) -> str:
-    """A warning where every micro-batch of several samples counted as 1; empty otherwise."""
-    if parts >= samples or float(counted) != parts:
-        return ""
-    why = "the loss counts each micro-batch as 1, so it depends on how a batch is split"
-    return f"{why}; if it is a mean: {LOSS_CONTRACT}"
 
 
 def _described(value: Any) -> str:

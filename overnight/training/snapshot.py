@@ -55,7 +55,6 @@ class StepSnapshot:
 
     @torch.no_grad()
     def save(self) -> None:
-        """Take the snapshot."""
         same = all(map(is_, self.buffers, [buffers[name] for buffers, name in self.slots]))
         if same and self.frozen == self.weights.frozen_buffers():
             for copies, group in zip(self.copies, self.groups, strict=True):

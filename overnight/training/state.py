@@ -57,9 +57,9 @@ class TrainState(Generic[Data]):
         self.model = to_device(recipe.build(), self.device).train()
         # kept, because walking through the modules costs more than a small net's optimizer step
         self.parameters = list(self.model.parameters())
+        self.optimizer = self._optimizer()
         self.weights = TrainedWeights(self.model)
         self.average = [p.detach().clone() for p in self.weights.trainable.values()] if recipe.ema else []
-        self.optimizer = self._optimizer()
         self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.precision = Precision(recipe.params.precision, self.device)
         self.monitor = LossMonitor()
@@ -79,7 +79,6 @@ class TrainState(Generic[Data]):
         return optimizer
 
     def _set_rates(self) -> None:
-        """The learning rates of the next step; after the last one they stay."""
         factor = self.plan.rate * self.recipe.schedule(min(self.done, self.total - 1), self.total)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
@@ -91,7 +90,6 @@ class TrainState(Generic[Data]):
 
     @property
     def rate(self) -> float:
-        """The learning rate of the first group."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     @property
@@ -101,7 +99,7 @@ class TrainState(Generic[Data]):
         return self.done % every == every - 1 or self.done + 1 == self.total
 
     def epoch_batches(self, data: Data) -> Iterable[Batch]:
-        """All batches of the current epoch, drawn from its own seed."""
+        """All batches of the current epoch."""
         batches = self.recipe.batches
         if self.recipe.final_epoch_batches and self.epoch >= self.recipe.params.epochs * 5 / 6:
             batches = self.recipe.final_epoch_batches
@@ -135,9 +133,10 @@ class TrainState(Generic[Data]):
 
     @torch.no_grad()
     def _swap(self) -> None:
-        """Exchange weights and average in place, one after the other: it takes the room of one."""
+        """Exchange weights and average in place, by way of the host: a full card has no room for a third."""
         for parameter, average in zip(self.weights.trainable.values(), self.average, strict=False):
-            kept = parameter.clone()
+            with _disable_current_modes():
+                kept = parameter.to("cpu", copy=True)
             parameter.copy_(average)
             average.copy_(kept)
 
@@ -162,7 +161,6 @@ class TrainState(Generic[Data]):
         return len(ranks) - 1 - ranks.index(max(ranks)) >= params.patience
 
     def _identity(self) -> Identity:
-        """What must be equal for a checkpoint to be usable."""
         tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
         shapes = [(name, tuple(t.shape), str(t.dtype), t.requires_grad) for name, t in tensors]
         return {

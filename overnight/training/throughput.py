@@ -35,11 +35,9 @@ class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """False: otherwise torch wraps the handler in code that loads a compiler."""
-        return False
+        return False  # otherwise torch wraps the handler in code that loads a compiler
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one operator, then add what torch's formula gives for its shapes."""
         out = func(*args, **(kwargs or {}))
         formula = self._formulas.get(getattr(func, "_overloadpacket", None))
         if formula is not None:
