@@ -16,7 +16,7 @@ from overnight.gpu.out_of_memory import is_out_of_memory
 from overnight.run import Run
 from overnight.training.acceleration import FAILURES, Compiled
 from overnight.training.batches import Batch, count, versions
-from overnight.training.divergence import LossSum, StepIndex, detached, divisor
+from overnight.training.divergence import LossSum, detached, divisor
 from overnight.training.out_of_memory import KINDS, brief, does_not_fit, free, room_bytes
 from overnight.training.plan import RollbackToCheckpoint
 from overnight.training.prefetch import MIB, Prefetcher
@@ -77,20 +77,21 @@ class GradientAccumulation:
         if self.effects is None:
             self._observe(batch, before)
         if loss.parts > 1 and not self.was_split:
-            self.was_split = True
             self._warn_of_mean(loss, count(batch))
-        self.state.monitor.add(StepIndex(self.state.done, self.state.epoch, self.state.index), loss)
+        self.state.monitor.pending.append(loss)
         return loss
 
     def forward_backward(self, batch: Batch) -> LossSum:
         """Add the gradients of every micro-batch to .grad."""
-        precision = self.state.precision
+        state = self.state
+        precision = state.precision
         parts = self._split(batch, self.micro.size)
-        loss = LossSum(averaged=len(parts) == 1 and not precision.scales)
+        averaged = len(parts) == 1 and not precision.scales
+        loss = LossSum(state.done, state.epoch, state.index, averaged)
         for part in parts:
             with self._counting(part) if self.gflop is None and count(part) else nullcontext():
                 with precision.cast():
-                    returned = self.recipe.loss(self.state.model, self._moved(part))
+                    returned = self.recipe.loss(state.model, self._moved(part))
                 if self.effects is None:
                     check_loss(returned)
                 counted = detached(returned[1])
@@ -158,7 +159,8 @@ class GradientAccumulation:
         self.run.param("elastic", f"splitting a batch changes {effects}" if effects else "exact")
 
     def _warn_of_mean(self, loss: LossSum, samples: int) -> None:
-        """Note where every micro-batch of several samples counted as 1."""
+        """Note, once, where every micro-batch of several samples counted as 1."""
+        self.was_split = True
         if loss.parts < samples and float(loss.count) == loss.parts:
             why = "the loss counts each micro-batch as 1, so it depends on how a batch is split"
             self.run.note(f"{why}; if it is a mean: {LOSS_CONTRACT}")

@@ -3,8 +3,8 @@
 .overnight/checkpoints/<key of the step>/lock       held by the one run that trains it
                                          run.json   the folders of all attempts
                                          0/         of the step's first training (a step may have several)
-                                            00000007.pt     a state, numbered as written
-                                            00000007.json   its digest, optimizer step, and identity
+                                            00000007.pt     the state after 7 optimizer steps
+                                            00000007.json   its digest and identity
                                             plan            see save_plan
 """
 
@@ -21,22 +21,17 @@ from typing import IO, Any
 
 from overnight.files import atomic_write, read_json
 from overnight.paths import shown
+from overnight.training.acceleration import FAILURES
 from overnight.training.out_of_memory import brief
 
-KEPT_STEPS = 2
 PLAN = "plan"
 SHARE = 0.02  # of the time that writing may cost
-UNSUITABLE = (  # what torch, and pickle below it, may raise for a state or a file
-    OSError,
-    RuntimeError,
+UNSUITABLE = (
+    *FAILURES,
     pickle.PickleError,
     EOFError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    ValueError,
     MemoryError,
-)
+)  # what torch may raise for a state or file
 BAD_JSON = (OSError, ValueError, KeyError, TypeError, RecursionError)
 Identity = dict[str, str]  # what must be equal for a checkpoint to be usable, by name
 
@@ -91,7 +86,7 @@ class CheckpointStore:
     def drop(self, step: int) -> None:
         """Delete the states of this optimizer step and later ones: their weights gave a diverged loss."""
         for facts in _facts_files(self.folder):
-            if _step(facts) >= step:
+            if int(facts.stem) >= step:
                 with suppress(OSError):
                     facts.unlink()
                     facts.with_suffix(".pt").unlink(missing_ok=True)
@@ -143,7 +138,6 @@ class _HashingFile:
 def _write(folder: Path, identity: Identity, write: Callable[[Any], None], step: int) -> None:
     """Write the state, then the facts that make it count, each renamed after its bytes are on the disk."""
     folder.mkdir(parents=True, exist_ok=True)
-    number = 1 + max((int(facts.stem) for facts in _facts_files(folder)), default=0)
     part = folder / "part"
     with part.open("wb") as file:
         hashing = _HashingFile(file)
@@ -151,10 +145,10 @@ def _write(folder: Path, identity: Identity, write: Callable[[Any], None], step:
         size = file.tell()
         file.flush()
         os.fsync(file.fileno())
-    part.replace(folder / f"{number:08d}.pt")
-    facts = {"identity": identity, "step": step, "bytes": size, "sha256": hashing.sha256.hexdigest()}
-    atomic_write(folder / f"{number:08d}.json", json.dumps(facts), durable=True)
-    _delete_old(folder)
+    part.replace(folder / f"{step:08d}.pt")
+    facts = {"identity": identity, "bytes": size, "sha256": hashing.sha256.hexdigest()}
+    atomic_write(folder / f"{step:08d}.json", json.dumps(facts), durable=True)
+    _delete_others(folder, step)
 
 
 def _reason(folder: Path, error: BaseException) -> str:
@@ -165,14 +159,13 @@ def _reason(folder: Path, error: BaseException) -> str:
     return f"this training cannot be written ({type(error).__name__}: {brief(error)})"
 
 
-def _delete_old(folder: Path) -> None:
-    """Delete all but the newest of each of the last two steps; also the plan, and states without facts.
+def _delete_others(folder: Path, step: int) -> None:
+    """Delete all but the state of this step and the newest before it; also the plan, and states without facts.
 
-    Two of the same step would hold the same weights: when the next loss shows that they diverged, there must
-    be others.
+    The one before is needed when the next loss shows that this one's weights diverged.
     """
-    newest = {_step(facts): facts.stem for facts in _facts_files(folder)}
-    kept = sorted(newest.values())[-KEPT_STEPS:]
+    before = [facts.stem for facts in _facts_files(folder) if int(facts.stem) < step]
+    kept = {f"{step:08d}", *before[-1:]}
     for path in folder.iterdir():
         if path.stem not in kept and path.is_file():
             path.unlink(missing_ok=True)
@@ -183,14 +176,6 @@ def _facts_files(folder: Path | None) -> list[Path]:
     if folder is None:
         return []
     return sorted(path for path in folder.glob("*.json") if path.stem.isdecimal() and path.stem.isascii())
-
-
-def _step(facts: Path) -> int:
-    """The state's optimizer step; -1 if it cannot be read."""
-    try:
-        return int(json.loads(facts.read_text())["step"])
-    except BAD_JSON:
-        return -1
 
 
 def remove(folder: Path) -> None:

@@ -20,12 +20,16 @@ LIMIT = 1e4  # times the first loss (at least 1): no training recovers from more
 
 @dataclass
 class LossSum:
-    """The loss summed over the samples of an effective batch, and their count.
+    """The loss of an optimizer step summed over the samples of its effective batch, and their count.
 
-    averaged: the gradients are of the loss per sample, because the whole batch was computed at once;
-    otherwise they are sums, and the optimizer's step divides them. parts: how many micro-batches.
+    step: its number in all; index: in its epoch; all from 0. averaged: the gradients are of the loss per
+    sample, because the whole batch was computed at once; otherwise they are sums, and the optimizer's step
+    divides them. parts: how many micro-batches.
     """
 
+    step: int
+    epoch: int
+    index: int
     averaged: bool
     total: float | Tensor = 0.0
     count: float | Tensor = 0.0
@@ -56,21 +60,11 @@ def detached(value: Tensor | float) -> float | Tensor:
 
 
 @dataclass(frozen=True)
-class StepIndex:
-    """An optimizer step: number `step` of all, `index` of its epoch, both from 0."""
-
-    step: int
-    epoch: int
-    index: int
-
-
-@dataclass(frozen=True)
 class Divergence:
-    """A bad loss and where it was found. divisor: of the gradients, where they are sums."""
+    """A bad loss per sample, and where it was found."""
 
-    at: StepIndex
+    at: LossSum
     loss: float
-    divisor: float = 1.0
 
     def __str__(self) -> str:
         what = "is no number" if math.isnan(self.loss) else f"is {self.loss:g}: training has diverged"
@@ -82,12 +76,9 @@ class LossMonitor:
     """Checks losses; a part of the checkpoint. first: what is far too large is measured by it."""
 
     def __init__(self) -> None:
-        self.pending = list[tuple[StepIndex, LossSum]]()
+        self.pending = list[LossSum]()
         self.last = deque[float](maxlen=20)
         self.first: float | None = None
-
-    def add(self, at: StepIndex, loss: LossSum) -> None:
-        self.pending.append((at, loss))
 
     def state_dict(self) -> dict[str, Any]:
         return {"first": self.first, "last": list(self.last)}
@@ -99,16 +90,16 @@ class LossMonitor:
     @property
     def is_free(self) -> bool:
         """Whether checking costs no wait: the pending losses are on the host."""
-        return all(not isinstance(loss.total, Tensor) for _, loss in self.pending)
+        return not any(isinstance(loss.total, Tensor) for loss in self.pending)
 
     def check(self) -> Divergence | None:
         """The first bad loss among those pending."""
         pending = self.pending
         self.pending = []
-        for (at, summed), loss in zip(pending, _means([summed for _, summed in pending]), strict=True):
+        for summed, loss in zip(pending, _means(pending), strict=True):
             too_large = self.first is not None and abs(loss) > LIMIT * max(1.0, abs(self.first))
             if not math.isfinite(loss) or too_large:
-                return Divergence(at, loss, 1.0 if summed.averaged else float(divisor(summed.count)))
+                return Divergence(summed, loss)
             self.first = loss if self.first is None else self.first
             self.last.append(loss)
         return None
@@ -126,11 +117,14 @@ def _means(sums: list[LossSum]) -> list[float]:
 def report(run: Run, found: Divergence, parameters: Mapping[str, Tensor], more: dict[str, Any]) -> None:
     """Publish divergence.json: where, and the norm of each gradient, and more facts."""
     gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    count = 1.0 if found.at.averaged else float(divisor(found.at.count))
     facts = {
         "reason": str(found),
-        **vars(found.at),
+        "step": found.at.step,
+        "epoch": found.at.epoch,
+        "index": found.at.index,
         "loss": found.loss,
-        "gradient_norms": {name: float(grad.norm() / found.divisor) for name, grad in gradients.items()},
+        "gradient_norms": {name: float(grad.norm() / count) for name, grad in gradients.items()},
         "weights_not_finite": [name for name, p in parameters.items() if not bool(torch.isfinite(p).all())],
         **more,
     }
