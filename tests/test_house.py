@@ -32,6 +32,10 @@ def test_every_file_keeps_the_rules_of_form(rule):
     assert [line for path in FILES for line in rule(path)] == []
 
 
+def test_test_files_stay_short():
+    assert [line for path in house.code("tests") for line in house.long_file(path)] == []
+
+
 def test_tests_mirror_the_tree():
     assert house.tests_without_a_place() == []
 
