@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import gc
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -169,3 +170,10 @@ def server() -> Iterator[Server]:
     found.http.shutdown()
     found.thread.join()
     found.http.server_close()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_collections() -> None:
+    """Leave what is imported by now out of garbage collections, which trainings that run out of memory ask for."""
+    gc.collect()
+    gc.freeze()
