@@ -10,7 +10,7 @@ from typing import Any
 from overnight.best_effort import best_effort
 from overnight.gpu.card import Card
 from overnight.orchestration.launcher import Stop, new_folder, run_child
-from overnight.orchestration.pipeline import UPLOAD_S
+from overnight.orchestration.pipeline import POLL_S
 from overnight.orchestration.protocol import ChildSpec
 from overnight.tracking.backlog import Record
 from overnight.tracking.client import Tracker
@@ -29,7 +29,7 @@ def attempt(case: dict[str, Any], tracker: Tracker) -> tuple[int, Path]:
     uploader.wait_until_open(lambda: False, 60)
 
     def ship() -> None:
-        while not done.wait(UPLOAD_S):
+        while not done.wait(POLL_S):
             with best_effort():
                 uploader.upload()
 

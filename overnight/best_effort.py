@@ -55,22 +55,21 @@ def best_effort() -> Iterator[None]:
 
 
 class FireAndForget:
-    """Runs calls in a daemon thread, one at a time; while one hangs, new calls are dropped."""
+    """Runs calls in a daemon thread, one at a time; failures, and new calls while one hangs, are dropped."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
 
-    def __call__(self, call: Callable[[], object], wait_s: float = 0.0) -> None:
-        """Start the call, after waiting at most `wait_s` for the one before."""
-        self.finish(wait_s)
-        if self._thread is not None and self._thread.is_alive():
-            return
-        self._thread = threading.Thread(
-            target=contextvars.copy_context().run, args=(call,), daemon=True, name="fire-and-forget"
-        )
-        self._thread.start()
+    def __call__(self, call: Callable[[], object]) -> None:
+        def work() -> None:
+            with best_effort():
+                call()
+
+        if self._thread is None or not self._thread.is_alive():
+            run = contextvars.copy_context().run
+            self._thread = threading.Thread(target=run, args=(work,), daemon=True, name="fire-and-forget")
+            self._thread.start()
 
     def finish(self, wait_s: float) -> None:
-        """Wait at most `wait_s` for the last call."""
         if self._thread is not None:
             self._thread.join(wait_s)

@@ -8,96 +8,27 @@ A line that a crash cut short is ignored: it is neither uploaded nor counted as 
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, get_args, get_type_hints
+from typing import Any, NamedTuple
 
 Json = dict[str, Any]
+Event = Json
 CHILD, PARENT = "events.jsonl", "parent.jsonl"
 PORTION_BYTES = 1 << 18
 PORTION_METRICS = 1000  # MLflow takes no more at once
 
 
-class MetricsEvent(TypedDict):
-    """Values of metrics at a step; NaN and infinities as text, since JSON has none."""
-
-    event: Literal["metrics"]
-    values: Mapping[str, float | str]
-    step: int
-    at: NotRequired[float]  # seconds since 1970; every event has it in a log
-
-
-class ParamEvent(TypedDict):
-    """A fact that was decided while running."""
-
-    event: Literal["param"]
-    name: str
-    value: str
-
-
-class TextEvent(TypedDict):
-    """note: for the log and the run's description; log: for the log alone."""
-
-    event: Literal["note", "log"]
-    text: str
-
-
-class ProgressEvent(TypedDict):
-    """How far a step is."""
-
-    event: Literal["progress"]
-    done: float
-    total: float
-    text: str
-
-
-class DataEvent(TypedDict):
-    """A data set that went in."""
-
-    event: Literal["data"]
-    name: str
-    digest: str
-    source: str
-    spec: Json
-
-
-class PublishEvent(TypedDict):
-    """A file or folder to show among the run's artifacts, below `folder`."""
-
-    event: Literal["publish"]
-    path: str
-    folder: str
-
-
-class ModelEvent(TypedDict):
-    """The folder of a saved model."""
-
-    event: Literal["model"]
-    path: str
-    digest: NotRequired[str]
-
-
-class ContinuesEvent(TypedDict):
-    """Folders of the attempts that this one resumes."""
-
-    event: Literal["continues"]
-    folders: list[str]
-
-
-Event = (
-    MetricsEvent
-    | ParamEvent
-    | TextEvent
-    | ProgressEvent
-    | DataEvent
-    | PublishEvent
-    | ModelEvent
-    | ContinuesEvent
-)
-FIELDS = {  # that an event of each kind must have
-    kind: set(shape.__required_keys__)
-    for shape in get_args(Event)
-    for kind in get_args(get_type_hints(shape)["event"])
+FIELDS = {  # that an event of each kind must have, besides the `event` that names the kind; most have `at`
+    "metrics": {"values", "step", "at"},  # numbers by name (NaN and infinities as text); at: unix time
+    "param": {"name", "value"},  # a fact that was decided while running
+    "note": {"text"},  # for the log and the run's description
+    "log": {"text"},  # for the log alone
+    "progress": {"done", "total", "text"},
+    "data": {"name", "digest", "source", "spec"},  # a data set that went in
+    "publish": {"path", "folder"},  # a file or folder to show among the run's artifacts, below `folder`
+    "model": {"path"},  # the folder of a saved model; `digest`
+    "continues": {"folders"},  # of the attempts that this one resumes
 }
 
 
@@ -125,7 +56,6 @@ class Writer:
         os.fdatasync(self._file)
 
     def close(self) -> None:
-        """Close the file."""
         os.close(self._file)
 
 
@@ -178,12 +108,9 @@ def readable(line: str | bytes) -> Json | None:
     fields = FIELDS.get(str(event.get("event"))) if isinstance(event, dict) else None
     if fields is None or not fields <= event.keys():
         return None
-    if event["event"] == "metrics" and not (
-        isinstance(event["values"], dict) and isinstance(event["step"], int) and "at" in event
-    ):
-        return None
     found: Json = event
-    return found
+    is_point = isinstance(event.get("values"), dict) and isinstance(event.get("step"), int)
+    return found if is_point or event["event"] != "metrics" else None
 
 
 def last_steps(path: Path) -> dict[str, int]:

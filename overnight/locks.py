@@ -27,8 +27,6 @@ class Holder:
 
 
 class Held(OvernightError):
-    """Another process (`by`) holds the lock."""
-
     def __init__(self, path: Path, by: Holder) -> None:
         self.path = path
         self.by = by

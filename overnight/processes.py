@@ -26,14 +26,11 @@ _libc = ctypes.CDLL(None)
 
 @dataclass(frozen=True)
 class Process:
-    """A process of this machine."""
-
     pid: int
     started: str  # boot id and clock ticks since the boot: setting the clock does not change it
 
     @classmethod
     def of(cls, pid: int) -> "Process | None":
-        """The process that has this pid now."""
         stat = _stat(pid)
         return cls(pid, stat[1]) if stat else None
 
@@ -96,7 +93,6 @@ class Identity:
 
     @classmethod
     def mine(cls) -> Self:
-        """The identity of this process."""
         me = Process.of(os.getpid())
         ticks = me.started.partition(" ")[2] if me else ""
         return cls(socket.gethostname(), str(paths.state()), boot(), os.getpid(), ticks)
@@ -110,7 +106,6 @@ class Identity:
         return cls(values["host"], values["state"], values["boot"], int(values["pid"]), values["started"])
 
     def tags(self) -> dict[str, str]:
-        """As tags or labels."""
         return {f"overnight.{name}": str(getattr(self, name)) for name in FIELDS}
 
     def ours(self) -> bool:
@@ -118,7 +113,6 @@ class Identity:
         return self.host == socket.gethostname() and self.state == str(paths.state())
 
     def alive(self) -> bool:
-        """Whether it still runs."""
         return Process(self.pid, f"{self.boot} {self.started}").alive()
 
     def death_reason(self, last_seen: float = 0.0) -> str:

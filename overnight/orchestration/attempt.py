@@ -21,40 +21,29 @@ OPEN_S = 10.0  # how long a step waits for MLflow to open its run before it begi
 
 
 class Page(Protocol):
-    """A step's page in Prefect's UI. Nothing waits for it, and no failure of it reaches the step."""
+    """A step's page in Prefect's UI. Nothing waits for it, and no failure of it reaches the step.
 
-    def tags(self) -> dict[str, str]:
-        """Tags that lead from the MLflow run to this page."""
+    tags: that lead from the MLflow run to the page. finish: shows the last progress; `done`: all of it.
+    """
 
-    def log(self, line: str) -> None:
-        """Add a line to its log."""
-
-    def link(self, address: str) -> None:
-        """Show a link to the MLflow run, when that has a page."""
-
-    def progress(self, percent: float, text: str) -> None:
-        """Show how far the step is."""
-
-    def finish(self, done: bool) -> None:
-        """Show the last progress; *done*: all of it."""
+    def tags(self) -> dict[str, str]: ...
+    def log(self, line: str) -> None: ...
+    def link(self, address: str) -> None: ...
+    def progress(self, percent: float, text: str) -> None: ...
+    def finish(self, done: bool) -> None: ...
 
 
 def run_step(run: PipelineRun, pending: Pending, arguments: list[Any], page: Page) -> Outcome:
     """Run a step to its end. Every failure becomes an outcome with a reason, never an exception."""
     reason = run.obstacle(pending)
     if reason:
-        pending.reason = reason
-        run.display.change(pending.row, "not run", reason)
-        return Outcome("not run", reason)
+        return run.end(pending, "not run", reason)
     result = _result_of(lambda: Attempt(run, pending, arguments, page).run())
     pending.result = result
     if result.code == 0:
-        run.display.change(pending.row, "done")
-        return Outcome("done", "; ".join(pending.row.text.splitlines()[:1]))
-    pending.reason = result.error.strip() or f"failed without a reason (code {result.code})"
-    outcome = Outcome("stopped" if result.code == Stopped.child_code else "failed", pending.reason)
-    run.display.change(pending.row, outcome.state, pending.reason.splitlines()[0])
-    return outcome
+        return run.end(pending, "done")
+    reason = result.error.strip() or f"failed without a reason (code {result.code})"
+    return run.end(pending, "stopped" if result.code == Stopped.child_code else "failed", reason)
 
 
 def _result_of(call: Callable[[], StepResult]) -> StepResult:
@@ -76,13 +65,20 @@ class Attempt:
         self.arguments: list[Any] = [a.artifact if isinstance(a, Pending) else a for a in arguments]
         self.key = key(pending.step, run.experiment.seed, self.arguments, run.card)
         self.folder = new_folder(pending.label)
-        self.uploader: Uploader | None = None
-        self.number = 1
+        self.before = previous_attempts(self.key)
+        self.uploader = Uploader(run.tracker, self.folder, self._record())
+        self.linked = False
 
     def run(self) -> StepResult:
-        """Run the step by the launcher, and close its records however it ends."""
+        """Open the MLflow run, or that of the attempts before, and run the step by the launcher."""
         run = self.pipeline
         run.display.change(self.pending.row, "queued")
+        for given in self.arguments:
+            if isinstance(given, Artifact):
+                self.uploader.log(input_event(given))
+        self.uploader.wait_until_open(run.stop, OPEN_S)
+        run.uploaders.append(self.uploader)
+        self._link()
         spec = StepSpec(
             step=self.pending.step.address,
             label=self.pending.label,
@@ -91,31 +87,16 @@ class Attempt:
             seed=run.experiment.seed,
             key=self.key,
             uncapped=self.pending.step.uncapped,
+            earlier=self.before,
+            logged_before=self.uploader.run_state.steps,
         )
         result = _result_of(lambda: run.launcher.run(self.folder, spec, run.stop, self))
-        if self.uploader is not None:
-            self._close(self.uploader, result)
+        self._close(result)
         return result
 
     # ------------------------------------------------------------------------ what the launcher reports
 
-    def begin(self, spec: StepSpec) -> StepSpec:
-        """Open the MLflow run, or the one of the attempts before, which this one resumes."""
-        record = self._record()
-        self.number = len(record.earlier) + 1
-        self.uploader = Uploader(self.pipeline.tracker, self.folder, record)
-        for given in self.arguments:
-            if isinstance(given, Artifact):
-                self.uploader.log(input_event(given))
-        self.uploader.wait_until_open(self.pipeline.stop, OPEN_S)
-        self.pipeline.uploaders.append(self.uploader)
-        self._link(self.uploader)
-        return spec.model_copy(
-            update={"earlier": record.earlier, "logged_before": self.uploader.run_state.steps}
-        )
-
     def estimated(self, event: dict[str, Any]) -> None:
-        """Record how much memory it asks for."""
         self._take(event)
         self.event(event)
 
@@ -138,14 +119,12 @@ class Attempt:
             row.scores = row.scores | shown
 
     def log(self, line: str) -> None:
-        """Add a line to the log in Prefect."""
         self.page.log(line)
 
     # -------------------------------------------------------------------------------- records
 
     def _record(self) -> Record:
         """What MLflow gets when the run is opened, now or when its server is back."""
-        before = previous_attempts(self.key)
         run = self.pipeline
         tags = {
             **provenance.tags(run.card),
@@ -153,7 +132,7 @@ class Attempt:
             "overnight.step": self.pending.step.address,
             "overnight.key": self.key,
             FOLDER: str(self.folder),
-            "overnight.attempts": str(len(before) + 1),
+            "overnight.attempts": str(len(self.before) + 1),
         }
         tags |= {f"input.{a.kind}": a.digest for a in self.arguments if hasattr(a, "digest")}
         params = {"seed": run.experiment.seed, **_flat(self.arguments[0])}
@@ -164,25 +143,23 @@ class Attempt:
             parent=run.run_id,
             tags=tags,
             params={name: str(value) for name, value in params.items()},
-            earlier=before,
+            earlier=self.before,
         )
 
-    def _link(self, uploader: Uploader) -> None:
-        """Link the run's page in Prefect, once there is a run."""
-        if uploader.run_id and not self.pending.link:
-            self.pending.link = self.pipeline.tracker.link(uploader.run_id)
-            self.page.link(self.pending.link)
+    def _link(self) -> None:
+        if self.uploader.run_id and not self.linked:
+            self.linked = True
+            self.page.link(self.pipeline.tracker.link(self.uploader.run_id))
 
     def _take(self, event: dict[str, Any]) -> None:
         """Upload an event of the parent's own. Attempts share one run: each has its number as the step."""
         if event["event"] == "metrics":
-            event = {**event, "step": self.number - 1}
-        elif event["event"] == "param" and self.number > 1:
-            event = {**event, "name": f"{event['name']}.{self.number}"}
-        if self.uploader is not None:
-            self.uploader.log(event)
+            event = {**event, "step": len(self.before)}
+        elif event["event"] == "param" and self.before:
+            event = {**event, "name": f"{event['name']}.{len(self.before) + 1}"}
+        self.uploader.log(event)
 
-    def _close(self, uploader: Uploader, result: StepResult) -> None:
+    def _close(self, result: StepResult) -> None:
         """Upload the last events: what the step used, its log and why it failed."""
         at = time.time()
         log = self.folder / LOG
@@ -191,21 +168,21 @@ class Attempt:
         for event in usage.usage_metrics(result):
             self._take(event)
         if result.code:
-            uploader.log({"event": "note", "text": result.error, "at": at})
+            self.uploader.log({"event": "note", "text": result.error, "at": at})
         if log.exists():
-            uploader.log({"event": "publish", "path": str(log), "folder": "", "at": at})
+            self.uploader.log({"event": "publish", "path": str(log), "folder": "", "at": at})
         status = {0: "FINISHED", Stopped.child_code: "KILLED"}.get(result.code, "FAILED")
-        if not uploader.finish(status, self.pipeline.stop):
-            waiting = f"{uploader.waiting()} events wait in {self.folder} and are uploaded when it does"
+        if not self.uploader.finish(status, self.pipeline.stop):
+            count = self.uploader.waiting()
+            waiting = f"{count} events wait in {self.folder} and are uploaded when it does"
             self.pipeline.display.say(f"{self.pending.label}: MLflow did not answer; {waiting}")
-        self._link(uploader)
-        for line in uploader.refused:
+        self._link()
+        for line in self.uploader.refused:
             self.log(f"MLflow refused {line}")
         self.page.finish(result.code == 0)
 
 
 def input_event(given: Artifact) -> dict[str, Any]:
-    """An upstream artifact as an input of the run that takes it."""
     return {
         "event": "data",
         "name": given.kind,

@@ -84,9 +84,12 @@ def _run(folder: Path, spec: ChildSpec, stop: list[int], facts: dict[str, Any]) 
             facts |= {
                 "run_s": time.monotonic() - began,
                 "host_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+                "micro_batch": run.micro_batch or facts.get("asked_micro_batch"),
+                "resident_mib": run.resident_mib,
+                **monitor.summary(),
+                **(cap.summary() if cap else {}),
+                **({"out_of_memory": True, "hit_limit": True} if run.out_of_memory else {}),
             }
-            facts |= {**monitor.summary(), **(cap.summary() if cap else {})}
-            facts |= _training_usage(run, facts.get("asked_micro_batch"))
     return value.model_dump(mode="json") if isinstance(value, Values) else value
 
 
@@ -102,12 +105,6 @@ def _keep_checkpoints(
                 run, spec.key, f"{spec.label} of {spec.experiment}", spec.earlier, spec.logged_before
             )
         )
-
-
-def _training_usage(run: EventLogRun, asked: int | None) -> dict[str, Any]:
-    """How its training used the memory."""
-    used = {"micro_batch": run.micro_batch or asked, "resident_mib": run.resident_mib}
-    return used | ({"out_of_memory": True, "hit_limit": True} if run.out_of_memory else {})
 
 
 def _sized(arguments: list[Any], micro_batch: int | None) -> list[Any]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ from overnight.artifact import Artifact, DataSpec
 from overnight.config import Experiment, Params, Values, parts_of
 from overnight.data.entry import Entry
 from overnight.errors import ConfigError, OvernightError
+from overnight.files import read_json
 from overnight.gpu.card import Card, find
 from overnight.night.key import key
 from overnight.orchestration.pipeline import load
@@ -41,7 +41,6 @@ class PlannedStep:
 
     @property
     def shapes(self) -> DataSpec | None:
-        """Of the data that it is given."""
         return next(
             (given for given in self.given if isinstance(given, DataSpec) and given != DataSpec()), None
         )
@@ -58,8 +57,6 @@ class PlannedStep:
 
 
 class DryRun(Builder):
-    """Collects the steps that a flow's code submits."""
-
     def __init__(self, experiment: Experiment) -> None:
         self.seed = experiment.seed
         self.steps = list[PlannedStep]()
@@ -69,61 +66,54 @@ class DryRun(Builder):
         self.sections = dict(_sections(experiment, ""))
 
     def submit(self, step: Step[Any, Any], *args: Any, **kwargs: Any) -> PlannedStep:
-        """Plan a step instead of running it."""
         bound = inspect.signature(step.body).bind(None, *args, **kwargs)
         bound.apply_defaults()
         params, *rest = list(bound.arguments.values())[1:]
-        given = tuple(a.spec if isinstance(a, PlannedStep) else a for a in rest)
-        artifact = self._finished(
-            step, [params, *(a.artifact if isinstance(a, PlannedStep) else a for a in rest)]
-        )
-        spec = None
-        if artifact:
-            spec = artifact.spec
-            source = "the last finished run"
-        else:
-            if step.spec and None not in given:
-                spec = step.spec(params, *given)
-            source = "the data set's entry" if spec else self._why(rest)
-        section = self.sections.get(id(params), "")
         above = tuple(a for a in rest if isinstance(a, PlannedStep))
-        found = PlannedStep(
-            self.label(step.name), step, params, given, spec, artifact, source, section, above
-        )
+        given = tuple(a.spec if isinstance(a, PlannedStep) else a for a in rest)
+        artifact = self._finished(step, params, rest)
+        spec = artifact.spec if artifact else None
+        if spec is None and step.spec and None not in given:
+            spec = step.spec(params, *given)
+        lacking = next((one for one in above if one.spec is None), None)
+        if artifact:
+            source = "the last finished run"
+        elif spec:
+            source = "the data set's entry"
+        elif lacking:
+            source = lacking.source
+        else:
+            names = [a.name for a in rest if isinstance(a, Entry)]
+            where = f", or write them into datasets/{names[0]}.yaml under `expected`" if names else ""
+            source = f"the shapes of what it makes are unknown: run it once{where}"
         for one in self.steps:  # the same step with the same arguments runs once
             if (one.step, one.params, one.given) == (step, params, given) and given and None not in given:
                 return one
-        self.steps.append(found)
-        return found
+        label = self.label(step.name)
+        section = self.sections.get(id(params), "")
+        self.steps.append(PlannedStep(label, step, params, given, spec, artifact, source, section, above))
+        return self.steps[-1]
 
-    def _why(self, given: Sequence[Any]) -> str:
-        names = [a.name for a in given if isinstance(a, Entry)]
-        lacking = next((a for a in given if isinstance(a, PlannedStep) and a.spec is None), None)
-        if lacking is not None:
-            return lacking.source
-        where = f", or write them into datasets/{names[0]}.yaml under `expected`" if names else ""
-        return f"the shapes of what it makes are unknown: run it once{where}"
-
-    def _finished(self, step: Step[Any, Any], arguments: list[Any]) -> Artifact | None:
+    def _finished(self, step: Step[Any, Any], params: Any, given: Sequence[Any]) -> Artifact | None:
         """The result of the last run with the same values and data, if it still exists."""
+        arguments = [params, *(a.artifact if isinstance(a, PlannedStep) else a for a in given)]
         if any(a is None for a in arguments):
             return None
         try:
-            folders = self._done.get(key(step, self.seed, arguments, self.card), [])
+            value = self._done.get(key(step, self.seed, arguments, self.card))
         except (OvernightError, OSError):
             return None
-        found = [json.loads((folder / "result.json").read_text()).get("value") for folder in folders]
-        return next((Artifact.model_validate(value) for value in reversed(found) if value), None)
+        return Artifact.model_validate(value) if value else None
 
     @cached_property
-    def _done(self) -> dict[str, list[Path]]:
-        """Folders of finished steps by key, the newest last."""
-        done = dict[str, list[Path]]()
+    def _done(self) -> dict[str, Any]:
+        """Results of finished steps by key, each of the newest run that has one."""
+        done = dict[str, Any]()
         for folder in sorted(paths.steps().glob("*"), key=lambda f: f.stat().st_mtime):
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                key = json.loads((folder / "spec.json").read_text())["key"]
-                if json.loads((folder / "result.json").read_text())["code"] == 0:
-                    done.setdefault(key, []).append(folder)
+            spec = read_json(folder / "spec.json")
+            result = read_json(folder / "result.json")
+            if result.get("code") == 0 and result.get("value"):
+                done[str(spec.get("key"))] = result["value"]
         return done
 
 

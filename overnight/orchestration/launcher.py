@@ -60,7 +60,6 @@ class Stop:
 
 
 def new_folder(label: str) -> Path:
-    """A step's own folder in .overnight/steps."""
     path = steps() / f"{stamp()}-{label.replace('/', '-')}-{secrets.token_hex(3)}"
     path.mkdir(parents=True)
     return path
@@ -68,9 +67,6 @@ def new_folder(label: str) -> Path:
 
 class Listener(Protocol):
     """Receives what happens to a step while a launcher runs it."""
-
-    def begin(self, spec: StepSpec) -> StepSpec:
-        """The step has its place: open its records. Returns the spec to run."""
 
     def estimated(self, event: dict[str, Any]) -> None:
         """An event of the launcher's own: how much memory the step asks for, and why."""
@@ -90,15 +86,12 @@ class Launcher(Protocol):
 
 
 class Local:
-    """Runs steps on this machine."""
-
     def __init__(self, card: Card) -> None:
         self.card = card
 
     def run(self, folder: Path, spec: StepSpec, stop: Stop, listener: Listener) -> StepResult:
         """Wait for a place on the host, then run the step in a child, and in another when it asks for it."""
         with place(spec.label, stop, listener.log) as running:
-            spec = listener.begin(spec)
             step = load_step(spec.step)
             arguments = step.from_json(spec.arguments)
             asked = MemoryRequest(0)

@@ -9,15 +9,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from overnight import paths, services
 from overnight.artifact import Artifact
 from overnight.best_effort import best_effort
-from overnight.config import Experiment, Params, Source, read, validate
+from overnight.config import Experiment, Params, read, validate
 from overnight.errors import ConfigError, DoesNotFit
 from overnight.gpu.card import Card, find
 from overnight.gpu.ledger.filesystem import check_ledger, check_slots
@@ -30,8 +30,7 @@ from overnight.tracking.backlog import Record
 from overnight.tracking.client import Tracker
 from overnight.tracking.uploader import Uploader
 
-UPLOAD_S = 2.0
-CANCEL_POLL_S = 2.0
+POLL_S = 2.0  # between two uploads, and two looks for a cancellation
 LAST_S = 2.0  # for the threads that poll, at the end: a server may hang
 CANCELLED = "cancelled in Prefect"
 
@@ -39,42 +38,39 @@ CANCELLED = "cancelled in Prefect"
 def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Pipeline[Any, Any], Experiment]:
     """The flow a config names, and its checked values; ConfigError with every mistake."""
     values, source = read(path, overrides)
-    pipeline = _flow(values.get("flow"), source)
+    name = values.get("flow")
+    if name not in flow_names():
+        given = f"unknown flow {name!r}" if name else "is required and missing"
+        problem = f"{source.at(('flow',))}: flow: {given}; there are {', '.join(flow_names())}"
+        raise ConfigError([*source.problems, problem])
+    pipeline = load_pipeline(name)
     experiment = validate(pipeline.experiment, values, source)
     return pipeline, experiment.model_copy(update={"name": experiment.name or path.stem})
 
 
-def _flow(name: Any, source: Source) -> Pipeline[Any, Any]:
-    known = flow_names()
-    if name not in known:
-        given = f"unknown flow {name!r}" if name else "is required and missing"
-        raise ConfigError(
-            [*source.problems, f"{source.at(('flow',))}: flow: {given}; there are {', '.join(known)}"]
-        )
-    return load_pipeline(name)
+State = Literal["done", "failed", "does not fit", "stopped", "not run"]
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a step or a run ended, with the reason."""
 
-    state: Literal["done", "failed", "does not fit", "stopped", "not run"]
+    state: State
     message: str
 
 
+@dataclass(eq=False)
 class Pending:
     """A step that was submitted; its result is there once it has ended."""
 
-    def __init__(self, label: str, step: Step[Any, Any], upstream: "list[Pending]", row: StepRow) -> None:
-        self.label = label
-        self.step = step
-        self.upstream = upstream
-        self.row = row
-        self.result: StepResult | None = None
-        self.reason = ""  # why there is no result
-        self.link = ""  # to its MLflow run
-        self.future: Any = None  # of the engine
-        self.ended = threading.Event()
+    label: str
+    step: Step[Any, Any]
+    upstream: "list[Pending]"
+    row: StepRow
+    result: StepResult | None = None
+    reason: str = ""  # why there is no result
+    future: Any = None  # of the engine
+    ended: threading.Event = field(default_factory=threading.Event)
 
     @property
     def artifact(self) -> Artifact | None:
@@ -96,30 +92,21 @@ class Engine(Protocol):
         """CANCELLED, or why else the run is to stop; may raise when its server does not answer."""
 
 
+@dataclass(eq=False)
 class PipelineRun(Builder):
-    """The steps of one run, and what they share."""
+    """The steps of one run, and what they share; `run_id`: of the experiment's own run in MLflow."""
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        card: Card,
-        tracker: Tracker,
-        run_id: str,
-        display: Display,
-        engine: Engine,
-        launcher: Launcher,
-    ) -> None:
-        self.experiment = experiment
-        self.card = card
-        self.tracker = tracker
-        self.run_id = run_id  # in MLflow
-        self.display = display
-        self.engine = engine
-        self.launcher = launcher
-        self.stop = Stop()
-        self.pending: list[Pending] = []
-        self.uploaders: list[Uploader] = []
-        self._known: dict[str, Pending] = {}
+    experiment: Experiment
+    card: Card
+    tracker: Tracker
+    run_id: str
+    display: Display
+    engine: Engine
+    launcher: Launcher
+    stop: Stop = field(default_factory=Stop)
+    pending: list[Pending] = field(default_factory=list)
+    uploaders: list[Uploader] = field(default_factory=list)
+    _known: dict[str, Pending] = field(default_factory=dict)
 
     def submit(self, step: Step[Any, Any], *args: Any, **kwargs: Any) -> Pending:
         """Submit a step to the engine; the same step with the same arguments runs once."""
@@ -128,21 +115,23 @@ class PipelineRun(Builder):
         arguments = list(bound.arguments.values())[1:]
         identity = f"{step.address} {[id(a) if isinstance(a, Pending) else _plain(a) for a in arguments]}"
         if identity not in self._known:
-            self._known[identity] = self._submit(step, arguments)
+            label = self._label(step.name)
+            upstream = [a for a in arguments if isinstance(a, Pending)]
+            pending = Pending(label, step, upstream, self.display.add(label))
+            self._known[identity] = pending
+            self.pending.append(pending)
+            self.engine.submit(self, pending, arguments)
         return self._known[identity]
-
-    def _submit(self, step: Step[Any, Any], arguments: list[Any]) -> Pending:
-        label = self._label(step.name)
-        upstream = [a for a in arguments if isinstance(a, Pending)]
-        pending = Pending(label, step, upstream, self.display.add(label))
-        self.pending.append(pending)
-        self.engine.submit(self, pending, arguments)
-        return pending
 
     def _label(self, name: str) -> str:
         label = self.label(name)
         same = sum(p.label == label or p.label.startswith(f"{label}-") for p in self.pending)
         return f"{label}-{same + 1}" if same else label
+
+    def end(self, pending: Pending, state: State, reason: str = "") -> Outcome:
+        pending.reason = reason
+        self.display.change(pending.row, state, reason.partition("\n")[0])
+        return Outcome(state, reason)
 
     def obstacle(self, pending: Pending) -> str:
         """Why a step must not start; empty when it may."""
@@ -159,15 +148,12 @@ class PipelineRun(Builder):
         for pending in self.pending:
             while not pending.ended.wait(timeout=0.3):
                 pass
-            if pending.result is None and not pending.reason:
-                self._explain(pending)
-
-    def _explain(self, pending: Pending) -> None:
-        """Give a step a reason whose thread never started, or broke outside the step."""
-        obstacle = self.obstacle(pending)  # Prefect starts nothing below a step that was cancelled
-        refused = "its task run ended before the step did: Prefect did not answer, or refused to start it"
-        pending.reason = obstacle or refused
-        self.display.change(pending.row, "not run" if obstacle else "failed", pending.reason)
+            if pending.result is None and not pending.reason:  # its thread never started, or broke
+                obstacle = self.obstacle(pending)  # Prefect starts nothing below a step that was cancelled
+                refused = (
+                    "its task run ended before the step did: Prefect did not answer, or refused to start it"
+                )
+                self.end(pending, "not run" if obstacle else "failed", obstacle or refused)
 
     @property
     def failed(self) -> list[Pending]:
@@ -182,7 +168,8 @@ def _plain(value: Any) -> str:
 def execute(path: Path, overrides: Sequence[str], engine: Engine) -> Outcome:
     """Run a config from beginning to end. Raises ConfigError, ServiceError before anything is started."""
     pipeline, experiment = load(path, overrides)
-    card = find(experiment.card.use, wants_cpu(), experiment.card.count, experiment.card.policy)
+    cpu = bool(os.environ.get("OVERNIGHT_CPU"))  # `overnight run --cpu`
+    card = find(experiment.card.use, cpu, experiment.card.count, experiment.card.policy)
     check_ledger(card)
     check_slots()
     tracker = Tracker(services.environment()["MLFLOW_TRACKING_URI"], str(experiment.name))
@@ -192,26 +179,16 @@ def execute(path: Path, overrides: Sequence[str], engine: Engine) -> Outcome:
         display.say("\n".join([*read(path, overrides)[1].left_out, f"MLflow: {tracker.link(run_id)}"]))
         run = PipelineRun(experiment, card, tracker, run_id, display, engine, Local(card))
         with _handlers(run.stop), _polling(run):
-            _build(run, pipeline)
+            try:
+                with building(run):
+                    pipeline.body(experiment)
+            except BaseException as error:  # of the flow's code: the steps that it submitted are stopped
+                run.stop.ask(f"the flow failed: {error}")
+                run.wait()
+                tracker.close(run_id, "FAILED")
+                raise
             run.wait()
     return _close(run)
-
-
-def wants_cpu() -> bool:
-    """`overnight run --cpu`."""
-    return bool(os.environ.get("OVERNIGHT_CPU"))
-
-
-def _build(run: PipelineRun, pipeline: Pipeline[Any, Any]) -> None:
-    """Run the flow's code, which submits its steps; if it fails, the submitted steps are stopped."""
-    try:
-        with building(run):
-            pipeline.body(run.experiment)
-    except BaseException as error:
-        run.stop.ask(f"the flow failed: {error}")
-        run.wait()
-        run.tracker.close(run.run_id, "FAILED")
-        raise
 
 
 def _open(
@@ -237,7 +214,12 @@ def _close(run: PipelineRun) -> Outcome:
         for k, v in p.row.scores.items()
         if k.startswith("test/")
     }
-    outcome = _outcome(run, one_line)
+    outcome = Outcome("done", one_line)
+    if run.stop():
+        outcome = Outcome("stopped", run.stop.reason)
+    elif run.failed:
+        codes = {p.result.code if p.result is not None else None for p in run.failed}
+        outcome = Outcome("does not fit" if codes == {DoesNotFit.child_code} else "failed", one_line)
     record = Record(
         uri=run.tracker.uri, experiment=str(run.experiment.name), label="scores", run_id=run.run_id
     )
@@ -249,15 +231,6 @@ def _close(run: PipelineRun) -> Outcome:
     run.display.console.print(run.display.summary())
     run.display.say(f"\n{one_line}\n{run.tracker.link(run.run_id)}")
     return outcome
-
-
-def _outcome(run: PipelineRun, one_line: str) -> Outcome:
-    if run.stop():
-        return Outcome("stopped", run.stop.reason)
-    if not run.failed:
-        return Outcome("done", one_line)
-    codes = {p.result.code if p.result is not None else None for p in run.failed}
-    return Outcome("does not fit" if codes == {DoesNotFit.child_code} else "failed", one_line)
 
 
 def _one_line(run: PipelineRun) -> str:
@@ -279,10 +252,14 @@ def _one_line(run: PipelineRun) -> str:
 def _polling(run: PipelineRun) -> Iterator[None]:
     """While the block runs, events are uploaded every 2 s, and a cancellation is noticed as soon."""
     done = threading.Event()
-    threads = [
-        threading.Thread(target=_upload, args=(run, done), daemon=True, name="upload"),
-        threading.Thread(target=_watch_cancel, args=(run, done), daemon=True, name="watch-cancel"),
-    ]
+
+    def repeat(call: Callable[[PipelineRun], None]) -> None:
+        while not done.wait(POLL_S):
+            with best_effort():
+                call(run)
+
+    # Two threads: a server that hangs stops one of them.
+    threads = [threading.Thread(target=repeat, args=(c,), daemon=True) for c in (_upload, _check_stop)]
     for thread in threads:
         thread.start()
     try:
@@ -293,22 +270,20 @@ def _polling(run: PipelineRun) -> Iterator[None]:
             thread.join(LAST_S)
 
 
-def _upload(run: PipelineRun, done: threading.Event) -> None:
-    while not done.wait(UPLOAD_S):
-        for uploader in list(run.uploaders):
-            with best_effort():
-                uploader.upload()
-        run.uploaders[:] = [uploader for uploader in run.uploaders if not uploader.concluded]
-
-
-def _watch_cancel(run: PipelineRun, done: threading.Event) -> None:
-    while not done.wait(CANCEL_POLL_S):
+def _upload(run: PipelineRun) -> None:
+    for uploader in list(run.uploaders):
         with best_effort():
-            reason = run.engine.stop_reason()
-            if reason == CANCELLED:
-                run.stop.reason = reason  # the worker's SIGTERM may have come first: it was sent for this
-            elif reason:
-                run.stop.ask(reason)
+            uploader.upload()
+        if uploader.concluded:
+            run.uploaders.remove(uploader)
+
+
+def _check_stop(run: PipelineRun) -> None:
+    reason = run.engine.stop_reason()
+    if reason == CANCELLED:
+        run.stop.reason = reason  # the worker's SIGTERM may have come first: it was sent for this
+    elif reason:
+        run.stop.ask(reason)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from prefect.runtime import deployment, flow_run, task_run
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from overnight import locks, paths, services
-from overnight.best_effort import FireAndForget, best_effort
+from overnight.best_effort import FireAndForget
 from overnight.config import read
 from overnight.errors import ConfigError, OvernightError, StepFailed
 from overnight.orchestration.attempt import run_step
@@ -86,15 +86,18 @@ def _raise_exception_of(state: "State[Any]") -> None:
 
 def _enter(name: str, config: str, overrides: list[str]) -> Any:
     """The body of every flow; while this process lives, the supervisor knows that the run does."""
-    with flow_processes.running(str(flow_run.id)):
+    flow_run_id = str(flow_run.id)
+    with flow_processes.running(flow_run_id):
         flow_processes.detach_from_worker_pipe()
-        _label_with_process()
+        # For the reconciler; when the server does not take them, the files of flow_processes have to do.
+        with suppress(OSError, HTTPError), get_client(sync_client=True) as client:
+            client.update_flow_run_labels(flow_run.id, {**Identity.mine().tags()})
         if deployment.id:
             state = _by_deployment(name, config, overrides)
         else:
             state = as_state(execute(paths.root() / config, overrides, PrefectEngine()))
         wait_for_server(HURRIED_S if state.is_cancelled() else AWAY_S)
-        flow_processes.save_end(str(flow_run.id), state.type.value, str(state.name), state.message or "")
+        flow_processes.save_end(flow_run_id, state.type.value, str(state.name), state.message or "")
     if deployment.id and not state.is_completed():
         raise Abort(state.message)  # Prefect has the state: a worker that got it again would log a traceback
     return state
@@ -108,15 +111,6 @@ def wait_for_server(patience_s: float) -> bool:
             return False
         time.sleep(AGAIN_S)
     return True
-
-
-def _label_with_process() -> None:
-    """Label the run in Prefect with its process, so that it can be closed when the process has died.
-
-    When that fails, the files of flow_processes have to do.
-    """
-    with suppress(OSError, HTTPError), get_client(sync_client=True) as client:
-        client.update_flow_run_labels(flow_run.id, {**Identity.mine().tags()})
 
 
 def _by_deployment(name: str, config: str, overrides: list[str]) -> "State[Any]":
@@ -177,15 +171,11 @@ def as_state(outcome: Outcome) -> "State[Any]":
 
 
 class PrefectEngine:
-    """The Engine of a run inside the current flow run."""
-
     def __init__(self, worker: int = 0) -> None:
         self.worker = worker  # pid of the parent, for a run that a worker started
         self.flow_run_id = str(flow_run.id or "")
 
     def submit(self, run: PipelineRun, pending: Pending, arguments: list[Any]) -> None:
-        """Start a task run for the step when those upstream have ended, well or not."""
-
         def body() -> "State[Any]":
             return as_state(run_step(run, pending, arguments, TaskPage(pending.label)))
 
@@ -200,11 +190,9 @@ class PrefectEngine:
         pending.future.add_done_callback(lambda _future: pending.ended.set())
 
     def tags(self) -> dict[str, str]:
-        """Tags that lead from MLflow to the flow run."""
         return _links()
 
     def stop_reason(self) -> str:
-        """Whether the worker is gone, or the flow run was cancelled in Prefect."""
         if self.lost_worker() or not self.flow_run_id:
             return self.lost_worker()
         with get_client(sync_client=True) as client:
@@ -239,23 +227,15 @@ class TaskPage:
         self._shown_at = 0.0
 
     def tags(self) -> dict[str, str]:
-        """Tags that lead from MLflow to the task run."""
         return {**_links(), "prefect.task_run_id": str(task_run.id or "")}
 
     def log(self, line: str) -> None:
-        """Add a line to its log."""
         get_run_logger().info(line)
 
     def link(self, address: str) -> None:
-        """Show a link to the MLflow run, when that has a page."""
         key = f"mlflow-{_slug(self.label)}"
-
-        def create() -> None:
-            with best_effort():
-                create_link_artifact(address, "MLflow run", key=key, description=self.label)
-
         if address.startswith("http"):
-            self.aside(create)
+            self.aside(lambda: create_link_artifact(address, "MLflow run", key=key, description=self.label))
 
     def progress(self, percent: float, text: str) -> None:
         """Show how far the step is, at most every 5 s."""
@@ -271,12 +251,11 @@ class TaskPage:
             self.aside.finish(LAST_S)
 
     def _show(self, percent: float, description: str) -> None:
-        with best_effort():
-            if self._artifact is None:
-                key = _slug(self.label)
-                self._artifact = create_progress_artifact(percent, key=key, description=description)
-            else:
-                update_progress_artifact(self._artifact, percent, description=description)
+        if self._artifact is None:
+            key = _slug(self.label)
+            self._artifact = create_progress_artifact(percent, key=key, description=description)
+        else:
+            update_progress_artifact(self._artifact, percent, description=description)
 
 
 def _slug(label: str) -> str:

@@ -34,7 +34,6 @@ def tags(card: Card) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of what results depend on."""
     found = {f"version/{name}": _version(name) for name in PACKAGES}
     return {name: version for name, version in found.items() if version}
 
@@ -53,7 +52,6 @@ def dirty_diff() -> str:
 
 
 def stamp() -> str:
-    """Now, as names of folders and runs show it."""
     return time.strftime("%Y%m%d-%H%M%S")
 
 

@@ -3,13 +3,15 @@
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from overnight.memory.usage import Usage
 
 STATES = {
     "pending": "[dim]pending",
@@ -27,8 +29,6 @@ PLAIN_EVERY_S = 10.0
 
 @dataclass
 class StepRow:
-    """One step in the table."""
-
     label: str
     state: str = "pending"
     done: float = 0.0
@@ -38,11 +38,9 @@ class StepRow:
     seconds: float = 0.0
     wait_s: float = 0.0
     memory: str = ""
-    link: str = ""
     printed_at: float = 0.0
 
     def elapsed(self) -> float:
-        """Seconds so far, or in all."""
         return self.seconds or (time.monotonic() - self.began if self.began else 0.0)
 
 
@@ -75,13 +73,11 @@ class Display:
         self.console.print(Text(line), highlight=False, soft_wrap=True)
 
     def add(self, label: str) -> StepRow:
-        """A new row."""
         with self._lock:
             self.rows.append(StepRow(label))
             return self.rows[-1]
 
     def change(self, row: StepRow, state: str, text: str = "") -> None:
-        """A step entered another state."""
         row.state, row.text = state, text
         if state == "running":
             row.began = time.monotonic()
@@ -103,7 +99,6 @@ class Display:
         self.say("  ".join([time.strftime("%H:%M:%S"), *parts]).rstrip())
 
     def table(self) -> Table:
-        """All steps as they are now."""
         table = Table(box=None, pad_edge=False, header_style="bold dim")
         for name in ("step", "", "progress", "s", ""):
             table.add_column(
@@ -135,20 +130,7 @@ class Display:
         return table
 
 
-class ShownUsage(Protocol):
-    """The part of a step's usage that is shown."""
-
-    @property
-    def lease_mib(self) -> int: ...
-    @property
-    def overhead_mib(self) -> int: ...
-    @property
-    def peak_mib(self) -> float | None: ...
-    @property
-    def host_peak_mib(self) -> float: ...
-
-
-def memory(used: ShownUsage) -> str:
+def memory(used: Usage) -> str:
     """The peak of a step in its part of the card, context included; of the host when it had no lease."""
     if not used.lease_mib:
         return f"{used.host_peak_mib:,.0f} MiB of the host" if used.host_peak_mib else ""

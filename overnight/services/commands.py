@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypedDict
+from typing import Any
 
 from overnight import locks, paths
 from overnight.errors import OvernightError, ServiceError
@@ -32,15 +32,7 @@ STARTS = 3  # of a supervisor that is killed while it is waited for
 GUARD_S = 3.0  # how often a run checks that its services have a supervisor
 
 
-class Row(TypedDict):
-    """One line of `overnight status`."""
-
-    service: str
-    state: str
-    address: str
-    pid: int | None
-    since: str
-    note: str
+Row = dict[str, Any]  # of `overnight status`: service, state, address, pid, since, note
 
 
 def up() -> None:
@@ -84,38 +76,27 @@ def _end(pids: Sequence[int]) -> None:
 def status() -> list[Row]:
     """The services, with those that are not ours, and who needs them."""
     now = settings()
-    alive = locks.holder(supervisor_lock()) is not None
-    saved = {row["service"]: _saved_row(row, alive) for row in read_state().get("rows", [])}
-    shown = [saved.get(spec.name) or _row(spec.name, "down", spec.address) for spec in services(now)]
+    alive = locks.holder(supervisor_lock()) is not None  # else its last words are outdated
+    saved = {row["service"]: row for row in read_state().get("rows", []) if alive}
+    shown = []
+    for spec in services(now):
+        row = saved.get(spec.name, {"state": "down", "pid": None, "since": 0.0, "note": ""})
+        shown.append(_row(spec.name, row["state"], spec.address, row["pid"], row["since"], row["note"]))
     if not now.own_prefect:
         shown.append(_row("prefect", "not ours", now.prefect, note="named by $PREFECT_API_URL"))
     if not now.own_mlflow:
         shown.append(_row("mlflow", "not ours", now.mlflow, note="named by $MLFLOW_TRACKING_URI"))
     users = locks.users(users_folder())
-    return shown + [_row("user", "needs them", "", u.pid, _clock(u.since), u.who) for u in users]
-
-
-def _saved_row(saved: dict[str, Any], alive: bool) -> Row:
-    state = saved["state"]
-    pid = saved["pid"]
-    if not alive:  # the supervisor was killed: its last state is outdated
-        left = pid is not None and Process(pid, saved["started"]).alive()
-        state = "left behind" if left else "down"
-        pid = pid if left else None
-    since = _clock(saved["since"]) if state != "down" else ""
-    return _row(saved["service"], state, saved["address"], pid, since, saved["note"])
+    return shown + [_row("user", "needs them", "", u.pid, u.since, u.who) for u in users]
 
 
 def _row(
-    service: str, state: str, address: str, pid: int | None = None, since: str = "", note: str = ""
+    service: str, state: str, address: str, pid: int | None = None, since: float = 0.0, note: str = ""
 ) -> Row:
-    return Row(service=service, state=state, address=address, pid=pid, since=since, note=note)
-
-
-def _clock(at: float) -> str:
-    """The hour alone when it was today."""
-    moment = time.localtime(at)
-    return time.strftime("%H:%M:%S" if moment[:3] == time.localtime()[:3] else "%Y-%m-%d %H:%M", moment)
+    at = time.localtime(since)
+    form = "%H:%M:%S" if at[:3] == time.localtime()[:3] else "%Y-%m-%d %H:%M"
+    clock = time.strftime(form, at) if since else ""
+    return {"service": service, "state": state, "address": address, "pid": pid, "since": clock, "note": note}
 
 
 @contextmanager
@@ -148,7 +129,7 @@ def _guard(done: threading.Event) -> None:
 
 
 def _start(keep: bool) -> None:
-    """Start the supervisor if none is running."""
+    """Start the supervisor if none is running, and wait for its state."""
     paths.services().mkdir(parents=True, exist_ok=True)
     with locks.hold(start_lock(), "a start of the services", wait=True):
         if keep:
@@ -158,12 +139,18 @@ def _start(keep: bool) -> None:
                 keep_file().unlink(missing_ok=True)
             _stop_leftovers()
             _check_ports(settings())
-            print(
-                f"starting Prefect and MLflow (logs in {paths.shown(paths.log_file('prefect').parent)})",
-                file=sys.stderr,
-                flush=True,
-            )
-            _spawn(keep)
+            where = paths.shown(paths.log_file("prefect").parent)
+            print(f"starting Prefect and MLflow (logs in {where})", file=sys.stderr, flush=True)
+            # OVERNIGHT_CPU is meant for this run, not for the worker that it happens to start.
+            env = {k: v for k, v in os.environ.items() if keep or k != "OVERNIGHT_CPU"}
+            command = [sys.executable, "-m", "overnight.services", str(IDLE_TIMEOUT_S)]
+            log = paths.log_file("supervisor")
+            process = start_logged(command, log, env, stays=True)
+            until = time.monotonic() + PATIENCE_S
+            while not read_state():
+                if process.poll() is not None or time.monotonic() > until:
+                    raise ServiceError(f"the supervisor did not start: {tail(log)}")
+                time.sleep(0.05)
 
 
 def _check_ports(now: Settings) -> None:
@@ -183,20 +170,6 @@ def _stop_leftovers() -> None:
     rows = read_state().get("rows", [])
     stop([Process(row["pid"], row["started"]) for row in rows if row.get("pid")], STOP_S)
     state_file().unlink(missing_ok=True)
-
-
-def _spawn(keep: bool) -> None:
-    """Start the supervisor, detached from this process and its terminal, and wait for its state."""
-    log = paths.log_file("supervisor")
-    # OVERNIGHT_CPU is meant for this run, not for the worker that it happens to start.
-    env = {k: v for k, v in os.environ.items() if keep or k != "OVERNIGHT_CPU"}
-    command = [sys.executable, "-m", "overnight.services", str(IDLE_TIMEOUT_S)]
-    process = start_logged(command, log, env, stays=True)
-    until = time.monotonic() + PATIENCE_S
-    while not read_state():
-        if process.poll() is not None or time.monotonic() > until:
-            raise ServiceError(f"the supervisor did not start: {tail(log)}")
-        time.sleep(0.05)
 
 
 def _wait(names: set[str]) -> None:

@@ -120,12 +120,10 @@ def databases(now: Settings) -> list[tuple[str, Path]]:
 
 
 def mlflow_database() -> Path:
-    """Where every run of this checkout is kept."""
     return paths.mlruns() / "mlflow.db"
 
 
 def answers(url: str) -> bool:
-    """Whether a server answers its health check."""
     try:
         with _opener.open(url, timeout=3) as response:
             return bool(response.status == 200)

@@ -46,7 +46,6 @@ def save_end(flow_run_id: str, kind: str, name: str, message: str) -> None:
 
 
 def runs_folder() -> Path:
-    """Files of the runs that are not closed yet."""
     return paths.services() / "runs"
 
 
@@ -79,7 +78,6 @@ def last_written(step: Path) -> float:
 
 
 def forget(flow_run_id: str) -> None:
-    """Remove the files of a run that is closed."""
     for kind in KINDS:
         _file(flow_run_id, kind).unlink(missing_ok=True)
 
@@ -90,7 +88,6 @@ def flow_run_of(pid: int) -> str:
 
 
 def flow_runs_of_processes() -> set[str]:
-    """The runs that Prefect workers of this machine started processes for, where these still run."""
     return {flow_run_of(pid) for pid in psutil.pids()} - {""}
 
 

@@ -40,8 +40,6 @@ UNAVAILABLE_S = 10.0  # a server that hangs must not take the supervisor's time
 
 
 class Reconciler:
-    """Closes the runs of killed processes."""
-
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.closed: dict[str, str] = {}  # flow runs that were closed, and why
@@ -124,10 +122,10 @@ class Reconciler:
             begun = since < worker_since or time.time() - since > PENDING_S
             in_pool = run.get("work_pool_name") == POOL
             return begun and in_pool and run["id"] not in flow_processes.flow_runs_of_processes()
+        # A run by hand: of a process that uses the services, and does not run another one yet.
         busy = {holder.pid for holder in flow_processes.held().values()}
-        users = locks.users(users_folder())
-        candidates = [user for user in users if user.since <= since + 1 and user.pid not in busy]
-        return (run.get("parameters") or {}).keys() >= PARAMETERS and not candidates
+        starting = {user.pid for user in locks.users(users_folder())} - busy
+        return (run.get("parameters") or {}).keys() >= PARAMETERS and not starting
 
     def _close_flow_run(self, run: Json, why: str) -> list[str]:
         """Set the state that it was about to report, else Crashed, or Cancelled if it was being cancelled."""

@@ -26,14 +26,12 @@ from overnight.services.settings import ENTRYPOINT, POOL, SOME_BROKEN, settings
 from overnight.step import flow_names, load_pipeline
 
 if TYPE_CHECKING:
-    from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.schedules import CronSchedule
 
 FORM = 'schedules: {nightly: {cron: "30 3 * * *", timezone: Europe/Berlin}}'
 
 
 class Schedule(Values):
-    """When a deployment runs by itself."""
-
     cron: str
     timezone: str = Field("", validate_default=False, description="the machine's own when left out")
 
@@ -46,18 +44,14 @@ class Schedule(Values):
 
 
 class Schedules(Values):
-    """prefect.yaml."""
-
     schedules: dict[str, Schedule] = {}
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """What is registered of a flow."""
-
     name: str
     about: str
-    cron: str = ""
+    cron: str = ""  # empty: runs when somebody asks for it
     timezone: str = ""
     broken: str = ""  # why the file cannot be loaded: what is registered of it stays
 
@@ -73,9 +67,8 @@ def deployments() -> list[Deployment]:
             about = load_pipeline(name).__doc__ or ""
         except ConfigError as error:
             broken = " ".join(str(error).split())
-        when = schedules.get(name)
-        timezone = when.timezone or local_timezone() if when else ""
-        found.append(Deployment(name, about, when.cron if when else "", timezone, broken))
+        when = schedules.get(name, Schedule(cron=""))
+        found.append(Deployment(name, about, when.cron, when.timezone or local_timezone(), broken))
     return found
 
 
@@ -127,20 +120,16 @@ def main() -> int:
 
     Exit code 2 when prefect.yaml is wrong, SOME_BROKEN when all is registered but flows that are broken.
     """
+    registered = paths.services() / "registered"
     try:
         wanted = deployments()
+        new = fingerprint(wanted)
+        if not registered.is_file() or registered.read_text() != new:
+            asyncio.run(_register(wanted))
+            registered.write_text(new)
     except ServiceError as error:
         print(error, flush=True)
         return error.exit_code
-    registered = paths.services() / "registered"
-    new = fingerprint(wanted)
-    if not registered.is_file() or registered.read_text() != new:
-        problems = wrong_crons(wanted)
-        if problems:
-            print("; ".join(problems), flush=True)
-            return ServiceError.exit_code
-        asyncio.run(_register(wanted))
-        registered.write_text(new)
     broken = [one.broken for one in wanted if one.broken]
     if broken:
         print("; ".join(broken) + "; the other flows are registered", flush=True)
@@ -148,87 +137,71 @@ def main() -> int:
     return 0
 
 
-def wrong_crons(wanted: list[Deployment]) -> list[str]:
-    """Schedules that Prefect refuses. Not checked at each start: importing Prefect takes seconds."""
+def cron_schedules(wanted: list[Deployment]) -> "dict[str, CronSchedule]":
+    """Of the deployments that have one. Raises ServiceError, in one line, with those that Prefect refuses."""
     from prefect.client.schemas.schedules import CronSchedule
 
+    found = {}
     problems = []
     for one in wanted:
         try:
-            CronSchedule(cron=one.cron or "0 0 * * *")
+            if one.cron:
+                found[one.name] = CronSchedule(cron=one.cron, timezone=one.timezone)
         except ValidationError:
-            problems.append(
-                f"prefect.yaml: schedules.{one.name}.cron: {one.cron!r} is no cron line; write {FORM}"
-            )
-    return problems
+            wrong = f"prefect.yaml: schedules.{one.name}.cron: {one.cron!r} is no cron line"
+            problems.append(f"{wrong}; write {FORM}")
+    if problems:
+        raise ServiceError("; ".join(problems))
+    return found
 
 
 def fingerprint(wanted: list[Deployment]) -> str:
     """Digest of everything that is registered; while it stays the same, the server has it already."""
-    parts = [
-        version("prefect"),
-        sys.executable,
-        str(paths.root()),
-        settings().prefect,
-        _database(),
-        ENTRYPOINT,
-        json.dumps([asdict(one) for one in wanted]),
-    ]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def _database() -> str:
-    """A mark of the database: a new one is registered again; one that is not ours, each time."""
+    now = settings()
     path = paths.services() / "prefect" / "prefect.db"
-    return str(path.stat().st_ino) if settings().own_prefect and path.exists() else str(time.time())
+    # A new database is registered again; one that is not ours, each time.
+    database = path.stat().st_ino if now.own_prefect and path.exists() else time.time()
+    parts = [version("prefect"), sys.executable, paths.root(), now.prefect, database, ENTRYPOINT]
+    parts.append(json.dumps([asdict(one) for one in wanted]))
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
 
 
 async def _register(wanted: list[Deployment]) -> None:
+    """Replace the work pool and the deployments; those of this checkout whose flow is gone are deleted."""
     from prefect.client.orchestration import get_client
-
-    async with get_client() as client:
-        await _work_pool(client)
-        for one in wanted:
-            if not one.broken:
-                await _deploy(client, one)
-        await _delete_others(client, {one.name for one in wanted})
-
-
-async def _work_pool(client: "PrefectClient") -> None:
-    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
     from prefect.workers.process import ProcessWorker
 
+    schedules = cron_schedules(wanted)
+    root = str(paths.root())
     template = ProcessWorker.get_default_base_job_template()
     fields = template["variables"]["properties"]
     # Without a shell a signal reaches the flow alone, not its steps.
     fields["command"]["default"] = f"{shlex.quote(sys.executable)} -m prefect.engine"
-    fields["working_dir"]["default"] = str(paths.root())
-    await client.create_work_pool(
-        WorkPoolCreate(name=POOL, type="process", base_job_template=template), overwrite=True
-    )
-
-
-async def _deploy(client: "PrefectClient", one: Deployment) -> None:
-    """Create the deployment, or replace the one of this name."""
-    from prefect.client.schemas.actions import DeploymentScheduleCreate
-    from prefect.client.schemas.schedules import CronSchedule
-
-    schedules = []
-    if one.cron:
-        schedule = CronSchedule(cron=one.cron, timezone=one.timezone)
-        schedules = [DeploymentScheduleCreate(schedule=schedule, active=True, slug="night")]
-    await client.create_deployment(
-        await client.create_flow_from_name(one.name),
-        one.name,
-        description=one.about,
-        entrypoint=f"{ENTRYPOINT}{one.name}",
-        path=str(paths.root()),
-        work_pool_name=POOL,
-        parameter_openapi_schema=parameters_of(one.name),
-        enforce_parameter_schema=True,
-        pull_steps=[],  # the code is where it is
-        schedules=schedules,
-    )
+    fields["working_dir"]["default"] = root
+    async with get_client() as client:
+        pool = WorkPoolCreate(name=POOL, type="process", base_job_template=template)
+        await client.create_work_pool(pool, overwrite=True)
+        for one in (one for one in wanted if not one.broken):
+            night = schedules.get(one.name)
+            await client.create_deployment(
+                await client.create_flow_from_name(one.name),
+                one.name,
+                description=one.about,
+                entrypoint=f"{ENTRYPOINT}{one.name}",
+                path=root,
+                work_pool_name=POOL,
+                parameter_openapi_schema=parameters_of(one.name),
+                enforce_parameter_schema=True,
+                pull_steps=[],  # the code is where it is
+                schedules=[DeploymentScheduleCreate(schedule=night, active=True, slug="night")]
+                if night
+                else [],
+            )
+        for found in await client.read_deployments():
+            made_here = (found.entrypoint or "").startswith("overnight.") and found.path in (None, ".", root)
+            if made_here and found.work_pool_name == POOL and found.name not in {one.name for one in wanted}:
+                await client.delete_deployment(found.id)
 
 
 def parameters_of(name: str) -> dict[str, Any]:
@@ -239,15 +212,6 @@ def parameters_of(name: str) -> dict[str, Any]:
         """Take the parameters."""
 
     return parameter_schema(run).model_dump_for_openapi()
-
-
-async def _delete_others(client: "PrefectClient", names: set[str]) -> None:
-    """Delete the deployments of this checkout whose flow is gone, with their scheduled runs."""
-    ours = (None, ".", str(paths.root()))
-    for found in await client.read_deployments():
-        made_here = (found.entrypoint or "").startswith("overnight.") and found.path in ours
-        if made_here and found.work_pool_name == POOL and found.name not in names:
-            await client.delete_deployment(found.id)
 
 
 if __name__ == "__main__":

@@ -36,12 +36,10 @@ class Settings:
 
     @property
     def prefect_port(self) -> int:
-        """Of the server that is ours."""
         return urlsplit(self.prefect).port or PREFECT_PORT
 
     @property
     def mlflow_port(self) -> int:
-        """Of the server that is ours."""
         return urlsplit(self.mlflow).port or MLFLOW_PORT
 
     @classmethod
@@ -77,12 +75,10 @@ def environment() -> dict[str, str]:
 
 
 def state_file() -> Path:
-    """The state of the services, as the supervisor last wrote it."""
     return paths.services() / "state.json"
 
 
 def supervisor_lock() -> Path:
-    """Held by the supervisor as long as it lives."""
     return paths.services() / "supervisor.lock"
 
 
@@ -102,7 +98,6 @@ def register_file() -> Path:
 
 
 def users_folder() -> Path:
-    """One locked file for every process that needs the services."""
     return paths.services() / "users"
 
 

@@ -35,26 +35,22 @@ from overnight.services.settings import (
 TICK_S = 0.2
 HEALTH_S = 5.0  # between two checks of a healthy service
 PATIENCE_S = 120.0  # without an answer until a service counts as hung; a training machine is slow to answer
-RESET_FAILURES_S = 60.0  # after a life of so long, earlier deaths are forgotten
 RECONCILE_S = 10.0
 STOP_S = 8.0
 RUN_GRACE_S = 28.0  # a run that is stopped saves a checkpoint: 20 s, and a little
 
 
 class Service:
-    """One service, over all its starts."""
-
     def __init__(self, spec: ServiceSpec, base: dict[str, str]) -> None:
         self.spec = spec
         self.environment = {**base, **spec.environment}
         self.state = "waiting"
         self.note = ""
-        self.deaths = 0  # since it last lived for RESET_FAILURES_S
-        self.failed_starts = 0  # since it was last healthy
+        self.failures = 0  # since it was last healthy
         self.popen: subprocess.Popen[bytes] | None = None
         self.process: Process | None = None
         self.since = time.time()  # for people; comparisons use the monotonic clock, which has no jumps
-        self.checked = self.healthy = self.begun = time.monotonic()
+        self.checked = self.healthy = 0.0
         self.next_start = 0.0
 
     def tick(self, ready: set[str]) -> None:
@@ -74,7 +70,7 @@ class Service:
         self.popen = start_logged(self.spec.command, paths.log_file(self.spec.name), self.environment)
         self.process = Process.of(self.popen.pid)
         self.since = time.time()
-        self.begun = self.healthy = time.monotonic()
+        self.healthy = time.monotonic()
         self.checked = 0.0
         self.state = "starting"
         self.note = ""
@@ -106,31 +102,26 @@ class Service:
             self._fail(f"gave no answer for {PATIENCE_S:.0f} s")
 
     def _set_ready(self) -> None:
-        self.failed_starts = 0
+        self.failures = 0
         self.state = "ready"
         self.note = ""
 
     def _fail(self, note: str, final: bool = False) -> None:
         """Retry after 1, 2, 4 ... 30 s; at the third failure in a row, it counts as failed."""
-        if time.monotonic() - self.begun > RESET_FAILURES_S:
-            self.deaths = 0
-        self.next_start = time.monotonic() + min(30, 2**self.deaths)
-        self.deaths += 1
-        self.failed_starts += 1
-        self.state = "failed" if final or self.failed_starts > 2 else "retrying"
+        self.next_start = time.monotonic() + min(30, 2**self.failures)
+        self.failures += 1
+        self.state = "failed" if final or self.failures > 2 else "retrying"
         self.note = note
         self.since = time.time()
         print(f"{self.spec.name}: {note}", flush=True)
 
     def stop(self) -> None:
-        """Stop it and wait until it is gone."""
         if self.process is not None and self.popen is not None:
             stop([self.process], STOP_S, self.popen.poll)
             self.popen = self.process = None
         self.state = "down"
 
     def row(self) -> dict[str, Any]:
-        """Its line in the state file."""
         return {
             "service": self.spec.name,
             "state": self.state,
@@ -143,8 +134,6 @@ class Service:
 
 
 class Supervisor:
-    """All services of a checkout."""
-
     def __init__(self, now: Settings) -> None:
         self.settings = now
         kept = {
@@ -186,7 +175,6 @@ class Supervisor:
         self._stop()
 
     def write_state(self) -> None:
-        """Write the state file when the state has changed."""
         rows = [service.row() for service in self.services.values()]
         state = {"settings": asdict(self.settings), "supervisor": os.getpid(), "rows": rows}
         if state != self._written:

@@ -38,14 +38,12 @@ def enqueue(step: Path) -> None:
 
 
 def mark_done(step: Path) -> None:
-    """MLflow has all of it."""
     for path in _entries():
         if path.stem == step.name:
             path.unlink(missing_ok=True)
 
 
 def is_pending(step: Path) -> bool:
-    """Whether MLflow may lack something of it."""
     return any(path.stem == step.name for path in _entries())
 
 
@@ -75,8 +73,6 @@ def _entries() -> list[Path]:
 
 
 class End(Values):
-    """How a run ended, and when."""
-
     status: str
     at: float
 
@@ -112,7 +108,6 @@ class Record(Values):
         return self
 
     def update(self, folder: Path, **changes: Any) -> Self:
-        """A copy with changes, written to the folder."""
         return self.model_copy(update=changes).write(folder)
 
 
@@ -164,7 +159,6 @@ class BacklogWorker:
         return lines
 
     def busy(self) -> bool:
-        """Whether a process is at work."""
         return self.popen is not None and self.popen.poll() is None
 
     def _ended(self, code: int) -> list[str]:

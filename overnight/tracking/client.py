@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +39,7 @@ REFUSED = (
     "PERMISSION_DENIED",
 )
 UNFIT = (400, 413, 422)  # answers to an upload that would be the same again
+REQUIREMENTS = ("mlflow", "numpy", "pydantic", "pyyaml", "safetensors", "torch")  # of a model
 V = TypeVar("V")
 
 
@@ -78,19 +80,13 @@ class Tracker:
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         self.uri = uri.rstrip("/")
         self.client = MlflowClient(tracking_uri=uri)
-        self.experiment_id = self._experiment(experiment)
-
-    def _experiment(self, name: str) -> str:
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
-            return str(
-                self.client.create_experiment(
-                    name, tags={"mlflow.experimentKind": "custom_model_development"}
-                )
-            )
-        if found.lifecycle_stage == "deleted":
+        found = self.client.get_experiment_by_name(experiment)
+        if found is not None and found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        self.experiment_id = str(
+            found.experiment_id if found else self.client.create_experiment(experiment, tags=tags)
+        )
 
     def open(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
         """Start a run, below `parent` when given; its id."""
@@ -131,13 +127,11 @@ class Tracker:
         return bool(info.lifecycle_stage == "active" and info.experiment_id == self.experiment_id)
 
     def find(self, tag: str, value: str) -> str | None:
-        """The run of the experiment that has this tag."""
         wanted = f"tags.`{tag}` = {json.dumps(value)}"
         found = self.client.search_runs([self.experiment_id], wanted, max_results=1)
         return str(found[0].info.run_id) if found else None
 
     def run_state(self, run_id: str) -> RunState:
-        """The state of a run, in one request."""
         data: Any = self.client.get_run(run_id).data
         return RunState(
             dict(data.params),
@@ -160,13 +154,11 @@ class Tracker:
             self.client.log_batch(run_id, params=every[start : start + 100])
 
     def tags(self, run_id: str, values: Mapping[str, str]) -> None:
-        """Set tags."""
         from mlflow.entities import RunTag
 
         self.client.log_batch(run_id, tags=[RunTag(key, value[:MAX_TEXT]) for key, value in values.items()])
 
     def text(self, run_id: str, text: str, name: str) -> None:
-        """Publish a text as an artifact."""
         self.client.log_text(run_id, text, name)
 
     def metrics(self, run_id: str, events: Iterable[Json]) -> None:
@@ -189,7 +181,6 @@ class Tracker:
             self.client.log_batch(run_id, metrics=every[start : start + MANY], synchronous=True)
 
     def inputs(self, run_id: str, event: Json, context: str) -> None:
-        """A data set that went in."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         source = json.dumps({"uri": event["source"] or event["name"]})
@@ -210,14 +201,16 @@ class Tracker:
 
 def log_model(tracker: Tracker, run_id: str, name: str, folder: Path, digest: str) -> None:
     """Log a saved model as an MLflow model, unless the run has one of this digest already."""
-    if _has_model(tracker, run_id, digest):
-        return
     from mlflow.entities import LoggedModelOutput
 
+    client = tracker.client
+    outputs: Any = client.get_run(run_id).outputs
+    models = [client.get_logged_model(one.model_id) for one in (outputs.model_outputs if outputs else [])]
+    if any(model.tags.get(DIGEST) == digest for model in models):
+        return
     packed = folder.parent / "mlflow_model"
     shutil.rmtree(packed, ignore_errors=True)
     _pack(folder, packed)
-    client = tracker.client
     plain = re.sub(r"[^\w -]", "-", name)
     model = client.create_logged_model(
         tracker.experiment_id, name=plain, source_run_id=run_id, tags={DIGEST: digest}
@@ -226,14 +219,6 @@ def log_model(tracker: Tracker, run_id: str, name: str, folder: Path, digest: st
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
     shutil.rmtree(packed)
-
-
-def _has_model(tracker: Tracker, run_id: str, digest: str) -> bool:
-    outputs: Any = tracker.client.get_run(run_id).outputs
-    models = [
-        tracker.client.get_logged_model(one.model_id) for one in (outputs.model_outputs if outputs else [])
-    ]
-    return any(model.tags.get(DIGEST) == digest for model in models)
 
 
 def _pack(folder: Path, packed: Path) -> None:
@@ -250,26 +235,16 @@ def _pack(folder: Path, packed: Path) -> None:
         example = load_file(folder / "arrays.safetensors")["example"]
         signature = ModelSignature(inputs=Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))]))
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # it asks for an input example, which would run the model in this process
+        # It asks for an input example, which would run the model in this process.
+        warnings.simplefilter("ignore")
         mlflow.pyfunc.save_model(
             str(packed),
             python_model=str(Path(__file__).with_name("pyfunc.py")),
             artifacts={"model": str(folder)},
             code_paths=[str(code / "overnight"), str(code / "tasks")],
-            pip_requirements=_requirements(),
+            pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
             signature=signature,
         )
-
-
-def _requirements() -> list[str]:
-    from importlib.metadata import version
-
-    return [
-        f"{name}=={version(name)}"
-        for name in ("mlflow", "numpy", "pydantic", "pyyaml", "safetensors", "torch")
-    ]
 
 
 def append_note(before: str, text: str) -> str:

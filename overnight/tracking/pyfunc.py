@@ -14,7 +14,6 @@ class Saved(PythonModel):
     """Arrays in, arrays out; the model's meta.json names the function that builds its predictor."""
 
     def load_context(self, context: Any) -> None:
-        """Build the predictor from the model's folder."""
         folder = Path(context.artifacts["model"])
         module, _, name = json.loads((folder / "meta.json").read_text(encoding="utf-8"))[
             "predictor"
@@ -27,7 +26,6 @@ class Saved(PythonModel):
         model_input: np.ndarray,
         params: Any = None,  # noqa: ARG002
     ) -> np.ndarray:
-        """What the predictor answers for an array (or what can be made one)."""
         return np.asarray(self.predictor(np.asarray(model_input)))
 
 

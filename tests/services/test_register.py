@@ -88,8 +88,9 @@ def test_schedules_that_are_wrong_are_refused_in_one_line(tmp_path, text, messag
 
 def test_a_cron_line_that_prefect_refuses_is_named():
     wrong = register.Deployment("nightly", "about", "61 3 * * *", "UTC")
-    assert "'61 3 * * *' is no cron line" in register.wrong_crons([register.Deployment("etl", ""), wrong])[0]
-    assert register.wrong_crons(register.deployments()) == []
+    with pytest.raises(ServiceError, match=r"'61 3 \* \* \*' is no cron line"):
+        register.cron_schedules([register.Deployment("etl", "", "", "UTC"), wrong])
+    assert list(register.cron_schedules(register.deployments())) == ["nightly"]
 
 
 def test_the_timezone_of_the_machine_is_one_that_prefect_knows(monkeypatch):
