@@ -86,8 +86,10 @@ def users(folder: Path) -> list[Holder]:
         user = holder(path)
         if user is not None:
             alive.append(user)
-        elif time.time() - _mtime(path) > 5:  # a younger file may be about to be locked
-            path.unlink(missing_ok=True)
+            continue
+        with suppress(FileNotFoundError):  # its process has just ended
+            if time.time() - path.stat().st_mtime > 5:  # a younger file may be about to be locked
+                path.unlink()
     return alive
 
 
@@ -135,10 +137,3 @@ def _read(path: Path) -> Holder:
         return Holder(int(found["pid"]), str(found["who"]), float(found["since"]))
     except (OSError, ValueError, KeyError, TypeError):
         return Holder(0, "another process", time.time())
-
-
-def _mtime(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return time.time()

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -145,10 +146,10 @@ def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
         os._exit(1)
 
 
-def start_logged(
-    command: Sequence[str], log: Path, env: Mapping[str, str], stays: bool = False
+def start_python(
+    arguments: Sequence[str], log: Path, env: Mapping[str, str], stays: bool = False
 ) -> "subprocess.Popen[bytes]":
-    """Start a program in the checkout and in a session of its own; its output is appended to `log`.
+    """Start Python in the checkout and in a session of its own; its output is appended to `log`.
 
     It gets SIGTERM when this process ends, unless it `stays`. A log that has become long is put aside once.
     """
@@ -158,7 +159,7 @@ def start_logged(
     die = None if stays else partial(die_with_parent, os.getpid(), signal.SIGTERM)
     with log.open("ab") as output:
         return subprocess.Popen(
-            command,
+            [sys.executable, *arguments],
             cwd=paths.root(),
             env=env,
             stdin=subprocess.DEVNULL,

@@ -75,11 +75,13 @@ class Attempt:
         run.display.change(self.pending.row, "queued")
         for given in self.arguments:
             if isinstance(given, Artifact):
-                self.uploader.log(input_event(given))
+                data = {"name": given.kind, "digest": given.digest, "source": str(given.path)}
+                spec = given.spec.model_dump(mode="json")
+                self.uploader.log({"event": "data", **data, "spec": spec, "at": time.time()})
         self.uploader.wait_until_open(run.stop, OPEN_S)
         run.uploaders.append(self.uploader)
         self._link()
-        spec = StepSpec(
+        step = StepSpec(
             step=self.pending.step.address,
             label=self.pending.label,
             experiment=str(run.experiment.name),
@@ -90,7 +92,7 @@ class Attempt:
             earlier=self.before,
             logged_before=self.uploader.run_state.steps,
         )
-        result = _result_of(lambda: run.launcher.run(self.folder, spec, run.stop, self))
+        result = _result_of(lambda: run.launcher.run(self.folder, step, run.stop, self))
         self._close(result)
         return result
 
@@ -180,17 +182,6 @@ class Attempt:
         for line in self.uploader.refused:
             self.log(f"MLflow refused {line}")
         self.page.finish(result.code == 0)
-
-
-def input_event(given: Artifact) -> dict[str, Any]:
-    return {
-        "event": "data",
-        "name": given.kind,
-        "digest": given.digest,
-        "source": str(given.path),
-        "spec": given.spec.model_dump(mode="json"),
-        "at": time.time(),
-    }
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -23,7 +23,7 @@ from overnight.gpu.out_of_memory import is_out_of_memory
 from overnight.orchestration.protocol import ChildSpec, StepResult
 from overnight.processes import die_with_parent
 from overnight.run import EventLogRun
-from overnight.step import Step, load_step
+from overnight.step import load_step
 
 if TYPE_CHECKING:
     from overnight.gpu.lease import Lease
@@ -59,6 +59,7 @@ def _run(folder: Path, spec: ChildSpec, stop: list[int], facts: dict[str, Any]) 
     """The step's value, as JSON. Its usage goes into `facts`, however it ends."""
     from overnight.gpu import memory_limit
     from overnight.gpu.monitor import watch
+    from overnight.training.resume import acquire_checkpoints
 
     run = EventLogRun(folder, spec.seed)
     run.should_stop = lambda: bool(stop)
@@ -67,7 +68,12 @@ def _run(folder: Path, spec: ChildSpec, stop: list[int], facts: dict[str, Any]) 
     step = load_step(spec.step)
     arguments = step.from_json(spec.arguments)
     with contextlib.ExitStack() as held:
-        _keep_checkpoints(held, step, run, spec)
+        if step.recipe is not None:
+            held.enter_context(
+                acquire_checkpoints(
+                    run, spec.key, f"{spec.label} of {spec.experiment}", spec.earlier, spec.logged_before
+                )
+            )
         lease = _take_lease(held, run, spec, facts)
         if stop:
             raise Stopped("stopped before the start")
@@ -91,20 +97,6 @@ def _run(folder: Path, spec: ChildSpec, stop: list[int], facts: dict[str, Any]) 
                 **({"out_of_memory": True, "hit_limit": True} if run.out_of_memory else {}),
             }
     return value.model_dump(mode="json") if isinstance(value, Values) else value
-
-
-def _keep_checkpoints(
-    held: contextlib.ExitStack, step: Step[Any, Any], run: EventLogRun, spec: ChildSpec
-) -> None:
-    """Acquire the checkpoints of the step's key, for a step that trains."""
-    from overnight.training.resume import acquire_checkpoints
-
-    if step.recipe is not None:
-        held.enter_context(
-            acquire_checkpoints(
-                run, spec.key, f"{spec.label} of {spec.experiment}", spec.earlier, spec.logged_before
-            )
-        )
 
 
 def _sized(arguments: list[Any], micro_batch: int | None) -> list[Any]:

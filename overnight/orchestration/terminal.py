@@ -1,6 +1,5 @@
 """The terminal of a run: a live table, or plain lines where there is no terminal."""
 
-import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -40,9 +39,6 @@ class StepRow:
     memory: str = ""
     printed_at: float = 0.0
 
-    def elapsed(self) -> float:
-        return self.seconds or (time.monotonic() - self.began if self.began else 0.0)
-
 
 class Display:
     """Rows of steps; any thread may change them."""
@@ -52,7 +48,6 @@ class Display:
         if not self.console.is_terminal:
             self.console.width = max(self.console.width, 140)  # a log file has no edge
         self.rows: list[StepRow] = []
-        self._lock = threading.Lock()
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
@@ -73,9 +68,9 @@ class Display:
         self.console.print(Text(line), highlight=False, soft_wrap=True)
 
     def add(self, label: str) -> StepRow:
-        with self._lock:
-            self.rows.append(StepRow(label))
-            return self.rows[-1]
+        row = StepRow(label)
+        self.rows.append(row)
+        return row
 
     def change(self, row: StepRow, state: str, text: str = "") -> None:
         row.state, row.text = state, text
@@ -111,8 +106,9 @@ class Display:
                 if row.state in ("failed", "not run", "stopped")
                 else f"{row.text}  {scores(row.scores, 2)}".strip()
             )
-            seconds = f"{row.elapsed():.0f}" if row.elapsed() else ""
-            table.add_row(Text(row.label), STATES.get(row.state, row.state), bar, seconds, Text(shown))
+            seconds = row.seconds or (time.monotonic() - row.began if row.began else 0.0)
+            took = f"{seconds:.0f}" if seconds else ""
+            table.add_row(Text(row.label), STATES.get(row.state, row.state), bar, took, Text(shown))
         return table
 
     def summary(self) -> Table:

@@ -10,7 +10,7 @@ from typing import Any
 
 from overnight import locks, paths
 from overnight.errors import OvernightError, ServiceError
-from overnight.processes import Process, port_is_free, port_listener, start_logged, stop
+from overnight.processes import Process, port_is_free, port_listener, start_python, stop
 from overnight.services.definitions import answers, services
 from overnight.services.settings import (
     Settings,
@@ -143,9 +143,8 @@ def _start(keep: bool) -> None:
             print(f"starting Prefect and MLflow (logs in {where})", file=sys.stderr, flush=True)
             # OVERNIGHT_CPU is meant for this run, not for the worker that it happens to start.
             env = {k: v for k, v in os.environ.items() if keep or k != "OVERNIGHT_CPU"}
-            command = [sys.executable, "-m", "overnight.services", str(IDLE_TIMEOUT_S)]
             log = paths.log_file("supervisor")
-            process = start_logged(command, log, env, stays=True)
+            process = start_python(["-m", "overnight.services", str(IDLE_TIMEOUT_S)], log, env, stays=True)
             until = time.monotonic() + PATIENCE_S
             while not read_state():
                 if process.poll() is not None or time.monotonic() > until:

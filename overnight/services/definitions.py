@@ -2,7 +2,6 @@
 
 import json
 import socket
-import sys
 import urllib.request
 import uuid
 from collections.abc import Callable, Mapping
@@ -23,7 +22,10 @@ _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never 
 
 @dataclass(frozen=True)
 class ServiceSpec:
-    """One service. `needs`: those that are well before it starts; `once`: a program that ends."""
+    """One service. `needs`: those that are well before it starts; `once`: a program that ends.
+
+    command: arguments of Python.
+    """
 
     name: str
     command: list[str]
@@ -41,14 +43,9 @@ def services(now: Settings) -> list[ServiceSpec]:
     first = [_prefect(now)] if now.own_prefect else []
     first += [_mlflow(now)] if now.own_mlflow else []
     needs = ("prefect",) if now.own_prefect else ()
-    register = ServiceSpec(
-        "deployments",
-        [sys.executable, "-m", "overnight.services.register"],
-        lambda _: True,
-        needs=needs,
-        once=True,
-    )
-    return [*first, register, _worker(now)]
+    register = ["-m", "overnight.services.register"]
+    deployments = ServiceSpec("deployments", register, lambda _: True, needs=needs, once=True)
+    return [*first, deployments, _worker(now)]
 
 
 def _prefect(now: Settings) -> ServiceSpec:
@@ -62,17 +59,7 @@ def _prefect(now: Settings) -> ServiceSpec:
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     }
-    command = [
-        sys.executable,
-        "-m",
-        "prefect",
-        "server",
-        "start",
-        "--host",
-        HOST,
-        "--port",
-        str(now.prefect_port),
-    ]
+    command = ["-m", "prefect", "server", "start", "--host", HOST, "--port", str(now.prefect_port)]
     address = now.prefect.removesuffix("/api")
     return ServiceSpec(
         "prefect",
@@ -87,7 +74,7 @@ def _prefect(now: Settings) -> ServiceSpec:
 
 def _mlflow(now: Settings) -> ServiceSpec:
     database = mlflow_database()
-    command = [sys.executable, "-m", "overnight.services.mlflow_server", "--port", str(now.mlflow_port)]
+    command = ["-m", "overnight.services.mlflow_server", "--port", str(now.mlflow_port)]
     command += ["--database", str(database), "--artifacts", str(paths.mlruns() / "artifacts")]
     command += ["--upgrade"] if backup.due("mlflow", database) else []
     return ServiceSpec(
@@ -101,7 +88,7 @@ def _mlflow(now: Settings) -> ServiceSpec:
 
 
 def _worker(now: Settings) -> ServiceSpec:
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+    command = ["-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
     command += ["--name", WORKER, "--limit", str(AT_ONCE)]
     env = {"PREFECT_WORKER_QUERY_SECONDS": "5"}
     return ServiceSpec(

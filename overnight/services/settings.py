@@ -55,9 +55,10 @@ class Settings:
 def settings() -> Settings:
     """As the running supervisor has them, else as the next one will."""
     asked = Settings.asked(os.environ)
-    running = _running()
-    if running is None:
+    saved = read_state().get("settings")
+    if not saved or not locks.holder(supervisor_lock()):
         return asked
+    running = Settings(**saved)
     # A server that is named in this shell and is not ours wins over the one that runs here.
     prefect = asked if not asked.own_prefect and not same(asked.prefect, running.prefect) else running
     mlflow = asked if not asked.own_mlflow and not same(asked.mlflow, running.mlflow) else running
@@ -67,11 +68,19 @@ def settings() -> Settings:
 def environment() -> dict[str, str]:
     """For this process and those it starts, before prefect or mlflow is imported."""
     now = settings()
-    local = {"NO_PROXY": _no_proxy(), "no_proxy": _no_proxy()}
+    given = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
+    names = [name for name in given.split(",") if name.strip()]
+    local = ",".join(dict.fromkeys([*names, HOST, "localhost"]))  # never asked through a proxy
     prefect = {"PREFECT_API_URL": now.prefect, "PREFECT_SERVER_EPHEMERAL_ENABLED": "false"}
     if now.own_prefect:
         prefect["PREFECT_HOME"] = str(paths.services() / "prefect")
-    return {**SILENCE, **local, **prefect, "MLFLOW_TRACKING_URI": now.mlflow}
+    return {
+        **SILENCE,
+        **prefect,
+        "NO_PROXY": local,
+        "no_proxy": local,
+        "MLFLOW_TRACKING_URI": now.mlflow,
+    }
 
 
 def state_file() -> Path:
@@ -108,14 +117,8 @@ def read_state() -> dict[str, Any]:
 
 def same(one: str, other: str) -> bool:
     """Whether two addresses are the same place: localhost is 127.0.0.1."""
-    return one.rstrip("/").replace("//localhost", f"//{HOST}") == other.rstrip("/").replace(
-        "//localhost", f"//{HOST}"
-    )
-
-
-def _running() -> Settings | None:
-    saved = read_state().get("settings")
-    return Settings(**saved) if saved and locks.holder(supervisor_lock()) else None
+    one, other = (url.rstrip("/").replace("//localhost", f"//{HOST}") for url in (one, other))
+    return one == other
 
 
 def _port(variable: str, env: Mapping[str, str]) -> int | None:
@@ -145,10 +148,3 @@ def _toml_port() -> int | None:
             "a server elsewhere is named by $PREFECT_API_URL"
         )
     return parts.port
-
-
-def _no_proxy() -> str:
-    """Servers of this machine are never asked through a proxy."""
-    given = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
-    names = [n for n in given.split(",") if n.strip()]
-    return ",".join(dict.fromkeys([*names, HOST, "localhost"]))

@@ -15,7 +15,7 @@ from typing import Any
 from overnight import locks, paths
 from overnight.errors import BadInput
 from overnight.files import atomic_write
-from overnight.processes import Process, kill_step_processes, start_logged, stop
+from overnight.processes import Process, kill_step_processes, start_python, stop
 from overnight.services import backup
 from overnight.services.definitions import ServiceSpec, databases, services
 from overnight.services.reconcile import Reconciler, VramLimitMirror
@@ -67,7 +67,7 @@ class Service:
             self._check()
 
     def _start(self) -> None:
-        self.popen = start_logged(self.spec.command, paths.log_file(self.spec.name), self.environment)
+        self.popen = start_python(self.spec.command, paths.log_file(self.spec.name), self.environment)
         self.process = Process.of(self.popen.pid)
         self.since = time.time()
         self.healthy = time.monotonic()

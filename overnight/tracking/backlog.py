@@ -9,7 +9,6 @@ stand `record.json` (where they belong) and `shipped.json` (up to which byte MLf
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -21,7 +20,7 @@ from pydantic import Field
 from overnight import locks, paths
 from overnight.config import Values
 from overnight.files import atomic_write, read_json
-from overnight.processes import start_logged
+from overnight.processes import start_python
 
 LOCK, RECORD, OFFSETS = "ship.lock", "record.json", "shipped.json"
 RETRY_S, MAX_RETRY_S = 20.0, 900.0
@@ -169,5 +168,5 @@ class BacklogWorker:
         return [f"MLflow does not have all that runs left ({paths.log_file('ship')})"] if code else []
 
     def _start(self) -> None:
-        command = [sys.executable, "-P", "-m", "overnight.tracking.uploader"]
-        self.popen = start_logged(command, paths.log_file("ship"), {**os.environ, **self.environment()})
+        program = ["-P", "-m", "overnight.tracking.uploader"]
+        self.popen = start_python(program, paths.log_file("ship"), {**os.environ, **self.environment()})

@@ -236,14 +236,11 @@ class Uploader:
         return self._offsets[log]
 
     def _send(self, batch: list[Json]) -> None:
-        """Send events; halve a batch that is refused for good, down to the refused event, which is noted."""
+        """Send metrics, or another event; halve a batch that is refused, down to the event that is noted."""
         if not batch:
             return
         try:
-            if len(batch) == 1:
-                self._send_one(batch[0])
-            else:
-                self.tracker.metrics(self.run_id, batch)
+            self._request(batch)
             self._answered = time.monotonic()
         except (OSError, *INVALID, mlflow_error()) as error:
             if not self._is_hopeless(error):
@@ -260,22 +257,25 @@ class Uploader:
         wrong = isinstance(error, LOCAL) or (isinstance(error, INVALID) and not isinstance(error, OSError))
         return wrong or self.tracker.refuses(error)
 
-    def _send_one(self, event: Json) -> None:
-        tracker, run_id, label = self.tracker, self.run_id, self.record.label
+    def _request(self, batch: list[Json]) -> None:
+        event = batch[0]
+        tracker = self.tracker
+        run_id = self.run_id
         match event["event"]:
             case "metrics":
-                tracker.metrics(run_id, [event])
+                tracker.metrics(run_id, batch)
             case "param":
                 self._send_param(event["name"], event["value"])
             case "note":
                 self.run_state.note = append_note(self.run_state.note, event["text"])
                 tracker.tags(run_id, {NOTE_TAG: self.run_state.note})
             case "data":
-                tracker.inputs(run_id, event, label)
+                tracker.inputs(run_id, event, self.record.label)
             case "publish":
                 tracker.publish(run_id, Path(event["path"]), event["folder"])
             case "model":
-                log_model(tracker, run_id, label, Path(event["path"]), event.get("digest", ""))
+                digest = event.get("digest", "")
+                log_model(tracker, run_id, self.record.label, Path(event["path"]), digest)
             case "continues":
                 self._continue(event["folders"])
 

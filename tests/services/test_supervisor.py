@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,8 +10,8 @@ from overnight.services.supervisor import Service
 from tests.support.checkouts import until
 
 LIVES, DIES = (
-    [sys.executable, "-c", "import time; time.sleep(600)"],
-    [sys.executable, "-c", "raise SystemExit(7)"],
+    ["-c", "import time; time.sleep(600)"],
+    ["-c", "raise SystemExit(7)"],
 )
 
 
