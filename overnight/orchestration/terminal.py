@@ -73,7 +73,8 @@ class Display:
         return row
 
     def change(self, row: StepRow, state: str, text: str = "") -> None:
-        row.state, row.text = state, text
+        row.state = state
+        row.text = text
         if state == "running":
             row.began = time.monotonic()
         if state in ("done", "failed", "stopped", "not run", "skipped") and row.began:
@@ -83,7 +84,8 @@ class Display:
 
     def progress(self, row: StepRow, event: dict[str, Any]) -> None:
         """How far a step is; plain output says so every 10 s."""
-        row.done, row.text = event["done"] / max(event["total"], 1e-9), event["text"]
+        row.done = event["done"] / max(event["total"], 1e-9)
+        row.text = event["text"]
         if not self._live and time.monotonic() - row.printed_at > PLAIN_EVERY_S:
             self._plain(row)
 
@@ -138,9 +140,7 @@ def memory(used: Usage) -> str:
 def scores(values: dict[str, float], most: int) -> str:
     """The newest numbers worth a glance: test scores first, then validation, then losses."""
     shown = {k: v for k, v in values.items() if not k.startswith(QUIET)}
-    order = sorted(
-        shown, key=lambda k: (not k.startswith("test/"), not k.startswith("val/"), list(shown).index(k))
-    )
+    order = sorted(shown, key=lambda k: (not k.startswith("test/"), not k.startswith("val/")))
     return "  ".join(f"{k.removeprefix('test/')} {_number(shown[k])}" for k in order[:most])
 
 

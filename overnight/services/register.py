@@ -13,7 +13,7 @@ import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from zoneinfo import ZoneInfo
 
 import yaml
@@ -44,6 +44,10 @@ class Schedule(Values):
 
 
 class Schedules(Values):
+    MEANINGLESS: ClassVar[dict[str, str]] = {
+        "deployments": "deployments are made of flows/; write the schedules alone"
+    }
+
     schedules: dict[str, Schedule] = {}
 
 
@@ -76,10 +80,6 @@ def read_schedules(path: Path, names: list[str]) -> dict[str, Schedule]:
     """The schedules by flow; none when there is no such file. Raises ServiceError, in one line."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        if isinstance(values, dict) and "deployments" in values:
-            raise ServiceError(
-                f"prefect.yaml: deployments are made of flows/; write the schedules alone: {FORM}"
-            )
         found = Schedules.model_validate(values).schedules
     except FileNotFoundError:
         return {}
