@@ -149,7 +149,8 @@ class Reconciler:
                 if identity is not None and identity.alive():  # it is about to report its end
                     continue
                 lines += self._close_flow_run(run, WHY)
-            elif run is not None and run["state_type"] == "CRASHED" and flow_processes.end_of(flow_run_id):
+            end = flow_processes.end_of(flow_run_id)
+            if run is not None and end is not None and run["state_type"] == "CRASHED" != end["type"]:
                 lines += self._close_flow_run(run, WHY)
             flow_processes.forget(flow_run_id)
         return lines
