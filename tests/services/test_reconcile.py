@@ -152,7 +152,7 @@ def test_what_a_killed_run_has_left_in_its_spool_is_told_before_it_is_closed(run
         spool = EventLogRun(step)
         spool.metrics({"loss": 0.5, "other": 1.0}, 3)
         spool.note("and then this")
-        spool._spool.close()
+        spool._writer.close()
     until(lambda: status(logged)["status"] == "KILLED")
     history = definitions.get(
         f"{services.settings().mlflow}/api/2.0/mlflow/metrics/get-history?run_id={logged}&metric_key=loss"

@@ -84,7 +84,7 @@ def child(folder, *steps):
 
 
 def close(run):
-    run._spool.close()
+    run._writer.close()
 
 
 def test_metrics_keep_their_steps_and_their_order(uploader, tmp_path):
@@ -139,7 +139,7 @@ def test_junk_between_the_lines_holds_up_nothing(tracker, step):
 def test_a_line_that_was_cut_short_is_nobodys(tracker, step):
     folder = step()
     run = child(folder, 1)
-    os.write(run._spool._file, b'{"at": 2, "event": "metrics", "values": {"loss": 0.3}, "step": 2')
+    os.write(run._writer._file, b'{"at": 2, "event": "metrics", "values": {"loss": 0.3}, "step": 2')
     close(run)
     uploader = Uploader(tracker, folder, record(tracker))
     assert uploader.upload_all(5)

@@ -344,7 +344,7 @@ def die_claimed(folder):
             run.checkpoint_folder().mkdir(parents=True, exist_ok=True)
             (run.checkpoints / "0/1.json").write_text("{}")
             run.metrics({"train/loss": 0.5, "system/cpu": 1.0}, 7)
-            os.write(run._spool._file, b'{"event": "metrics", "values": {"train/loss": 0.4}, "step": 8')
+            os.write(run._writer._file, b'{"event": "metrics", "values": {"train/loss": 0.4}, "step": 8')
             raise Killed
 
     with pytest.raises(Killed):
