@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, TypeVar
 
@@ -158,14 +159,27 @@ class FakeDevice:
 
     problem = ""
 
+    def __init__(self) -> None:
+        self._version = (0, 0, 0)
+        self._programs = list[Program]()
+
     def used_mib(self, card: Card, held: Iterable[Request]) -> int:
         return sum(map(reported_mib, held)) + sum(p.mib or 0 for p in self.programs(card))
 
     def programs(self, card: Card) -> list[Program]:
+        path = card.folder / "other_processes"
         try:
-            lines = (card.folder / "other_processes").read_text(errors="replace").splitlines()
+            found = path.stat()
+            version = (found.st_ino, found.st_mtime_ns, found.st_size)
+            if version != self._version:  # this is asked ten times a second
+                self._programs = self._read(path)
+                self._version = version
         except OSError:
             return []
+        return self._programs
+
+    def _read(self, path: Path) -> list[Program]:
+        lines = path.read_text(errors="replace").splitlines()
         found = []
         for line in lines:
             mib, *name = line.split(maxsplit=1) or [""]

@@ -226,6 +226,10 @@ def refusal() -> str:
 
 
 def cases() -> list[Case]:
+    reason = refusal()
+    if reason:
+        print(f"calls: skipped, {reason}", file=sys.stderr)
+        return []
     return [
         Case(f"calls_{fault}", f"writers at each of their system calls: {FAULTS[fault]}",
              lambda _seed, fault=fault: _all(fault), {"damaged": "== 0", "calls": ">= 100"}, 300)
@@ -234,9 +238,6 @@ def cases() -> list[Case]:
 
 
 def _all(fault: str) -> Measured:
-    reason = refusal()
-    if reason:
-        raise RuntimeError(reason)
     swept = {writer: sweep(writer, fault) for writer in WRITERS}
     counts = {f"{writer}_calls": float(s.calls) for writer, s in swept.items()}
     return {

@@ -17,6 +17,7 @@ from overnight.gpu.ledger.scheduler import Size
 REQUEST = re.compile(r"q-([1-9]\d{0,18})-([1-9]\d{0,8})-([1-9]\d{0,9})(-x)?", re.ASCII)
 GRANT = re.compile(r"g-([1-9]\d{0,17})", re.ASCII)
 MAX_BYTES = 1 << 16  # of metadata that are read
+_encode = json.JSONEncoder(default=str).encode  # made once: a holder writes several times a second
 _decode = json.JSONDecoder().raw_decode  # ignores what is left of a longer text
 
 
@@ -185,16 +186,21 @@ def locked(path: Path) -> int:
 def write_owner(descriptor: int, owner: dict[str, Any]) -> None:
     """Replace the metadata in a request's file. A full disk is no error."""
     with suppress(OSError):
-        os.pwrite(descriptor, json.dumps(owner, default=str).encode(), 0)
+        os.pwrite(descriptor, _encode(owner).encode(), 0)
 
 
 def read_owner(path: Path) -> dict[str, Any]:
     """The metadata in a request's file; empty when it is torn or gone."""
     try:
-        with path.open("rb") as file:
-            values, _ = _decode(file.read(MAX_BYTES).decode())
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return {}
+    try:
+        values, _ = _decode(os.read(descriptor, MAX_BYTES).decode())
     except UNREADABLE:
         return {}
+    finally:
+        os.close(descriptor)
     return values if isinstance(values, dict) else {}
 
 

@@ -85,8 +85,11 @@ class Waiter:
                 continue
             if not self._my_turn(self._view, now):
                 return False
-            if entries.grant(self.request, self._view.grants + 1):
-                return True
+            try:
+                if entries.grant(self.request, self._view.grants + 1):
+                    return True
+            except FileNotFoundError:  # somebody removed the file: the next look enters again
+                return False
 
     def _is_unchanged(self, now: float) -> bool:
         return (
