@@ -27,7 +27,7 @@ from overnight.memory.usage import Usage
 if TYPE_CHECKING:
     from overnight.step import Step
 
-LIMIT_BYTES = 2 << 20
+LIMIT_BYTES = 1 << 20
 KEPT = 5
 FAMILY_RUNS = 50  # the last ones, whose errors count
 LARGEST = 10**8  # MiB; a larger figure is nonsense

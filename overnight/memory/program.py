@@ -14,6 +14,7 @@ from overnight.memory.modules import by_own_loop, stays_on_device
 from overnight.training.acceleration import FUSED
 from overnight.training.batches import Batch
 from overnight.training.recipe import Recipe
+from overnight.training.weights import PACKED
 
 STEPS = 3  # one that creates the optimizer's state, one with it, one after an evaluation
 
@@ -29,7 +30,7 @@ def run_program(recipe: Recipe[Any], micro: int, context: FakeTensorContext) -> 
     with context.during("data"):
         parts = _parts(recipe, micro, context)
     evaluated = averaged or model
-    best = dict[str, Tensor]()
+    best = list[Tensor]()
     for number in range(STEPS):
         _step(recipe, model, optimizer, parts, context)
         average = list(evaluated.state_dict().values()) if averaged is not None else []
@@ -42,8 +43,14 @@ def run_program(recipe: Recipe[Any], micro: int, context: FakeTensorContext) -> 
                 _evaluate(recipe, evaluated, parts[0], context)
             if context.target == "cpu" and by_own_loop(recipe):  # the best weights are kept on the host
                 with context.during("keep"):
-                    best = {name: tensor.detach().clone() for name, tensor in evaluated.state_dict().items()}
-                context.settled(model, optimizer, [list(best.values())])
+                    best = [tensor.detach().clone() for tensor in _trained(model)]
+                context.settled(model, optimizer, [best])
+
+
+def _trained(model: nn.Module) -> list[Tensor]:
+    """What the loop keeps of a model (training/weights.py)."""
+    buffers = [b for b in model.buffers() if b.is_floating_point() or b.nbytes < PACKED]
+    return [*(p for p in model.parameters() if p.requires_grad), *buffers]
 
 
 def precision(recipe: Recipe[Any], target: str) -> torch.dtype | None:
