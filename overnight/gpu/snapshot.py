@@ -9,8 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from overnight.config import Values
 from overnight.gpu.card import Card
 from overnight.gpu.device_usage import (
@@ -41,16 +39,15 @@ class RequestRow(Values):
     step: str
     pid: int
     mib: int
-    seconds: float = Field(description="since it holds, or waits")
-    use_mib: float | None = Field(None, description="what the holder reports to use, CUDA context included")
-    peak_mib: float | None = Field(None, description="the most it ever used")
-    cap_mib: float | None = Field(None, description="the limit of its allocator")
-    exclusive: bool = Field(False, description="no other may run beside it")
-    stopped: bool = Field(False, description="its process is stopped (SIGSTOP, a debugger)")
-    orphaned_processes: tuple[OrphanedProcess, ...] = Field(
-        (), description="its owner has released it or ended; these hold its memory until they end"
-    )
-    ended: bool = Field(False, description="its owner has ended")
+    seconds: float  # since it holds, or waits
+    use_mib: float | None = None  # what the holder reports to use, CUDA context included
+    peak_mib: float | None = None  # the most it ever used
+    cap_mib: float | None = None  # the limit of its allocator
+    exclusive: bool = False  # no other may run beside it
+    stopped: bool = False  # its process is stopped (SIGSTOP, a debugger)
+    # its owner has released it or ended; these hold its memory until they end
+    orphaned_processes: tuple[OrphanedProcess, ...] = ()
+    ended: bool = False  # its owner has ended
 
 
 class OtherProcess(Values):
@@ -67,20 +64,19 @@ class Snapshot(Values):
     Amounts in MiB; held + overuse + free is the budget, unless others came after a grant.
     """
 
-    at: float = Field(description="seconds since 1970")
+    at: float  # seconds since 1970
     card: Card
     budget_mib: int
-    held_mib: int = Field(description="the sum of all leases")
-    free_mib: int = Field(description="what could be granted now")
-    used_mib: int = Field(description="on the whole card, by all processes")
-    other_processes_mib: int = Field(description="used by processes without a lease")
-    overuse_mib: int = Field(description="the part of it that exceeds the reserve, so it is of the budget")
+    held_mib: int  # the sum of all leases
+    free_mib: int  # what could be granted now
+    used_mib: int  # on the whole card, by all processes
+    other_processes_mib: int  # used by processes without a lease
+    overuse_mib: int  # the part of it that exceeds the reserve, so it is of the budget
     holders: tuple[RequestRow, ...]
-    queue: tuple[RequestRow, ...] = Field(description="in its order")
-    other_processes: tuple[OtherProcess, ...] = Field(
-        description="without a lease, the largest first, as far as the driver names them"
-    )
-    problem: str = Field("", description="why the card does not say what it uses")
+    queue: tuple[RequestRow, ...]  # in its order
+    # without a lease, the largest first, as far as the driver names them
+    other_processes: tuple[OtherProcess, ...]
+    problem: str = ""  # why the card does not say what it uses
 
 
 def snapshot(card: Card, device: Device | None = None) -> Snapshot:

@@ -3,8 +3,6 @@
 import time
 from typing import Any, Literal
 
-from pydantic import Field
-
 from overnight.config import Values
 from overnight.gpu.memory_limit import NEAR
 
@@ -31,29 +29,25 @@ class Usage(Values):
 
     asked_mib: int = 0
     lease_mib: int = 0
-    cap_mib: int = Field(0, description="what its allocator may hold: the lease without the context's share")
-    overhead_mib: int = Field(0, description="of the lease, for the CUDA context")
-    peak_mib: float | None = Field(None, description="the most its allocator held")
-    predicted_mib: float | None = Field(None, description="what its allocator was predicted to hold at most")
+    cap_mib: int = 0  # what its allocator may hold: the lease without the context's share
+    overhead_mib: int = 0  # of the lease, for the CUDA context
+    peak_mib: float | None = None  # the most its allocator held
+    predicted_mib: float | None = None  # what its allocator was predicted to hold at most
     predicted_low_mib: float | None = None
     predicted_high_mib: float | None = None
-    resident_mib: float = Field(
-        0.0, description="of that peak, data that lay on the card because there was room"
-    )
-    device_peak_mib: float | None = Field(
-        None, description="the most the whole card held above what it held at the grant"
-    )
-    other_processes_peak_mib: float | None = Field(None, description="the most other programs held meanwhile")
+    resident_mib: float = 0.0  # of that peak, data that lay on the card because there was room
+    device_peak_mib: float | None = None  # the most the whole card held above what it held at the grant
+    other_processes_peak_mib: float | None = None  # the most other programs held meanwhile
     host_peak_mib: float = 0.0
     wait_s: float = 0.0
     run_s: float = 0.0
-    asked_micro_batch: int | None = Field(None, description="samples on the card at once that it began with")
-    micro_batch: int | None = Field(None, description="samples on the card at once at its end")
+    asked_micro_batch: int | None = None  # samples on the card at once that it began with
+    micro_batch: int | None = None  # samples on the card at once at its end
     exclusive: bool = False
-    hit_limit: bool = Field(False, description="met out of memory, or held 95 % of the cap")
-    out_of_memory: bool = Field(False, description="met out of memory, survived or not")
-    uncapped: tuple[str, ...] = Field((), description="allocators in its process that no cap holds")
-    finished: bool = Field(False, description="whether it came to its end")
+    hit_limit: bool = False  # met out of memory, or held 95 % of the cap
+    out_of_memory: bool = False  # met out of memory, survived or not
+    uncapped: tuple[str, ...] = ()  # allocators in its process that no cap holds
+    finished: bool = False  # whether it came to its end
 
     @property
     def begun_with(self) -> int:

@@ -2,8 +2,6 @@
 
 from typing import Any, Self
 
-from pydantic import Field
-
 from overnight.config import Values
 from overnight.errors import DoesNotFit, OutOfMemory
 from overnight.gpu.card import Card
@@ -15,35 +13,27 @@ PEAKS = ("peak_mib", "device_peak_mib", "other_processes_peak_mib", "host_peak_m
 class StepSpec(Values):
     """A step that is to run, without anything that depends on the machine."""
 
-    step: str = Field(description="module:function")
+    step: str  # module:function
     label: str
     experiment: str
-    arguments: list[Any] = Field(description="of the step's body, as JSON")
+    arguments: list[Any]  # of the step's body, as JSON
     seed: int
     key: str
-    uncapped: bool = Field(False, description="declared to take memory that no cap holds")
-    earlier: tuple[str, ...] = Field(
-        (), description="folders of the attempts whose MLflow run it goes on with"
-    )
-    logged_before: dict[str, int] = Field({}, description="the last step that the run has of each metric")
+    uncapped: bool = False  # declared to take memory that no cap holds
+    earlier: tuple[str, ...] = ()  # folders of the attempts whose MLflow run it goes on with
+    logged_before: dict[str, int] = {}  # the last step that the run has of each metric
 
 
 class ChildSpec(StepSpec):
     """The same with what a launcher decided for this machine."""
 
-    parent: int = Field(description="pid of the parent; the child is killed when it ends")
+    parent: int  # pid of the parent; the child is killed when it ends
     card: Card
-    ask_mib: int = Field(description="MiB to lease; 0: no lease")
-    micro_batch: int | None = Field(
-        None, description="samples on the card at once that the amount was asked for"
-    )
+    ask_mib: int  # MiB to lease; 0: no lease
+    micro_batch: int | None = None  # samples on the card at once that the amount was asked for
     exclusive: bool = False
-    smaller: tuple[tuple[int, int], ...] = Field(
-        (), description="(MiB, micro-batch) that will do as well, the largest first"
-    )
-    ticket: int | None = Field(
-        None, description="the place in line of the child before, which gave its lease back"
-    )
+    smaller: tuple[tuple[int, int], ...] = ()  # (MiB, micro-batch) that will do as well, the largest first
+    ticket: int | None = None  # the place in line of the child before, which gave its lease back
 
     def micro_batch_of(self, granted_mib: int) -> int | None:
         """The micro-batch that goes with an amount."""
@@ -63,9 +53,9 @@ class ChildSpec(StepSpec):
 class StepResult(Usage):
     """How a step ended, and what it used."""
 
-    code: int = Field(description="exit code of errors.py; 0: done")
-    ticket: int = Field(0, description="its place in the card's line")
-    value: Any = Field(None, description="the returned artifact, as JSON")
+    code: int  # exit code of errors.py; 0: done
+    ticket: int = 0  # its place in the card's line
+    value: Any = None  # the returned artifact, as JSON
     error: str = ""
 
     def followed_by(self, after: "StepResult") -> "StepResult":

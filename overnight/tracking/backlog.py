@@ -15,8 +15,6 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field
-
 from overnight import locks, paths
 from overnight.config import Values
 from overnight.files import atomic_write, read_json
@@ -82,13 +80,11 @@ class Record(Values):
     uri: str
     experiment: str
     label: str
-    parent: str = Field("", description="MLflow run of the experiment")
+    parent: str = ""  # MLflow run of the experiment
     tags: dict[str, str] = {}
     params: dict[str, str] = {}
-    earlier: tuple[str, ...] = Field((), description="folders of earlier attempts, whose run it continues")
-    opening: bool = Field(
-        False, description="a run was requested; whether it exists is unknown while there is no run_id"
-    )
+    earlier: tuple[str, ...] = ()  # folders of earlier attempts, whose run it continues
+    opening: bool = False  # a run was requested; whether it exists is unknown while there is no run_id
     run_id: str = ""
     end: End | None = None
 
