@@ -160,7 +160,7 @@ def _reason(folder: Path, error: BaseException) -> str:
 
 
 def _delete_others(folder: Path, step: int) -> None:
-    """Delete all but the state of this step and the newest before it; also the plan, and states without facts.
+    """Delete all but the state of this step and the one before; also the plan, and states without facts.
 
     The one before is needed when the next loss shows that this one's weights diverged.
     """
