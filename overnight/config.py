@@ -242,7 +242,6 @@ def _section(value: Any, source: Source, prefix: str, inside: tuple[Path, ...], 
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`changes` laid over `base`, mapping by mapping."""
     both = {
         k: _merged(base[k], v)
         for k, v in changes.items()

@@ -88,7 +88,6 @@ def read_all(path: Path, start: int = 0) -> Iterator[Json]:
 
 
 def _lines(path: Path, start: int) -> Iterator[bytes]:
-    """Whole lines, each with its end."""
     if not path.is_file():
         return
     with path.open("rb") as file:

@@ -81,7 +81,6 @@ class Step(Generic[P, R]):
         self.__doc__ = self.body.__doc__
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Submit to the pipeline that is being built. Returns a Pending, typed as the artifact it becomes."""
         return cast("R", current_builder().submit(self, *args, **kwargs))
 
     @property
@@ -206,7 +205,6 @@ class Pipeline(Generic[P, T]):
         self.__doc__ = body.__doc__
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run as a part of the pipeline that is being built."""
         return self.part(self.name, *args, **kwargs)
 
     def part(self, name: str, *args: P.args, **kwargs: P.kwargs) -> T:

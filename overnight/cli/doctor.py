@@ -75,7 +75,6 @@ def _others() -> Row:
 
 
 def _overhead() -> Row:
-    """A guess until the first step has run."""
     card = _found()
     if card.virtual:
         return _row("CUDA context", True, "none on the virtual card")

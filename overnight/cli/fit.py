@@ -159,7 +159,6 @@ def _by_trace(step: PlannedStep, card: Card) -> Verdict:
 
 
 def _shortfall(scaled: "ScaledPredictions", card: Card) -> str:
-    """The least that it takes, against the budget."""
     from overnight.cli.fit_suggestions import splittable
 
     least = scaled.exact(1 if splittable(scaled) else scaled.recipe.params.batch)

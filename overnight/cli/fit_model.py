@@ -164,7 +164,6 @@ def _mib(ways: list[tuple[str, MemoryEstimate]]) -> dict[str, float]:
 
 
 def _cheaper(tuning: Tuning, card: Card) -> list[tuple[str, MemoryEstimate]]:
-    """The first change of CHEAPER that makes it fit."""
     for values in CHEAPER:
         now = {name: getattr(tuning, name) for name in values}
         new = {n: v for n, v in values.items() if now[n] != v and now[n] in LOWERED.get(n, (now[n],))}

@@ -48,7 +48,6 @@ def _print_once(now: Snapshot, as_json: bool) -> None:
 
 
 def _print_changes(card: Card, as_json: bool, pause: Callable[[float], None]) -> None:
-    """Print a line for each change, for files and programs."""
     last = ""
     while True:
         now = snapshot(card)
@@ -166,7 +165,6 @@ def _why_waiting(row: RequestRow, now: Snapshot) -> str:
 
 
 def _table(rows: Sequence[dict[str, Text]], wide: bool) -> Table:
-    """Cells by the name of their column."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold dim")
     names = [name for name in rows[0] if wide or name not in WIDE]
     for name in names:
@@ -250,6 +248,5 @@ def _mib(mib: float | None) -> Text:
 
 
 def _time(seconds: float) -> Text:
-    """`12 s`, `3:07`, `2:03:09`."""
     whole = int(seconds)
     return Text(f"{whole} s" if whole < 60 else str(timedelta(seconds=whole)).lstrip("0:"))

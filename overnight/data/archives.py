@@ -73,7 +73,6 @@ def _made_once(path: Path, name: str, write: Callable[[IO[bytes]], None]) -> Pat
 
 @contextmanager
 def _single(path: Path) -> Iterator[IO[bytes]]:
-    """What a gz holds, or the only file of a zip."""
     if path.suffix.lower() == ".gz":
         with gzip.open(path) as stream:
             yield cast("IO[bytes]", stream)

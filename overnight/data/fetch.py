@@ -41,12 +41,10 @@ def fetch_missing(entry: Entry, progress: Progress | None = None) -> Path:
 
 
 def _missing(entry: Entry, folder: Path) -> list[DataFile]:
-    """The files that are not there as the entry says."""
     return [f for f in entry.files if entry.problem(folder, f)]
 
 
 def _check_can_fetch(entry: Entry, folder: Path) -> None:
-    """Say it before anything is downloaded when some file has no address."""
     looked = " or ".join(shown(h) for h in entry.search_paths())
     if entry.package:
         raise DataError(

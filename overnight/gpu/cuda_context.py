@@ -68,7 +68,6 @@ def warm_up() -> int:
 
 
 def _measured(card: Card) -> list[int]:
-    """MiB measured on this card with this driver and this torch."""
     values = read_json(_path(card)).get(_key(card))
     return [v for v in values if isinstance(v, int)] if isinstance(values, list) else []
 

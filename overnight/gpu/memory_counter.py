@@ -95,7 +95,6 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def _before(self, given: Any) -> "list[_Before]":
-        """The tensors that an operator is given, as they are."""
         storages = [(tensor, tensor.untyped_storage()) for tensor in _tensors(given)]
         marks = [self._marks.get(storage._cdata) for _, storage in storages]
         return [
@@ -180,7 +179,6 @@ def _view(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _kind(func: Any) -> int:
-    """What an operator does to storages, from its schema."""
     schema = getattr(func, "_schema", None)
     if schema is None:
         return MAKES
@@ -199,7 +197,6 @@ def _kind(func: Any) -> int:
 
 
 def _has(given: Any, key: int) -> bool:
-    """Whether a storage is one of those that an operator was given."""
     for item in given:
         kind = type(item)
         if kind in PLAIN and item.layout is STRIDED:

@@ -217,7 +217,6 @@ def _limit_cuda(
 
 
 def _cap_mib(lease_mib: int, card: Card) -> int:
-    """What the context leaves of a lease."""
     context_mib = overhead(card)
     if lease_mib <= context_mib:
         raise DoesNotFit(

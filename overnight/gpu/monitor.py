@@ -283,7 +283,6 @@ class _OtherUse:
 
 
 def _own(held: Sequence[Request]) -> list[Request]:
-    """The leases of this process."""
     return [r for r in held if r.pid == os.getpid()]
 
 
@@ -316,8 +315,6 @@ class PreemptionPolicy:
 
 
 class _Host:
-    """The metrics of the host and this process."""
-
     def __init__(self) -> None:
         import psutil
 

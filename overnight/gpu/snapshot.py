@@ -143,7 +143,6 @@ def _process(request: Request) -> Any:
 
 
 def _has_open(pid: int, path: Path) -> bool:
-    """Whether a process has a file open. Raises OSError."""
     wanted = path.stat()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):

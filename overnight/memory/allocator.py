@@ -94,7 +94,6 @@ class Allocator:
         pool.add(piece)
 
     def _new(self, size: int, small: bool) -> _Piece:
-        """A free piece that is large enough, of new memory from the driver."""
         if self.expandable:  # the free piece at the end of the pool's one segment is used first
             segment = self.growing[small]
             last = segment.last
@@ -120,7 +119,6 @@ class Allocator:
         return piece
 
     def _split(self, piece: _Piece, size: int) -> None:
-        """Cut off the rest, unless it is too small."""
         rest = piece.size - size
         if rest < BLOCK or (not self.expandable and not piece.segment.small and rest <= SMALL):
             return

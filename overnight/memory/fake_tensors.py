@@ -144,7 +144,6 @@ def _no_inference_mode() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _outside(mode: Any) -> Iterator[None]:
-    """Leave a mode in the block."""
     mode.__exit__(None, None, None)
     try:
         yield

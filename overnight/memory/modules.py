@@ -61,7 +61,6 @@ def as_recipe(
 
 
 def _twin(module: nn.Module) -> nn.Module:
-    """A copy of the module with tensors of the meta device."""
     tensors = [*module.parameters(), *module.buffers()]
     memo: dict[int, Any] = {id(t): _meta(t) for t in tensors}
     return copy.deepcopy(module, memo).train()

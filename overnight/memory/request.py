@@ -331,7 +331,6 @@ def _larger_budget(card: Card) -> str:
 
 
 def _splittable(recipe: Any) -> bool:
-    """Whether a batch can be computed in parts; a graph cannot."""
     if recipe is None:
         return True
     import torch

@@ -51,7 +51,6 @@ def plan_request(
 
 
 def _missing(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card) -> list[int]:
-    """Micro-batches that are looked at and not predicted yet."""
     found = list[int]()
     with contextlib.suppress(DoesNotFit):
         request.plan_request(step, arguments, card, lambda _recipe, micro_batch: found.append(micro_batch))
@@ -86,7 +85,6 @@ def run(
 
 
 def _environment() -> dict[str, str]:
-    """One thread, no card, no server."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
     return {**kept, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 

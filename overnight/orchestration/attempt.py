@@ -162,7 +162,6 @@ class Attempt:
         self.uploader.log(event)
 
     def _close(self, result: StepResult) -> None:
-        """Upload the last events: what the step used, its log and why it failed."""
         at = time.time()
         log = self.folder / LOG
         self.pending.row.wait_s = result.wait_s
@@ -185,7 +184,6 @@ class Attempt:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested values as dotted names."""
     if hasattr(value, "model_dump"):
         value = value.model_dump(mode="json")
     if not isinstance(value, dict):

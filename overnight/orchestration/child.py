@@ -100,7 +100,6 @@ def _run(folder: Path, spec: ChildSpec, stop: list[int], facts: dict[str, Any]) 
 
 
 def _sized(arguments: list[Any], micro_batch: int | None) -> list[Any]:
-    """The arguments, with the micro-batch of the granted amount."""
     first = arguments[0] if arguments else None
     if micro_batch is None or not isinstance(first, Params) or "micro_batch" not in type(first).model_fields:
         return arguments

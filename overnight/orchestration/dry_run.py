@@ -133,7 +133,6 @@ def planned_steps(path: Path, overrides: Sequence[str] = ()) -> list[PlannedStep
 
 
 def _sections(values: Any, where: str) -> Iterator[tuple[int, str]]:
-    """(id of a step's values, their section in the config)."""
     if isinstance(values, Params):
         yield id(values), where
     fields = dict(values) if isinstance(values, Values) else {}

@@ -210,7 +210,6 @@ def _signal(process: "subprocess.Popen[bytes]", number: int) -> None:
 
 
 def _result(folder: Path, returncode: int, stop: Stop) -> StepResult:
-    """What the child wrote; when it could not, what its exit code says."""
     try:
         return StepResult.model_validate_json((folder / "result.json").read_text())
     except (OSError, ValueError):

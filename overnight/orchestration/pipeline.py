@@ -206,7 +206,6 @@ def _open(
 
 
 def _close(run: PipelineRun) -> Outcome:
-    """End the experiment's run in MLflow, and print the table."""
     one_line = _one_line(run)
     scores = {
         f"{p.label}/{k.removeprefix('test/')}": v

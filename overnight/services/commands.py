@@ -129,7 +129,6 @@ def _guard(done: threading.Event) -> None:
 
 
 def _start(keep: bool) -> None:
-    """Start the supervisor if none is running, and wait for its state."""
     paths.services().mkdir(parents=True, exist_ok=True)
     with locks.hold(start_lock(), "a start of the services", wait=True):
         if keep:

@@ -119,7 +119,6 @@ def answers(url: str) -> bool:
 
 
 def _online(now: Settings, since: float) -> bool:
-    """Whether the worker has sent Prefect a heartbeat since its start."""
     try:
         found = ask_prefect(now, f"/work_pools/{POOL}/workers/filter", {})
     except (OSError, ValueError):

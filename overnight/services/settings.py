@@ -131,7 +131,6 @@ def _port(variable: str, env: Mapping[str, str]) -> int | None:
 
 
 def _toml_port() -> int | None:
-    """The port that plain `prefect` commands use in this folder."""
     path = paths.root() / "prefect.toml"
     try:
         url = tomllib.loads(path.read_text(encoding="utf-8")).get("api", {}).get("url")

@@ -222,7 +222,6 @@ def log_model(tracker: Tracker, run_id: str, name: str, folder: Path, digest: st
 
 
 def _pack(folder: Path, packed: Path) -> None:
-    """Write MLflow's form of a model: code, weights, requirements, signature."""
     import mlflow.pyfunc
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec

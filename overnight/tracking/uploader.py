@@ -76,7 +76,6 @@ class Uploader:
 
     @property
     def _folders(self) -> list[Path]:
-        """In the order of the attempts."""
         return [*map(Path, self.record.earlier), self.folder]
 
     def log(self, event: Json) -> None:
@@ -158,7 +157,6 @@ class Uploader:
             self.record = self.record.update(self.folder, **changes)
 
     def _open(self) -> None:
-        """Open the run of the attempt before, else a new one, and read its state."""
         if self._is_open:
             return
         for folder in self._folders[:-1]:

@@ -159,7 +159,6 @@ class GradientAccumulation:
         self.run.param("elastic", f"splitting a batch changes {effects}" if effects else "exact")
 
     def _warn_of_mean(self, loss: LossSum, samples: int) -> None:
-        """Note, once, where every micro-batch of several samples counted as 1."""
         self.was_split = True
         if loss.parts < samples and float(loss.count) == loss.parts:
             why = "the loss counts each micro-batch as 1, so it depends on how a batch is split"

@@ -66,7 +66,6 @@ class CheckpointStore:
         self.next = ended + max(self.every_s, (ended - began) / SHARE if self.every_s else 0)
 
     def _log_failure(self, text: str) -> None:
-        """Log it unless the last one was the same."""
         if text != self.last_failure:
             self.log(text)
         self.last_failure = text
@@ -121,8 +120,6 @@ def refusal(facts: Path, identity: Identity) -> str:
 
 
 class _HashingFile:
-    """Hashes what is written to a file."""
-
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.sha256 = hashlib.sha256()

@@ -106,7 +106,6 @@ class LossMonitor:
 
 
 def _means(sums: list[LossSum]) -> list[float]:
-    """Losses per sample, with a single wait for the card."""
     values = [value for one in sums for value in (one.total, divisor(one.count))]
     on_card = [value.double() for value in values if isinstance(value, Tensor)]
     fetched = iter(torch.stack(on_card).tolist() if on_card else [])

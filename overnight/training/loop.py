@@ -80,7 +80,6 @@ def train(recipe: Recipe[Data], run: Run, data: Data) -> TrainResult:
 def _start(
     recipe: Recipe[Data], run: Run, data: Data, store: CheckpointStore, rollback: RollbackToCheckpoint | None
 ) -> TrainState[Data]:
-    """The newest state that can be loaded, else a new one."""
     plan = rollback.plan if rollback else _plan_left(store, recipe.params)
     state = TrainState(recipe, run, data, plan)
     for path in store.usable(state.identity):
@@ -214,7 +213,6 @@ def _evaluate(run: Run, state: TrainState[Any], loader: Prefetcher[Any]) -> None
 
 
 def _best_epoch(run: Run, state: TrainState[Any]) -> TrainResult:
-    """The model with the best epoch's weights."""
     params = state.recipe.params
     if state.epoch < params.epochs:
         why = f"no better {state.recipe.monitor} for {params.patience}"

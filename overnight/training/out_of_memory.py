@@ -91,7 +91,6 @@ def reserve_optimizer_state(
 
 
 def _state_tensors(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> list[Tensor]:
-    """The state's tensors on the device, after a step that changes no weight."""
     if optimizer.state or not parameters:
         return []
     with _disable_current_modes():  # on the host, which no counter is to take for the card

@@ -100,5 +100,4 @@ def previous_attempts(key: str) -> tuple[str, ...]:
 
 
 def _attempts(file: Path) -> list[Any]:
-    """The folders in a run.json; none where it cannot be read."""
     return list(read_json(file).get("folders", []))

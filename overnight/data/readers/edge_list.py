@@ -28,8 +28,6 @@ LONGEST = 100  # digits of an id that is read as a number
 
 
 class _Csv(Values):
-    """A csv of which two columns are read."""
-
     COLUMNS: ClassVar[tuple[str, str]]
     file: str
     delimiter: Delimiter = ","

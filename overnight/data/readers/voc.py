@@ -48,7 +48,6 @@ def read(folder: Path, options: Options, _kind: str) -> Boxes:
 
 
 def _pictures(folder: Path, cleaned: CleaningCounts) -> dict[str, Path]:
-    """Images by their name without its ending."""
     found: dict[str, Path] = {}
     for path in sorted(folder.glob("*")):
         if path.suffix.lower() in IMAGE_ENDINGS and found.setdefault(path.stem, path) != path:
@@ -57,7 +56,6 @@ def _pictures(folder: Path, cleaned: CleaningCounts) -> dict[str, Path]:
 
 
 def _splits(folder: Path, options: Options, pictures: dict[str, Path]) -> dict[str, list[str]]:
-    """Names of images by split; everything is "train" when there are no lists."""
     lists = {split: f"ImageSets/Main/{split}.txt" for split in ("train", "val", "test")}
     listed = options.splits or {s: name for s, name in lists.items() if (folder / name).is_file()}
     if not listed and (folder / "ImageSets/Main/trainval.txt").is_file():

@@ -157,7 +157,6 @@ class Grant:
         return True
 
     def _is_entered(self) -> bool:
-        """Whether the request's file and its link are at their places."""
         is_linked = os.fstat(self._descriptor).st_nlink > 1
         return is_linked and same_file(self._descriptor, self.request.path)
 

@@ -54,7 +54,6 @@ class Waiter:
         self.descriptor = self._enter()
 
     def _enter(self) -> int:
-        """Create the request's file; its descriptor."""
         while True:
             try:
                 return entries.create(self.request, self.owner)

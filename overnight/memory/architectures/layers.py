@@ -152,7 +152,6 @@ class _Blocks:
 
 
 def _written(parts: list[_Part], times: int) -> Trace | None:
-    """The program with every block `times` times."""
     trace = Trace()
     alive: dict[Hashable, list[int]] = defaultdict(list)
     for part in parts:
