@@ -3,7 +3,7 @@
 .PHONY: help setup check test test-all chaos bench demo lock test-gpu up down clean
 test test-all test-gpu: export OMP_NUM_THREADS ?= 1
 BIN := .venv/bin
-PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder  # on two cores: tests of servers wait more than they compute
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' Makefile | expand -t 12

@@ -187,6 +187,7 @@ def test_what_the_card_cannot_hold_is_three(home):
     assert runs["train_cnn"].info.status == "FAILED"
 
 
+@pytest.mark.slow
 def test_two_runs_from_two_shells_never_hold_more_than_the_budget(home):
     small, budget = {"OVERNIGHT_VIRTUAL_MIB": "3000"}, Ledger(home / ".overnight" / "cards" / "virtual", 3000)
     with budget.acquire(3000):
@@ -218,6 +219,7 @@ def pair(root, *words):
     return process, first
 
 
+@pytest.mark.slow
 def test_steps_that_fit_run_together_and_their_sizes_are_in_mlflow(home):
     process, first = pair(home)
     until(lambda: len(holders(home)) == 2, "the second to hold beside the first")
@@ -238,6 +240,7 @@ def test_steps_that_fit_run_together_and_their_sizes_are_in_mlflow(home):
     assert "MiB" in params["usage/why"]
 
 
+@pytest.mark.slow
 def test_an_exclusive_step_shares_the_card_with_nobody(home):
     process, first = pair(home, "experiments.0.cnn.exclusive=true", "experiments.two.cnn.exclusive=true")
     assert first.exclusive

@@ -106,6 +106,7 @@ PARENT = """
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_traced_where_the_flow_runs(card):
     command = [*HERE, textwrap.dedent(PARENT), DIGITS.model_dump_json()]
     why, note, same, traced = json.loads(

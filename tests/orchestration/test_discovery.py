@@ -113,6 +113,7 @@ def test_its_deployment_and_a_night_run_it(home, name, parameters, message):
     assert (ended["type"], ended["message"]) == ("COMPLETED", message)
 
 
+@pytest.mark.slow
 def test_a_broken_flow_is_named_with_its_line_and_stops_no_other(home):
     services.up()
     flow = home / "flows" / "toy.py"

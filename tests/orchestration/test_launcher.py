@@ -112,6 +112,7 @@ def wait_for(condition) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_step_yields_to_other_programs_and_goes_on_at_its_place_when_they_are_gone(card, tmp_path):
     parent = Parent(tmp_path / "step", card, pause_at=9, checkpoint_s=1000)
     ledger, foreign = Ledger(card.folder, card.budget_mib), card.folder / "other_processes"
@@ -148,6 +149,7 @@ def _wait_in_line(ledger: Ledger, done: threading.Event) -> None:
         ledger.acquire(700, {"step": "another"}, should_stop=done.is_set, overuse=lambda: 500).release()
 
 
+@pytest.mark.slow
 def test_a_training_whose_optimizer_never_has_room_ends(tmp_path):
     """In processes that follow each other, each with what the one before left: not for ever."""
     params, sizes = LastingParams(epochs=1, batch=32, folder=str(tmp_path)), []

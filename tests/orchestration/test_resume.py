@@ -16,7 +16,7 @@ from overnight.training.resume import MONITOR
 from tests.support.checkouts import living_in, make_checkout, until
 from tests.test_end_to_end import ENTRY, children, stripes
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.slow]
 CONFIG = "flow: vision\ndata: made\ncnn: {epochs: 40, batch: 16, channels: 8, blocks: 1, checkpoint_s: 0.1}\n"
 TRIES = 5  # of a training that came to its end before the signal did
 

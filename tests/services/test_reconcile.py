@@ -194,6 +194,7 @@ def test_the_limit_follows_the_ledger_and_heals(running):
     until(lambda: shown()["active_slots"] == 0)
 
 
+@pytest.mark.slow
 def test_a_run_starts_the_services_again_when_their_supervisor_is_killed(running):
     code = "from overnight import services\nwith services.ensure('a run'):\n    print('in', flush=True)\n    input()"
     run = subprocess.Popen(

@@ -337,6 +337,7 @@ def test_down_waits_for_nobody_but_asks_before_it_takes_the_services_from_a_run(
     assert "user" not in rows()
 
 
+@pytest.mark.slow
 def test_a_supervisor_that_is_killed_leaves_nothing_in_the_way(running):
     before = {name: r["pid"] for name, r in rows().items()}
     supervisor = locks.holder(supervisor_lock())

@@ -405,6 +405,7 @@ torch.save(fitted.model.state_dict(), folder / "weights.pt")
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_with_signal_9_goes_on_in_the_next(checkout, tmp_path):
     """Real processes: the first is killed once a step is logged, and waits in the next step until then."""
     script = tmp_path / "child.py"

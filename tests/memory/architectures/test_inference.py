@@ -295,6 +295,7 @@ def test_the_unets_have_the_published_parameters(model):
         assert sum(p.numel() for p in _unet(ImageGeneration(model=model)).parameters()) == PUBLISHED[model]
 
 
+@pytest.mark.slow
 def test_offloading_takes_less_and_a_larger_picture_more():
     pytest.importorskip("diffusers")
     from overnight.memory.architectures.diffusion import ImageGeneration, predict_image_generation

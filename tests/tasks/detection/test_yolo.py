@@ -70,6 +70,7 @@ SMALL = {"epochs": 1, "batch": 4, "width_multiplier": 0.25}
 # ------------------------------------------------------------------------------------------------ training
 
 
+@pytest.mark.slow
 def test_it_learns_made_up_shapes(tmp_path):
     params = YoloParams(
         epochs=12,

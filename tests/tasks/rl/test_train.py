@@ -33,6 +33,7 @@ def agent(
     return run, train_agent.body(run, AgentParams.model_validate({**SHORT, **params}))
 
 
+@pytest.mark.slow
 def test_cartpole_is_solved(trained: tuple[RecordingRun, Artifact]) -> None:
     run, _ = trained
     assert run.last("test/mean_return") >= 475
@@ -88,6 +89,7 @@ def test_equal_seeds_learn_equal_policies(tmp_path: Path) -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
+@pytest.mark.slow
 def test_dqn_learns_too(tmp_path: Path) -> None:
     dqn = {
         "learning_starts": 500,

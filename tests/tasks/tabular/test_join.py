@@ -225,6 +225,7 @@ print(join_tables.body(run, params, load_entry("flights")).digest)
 """
 
 
+@pytest.mark.slow
 def test_the_same_bytes_whatever_the_number_of_threads(tmp_path: Path) -> None:
     digests = set()
     for threads in ("1", "3"):
