@@ -14,6 +14,7 @@ from tests.support.progress import FileProgress
 ROOT = Path(__file__).resolve().parent.parent
 
 
+COMPUTING = {"gpu", "memory", "orchestration", "tasks", "training"}  # folders whose tests keep a core busy
 OWN_SETTINGS = ("OVERNIGHT_", "PREFECT_", "MLFLOW_")
 
 
@@ -27,10 +28,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast files first; those that wait for servers last, after those that train."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    services = {item.path for item in items if item.get_closest_marker("services")}
-    items.sort(key=lambda item: (item.path in services, item.path in slow))
+    """Light files first; then those that wait for servers, spread among those that compute."""
+    files = list(dict.fromkeys(item.path for item in items))
+    waiting = {item.path for item in items if item.get_closest_marker("services")}
+    computing = {path for path in files if COMPUTING & set(path.relative_to(ROOT).parts)} - waiting
+    places = dict.fromkeys(files, 0.0)
+    for group in (waiting, computing):
+        ordered = [path for path in files if path in group]
+        places |= {path: (number + 0.5) / len(ordered) for number, path in enumerate(ordered)}
+    items.sort(key=lambda item: (places[item.path], files.index(item.path)))
 
 
 @pytest.fixture
