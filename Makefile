@@ -30,7 +30,7 @@ check: setup  ## style and types of the project's own files
 test-gpu: setup  ## what needs a CUDA card
 	$(BIN)/pytest -m gpu
 
-chaos: setup  ## kills, stops and a removed folder, 15 minutes: a table, and 1 when a bar is missed (NAME=card_kill: one case)
+chaos: setup  ## kills, stops and a removed folder: a table, and 1 when a bar is missed (NAME=card_kill: one case)
 	$(BIN)/python -m tests.chaos $(NAME)
 
 bench: setup  ## the card's line beside a bare Prefect limit, and predictions beside 33 trainings; 15 minutes, tables, bench/out/*.json
