@@ -5,14 +5,12 @@ One that gets no order is one that was stopped (SIGSTOP) there; one that is kill
 call. Who may hold is compared with a policy that tries every subset (`allowed`).
 """
 
-import ctypes
 import os
 import re
 import shutil
 import signal
 import sys
 import tempfile
-import traceback
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -23,6 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from overnight.gpu.ledger import entries, ledger, waiter
+from tests.chaos._workers import in_child
 
 BUDGET = 12
 MOST = 5  # processes at once
@@ -60,11 +59,12 @@ class Player:
         self.held = False
         orders, self._orders = os.pipe()
         self._reports, reports = os.pipe()
+        parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self._orders)
             os.close(self._reports)
-            _child(lambda: _perform(folder, mib, exclusive, constants, orders, reports))
+            in_child(parent, lambda: _perform(folder, mib, exclusive, constants, orders, reports))
         os.close(orders)
         os.close(reports)
 
@@ -92,19 +92,6 @@ class Player:
         os.close(self._orders)
         os.close(self._reports)
         assert status == expected, f"a process ended with status {status}"
-
-
-def _child(body: Any) -> None:
-    code = 1
-    try:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # die with the parent
-        body()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-        raise
-    finally:
-        os._exit(code)
 
 
 def _perform(

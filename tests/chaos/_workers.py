@@ -42,6 +42,21 @@ class Hold:
     pid: int
 
 
+def in_child(parent: int, body: Callable[[], object]) -> None:
+    """Run body in a process that was just forked, and end it; it ends with its parent, too."""
+    code = 1
+    try:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if os.getppid() == parent:
+            body()
+            code = 0
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        os._exit(code)
+
+
 class Workers:
     """Processes forked from this one, with a folder for the ledger and one for what they write down.
 
@@ -63,17 +78,7 @@ class Workers:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            code = 1
-            try:
-                ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # die with the parent
-                if os.getppid() == parent:
-                    body(Pen(self.notes / str(os.getpid()), self.ledger))
-                    code = 0
-            except BaseException:
-                traceback.print_exc()
-                raise
-            finally:
-                os._exit(code)
+            in_child(parent, lambda: body(Pen(self.notes / str(os.getpid()), self.ledger)))
         self.alive.add(pid)
         return pid
 

@@ -22,12 +22,9 @@ from overnight.training.checkpoint import CheckpointStore
 from overnight.training.loop import train
 from overnight.training.recipe import Recipe, TrainParams, cosine
 from overnight.training.resume import acquire_checkpoints, checkpoints_of, previous_attempts
+from tests.support.small_trainings import Killed, killed_at
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class Killed(BaseException):
-    """Stands for a signal that cannot be handled."""
 
 
 class Net(nn.Module):
@@ -114,18 +111,6 @@ def curve(*runs):
     )
 
 
-def die_at(step):
-    """Ends the process's only training in optimizer step number `step`, half done."""
-    calls = []
-
-    def before_step():
-        calls.append(1)
-        if len(calls) == step:
-            raise Killed
-
-    return before_step
-
-
 def same(a, b):
     return all(
         torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
@@ -147,7 +132,7 @@ def test_killed_at_any_step_it_ends_bit_equal(tmp_path, whole, step, augmented):
         fitted = train(chosen, reference, blobs())
     else:
         fitted, reference = whole
-    first, chosen = attempt(tmp_path, 0, recipe(PARAMS, die_at(step), augmented))
+    first, chosen = attempt(tmp_path, 0, recipe(PARAMS, killed_at(step), augmented))
     with pytest.raises(Killed):
         train(chosen, first, blobs())
     second, chosen = attempt(tmp_path, 1, recipe(PARAMS, augmented=augmented))
@@ -177,7 +162,7 @@ def test_a_stop_saves_before_it_leaves_wherever_it_comes(tmp_path, whole):
 
 
 def test_the_first_step_after_a_resume_may_run_out_of_memory(tmp_path):
-    first, chosen = attempt(tmp_path, 0, recipe(PARAMS, die_at(10)))
+    first, chosen = attempt(tmp_path, 0, recipe(PARAMS, killed_at(10)))
     with pytest.raises(Killed):
         train(chosen, first, blobs())
     calls = []
@@ -196,7 +181,7 @@ def test_the_first_step_after_a_resume_may_run_out_of_memory(tmp_path):
 
 def test_the_micro_batch_in_use_is_kept(tmp_path):
     small = {"loss": lambda model, batch: _room(8, model, batch)}
-    first, chosen = attempt(tmp_path, 0, recipe(PARAMS, die_at(10), **small))
+    first, chosen = attempt(tmp_path, 0, recipe(PARAMS, killed_at(10), **small))
     with pytest.raises(Killed):
         train(chosen, first, blobs())
     second, chosen = attempt(tmp_path, 1, recipe(PARAMS, **small))
@@ -216,7 +201,7 @@ def _room(most, model, batch):
 
 
 def test_the_last_two_are_kept_and_a_damaged_one_is_refused_with_the_reason(tmp_path, whole):
-    first, chosen = attempt(tmp_path, 0, recipe(PARAMS, die_at(12)))
+    first, chosen = attempt(tmp_path, 0, recipe(PARAMS, killed_at(12)))
     with pytest.raises(Killed):
         train(chosen, first, blobs())
     older, newer = sorted((tmp_path / "checkpoints/0").glob("*.pt"))
@@ -230,7 +215,7 @@ def test_the_last_two_are_kept_and_a_damaged_one_is_refused_with_the_reason(tmp_
 
 
 def test_what_is_of_another_training_is_refused_with_the_reason(tmp_path):
-    first, chosen = attempt(tmp_path, 0, recipe(PARAMS, die_at(4)))
+    first, chosen = attempt(tmp_path, 0, recipe(PARAMS, killed_at(4)))
     with pytest.raises(Killed):
         train(chosen, first, blobs())
     others = [
@@ -249,7 +234,7 @@ def test_what_is_of_another_training_is_refused_with_the_reason(tmp_path):
 
 
 def test_a_checkpoint_of_another_version_of_the_loop_is_refused_with_the_reason(tmp_path):
-    first, chosen = attempt(tmp_path, 0, recipe(PARAMS, die_at(4)))
+    first, chosen = attempt(tmp_path, 0, recipe(PARAMS, killed_at(4)))
     with pytest.raises(Killed):
         train(chosen, first, blobs())
     for facts in tmp_path.rglob("0*.json"):

@@ -11,24 +11,10 @@ from overnight.training.loop import train
 from overnight.training.recipe import TrainParams
 from overnight.training.snapshot import StepSnapshot
 from overnight.training.weights import PACKED, TrainedWeights
+from tests.support.small_trainings import Killed, killed_at
 
 PARAMS = TrainParams(epochs=2, batch=16, checkpoint_s=0)  # 6 steps an epoch
 CPU = torch.device("cpu")
-
-
-class Killed(BaseException):
-    """Stands for a signal that cannot be handled."""
-
-
-def killed_at(step):
-    calls = []
-
-    def before_step():
-        calls.append(1)
-        if len(calls) == step:
-            raise Killed
-
-    return before_step
 
 
 def attempt(folder):
