@@ -50,7 +50,7 @@ class Service:
         self.popen: subprocess.Popen[bytes] | None = None
         self.process: Process | None = None
         self.since = time.time()  # for people; comparisons use the monotonic clock, which has no jumps
-        self.checked = self.healthy = 0.0
+        self.started = self.checked = self.healthy = 0.0
         self.next_start = 0.0
 
     def tick(self, ready: set[str]) -> None:
@@ -70,7 +70,7 @@ class Service:
         self.popen = start_python(self.spec.command, paths.log_file(self.spec.name), self.environment)
         self.process = Process.of(self.popen.pid)
         self.since = time.time()
-        self.healthy = time.monotonic()
+        self.started = self.healthy = time.monotonic()
         self.checked = 0.0
         self.state = "starting"
         self.note = ""
@@ -196,9 +196,14 @@ class Supervisor:
         self.reconciled = time.monotonic()
 
     def _take_request(self) -> None:
-        """Register anew for `overnight up`; its request stays until the state file says that it is taken."""
+        """Register anew for `overnight up`, and with a Prefect that started again, maybe without its data.
+
+        The request stays until the state file says that it is taken.
+        """
         deployments = self.services["deployments"]
-        if register_file().exists() and deployments.popen is None:
+        prefect = self.services.get("prefect")
+        is_new = prefect is not None and 0 < deployments.started < prefect.started
+        if (is_new or register_file().exists()) and deployments.popen is None:
             deployments.state = "waiting"
             deployments.note = ""
             deployments.next_start = 0.0

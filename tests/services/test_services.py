@@ -322,6 +322,15 @@ def test_a_service_that_is_killed_comes_back(running):
     until(lambda: rows()["prefect"]["state"] == "ready")  # the others did not notice
 
 
+def test_a_prefect_that_starts_again_without_its_database_gets_the_deployments(running):
+    before = rows()["prefect"]["pid"]
+    for file in (paths.services() / "prefect").glob("prefect.db*"):
+        file.unlink()
+    os.kill(before, signal.SIGKILL)
+    until(lambda: rows()["prefect"]["pid"] not in (None, before) and rows()["prefect"]["state"] == "ready")
+    until(lambda: "vision" in [one["name"] for one in prefect("/deployments/filter", {})], "the deployment")
+
+
 def test_down_waits_for_nobody_but_asks_before_it_takes_the_services_from_a_run(running):
     code = "from overnight import services\nwith services.ensure('a long run'):\n    print('in', flush=True)\n    input()"
     run = subprocess.Popen(
