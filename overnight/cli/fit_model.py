@@ -40,34 +40,6 @@ CHEAPER: tuple[dict[str, Any], ...] = (  # the cheapest first, as far as they ar
 LOWERED = {"precision": ("fp32", "amp"), "method": ("full", "lora")}  # values that take more than the change
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    """The flags of `overnight fit` that belong to --model."""
-    group = parser.add_argument_group("without a config: a model by its name, from its sizes alone")
-    add = group.add_argument
-    add("--model", help=f"{', '.join(SIDES)}, a language model as llama-2-7b, a config.json or a .gguf")
-    add("--method", choices=("infer", "full", "lora", "qlora"), help="infer when left out")
-    add("--batch", type=int, help="sequences or pictures at once")
-    add("--sequence", type=int, metavar="TOKENS", help="of a sequence; with infer of prompt and answer")
-    add("--quant", metavar="WAY", help="with infer: fp16, int8, nf4, q8_0, q6_k, q5_k_m, q4_k_m, q4_0")
-    add("--cache", metavar="KIND", help="with infer: f16 or q8_0, of keys and values")
-    add("--static", action="store_const", const=True, help="with infer: a cache that does not grow")
-    add(
-        "--weights", metavar="FILE", help="with infer: a .gguf, .safetensors or index, of whose size they are"
-    )
-    add("--precision", help="of training: bf16, fp16, fp32, amp")
-    add(
-        "--checkpointing",
-        action="store_const",
-        const=True,
-        help="compute activations again in the backward pass",
-    )
-    add("--optimizer", help="adamw, adamw8bit, adafactor, sgd")
-    add("--rank", type=int, help="of adapters")
-    add("--targets", metavar="LAYERS", help="of adapters: all-linear, or names with commas between")
-    add("--size", type=int, metavar="PIXELS", help="side of a picture")
-    add("--offload", choices=("none", "model", "sequential"), help="of Stable Diffusion")
-
-
 def asked(arguments: argparse.Namespace) -> bool:
     """Whether a model is meant instead of a config.
 
@@ -89,7 +61,7 @@ def show(arguments: argparse.Namespace, card: Card) -> int:
 
 
 def verdict_of(given: dict[str, Any], card: Card) -> Verdict:
-    """One model on one card. given: what options() names, without what was left out."""
+    """One model on one card. given: the flags of --model, without what was left out."""
     method = given.get("method", "infer")
     name = str(given["model"]).strip()
     if name.lower() in SIDES:

@@ -87,12 +87,37 @@ def _config_arguments(parser: argparse.ArgumentParser, example: str, needed: boo
 
 
 def _fit_arguments(fit: argparse.ArgumentParser) -> None:
-    from overnight.cli import fit_model
-
-    fit_model.options(fit)
+    _model_arguments(fit)
     _config_arguments(fit, "cnn.batch=512", needed=False)
     card = "judge a card of 8, 10, 12, 16, 24 ... GB instead of the one here"
     fit.add_argument("--card", type=float, metavar="GB", help=card)
+
+
+def _model_arguments(fit: argparse.ArgumentParser) -> None:
+    group = fit.add_argument_group("without a config: a model by its name, from its sizes alone")
+    add = group.add_argument
+    add("--model", help="sd-1.5, sdxl, a language model as llama-2-7b, a config.json or a .gguf")
+    add("--method", choices=("infer", "full", "lora", "qlora"), help="infer when left out")
+    add("--batch", type=int, help="sequences or pictures at once")
+    add("--sequence", type=int, metavar="TOKENS", help="of a sequence; with infer of prompt and answer")
+    add("--quant", metavar="WAY", help="with infer: fp16, int8, nf4, q8_0, q6_k, q5_k_m, q4_k_m, q4_0")
+    add("--cache", metavar="KIND", help="with infer: f16 or q8_0, of keys and values")
+    add("--static", action="store_const", const=True, help="with infer: a cache that does not grow")
+    add(
+        "--weights", metavar="FILE", help="with infer: a .gguf, .safetensors or index, of whose size they are"
+    )
+    add("--precision", help="of training: bf16, fp16, fp32, amp")
+    add(
+        "--checkpointing",
+        action="store_const",
+        const=True,
+        help="compute activations again in the backward pass",
+    )
+    add("--optimizer", help="adamw, adamw8bit, adafactor, sgd")
+    add("--rank", type=int, help="of adapters")
+    add("--targets", metavar="LAYERS", help="of adapters: all-linear, or names with commas between")
+    add("--size", type=int, metavar="PIXELS", help="side of a picture")
+    add("--offload", choices=("none", "model", "sequential"), help="of Stable Diffusion")
 
 
 def _data_arguments(data: argparse.ArgumentParser) -> None:
