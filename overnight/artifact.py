@@ -61,7 +61,7 @@ class Artifact(Values):
 
 
 def _replace(part: Path, folder: Path) -> None:
-    """Put `part` at its place; a crash meanwhile leaves nothing there of the folder before but the whole."""
+    """Put `part` at its place; a crash meanwhile leaves the old folder, whole, or none."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     with suppress(FileNotFoundError):
@@ -75,7 +75,7 @@ def save(
     kind: str,
     spec: DataSpec | None = None,
     arrays: Mapping[str, "np.ndarray"] | None = None,
-    meta: Mapping[str, Any] | None = None,
+    meta: dict[str, Any] | None = None,
     files: Mapping[str, Writer] | None = None,
 ) -> Artifact:
     """Write `folder` whole or not at all: a crash or a full disk leaves nothing that looks finished."""
@@ -87,10 +87,9 @@ def save(
             import numpy as np
             from safetensors.numpy import save_file
 
-            whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-            save_file(whole, part / "arrays.safetensors")
-        text = json.dumps(dict(meta or {}), ensure_ascii=False, indent=1)
-        (part / "meta.json").write_text(text, encoding="utf-8")
+            contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+            save_file(contiguous, part / "arrays.safetensors")
+        (part / "meta.json").write_text(json.dumps(meta or {}, ensure_ascii=False, indent=1), "utf-8")
         for name, write in (files or {}).items():
             (part / name).parent.mkdir(parents=True, exist_ok=True)
             write(part / name)

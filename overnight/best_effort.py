@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from overnight.errors import Stopped
@@ -15,34 +16,34 @@ GRACE_S = 5.0  # for a server's answer while the run is being stopped
 
 
 def call_until_stopped(call: Callable[[], T], stop: Callable[[], bool], grace_s: float = GRACE_S) -> T:
-    """Return or raise what `call` does, however long it takes; once `stop()` is true, wait `grace_s` at most.
+    """Return or raise what `call` does; once `stop()` is true, wait `grace_s` at most, then raise Stopped.
 
-    Raises Stopped when that time is over. The call then goes on in a daemon thread: its late effects must be
-    harmless.
+    The call then goes on in a daemon thread: its late effects must be harmless.
     """
-    outcome: list[T] = []
-    failure: list[BaseException] = []
+    answer = Future[T]()
 
     def work() -> None:
         try:
-            outcome.append(call())
-        except BaseException as error:  # noqa: BLE001 - raised again below
-            failure.append(error)
+            answer.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - raised again by `answer.result`
+            answer.set_exception(error)
 
-    thread = threading.Thread(
-        target=contextvars.copy_context().run, args=(work,), daemon=True, name="call-until-stopped"
-    )
-    thread.start()
+    _start(work, "call-until-stopped")
     until = 0.0
-    while thread.is_alive():
-        thread.join(0.1)
+    while not wait([answer], 0.1).done:
         if stop():
             until = until or time.monotonic() + grace_s
-            if time.monotonic() > until and thread.is_alive():
+            if time.monotonic() > until:
                 raise Stopped(f"a server gave no answer for {grace_s:.0f} s while the run was being stopped")
-    if failure:
-        raise failure[0]
-    return outcome[0]
+    return answer.result()
+
+
+def _start(call: Callable[[], object], name: str) -> threading.Thread:
+    """Run a call in a daemon thread, with the context variables of this one."""
+    run = contextvars.copy_context().run
+    thread = threading.Thread(target=run, args=(call,), daemon=True, name=name)
+    thread.start()
+    return thread
 
 
 @contextlib.contextmanager
@@ -61,14 +62,8 @@ class FireAndForget:
         self._thread: threading.Thread | None = None
 
     def __call__(self, call: Callable[[], object]) -> None:
-        def work() -> None:
-            with best_effort():
-                call()
-
         if self._thread is None or not self._thread.is_alive():
-            run = contextvars.copy_context().run
-            self._thread = threading.Thread(target=run, args=(work,), daemon=True, name="fire-and-forget")
-            self._thread.start()
+            self._thread = _start(best_effort()(call), "fire-and-forget")
 
     def finish(self, wait_s: float) -> None:
         if self._thread is not None:

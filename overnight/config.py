@@ -43,7 +43,7 @@ class Values(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _explain_unknown_keys(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Name the nearest key in the error, here where it is known which class lacks the key."""
+        # Here it is known which class lacks the key.
         try:
             return handler(given)
         except ValidationError as error:
@@ -157,11 +157,10 @@ class Source:
         below = [
             at for key, at in self.places.items() if key.startswith(f"{keys[0]}.") and at.startswith(OVERRIDE)
         ]
-        above = [self.places[key] for key in keys if key in self.places]
-        return ", ".join(below) or next(iter(above), shown(self.path))
+        nearest = next((self.places[key] for key in keys if key in self.places), shown(self.path))
+        return ", ".join(below) or nearest
 
     def is_unread(self, loc: Sequence[str | int]) -> bool:
-        """Whether it lies in a config that cannot be read."""
         return any(".".join(map(str, loc[:end])) in self.unread for end in range(len(loc) + 1))
 
 
@@ -169,9 +168,8 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Sou
     """A yaml mapping with dotted overrides laid over it; mistakes are gathered in the Source.
 
     A section may be another config beside this one: `etl: etl.yaml`, or with changes
-    `etl: {config: etl.yaml, classifier: null}`; its flow, name, seed and card are left out (the
-    Source names them). So may the item of a list, which keeps its flow and is named as the file unless the
-    changes give a name.
+    `etl: {config: etl.yaml, classifier: null}`; its flow, name, seed and card are left out. The item of a list
+    keeps its flow, and is named as the file unless the changes give a name.
     """
     source = Source(path)
     values = _read_file(path, source, "", ())
@@ -181,7 +179,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Sou
 
 
 def _read_file(path: Path, source: Source, prefix: str, inside: tuple[Path, ...]) -> dict[str, Any]:
-    """One file with those it names; `prefix` is where its values go, `inside` the files that name it."""
+    """One file with those it names; `prefix`: of the keys of its values, `inside`: the files that name it."""
     try:
         loader = _Loader(path.read_text(encoding="utf-8"))
         if any(path.samefile(other) for other in inside):
@@ -254,8 +252,9 @@ class _Loader(yaml.SafeLoader):
     """Yaml 1.1 takes `1e-3` for text; people mean the number."""
 
 
-EXPONENT = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def _lines(node: Any, path: Path, source: Source, prefix: str = "") -> Iterator[tuple[str, int]]:
@@ -277,7 +276,7 @@ def _lines(node: Any, path: Path, source: Source, prefix: str = "") -> Iterator[
 
 
 def _override(values: dict[str, Any], override: str, source: Source) -> None:
-    """Lay one `a.b.c=value` over the file; an item of a list is named by its index or its `name`."""
+    """Lay `a.b.c=value` over the file; an item of a list is named by its index or its `name`."""
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     try:
@@ -297,22 +296,18 @@ def _override(values: dict[str, Any], override: str, source: Source) -> None:
 
 def _set(values: Any, keys: Sequence[str], value: Any) -> list[str]:
     """Set a value below mappings and lists; its keys with indices in place of names. Raises LookupError."""
-    at = values
-    found = list[str]()
-    for number, key in enumerate(keys):
-        if not isinstance(at, dict | list):
-            raise LookupError(f"{'.'.join(keys[:number])} holds no keys")  # noqa: TRY004
-        place: Any = _index(at, key) if isinstance(at, list) else key
-        found.append(str(place))
-        if number == len(keys) - 1:
-            at[place] = value
-        else:
-            at = at.setdefault(place, {}) if isinstance(at, dict) else at[place]
-    return found
+    key, *below = keys
+    place: Any = _index(values, key) if isinstance(values, list) else key
+    if not below:
+        values[place] = value
+        return [str(place)]
+    at = values.setdefault(place, {}) if isinstance(values, dict) else values[place]
+    if not isinstance(at, dict | list):
+        raise LookupError(f"{key} holds no keys")  # noqa: TRY004
+    return [str(place), *_set(at, below, value)]
 
 
 def _index(items: list[Any], key: str) -> int:
-    """The position of an item that is given by its index or its `name`. Raises LookupError."""
     names = [item.get("name") if isinstance(item, dict) else None for item in items]
     if key in names:
         return names.index(key)

@@ -80,7 +80,6 @@ class StepFailed(OvernightError):
 
 
 def file_error(path: Path, problem: str) -> DataError:
-    """A DataError that names the file."""
     return DataError(f"{shown(path)}: {problem}")
 
 
@@ -91,5 +90,4 @@ def did_you_mean(given: str, known: Iterable[str], form: Callable[[str], str] = 
 
 
 def one_line(error: object) -> str:
-    """The beginning of a message that may have several lines."""
     return " ".join(str(error).split())[:200]

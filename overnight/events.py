@@ -1,7 +1,5 @@
-"""Event logs: files of events, one line of JSON each, which stay when the process that writes them ends.
+"""Event logs, one line of JSON an event: a step's child writes events.jsonl, its parent parent.jsonl.
 
-<folder of a step>/events.jsonl   written by its child
-                   parent.jsonl   written by its parent: inputs, memory asked for and used, how it ended
 A line that a crash cut short is ignored: it is neither uploaded nor counted as logged.
 """
 
@@ -42,7 +40,7 @@ class Writer:
         self._torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
 
     def write(self, event: Json) -> None:
-        """Append an event. Bytes of file names that are no text are replaced."""
+        # Bytes of file names that are no text are replaced.
         line = (json.dumps(event, ensure_ascii=False) + "\n").encode(errors="replace")
         with self._lock:
             line = b"\n" + line if self._torn else line
@@ -52,7 +50,6 @@ class Writer:
             self._torn = False
 
     def sync(self) -> None:
-        """Wait until the disk has all of it."""
         os.fdatasync(self._file)
 
     def close(self) -> None:

@@ -26,11 +26,10 @@ def atomic_write(path: Path, content: Content, durable: bool = False) -> None:
     """Write a part file beside `path`, then rename it, so that no reader ever sees half of it.
 
     Args:
-        path: its folder must exist.
         content: text (as utf-8), bytes, or a function that writes to the open part file.
         durable: return only when the file and its folder's entries are on the disk (fsync).
 
-    Raises OSError, and what a content function raises; then `path` is unchanged and the part file is removed.
+    Raises OSError, and what a content function raises; then `path` is unchanged.
     """
     part = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
@@ -87,8 +86,7 @@ def source_sha256(files: Iterable[Path]) -> str:
     """sha256 of what Python files compute, in this order, in hex.
 
     Comments, layout, docstrings and messages do not change it. A message is a text, or an f-string without a
-    call, in the arguments of a raised error and of run.note, run.log and run.progress; what is called there
-    is code, with all its arguments. Raises ConfigError that names a file that is no Python.
+    call, in the arguments of a raised error and of run.note, run.log and run.progress. Raises ConfigError.
     """
     trees = list[str]()
     for file in files:
@@ -99,7 +97,7 @@ def source_sha256(files: Iterable[Path]) -> str:
 
 @contextmanager
 def parsing(file: Path) -> Iterator[None]:
-    """In the block a Python file is read and parsed. Raises ConfigError that names the file, and the line."""
+    """In the block a Python file is parsed. Raises ConfigError that names the file, and the line."""
     name = f"{shown(file.parent)}/{file.name}"  # of a link, not of what it leads to
     try:
         yield

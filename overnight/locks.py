@@ -37,13 +37,12 @@ class Held(OvernightError):
 def hold(path: Path, who: str, wait: bool = False) -> Iterator[None]:
     """Hold *path* alone until the block or the process ends. Raises Held when it is held and `wait` is false.
 
-    Processes forked while it is held share it (the kernel counts the open file); started ones do not.
+    Processes forked while it is held share it; started ones do not.
     """
     descriptor = _lock(path, wait)
     try:
-        content = json.dumps({"pid": os.getpid(), "who": who, "since": time.time()})
-        os.pwrite(descriptor, content.encode(), 0)
-        os.ftruncate(descriptor, len(content.encode()))
+        content = json.dumps({"pid": os.getpid(), "who": who, "since": time.time()}).encode()
+        os.ftruncate(descriptor, os.pwrite(descriptor, content, 0))
         yield
     finally:
         with suppress(OSError):
@@ -61,10 +60,9 @@ def holder(path: Path) -> Holder | None:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return _read(path)
-    else:
-        return None
     finally:
         os.close(descriptor)
+    return None
 
 
 @contextmanager

@@ -14,14 +14,13 @@ def root() -> Path:
 
 
 def state() -> Path:
-    """Services, step folders and the virtual card's ledger; made when missing."""
+    """Of services, step folders and the virtual card's ledger; made when missing."""
     folder = root() / ".overnight"
     folder.mkdir(exist_ok=True)
     return folder
 
 
 def services() -> Path:
-    """State of the services and of the runs that need them."""
     return state() / "services"
 
 
@@ -30,7 +29,6 @@ def log_file(service: str) -> Path:
 
 
 def steps() -> Path:
-    """One folder for each step that ran."""
     return state() / "steps"
 
 
@@ -57,7 +55,7 @@ def shown(path: Path) -> str:
 def in_checkout(path: Path) -> Path | None:
     """The path from the checkout that it lies in, which is the same in every checkout; None outside."""
     whole = path.resolve()
-    places = [place.resolve() for place in (root(), INSTALLED)]
+    places = (root().resolve(), INSTALLED)
     return next((whole.relative_to(place) for place in places if whole.is_relative_to(place)), None)
 
 

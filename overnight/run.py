@@ -28,10 +28,7 @@ Json = dict[str, Any]
 class Run(ABC):
     """One step's run: what it may log and save, and the few facts it may ask for.
 
-    seed: of every random choice
-    folder: to write in
-    device: "cpu" or "cuda"
-    budget_mib: what its allocator may hold, in MiB; None without a lease
+    device: "cpu" or "cuda"; budget_mib: what its allocator may hold, None without a lease
     """
 
     folder: Path
@@ -54,7 +51,7 @@ class Run(ABC):
 
     @abstractmethod
     def _emit(self, event: Event) -> None:
-        """Take one event; never raises because a server is away."""
+        """Never raises because a server is away."""
 
     def metric(self, name: str, value: float, step: int = 0) -> None:
         """One number of a curve; `step` orders it."""
@@ -110,7 +107,7 @@ class Run(ABC):
             raise Stopped(f"stopped at {done:g} of {total:g} {text}".rstrip())
 
     def data(self, name: str, digest: str, source: str = "", spec: DataSpec | None = None) -> None:
-        """A data set that went in, with its digest."""
+        """A data set that went in."""
         shapes = (spec or DataSpec()).model_dump(mode="json")
         self._emit({"event": "data", "name": name, "digest": digest, "source": source, "spec": shapes})
 
@@ -148,7 +145,6 @@ class Run(ABC):
 
         predictor: "module:function" with function(folder) -> callable(array) -> array; it reads `config` from
         meta.json and the weights from weights.safetensors. example: an input for it, stored with the model.
-        The model is also published.
         """
 
         def write(path: Path) -> None:
@@ -174,13 +170,13 @@ class EventLogRun(Run):
         self._writer.write({"at": round(time.time(), 3), **_finite(event)})
 
     def sync(self) -> None:
-        """Write to the disk: what was logged before a checkpoint must survive a power cut as it does."""
+        # What was logged before a checkpoint must survive a power cut as it does.
         with suppress(OSError):  # the checkpoint itself will say it
             self._writer.sync()
 
 
 class RecordingRun(Run):
-    """The fake: keeps everything that was logged, for tests that call a step's body without any server."""
+    """Keeps everything that was logged, for tests that call a step's body without any server."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -190,7 +186,6 @@ class RecordingRun(Run):
         self.events.append(json.loads(json.dumps(_finite(event))))
 
     def curve(self, name: str) -> list[float]:
-        """The values logged under *name*, in order."""
         return [float(e["values"][name]) for e in self.of("metrics") if name in e["values"]]
 
     def last(self, name: str) -> float:

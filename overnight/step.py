@@ -1,8 +1,4 @@
-"""The two decorators, and how steps and flows are found by name.
-
-`@step` makes a task of a function that logs to its run alone;
-`@pipeline` makes a flow of straight code that calls steps.
-"""
+"""`@step` makes a task of a function, `@pipeline` a flow of code that calls steps; both are found by name."""
 
 import hashlib
 import importlib
@@ -53,9 +49,7 @@ R = TypeVar("R", bound=Artifact | None)
 
 @dataclass(eq=False)
 class Step(Generic[P, R]):
-    """A task: `body(run, params, ...)` does the work and needs no server.
-
-    Calling the step in a pipeline submits it.
+    """A task: `body(run, params, ...)` does the work and needs no server; a call in a pipeline submits it.
 
     gpu: its body holds a lease while it runs
     recipe: (params, DataSpec) -> Recipe, for a step that trains
@@ -89,7 +83,7 @@ class Step(Generic[P, R]):
 
     @cached_property
     def hints(self) -> dict[str, Any]:
-        """The body's argument types, without `run` and the result."""
+        """The types of the body's arguments, without `run`."""
         hints = get_type_hints(self.body)
         return {name: hints[name] for name in list(inspect.signature(self.body).parameters)[1:]}
 
@@ -118,18 +112,16 @@ class Step(Generic[P, R]):
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
     def files(self) -> list[Path]:
-        """The files of its family (the folder directly below tasks/), sorted; else its own file alone.
-
-        Hidden files and folders are those of editors, and not its code.
-        """
+        """The files of its family (the folder directly below tasks/), sorted; else its own file alone."""
         file = Path(inspect.getfile(self.body)).resolve()
         match in_checkout(file) or file:
             case Path(parts=("tasks", name, _, *deeper)) if name != "shared":
                 family = file.parents[len(deeper)]
             case _:
                 return [file]
-        found = [path.relative_to(family) for path in family.rglob("*.py")]
-        return [family / path for path in sorted(found) if not any(p.startswith(".") for p in path.parts)]
+        found = sorted(path.relative_to(family) for path in family.rglob("*.py"))
+        # Hidden files and folders are those of editors.
+        return [family / path for path in found if not any(p.startswith(".") for p in path.parts)]
 
 
 def _shape(value: Any) -> Any:
@@ -148,18 +140,18 @@ def step(body: Callable[Concatenate[Run, P], R], /) -> Step[P, R]: ...
 @overload
 def step(**fields: Any) -> Callable[[Callable[Concatenate[Run, P], R]], Step[P, R]]: ...
 def step(body: Any = None, /, **fields: Any) -> Any:
-    """`@step` or `@step(gpu=True, recipe=..., vram_mib=...)`: the function becomes a task of a pipeline."""
+    """`@step` or `@step(gpu=True, recipe=..., vram_mib=...)`."""
     return Step(body, **fields) if body else partial(Step, **fields)
 
 
 class Builder(ABC):
-    """Receives the steps that a flow's code calls."""
+    """Takes the steps that a flow's code calls."""
 
     part = ""
 
     @abstractmethod
     def submit(self, step: Step[Any, Any], *args: Any, **kwargs: Any) -> Any:
-        """Take a step with its arguments; returns what stands for its result until it is done."""
+        """Returns what stands for the step's result until it is done."""
 
     def label(self, name: str) -> str:
         return f"{self.part}/{name}" if self.part else name
@@ -279,12 +271,11 @@ def place_of(name: str, error: Exception) -> str:
 
 
 def _moved(error: Exception) -> str:
-    """A hint for a name that docs/upgrading.md lists, as its message quotes it; empty for other mistakes."""
+    """A hint where a name that cannot be imported is one that docs/upgrading.md lists."""
     page = INSTALLED / "docs" / "upgrading.md"
     asked = re.search(r"'([\w.]+)'", str(error))
     if not isinstance(error, ImportError) or asked is None or not page.is_file():
         return ""
-    rows = re.findall(r"^\| (`.*?) \|", page.read_text(encoding="utf-8"), re.MULTILINE)
-    listed = re.findall(r"[\w.]+", " ".join(rows))
-    known = any(f".{asked[1]}." in f".{name}." for name in listed)
+    listed = " ".join(re.findall(r"^\| (`.*?) \|", page.read_text(encoding="utf-8"), re.MULTILINE))
+    known = re.search(rf"(?<!\w){re.escape(asked[1])}(?!\w)", listed)
     return "; docs/upgrading.md lists the names that moved" if known else ""
