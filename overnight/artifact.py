@@ -52,7 +52,7 @@ class Artifact(Values):
         return dict(json.loads((self.path / "meta.json").read_text(encoding="utf-8")))
 
     def expect(self, kind: str) -> "Artifact":
-        """This artifact, or DataError when it is of another kind."""
+        """Raises DataError when it is of another kind."""
         if self.kind != kind:
             raise file_error(
                 self.path, f"expected an artifact of kind {kind!r}, this is {self.kind!r}; check the flow"
@@ -78,7 +78,7 @@ def save(
     meta: dict[str, Any] | None = None,
     files: Mapping[str, Writer] | None = None,
 ) -> Artifact:
-    """Write `folder` whole or not at all: a crash or a full disk leaves nothing that looks finished."""
+    """Whole or not at all: a crash or a full disk leaves nothing that looks finished."""
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:

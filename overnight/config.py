@@ -70,7 +70,7 @@ class Values(BaseModel):
         return f"unknown key{hint} allowed: {', '.join(sorted(cls.model_fields))}"
 
     def result_params(self) -> dict[str, Any]:
-        """The values that decide a result, as JSON types: all but the runtime options."""
+        """The values that decide a result, as JSON types."""
         return {
             name: _result_value(getattr(self, name))
             for name, field in type(self).model_fields.items()
@@ -79,13 +79,11 @@ class Values(BaseModel):
 
 
 class Params(Values):
-    """The values of one step, kept in the file of its task."""
-
     exclusive: bool = runtime_option(False, "share the card with no other step")
 
 
 class CardChoice(Values):
-    """Which card an experiment uses, and how. `card: 1` is short for `card: {use: 1}`."""
+    """`card: 1` is short for `card: {use: 1}`."""
 
     use: str | int | None = None  # index or UUID; the first card when left out
     # while other programs use the card: wait; shrink the micro-batch; or also yield what they want, and go on
@@ -108,7 +106,7 @@ class CardChoice(Values):
 
 
 class Experiment(Values):
-    """One config file: values for every step of one flow. Parts of a larger one are Experiments too."""
+    """One config file: values for every step of one flow; may be part of a larger one."""
 
     flow: str | None = None  # which file of flows/ runs it; at the top of the file only
     # the MLflow experiment; the file's name when left out
@@ -120,7 +118,7 @@ class Experiment(Values):
 
     @classmethod
     def load(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
-        """Read and check the whole file; raises ConfigError with every mistake in it."""
+        """Raises ConfigError with every mistake."""
         return validate(cls, *read(path, overrides))
 
 
@@ -168,7 +166,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Sou
     """A yaml mapping with dotted overrides laid over it; mistakes are gathered in the Source.
 
     A section may be another config beside this one: `etl: etl.yaml`, or with changes
-    `etl: {config: etl.yaml, classifier: null}`; its flow, name, seed and card are left out. The item of a list
+    `etl: {config: etl.yaml, classifier: null}`; its flow, name, seed and card are left out. An item of a list
     keeps its flow, and is named as the file unless the changes give a name.
     """
     source = Source(path)
@@ -204,10 +202,7 @@ def _read_file(path: Path, source: Source, prefix: str, inside: tuple[Path, ...]
 
 
 def _section(value: Any, source: Source, prefix: str, inside: tuple[Path, ...], item: bool = False) -> Any:
-    """The value with every config that it names in its place.
-
-    prefix: its dotted key, with a dot at the end; item: it stands in a list.
-    """
+    """The value with every config that it names in its place. item: it stands in a list."""
     if isinstance(value, list):
         return [
             _section(child, source, f"{prefix}{index}.", inside, item=True)
@@ -295,7 +290,7 @@ def _override(values: dict[str, Any], override: str, source: Source) -> None:
 
 
 def _set(values: Any, keys: Sequence[str], value: Any) -> list[str]:
-    """Set a value below mappings and lists; its keys with indices in place of names. Raises LookupError."""
+    """Its keys with indices in place of names. Raises LookupError."""
     key, *below = keys
     place: Any = _index(values, key) if isinstance(values, list) else key
     if not below:
@@ -323,10 +318,7 @@ V = TypeVar("V", bound=Values)
 
 
 def validate(model: type[V], values: dict[str, Any], source: Source, below: tuple[str, ...] = ()) -> V:
-    """The typed values, or one ConfigError that holds every mistake.
-
-    below: the keys of the source that hold the values.
-    """
+    """Raises one ConfigError with every mistake. below: the keys of the source that hold the values."""
     problems = list(source.problems)
     try:
         checked = model.model_validate(values)

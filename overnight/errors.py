@@ -11,7 +11,7 @@ from overnight.paths import shown
 
 
 class OvernightError(Exception):
-    """The root: something that overnight can explain without a traceback."""
+    """The root: what overnight can explain without a traceback."""
 
     exit_code = 1
     child_code = 1

@@ -57,8 +57,6 @@ class Writer:
 
 
 class Portion(NamedTuple):
-    """Events of a part of a log that ends at byte `end`."""
-
     events: list[Json]
     end: int
 
@@ -80,7 +78,6 @@ def read(path: Path, start: int) -> Portion:
 
 
 def read_all(path: Path, start: int = 0) -> Iterator[Json]:
-    """Every event after byte `start`."""
     return (event for event in map(readable, _lines(path, start)) if event is not None)
 
 
@@ -110,7 +107,6 @@ def readable(line: str | bytes) -> Json | None:
 
 
 def last_steps(path: Path) -> dict[str, int]:
-    """The last step of each metric in a log."""
     last = dict[str, int]()
     for event in read_all(path):
         if event["event"] == "metrics":

@@ -23,13 +23,10 @@ Content = str | bytes | Callable[[IO[bytes]], object]
 
 
 def atomic_write(path: Path, content: Content, durable: bool = False) -> None:
-    """Write a part file beside `path`, then rename it, so that no reader ever sees half of it.
+    """Write a part file beside `path`, then rename it: no reader ever sees half of it.
 
-    Args:
-        content: text (as utf-8), bytes, or a function that writes to the open part file.
-        durable: return only when the file and its folder's entries are on the disk (fsync).
-
-    Raises OSError, and what a content function raises; then `path` is unchanged.
+    durable: return only when the file and its folder are on the disk (fsync). Raises OSError, and what a
+    content function raises; then `path` is unchanged.
     """
     part = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
@@ -69,7 +66,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, in hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -15,7 +15,7 @@ from overnight.errors import OvernightError
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that holds a lock; pid 0 when the file does not say (yet)."""
+    """pid 0 when the file does not say (yet)."""
 
     pid: int
     who: str
@@ -35,7 +35,7 @@ class Held(OvernightError):
 
 @contextmanager
 def hold(path: Path, who: str, wait: bool = False) -> Iterator[None]:
-    """Hold *path* alone until the block or the process ends. Raises Held when it is held and `wait` is false.
+    """Hold *path* alone until the block or the process ends. Raises Held, unless `wait`.
 
     Processes forked while it is held share it; started ones do not.
     """
@@ -51,7 +51,6 @@ def hold(path: Path, who: str, wait: bool = False) -> Iterator[None]:
 
 
 def holder(path: Path) -> Holder | None:
-    """The holder of *path* now, None when it is free."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -78,7 +77,7 @@ def register(folder: Path, who: str) -> Iterator[None]:
 
 
 def users(folder: Path) -> list[Holder]:
-    """The live users registered in *folder*; files of ended processes are removed."""
+    """Files of ended processes are removed."""
     alive = []
     for path in sorted(folder.glob("*.lock")):
         user = holder(path)

@@ -41,13 +41,12 @@ class Process:
         return stat is not None and stat[1] == self.started and stat[0] not in "ZX"
 
     def signal(self, number: int) -> None:
-        """Send a signal to this process alone, not to its group, if it still runs."""
+        """To this process alone, not to its group."""
         if self.alive():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(self.pid, number)
 
     def children(self) -> "list[Process]":
-        """The processes that it started and that still run."""
         try:
             pids = [p.pid for p in psutil.Process(self.pid).children()] if self.alive() else []
         except psutil.NoSuchProcess:
@@ -66,12 +65,11 @@ def _stat(pid: int) -> tuple[str, str] | None:
 
 @cache
 def boot() -> str:
-    """The kernel's id of this boot of the machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def environment_of(pid: int) -> dict[str, str]:
-    """The environment that a process began with; empty when it is gone or belongs to another user."""
+    """Empty when the process is gone or belongs to another user."""
     try:
         variables = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
     except OSError:
@@ -100,7 +98,7 @@ class Identity:
 
     @classmethod
     def from_tags(cls, tags: Mapping[str, Any]) -> Self | None:
-        """From tags or labels; None when they are not those of a run of this program."""
+        """None when they are not those of a run of this program."""
         values = {name: str(tags.get(f"overnight.{name}", "")) for name in FIELDS}
         if not values["host"] or not values["state"] or not values["pid"].isdecimal():
             return None
@@ -137,9 +135,9 @@ def stop(processes: Sequence[Process], grace_s: float, tick: Callable[[], object
 
 
 def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
-    """In a child: have the kernel send this signal when the thread that started it ends, even by kill -9.
+    """In a child: the kernel sends it this signal when its parent ends.
 
-    Exits at once when the process `parent` is gone already.
+    Exits at once when that is gone already.
     """
     _libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:
@@ -149,7 +147,7 @@ def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
 def start_python(
     arguments: Sequence[str], log: Path, env: Mapping[str, str], stays: bool = False
 ) -> "subprocess.Popen[bytes]":
-    """Start Python in the checkout and in a session of its own; its output is appended to `log`.
+    """In the checkout and in a session of its own; output is appended to `log`.
 
     It gets SIGTERM when this process ends, unless it `stays`. A log that has become long is put aside once.
     """
@@ -174,7 +172,6 @@ def start_python(
 
 
 def step_mark(folder: Path) -> str:
-    """The value of STEP_MARK for a step of this process: pid, start, and the step's folder."""
     me = Process.of(os.getpid())
     return f"{os.getpid()}|{me.started if me else ''}|{folder}"
 
@@ -182,7 +179,7 @@ def step_mark(folder: Path) -> str:
 def kill_step_processes(folder: Path | None = None) -> list[int]:
     """Kill what steps of this checkout started, also after setsid; their pids.
 
-    folder: of the step that is meant; None: every step whose owner, the process that ran it, has died.
+    folder: of the step; None: every step whose owner, the process that ran it, has died.
     """
     killed = []
     for pid in psutil.pids():
@@ -201,7 +198,7 @@ def kill_step_processes(folder: Path | None = None) -> list[int]:
 
 
 def port_is_free(port: int) -> bool:
-    """Whether a server could listen on this port of 127.0.0.1."""
+    """On 127.0.0.1."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -212,7 +209,7 @@ def port_is_free(port: int) -> bool:
 
 
 def port_listener(port: int) -> str:
-    """Which process listens on a port, for people, as far as this user may know."""
+    """For people, as far as this user may know."""
     try:
         connections = psutil.net_connections("tcp")
         listening = [c for c in connections if c.status == psutil.CONN_LISTEN and c.laddr.port == port]

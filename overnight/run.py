@@ -58,7 +58,7 @@ class Run(ABC):
         self.metrics({name: value}, step)
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Several numbers at the same step; those that an earlier attempt has logged already are left out."""
+        """Those that an earlier attempt has logged already are left out."""
         before = self.logged_before
         fresh = {k: float(v) for k, v in values.items() if k not in before or step > before[k]}
         if fresh:
@@ -79,7 +79,7 @@ class Run(ABC):
         """What was logged is on the disk when this returns."""
 
     def continues(self, folders: Sequence[str]) -> None:
-        """Folders of earlier attempts that this run goes on with, whose events belong to it as well."""
+        """Folders of earlier attempts, whose events belong to this run as well."""
         self._emit({"event": "continues", "folders": list(folders)})
 
     def param(self, name: str, value: object) -> None:
@@ -107,19 +107,18 @@ class Run(ABC):
             raise Stopped(f"stopped at {done:g} of {total:g} {text}".rstrip())
 
     def data(self, name: str, digest: str, source: str = "", spec: DataSpec | None = None) -> None:
-        """A data set that went in."""
         shapes = (spec or DataSpec()).model_dump(mode="json")
         self._emit({"event": "data", "name": name, "digest": digest, "source": source, "spec": shapes})
 
     def picture(self, name: str, figure: "Figure") -> None:
-        """A matplotlib figure to look at, published as <name>.png."""
+        """Published as <name>.png."""
         path = self.folder / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120, bbox_inches="tight")
         self.publish(path, name.rpartition("/")[0])
 
     def publish(self, path: Path, folder: str = "") -> None:
-        """Show a file or a folder among the run's artifacts, below `folder`."""
+        """Show a file or a folder among the run's artifacts."""
         self._emit({"event": "publish", "path": str(path), "folder": folder})
 
     def save(
@@ -130,7 +129,7 @@ class Run(ABC):
         meta: Json | None = None,
         files: Mapping[str, Writer] | None = None,
     ) -> Artifact:
-        """Hand on named arrays, JSON and files as one artifact, whole or not at all; raises DiskFull."""
+        """Hand on one artifact, whole or not at all; raises DiskFull."""
         return artifact.save(self.folder / "out" / kind, kind, spec, arrays, meta, files)
 
     def save_model(
@@ -160,8 +159,6 @@ class Run(ABC):
 
 
 class EventLogRun(Run):
-    """A run that appends its events to `events.jsonl` in the folder of its step."""
-
     def __post_init__(self) -> None:
         super().__post_init__()
         self._writer = events.Writer(self.folder / events.CHILD)
@@ -196,7 +193,6 @@ class RecordingRun(Run):
         return values[-1]
 
     def of(self, kind: str) -> list[Json]:
-        """All events of one kind: metrics, param, note, log, progress, data, publish, model."""
         return [e for e in self.events if e["event"] == kind]
 
 

@@ -83,19 +83,17 @@ class Step(Generic[P, R]):
 
     @cached_property
     def hints(self) -> dict[str, Any]:
-        """The types of the body's arguments, without `run`."""
         hints = get_type_hints(self.body)
         return {name: hints[name] for name in list(inspect.signature(self.body).parameters)[1:]}
 
     def from_json(self, arguments: Sequence[Any]) -> list[Any]:
-        """Arguments of the body, without `run`, as the types that it takes."""
         return [
             TypeAdapter(hint).validate_python(value)
             for hint, value in zip(self.hints.values(), arguments, strict=True)
         ]
 
     def choices(self, card: Card | None, arguments: Sequence[Any]) -> dict[str, str]:
-        """The engine, library and precision that it will choose on this card (None: the CPU), by name."""
+        """Engine, library and precision on this card (None: the CPU), by name."""
         found = dict(self.probe(card, *arguments)) if self.probe else {}
         if self.recipe and getattr(arguments[0], "precision", "") == "auto":
             found["precision"] = card.fast_precision() if card and not card.virtual else "fp32"
@@ -145,8 +143,6 @@ def step(body: Any = None, /, **fields: Any) -> Any:
 
 
 class Builder(ABC):
-    """Takes the steps that a flow's code calls."""
-
     part = ""
 
     @abstractmethod
@@ -172,7 +168,6 @@ _builder: ContextVar[Builder | None] = ContextVar("builder", default=None)
 
 @contextmanager
 def building(builder: Builder) -> Iterator[None]:
-    """Steps called in the block go to this builder."""
     token = _builder.set(builder)
     try:
         yield
@@ -181,7 +176,7 @@ def building(builder: Builder) -> Iterator[None]:
 
 
 def current_builder() -> Builder:
-    """The builder of the pipeline that is being built. Raises RuntimeError outside of one."""
+    """Raises RuntimeError outside of a pipeline."""
     builder = _builder.get()
     if builder is None:
         raise RuntimeError("a step was called outside a pipeline: call step.body(run, params, ...) instead")
@@ -200,13 +195,13 @@ class Pipeline(Generic[P, T]):
         return self.part(self.name, *args, **kwargs)
 
     def part(self, name: str, *args: P.args, **kwargs: P.kwargs) -> T:
-        """The same with labels that begin with `name`, for a pipeline that runs another more than once."""
+        """With labels that begin with `name`, for a pipeline that runs another more than once."""
         with current_builder().named(name):
             return self.body(*args, **kwargs)
 
     @cached_property
     def experiment(self) -> type[Experiment]:
-        """The Experiment subclass of its first argument. Raises ConfigError when that is none."""
+        """The Experiment subclass of its first argument. Raises ConfigError."""
         try:
             first = next(iter(inspect.signature(self.body).parameters))
             hint = get_type_hints(self.body)[first]
@@ -222,7 +217,7 @@ class Pipeline(Generic[P, T]):
 
 
 def pipeline(body: Callable[P, T]) -> Pipeline[P, T]:
-    """`@pipeline` on `def vision(cfg: Vision, ...)`: the flow of that name, in the file of that name."""
+    """`def vision(cfg: Vision, ...)` becomes the flow of that name, in the file of that name."""
     return Pipeline(body)
 
 
@@ -230,7 +225,7 @@ def pipeline(body: Callable[P, T]) -> Pipeline[P, T]:
 
 
 def load_step(address: str) -> Step[Any, Any]:
-    """The step at module:function. Raises BadInput."""
+    """Of module:function. Raises BadInput."""
     module, _, name = address.partition(":")
     found = getattr(importlib.import_module(module), name)
     if not isinstance(found, Step):
@@ -239,7 +234,7 @@ def load_step(address: str) -> Step[Any, Any]:
 
 
 def flow_names() -> list[str]:
-    """The files of flows/, each of which is a flow; those that begin with an underscore are not."""
+    """The files of flows/ that do not begin with an underscore."""
     folders = importlib.import_module("flows").__path__
     return sorted(found.name for found in pkgutil.iter_modules(folders) if not found.name.startswith("_"))
 

@@ -25,7 +25,6 @@ Row = dict[str, str]
 
 
 def checks() -> list[Row]:
-    """A row for each thing looked at: how it is, what to do when it is not well. None changes anything."""
     return [_python(), _card(), _ledger(), _others(), _overhead(), _disk(), *_services()]
 
 
@@ -59,7 +58,6 @@ def _ledger() -> Row:
 
 
 def _others() -> Row:
-    """What other programs use: no problem, but steps may have to wait for it."""
     card = _found()
     held = holders(card)
     device = device_of(card)

@@ -30,9 +30,9 @@ ON_PROCESSOR = "runs on the processor: nothing of the card"
 class Verdict:
     """A row of the table, MiB.
 
-    parts: MiB by kind at the peak; peak: its phase and operator. changes: what to write into the config ->
-    MiB then, the cheapest change first. history: how far predictions of its family were off. host_mib: of the
-    machine's own memory, where a formula gives it.
+    parts: by kind at the peak; peak: its phase and operator. changes: what to write into the config -> MiB
+    then, the cheapest first. history: how far predictions of its family were off. host_mib: of the machine's
+    own memory.
     """
 
     step: str
@@ -52,7 +52,6 @@ class Verdict:
 
 
 def show(path: Path, overrides: Sequence[str], card: Card, as_json: bool) -> int:
-    """Print the table; 3 when a step does not fit, 2 when one is unknown, else 0."""
     return print_verdicts([verdict_of(step, card) for step in planned_steps(path, overrides)], card, as_json)
 
 
@@ -91,7 +90,6 @@ def verdict_of(step: PlannedStep, card: Card) -> Verdict:
 
 
 def constants(card: Card) -> Constants:
-    """With the CUDA context of a process on the card, measured or assumed."""
     from overnight.gpu.cuda_context import UNMEASURED_MIB, overhead
 
     return Constants(context_mib=float(UNMEASURED_MIB if card.virtual else overhead(card)))
@@ -106,7 +104,7 @@ def row(
     why: str = "",
     moved: MemoryEstimate | None = None,
 ) -> Verdict:
-    """best: of the largest micro-batch that fits. changes: MiB with each. moved: with other edges."""
+    """best: of the largest micro-batch that fits. moved: with other edges."""
     if found.unknown:
         return Verdict(label, "unknown", why=found.unknown)
     edges = moved or found
@@ -166,10 +164,7 @@ def _shortfall(scaled: "ScaledPredictions", card: Card) -> str:
 
 
 def _calibrated(step: PlannedStep, found: MemoryEstimate, card: Card) -> tuple[MemoryEstimate, str]:
-    """With the edges where the family's errors put them; and those errors.
-
-    Errors measured on a processor do not calibrate.
-    """
+    """With the edges where the family's errors put them; those measured on a processor do not calibrate."""
     measured_on = card if not card.virtual else find()
     runs = History(measured_on).family(family(step.step, step.params))
     history = describe_errors(found.mib - found.parts["context"], runs)
@@ -250,7 +245,6 @@ def _cells(row: Verdict) -> list[str]:
 
 
 def explain(row: Verdict) -> str:
-    """Parts and moment of the peak, errors of the family, what would make it fit; or why it is unknown."""
     largest_first = sorted(row.parts.items(), key=lambda part: -part[1])
     parts = ", ".join(f"{kind} {mib:,.0f}" for kind, mib in largest_first if mib >= 1)
     ways = "; ".join(f"{what} takes {mib:,.0f} MiB" for what, mib in row.changes.items())

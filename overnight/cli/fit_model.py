@@ -41,10 +41,7 @@ LOWERED = {"precision": ("fp32", "amp"), "method": ("full", "lora")}  # values t
 
 
 def asked(arguments: argparse.Namespace) -> bool:
-    """Whether a model is meant instead of a config.
-
-    Raises BadInput for both, neither, or flags of the other.
-    """
+    """Raises BadInput for a config and a model, neither, or flags of the other."""
     if (arguments.config is None) == (arguments.model is None):
         example = "(overnight fit --model llama-2-7b --method qlora)"
         raise BadInput(f"give either a config (overnight fit vision) or a model {example}")
@@ -55,7 +52,7 @@ def asked(arguments: argparse.Namespace) -> bool:
 
 
 def show(arguments: argparse.Namespace, card: Card) -> int:
-    """Print the verdict; 3 when it does not fit, 2 when it is unknown, else 0. Raises BadInput."""
+    """Raises BadInput."""
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     return print_verdicts([verdict_of(given, card)], card, arguments.json)
 
@@ -77,7 +74,7 @@ def verdict_of(given: dict[str, Any], card: Card) -> Verdict:
 
 
 def _values(given: dict[str, Any], fields: Mapping[str, str], what: str) -> dict[str, Any]:
-    """By field. Raises BadInput for flags of another kind of model."""
+    """Raises BadInput for flags of another kind of model."""
     extra = [f"--{flag}" for flag in FLAGS if flag in given and flag not in fields]
     if extra:
         takes = ", ".join(f"--{flag}" for flag in fields)
@@ -86,7 +83,6 @@ def _values(given: dict[str, Any], fields: Mapping[str, str], what: str) -> dict
 
 
 def as_options(values: Mapping[str, Any]) -> str:
-    """Settings as options of the command."""
     return " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in values.items())
 
 

@@ -30,7 +30,7 @@ def changes(
     micro: int,
     best: MemoryEstimate | None,
 ) -> Changes:
-    """Changes that make it fit. best: of the largest micro-batch that fits."""
+    """best: of the largest micro-batch that fits."""
     settings = dict(options(step.params))
     found = Changes()
     if best and best.micro_batch < micro:
@@ -58,7 +58,7 @@ def options(params: Any) -> Iterator[tuple[str, Any]]:
 def _tried(
     step: PlannedStep, spec: DataSpec, scaled: ScaledPredictions, settings: dict[str, Any], micro: int
 ) -> Changes:
-    """The step with those settings; empty when it does not accept them."""
+    """Empty when the step does not accept them."""
     assert step.step.recipe is not None
     if splittable(scaled) and micro != scaled.recipe.params.batch:
         settings = {**settings, "micro_batch": micro}
@@ -73,14 +73,13 @@ def _tried(
 
 
 def splittable(scaled: ScaledPredictions) -> bool:
-    """Whether the batch can be computed in micro-batches of samples."""
     return bool(scaled.recipe.micro_batches.__name__ == "split_by_sample")
 
 
 def _smaller_images(
     step: PlannedStep, spec: DataSpec, scaled: ScaledPredictions, budget_mib: float, micro: int
 ) -> Changes:
-    """The largest smaller side of its images that fits, when the step above has a setting for it."""
+    """When the step above has a setting for the side of its images."""
     above = next((a for a in step.above if isinstance(getattr(a.params, SIDE, None), int)), None)
     if above is None or len(spec.shape) != 3 or step.step.recipe is None:
         return {}

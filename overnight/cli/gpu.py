@@ -26,7 +26,6 @@ OTHERS = "magenta"
 
 
 def show(card: Card, as_json: bool, watching: bool, pause: Callable[[float], None] = time.sleep) -> None:
-    """Print the card once, or until Ctrl-C."""
     if not watching:
         _print_once(snapshot(card), as_json)
         return
@@ -59,7 +58,6 @@ def _print_changes(card: Card, as_json: bool, pause: Callable[[float], None]) ->
 
 
 def _print_live(card: Card, pause: Callable[[float], None]) -> None:
-    """Redraw the picture each second on the alternate screen, which leaves the terminal as it was."""
     console = Console()
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
@@ -71,10 +69,6 @@ def _print_live(card: Card, pause: Callable[[float], None]) -> None:
 
 
 def panel(now: Snapshot, width: int, clock: bool = False) -> Group:
-    """The card's bar, its sums, holders, queue, other processes and problems.
-
-    Less of it in a narrow terminal.
-    """
     parts: list[RenderableType] = [_title(now, width, clock), _bar(now, width), _sums(now)]
     holders = [
         {"": Text("■", colour), "holds": _name(row), **_facts(row), "in use": _mib(row.use_mib),
@@ -211,7 +205,6 @@ def _warning(text: str) -> Text:
 
 
 def _orphan_notes(row: RequestRow, name: str) -> Iterator[Text]:
-    """The processes that keep a lease which its owner no longer has."""
     pids = " ".join(str(p.pid) for p in row.orphaned_processes)
     what = "is done with its lease, and processes that it forked keep the"
     if row.ended:

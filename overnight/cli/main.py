@@ -12,7 +12,6 @@ from overnight.errors import ConfigError, OvernightError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; prints errors as messages, a traceback only with --debug."""
     arguments = _parser().parse_args(argv)
     try:
         if arguments.command in (_run, _fit, _up, _data):

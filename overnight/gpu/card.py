@@ -24,8 +24,7 @@ class Card(Values):
 
     reserved_mib: what the driver keeps for itself; count: whether the virtual card counts and caps the bytes
     of tensors; policy: what a step does while other programs use the card: wait for the amount it asked,
-    shrink to what is left, or wait and yield what it holds when they take it, to resume from its checkpoint
-    once they are gone.
+    shrink to what is left, or wait, and yield what it holds when they take it.
     """
 
     uuid: str
@@ -40,15 +39,11 @@ class Card(Values):
 
     @property
     def virtual(self) -> bool:
-        """Whether no GPU stands behind it: the same budget and rules, on the CPU."""
         return self.uuid == "virtual"
 
     @property
     def folder(self) -> Path:
-        """The folder of its ledger: one for each user and card outside every checkout.
-
-        The virtual card's lies inside.
-        """
+        """Of its ledger: one a user and card outside every checkout; the virtual card's lies inside."""
         named = os.environ.get("OVERNIGHT_CARD_DIR")
         if named:
             return _home(named) / self.uuid
@@ -60,7 +55,7 @@ class Card(Values):
         return home / "overnight" / "cards" / self.uuid
 
     def fast_precision(self) -> str:
-        """bf16 from compute capability 8.0 on, else fp16: the choice of `precision: auto`, asked of NVML."""
+        """bf16 from compute capability 8.0 on, else fp16: the choice of `precision: auto`."""
         import pynvml
 
         try:
@@ -86,10 +81,8 @@ def find(
     """The card to use.
 
     wanted: index, UUID or "virtual"; None: the first of `$CUDA_VISIBLE_DEVICES`, or the virtual card without
-    a GPU. cpu: the virtual card. count: count bytes on the virtual card (`$OVERNIGHT_COUNT=1` does, too).
-
-    Raises ServiceError when there is no such card, when torch cannot use what NVML sees, or when the budget
-    exceeds the card.
+    a GPU. cpu: the virtual card. Raises ServiceError when there is no such card, when torch cannot use it, or
+    when the budget exceeds it.
     """
     if wanted == "virtual":
         cpu = True
@@ -113,10 +106,7 @@ def find(
 
 
 def visible(cards: list[Card], variable: str | None) -> list[Card]:
-    """The cards that `$CUDA_VISIBLE_DEVICES` leaves, in its order.
-
-    As CUDA reads it, the list ends at the first unknown name.
-    """
+    """Those that `$CUDA_VISIBLE_DEVICES` leaves, in its order, up to the first unknown name."""
     if variable is None:
         return cards
     found = []
@@ -144,10 +134,7 @@ def virtual(count: bool = False, policy: Policy = "wait") -> Card:
 
 
 def real() -> list[Card]:
-    """Every card that NVML sees.
-
-    None without a driver. Raises ServiceError when there is a driver that does not answer.
-    """
+    """All that NVML sees; none without a driver. Raises ServiceError when the driver does not answer."""
     import pynvml as nvml
 
     try:
@@ -189,14 +176,13 @@ def memory(nvml: Any, handle: Any) -> tuple[int, int, int]:
 
 
 def _budget(total_mib: int, reserve_mib: int) -> int:
-    """What may be granted: `$OVERNIGHT_BUDGET_MIB`, else all but `$OVERNIGHT_RESERVE_MIB`."""
     if os.environ.get("OVERNIGHT_BUDGET_MIB"):
         return min(total_mib, _mib("OVERNIGHT_BUDGET_MIB", total_mib))
     return max(1, total_mib - _reserve(reserve_mib))
 
 
 def check_budget(name: str, total_mib: int, reserve_mib: int) -> None:
-    """Raise ServiceError when more is to be granted than the card has, or when nothing is left to grant."""
+    """Raise ServiceError when more is to be granted than the card has, or nothing is left to grant."""
     wanted = _mib("OVERNIGHT_BUDGET_MIB", total_mib)
     if wanted > total_mib:
         raise ServiceError(
@@ -212,12 +198,11 @@ def check_budget(name: str, total_mib: int, reserve_mib: int) -> None:
 
 
 def _reserve(default_mib: int) -> int:
-    """What is kept for other programs; nothing where the default is 0, on the virtual card."""
     return _mib("OVERNIGHT_RESERVE_MIB", default_mib, least=0) if default_mib else 0
 
 
 def torch_cuda() -> str | None:
-    """The CUDA version torch was built for, read from its files: importing it takes seconds."""
+    """The CUDA version of torch, read from its files: importing it takes seconds."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None

@@ -1,6 +1,5 @@
-"""The cost of a CUDA context on this machine: card memory taken before the first tensor.
+"""The cost of a CUDA context on this machine, which cannot be capped and comes off every lease.
 
-The driver's part, the libraries' handles and the kernels' code cannot be capped, so they come off the lease.
 Which process holds how much is unknown on WSL2, so the cost is the difference of the whole card's use around
 the creation of a context. Other processes may allocate or free at that moment: implausible figures are
 dropped, and the median of several processes counts.
@@ -22,7 +21,6 @@ TIMES = 3
 
 
 def overhead(card: Card) -> int:
-    """MiB of a lease that go to the CUDA context; 600 until it has been measured."""
     if card.virtual:
         return 0
     found = sorted(_measured(card))
@@ -30,15 +28,14 @@ def overhead(card: Card) -> int:
 
 
 def is_measured(card: Card) -> bool:
-    """Whether `overhead` is of this machine, with this driver and this torch."""
     return bool(_measured(card))
 
 
 def measure(card: Card, used_mib: Callable[[], int], warm: Callable[[], int]) -> None:
-    """Measure the cost once more, unless it was measured TIMES times for this driver and this torch.
+    """Measure the cost once more, up to TIMES times for this driver and this torch.
 
-    used_mib: returns what the whole card uses; warm: makes the context and the handles, returns what torch's
-    allocator took (bytes).
+    used_mib: returns what the whole card uses; warm: makes the context, returns what torch's allocator took
+    (bytes).
     """
     found = _measured(card)
     if len(found) >= TIMES:
@@ -51,10 +48,7 @@ def measure(card: Card, used_mib: Callable[[], int], warm: Callable[[], int]) ->
 
 
 def warm_up() -> int:
-    """Make the context and what a training needs of it: kernel code, handles of cuBLAS and cuDNN.
-
-    Returns bytes torch holds.
-    """
+    """Make the context with the kernels and handles that a training needs; bytes that torch holds then."""
     import torch
 
     device = torch.device("cuda")

@@ -1,15 +1,11 @@
-"""What the whole card holds, and how much of it other processes use.
-
-No other module asks the device for its memory.
+"""What the whole card holds, and how much of it other processes use; no other module asks the device.
 
 Which process holds how much is unknown on WSL2, and in containers process ids mean nothing. So everything
-rests on two figures that are known everywhere: what the whole card uses, and what each lease holder reports
-itself. The rest belongs to other processes: games, browsers, notebooks, Ollama. Their names, where the driver
-lists them, are for people only.
+rests on what the whole card uses and what each lease holder reports; the rest belongs to other processes.
+Their names, where the driver lists them, are for people only.
 
-The virtual card has a fake device: its holders use what they report, and the file `other_processes` of its
-folder lists other programs, a line `MIB [NAME]` for each:
-`echo 5100 ollama > .overnight/cards/virtual/other_processes`.
+On the virtual card holders use what they report, and the file `other_processes` of its folder lists other
+programs, a line `MIB [NAME]` for each: `echo 5100 ollama > .overnight/cards/virtual/other_processes`.
 """
 
 import os
@@ -46,20 +42,17 @@ class Device(Protocol):
     problem: str
 
     def used_mib(self, card: Card, held: Iterable[Request]) -> int:
-        """Used on the whole card by all processes; the last known value while it does not answer."""
+        """By all processes; the last known value while it does not answer."""
         ...
 
     def programs(self, card: Card) -> list[Program]:
-        """The processes that use it, as far as the driver lists them; ours among them."""
+        """As far as the driver lists them; ours among them."""
         ...
 
-    def load_percent(self, card: Card) -> float | None:
-        """How busy it is."""
-        ...
+    def load_percent(self, card: Card) -> float | None: ...
 
 
 def device_of(card: Card) -> Device:
-    """The device of a card."""
     return FakeDevice() if card.virtual else _nvml_device(card.uuid)
 
 
@@ -70,10 +63,7 @@ def _nvml_device(_uuid: str) -> "NvmlDevice":
 
 
 class NvmlDevice:
-    """A real card, asked by its UUID.
-
-    While the card is lost or the driver reloads, the last known values are returned.
-    """
+    """A real card. While it is lost or the driver reloads, the last known values are returned."""
 
     def __init__(self, nvml: ModuleType | Any = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.problem = ""
@@ -85,7 +75,6 @@ class NvmlDevice:
         self._load: float | None = None
 
     def used_mib(self, card: Card, held: Iterable[Request] = ()) -> int:  # noqa: ARG002
-        """Without what the driver keeps for itself, where it tells them apart."""
         self._used = self._ask(card, lambda nvml, handle: memory(nvml, handle)[1], self._used)
         return self._used
 
@@ -155,8 +144,6 @@ def printable(text: str) -> str:
 
 
 class FakeDevice:
-    """The device of the virtual card."""
-
     problem = ""
 
     def __init__(self) -> None:
@@ -192,7 +179,6 @@ class FakeDevice:
 
 
 def holders(card: Card) -> list[Request]:
-    """The lease holders now, with their metadata."""
     return entries.holders(card.folder)
 
 
@@ -210,15 +196,11 @@ def other_processes_mib(card: Card, held: Iterable[Request], device: Device | No
 
 
 def overuse_mib(card: Card, held: Iterable[Request], device: Device | None = None) -> int:
-    """What other processes use of the budget."""
     return over_reserve_mib(card, other_processes_mib(card, held, device))
 
 
 def over_reserve_mib(card: Card, mib: int) -> int:
-    """Of what other processes use, the part that exceeds the reserve kept for them.
-
-    The virtual card has no reserve.
-    """
+    """Of what other processes use, the part that exceeds the reserve kept for them."""
     reserve = 0 if card.virtual else card.total_mib - card.reserved_mib - card.budget_mib
     return max(0, mib - reserve)
 
@@ -228,7 +210,7 @@ def steady_overuse_mib(
 ) -> int:
     """`overuse_mib` for decisions: the smaller of two samples.
 
-    Memory that a holder has just taken and not yet reported looks like that of another process for a moment.
+    Memory that a holder has just taken and not yet reported looks like that of another process.
     """
     held = holders(card)
     overuse = overuse_mib(card, held, device)

@@ -26,8 +26,6 @@ _this_thread = threading.local()  # `held`: MiB by the card's UUID
 
 @dataclass(frozen=True)
 class Lease:
-    """A granted part of the card, and how long the wait for it took."""
-
     card: Card
     mib: int
     wait_s: float
@@ -35,14 +33,10 @@ class Lease:
 
     @property
     def ticket(self) -> int:
-        """Its number in the order of all requests.
-
-        Pass it as `lease(mib, ticket=...)` to ask again after giving back.
-        """
+        """To ask for it again after giving it back: `lease(mib, ticket=...)`."""
         return self.grant.ticket
 
     def update(self, **values: Any) -> None:
-        """Add metadata that `overnight gpu` and other steps may read: use_mib, peak_mib."""
         self.grant.update(**values)
 
 
@@ -57,13 +51,11 @@ def lease(
     smaller: Sequence[int] = (),
     ticket: int | None = None,
 ) -> Iterator[Lease]:
-    """Hold `mib` of the card.
+    """Hold `mib` of the card; prints to stderr what it waits for unless `on_wait` is given.
 
-    Waits in the queue, and prints to stderr what it waits for unless `on_wait` is given.
-
-    owner: metadata of a step, which reports its use itself; a script's is reported here. exclusive: let
-    no other lease run beside it. smaller: amounts (MiB) to accept while other programs use the card, where
-    the card's policy is to shrink. ticket: of an earlier lease of its own that was given back.
+    owner: metadata of a step, which reports its use itself. exclusive: let no other lease run beside it.
+    smaller: amounts (MiB) to accept while other programs use the card, where its policy is to shrink. ticket:
+    of an earlier lease of its own that was given back.
 
     Raises DoesNotFit, Stopped, and BadInput for what is no amount, or inside another lease of this thread.
     """
@@ -106,7 +98,6 @@ def _print_to_stderr(line: str) -> None:
 
 
 def _positive_int(value: Any, call: str, expected: str) -> int:
-    """The value as the ledger writes it into file names. Raises BadInput for half a MiB, or less than one."""
     try:
         found = 0 if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -118,7 +109,6 @@ def _positive_int(value: Any, call: str, expected: str) -> int:
 
 @contextmanager
 def _only_lease(mib: int, card: Card) -> Iterator[None]:
-    """Note what this thread holds of the card. Raises BadInput for a lease inside another."""
     held = _this_thread.__dict__.setdefault("held", dict[str, int]())
     if card.uuid in held:
         raise BadInput(
@@ -133,7 +123,7 @@ def _only_lease(mib: int, card: Card) -> Iterator[None]:
 
 
 def program_name(argument: str) -> str:
-    """A name for people of the program that Python was started with as `argument` (sys.argv[0])."""
+    """For people, of sys.argv[0]."""
     file = Path(argument)
     if file.name == "ipykernel_launcher.py":
         return "a notebook"
@@ -144,10 +134,7 @@ def program_name(argument: str) -> str:
 
 @contextmanager
 def keep(held: Lease, modules: Mapping[str, Any], every_s: float = REENTER_S) -> Iterator[None]:
-    """While the block runs, keep the lease in the ledger, and report there what a script's torch uses.
-
-    A lease whose file was removed is entered again. An unused part of a lease hides no other program.
-    """
+    """Enter the lease again where its file was removed, and report what a script's torch uses."""
     done = threading.Event()
 
     def loop() -> None:
@@ -175,9 +162,9 @@ def _restore(grant: Grant) -> None:
 
 
 def update_usage(held: Lease, modules: Mapping[str, Any]) -> None:
-    """Report once what torch uses, of `modules`: those loaded by a script on a real card.
+    """Report once what torch uses; without torch on this one card the whole lease counts as used.
 
-    One that does not use torch on this one card reports nothing: its whole lease counts as used.
+    modules: those loaded by a script on a real card.
     """
     cuda = getattr(modules.get("torch"), "cuda", None)
     if not getattr(cuda, "is_initialized", bool)() or cuda is None or cuda.device_count() != 1:

@@ -1,12 +1,10 @@
 """The virtual card's memory: bytes that torch's operators allocate on the CPU, below a cap.
 
-A storage counts from the operator that makes it until its memory is freed, whatever holds it until then: a
-variable, autograd for the backward pass, an optimizer's state, autocast's cache. Views and operators that
-work in place add nothing; an operator that grows what it is given (resize_, set_, out=) adds what is new. Not
+A storage counts from the operator that makes it until its memory is freed. Views and operators that work in
+place add nothing; an operator that grows what it is given (resize_, set_, out=) adds what is new. Not
 counted: tensors from before the counter, arrays borrowed from NumPy or a file, tensors of other threads, the
-resizing of a bare storage, and what an operator allocates and frees while it runs (the workspace of a
-convolution, the parts of a fused kernel), so peaks are lower bounds. On the virtual card the host's work is
-the card's: batches that are made or augmented by torch count as well.
+resizing of a bare storage, and what an operator allocates and frees while it runs, so peaks are lower bounds.
+Batches that are made or augmented by torch on the host count as well.
 
 A storage that is watched looks shared to autograd, which then adds up gradients in new memory rather than in
 place. That costs time; the peaks were the same.
@@ -32,10 +30,8 @@ MIB = 1 << 20
 class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts live bytes while it is entered.
 
-    Raises torch.OutOfMemoryError where an operator would exceed `cap` (bytes; None: no cap).
-
-    The memory of the refused operator is given back before the error is raised: the count is what it was, and
-    work may go on.
+    Raises torch.OutOfMemoryError where an operator would exceed `cap` (bytes; None: no cap), after giving its
+    memory back: work may go on.
     """
 
     def __init__(self, cap: int | None = None) -> None:
@@ -59,15 +55,12 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._bytes - sum(mark.bytes for mark in tuple(self._freed))
 
     def peak(self) -> int:
-        """The most bytes that were alive at once."""
         return self._peak
 
     def refused(self) -> int:
-        """How many times the cap was met."""
         return self._refused
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one operator, then count what it made."""
         kind = self._kinds.get(id(func))
         if kind is None:
             kind = self._kinds[id(func)] = _kind(func)
@@ -128,7 +121,6 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 del self._marks[mark.key]
 
     def _refuse(self, asked: int, had: int, before: "list[_Before]") -> None:
-        """Put back what the operator resized, and say how it stands."""
         for old in before:
             if old.changed():
                 self._marks[old.tensor.untyped_storage()._cdata].bytes = 0
@@ -156,8 +148,6 @@ class _Mark(weakref.ref):  # type: ignore[type-arg]
 
 
 class _Before(NamedTuple):
-    """A tensor as it was before an operator that may grow it."""
-
     tensor: Tensor
     storage: UntypedStorage
     bytes: int
@@ -229,10 +219,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _components(tensor: Any) -> list[Tensor]:
-    """What a tensor without a storage of its own is made of.
-
-    Nothing for those of which that is not known (mkldnn, fake).
-    """
+    """What a tensor without a storage of its own is made of, where that is known."""
     if is_traceable_wrapper_subclass(tensor):
         return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
     if tensor.layout is torch.sparse_coo:

@@ -1,9 +1,8 @@
 """Keep a process inside its lease: an allocator limit on CUDA, a byte counter on the virtual card.
 
-A lease covers all that a process has on the card: the CUDA context (`overhead_mib`) and what its allocators
-take (`cap_mib`). On a CUDA card torch's allocator and, by rmm.py, RMM's are capped; `MemoryLimit.uncapped`
-names loaded libraries with allocators of their own. The virtual card has no context, and counts bytes only
-when asked to (`card.count`).
+A lease covers the CUDA context (`overhead_mib`) and what allocators take (`cap_mib`). torch's allocator and,
+by rmm.py, RMM's are capped; `MemoryLimit.uncapped` names loaded libraries with others. The virtual card
+counts bytes only when asked to (`card.count`).
 """
 
 import os
@@ -51,7 +50,7 @@ class Meter(Protocol):
     def use(self) -> int: ...
     def peak(self) -> int: ...
     def refused(self) -> int:
-        """How often it ran out of memory, whether the error was caught or not."""
+        """How often it ran out of memory, caught or not."""
         ...
 
 
@@ -59,9 +58,8 @@ class Meter(Protocol):
 class MemoryLimit:
     """The part of a lease that its holder's allocators may take (MiB), and what they took.
 
-    overhead_mib: the CUDA context's part of the lease; 0 on the virtual card. meter: None where nothing
-    counts. scope: open while the step's body runs. modules: loaded modules, some of which may take memory of
-    the card.
+    overhead_mib: the CUDA context's part. meter: None where nothing counts. scope: open while the step's body
+    runs. modules: loaded ones.
     """
 
     lease_mib: int
@@ -73,21 +71,19 @@ class MemoryLimit:
     _body_ran_out: bool = False
 
     def peak_mib(self) -> float:
-        """The peak of the allocators without the context, as bounded by `cap_mib`. 0 where nothing counts."""
+        """Of the allocators without the context, as bounded by `cap_mib`. 0 where nothing counts."""
         return self.meter.peak() / MIB if self.meter else 0.0
 
     def use_mib(self) -> float:
-        """What the process has of the card now with the context, as bounded by `lease_mib`."""
+        """Now, with the context, as bounded by `lease_mib`."""
         return (self.meter.use() / MIB if self.meter else 0.0) + self.overhead_mib
 
     @property
     def out_of_memory(self) -> bool:
-        """Whether an allocator ran out of memory, caught or not."""
         return self._body_ran_out or bool(self.meter and self.meter.refused())
 
     @property
     def hit_limit(self) -> bool:
-        """Whether it ran out of memory, or the peak came near the cap."""
         return self.out_of_memory or self.peak_mib() >= NEAR * self.cap_mib
 
     def uncapped(self) -> list[str]:
@@ -98,7 +94,6 @@ class MemoryLimit:
         return [*names, "rmm"] if "rmm" in self.modules and not limited else names
 
     def summary(self) -> dict[str, Any]:
-        """Fields of the step's result."""
         return {
             "cap_mib": self.cap_mib,
             "overhead_mib": self.overhead_mib,
@@ -110,10 +105,7 @@ class MemoryLimit:
 
     @contextmanager
     def body(self) -> Iterator[None]:
-        """Run the step's body in here.
-
-        Raises OutOfMemory, with the lease and advice, for the card's out-of-memory errors.
-        """
+        """Run the step's body in here. Raises OutOfMemory with the lease and advice."""
         try:
             with self.scope:
                 yield
@@ -124,7 +116,6 @@ class MemoryLimit:
             raise OutOfMemory(self.explain(error)) from error
 
     def explain(self, error: BaseException) -> str:
-        """A message for the user: what happened, and what to do."""
         context = f" after {self.overhead_mib} MiB for the CUDA context" if self.overhead_mib else ""
         peak = f"; they came to {self.peak_mib():.0f} MiB at most" if self.meter else ""
         return (
@@ -140,9 +131,7 @@ class MemoryLimit:
 def prepare(
     card: Card, leased: bool, environ: MutableMapping[str, str] = os.environ, kernel: str = ""
 ) -> None:
-    """Set the environment so that this process sees its card alone, or none without a lease.
-
-    Call it before torch is imported.
+    """Before torch is imported: this process sees its card alone, or none without a lease.
 
     Asking whether CUDA is there then goes through NVML, which makes no context.
     """
@@ -154,10 +143,7 @@ def prepare(
 
 
 def can_expand(card: Card, kernel: str) -> bool:
-    """Whether the allocator can expand segments, which fragments less.
-
-    Older drivers fail at it on some cards on WSL2.
-    """
+    """Whether the allocator can expand segments; older drivers fail at it on some cards on WSL2."""
     new_driver = int(card.driver.partition(".")[0] or 0) >= WSL_FIXED
     return "microsoft" not in kernel.lower() or "GeForce" in card.name or new_driver
 
@@ -172,13 +158,10 @@ def apply(
     used_mib: Callable[[], int] | None = None,
     warm: Callable[[], int] = cuda_context.warm_up,
 ) -> MemoryLimit:
-    """Limit this process to its lease. Call it once, before anything takes memory of the card.
+    """Limit this process to its lease, before anything takes memory of the card.
 
-    cuda: torch.cuda; used_mib: returns what the whole card uses; warm: makes the context
-    (cuda_context.measure).
-
-    Raises DoesNotFit when the CUDA context leaves nothing of the lease, ServiceError when torch cannot use
-    the card.
+    cuda: torch.cuda; used_mib, warm: of cuda_context.measure. Raises DoesNotFit when the CUDA context leaves
+    nothing of the lease, ServiceError when torch cannot use the card.
     """
     if not card.virtual:
         used_mib = used_mib or (lambda: device_of(card).used_mib(card, []))
@@ -233,7 +216,7 @@ def set_limit(cuda: Any, limit: int) -> None:
 
 @dataclass
 class CudaMeter:
-    """The meter of torch's allocator and, where it is used, RMM's. cuda: torch.cuda."""
+    """Of torch's allocator and, where it is used, RMM's. cuda: torch.cuda."""
 
     cuda: Any
 

@@ -22,11 +22,7 @@ STARTED_BY = "; it started this process: should it wait for its end, ask for all
 def waiting(
     card: Card, asked_mib: int, ahead: Sequence[Request], overuse_mib: int, device: Device | None = None
 ) -> str:
-    """`waiting for 2,048 MiB of the card, behind train_cnn (4,096 MiB) and ollama (5,100 MiB, not ours)`.
-
-    A holder that started this process may be waiting for it: the message says what to do then, since that
-    cannot be detected.
-    """
+    """`waiting for 2,048 MiB of the card, behind train_cnn (4,096 MiB) and ollama (5,100 MiB, not ours)`."""
     above = ancestors() if any(r.holds for r in ahead) else set()
     behind = [f"{title(r)} ({r.mib:,} MiB{STARTED_BY if r.holds and r.pid in above else ''})" for r in ahead]
     if overuse_mib:
@@ -37,7 +33,6 @@ def waiting(
 
 
 def ancestors() -> set[int]:
-    """The processes above this one."""
     import psutil
 
     try:
@@ -47,12 +42,11 @@ def ancestors() -> set[int]:
 
 
 def title(request: Request) -> str:
-    """A request's step, else its process."""
     return printable(str(request.owner.get("step") or f"pid {request.pid}"))
 
 
 def describe_other_processes(programs: Sequence[Program], total_mib: int) -> list[str]:
-    """Programs without a lease and what they use; one sum where the driver does not say more."""
+    """What each uses; one sum where the driver does not say more."""
     sized = [p for p in programs if p.mib][:MAX_NAMED]
     if not sized:
         names = list(dict.fromkeys(p.name for p in programs)) or ["other programs"]

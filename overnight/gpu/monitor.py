@@ -1,7 +1,4 @@
-"""Monitor a step while it runs: the card ten times a second, the host every 5 s.
-
-Metrics have the names that MLflow knows.
-"""
+"""Monitor a step while it runs: the card ten times a second, the host every 5 s."""
 
 import os
 import threading
@@ -37,7 +34,7 @@ MIB_TO_MB = 1.048576
 
 
 class RunLog(Protocol):
-    """What the monitor writes to; a Run is one. reports: how many reports earlier attempts have logged."""
+    """A Run. reports: how many reports earlier attempts have logged."""
 
     reports: int
 
@@ -57,8 +54,7 @@ def watch(
 ) -> Iterator["Monitor"]:
     """Monitor the host, and with a lease the card, while the block runs.
 
-    device: asked for the card's figures; join_s: how long to wait for a driver that hangs when the block has
-    ended.
+    join_s: how long to wait for a driver that hangs when the block has ended.
     """
     monitor = Monitor(run, card, lease, limit, device)
     monitor.sample()  # before the step takes anything of the card
@@ -76,10 +72,7 @@ def watch(
 
 
 class Monitor:
-    """Samples the card (`sample`) and logs the maxima (`report`).
-
-    `loop` does both at their times, in its own thread. cpu_s: CPU time of that thread.
-    """
+    """Samples the card (`sample`) and logs the maxima (`report`). cpu_s: CPU time of its thread."""
 
     def __init__(
         self,
@@ -107,7 +100,6 @@ class Monitor:
         self._ending = threading.Event()
 
     def loop(self) -> None:
-        """Run until `end`; `close` reports the rest."""
         host = _Host()
         due = time.monotonic() + 0.5
         while not self._ending.wait(SAMPLE_S if self.lease else max(0.0, due - time.monotonic())):
@@ -118,7 +110,6 @@ class Monitor:
         self.cpu_s = time.thread_time()
 
     def end(self) -> None:
-        """Let the loop end, now."""
         self._ending.set()
 
     def close(self) -> None:
@@ -131,8 +122,7 @@ class Monitor:
         """Fields of the step's result.
 
         device_peak_mib: the most that the card held beyond what other steps reported and what other processes
-        used at first; None while this step reports no use. other_processes_peak_mib: the most that processes
-        without a lease held.
+        used at first; None while this step reports no use.
         """
         return {
             "device_peak_mib": self.others.device_peak_mib,
@@ -144,7 +134,6 @@ class Monitor:
         return self.preemption.reason if self.preemption else ""
 
     def sample(self) -> None:
-        """Sample the card once: report this step's use to the ledger, keep the maxima."""
         if self.lease is None:
             return
         if self._samples % self._reread_every == 0:
@@ -167,16 +156,11 @@ class Monitor:
         self.maxima[name] = max(value, self.maxima.get(name, 0.0))
 
     def _note_problem(self, problem: str) -> None:
-        """Note once that the card does not answer; its last known values stand."""
         self._problem = problem
         with suppress(OSError, DiskFull):
             self.run.note(f"the card does not say what it uses ({problem}); the last known values stand")
 
     def report(self, host: dict[str, float]) -> None:
-        """Log the host's metrics and the card's maxima since the last report.
-
-        Add a line to the card's timeline.
-        """
         card = {f"card/{name}_mib": value for name, value in self.maxima.items()}
         with suppress(OSError, DiskFull):  # a disk that was full for a moment must not end the monitor
             self.run.metrics({**host, **self._device_metrics(), **card}, self._reports)
@@ -227,10 +211,7 @@ class _OwnUse:
         self._peak = 0.0
 
     def report(self, lease: Lease, held: Sequence[Request]) -> float:
-        """Report the use to the ledger when it has changed, and set it in `held`.
-
-        Returns its maximum since the last sample, context included.
-        """
+        """Report a changed use to the ledger and in `held`; its maximum since the last sample."""
         if self.limit is None:
             return 0.0
         use = self.limit.use_mib()
@@ -256,8 +237,8 @@ class _OwnUse:
 class _OtherUse:
     """What processes without a lease use.
 
-    A neighbour's new memory looks like theirs until its report was written and read: only what stays for a
-    window of samples counts.
+    A neighbour's new memory looks like theirs until its report was read: only what stays for a window of
+    samples counts.
     """
 
     def __init__(self, window: int) -> None:
@@ -267,7 +248,7 @@ class _OtherUse:
         self._first: int | None = None
 
     def observe(self, used_mib: int, held: Sequence[Request], own_is_reported: bool) -> int | None:
-        """Take one sample: of `used_mib` on the whole card, what they use; None until that is known."""
+        """What they use of `used_mib` on the whole card; None until that is known."""
         own_mib = sum(map(reported_mib, _own(held)))
         neighbours_mib = sum(map(reported_mib, held)) - own_mib
         now = max(0, used_mib - neighbours_mib - own_mib)
@@ -301,7 +282,7 @@ class PreemptionPolicy:
         self._in_a_row = 0
 
     def observe(self, held: Sequence[Request], others_mib: int | None) -> None:
-        """Take one sample: the holders, and what other processes use, None while that is unknown."""
+        """others_mib: None while that is unknown."""
         if others_mib is None:
             return
         overuse = over_reserve_mib(self.card, others_mib)

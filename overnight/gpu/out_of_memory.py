@@ -1,7 +1,4 @@
-"""Which errors mean that memory ran out: one decision for the training loop, the memory limit and the child.
-
-It imports no torch, because the child decides after steps that never loaded it.
-"""
+"""Which errors mean that memory ran out; it imports no torch."""
 
 import re
 
@@ -19,14 +16,14 @@ HOST_MESSAGES = re.compile(r"DefaultCPUAllocator|Cannot allocate memory \(12\)|b
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, the card's or the host's."""
+    """Whether memory ran out, the card's or the host's."""
     if isinstance(error, OutOfMemory | MemoryError) or _has_own_class(error):
         return True
     return isinstance(error, RuntimeError) and MESSAGES.search(_text(error)) is not None
 
 
 def is_host_memory(error: BaseException) -> bool:
-    """Whether an error that is_out_of_memory is about the host's memory: a larger lease would not help."""
+    """Whether it was the host's memory: a larger lease would not help."""
     if isinstance(error, MemoryError):
         return not _has_own_class(error) and not re.search("rmm|cuda", _text(error), re.IGNORECASE)
     return HOST_MESSAGES.search(_text(error)) is not None

@@ -8,8 +8,6 @@ from typing import Any
 def limit_memory(cap_mib: int | None, mr: Any = None, torch: Any = None) -> Any:
     """Limit RAPIDS to the step's cap less what torch holds, and torch to what it holds.
 
-    Returns the memory resource.
-
     cap_mib: None for no limit; mr, torch: rmm.mr and, where it is loaded, torch.
     """
     mr = mr or importlib.import_module("rmm.mr")
@@ -25,7 +23,7 @@ def limit_memory(cap_mib: int | None, mr: Any = None, torch: Any = None) -> Any:
 
 
 def _taken(torch: Any) -> int:
-    """Freeze torch's allocator at what it holds, since two allocators share one cap; returns that (bytes)."""
+    """Freeze torch at what it holds (bytes), since two allocators share one cap."""
     if torch is None or not torch.cuda.is_initialized():
         return 0
     torch.cuda.empty_cache()
@@ -35,7 +33,6 @@ def _taken(torch: Any) -> int:
 
 
 def is_limited() -> bool:
-    """Whether RMM is loaded and has a limit."""
     return _limited() is not None
 
 
@@ -49,10 +46,7 @@ def held(mr: Any = None) -> tuple[int, int]:
 
 
 def _limited(mr: Any = None) -> Any:
-    """The memory resource, when it has a limit.
-
-    The monitor's thread asks, too, when rmm may be half imported.
-    """
+    """The memory resource, when it has a limit; rmm may be half imported when the monitor's thread asks."""
     mr = mr or sys.modules.get("rmm.mr")
     current = getattr(mr, "get_current_device_resource", None)
     limiting = getattr(mr, "LimitingResourceAdaptor", None)

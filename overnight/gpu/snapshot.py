@@ -1,4 +1,4 @@
-"""A snapshot of the card for people and programs: who holds how much, who waits, what other processes use.
+"""A snapshot of the card: who holds how much, who waits, what other processes use.
 
 `overnight gpu --json` prints a Snapshot; its fields stay.
 """
@@ -33,8 +33,6 @@ class OrphanedProcess(Values):
 
 
 class RequestRow(Values):
-    """One request on the card's budget."""
-
     experiment: str
     step: str
     pid: int
@@ -59,10 +57,7 @@ class OtherProcess(Values):
 
 
 class Snapshot(Values):
-    """The card at one moment.
-
-    Amounts in MiB; held + overuse + free is the budget, unless others came after a grant.
-    """
+    """The card at one moment. held + overuse + free is the budget, unless others came after a grant."""
 
     at: float  # seconds since 1970
     card: Card
@@ -80,7 +75,6 @@ class Snapshot(Values):
 
 
 def snapshot(card: Card, device: Device | None = None) -> Snapshot:
-    """Take a snapshot now."""
     device = device or device_of(card)
     requests = Ledger(card.folder, card.budget_mib).requests()
     held = [r for r in requests if r.holds]
@@ -126,12 +120,12 @@ def _row(request: Request) -> RequestRow:
 
 
 def _since(boot_ns: float) -> float:
-    """Seconds since a moment on the clock that counts from boot, which no change of a clock touches."""
+    """Seconds since a moment on the clock that counts from boot."""
     return round(max(0, time.clock_gettime_ns(time.CLOCK_BOOTTIME) - boot_ns) / 1e9, 1) if boot_ns else 0.0
 
 
 def _process(request: Request) -> Any:
-    """The process that made a request (psutil); None when it has ended, also if another has its number."""
+    """The process that made a request (psutil); None when it has ended."""
     import psutil
 
     try:
@@ -171,7 +165,6 @@ def _is_stopped(process: Any) -> bool:
 
 
 def _orphaned_processes(request: Request) -> tuple[OrphanedProcess, ...]:
-    """What was forked from the owner, and keeps the file open without it."""
     import psutil
 
     found = list[OrphanedProcess]()

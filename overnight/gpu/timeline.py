@@ -1,8 +1,7 @@
-"""The timeline of a card: a line every few seconds from each lease holder, for the morning report.
+"""The timeline of a card, for the morning report: a line every few seconds from each lease holder.
 
-`timeline.jsonl` lies beside the ledger. It has several writers and a bound: above LIMIT_BYTES it becomes
-`timeline.1.jsonl` and replaces the one before. A line is one write at the file's end, so that lines do not
-mix; a torn one is skipped.
+Above LIMIT_BYTES `timeline.jsonl` becomes `timeline.1.jsonl` and replaces the one before. A line is one write
+at the file's end, so that lines of several writers do not mix; a torn one is skipped.
 """
 
 import dataclasses
@@ -25,9 +24,8 @@ RENAMED = {"foreign_mib": "other_processes_mib", "outside": "other_processes"}  
 class Point:
     """One holder at one moment; each amount is the maximum since its previous line.
 
-    at: seconds since 1970; lease_mib: of this holder; leased_mib: of all holders; own_mib: used by this one;
-    used_mib: on the whole card; other_processes_mib: used by processes without a lease; other_processes:
-    their names, as far as known.
+    at: seconds since 1970; lease_mib: of this holder; leased_mib: of all; own_mib: used by this one;
+    used_mib: on the whole card; other_processes_mib: used without a lease.
     """
 
     at: float
@@ -58,14 +56,14 @@ def append(card: Card, point: Point) -> None:
 
 
 def _rotate(descriptor: int, path: Path) -> None:
-    """Rename the file; of several writers only the one that locks the file of this name does it."""
+    """Of several writers only the one that locks the file of this name renames it."""
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     if same_file(descriptor, path):
         path.replace(path.with_name("timeline.1.jsonl"))
 
 
 def read(card: Card, since: float = 0.0) -> list[Point]:
-    """Every point from *since* (seconds since 1970) on, in order."""
+    """Every point from `since` (seconds since 1970) on, in order."""
     points = [*_points(card.folder / "timeline.1.jsonl"), *_points(_path(card))]
     return sorted((p for p in points if p.at >= since), key=lambda p: p.at)
 

@@ -23,7 +23,7 @@ OPEN_S = 10.0  # how long a step waits for MLflow to open its run before it begi
 class Page(Protocol):
     """A step's page in Prefect's UI. Nothing waits for it, and no failure of it reaches the step.
 
-    tags: that lead from the MLflow run to the page. finish: shows the last progress; `done`: all of it.
+    tags: that lead from the MLflow run to the page.
     """
 
     def tags(self) -> dict[str, str]: ...
@@ -56,7 +56,7 @@ def _result_of(call: Callable[[], StepResult]) -> StepResult:
 
 
 class Attempt:
-    """A Listener of the launcher that passes on what happens to MLflow, the terminal and Prefect."""
+    """A Listener that passes on what happens to MLflow, the terminal and Prefect."""
 
     def __init__(self, run: PipelineRun, pending: Pending, arguments: list[Any], page: Page) -> None:
         self.pipeline = run
@@ -70,7 +70,6 @@ class Attempt:
         self.linked = False
 
     def run(self) -> StepResult:
-        """Open the MLflow run, or that of the attempts before, and run the step by the launcher."""
         run = self.pipeline
         run.display.change(self.pending.row, "queued")
         for given in self.arguments:
@@ -103,7 +102,7 @@ class Attempt:
         self.event(event)
 
     def event(self, event: dict[str, Any]) -> None:
-        """Show an event in the terminal and in Prefect; MLflow gets it from the step's folder."""
+        """Show it in the terminal and in Prefect; MLflow gets it from the step's folder."""
         row = self.pending.row
         kind = event["event"]
         if row.state == "queued" and kind == "log" and self.pending.step.gpu:  # why it waits for the card
@@ -126,7 +125,6 @@ class Attempt:
     # -------------------------------------------------------------------------------- records
 
     def _record(self) -> Record:
-        """What MLflow gets when the run is opened, now or when its server is back."""
         run = self.pipeline
         tags = {
             **provenance.tags(run.card),

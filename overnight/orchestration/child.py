@@ -1,7 +1,7 @@
 """`python -m overnight.orchestration.child FOLDER`: one step in its own process, whose end frees all it took.
 
-FOLDER holds spec.json; the child writes events.jsonl while it runs and result.json at its end. Nothing
-depends on a pipe to the parent: stdout and stderr are the file `log.txt`. Exit codes are those of errors.py.
+It reads spec.json, writes events.jsonl, and result.json at its end. Nothing depends on a pipe to the parent:
+stdout and stderr are `log.txt`. Exit codes are those of errors.py.
 """
 
 import contextlib
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 
 def main(folder: Path) -> int:
-    """Run the step of *folder*; the exit code."""
     spec = ChildSpec.model_validate_json((folder / "spec.json").read_text())
     die_with_parent(spec.parent)
     stop: list[int] = []
@@ -109,7 +108,6 @@ def _sized(arguments: list[Any], micro_batch: int | None) -> list[Any]:
 def _take_lease(
     held: contextlib.ExitStack, run: EventLogRun, spec: ChildSpec, facts: dict[str, Any]
 ) -> "Lease | None":
-    """Wait for the step's lease; None when it needs none."""
     if not spec.ask_mib:
         return None
     from overnight.gpu import messages
@@ -134,7 +132,6 @@ def _take_lease(
 
 
 def _cap(lease: "Lease", run: EventLogRun, spec: ChildSpec) -> "MemoryLimit":
-    """Let the step see the card, and limit it to its lease."""
     from overnight.gpu import memory_limit
     from overnight.gpu.cuda_context import overhead
 
@@ -162,7 +159,7 @@ def _reason(error: Exception) -> StepResult:
 
 
 def _failed(code: int, text: str) -> StepResult:
-    """A result that can be written: bytes in file names that are no text are replaced."""
+    """Bytes in file names that are no text are replaced."""
     return StepResult(code=code, error=text.encode(errors="replace").decode())
 
 

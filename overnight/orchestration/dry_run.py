@@ -26,7 +26,7 @@ class PlannedStep:
 
     given: data set entries, and specs of upstream artifacts. spec: of its result. artifact: of the last run
     with the same values and data. source: where the shapes come from, or why there are none. section: of its
-    values in the config, with a dot at the end (`cnn.`). above: the steps whose results it is given.
+    values in the config, with a dot at the end (`cnn.`).
     """
 
     label: str
@@ -47,7 +47,6 @@ class PlannedStep:
 
     @property
     def missing(self) -> str:
-        """Why the shapes of its data are not known, and what to do."""
         lacking = next((a for a in self.above if a.spec is None), None)
         return (
             f"{lacking.label}: {lacking.source}"
@@ -107,7 +106,7 @@ class DryRun(Builder):
 
     @cached_property
     def _done(self) -> dict[str, Any]:
-        """Results of finished steps by key, each of the newest run that has one."""
+        """Results by key, of the newest run that has one."""
         done = dict[str, Any]()
         for folder in sorted(paths.steps().glob("*"), key=lambda f: f.stat().st_mtime):
             spec = read_json(folder / "spec.json")

@@ -1,8 +1,4 @@
-"""Where steps run. `Local` runs them on this machine, each in a child process.
-
-Whatever depends on the machine is decided here: places on the host, the card, MiB to lease, threads.
-A launcher for other machines has the same one method.
-"""
+"""Where steps run: whatever depends on the machine is decided here. `Local` runs each in a child process."""
 
 import contextlib
 import os
@@ -66,8 +62,6 @@ def new_folder(label: str) -> Path:
 
 
 class Listener(Protocol):
-    """Receives what happens to a step while a launcher runs it."""
-
     def estimated(self, event: dict[str, Any]) -> None:
         """An event of the launcher's own: how much memory the step asks for, and why."""
 
@@ -90,7 +84,6 @@ class Local:
         self.card = card
 
     def run(self, folder: Path, spec: StepSpec, stop: Stop, listener: Listener) -> StepResult:
-        """Wait for a place on the host, then run the step in a child, and in another when it asks for it."""
         with place(spec.label, stop, listener.log) as running:
             step = load_step(spec.step)
             arguments = step.from_json(spec.arguments)
@@ -120,7 +113,7 @@ class Local:
 
 
 def run_to_end(start: Callable[[ChildSpec], StepResult], spec: ChildSpec) -> StepResult:
-    """The result of the step's last child, with what all of them used; `start` runs one.
+    """The result of the step's last child, with what all of them used.
 
     A child that ends with RestartProcess is followed by a fresh one, which resumes from the checkpoint.
     """
@@ -133,7 +126,7 @@ def run_to_end(start: Callable[[ChildSpec], StepResult], spec: ChildSpec) -> Ste
 
 @contextlib.contextmanager
 def place(label: str, stop: Stop, log: Callable[[str], None]) -> Iterator[int]:
-    """Hold one of the places for children on this host; yields how many are held. Raises Stopped.
+    """Hold one of the places for children on this host, and yield how many are held.
 
     Children that wait for the card hold a place, too.
     """
@@ -158,10 +151,7 @@ def run_child(
     follow: Callable[[dict[str, Any]], None],
     log: Callable[[str], None],
 ) -> StepResult:
-    """Run *spec* in a child and wait for it, passing on its events and its log lines.
-
-    Several children may use a folder, one after the other.
-    """
+    """Run *spec* in a child and wait for it, passing on its events and its log lines."""
     start = _size(folder / events.CHILD)
     lines = Tail(folder / LOG)
     process = _start(folder, spec, threads)

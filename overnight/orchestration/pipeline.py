@@ -1,4 +1,4 @@
-"""One run of a config: check it, run the flow's code, which submits its steps, and wait for all of them.
+"""One run of a config: check it, run the flow, which submits its steps, and wait for all of them.
 
 Prefect is behind the protocol Engine: `execute` runs inside a Prefect flow (prefect.py).
 """
@@ -53,15 +53,13 @@ State = Literal["done", "failed", "does not fit", "stopped", "not run"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a step or a run ended, with the reason."""
-
     state: State
     message: str
 
 
 @dataclass(eq=False)
 class Pending:
-    """A step that was submitted; its result is there once it has ended."""
+    """A step that was submitted."""
 
     label: str
     step: Step[Any, Any]
@@ -74,7 +72,7 @@ class Pending:
 
     @property
     def artifact(self) -> Artifact | None:
-        """The returned artifact; None before the end, or when nothing was returned."""
+        """None before the end, or when nothing was returned."""
         value = self.result.value if self.result and self.result.code == 0 else None
         return Artifact.model_validate(value) if value is not None else None
 
@@ -86,7 +84,7 @@ class Engine(Protocol):
         """Run the step when those upstream have ended, well or not; sets `pending.ended` at the end."""
 
     def tags(self) -> dict[str, str]:
-        """Tags that lead from MLflow to this run."""
+        """That lead from MLflow to this run."""
 
     def stop_reason(self) -> str:
         """CANCELLED, or why else the run is to stop; may raise when its server does not answer."""
@@ -109,7 +107,7 @@ class PipelineRun(Builder):
     _known: dict[str, Pending] = field(default_factory=dict)
 
     def submit(self, step: Step[Any, Any], *args: Any, **kwargs: Any) -> Pending:
-        """Submit a step to the engine; the same step with the same arguments runs once."""
+        """The same step with the same arguments runs once."""
         bound = inspect.signature(step.body).bind(None, *args, **kwargs)
         bound.apply_defaults()
         arguments = list(bound.arguments.values())[1:]
@@ -144,7 +142,6 @@ class PipelineRun(Builder):
         return f"not run: {self.stop.reason or why}"
 
     def wait(self) -> None:
-        """Wait until every step has ended; signals are handled in between."""
         for pending in self.pending:
             while not pending.ended.wait(timeout=0.3):
                 pass
@@ -157,7 +154,6 @@ class PipelineRun(Builder):
 
     @property
     def failed(self) -> list[Pending]:
-        """The steps that failed by themselves, once all have ended."""
         return [p for p in self.pending if p.reason and p.row.state == "failed"]
 
 
@@ -194,7 +190,7 @@ def execute(path: Path, overrides: Sequence[str], engine: Engine) -> Outcome:
 def _open(
     tracker: Tracker, experiment: Experiment, tags: dict[str, str], path: Path, overrides: Sequence[str]
 ) -> str:
-    """Open the experiment's own run in MLflow, with everything that is logged once; its id."""
+    """The experiment's own run in MLflow, with everything that is logged once; its id."""
     run_id = tracker.open(f"{experiment.name} {time.strftime('%Y-%m-%d %H:%M')}", tags)
     params = {"seed": experiment.seed, "config": paths.shown(path), "overrides": " ".join(overrides)}
     tracker.params(run_id, {**params, **provenance.versions()})
@@ -249,7 +245,6 @@ def _one_line(run: PipelineRun) -> str:
 
 @contextlib.contextmanager
 def _polling(run: PipelineRun) -> Iterator[None]:
-    """While the block runs, events are uploaded every 2 s, and a cancellation is noticed as soon."""
     done = threading.Event()
 
     def repeat(call: Callable[[PipelineRun], None]) -> None:
@@ -287,10 +282,7 @@ def _check_stop(run: PipelineRun) -> None:
 
 @contextlib.contextmanager
 def _handlers(stop: Stop) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask the run to stop; a second Ctrl-C stops it at once.
-
-    Outside the main thread, where no handler can be set, nothing happens.
-    """
+    """Ctrl-C and SIGTERM ask the run to stop; outside the main thread no handler can be set."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

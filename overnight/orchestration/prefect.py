@@ -1,7 +1,7 @@
-"""The Prefect side: a flow for each file of flows/, a task run for each step, and what its UI shows.
+"""The Prefect side; no other module of the engine imports Prefect, but for services/.
 
-No other module of the engine imports Prefect, but for services/. A deployment's entrypoint is
-`overnight.orchestration.prefect.deployment_<flow>`, which `__getattr__` makes of the file flows/<flow>.py.
+A deployment's entrypoint is `overnight.orchestration.prefect.deployment_<flow>`, which `__getattr__` makes of
+the file flows/<flow>.py.
 """
 
 import os
@@ -47,7 +47,6 @@ LAST_S = 2.0  # at most, for the last of it
 
 
 def __getattr__(name: str) -> Flow[..., Any]:
-    """The Prefect flow that a deployment names as its entrypoint."""
     prefix = ENTRYPOINT.rpartition(".")[2]
     if name.startswith(prefix) and name.removeprefix(prefix) in flow_names():
         return flow_of(name.removeprefix(prefix))
@@ -55,8 +54,6 @@ def __getattr__(name: str) -> Flow[..., Any]:
 
 
 def flow_of(name: str) -> Flow[..., Any]:
-    """The Prefect flow of the file flows/<name>.py."""
-
     def run(config: str = f"configs/{name}.yaml", overrides: list[str] = []) -> Any:  # noqa: B006
         return _enter(name, config, overrides)
 
@@ -73,7 +70,7 @@ def run_here(name: str, path: Path, overrides: Sequence[str] = ()) -> "State[Any
 
 
 def _raise_exception_of(state: "State[Any]") -> None:
-    """A run that ended by an exception has printed no table: raise its reason, so that it is shown."""
+    """A run that ended by an exception has printed no table: raise its reason."""
     reason = state.message or ""
     if not reason.startswith(BROKE):
         return
@@ -104,7 +101,7 @@ def _enter(name: str, config: str, overrides: list[str]) -> Any:
 
 
 def wait_for_server(patience_s: float) -> bool:
-    """Wait for Prefect's server at the end of a run: its client gives up at once, and loses the end."""
+    """At the end of a run: Prefect's client gives up at once, and loses the end."""
     until = time.monotonic() + patience_s
     while not answers(f"{settings().prefect}/health"):
         if time.monotonic() >= until:
@@ -114,7 +111,6 @@ def wait_for_server(patience_s: float) -> bool:
 
 
 def _by_deployment(name: str, config: str, overrides: list[str]) -> "State[Any]":
-    """Check the parameters, start the services, run, and tell Prefect of an end that is no success."""
     engine = PrefectEngine(os.getppid())
     try:
         path = checked(name, config, overrides)
@@ -133,7 +129,7 @@ def _by_deployment(name: str, config: str, overrides: list[str]) -> "State[Any]"
 
 
 def checked(name: str, config: str, overrides: Sequence[str] = ()) -> Path:
-    """The file that a deployment is to run: inside the checkout, and of this flow. Raises ConfigError."""
+    """The file that a deployment is to run. Raises ConfigError."""
     root = paths.root().resolve()
     path = (root / config).resolve()
     if not path.is_relative_to(root):
@@ -150,7 +146,7 @@ def checked(name: str, config: str, overrides: Sequence[str] = ()) -> Path:
 
 
 def _alone(name: str, path: Path) -> AbstractContextManager[None]:
-    """For a night: a kernel lock on its config, which the process holds to its end, however that comes."""
+    """For a night: a kernel lock on its config."""
     if name != "nightly":
         return nullcontext()
     lock = paths.state() / "locks" / f"{paths.shown(path).replace('/', '-')}.lock"
@@ -161,7 +157,7 @@ def _alone(name: str, path: Path) -> AbstractContextManager[None]:
 
 
 def as_state(outcome: Outcome) -> "State[Any]":
-    """The Prefect state of an outcome. Below a task run that is Cancelled Prefect starts nothing."""
+    """Below a task run that is Cancelled Prefect starts nothing."""
     if outcome.state == "done":
         return Completed(message=outcome.message)
     if outcome.state == "stopped":
@@ -218,8 +214,6 @@ def _links() -> dict[str, str]:
 
 
 class TaskPage:
-    """The page of a task run: its log, its progress, and the link to its MLflow run."""
-
     def __init__(self, label: str) -> None:
         self.label = label
         self.aside = FireAndForget()
@@ -238,13 +232,11 @@ class TaskPage:
             self.aside(lambda: create_link_artifact(address, "MLflow run", key=key, description=self.label))
 
     def progress(self, percent: float, text: str) -> None:
-        """Show how far the step is, at most every 5 s."""
         if time.monotonic() - self._shown_at >= PROGRESS_S:
             self._shown_at = time.monotonic()
             self.aside(lambda: self._show(percent, f"{self.label} {text}"))
 
     def finish(self, done: bool) -> None:
-        """Show the end of a progress that was shown."""
         self.aside.finish(LAST_S)
         if self._artifact is not None and done:
             self.aside(lambda: self._show(100.0, f"{self.label} "))

@@ -1,4 +1,4 @@
-"""spec.json, which a parent writes for the child that runs a step, and the child's result.json."""
+"""spec.json, which a parent writes for the child that runs a step, and result.json, its answer."""
 
 from typing import Any, Self
 
@@ -11,7 +11,7 @@ PEAKS = ("peak_mib", "device_peak_mib", "other_processes_peak_mib", "host_peak_m
 
 
 class StepSpec(Values):
-    """A step that is to run, without anything that depends on the machine."""
+    """Without anything that depends on the machine."""
 
     step: str  # module:function
     label: str
@@ -36,13 +36,12 @@ class ChildSpec(StepSpec):
     ticket: int | None = None  # the place in line of the child before, which gave its lease back
 
     def micro_batch_of(self, granted_mib: int) -> int | None:
-        """The micro-batch that goes with an amount."""
         return next(
             (size for mib, size in self.smaller if mib == granted_mib < self.ask_mib), self.micro_batch
         )
 
     def after(self, result: "StepResult") -> Self:
-        """The spec of the next child: the same place in line, and the last micro-batch of this one."""
+        """Of the next child: the same place in line, and the last micro-batch of this one."""
         size = result.micro_batch or self.micro_batch
         smaller = tuple((mib, less) for mib, less in self.smaller if size is None or less < size)
         return self.model_copy(
@@ -77,7 +76,7 @@ class StepResult(Usage):
         )
 
     def judged_for(self, card: Card) -> "StepResult":
-        """With its reason stated for the whole card: a step that did not fit its lease may fit the card."""
+        """A step that did not fit its lease may fit the card."""
         fits_no_lease = self.code == DoesNotFit.child_code and self.out_of_memory
         if not fits_no_lease or self.lease_mib >= card.budget_mib:
             return self

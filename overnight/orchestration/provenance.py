@@ -25,7 +25,6 @@ MAX_DIFF = 1_000_000
 
 
 def tags(card: Card) -> dict[str, str]:
-    """Process, machine, card and commit: enough to find out later whether that process is alive."""
     return {
         **Identity.mine().tags(),
         "overnight.card": str(card),
@@ -39,14 +38,13 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of the checkout, with '+' when tracked files differ from it; empty outside git."""
+    """Of the checkout, with '+' when tracked files differ from it; empty outside git."""
     head = _git("rev-parse", "HEAD").strip()
     return f"{head}+" if head and dirty_diff() else head
 
 
 @cache
 def dirty_diff() -> str:
-    """Uncommitted changes of tracked code, at most 1 MB."""
     text = _git("diff", "HEAD", "--", "*.py", "*.yaml", "*.toml", "Makefile")
     return text if len(text) <= MAX_DIFF else text[:MAX_DIFF] + "\n... cut at 1 MB\n"
 

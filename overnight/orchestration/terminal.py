@@ -64,7 +64,7 @@ class Display:
             self._live = None
 
     def say(self, line: str) -> None:
-        """A line that stays; brackets in it are text, whatever a step's message holds."""
+        """A line that stays; brackets in it are text."""
         self.console.print(Text(line), highlight=False, soft_wrap=True)
 
     def add(self, label: str) -> StepRow:
@@ -83,7 +83,7 @@ class Display:
             self._plain(row)
 
     def progress(self, row: StepRow, event: dict[str, Any]) -> None:
-        """How far a step is; plain output says so every 10 s."""
+        """Plain output says so every 10 s."""
         row.done = event["done"] / max(event["total"], 1e-9)
         row.text = event["text"]
         if not self._live and time.monotonic() - row.printed_at > PLAIN_EVERY_S:
@@ -114,7 +114,6 @@ class Display:
         return table
 
     def summary(self) -> Table:
-        """The table at the end: state, time, memory and scores of every step."""
         table = Table(box=None, pad_edge=False, header_style="bold dim")
         for name in ("step", "state", "ran", "waited", "peak", "result"):
             table.add_column(name, justify="right" if name in ("ran", "waited", "peak") else "left")
@@ -138,7 +137,7 @@ def memory(used: Usage) -> str:
 
 
 def scores(values: dict[str, float], most: int) -> str:
-    """The newest numbers worth a glance: test scores first, then validation, then losses."""
+    """Test scores first, then validation, then losses."""
     shown = {k: v for k, v in values.items() if not k.startswith(QUIET)}
     order = sorted(shown, key=lambda k: (not k.startswith("test/"), not k.startswith("val/")))
     return "  ".join(f"{k.removeprefix('test/')} {_number(shown[k])}" for k in order[:most])

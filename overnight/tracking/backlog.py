@@ -1,9 +1,8 @@
 """Step folders with events that MLflow does not have yet, and what is kept beside the events to upload them.
 
 `.overnight/services/backlog/<step>.step` names a folder from its start until MLflow has everything. The
-process that uploads a folder holds the lock in it: the run's own process, the next attempt at the step, or
-`python -m overnight.tracking.uploader`, which the supervisor starts for abandoned folders. Beside the events
-stand `record.json` (where they belong) and `shipped.json` (up to which byte MLflow has them).
+process that uploads a folder holds the lock in it: the run's own, the next attempt at the step, or `python -m
+overnight.tracking.uploader`, which the supervisor starts for abandoned folders.
 """
 
 import json
@@ -28,7 +27,6 @@ RETRY_S, MAX_RETRY_S = 20.0, 900.0
 
 
 def enqueue(step: Path) -> None:
-    """List a step's folder as pending until `mark_done`."""
     path = paths.services() / "backlog" / f"{step.name}.step"
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, str(step))
@@ -45,7 +43,7 @@ def is_pending(step: Path) -> bool:
 
 
 def pending() -> list[Path]:
-    """The pending folders that no process uploads; entries of folders that were removed are deleted."""
+    """The folders that no process uploads; entries of folders that were removed are deleted."""
     found = list[Path]()
     for path in _entries():
         with suppress(FileNotFoundError):  # just marked as done
@@ -90,14 +88,13 @@ class Record(Values):
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """The record of a step's folder; None when there is none that can be read."""
         try:
             return cls.model_validate_json((folder / RECORD).read_text())
         except (OSError, ValueError):
             return None
 
     def write(self, folder: Path) -> Self:
-        """Write it to the folder; on a full disk the old one stays."""
+        """On a full disk the old one stays."""
         with suppress(OSError):
             atomic_write(folder / RECORD, self.model_dump_json(indent=1))
         return self
@@ -130,11 +127,7 @@ def write_offset(log: Path, run_id: str, offset: int) -> None:
 
 
 class BacklogWorker:
-    """Runs `python -m overnight.tracking.uploader` for what ended runs left; backs off while it fails.
-
-    At most one such process runs at a time, and it ends with the supervisor. environment: variables of the
-    process.
-    """
+    """Runs `python -m overnight.tracking.uploader` for what ended runs left, one process at a time."""
 
     def __init__(self, environment: Callable[[], Mapping[str, str]]) -> None:
         self.environment = environment

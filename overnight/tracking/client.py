@@ -62,8 +62,6 @@ def _plain(name: str) -> str:
 
 @dataclass
 class RunState:
-    """What MLflow has of a run: its params, its description, the last step of each metric."""
-
     params: dict[str, str]
     note: str
     steps: dict[str, int]
@@ -89,7 +87,6 @@ class Tracker:
         )
 
     def open(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
-        """Start a run, below `parent` when given; its id."""
         nested = {"mlflow.parentRunId": parent} if parent else {}
         source = {"mlflow.user": _user(), "mlflow.source.name": "overnight", "mlflow.source.type": "LOCAL"}
         return str(
@@ -117,7 +114,6 @@ class Tracker:
         return isinstance(error, own) and getattr(error, "error_code", "") in REFUSED
 
     def active(self, run_id: str) -> bool:
-        """Whether this experiment has such a run, and it is not deleted."""
         try:
             info = self.client.get_run(run_id).info
         except mlflow_error() as error:
@@ -140,13 +136,11 @@ class Tracker:
         )
 
     def link(self, run_id: str) -> str:
-        """Where a browser finds the run; the tracking address when that is no server."""
         if not self.uri.startswith("http"):
             return self.uri
         return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{run_id}?{TRAINING}"
 
     def params(self, run_id: str, values: Mapping[str, Any]) -> None:
-        """Log params, a hundred at a time (MLflow's limit)."""
         from mlflow.entities import Param
 
         every = [Param(key, str(value)[:MAX_TEXT]) for key, value in allowed(values).items()]
@@ -162,10 +156,10 @@ class Tracker:
         self.client.log_text(run_id, text, name)
 
     def metrics(self, run_id: str, events: Iterable[Json]) -> None:
-        """Log metrics, as many at once as MLflow takes; it keeps a point that is sent twice once.
+        """MLflow keeps a point that is sent twice once.
 
         Raises OverflowError for a step that no database takes: the server would answer as if it were in
-        trouble itself.
+        trouble.
         """
         from mlflow.entities import Metric
 
@@ -189,18 +183,16 @@ class Tracker:
         self.client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
 
     def publish(self, run_id: str, path: Path, folder: str) -> None:
-        """A file or a folder among the run's artifacts. What is no longer there cannot be shown."""
         send = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
         if path.exists():
             send(run_id, str(path), folder or None)
 
     def close(self, run_id: str, status: str, at: float | None = None) -> None:
-        """End a run: FINISHED, FAILED or KILLED, now or at a time."""
         self.client.set_terminated(run_id, status, None if at is None else int(at * 1000))
 
 
 def log_model(tracker: Tracker, run_id: str, name: str, folder: Path, digest: str) -> None:
-    """Log a saved model as an MLflow model, unless the run has one of this digest already."""
+    """Unless the run has one of this digest already."""
     from mlflow.entities import LoggedModelOutput
 
     client = tracker.client
@@ -247,7 +239,7 @@ def _pack(folder: Path, packed: Path) -> None:
 
 
 def append_note(before: str, text: str) -> str:
-    """A run's description with one more paragraph, never repeated, and cut in the middle when too long."""
+    """One more paragraph, never repeated; cut in the middle when too long."""
     paragraphs = [part for part in before.split("\n\n") if part]
     text = text.strip()
     if not text or text in paragraphs:
@@ -260,7 +252,6 @@ def append_note(before: str, text: str) -> str:
 
 
 def mlflow_error() -> type[Exception]:
-    """Its error class, imported where it is needed."""
     from mlflow.exceptions import MlflowException
 
     found: type[Exception] = MlflowException

@@ -11,8 +11,6 @@ from mlflow.pyfunc import PythonModel  # type: ignore[attr-defined]
 
 
 class Saved(PythonModel):
-    """Arrays in, arrays out; the model's meta.json names the function that builds its predictor."""
-
     def load_context(self, context: Any) -> None:
         folder = Path(context.artifacts["model"])
         module, _, name = json.loads((folder / "meta.json").read_text(encoding="utf-8"))[

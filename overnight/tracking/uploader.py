@@ -1,10 +1,9 @@
 """Uploads the event logs of a step to its MLflow run: in order, and each event once.
 
-The event log is the queue: only the portion that is being sent is in memory, and the offsets beside the log
-say how far MLflow has it. A server that is down, hangs or answers nonsense does not delay the training; what
-it does not take is sent later by this process, by the next attempt at the step, or by `python -m
-overnight.tracking.uploader`. That program exits with 0 when nothing is left to upload, and with 1 when a
-server was unavailable; the supervisor then starts it again later.
+The event log is the queue: only the portion that is being sent is in memory. A server that is down, hangs or
+answers nonsense does not delay the training; what it does not take is sent later by this process, by the next
+attempt at the step, or by `python -m overnight.tracking.uploader`, which exits with 1 when a server was
+unavailable; the supervisor then starts it again later.
 """
 
 import sys
@@ -47,7 +46,7 @@ class ServerUnavailable(Exception):
 
 
 class Uploader:
-    """Uploads a step's folder to its run. `log` writes the parent's event log; the child writes its own."""
+    """`log` writes the parent's event log; the child writes its own."""
 
     def __init__(self, tracker: Tracker, folder: Path, record: Record) -> None:
         self.tracker = tracker
@@ -79,7 +78,7 @@ class Uploader:
         return [*map(Path, self.record.earlier), self.folder]
 
     def log(self, event: Json) -> None:
-        """Write an event of the parent to its log; never waits for a server."""
+        """Never waits for a server."""
         try:
             self._writer = self._writer or events.Writer(self.folder / events.PARENT)
             self._writer.write(event)
@@ -104,7 +103,6 @@ class Uploader:
         return True
 
     def waiting(self) -> int:
-        """How many events MLflow does not have yet."""
         count = len(self._unwritten)
         for log in (log for folder in self._folders for log in _logs(folder)):
             start = self._offset(log) if self._is_open else 0
@@ -112,7 +110,7 @@ class Uploader:
         return count
 
     def upload_all(self, patience_s: float = PATIENCE_S) -> bool:
-        """Send all, retrying until the server has taken nothing for `patience_s`; whether it has all."""
+        """Retry until the server has taken nothing for `patience_s`; whether it has all."""
         began = time.monotonic()
         while True:
             with suppress(ServerUnavailable):
@@ -123,14 +121,13 @@ class Uploader:
             time.sleep(min(RETRY_S, patience_s))
 
     def finish(self, status: str, stop: Callable[[], bool]) -> bool:
-        """Send all and end the run; False when the server did not take all, which is then sent later."""
+        """Send all and end the run; False when the rest is sent later."""
         self._update(end=End(status=status, at=time.time()))
         with best_effort():  # the step has ended, whatever becomes of the upload
             call_until_stopped(lambda: self.upload_all(HURRIED_S if stop() else PATIENCE_S), stop)
         return self.concluded
 
     def mark_done(self) -> None:
-        """MLflow has everything: the folders are no longer pending."""
         for folder in self._folders:
             backlog.mark_done(folder)
         self.concluded = True
@@ -144,7 +141,6 @@ class Uploader:
             self._writer = None
 
     def wait_until_open(self, stop: Callable[[], bool], patience_s: float) -> bool:
-        """Wait at most `patience_s` for the server to open the run; whether it is open."""
         until = time.monotonic() + patience_s
         with best_effort():
             call_until_stopped(self.upload, lambda: stop() or time.monotonic() > until, 0.0)
@@ -167,13 +163,13 @@ class Uploader:
         self._is_open = True
 
     def _take_over(self, folder: Path) -> None:
-        """Upload the folder of an earlier attempt, too. Raises locks.Held while another process does."""
+        """Raises locks.Held while another process uploads it."""
         if folder not in self._locked:
             self._locks.enter_context(backlog.uploading(folder))
             self._locked.add(folder)
 
     def _reopened_run(self) -> str:
-        """The run of the newest attempt that has one, open again; empty where that was deleted."""
+        """Of the newest attempt that has one; empty where that was deleted."""
         earlier = [(folder, Record.read(folder)) for folder in self._folders[:-1]]
         run_ids = [record.run_id for _folder, record in earlier if record and record.run_id]
         if not run_ids or not self.tracker.reopen(run_ids[-1], self.record.tags, self.record.parent):
@@ -191,7 +187,7 @@ class Uploader:
         return run_id
 
     def _unless_refused(self, call: Callable[[], T]) -> T | None:
-        """What the call returns; None, and noted, where the server refuses it for good (a deleted run)."""
+        """None, and noted, where the server refuses it for good (a deleted run)."""
         try:
             return call()
         except mlflow_error() as error:

@@ -23,10 +23,7 @@ _decode = json.JSONDecoder().raw_decode  # ignores what is left of a longer text
 
 @dataclass(frozen=True)
 class Request:
-    """A request for a part of the card.
-
-    `owner`: its metadata (experiment, step, since, use_mib, peak_mib ...).
-    """
+    """A request for a part of the card. owner: its metadata (experiment, step, since, use_mib ...)."""
 
     folder: Path
     holds: bool
@@ -47,7 +44,6 @@ class Request:
 
     @property
     def order(self) -> tuple[int, int, int]:
-        """The sort key of the queue."""
         return self.ticket, self.pid, self.mib
 
     @property
@@ -56,7 +52,6 @@ class Request:
 
     @classmethod
     def parse(cls, folder: Path, name: str) -> Self | None:
-        """Parse a file name; None for a file that is no request."""
         found = REQUEST.fullmatch(name)
         if found is None:
             return None
@@ -64,16 +59,13 @@ class Request:
         return cls(folder, False, int(ticket), int(mib), int(pid), exclusive is not None)
 
     def with_owner(self) -> Self:
-        """The same with the metadata in its file; empty when that is torn or gone."""
+        """The same with the metadata in its file."""
         return self if self.owner else replace(self, owner=read_owner(self.path))
 
 
 @dataclass(frozen=True)
 class View:
-    """The ledger at one moment.
-
-    requests: holders first, then the queue in its order; grants: the number of the youngest grant.
-    """
+    """The ledger at one moment: holders, then the queue in its order; the number of the youngest grant."""
 
     folder: Path
     names: frozenset[str]
@@ -112,7 +104,7 @@ def _list(folder: Path) -> tuple[set[str], set[int]]:
     """All names, and the numbers of the grants; no grant is missed up to the youngest that is listed.
 
     A listing may miss what comes while it is made, so it counts only when the youngest grant is the same as
-    in the listing before: then the others were there before this one began.
+    in the listing before.
     """
     before = -1
     while True:
@@ -125,14 +117,13 @@ def _list(folder: Path) -> tuple[set[str], set[int]]:
 
 
 def holders(folder: Path) -> list[Request]:
-    """The live holders with their metadata."""
     return [r.with_owner() for r in snapshot(folder).requests if r.holds]
 
 
 def create(request: Request, owner: dict[str, Any]) -> int:
     """Create a request's file, locked before it is visible; its descriptor.
 
-    Raises FileExistsError for a name in use, FileNotFoundError when the folder was removed, OSError.
+    Raises FileExistsError for a name in use, FileNotFoundError when the folder was removed.
     """
     hidden = request.folder / f".{request.name}"
     descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -151,7 +142,7 @@ def create(request: Request, owner: dict[str, Any]) -> int:
 def grant(request: Request, number: int) -> bool:
     """Make a request the n-th grant; False when another has had that number.
 
-    Raises FileNotFoundError when somebody removed the request, OSError.
+    Raises FileNotFoundError when somebody removed the request.
     """
     path = request.folder / f"g-{number}"
     try:

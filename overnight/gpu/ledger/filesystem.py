@@ -32,7 +32,7 @@ Mounts = list[tuple[str, str]]
 def check_ledger(card: Card, mounts: Mounts | None = None, link: Link = os.link) -> None:
     """Raise ServiceError or DiskFull unless the ledger of *card* can be kept in its folder.
 
-    mounts: (path, type) of all file systems; link: the function that makes a hard link.
+    mounts: (path, type) of all file systems; link: makes a hard link.
     """
     folder = card.folder
     kind = check_location(card, mounts)
@@ -49,10 +49,7 @@ def check_ledger(card: Card, mounts: Mounts | None = None, link: Link = os.link)
 
 
 def check_location(card: Card, mounts: Mounts | None = None) -> str:
-    """The type of the file system of a ledger.
-
-    ServiceError where processes of this machine would not share one ledger.
-    """
+    """The type of its file system. Raises ServiceError where processes would not share one ledger."""
     folder = card.folder
     if not folder.is_absolute():
         raise ServiceError(
@@ -69,7 +66,7 @@ def check_location(card: Card, mounts: Mounts | None = None) -> str:
 
 
 def check_slots() -> None:
-    """Raise ServiceError or DiskFull unless slots for steps on this host can be counted in the checkout."""
+    """Raise ServiceError unless slots for steps on this host can be counted in the checkout."""
     folder = state() / "slots"
     try:
         folder.mkdir(exist_ok=True)
@@ -86,7 +83,6 @@ def check_slots() -> None:
 
 
 def unusable(folder: Path, error: OSError) -> OvernightError:
-    """The error for a folder that can keep no ledger: the reason, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(
             f"{folder}: the disk is full, so the ledger of the card cannot take another request; "
@@ -104,7 +100,7 @@ def unusable(folder: Path, error: OSError) -> OvernightError:
 
 
 def file_system_type(path: Path, mounts: Mounts | None = None) -> str:
-    """The type of the file system that holds *path*, which need not exist yet; empty when unknown."""
+    """Of *path*, which need not exist yet; empty when unknown."""
     import psutil
 
     if mounts is None:
@@ -116,7 +112,7 @@ def file_system_type(path: Path, mounts: Mounts | None = None) -> str:
 
 
 def _try_grant(folder: Path, link: Link) -> str:
-    """Try the steps of a grant in *folder*: what the file system lacks, else empty. Raises OSError."""
+    """Try the steps of a grant: what the file system lacks, else empty. Raises OSError."""
     # requests that stay hidden; the next reader of the folder removes what a killed process leaves
     ticket = secrets.randbits(60) + 1
     path, second = (folder / f".{Request(folder, False, ticket, mib, os.getpid()).name}" for mib in (1, 2))
@@ -139,7 +135,6 @@ def _try_grant(folder: Path, link: Link) -> str:
 
 
 def _lacks(feature: str, error: OSError) -> str:
-    """A sentence for the missing feature; raises the error again when it has other reasons."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         raise error
     return f"has no {feature}"

@@ -69,8 +69,8 @@ class Ledger:
         owner: metadata for people. on_wait: called when the grant is not immediate, with the requests that
         hold or stand ahead and the overuse (MiB); once more when other programs begin or cease to use a part
         of the budget. overuse: MiB of the budget that other programs use. smaller: amounts (MiB) to accept
-        while these programs leave no room for more even on an otherwise free card. ticket: of an earlier
-        grant of its own that was given back; the request then stands where that one stood.
+        while these leave no room for more. ticket: of an earlier grant of its own that was given back, whose
+        place it takes.
 
         Raises DoesNotFit when the budget is smaller, Stopped when `should_stop` says so.
         """
@@ -106,15 +106,11 @@ class Ledger:
         return [r.with_owner() for r in entries.snapshot(self.folder).requests]
 
     def held_mib(self) -> int:
-        """The sum of all grants."""
         return sum(r.mib for r in entries.snapshot(self.folder).requests if r.holds)
 
 
 class Grant:
-    """Held memory.
-
-    Released by `release`, by leaving the `with` block, or by the kernel when the process ends.
-    """
+    """Held memory, until `release`, the end of the `with` block, or that of the process."""
 
     def __init__(self, request: Request, descriptor: int, owner: dict[str, Any]) -> None:
         self.request = replace(request, holds=True)
@@ -126,14 +122,9 @@ class Grant:
 
     @property
     def ticket(self) -> int:
-        """Its number in the order of all requests, to ask again with after a release (`acquire(ticket=)`)."""
         return self.request.ticket
 
     def update(self, **values: Any) -> None:
-        """Add metadata of the holder that others may show: use_mib, peak_mib, step .
-
-        No effect after the release.
-        """
         with self._lock():
             self.owner = {**self.owner, **values}
             if self._descriptor >= 0:
@@ -161,10 +152,7 @@ class Grant:
         return is_linked and same_file(self._descriptor, self.request.path)
 
     def release(self) -> None:
-        """Give the memory back.
-
-        A second call has no effect. While forks of this process live, it stays theirs.
-        """
+        """A second call has no effect. While forks of this process live, the memory stays theirs."""
         with self._lock():  # a closed descriptor's number may be that of another file the moment after
             descriptor = self._descriptor
             self._descriptor = -1

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Size:
-    """What one request takes: its MiB, and whether it lets no other run beside it."""
+    """exclusive: lets no other run beside it."""
 
     mib: int
     exclusive: bool = False
@@ -71,11 +71,9 @@ class _Line:
         self.sums = self._with(self.sums, request.weight(self.budget_mib))
 
     def _beside(self, request: Size) -> int:
-        """The most that others may hold when it starts.
+        """The most that others may hold when it starts; negative while only other programs could make room.
 
-        Negative while only other programs could make room for it.
-
-        A request for more than the whole budget comes from a process with a larger budget, and is waited for.
+        A request for more than the whole budget comes from a process with a larger one, and is waited for.
         """
         most = self.free_mib - request.mib
         if most < 0 <= self.budget_mib - request.mib:
@@ -83,7 +81,6 @@ class _Line:
         return 0 if request.exclusive else max(0, most)
 
     def harmless(self, weight: int) -> bool:
-        """Whether no request ahead could start later because of this weight."""
         return not any(_any_bit(sums, most - weight, most) for most, sums in self.ahead)
 
 

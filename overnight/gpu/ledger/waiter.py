@@ -22,7 +22,7 @@ OnWait = Callable[[list[Request], int], None]
 
 
 class Waiter:
-    """A request that waits, and what its owner knows of the others. clock: seconds."""
+    """A request that waits, and what its owner knows of the others."""
 
     def __init__(
         self,
@@ -99,7 +99,6 @@ class Waiter:
         )
 
     def _enter_again(self) -> None:
-        """Enter the queue with the old ticket: somebody removed the file."""
         os.close(self.descriptor)
         self.descriptor = -1
         self.descriptor = self._enter()
@@ -141,7 +140,6 @@ class Waiter:
             on_wait([r.with_owner() for r in ahead], self.overuse_mib)
 
     def leave(self) -> None:
-        """Leave the queue, or give back what was granted just now."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
         entries.remove(self.request.path)
