@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -24,10 +23,11 @@ class FakeTensorContext:
         self.target = target
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.tracer = Tracer(spare)
+        self.during = self.tracer.during
 
     @contextlib.contextmanager
     def entered(self) -> Iterator["FakeTensorContext"]:
-        with _fake_deepcopy(), _no_inference_mode(), self.mode, self.tracer:
+        with _no_inference_mode(), self.mode, self.tracer:
             yield self
 
     def model(self, recipe: Recipe[Any]) -> nn.Module:
@@ -39,7 +39,7 @@ class FakeTensorContext:
         with _outside(self.tracer), _outside(self.mode), torch.device("meta"):
             model: nn.Module = build()
         convolves = any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in model.modules())
-        swap(model, self.mode, laid_out and convolves)
+        _swap(model, self.mode, laid_out and convolves)
         self.tracer.label((*model.parameters(), *model.buffers()), "weights")
         return model
 
@@ -88,42 +88,15 @@ class FakeTensorContext:
         finally:
             converter.from_real_tensor = convert  # type: ignore[method-assign]
 
-    def during(self, phase: str) -> AbstractContextManager[None]:
-        """Allocations in the block belong to the phase."""
-        return self.tracer.during(phase)
-
-    def settled(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer | None, copies: list[list[Tensor]]
+    def label_state(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | None, copies: list[Tensor]
     ) -> None:
         """After a step: label gradients, optimizer state and copies of the weights."""
         self.tracer.label((p.grad for p in model.parameters() if p.grad is not None), "gradients")
-        for twin in copies:
-            self.tracer.label(twin, "copies")
+        self.tracer.label(copies, "copies")
         if optimizer is not None:
             state = (value for values in optimizer.state.values() for value in values.values())
             self.tracer.label((v for v in state if isinstance(v, Tensor)), "optimizer")
-
-
-@contextlib.contextmanager
-def _fake_deepcopy() -> Iterator[None]:
-    """Let copy.deepcopy() of a fake tensor make another fake; torch's own copies bytes that do not exist."""
-
-    def deepcopy(self: Tensor, memo: dict[int, Any]) -> Tensor:
-        with torch.no_grad():
-            found: Tensor = self.detach().clone()
-        found = (
-            nn.Parameter(found, self.requires_grad)
-            if isinstance(self, nn.Parameter)
-            else found.requires_grad_(self.requires_grad)
-        )
-        memo[id(self)] = found
-        return found
-
-    FakeTensor.__deepcopy__ = deepcopy  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del FakeTensor.__deepcopy__
 
 
 @contextlib.contextmanager
@@ -151,7 +124,7 @@ def _outside(mode: Any) -> Iterator[None]:
         mode.__enter__()
 
 
-def swap(model: nn.Module, mode: FakeTensorMode, channels_last: bool = False) -> None:
+def _swap(model: nn.Module, mode: FakeTensorMode, channels_last: bool = False) -> None:
     """Replace every tensor of the module by an empty fake one; tied weights stay tied."""
     done = dict[int, Tensor]()
     for module in model.modules():

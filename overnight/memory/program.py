@@ -1,7 +1,6 @@
 """The training program that is traced: optimizer steps and evaluations, as the training loop runs them."""
 
 import contextlib
-import copy
 import itertools
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,43 +13,38 @@ from overnight.memory.modules import by_own_loop, stays_on_device
 from overnight.training.acceleration import FUSED
 from overnight.training.batches import Batch
 from overnight.training.recipe import Recipe
-from overnight.training.weights import PACKED
+from overnight.training.weights import is_packed
 
 STEPS = 3  # one that creates the optimizer's state, one with it, one after an evaluation
 
 
 def run_program(recipe: Recipe[Any], micro: int, context: FakeTensorContext) -> None:
+    own = by_own_loop(recipe)
     with context.during("build"):
         model = context.model(recipe).train()
-        averaged = copy.deepcopy(model).requires_grad_(False).eval() if recipe.ema else None
+        trained = [p for p in model.parameters() if p.requires_grad]
+        buffers = [b for b in model.buffers() if not is_packed(b)]
+        average = [p.detach().clone() for p in trained] if recipe.ema else []
         optimizer = recipe.optimizer(model)
         choose_kernels(context.target, optimizer, recipe)
         # the loop restores buffers after a failed step
-        undo = [buffer.detach().clone() for buffer in model.buffers()] if by_own_loop(recipe) else []
+        undo = [buffer.detach().clone() for buffer in buffers] if own else []
     with context.during("data"):
         parts = _parts(recipe, micro, context)
-    evaluated = averaged or model
     best = list[Tensor]()
     for number in range(STEPS):
         _step(recipe, model, optimizer, parts, context)
-        average = list(evaluated.state_dict().values()) if averaged is not None else []
-        context.settled(model, optimizer, [undo, average])
-        if averaged is not None:
+        context.label_state(model, optimizer, [*undo, *average])
+        if average:
             with context.during("optimizer"), torch.no_grad():
-                _update_average(averaged, model)
+                torch._foreach_lerp_(average, trained, 0.1)
         if number:
             with context.during("evaluate"):
-                _evaluate(recipe, evaluated, parts[0], context)
-            if context.target == "cpu" and by_own_loop(recipe):  # the best weights are kept on the host
+                _evaluate(recipe, model, parts[0], context)
+            if context.target == "cpu" and own:  # the best weights are kept on the host
                 with context.during("keep"):
-                    best = [tensor.detach().clone() for tensor in _trained(model)]
-                context.settled(model, optimizer, [best])
-
-
-def _trained(model: nn.Module) -> list[Tensor]:
-    """What the loop keeps of a model (training/weights.py)."""
-    buffers = [b for b in model.buffers() if b.is_floating_point() or b.nbytes < PACKED]
-    return [*(p for p in model.parameters() if p.requires_grad), *buffers]
+                    best = [tensor.detach().clone() for tensor in (*trained, *buffers)]
+                context.label_state(model, optimizer, best)
 
 
 def precision(recipe: Recipe[Any], target: str) -> torch.dtype | None:
@@ -103,7 +97,7 @@ def _step(
         del batch
         with context.during("backward"):
             loss.backward()  # type: ignore[no-untyped-call]
-    context.settled(model, None, [])
+    context.label_state(model, None, [])
     with context.during("optimizer"):
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         torch._foreach_div_(gradients, 1.0)
@@ -129,9 +123,3 @@ def _evaluate(recipe: Recipe[Any], model: nn.Module, part: Batch, context: FakeT
         else:
             context.score(recipe, model)
     model.train(was)
-
-
-def _update_average(averaged: nn.Module, model: nn.Module) -> None:
-    averages: list[Tensor] = list(averaged.parameters())
-    weights: list[Tensor] = list(model.parameters())
-    torch._foreach_lerp_(averages, weights, 0.1)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 Weights = dict[str, Tensor]
-PACKED = 1 << 20  # bytes from which a buffer of integers is taken for packed weights or a mask
+PACKED = 1 << 20  # bytes
 SAMPLED = 1 << 18  # values of a frozen tensor that its digest reads
 
 
@@ -24,7 +24,7 @@ class TrainedWeights:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        packed = {name: b for name, b in model.named_buffers() if _is_packed(b)}
+        packed = {name: b for name, b in model.named_buffers() if is_packed(b)}
         self.packed = [(buffer, buffer._version) for buffer in packed.values()]
         frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
         self.digest = _digest(frozen | packed)
@@ -59,7 +59,8 @@ class TrainedWeights:
                 setattr(self.model.get_submodule(owner), leaf, found[name].to(device))
 
 
-def _is_packed(buffer: Tensor) -> bool:
+def is_packed(buffer: Tensor) -> bool:
+    """Whether a buffer is of integers of 1 MiB or more: packed weights or a mask."""
     return buffer.nbytes >= PACKED and not (buffer.is_floating_point() or buffer.is_complex())
 
 

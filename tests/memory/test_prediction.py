@@ -37,6 +37,19 @@ def lm(**values):
     return made.lm_recipe(made.LmParams(**{"batch": 4, "width": 64, "layers": 2, "context": 64, **values}))
 
 
+def head_of_a_frozen_base():
+    """One layer is trained, and averaged; the rest is frozen, as packed weights are."""
+    recipe = lm(tied=False)
+
+    def build():
+        net = recipe.build().requires_grad_(False)
+        net.head.requires_grad_()
+        net.register_buffer("packed", torch.zeros(2 * MIB, dtype=torch.uint8))
+        return net
+
+    return replace(recipe, build=build, ema=0.9)
+
+
 CASES = {
     "cnn, accumulated, evaluated in large slices": (
         lambda: made.images((3, 16, 16), channels=8, blocks=1, batch=32),
@@ -53,6 +66,7 @@ CASES = {
     "gat on dense features": (lambda: made.graph(800, 2000, 64, conv="gat"), 100),
     "transformer": (lm, 4),
     "transformer bf16, no dropout": (lambda: lm(precision="bf16", dropout=0.0), 2),
+    "average of a head on a frozen base": (head_of_a_frozen_base, 4),
     "q-nets": (lambda: made.atari_recipe(made.NetParams(batch=16)), 16),
 }
 
