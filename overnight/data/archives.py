@@ -40,7 +40,7 @@ def plain(path: Path) -> Path:
 
 
 def recoded(path: Path, encoding: str) -> Path:
-    """The text file in utf-8, made once below .overnight/unpacked when it is in another encoding."""
+    """In utf-8, made once below .overnight/unpacked when it is in another encoding."""
     name = codecs.lookup(encoding).name
     if name in ("utf-8", "utf-8-sig"):
         return path
@@ -60,7 +60,7 @@ def recoded(path: Path, encoding: str) -> Path:
 
 
 def _made_once(path: Path, name: str, write: Callable[[IO[bytes]], None]) -> Path:
-    """What `write` makes of the file, kept until that changes; whole or not at all."""
+    """Kept until the file changes."""
     stat = path.stat()
     key = hashlib.sha256(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:20]
     target = state() / "unpacked" / key / name
@@ -90,9 +90,8 @@ def _single(path: Path) -> Iterator[IO[bytes]]:
 def unpack(archive: Path, folder: Path, inside: str = "", limit: int = LIMIT_BYTES) -> None:
     """Unpack the files below *inside* into the new *folder*.
 
-    `inside` is a pattern: `*/VOC` passes over one level.
-    Links and devices are left out. A name that leaves the folder, or more than *limit* bytes: DataError, and
-    nothing stays.
+    inside: a pattern; `*/VOC` passes over one level. Links and devices are left out. Raises DataError for a
+    name that leaves the folder, or more than *limit* bytes; then nothing stays.
     """
     with _explained(archive, folder):
         folder.mkdir(parents=True)
@@ -110,7 +109,7 @@ def unpack(archive: Path, folder: Path, inside: str = "", limit: int = LIMIT_BYT
 
 @contextmanager
 def _explained(archive: Path, unfinished: Path) -> Iterator[None]:
-    """A damaged archive becomes a DataError, a full disk a DiskFull. Nothing unfinished stays."""
+    """Nothing unfinished stays. Raises DataError, DiskFull."""
     try:
         yield
     except BaseException as error:
@@ -149,10 +148,7 @@ def _members(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def _below(name: str, inside: str, archive: Path) -> PurePosixPath | None:
-    """The path below *inside*, None when it lies elsewhere.
-
-    Raises DataError when it leads out of the archive.
-    """
+    """None when it lies elsewhere. Raises DataError when it leads out of the archive."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or (path.parts and ":" in path.parts[0]):
         raise file_error(
@@ -166,7 +162,7 @@ def _below(name: str, inside: str, archive: Path) -> PurePosixPath | None:
 
 
 def copy(source: IO[bytes], sink: IO[bytes], limit: int, archive: Path) -> int:
-    """Copy and count; more than *limit* bytes is a DataError."""
+    """The bytes copied; more than *limit* is a DataError."""
     done = 0
     while chunk := source.read(1 << 20):
         done += len(chunk)

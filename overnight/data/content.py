@@ -23,7 +23,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class ImageItem:
-    """One image. `open()` decodes it in its own size and mode; raises DataError when it does not decode."""
+    """`open()` decodes it in its own size and mode; raises DataError when it does not decode."""
 
     name: str
     open: Callable[[], "Image"]
@@ -32,7 +32,7 @@ class ImageItem:
 
 @dataclass(frozen=True)
 class BoxItem:
-    """One image with its boxes: float32 (n, 4) x1 y1 x2 y2 in pixels, int64 (n,) indices into classes."""
+    """Boxes: float32 (n, 4) x1 y1 x2 y2 in pixels; labels: int64 (n,) indices into classes."""
 
     name: str
     open: Callable[[], "Image"]
@@ -42,7 +42,7 @@ class BoxItem:
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images by split ("train", "val", "test"; a split may be absent)."""
+    """By split ("train", "val", "test"; a split may be absent)."""
 
     classes: tuple[str, ...]
     splits: Mapping[str, Sequence[ImageItem]]
@@ -51,7 +51,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Boxes:
-    """Images with boxes by split; `cleaned` counts the boxes that were dropped or clipped, and why."""
+    """`cleaned` counts the boxes that were dropped or clipped, and why."""
 
     classes: tuple[str, ...]
     splits: Mapping[str, Sequence[BoxItem]]
@@ -64,11 +64,9 @@ Features = Union["np.ndarray", tuple["np.ndarray", "np.ndarray", "np.ndarray", t
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph with node classes.
+    """edges: int64 (2, E), each undirected edge once, no self loops; labels: int64 (N,), -1 unlabelled.
 
-    edges int64 (2, E), each undirected edge once, no self loops; features float32 dense (N, F), or CSR as
-    (data, indices, indptr, shape), or None; labels int64 (N,), -1 unlabelled; masks: bool (N,) by split, or
-    empty; weights float32 (E,) above 0, or None: every edge counts the same.
+    masks: bool (N,) by split, or empty; weights: float32 (E,) above 0, or None: every edge counts the same.
     """
 
     edges: "np.ndarray"
@@ -83,7 +81,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Texts:
-    """Strings by split, with a class index each, or -1 where there are no classes."""
+    """A class index each, or -1 where there are no classes."""
 
     splits: Mapping[str, list[tuple[str, int]]]
     classes: tuple[str, ...] = ()

@@ -29,7 +29,6 @@ class Dataset(Entry):
     @model_validator(mode="before")
     @classmethod
     def _by_name(cls, given: Any) -> Any:
-        """The values of the entry of that name; raises ValueError with the nearest name."""
         if isinstance(given, Entry) or not isinstance(given, str):
             return given
         try:
@@ -38,10 +37,7 @@ class Dataset(Entry):
             raise ValueError("; ".join(error.problems)) from None
 
     def load(self, progress: "Progress | None" = None) -> Content:
-        """Find the files or download them, verify and read them.
-
-        Raises DataError that says what is missing, damaged or not as expected.
-        """
+        """Raises DataError that says what is missing, damaged or not as expected."""
         reader = readers.reader(self.reader)
         options = validate(reader.Options, self.options, Source(datasets() / f"{self.name}.yaml"))
         content = cut(reader.read(self.locate(progress), options, self.kind), self.splits)
@@ -49,7 +45,7 @@ class Dataset(Entry):
         return replace(content, cleaned=CleaningCounts(+content.cleaned))
 
     def load_as(self, wanted: type[C]) -> C:
-        """The content, as `load`; raises DataError when it is of another kind."""
+        """Raises DataError when it is of another kind."""
         content = self.load()
         if not isinstance(content, wanted):
             holds = type(content).__name__.lower()
@@ -57,7 +53,7 @@ class Dataset(Entry):
         return content
 
     def require_kind(self, kind: Kind, why: str = "") -> Self:
-        """The data set itself; raises ValueError when it is of another kind."""
+        """Raises ValueError when it is of another kind."""
         if self.kind != kind:
             reason = f": {why}" if why else ""
             raise ValueError(f"data set {self.name!r} is of kind {self.kind!r}, expected {kind!r}{reason}")
@@ -77,7 +73,7 @@ class Dataset(Entry):
 
 
 def check(name: str, expected: DataSpec, content: Content) -> None:
-    """Raise DataError when counts, sizes or names of classes are not those that the entry gives."""
+    """Raises DataError when counts, sizes or names of classes are not those that the entry gives."""
     there = _counts(content, expected.counts)
     wanted = dict(expected.counts) if there else {}
     if isinstance(content, Graph):
@@ -120,10 +116,7 @@ def names() -> list[str]:
 
 
 def load_entry(name: str) -> Dataset:
-    """The entry of that name, its reader's options checked too.
-
-    Raises ConfigError with every mistake, or with the nearest name.
-    """
+    """Its reader's options are checked too. Raises ConfigError with every mistake."""
     if name not in names():
         raise ConfigError(
             f"unknown data set {name!r}{did_you_mean(name, names())} (`overnight data ls` lists them; a new "
@@ -151,7 +144,7 @@ def load_entry(name: str) -> Dataset:
 
 
 def listing() -> list[dict[str, Any]]:
-    """A row for each entry: name, kind, reader, where its files are, MB, licence. Hashes nothing."""
+    """A row for each entry; hashes nothing."""
     return [_row(name) for name in names()]
 
 
@@ -180,12 +173,12 @@ def _row(name: str) -> dict[str, Any]:
 
 
 def fetch(name: str, progress: "Progress | None" = None) -> str:
-    """Download what is missing or damaged, verify everything; returns where it is. Raises DataError."""
+    """Download what is missing or damaged; returns where it is. Raises DataError."""
     return shown(load_entry(name).locate(progress, replace_damaged=True))
 
 
 def verify(name: str) -> list[str]:
-    """Every file hashed anew against the entry, and the set read once; what is wrong, or nothing."""
+    """What is wrong: every file is hashed anew, and the set read once."""
     entry = load_entry(name)
     try:
         if not entry.found():

@@ -11,7 +11,7 @@ from overnight.paths import state
 
 
 def sha256(path: Path) -> str:
-    """Digest of a file; of a folder that of what `sha256sum` lists for its files, sorted, relative to it."""
+    """Of a file; of a folder that of what `sha256sum` lists for its files, sorted, relative to it."""
     key = str(path.resolve())
     mark = _mark(path)
     known = read_json(_memory())
@@ -29,7 +29,6 @@ def sha256(path: Path) -> str:
 
 
 def forget(path: Path) -> None:
-    """Hash it anew the next time."""
     _remember({k: v for k, v in read_json(_memory()).items() if k != str(path.resolve())})
 
 
@@ -38,7 +37,7 @@ def size(path: Path) -> int:
 
 
 def _files(path: Path) -> list[Path]:
-    """The file, or the files of a folder sorted by name without hidden ones (ours, the file manager's)."""
+    """Those of a folder sorted by name, without hidden ones (ours, the file manager's)."""
     if not path.is_dir():
         return [path]
     names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
@@ -46,7 +45,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _mark(path: Path) -> str:
-    """What changes when a file, or a file of a folder, is written to: size and time."""
+    """Sizes and times, which change when a file is written to."""
     stats = [(p.relative_to(path).as_posix(), p.stat()) for p in _files(path)]
     listed = "".join(f"{name} {stat.st_size} {stat.st_mtime_ns}\n" for name, stat in stats)
     return hashlib.sha256(listed.encode()).hexdigest()

@@ -23,7 +23,7 @@ TRIES, TRIES_TO_CONNECT, CHUNK = 5, 2, 1 << 20
 
 
 class Announce:
-    """The default progress: a printed line at the start, then every few seconds."""
+    """A printed line at the start, then every few seconds."""
 
     def __init__(self, every_s: float = 5) -> None:
         self.every_s, self.last = every_s, -1e9
@@ -37,7 +37,7 @@ class Announce:
 
 
 class _BrokenOff(Exception):
-    """The connection ended too early, or the server has a passing trouble; what is here stays."""
+    """The connection ended too early, or the server has a passing trouble."""
 
     def __init__(self, reason: str, tries: int = TRIES) -> None:
         self.tries = tries
@@ -52,9 +52,7 @@ def download(
     progress: Progress | None = None,
     pause_s: float = 1,
 ) -> None:
-    """Fetch *url* to *target*, verified.
-
-    `<target>.part` holds what is here so far and is taken up again by the next call.
+    """Fetch *url* to *target*, verified; `<target>.part` is taken up again by the next call.
 
     Raises DataError (refused, gone, wrong digest or size, connection lost TRIES times without a new byte) and
     DiskFull.
@@ -84,7 +82,7 @@ def download(
 
 
 def _receive(url: str, part: Path, sha256: Sequence[str], size: int | None, progress: Progress) -> None:
-    """One request: append what is missing to the part, or start it anew when the server cannot go on."""
+    """Append what is missing to the part, or start it anew when the server cannot go on."""
     tag = part.with_name(f"{part.name}.tag")
     have = part.stat().st_size if part.exists() else 0
     known = tag.read_text() if tag.exists() else ""
@@ -177,7 +175,7 @@ def _advice(url: str, target: Path, reason: str) -> str:
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follow https to https only; a loopback server (tests, a mirror of one's own) may stay on http."""
+    """Follow https to https only; a loopback server may stay on http."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if not newurl.startswith(("https://", "http://127.0.0.1")):

@@ -32,7 +32,7 @@ Inside = Annotated[str, AfterValidator(_inside)]
 
 
 class _Known(Values):
-    """What is known of a file before it is here; where nothing is, any file will do."""
+    """What is known of a file before it is here."""
 
     # several: each will do. Of a folder: of what `sha256sum *` prints in it
     sha256: Sha256 | list[Sha256] = []
@@ -44,7 +44,7 @@ class _Known(Values):
 
 
 class DataFile(_Known):
-    """One file of a data set, by its path inside the set's folder; a whole folder when it ends with /."""
+    """By its path inside the set's folder; a whole folder when it ends with /."""
 
     path: Inside
     url: Url | None = None
@@ -109,11 +109,11 @@ class Entry(Values):
         ]
 
     def problems(self, folder: Path) -> list[str]:
-        """What differs from the entry in this folder: size first, digest when the size is right."""
+        """What differs from the entry in this folder."""
         return [wrong for wrong in (self.problem(folder, file) for file in self.files) if wrong]
 
     def problem(self, folder: Path, file: DataFile) -> str:
-        """What is wrong with one file; empty when nothing is."""
+        """Empty when nothing is wrong."""
         path = folder / file.path
         can_fetch = file.url or self.archives
         anew = f"`overnight data fetch {self.name}` gets it anew" if can_fetch else "get it anew"
@@ -134,10 +134,7 @@ class Entry(Values):
         return f"{shown(path)}: sha256 {digest}, expected {expected}: damaged or changed; {anew}"
 
     def identity(self) -> dict[str, Any]:
-        """What decides the content: how it is read and cut, and the digests of its files.
-
-        Where the entry has no digests: those of the files that are here.
-        """
+        """What decides the content: how it is read and cut, and digests of the entry, else of the files here."""
         how = self.model_dump(mode="json", include={"kind", "reader", "options", "splits"})
         if self.package:
             return {**how, "package": self.package.version()}
@@ -150,10 +147,7 @@ class Entry(Values):
 
 
 def shared() -> list[Path]:
-    """The folder $OVERNIGHT_DATA names, if it is set; relative: to here, else to the checkout.
-
-    Raises DataError.
-    """
+    """The folder $OVERNIGHT_DATA names, if it is set, from here or the checkout. Raises DataError."""
     given = os.environ.get("OVERNIGHT_DATA")
     if not given:
         return []

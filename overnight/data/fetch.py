@@ -14,9 +14,7 @@ from overnight.paths import shown
 
 
 def fetch_missing(entry: Entry, progress: Progress | None = None) -> Path:
-    """Download what is missing or damaged in the last of the entry's folders.
-
-    Raises DataError when it cannot be had.
+    """Download what is missing or damaged in the last of the entry's folders. Raises DataError.
 
     One process fetches a set at a time; others wait and find it done.
     """
@@ -69,7 +67,7 @@ def _check_can_fetch(entry: Entry, folder: Path) -> None:
 
 
 def _fetch_archives(entry: Entry, folder: Path, progress: Progress | None) -> None:
-    """Unpack beside, then move name by name: a crash leaves nothing half, and the next call goes on."""
+    """Unpack beside, then move name by name: a crash leaves nothing half."""
     for archive in entry.archives:
         if not _missing(entry, folder):
             return

@@ -1,4 +1,4 @@
-"""Images as they come: any size, any mode. One place decides how they become arrays."""
+"""Images as they come: any size, any mode."""
 
 import io
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +18,7 @@ DROPPED = "image that does not decode dropped"
 
 
 def decode(name: str, data: bytes) -> "Image":
-    """The first frame of an encoded image, whole; raises DataError when it does not decode."""
+    """The first frame, whole; raises DataError when it does not decode."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -33,7 +33,6 @@ def decode(name: str, data: bytes) -> "Image":
 
 
 def opener(path: Path) -> "Callable[[], Image]":
-    """What decodes the image in a file when it is called."""
     return lambda: decode(str(path), path.read_bytes())
 
 
@@ -45,10 +44,7 @@ def of_array(pixels: "np.ndarray") -> "Callable[[], Image]":
 
 
 def opened(items: Iterable[Item], cleaned: CleaningCounts) -> "Iterator[tuple[Item, Image]]":
-    """Each item with its image; those that do not decode are counted and left out.
-
-    None at all decodes: DataError.
-    """
+    """Those that do not decode are counted and left out; DataError when none at all decodes."""
     good, first = 0, None
     for item in items:
         try:
@@ -68,10 +64,7 @@ def to_rgb(image: "Image") -> "Image":
 
 
 def to_mode(image: "Image", mode: str) -> "Image":
-    """8 bits a channel, mode "RGB" or "L".
-
-    16-bit values are scaled (not clipped), transparency is laid on white.
-    """
+    """8 bits a channel, mode "RGB" or "L"; 16 bits are scaled, transparency is laid on white."""
     from PIL import Image, ImageCms
 
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -88,10 +81,7 @@ def to_mode(image: "Image", mode: str) -> "Image":
 
 
 def _scaled(image: "Image") -> "Image":
-    """16 bits to 8 by the range of the type.
-
-    A float or 32-bit image by its own range when it leaves 0..65535.
-    """
+    """16 bits to 8 by the range of the type; float or 32 bits by its own when it leaves 0..65535."""
     import numpy as np
     from PIL import Image
 

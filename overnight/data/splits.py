@@ -12,7 +12,7 @@ T = TypeVar("T")
 def stratified(labels: Sequence[int], fraction: float, seed: int = 0) -> list[int]:
     """Indices of the part cut off, in order: `fraction` of each class, rounded so that the whole is right.
 
-    Samples with label -1 are never in it. A class of one sample stays in the training part.
+    Label -1 is never in it. A class of one sample stays in the training part.
     """
     import numpy as np
 
@@ -31,7 +31,7 @@ def stratified(labels: Sequence[int], fraction: float, seed: int = 0) -> list[in
 
 
 def cut(content: Content, splits: Mapping[str, float], seed: int = 0) -> Content:
-    """The content with the splits it lacks cut off "train"; those it has stay as they are."""
+    """Cut the splits that are missing off "train"."""
     if not isinstance(content, Images | Boxes | Texts):
         return content
     for name, fraction in splits.items():
@@ -49,7 +49,7 @@ def cut(content: Content, splits: Mapping[str, float], seed: int = 0) -> Content
 
 
 def _label(item: object) -> int:
-    """What to keep in proportion: the class; for boxes the rarest question is whether there are any."""
+    """The class; for boxes the rarest question is whether there are any."""
     if isinstance(item, tuple):
         return max(int(item[1]), 0)
     label = getattr(item, "label", None)

@@ -1,10 +1,8 @@
 """A model of PyTorch's caching allocator on CUDA, written from its documented rules.
 
-Sizes are rounded to 512 B. Up to 1 MiB they come out of segments of 2 MiB; below 10 MiB out of segments of
-20 MiB; larger ones get a segment of their size rounded to 2 MiB. The smallest free block that is large enough
-is taken and split; free neighbours are joined. Memory of the driver stays reserved. With expandable segments
-each pool is one range of addresses that grows by pages of 2 or 20 MiB. Without a limit: what was reserved is
-never given back.
+Up to 1 MiB comes out of segments of 2 MiB; below 10 MiB out of segments of 20 MiB; more gets a segment of its
+own, rounded to 2 MiB. The smallest free block that is large enough is split; free neighbours are joined. With
+expandable segments each pool is one range that grows by 2 or 20 MiB. What was reserved is never given back.
 """
 
 from bisect import bisect_left, insort
@@ -42,7 +40,7 @@ class _Segment:
 
 @dataclass
 class _Pool:
-    """Free pieces in the order of the search: by size, then by address."""
+    """Free pieces by size, then by address."""
 
     keys: list[tuple[int, int, int]] = field(default_factory=list)
     pieces: dict[tuple[int, int, int], _Piece] = field(default_factory=dict)
@@ -61,7 +59,7 @@ class _Pool:
 
 
 class Allocator:
-    """Call allocate() and release() as the program does; read `reserved` and `allocated`, bytes."""
+    """`reserved` and `allocated` are bytes."""
 
     def __init__(self, expandable: bool = True) -> None:
         self.expandable = expandable
@@ -72,7 +70,6 @@ class Allocator:
         self.count = len(self.growing)
 
     def allocate(self, size: int) -> _Piece:
-        """A piece of at least `size` bytes."""
         size = rounded(size, BLOCK)
         small = size <= SMALL
         piece = self.pools[small].best(size) or self._new(size, small)
@@ -83,7 +80,6 @@ class Allocator:
         return piece
 
     def release(self, piece: _Piece) -> None:
-        """Give a piece back to its pool, joined with its neighbours where they are free too."""
         self.allocated -= piece.size
         piece.free = True
         pool = self.pools[piece.segment.small]
@@ -143,7 +139,7 @@ def _joined(one: _Piece, other: _Piece) -> _Piece:
 
 
 def reserved_bytes(trace: Trace, expandable: bool = True) -> int:
-    """What the allocator has reserved at the end of a program, which is the most."""
+    """What the allocator has reserved at the end of a program."""
     model = Allocator(expandable)
     pieces = dict[int, _Piece]()
     for event in trace.events:

@@ -32,7 +32,7 @@ PROMOTED |= {"index_put", "scatter_add", "stack", "tensordot", "vdot"}
 
 
 def workspace(func: Any, args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any) -> int:
-    """Bytes that cuDNN takes for a convolution: it re-orders operands that are not channels-last."""
+    """Bytes that cuDNN takes to re-order the operands of a convolution that are not channels-last."""
     if func is aten.convolution.default:
         operands = (args[0], args[1], out)
     elif func is aten.convolution_backward.default:
@@ -49,7 +49,7 @@ def _bytes(tensor: Tensor) -> int:
 
 @contextlib.contextmanager
 def as_on_cuda() -> Iterator[None]:
-    """In the block operators of CPU tensors decompose as those of a card do."""
+    """Operators of CPU tensors decompose as those of a card do."""
     lib: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "overriding a previously registered kernel" is intended
@@ -81,7 +81,6 @@ def _casts() -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 def _cast(name: str) -> Callable[..., Any]:
-    """A card's autocast of an operator: in lower precision, in float32, or with a float32 result."""
     packet, _, overload = name.partition(".")
     operator = getattr(getattr(aten, packet), overload or "default")
     here = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
@@ -103,7 +102,7 @@ def _cast(name: str) -> Callable[..., Any]:
 
 
 class _Softmax(torch.autograd.Function):
-    """Half precision in, float32 out, without a copy, as the kernel of a card; no values."""
+    """Half precision in, float32 out, without a copy; no values."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -118,7 +117,7 @@ class _Softmax(torch.autograd.Function):
 
 
 def _to(value: Any, dtype: torch.dtype) -> Any:
-    """Cast tensors of single and half precision to `dtype`, return anything else unchanged."""
+    """Tensors of single and half precision cast; anything else as it is."""
     if isinstance(value, Tensor) and value.dtype in (*HALVES, torch.float32):
         return value.to(dtype)
     return [_to(v, dtype) for v in value] if isinstance(value, list) else value
@@ -142,7 +141,6 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """The kernel that a card takes since Ampere."""
     if query.ndim != 4:
         return aten._scaled_dot_product_attention_math.default(  # type: ignore[no-any-return]
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa

@@ -17,8 +17,6 @@ LEAVES = (".numpy() is not supported", ".tolist() is not supported")  # messages
 
 
 class FakeTensorContext:
-    """A mode of fake tensors and a tracer of their storages; enter it to run a program."""
-
     def __init__(self, target: str, spare: Spare) -> None:
         self.target = target
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -31,11 +29,10 @@ class FakeTensorContext:
             yield self
 
     def model(self, recipe: Recipe[Any]) -> nn.Module:
-        """Built on the meta device, then given fake weights."""
         return self.take(recipe.build, self.target == "cuda" and by_own_loop(recipe))
 
     def take(self, build: Any, laid_out: bool = False) -> nn.Module:
-        """The module that build() makes, of fake tensors; laid_out: channels-last if it convolves."""
+        """The module that build() makes on the meta device; laid_out: channels-last if it convolves."""
         with _outside(self.tracer), _outside(self.mode), torch.device("meta"):
             model: nn.Module = build()
         convolves = any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in model.modules())
@@ -58,7 +55,7 @@ class FakeTensorContext:
         return found
 
     def score(self, recipe: Recipe[Any], model: nn.Module) -> None:
-        """Evaluate the recipe on example data; ends where values leave the device for numpy."""
+        """Ends where values leave the device for numpy."""
         with _outside(self.tracer), _outside(self.mode):
             data = recipe.eval_example() if recipe.eval_example else None
         try:
@@ -70,10 +67,7 @@ class FakeTensorContext:
 
     @contextlib.contextmanager
     def _hosted(self) -> Iterator[None]:
-        """Do not count real tensors: they are data of the host.
-
-        On a card they count as the slice copied to it.
-        """
+        """Ignore real tensors, which are data of the host; on a card they count as the slice copied to it."""
         converter = self.mode.fake_tensor_converter
         convert = converter.from_real_tensor
 
@@ -91,7 +85,6 @@ class FakeTensorContext:
     def label_state(
         self, model: nn.Module, optimizer: torch.optim.Optimizer | None, copies: list[Tensor]
     ) -> None:
-        """After a step: label gradients, optimizer state and copies of the weights."""
         self.tracer.label((p.grad for p in model.parameters() if p.grad is not None), "gradients")
         self.tracer.label(copies, "copies")
         if optimizer is not None:
@@ -101,7 +94,7 @@ class FakeTensorContext:
 
 @contextlib.contextmanager
 def _no_inference_mode() -> Iterator[None]:
-    """Replace inference mode, which hides what composite operators do, by no_grad, which shows it."""
+    """no_grad instead of inference mode, which hides what composite operators do."""
     before = torch.inference_mode.__enter__
 
     def enter(self: Any) -> None:
@@ -125,7 +118,7 @@ def _outside(mode: Any) -> Iterator[None]:
 
 
 def _swap(model: nn.Module, mode: FakeTensorMode, channels_last: bool = False) -> None:
-    """Replace every tensor of the module by an empty fake one; tied weights stay tied."""
+    """Replace every tensor by an empty fake one; tied weights stay tied."""
     done = dict[int, Tensor]()
     for module in model.modules():
         tables: list[dict[str, Any]] = [module._parameters, module._buffers, module.__dict__]

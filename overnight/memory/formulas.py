@@ -38,18 +38,17 @@ class Formula:
 
     @classmethod
     def of(cls, found: Any) -> "Formula | None":
-        """From what a step's `peak` returns: a Formula, or (low, high)."""
+        """From what a step's `peak` returns: a Formula, or (low, high) in MiB."""
         return found if found is None or isinstance(found, cls) else cls(*found)
 
     def none_of(self, card: Card) -> bool:
-        """Whether it takes no memory of the card."""
         if self.needs:
             return card.virtual or importlib.util.find_spec(self.needs) is None
         return not self.high and not self.unknown
 
 
 def joined(data: Entry, tables: Sequence[str] = ()) -> Formula:
-    """Join tables on the card: by rows and columns in the data set's entry, else by bytes of its files."""
+    """By rows and columns in the data set's entry, else by bytes of its files."""
     held = _columns(data, tables)
     if held:
         mib = sum(held.values())
@@ -90,7 +89,7 @@ def _columns(data: Entry, tables: Sequence[str]) -> dict[str, float]:
 
 
 def fitted(rows: int, features: int, classes: int, package: str) -> Formula:
-    """Fit a linear model to a dense float32 matrix on the card."""
+    """A linear model on a dense float32 matrix."""
     matrix = rows * features * FLOAT / MIB
     weights = features * classes * FLOAT / MIB
     high = SOLVER * matrix + 20 * weights  # L-BFGS keeps ten steps and their gradients
@@ -101,7 +100,7 @@ def fitted(rows: int, features: int, classes: int, package: str) -> Formula:
 
 @dataclass(frozen=True)
 class AgentMemory:
-    """Bytes of an agent: nets with gradients and moments, stored steps, activations of a batch."""
+    """Bytes of nets with gradients and moments, stored steps, and activations of a batch."""
 
     nets: int
     remembered: int
@@ -120,12 +119,9 @@ def agent(
     batch: int,
     doubled: bool = True,
 ) -> AgentMemory:
-    """Memory of an RL agent.
+    """widths: units of each layer, by net. observation, action: bytes. remembered: stored steps.
 
-    widths: units of each layer, by net; every net has weights, gradients and two moments of Adam.
-    observation, action: bytes of one. remembered: stored steps, each of an observation, an action, a reward
-    and a flag for the end of the episode. doubled: two observations a step (before and after), as in a replay
-    buffer.
+    doubled: a step has the observation before and after, as in a replay buffer.
     """
     weights = sum((a + 1) * b for net in widths for a, b in pairwise(net))
     units = sum(sum(net[1:]) for net in widths)

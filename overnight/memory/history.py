@@ -1,10 +1,9 @@
 """What steps were predicted to need and what they took, for their next request.
 
 <card's folder>/history.jsonl has a line of JSON for each run, {step, family, used}, and for each prediction,
-{step, version, estimate}. step: digest of what decides its memory; family: the step and the kind of net that
-it trains; version: digest of the code that predicts. Lines are appended under a lock, each after a newline,
-so that a torn one spoils no other; torn and odd lines are ignored. A file above LIMIT_BYTES is written anew
-with the last KEPT lines and the largest of each step and outcome.
+{step, version, estimate}. Lines are appended under a lock, each after a newline, so that a torn one spoils no
+other; odd lines are ignored. Above LIMIT_BYTES the file is written anew with the last KEPT lines and the
+largest of each step and outcome.
 """
 
 import json
@@ -37,7 +36,7 @@ _ESTIMATE = TypeAdapter(MemoryEstimate)
 
 
 class _Line(NamedTuple):
-    """label: the family of a run, the version of a prediction."""
+    """step: digest of what decides its memory; label: the family of a run, the version of a prediction."""
 
     step: str
     label: str
@@ -45,14 +44,12 @@ class _Line(NamedTuple):
 
     @classmethod
     def parse(cls, text: bytes) -> "_Line":
-        """Raises one of ODD."""
         found = json.loads(text)
         if "used" in found:
             return cls(found["step"], found["family"], Usage.model_validate(found["used"]))
         return cls(found["step"], found["version"], _ESTIMATE.validate_python(found["estimate"]))
 
     def dump(self) -> bytes:
-        """Raises ValueError for NaN."""
         if isinstance(self.value, Usage):
             used = self.value.model_dump(mode="json", exclude_defaults=True)
             whole = {"step": self.step, "family": self.label, "used": used}
@@ -62,7 +59,7 @@ class _Line(NamedTuple):
 
     @property
     def sound(self) -> bool:
-        """Whether its figures can be true; NaN cannot."""
+        """NaN is not."""
         figures = [value for value in vars(self.value).values() if isinstance(value, int | float)]
         return all(0 <= figure < LARGEST for figure in figures)
 
@@ -85,34 +82,31 @@ class _Line(NamedTuple):
 
 
 class History:
-    """What is known of the steps on a card."""
-
     def __init__(self, card: Card) -> None:
         self.lines = list(_read(_path(card)))
 
     def runs(self, step: str) -> list[Usage]:
-        """Runs of a step that say something of its memory, the latest last."""
+        """The latest last."""
         return [line.value for line in self.lines if line.step == step and isinstance(line.value, Usage)]
 
     def family(self, name: str) -> list[Usage]:
-        """The last runs of a family that can be compared with their prediction."""
+        """The last runs that can be compared with their prediction."""
         runs = [line.value for line in self.lines if line.label == name and isinstance(line.value, Usage)]
         return [run for run in runs if run.finished and run.prediction_error is not None][-FAMILY_RUNS:]
 
     def prediction(self, step: str, micro_batch: int) -> MemoryEstimate | None:
-        """The stored prediction by today's code."""
+        """By today's code."""
         own = [line.value for line in self.lines if (line.step, line.label) == (step, version())]
         found = [one for one in own if isinstance(one, MemoryEstimate) and one.micro_batch == micro_batch]
         return found[-1] if found else None
 
 
 def step_key(step: "Step[Any, Any]", arguments: Sequence[Any]) -> str:
-    """The step in this file: its code, values and shapes of data."""
     return step.memory_key(arguments)[:32]
 
 
 def family(step: "Step[Any, Any]", params: Any) -> str:
-    """The step and the kind of net: `train_gnn-gat`."""
+    """The step and the kind of net that it trains: `train_gnn-gat`."""
     fields = (getattr(params, field, None) for field in KINDS_OF_NET)
     kind = next((value for value in fields if isinstance(value, str)), "")
     return f"{step.name}-{kind}" if kind else step.name
@@ -127,7 +121,6 @@ def version() -> str:
 
 
 def add_prediction(card: Card, step: str, found: MemoryEstimate) -> None:
-    """Store what today's code predicts, or why it cannot."""
     _append(card, _Line(step, version(), found))
 
 
@@ -136,8 +129,7 @@ def record_usage(
 ) -> None:
     """Add a run that says something of the step's memory.
 
-    One that failed below its cap says nothing, nor does one that ran out of memory because other programs
-    took more than the card's reserve.
+    One that failed below its cap, or for what other programs took beyond the card's reserve, says nothing.
     """
     own = {name: getattr(used, name) for name in Usage.model_fields}  # without the fields of a StepResult
     used = Usage.model_construct(**{**own, "finished": finished})
@@ -171,7 +163,7 @@ def _read(path: Path) -> Iterator[_Line]:
 
 
 def _append(card: Card, line: _Line) -> None:
-    """Add a line. A disk that cannot be written is no error; a figure that cannot be true is left out."""
+    """A disk that cannot be written is no error; a figure that cannot be true is left out."""
     path = _path(card)
     if not line.sound:
         return
@@ -183,7 +175,7 @@ def _append(card: Card, line: _Line) -> None:
 
 
 def _compacted(lines: Sequence[_Line]) -> bytes:
-    """The lines to keep; above half of the limit those of the steps that were used last."""
+    """Above half of the limit, the lines of the steps that were used last."""
     groups = defaultdict[Any, list[int]](list)
     used = dict[str, int]()
     for number, line in enumerate(lines):

@@ -24,7 +24,7 @@ def by_own_loop(recipe: Recipe[Any]) -> bool:
 
 
 def stays_on_device(recipe: Recipe[Any]) -> bool:
-    """Whether the whole batch stays on the device, as a graph does."""
+    """Whether the whole batch stays there, as a graph does."""
     return recipe.micro_batches is not split_by_sample
 
 
@@ -38,9 +38,9 @@ def as_recipe(
 ) -> Recipe[Any]:
     """A recipe that trains the module on that batch.
 
-    batch: a tensor, a tuple of tensors or a mapping of names to tensors, on any device, samples first.
+    batch: a tensor, a tuple or a mapping of tensors, samples first. accumulate: micro-batches in a batch.
     loss(module, batch) -> scalar; default: the output's `loss`, else the sum of its first tensor.
-    optimizer(parameters) -> optimizer; default: AdamW. accumulate: micro-batches in an effective batch.
+    optimizer(parameters) -> optimizer; default: AdamW.
     """
     inputs = _named(batch)
     by_name = isinstance(batch, Mapping)
@@ -72,7 +72,6 @@ def _meta(tensor: Tensor) -> Tensor:
 
 
 def _named(batch: Any) -> dict[str, Tensor]:
-    """Inputs by name; those by position get numbers."""
     if isinstance(batch, Mapping):
         return dict(batch)
     return {

@@ -39,7 +39,7 @@ REASONS = {  # of torch's own exceptions
 
 
 class Unknown(OvernightError):
-    """The program depends on values that only a real run has, or needs its data; never taken for a fit."""
+    """The program depends on values that only a real run has; never taken for a fit."""
 
     exit_code = 2
     child_code = 10
@@ -55,16 +55,16 @@ class Constants(Values):
 
     @classmethod
     def of(cls, virtual: bool) -> "Constants":
-        """Of the allocator alone, as leases are sized. A virtual card counts live bytes, without rounding."""
+        """Of the allocator alone, as leases are sized. A virtual card counts live bytes."""
         return cls(context_mib=0.0, margin_mib=VIRTUAL_MARGIN_MIB) if virtual else cls(context_mib=0.0)
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Peak memory of a step on the card, MiB: what is likely, and between which edges.
+    """Peak memory of a step on the card, MiB, between two edges.
 
-    needed_mib: upper edge without the evaluation, which is cut into slices when memory runs out. parts: add
-    up to `mib`. phase, operator: when the peak is. unknown: why there is no estimate. why: how it is known.
+    needed_mib: upper edge without the evaluation, which can be cut into slices. parts: add up to `mib`.
+    phase, operator: when the peak is. unknown: why there is no estimate. why: how it is known.
     """
 
     target: str = "cuda"
@@ -81,7 +81,6 @@ class MemoryEstimate:
     why: str = ""
 
     def verdict(self, budget_mib: float) -> Literal["fits", "does not fit", "unknown"]:
-        """For a budget, which the upper edge must not exceed."""
         if self.unknown:
             return "unknown"
         return "fits" if self.needed_mib <= budget_mib else "does not fit"
@@ -94,9 +93,9 @@ class MemoryEstimate:
 
 
 def traced(recipe: Any, micro: int, target: Target, spare: Callable[..., int] | None = None) -> Trace:
-    """Every allocation of the recipe's program with micro-batches of `micro` samples. Raises Unknown.
+    """Allocations of training in micro-batches of `micro` samples. Raises Unknown.
 
-    spare: bytes that an operator takes for itself (see tracer.Tracer); cuDNN's workspaces when left out.
+    spare: see tracer.Tracer; cuDNN's workspaces when left out.
     """
     from overnight.memory import cuda_rules
     from overnight.memory.program import run_program
@@ -108,9 +107,9 @@ def traced_calls(
     modules: "Mapping[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Any]]]",
     target: Target = "cuda",
 ) -> Trace:
-    """Every allocation of building all modules and calling one after the other. Raises Unknown.
+    """Allocations of building all modules and calling one after the other. Raises Unknown.
 
-    modules: name -> (build, call). Each call is a phase of that name; its result is dropped at its end.
+    modules: name -> (build, call). Each call is a phase of that name; its result is dropped.
     """
     import torch
 
@@ -155,7 +154,7 @@ def _reason(error: BaseException, phase: str) -> str:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Drop warnings, and log lines below errors, of libraries in the block."""
+    """Drop warnings, and log lines below errors, of libraries."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -177,12 +176,11 @@ def predict(
     constants: Constants | None = None,
     **module: Any,
 ) -> MemoryEstimate:
-    """The peak memory of training, before it runs and without a card.
+    """The peak memory of training, before it runs and without a card; `unknown` is set if it cannot be traced.
 
     recipe: a Recipe, then `batch` is the micro-batch (its own when left out); or an nn.Module, then `batch`
     holds its inputs, and `loss`, `optimizer`, `precision`, `accumulate` may be given (see modules.as_recipe).
     data_mib: what else lies on the device, such as a data set.
-    A program that cannot be traced gives a prediction with `unknown` set.
     """
     from torch import nn
 
@@ -202,10 +200,7 @@ def predict(
 def estimate(
     trace: Trace, micro: int, target: Target, data_mib: float, constants: Constants, sliced: bool = False
 ) -> MemoryEstimate:
-    """What a trace takes of a card, or of the virtual one, which counts live bytes.
-
-    sliced: its evaluation can be cut into slices.
-    """
+    """sliced: its evaluation can be cut into slices."""
     from overnight.memory.allocator import BLOCK, reserved_bytes
 
     cuda = target == "cuda"

@@ -1,4 +1,4 @@
-"""The training program that is traced: optimizer steps and evaluations, as the training loop runs them."""
+"""The program that is traced: optimizer steps and evaluations, as the training loop runs them."""
 
 import contextlib
 import itertools
@@ -58,9 +58,8 @@ def precision(recipe: Recipe[Any], target: str) -> torch.dtype | None:
 def choose_kernels(target: str, optimizer: torch.optim.Optimizer, recipe: Recipe[Any]) -> None:
     """Let the optimizer update weights as on the target.
 
-    A CPU updates one weight after the other; a card uses fused kernels, which need no temporaries. In a
-    user's own loop, and without such a kernel, a card updates all weights at once (foreach), with
-    temporaries.
+    A CPU updates one weight after the other; a card uses fused kernels, without temporaries. In a user's own
+    loop, and without such a kernel, a card updates all weights at once (foreach), with temporaries.
     """
     fused = by_own_loop(recipe) and isinstance(optimizer, FUSED)
     for group in optimizer.param_groups:
@@ -70,13 +69,13 @@ def choose_kernels(target: str, optimizer: torch.optim.Optimizer, recipe: Recipe
 
 
 def _parts(recipe: Recipe[Any], micro: int, context: FakeTensorContext) -> list[Batch]:
-    """The first two micro-batches of an effective batch, which show what accumulation costs."""
+    """The first two micro-batches, which show what accumulation costs."""
     whole = context.batch(recipe, micro if stays_on_device(recipe) else max(micro, recipe.params.batch))
     return list(itertools.islice(recipe.micro_batches(whole, micro), 2))
 
 
 def cast(recipe: Recipe[Any], target: str) -> AbstractContextManager[Any]:
-    """The autocast region of a forward pass: always the CPU's, which cuda_rules makes behave as on a card."""
+    """Always the CPU's, which cuda_rules makes behave as on a card."""
     dtype = precision(recipe, target)
     return torch.autocast("cpu", dtype) if dtype else contextlib.nullcontext()
 
@@ -107,14 +106,13 @@ def _step(
 
 
 def on_device(recipe: Recipe[Any], part: Batch, target: str) -> Batch:
-    """The part as the loss sees it: a copy on a card, unless the whole batch stays there."""
     if target == "cpu" or stays_on_device(recipe):
         return dict(part)
     return {name: tensor.clone() for name, tensor in part.items()}
 
 
 def _evaluate(recipe: Recipe[Any], model: nn.Module, part: Batch, context: FakeTensorContext) -> None:
-    """Evaluate example data, or run a forward pass on a micro-batch when the recipe has none."""
+    """Example data, or a micro-batch when the recipe has none."""
     was = model.training
     model.eval()
     with torch.inference_mode(), cast(recipe, context.target):

@@ -53,7 +53,7 @@ Predict = Callable[[Any, int], MemoryEstimate | None]  # (recipe, micro-batch)
 
 @dataclass(frozen=True)
 class MemoryRequest:
-    """What to request from the ledger, MiB. micro_batch: None for a step without one.
+    """MiB to request from the ledger. micro_batch: None for a step without one.
 
     smaller: (MiB, micro-batch) that would do as well, the largest first. predicted: as traced.
     """
@@ -66,7 +66,6 @@ class MemoryRequest:
     predicted: MemoryEstimate | None = field(default=None, compare=False)
 
     def events(self) -> list[dict[str, Any]]:
-        """Events of a run: what its step is about to request, and why that much."""
         size = f"micro-batch {self.micro_batch}, " if self.micro_batch else ""
         alone = ", alone" if self.exclusive else ""
         line = f"asks for {self.mib:,} MiB of the card{alone} ({size}{self.why})"
@@ -87,7 +86,7 @@ class MemoryRequest:
 
 
 def micro_batches(batch: int) -> list[int]:
-    """Candidates, the largest first: the divisors of the batch, and its repeated halves."""
+    """Divisors of the batch, and its repeated halves; the largest first."""
     found = {n for n in range(1, batch + 1) if batch % n == 0}
     while batch > 1:
         batch = half(batch)
@@ -100,8 +99,8 @@ def plan_request(
 ) -> MemoryRequest:
     """The micro-batch to start with, and the MiB to lease for it. predict: for what is not stored yet.
 
-    Raises DoesNotFit when the smallest micro-batch is known not to fit: 1, or the one that a user set, or the
-    whole of a step that has none.
+    Raises DoesNotFit when 1, or the micro_batch that a user set, or the whole of a step without one, is known
+    not to fit.
     """
     planner = _Planner(step, arguments, card, predict)
     if planner.formula is not None and planner.formula.none_of(card):
@@ -125,7 +124,7 @@ def plan_request(
 
 
 class _Planner:
-    """What is known of one step on one card. Estimates are of the allocator, without the CUDA context."""
+    """Estimates are of the allocator, without the CUDA context."""
 
     def __init__(
         self, step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, predict: Predict | None
@@ -145,7 +144,7 @@ class _Planner:
 
     @cached_property
     def recipe(self) -> Any:
-        """How the step trains; None without a recipe, for data of unknown shape or that it refuses."""
+        """None without a recipe, for data of unknown shape or that it refuses."""
         spec = next((a.spec for a in self.arguments if isinstance(a, Artifact)), None)
         if self.step.recipe is None or spec in (None, DataSpec()):
             return None
@@ -155,7 +154,7 @@ class _Planner:
 
     @cached_property
     def formula(self) -> Formula | None:
-        """The step's own formula for its data; None without one, or for data of unknown shape."""
+        """The step's own; None without one, or for data of unknown shape."""
         given = [a.spec if isinstance(a, Artifact) else a for a in self.arguments[1:]]
         if self.step.peak is None or DataSpec() in given:
             return None
@@ -165,7 +164,7 @@ class _Planner:
 
     @cached_property
     def sizes(self) -> list[int]:
-        """Candidate micro-batches, the largest first: the one that a user set, those of the batch, or [0]."""
+        """The micro-batch that a user set, the candidates, or [0] for a step without one."""
         given = getattr(self.params, "micro_batch", None)
         if given:
             return [int(given)]
@@ -190,7 +189,7 @@ class _Planner:
         return replace(found, high_mib=_with_margin(device) - self.overhead_mib, why=why)
 
     def prediction(self, size: int) -> MemoryEstimate | None:
-        """As traced, for a micro-batch (0: for the batch)."""
+        """0: for the whole batch."""
         if self.recipe is None:
             return None
         n = size or max(self.batch, 1)
@@ -212,7 +211,6 @@ class _Planner:
         return MemoryEstimate(high_mib=high, needed_mib=high, why=why)
 
     def declared(self, size: int) -> MemoryEstimate:
-        """In proportion to the micro-batch."""
         whole = self.step.vram_mib or self.card.budget_mib
         mib = float(whole - self.overhead_mib)
         why = f"declared: {whole:,} MiB"
@@ -226,7 +224,7 @@ class _Planner:
         return MemoryEstimate(high_mib=mib, needed_mib=mib, why=why)
 
     def device_peaks(self, size: int) -> list[float]:
-        """Peaks of the whole card in the last runs that ran alone for memory outside the cap."""
+        """Of the last runs that ran alone for memory outside the cap."""
         alone = [run for run in self.runs if run.finished and run.exclusive and run.begun_with == size]
         uncapped = [run for run in alone if self.step.uncapped or run.uncapped]
         return [run.device_peak_mib for run in uncapped if run.device_peak_mib][-LAST:]
@@ -238,12 +236,12 @@ class _Planner:
         return min(-int(-whole // ROUND_MIB) * ROUND_MIB, self.card.budget_mib)
 
     def exclusive(self, size: int) -> bool:
-        """Whether it must run alone: by request, or for memory outside the cap that was not measured yet."""
+        """By request, or for memory outside the cap that was not measured yet."""
         uncapped = self.step.uncapped or any(run.uncapped for run in self.runs)
         return bool(getattr(self.params, "exclusive", False)) or (uncapped and not self.device_peaks(size))
 
     def smaller(self, chosen: int, mib: int) -> tuple[tuple[int, int], ...]:
-        """(MiB, micro-batch) of smaller ones that fit, each for less than the one before."""
+        """Each for less than the one before."""
         found = list[tuple[int, int]]()
         for size in self.sizes if self.card.policy == "shrink" else []:
             other = self.estimate(size) if size < chosen else None
@@ -253,7 +251,6 @@ class _Planner:
         return tuple(found)
 
     def refusal(self, size: int, why: str) -> str:
-        """Why it does not fit, and what would change that."""
         given = getattr(self.params, "micro_batch", None) or 0
         context = f", {self.overhead_mib} of them for the CUDA context" if self.overhead_mib else ""
         fixed = f"leave out micro_batch, which was set to {given} and is not changed then; "
@@ -271,7 +268,7 @@ def measured(runs: Sequence[Usage], size: int) -> MemoryEstimate | None:
 
     The largest of the last clean peaks, and a margin. A cap that was too small is doubled until a run
     finishes with more; then, and where it was only filled, it is raised by 1.25, until a clean run with more
-    holds as much as that cap, which measures the need. Smaller runs never lower it again.
+    holds as much as that cap. Smaller runs never lower it again.
     """
     clean = [run for run in runs if run.outcome(size) == "clean"]
     found = [_from_peaks(clean[-LAST:])] if clean else []

@@ -14,7 +14,7 @@ Peak = Callable[[int], MemoryEstimate]
 
 
 class ScaledPredictions:
-    """Predictions of one recipe for any micro-batch from few traces: allocations grow linearly with samples.
+    """Predictions of one recipe for any micro-batch: allocations grow linearly with samples.
 
     Two traces give the slope below the effective batch (whose micro-batches are accumulated), two others from
     it on. Where the two differ in more than sizes, every micro-batch is traced.
@@ -31,11 +31,9 @@ class ScaledPredictions:
         return ScaledPredictions(recipe, self.target, self.data_mib, self.constants)
 
     def exact(self, n: int) -> MemoryEstimate:
-        """By a trace of its own."""
         return self._estimate(n, lambda: self._traced(n))
 
     def near(self, n: int) -> MemoryEstimate:
-        """Interpolated between two traces."""
         batch = self.recipe.params.batch
         one, other = (batch, 2 * batch) if n >= batch else (half(batch), half(half(batch)))
 
@@ -58,7 +56,7 @@ class ScaledPredictions:
             return MemoryEstimate(self.target, n, unknown=str(error))
 
     def largest(self, budget_mib: float) -> MemoryEstimate | None:
-        """Of the largest micro-batch that fits: any above the effective batch, else one that cuts it evenly.
+        """Of the largest micro-batch above the effective batch that fits, else one that cuts it evenly.
 
         None when not even one sample fits.
         """
@@ -74,10 +72,9 @@ class ScaledPredictions:
 
 
 def largest(peak: Peak, budget_mib: float, most: int, start: int) -> MemoryEstimate | None:
-    """The prediction of the largest micro-batch up to `most` that fits, None when not even one sample does.
+    """Of the largest micro-batch up to `most` that fits; None when not even one sample does.
 
-    Memory grows nearly linearly, so the line through the last two predictions gives the next micro-batch to
-    try.
+    Memory grows nearly linearly, so the line through the last two predictions gives the next one to try.
     """
     tried = [peak(min(start, most))]
     if tried[0].unknown:
@@ -94,7 +91,7 @@ def largest(peak: Peak, budget_mib: float, most: int, start: int) -> MemoryEstim
 
 
 def _line(one: MemoryEstimate, other: MemoryEstimate, budget_mib: float) -> int:
-    """The micro-batch at which the line through two predictions meets the budget."""
+    """Where the line through two predictions meets the budget."""
     if one.micro_batch == other.micro_batch:
         return one.micro_batch
     slope = (one.needed_mib - other.needed_mib) / (one.micro_batch - other.micro_batch)

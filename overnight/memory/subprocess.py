@@ -1,9 +1,8 @@
 """Predict in a process of its own: a trace changes operators of the whole process, and a crash costs no step.
 
 `python -m overnight.memory.subprocess` reads {step, arguments, card} from its standard input and stores a
-prediction for each micro-batch that the planner looks at in the card's history, so each is traced once. If
-the process ends early (a fault in a library, the machine's memory, the time limit) the remaining predictions
-are unknown: the step requests what it declares, and logs why.
+prediction for each micro-batch that the planner looks at in the card's history. What it leaves out when it
+ends early is unknown: the step requests what it declares, and logs why.
 """
 
 import contextlib
@@ -60,7 +59,7 @@ def _missing(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card) -> li
 def run(
     question: Mapping[str, Any], command: Sequence[str], should_stop: Callable[[], bool], limit_s: float
 ) -> str:
-    """Run the command with the question as its input. Returns why it failed, or nothing. Raises Stopped."""
+    """Why the command failed with the question as its input, or nothing. Raises Stopped."""
     until = time.monotonic() + limit_s
     given: bytes | None = json.dumps(question).encode()
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
@@ -100,7 +99,6 @@ def _question(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card) -> d
 
 
 def main() -> int:
-    """Predict the step of the question; 0 whether it fits or not."""
     question = json.loads(sys.stdin.read())
     die_with_parent(int(question["parent"]))
     with contextlib.suppress(OSError):

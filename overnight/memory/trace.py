@@ -10,7 +10,7 @@ KINDS = ("weights", "gradients", "optimizer", "copies", "data", "activations", "
 
 @dataclass
 class Trace:
-    """Allocations by id, and the order of allocations and releases. Sizes are bytes before rounding."""
+    """Allocations by id, in bytes before rounding, and the order of allocations and releases."""
 
     sizes: list[int] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
@@ -57,17 +57,13 @@ class Trace:
         return {kind: parts[kind] for kind in KINDS if parts[kind]}
 
     def between(self, other: "Trace", share: float) -> "Trace | None":
-        """Interpolate sizes to another number of samples: this is share 0, `other` 1.
-
-        None when events differ.
-        """
+        """Sizes for another number of samples: this is share 0, `other` 1; None when events differ."""
         if self.events != other.events:
             return None
         sizes = [round(a + (b - a) * share) for a, b in zip(self.sizes, other.sizes, strict=True)]
         return Trace(sizes, self.kinds, self.events, self.places)
 
     def without(self, phase: str) -> "Trace":
-        """The same program without the allocations of a phase."""
         dropped = {
             event
             for event, (name, _) in zip(self.events, self.places, strict=True)
@@ -79,7 +75,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Peak:
-    """The moment of most bytes; parts: bytes by kind."""
+    """parts: bytes by kind."""
 
     bytes: int
     phase: str
@@ -88,7 +84,6 @@ class Peak:
 
 
 def alive(events: list[int]) -> Iterator[int]:
-    """Allocations that are not released by the end of the events."""
     yield from sorted({e for e in events if e >= 0} - {~e for e in events if e < 0})
 
 

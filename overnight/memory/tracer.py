@@ -23,7 +23,7 @@ Spare = Callable[[Any, tuple[Any, ...], dict[str, Any], Any], int]
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Entered inside a fake mode it sees every operator, including the backward pass.
+    """Entered inside a fake mode, it sees every operator, including the backward pass.
 
     spare(operator, args, kwargs, out) -> bytes of workspace that the operator takes and releases.
     """
@@ -61,7 +61,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def note(self, tensor: Tensor, kind: str) -> None:
-        """Record the tensor's storage, if it is new or has grown."""
+        """Record the storage, if it is new or has grown."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         found = self.known.get(key)
@@ -74,7 +74,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.known[key] = (number, weakref.ref(storage, partial(self._end, key)))
 
     def ignore(self, tensor: Tensor) -> None:
-        """Ignore the tensor's storage, which torch's allocator did not allocate."""
+        """Ignore a storage that torch's allocator did not allocate."""
         storage = tensor.untyped_storage()
         self.ignored[storage._cdata] = weakref.ref(storage, partial(self._forget, storage._cdata))
 
@@ -86,7 +86,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.trace.release(number, (self.phase, self.operator))
 
     def label(self, found: Iterable[Tensor], kind: str) -> None:
-        """Set the kind of these tensors: weights, gradients ..."""
         for tensor in found:
             entry = self.known.get(tensor.untyped_storage()._cdata)
             if entry is not None:
@@ -94,7 +93,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextlib.contextmanager
     def during(self, phase: str) -> Iterator[None]:
-        """Allocations in the block belong to that phase."""
         before, self.phase = self.phase, phase
         try:
             yield
@@ -106,7 +104,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _stand_in(func: Any, tensor: Tensor) -> float | int | bool:
-    """A value in place of one that a fake tensor does not have."""
     if func is EQUAL or tensor.dtype == torch.bool:
         return True
     return 1.0 if tensor.is_floating_point() else 1

@@ -56,7 +56,6 @@ class Usage(Values):
 
     @property
     def ended_with(self) -> int:
-        """The last micro-batch; 0 without one."""
         return (self.micro_batch or self.begun_with) if self.begun_with else 0
 
     @property
@@ -105,7 +104,7 @@ def half(size: int) -> int:
 
 
 def usage_metrics(used: Usage) -> list[dict[str, Any]]:
-    """Events of what a step used, however it ended. Values that were not measured are left out."""
+    """Events, however the step ended; values that were not measured are left out."""
     fields = {name: getattr(used, name) for name in Usage.model_fields if name != "finished"}
     values = {name: value for name, value in fields.items() if value is not None}
     metrics = {_logged(name): float(v) for name, v in values.items() if isinstance(v, int | float)}

@@ -24,8 +24,7 @@ FAILURES = (  # of compilers and what they call
 class Precision:
     """The dtype of a forward pass, and the loss scale that fp16 needs.
 
-    asked: "fp32", "bf16", "fp16", or "auto": bf16 or fp16 on a CUDA card, whichever it computes, fp32
-    elsewhere.
+    asked: "fp32", "bf16", "fp16", or "auto": bf16 or fp16 on a CUDA card, fp32 elsewhere.
     """
 
     def __init__(self, asked: str, device: torch.device) -> None:
@@ -36,14 +35,13 @@ class Precision:
 
     @property
     def scales(self) -> bool:
-        """Whether losses are scaled: gradients are then summed the same way for every micro-batch size."""
+        """Gradients are then summed the same way for every micro-batch size."""
         return self.name == "fp16"
 
     def cast(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.device, self.dtype) if self.dtype else contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of the (scaled) loss."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def step(
@@ -71,17 +69,14 @@ def automatic(device: torch.device) -> str:
 
 
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:
-    """Move the model to the device; on a CUDA card convolutions get channels-last weights.
-
-    On a CPU the layout stays as its author chose: which one is faster there differs from net to net.
-    """
+    """On a CUDA card convolutions get channels-last weights; on a CPU which is faster differs by net."""
     convolves = any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in model.modules())
     model = model.to(device)
     return model.to(memory_format=torch.channels_last) if convolves and device.type == "cuda" else model
 
 
 def fuse(optimizer: torch.optim.Optimizer) -> bool:
-    """Use fused kernels for weights on a CUDA card, unless the author chose; True if any group now does."""
+    """Use fused kernels on a CUDA card, unless the author chose; True if any group now does."""
     found = False
     for group in optimizer.param_groups if isinstance(optimizer, FUSED) else []:
         chosen = (
@@ -95,8 +90,7 @@ def fuse(optimizer: torch.optim.Optimizer) -> bool:
 class Compiled:
     """Compiles a model's forward pass; its names, weights and hooks stay those of the plain model.
 
-    asked: "on", "off", or "auto": on a CUDA card, if the training is long enough to pay for it.
-    call: the compiled forward pass, None while there is none; why: on or off, with the reason.
+    asked: "on", "off", or "auto": on a CUDA card, if the training is long enough. why: on or off, and why.
     """
 
     def __init__(
@@ -117,7 +111,7 @@ class Compiled:
             self.why = "off: no CUDA card"
 
     def decide(self, flop: float) -> None:
-        """Compile or not, knowing what the whole training will compute (floating-point operations)."""
+        """flop: what the whole training will compute."""
         if self.why:
             return
         if self.asked == "auto" and flop < WORTH_FLOP:
@@ -132,7 +126,7 @@ class Compiled:
 
     @contextlib.contextmanager
     def on(self) -> Iterator[None]:
-        """Inside, calling the model calls the compiled forward pass, as after its own method `compile`."""
+        """Calling the model calls the compiled forward pass, as after its own method `compile`."""
         if self.call is None:  # the author may have compiled it
             yield
             return

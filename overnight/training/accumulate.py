@@ -1,6 +1,6 @@
 """One optimizer step: out of memory changes the micro-batch, never the batch that the optimizer sees.
 
-The gradients stay those of the whole batch, but for what `split_effects` names (batch norm, dropout).
+The gradients stay those of the whole batch, but for what `split_effects` names.
 """
 
 import time
@@ -29,10 +29,7 @@ Remedy = Callable[[Batch, str], None]  # what to change before a failed step is 
 
 
 class GradientAccumulation:
-    """Computes optimizer steps in as many micro-batches as the memory requires.
-
-    gflop: of one sample, forward and backward, known after the first micro-batch.
-    """
+    """gflop: of one sample, forward and backward, known after the first micro-batch."""
 
     def __init__(self, run: Run, state: TrainState[Any], loader: Prefetcher[Any]) -> None:
         self.run = run
@@ -55,7 +52,7 @@ class GradientAccumulation:
         run.micro_batch = self.micro.size
 
     def gradients(self, batch: Batch) -> LossSum:
-        """Gradients of the loss of the whole batch, in .grad (see LossSum). Raises DoesNotFit, BadInput."""
+        """Of the loss of the whole batch, in .grad (see LossSum). Raises DoesNotFit, BadInput."""
         self.began = self.clock()
         if self.effects is None:
             check_batch(batch)
@@ -107,10 +104,10 @@ class GradientAccumulation:
         self.gflop = flops.total / count(part) / 1e9
 
     def optimizer_step(self, loss: LossSum, batch: Batch) -> None:
-        """The optimizer's step with these gradients; the first one decides what the next ones use.
+        """Update the weights; the first step decides what the next ones use.
 
-        If memory runs out inside it, weights are half updated: none can be kept, RollbackToCheckpoint is
-        raised. Raises OutOfMemory where the driver pages memory silently.
+        Memory that runs out inside leaves weights half updated: RollbackToCheckpoint. Raises OutOfMemory
+        where the driver pages memory silently.
         """
         try:
             self.state.step(loss)
@@ -137,7 +134,7 @@ class GradientAccumulation:
             raise OutOfMemory(slow)
 
     def _settle(self, size: int) -> None:
-        """Decide where the data lie and whether to compile, from what the first step took and computed."""
+        """Decide where the data lie and whether to compile."""
         self.settled = True
         run = self.run
         state = self.state
@@ -151,7 +148,7 @@ class GradientAccumulation:
         run.metric(run.named("train/gflop_per_sample"), gflop)
 
     def _observe(self, batch: Batch, before: list[int]) -> None:
-        """Find out in the first step what splitting a batch changes, and whether the loss changes it."""
+        """Find out what splitting a batch changes, and whether the loss changes it."""
         self.changes_batch = versions(batch) != before
         used_rng = self.snapshot.used_rng()
         self.effects = split_effects(self.state.model, self.recipe.batch_dependent_loss, used_rng)
@@ -165,7 +162,7 @@ class GradientAccumulation:
             self.run.note(f"{why}; if it is a mean: {LOSS_CONTRACT}")
 
     def _moved(self, part: Batch) -> Batch:
-        """The micro-batch on the device; a copy for a loss that works in place on it."""
+        """On the device; a copy for a loss that works in place on it."""
         moved = {name: tensor.to(self.state.device, non_blocking=True) for name, tensor in part.items()}
         if not self.changes_batch:
             return moved
@@ -176,7 +173,7 @@ class GradientAccumulation:
             parameter.grad = None
 
     def _undo(self, batch: Batch, before: list[int]) -> None:
-        """Undo a failed try. Raises BadInput if it changed the batch, of which there is no copy."""
+        """Raises BadInput if the try changed the batch, of which there is no copy."""
         self.snapshot.restore()
         now = versions(batch)
         changed = [name for name, old, new in zip(batch, before, now, strict=True) if old != new]
@@ -188,7 +185,7 @@ class GradientAccumulation:
             )
 
     def _split(self, batch: Batch, size: int) -> list[Batch]:
-        """Micro-batches of at most `size`; if the model refuses one sample, of 2, or 3 in an odd batch."""
+        """If the model refuses one sample, at least 2 in each, or 3 in an odd batch."""
         if self.micro.least > 1 and size <= 2:
             size = 2 + count(batch) % 2
         parts = list(self.recipe.micro_batches(batch, size))
@@ -218,14 +215,14 @@ class GradientAccumulation:
         self.run.note(f"goes on without compiling: {reason}")
 
     def _leave_none_alone(self, _batch: Batch, reason: str) -> None:
-        """The model refused a sample that was alone in its micro-batch, as batch normalisation does."""
+        """Batch normalisation refuses a sample that is alone."""
         self.micro.least = 2
         self.micro.size = max(2, self.micro.size)
         self.run.micro_batch = self.micro.size
         self.run.note(f"the model refuses one sample alone: at least 2 at once from now on ({reason})")
 
     def _shrink(self, batch: Batch, reason: str) -> None:
-        """Free the data, else halve the micro-batch, and note it. Raises DoesNotFit when it is minimal."""
+        """Free the data, else halve the micro-batch. Raises DoesNotFit when it is minimal."""
         micro = self.micro
         self.run.out_of_memory += 1
         if self.loader.move_back():
@@ -255,7 +252,7 @@ class GradientAccumulation:
 
 
 def split_effects(model: nn.Module, batch_dependent_loss: str, used_rng: bool) -> list[str]:
-    """What of a training depends on how a batch is split: computations across samples, and random draws."""
+    """What depends on how a batch is split: computations across samples, and random draws."""
     found = []
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()):
         found.append("batch normalisation (its statistics are those of a micro-batch)")

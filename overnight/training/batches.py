@@ -13,13 +13,10 @@ Batch = dict[str, Tensor]  # every tensor has the samples in its first dimension
 
 
 class Batches:
-    """One epoch's effective batches.
+    """One epoch's effective batches, resumable at any batch at no cost.
 
-    The order is drawn at once, each batch is made when it is due, from a seed of its own. So the augmentation
-    of a sample depends on the epoch and its position there, never on batches made before: a resumed training
-    begins at any batch at no cost.
-
-    order: for each batch the indices of its samples; make(indices, generator) -> the batch.
+    Each batch is made when it is due, from a seed of its own: the augmentation of a sample depends on the epoch
+    and its position there alone. order: for each batch the indices of its samples; make(indices, generator).
     """
 
     def __init__(
@@ -39,22 +36,19 @@ class Batches:
         return self.since(0)
 
     def since(self, first: int) -> Iterator[Batch]:
-        """The batches from number `first` on."""
         return map(self.at, range(first, len(self.order)))
 
     def at(self, index: int) -> Batch:
-        """Batch number `index`."""
         return self.make(self.order[index], seeded(self.seed, index))
 
 
 class Seeded(torch.Generator):
-    """A generator that knows what it was seeded with: for an epoch, the run's seed and the epoch's number."""
+    """numbers: what it was seeded with; for an epoch, the run's seed and the epoch's number."""
 
     numbers: tuple[int, ...] = ()
 
 
 def seeded(*numbers: int) -> Seeded:
-    """A generator that depends on these numbers alone."""
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
     generator = Seeded()
     generator.manual_seed(int.from_bytes(digest, "little") >> 1)
@@ -70,20 +64,19 @@ def origin(generator: torch.Generator) -> tuple[int, int]:
 
 
 def since(batches: Iterable[Batch], first: int) -> Iterator[Batch]:
-    """The batches from number `first` on; a plain generator has to make those it skips."""
+    """From number `first` on; a plain generator has to make those it skips."""
     return batches.since(first) if isinstance(batches, Batches) else islice(batches, first, None)
 
 
 def samples(batches: Iterable[Batch], index: int) -> list[int]:
-    """The indices of the samples of batch number `index`; empty where they are not known."""
+    """The indices of the samples of a batch; empty where they are not known."""
     return batches.order[index].tolist() if isinstance(batches, Batches) else []
 
 
 def split_by_sample(batch: Batch, size: int) -> Iterator[Batch]:
-    """Micro-batches of at most `size` samples, whose sizes differ by 1 at most, the largest first.
+    """Micro-batches of at most `size` samples, whose sizes differ by 1 at most.
 
-    So no sample is alone while others fit, which batch normalisation would refuse. Raises BadInput if a
-    tensor is not of samples.
+    So no sample is alone while others fit, which batch normalisation would refuse. Raises BadInput.
     """
     total = count(batch)
     if total <= size:  # slices of the whole would cost more than this check
@@ -106,10 +99,9 @@ def split_by_sample(batch: Batch, size: int) -> Iterator[Batch]:
 
 
 def count(batch: Batch) -> int:
-    """How many samples the batch holds."""
     return len(next(iter(batch.values())))
 
 
 def versions(batch: Batch) -> list[int]:
-    """Torch's version counter of each tensor, which every change in place increments."""
+    """Torch's counter of changes in place, by tensor."""
     return [0 if tensor.is_inference() else tensor._version for tensor in batch.values()]

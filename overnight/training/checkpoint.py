@@ -37,7 +37,7 @@ Identity = dict[str, str]  # what must be equal for a checkpoint to be usable, b
 
 
 class CheckpointStore:
-    """The checkpoints of one training; without a folder it keeps none. Messages go to `log`."""
+    """The checkpoints of one training; without a folder it keeps none."""
 
     def __init__(self, folder: Path | None, every_s: float, log: Callable[[str], None]) -> None:
         self.folder = folder
@@ -47,7 +47,7 @@ class CheckpointStore:
         self.last_failure = ""
 
     def due(self) -> bool:
-        """Whether it is time for the next one: every `every_s`, later where writing is slow."""
+        """Every `every_s`, later where writing is slow."""
         return self.folder is not None and time.monotonic() >= self.next
 
     def save(self, identity: Identity, write: Callable[[Any], None], step: int) -> None:
@@ -83,7 +83,7 @@ class CheckpointStore:
         self.log(f"checkpoint {shown(state)} is not used: {reason}")
 
     def drop(self, step: int) -> None:
-        """Delete the states of this optimizer step and later ones: their weights gave a diverged loss."""
+        """Delete the states of this step and later ones: their weights gave a diverged loss."""
         for facts in _facts_files(self.folder):
             if int(facts.stem) >= step:
                 with suppress(OSError):
@@ -91,13 +91,12 @@ class CheckpointStore:
                     facts.with_suffix(".pt").unlink(missing_ok=True)
 
     def save_plan(self, plan: dict[str, Any]) -> None:
-        """Leave a plan for the process that continues from the newest state; the next save deletes it."""
+        """For the process that continues from the newest state; the next save deletes it."""
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             atomic_write(self.folder / PLAN, json.dumps(plan), durable=True)
 
     def read_plan(self) -> dict[str, Any]:
-        """The plan that the last process left; empty if there is none."""
         return read_json(self.folder / PLAN) if self.folder else {}
 
 
@@ -133,7 +132,7 @@ class _HashingFile:
 
 
 def _write(folder: Path, identity: Identity, write: Callable[[Any], None], step: int) -> None:
-    """Write the state, then the facts that make it count, each renamed after its bytes are on the disk."""
+    """The state, then the facts that make it count, each renamed after its bytes are on the disk."""
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / "part"
     with part.open("wb") as file:
@@ -157,7 +156,7 @@ def _reason(folder: Path, error: BaseException) -> str:
 
 
 def _delete_others(folder: Path, step: int) -> None:
-    """Delete all but the state of this step and the one before; also the plan, and states without facts.
+    """All but the state of this step and the one before; also the plan, and states without facts.
 
     The one before is needed when the next loss shows that this one's weights diverged.
     """
@@ -169,12 +168,11 @@ def _delete_others(folder: Path, step: int) -> None:
 
 
 def _facts_files(folder: Path | None) -> list[Path]:
-    """The facts of every state, oldest first; other file names are ignored."""
+    """Oldest first; other file names are ignored."""
     if folder is None:
         return []
     return sorted(path for path in folder.glob("*.json") if path.stem.isdecimal() and path.stem.isascii())
 
 
 def remove(folder: Path) -> None:
-    """Delete the checkpoints of a finished step."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,4 @@
-"""The losses of optimizer steps, and what is reported of one that is NaN, infinite or far too large.
-
-They stay on the card until they are read, several at a time.
-"""
+"""The losses of optimizer steps, kept on the card until they are read, and the report of a bad one."""
 
 import json
 import math
@@ -20,11 +17,10 @@ LIMIT = 1e4  # times the first loss (at least 1): no training recovers from more
 
 @dataclass
 class LossSum:
-    """The loss of an optimizer step summed over the samples of its effective batch, and their count.
+    """The loss of an optimizer step summed over its samples, and their count.
 
-    step: its number in all; index: in its epoch; all from 0. averaged: the gradients are of the loss per
-    sample, because the whole batch was computed at once; otherwise they are sums, and the optimizer's step
-    divides them. parts: how many micro-batches.
+    step: in all; index: in its epoch; all from 0. averaged: the gradients are of the loss per sample, because
+    the whole batch was computed at once; else they are sums. parts: how many micro-batches.
     """
 
     step: int
@@ -41,19 +37,19 @@ class LossSum:
         self.parts += 1
 
     def mean(self) -> float:
-        """Loss per sample; waits for the card."""
+        """Waits for the card."""
         return float(self.total) / float(divisor(self.count))
 
 
 def divisor(count: float | Tensor) -> float | Tensor:
-    """The count, 1 if it is 0. Counts may be sums of weights, so that those below 1 are valid."""
+    """1 for 0. Counts may be sums of weights, so that those below 1 are valid."""
     if isinstance(count, Tensor):
         return torch.where(count <= 0, 1, count)
     return 1.0 if count <= 0 else count
 
 
 def detached(value: Tensor | float) -> float | Tensor:
-    """As a number if it is on the host, otherwise as a tensor that needs no wait for the card."""
+    """A number if it is on the host, otherwise a tensor that needs no wait for the card."""
     if not isinstance(value, Tensor):
         return float(value)
     return float(value.detach()) if value.device.type == "cpu" else value.detach().double()
@@ -61,7 +57,7 @@ def detached(value: Tensor | float) -> float | Tensor:
 
 @dataclass(frozen=True)
 class Divergence:
-    """A bad loss per sample, and where it was found."""
+    """loss: per sample."""
 
     at: LossSum
     loss: float
@@ -73,7 +69,7 @@ class Divergence:
 
 
 class LossMonitor:
-    """Checks losses; a part of the checkpoint. first: what is far too large is measured by it."""
+    """A part of the checkpoint. first: what is far too large is measured by it."""
 
     def __init__(self) -> None:
         self.pending = list[LossSum]()
@@ -93,7 +89,6 @@ class LossMonitor:
         return not any(isinstance(loss.total, Tensor) for loss in self.pending)
 
     def check(self) -> Divergence | None:
-        """The first bad loss among those pending."""
         pending = self.pending
         self.pending = []
         for summed, loss in zip(pending, _means(pending), strict=True):
@@ -114,7 +109,7 @@ def _means(sums: list[LossSum]) -> list[float]:
 
 
 def report(run: Run, found: Divergence, parameters: Mapping[str, Tensor], more: dict[str, Any]) -> None:
-    """Publish divergence.json: where, and the norm of each gradient, and more facts."""
+    """Publish divergence.json: where, the norm of each gradient, and more facts."""
     gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
     count = 1.0 if found.at.averaged else float(divisor(found.at.count))
     facts = {

@@ -27,7 +27,7 @@ _ACTIVE: ContextVar[EvalBatches | None] = ContextVar("eval_batches", default=Non
 def predict_in_batches(
     function: Callable[[Tensor], Tensor], inputs: Tensor, device: torch.device, size: int
 ) -> list[Tensor]:
-    """Outputs of `function` on the host, at most `size` inputs at a time; out of memory halves the size.
+    """Outputs on the host, at most `size` inputs at a time; out of memory halves the size.
 
     Within an evaluation, all of the evaluation is then done again, and later ones keep the smaller size.
     """
@@ -48,7 +48,7 @@ def predict_all(
 
 
 def retry_smaller(score: Callable[[], Result], eval_batches: EvalBatches) -> Result:
-    """Call `score` until its batches fit. Raises its error when one sample, or all unsplit, fails twice."""
+    """Until the batches fit. Raises the error when one sample, or all unsplit, fails twice."""
     tried = False
     while True:
         token = _ACTIVE.set(eval_batches)
@@ -74,7 +74,7 @@ def evaluate(
     precision: Precision | None = None,
     eval_batches: EvalBatches | None = None,
 ) -> Scores:
-    """The recipe's scores on a split, in eval mode; out of memory makes batches smaller."""
+    """In eval mode; out of memory makes batches smaller."""
     device = next(model.parameters()).device
     cast = (precision or Precision(recipe.params.precision, device)).cast
 
@@ -90,7 +90,7 @@ def evaluate(
 
 
 def validate(run: Run, state: TrainState[Any]) -> Scores:
-    """The scores on "val" as plain floats; notes where memory ran out. Raises DoesNotFit, BadInput."""
+    """The scores on "val" as plain floats. Raises DoesNotFit, BadInput."""
     eval_batches = state.plan.eval_batches
     before = eval_batches.faults
     try:
@@ -116,7 +116,7 @@ def _retried(faults: int, limit: int) -> str:
 
 
 def plain_scores(scores: Any) -> Scores:
-    """Scores as plain floats, which a checkpoint can hold. Raises BadInput."""
+    """As a checkpoint can hold them. Raises BadInput."""
     if not isinstance(scores, Mapping):
         raise BadInput(f"evaluate of the recipe returned {type(scores).__name__}: {EXPECTED}")
     for name, value in scores.items():

@@ -27,7 +27,7 @@ Data = TypeVar("Data")
 
 @dataclass
 class TrainResult:
-    """The model in eval mode with the weights of the best epoch, its scores and number, and all scores."""
+    """The model in eval mode with the weights of the best epoch (`epoch`), and the scores of all."""
 
     model: nn.Module
     scores: Scores
@@ -36,18 +36,17 @@ class TrainResult:
 
 
 def train(recipe: Recipe[Data], run: Run, data: Data) -> TrainResult:
-    """Train on `data` and return the epoch with the best score `recipe.monitor` on the split "val".
+    """Train and return the epoch with the best score `recipe.monitor` on the split "val", or the last one.
 
-    Without such a score it returns the last epoch. Continues from the run's checkpoint, if there is one. Out
-    of memory makes the micro-batch smaller. On a CUDA card the engine chooses layout, fused optimizer,
-    compiling, and where the data lie (a dict of tensors moves to the card when it fits).
+    Continues from the run's checkpoint. Out of memory makes the micro-batch smaller. On a CUDA card the engine
+    chooses layout, fused optimizer, compiling, and where the data lie (a dict of tensors moves to the card
+    when it fits).
 
     Logs train/loss, train/lr (thinned), val/*, train/samples_per_s and train/tflops per epoch,
-    train/micro_batch, train/gflop_per_sample; the second training of a step logs train-2/loss, val-2/*, and
-    so on.
+    train/micro_batch, train/gflop_per_sample; the second training of a step logs train-2/loss and so on.
 
     Raises BadInput, DoesNotFit, Diverged, Stopped, OutOfMemory where memory is paged silently, and
-    RestartProcess where a fresh process is to continue: see errors.py.
+    RestartProcess where a fresh process is to continue.
     """
     store = CheckpointStore(run.checkpoint_folder(), recipe.params.checkpoint_s, run.log)
     rollback = None
@@ -116,7 +115,7 @@ def _plan_left(store: CheckpointStore, params: TrainParams) -> Plan | None:
 
 
 def _start_over(run: Run, store: CheckpointStore, rollback: RollbackToCheckpoint) -> None:
-    """Return to the last checkpoint; raises RestartProcess where that is better in a fresh process."""
+    """Return to the last checkpoint; raises RestartProcess where a fresh process is better."""
     if rollback.fresh and run.restarts and store.folder is not None:
         store.save_plan(asdict(rollback.plan))
         run.note(f"goes on in a fresh process, from the last checkpoint: {rollback}")
@@ -166,7 +165,7 @@ def _saving_when_stopped(run: Run, state: TrainState[Any], store: CheckpointStor
 
 
 def _save(run: Run, state: TrainState[Any], store: CheckpointStore) -> None:
-    """Write a checkpoint; every loss so far is known to be fine, but for that of the newest weights."""
+    """Every loss so far is known to be fine, but for that of the newest weights."""
     _check_losses(run, state, store, wait=True)
     run.sync()
     store.save(state.identity, state.write, state.done)
@@ -195,7 +194,7 @@ def _yield_card(run: Run, store: CheckpointStore) -> None:
 
 
 def _evaluate(run: Run, state: TrainState[Any], loader: Prefetcher[Any]) -> None:
-    """Evaluate, log and end the epoch; if memory ran out, the data leave the card. Raises Stopped."""
+    """Also end the epoch; if memory ran out, the data leave the card. Raises Stopped."""
     monitor = state.recipe.monitor
     faults = state.plan.eval_batches.faults
     with state.averaged():

@@ -1,4 +1,4 @@
-"""Memory that runs out: which errors say so, what frees some, what would help, and room held in advance."""
+"""Memory that runs out: what frees some, what would help, and room held in advance."""
 
 import gc
 from collections.abc import Callable, Iterable
@@ -22,21 +22,20 @@ def brief(error: BaseException) -> str:
 
 
 def free() -> None:
-    """Collect cycles of the autograd graph, and empty the allocator's cache."""
     gc.collect()
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
 
 
 def room_bytes(budget_mib: int | None, device: torch.device) -> float:
-    """What training leaves of the lease on a CUDA card, less a reserve for steps that take more."""
+    """What training leaves of the lease, less a reserve for steps that take more."""
     held = torch.cuda.memory_reserved(device)
     bound = budget_mib << 20 if budget_mib else torch.cuda.mem_get_info(device)[0] + held
     return FILL * bound - torch.cuda.max_memory_reserved(device)
 
 
 def does_not_fit(used: int, can_split: bool, budget_mib: int | None, reason: str, least: int = 1) -> str:
-    """The message when nothing smaller can be tried. used: samples at once; least: the fewest possible."""
+    """used: samples at once; least: the fewest possible."""
     room = f"{budget_mib} MiB of the card" if budget_mib else "the memory there is"
     if least > 1 and used <= 3:
         return (
@@ -58,7 +57,7 @@ def does_not_fit(used: int, can_split: bool, budget_mib: int | None, reason: str
 
 
 def is_bounded(device: torch.device) -> bool:
-    """Whether the device's memory is bounded: a real card's, or the virtual one's while it counts."""
+    """A real card's memory is, and the virtual one's while it counts."""
     return device.type == "cuda" or _get_current_dispatch_mode() is not None
 
 
@@ -67,9 +66,8 @@ def reserve_optimizer_state(
 ) -> list[Tensor]:
     """Tensors as large as the state that the optimizer makes in its first step, to be freed just before that.
 
-    So memory runs out in a forward pass, which can be undone. A second optimizer makes the tensors, in a step
-    without rate or gradient; none for optimizers that make their state at once, or cannot step like that.
-    Raises DoesNotFit.
+    So memory runs out in a forward pass, which can be undone. None for optimizers that make their state at
+    once, or cannot step without a gradient. Raises DoesNotFit.
     """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     reason = ""

@@ -10,11 +10,10 @@ GROW_AFTER = 100  # good optimizer steps before a larger micro-batch is tried; d
 
 @dataclass
 class MicroBatchState:
-    """The micro-batch in use and what led to it.
+    """size: samples at once; largest: the limit when growing; least: the fewest that the model takes.
 
-    size: samples at once; largest: the limit when growing; least: the fewest that the model takes; failed_at:
-    the optimizer step at which the smallest size has failed once; good: optimizer steps since the last
-    change; patience: how many before it grows; grown: the last change was an increase.
+    failed_at: the optimizer step at which the smallest size has failed once; good: steps since the last change;
+    patience: how many before it grows; grown: the last change was an increase.
     """
 
     size: int
@@ -26,7 +25,7 @@ class MicroBatchState:
     grown: bool = False
 
     def succeeded(self, grow: bool) -> None:
-        """Count an optimizer step without a failure; with `grow`, double the size when it is time."""
+        """Count a good step; with `grow`, double the size when it is time."""
         self.good += 1
         if grow and self.size < self.largest and self.good >= self.patience:
             self.size = min(self.largest, self.size * 2)
@@ -46,10 +45,9 @@ class MicroBatchState:
 
 @dataclass
 class EvalBatches:
-    """How large the batches of an evaluation may be.
+    """limit: most samples at once, 0: none; size: those of the last try, 0: it was not split.
 
-    limit: most samples at once, 0: no limit; size: those of the last try, 0: predict_in_batches was not
-    called; faults: times memory ran out.
+    faults: times memory ran out.
     """
 
     limit: int = 0
@@ -67,7 +65,7 @@ class Plan:
 
 
 def read_plan(found: dict[str, Any], largest: int) -> Plan:
-    """A plan from its dict, with micro-batches of at most `largest`. Raises ValueError."""
+    """With micro-batches of at most `largest`. Raises ValueError."""
     plan = TypeAdapter(Plan).validate_python(found)
     plan.micro.largest = largest
     plan.micro.size = min(plan.micro.size, largest)
@@ -75,7 +73,7 @@ def read_plan(found: dict[str, Any], largest: int) -> Plan:
 
 
 class RollbackToCheckpoint(Exception):
-    """Training returns to its last checkpoint with another plan; fresh: better in a new process."""
+    """With another plan; fresh: better in a new process."""
 
     def __init__(self, reason: str, plan: Plan, fresh: bool = False) -> None:
         super().__init__(reason)

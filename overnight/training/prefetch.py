@@ -19,7 +19,7 @@ MIB = 1 << 20
 
 
 class Prefetcher(Generic[Data]):
-    """The batches of a training's epochs: the same ones in the same order, wherever the data lie.
+    """The same batches in the same order, wherever the data lie.
 
     where: for people; moved_bytes: data on the card.
     """
@@ -37,7 +37,7 @@ class Prefetcher(Generic[Data]):
         return self.data is not self.host
 
     def batches(self, make: Callable[[Data], Iterable[Batch]], first: int) -> Iterator[Batch]:
-        """The batches that `make` makes of the data, from number `first` on, also when the data move."""
+        """From number `first` on, also when the data move."""
         self.make = make
         while True:
             batch = next(self._inner or self._start(first), None)
@@ -63,7 +63,7 @@ class Prefetcher(Generic[Data]):
             inner.close()
 
     def settle(self, room_bytes: float) -> None:
-        """Move the data to the card, if they fit in the room and a batch made there is equal bit for bit."""
+        """Move the data to the card, if they fit and a batch made there is equal bit for bit."""
         names = self._used_names()
         if not isinstance(self.host, dict) or not names:
             self.where = "host: not tensors by name" if not names else "host"
@@ -100,7 +100,6 @@ class Prefetcher(Generic[Data]):
         return next(iter(since(self.make(data), 0)), {})
 
     def _check(self, moved: Data) -> None:
-        """Raise RuntimeError if the first batch of these data differs from the host's."""
         ours = self._first(moved)
         theirs = self._first(self.host)
         if ours.keys() != theirs.keys() or not all(
@@ -109,7 +108,7 @@ class Prefetcher(Generic[Data]):
             raise RuntimeError("they are others there")
 
     def move_back(self) -> bool:
-        """Free the card's memory; False when the data were on the host."""
+        """False when the data were on the host."""
         if not self.resident:
             return False
         self.data = self.host
@@ -119,7 +118,7 @@ class Prefetcher(Generic[Data]):
 
 
 class _Recorder(UserDict[Any, Any]):
-    """A mapping that records which entries are read; items, values and get all come by here."""
+    """Records which entries are read; items, values and get all come by here."""
 
     def __init__(self, data: dict[Any, Any]) -> None:
         super().__init__()
@@ -134,7 +133,7 @@ class _Recorder(UserDict[Any, Any]):
 def prefetch(
     batches: Batches, first: int, finish: Callable[[Batch], Batch], depth: int = DEPTH
 ) -> Iterator[Batch]:
-    """Batches from number `first` on, `depth` of them made ahead by a thread; errors come in order."""
+    """`depth` batches are made ahead by a thread; errors come in order."""
     waiting = deque[Future[Batch]]()
     with ThreadPoolExecutor(1, "batches") as pool:
         try:
@@ -150,7 +149,7 @@ def prefetch(
 
 
 def pinned(batch: Batch) -> Batch:
-    """The batch in page-locked memory, which the card copies itself; unchanged where there is none."""
+    """In page-locked memory, which the card copies itself; unchanged where there is none."""
     try:
         return {name: tensor if tensor.is_cuda else tensor.pin_memory() for name, tensor in batch.items()}
     except RuntimeError:

@@ -52,14 +52,11 @@ class TrainParams(Params):
 class Recipe(Generic[Data]):
     """What a method says about its training; pure: it opens no file and knows no device.
 
-    build() -> model.
-    example_batch(n) -> a batch of n made-up samples with the real shapes and dtypes, from the spec alone.
-    batches(data, generator) -> one epoch of effective batches; order and augmentation depend on the generator
-    alone.
-        Return Batches, so that a resumed training can begin in the middle of an epoch at no cost.
+    example_batch(n) -> n made-up samples with the real shapes and dtypes, from the spec alone.
+    batches(data, generator) -> one epoch of effective batches, by the generator alone; of the type Batches it
+        can be resumed in the middle at no cost.
     steps_per_epoch(data) -> optimizer steps.
     loss(model, batch) -> (sum over samples, count).
-    optimizer(model) -> optimizer.
     schedule(done, total) -> factor of the learning rate, for done from 0 to total - 1.
     evaluate(model, data, split) -> scores; called in eval mode without gradients.
     monitor: the score that picks the epoch to keep, the higher the better.
@@ -108,7 +105,7 @@ def constant(_done: int, _total: int) -> float:
 
 
 def check_batch(batch: Batch) -> None:
-    """Raise BadInput unless the batch is a dict of tensors."""
+    """Raises BadInput."""
     given: dict[Any, Any] = batch
     odd = [
         f"{name!r} is a {type(value).__name__}"
@@ -122,7 +119,7 @@ def check_batch(batch: Batch) -> None:
 
 
 def check_loss(returned: Any) -> None:
-    """Raise BadInput unless a loss returned a sum that can be differentiated, and a count."""
+    """Raises BadInput."""
     if not isinstance(returned, tuple | list) or len(returned) != 2:
         raise BadInput(f"the loss returned {_described(returned)}: {LOSS_CONTRACT}")
     loss, counted = returned

@@ -1,9 +1,7 @@
 """Attempts at one step: which process may keep its checkpoints, and what previous attempts have logged.
 
-A resumed attempt repeats the optimizer steps after its checkpoint, and would log them again. Events in the
-spool of a previous attempt are uploaded in any case, and MLflow cannot delete points, so cutting the spool at
-the checkpoint would come too late. Therefore repeats are left out (`Run.logged_before`): the first attempt
-that reaches a (metric, step) logs it.
+A resumed attempt repeats the optimizer steps after its checkpoint. MLflow cannot delete points, so repeats are
+left out (`Run.logged_before`): the first attempt that reaches a (metric, step) logs it.
 """
 
 import json
@@ -24,7 +22,6 @@ MONITOR = ("system/", "card/")  # measured anew by every attempt: their steps co
 
 
 def checkpoints_of(key: str) -> Path:
-    """The folder for the checkpoints of the step with this key."""
     return state() / "checkpoints" / key
 
 
@@ -39,8 +36,7 @@ def acquire_checkpoints(
     """Let the run keep checkpoints under the step's key; they are removed when the block ends well.
 
     known: folders of the attempts that its MLflow run already includes; logged_before: the last step of each
-    metric there. While another process trains the same step, it holds the checkpoints: this run then trains
-    without any.
+    metric there. While another process trains the same step, this run trains without any.
     """
     folder = checkpoints_of(key)
     with ExitStack() as held:
@@ -66,8 +62,7 @@ def acquire_checkpoints(
 def _register(run: Run, folder: Path, known: Sequence[str], logged_before: Mapping[str, int]) -> None:
     """Add this attempt to run.json, and set what the run must not log again.
 
-    Spools of previous attempts that its MLflow run does not include yet are announced, so that they are
-    uploaded to it.
+    Spools that its MLflow run does not include yet are announced, to be uploaded to it.
     """
     file = folder / "run.json"
     mine = str(run.folder)
@@ -92,7 +87,7 @@ def latest(*steps: Mapping[str, int]) -> dict[str, int]:
 
 
 def previous_attempts(key: str) -> tuple[str, ...]:
-    """The folders of the attempts at an unfinished step; none while a process trains it."""
+    """Folders of the attempts at an unfinished step; none while a process trains it."""
     folder = checkpoints_of(key)
     if locks.holder(folder / "lock") is not None:
         return ()

@@ -17,7 +17,7 @@ Generator = tuple[Callable[[], Any], Callable[[Any], None]]  # get and set its s
 
 
 def generators(device: torch.device) -> list[Generator]:
-    """Every global generator: torch's of the host and of the card, Python's and numpy's."""
+    """Of torch on the host and the card, of Python and numpy."""
     found: list[Generator] = [(torch.get_rng_state, torch.set_rng_state)]
     if device.type == "cuda":
         set_state = partial(torch.cuda.set_rng_state, device=device)
@@ -45,7 +45,7 @@ class StepSnapshot:
         self.random = [get() for get, _ in self.generators]
 
     def _copy_buffers(self) -> None:
-        """Copy every buffer that is not frozen, grouped by dtype: one group is one kernel on a card."""
+        """Those not frozen, grouped by dtype: one group is one kernel on a card."""
         self.frozen = self.weights.frozen_buffers()
         self.buffers = [buffers[name] for buffers, name in self.slots]
         live = {id(b): b for b in self.buffers if b is not None and id(b) not in self.frozen}.values()
@@ -65,7 +65,7 @@ class StepSnapshot:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Return to the snapshot. Raises BadInput if a buffer has changed that is not copied."""
+        """Raises BadInput if a buffer has changed that is not copied."""
         if self.frozen != self.weights.frozen_buffers():
             raise BadInput(
                 "memory ran out, and the step cannot be done again: the model has written for the first "

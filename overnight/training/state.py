@@ -32,7 +32,7 @@ READS = 400  # times in a training that losses are fetched from the card and log
 
 @dataclass
 class BestEpoch:
-    """The epoch to keep, from 1; its weights are on the host."""
+    """From 1; the weights are on the host."""
 
     weights: Weights
     scores: Scores
@@ -40,10 +40,7 @@ class BestEpoch:
 
 
 class TrainState(Generic[Data]):
-    """Trained weights and their average, optimizer, loss scale, losses, position, best epoch, and plan.
-
-    done: optimizer steps in all; index: those of the epoch; total: those of the whole training.
-    """
+    """done: optimizer steps in all; index: those of the epoch; total: those of the whole training."""
 
     def __init__(self, recipe: Recipe[Data], run: Run, data: Data, plan: Plan | None = None) -> None:
         torch.manual_seed(run.seed)
@@ -94,19 +91,17 @@ class TrainState(Generic[Data]):
 
     @property
     def is_read(self) -> bool:
-        """Whether the loss of this optimizer step is fetched from the card and logged."""
+        """Whether the loss of this step is fetched from the card and logged."""
         every = max(1, self.total // READS)
         return self.done % every == every - 1 or self.done + 1 == self.total
 
     def epoch_batches(self, data: Data) -> Iterable[Batch]:
-        """All batches of the current epoch."""
         batches = self.recipe.batches
         if self.recipe.final_epoch_batches and self.epoch >= self.recipe.params.epochs * 5 / 6:
             batches = self.recipe.final_epoch_batches
         return batches(data, seeded(self.seed, self.epoch))
 
     def step(self, loss: LossSum) -> None:
-        """The optimizer's step with the gradients in .grad, then average, counters and learning rate."""
         self.reserved.clear()
         count = None if loss.averaged else divisor(loss.count)
         self.precision.step(self.optimizer, self.parameters, count, self.recipe.clip)
@@ -118,13 +113,13 @@ class TrainState(Generic[Data]):
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        """Exponential moving average of the weights, with a warm-up for short trainings."""
+        """With a warm-up for short trainings."""
         decay = min(self.recipe.ema, (1 + self.done) / (10 + self.done))
         torch._foreach_lerp_(self.average, list(self.weights.trainable.values()), 1 - decay)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the model has the average of its weights, if there is one."""
+        """The model has the average of its weights, if there is one."""
         self._swap()
         try:
             yield
@@ -133,7 +128,7 @@ class TrainState(Generic[Data]):
 
     @torch.no_grad()
     def _swap(self) -> None:
-        """Exchange weights and average in place, by way of the host: a full card has no room for a third."""
+        """By way of the host: a full card has no room for a third."""
         for parameter, average in zip(self.weights.trainable.values(), self.average, strict=False):
             with _disable_current_modes():
                 kept = parameter.to("cpu", copy=True)
@@ -141,7 +136,7 @@ class TrainState(Generic[Data]):
             average.copy_(kept)
 
     def end_epoch(self, scores: Scores) -> None:
-        """Keep the weights if no epoch before was better, and go to the next one."""
+        """Keep the weights if no epoch before was better."""
         self.history.append(scores)
         name = self.recipe.monitor
         if self.best is None or rank(scores, name) >= rank(self.best.scores, name):
@@ -150,7 +145,7 @@ class TrainState(Generic[Data]):
         self.index = 0
 
     def finished(self) -> bool:
-        """Whether all epochs are done, or `patience` of them brought no better score."""
+        """All epochs are done, or `patience` of them brought no better score."""
         params = self.recipe.params
         name = self.recipe.monitor
         if self.epoch >= params.epochs:
@@ -177,7 +172,7 @@ class TrainState(Generic[Data]):
         }
 
     def write(self, file: Any) -> None:
-        """Write everything as tensors and plain values, which can be read back without running code."""
+        """Tensors and plain values, which can be read back without running code."""
         state = {
             "weights": self.weights.live(),
             "average": self.average,
@@ -212,7 +207,7 @@ class TrainState(Generic[Data]):
 
 
 def rank(scores: Scores, name: str) -> float:
-    """The score that picks the epoch; NaN is worse than every number."""
+    """NaN is worse than every number."""
     value = scores.get(name, 0.0)
     return -math.inf if math.isnan(value) else value
 

@@ -1,4 +1,4 @@
-"""How fast a training is: floating-point operations, samples per second, and steps that paging makes slow."""
+"""How fast a training is, and steps that paging makes slow."""
 
 import math
 import statistics
@@ -24,7 +24,7 @@ FULL = 0.95  # of the lease: with more, it is full
 
 
 class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the operations of matrix products, convolutions and attention, forward and backward."""
+    """Of matrix products, convolutions and attention, forward and backward."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -47,7 +47,7 @@ class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class ThroughputMeter:
-    """Samples per second of one epoch's training; waits for a card before it reads the clock."""
+    """Samples per second; waits for a card before it reads the clock."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -55,13 +55,13 @@ class ThroughputMeter:
         self.seen = 0
 
     def counted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, whose samples count when the next one is asked for."""
+        """Samples count when the next batch is asked for."""
         for batch in batches:
             yield batch
             self.seen += count(batch)
 
     def metrics(self, gflop: float) -> dict[str, float]:
-        """train/samples_per_s and, where `gflop` per sample is known, train/tflops; empty if no sample."""
+        """gflop: per sample, 0: not known. Empty if there was no sample."""
         if not self.seen:
             return {}
         if self.device.type == "cuda":
@@ -79,7 +79,7 @@ def pages_silently(version: Path = Path("/proc/version")) -> bool:
 
 
 def memory_is_full(budget_mib: int | None, device: torch.device) -> bool:
-    """Whether the whole card is full, or this process' part of it."""
+    """Of the whole card, or this process' part of it."""
     free, total = torch.cuda.mem_get_info(device)
     return free < FREE * total or bool(
         budget_mib and torch.cuda.memory_reserved(device) >= FULL * (budget_mib << 20)
@@ -87,9 +87,9 @@ def memory_is_full(budget_mib: int | None, device: torch.device) -> bool:
 
 
 class PagingDetector:
-    """Recognises paging by optimizer steps that become slow at once while memory is full.
+    """Recognises optimizer steps that become slow at once while memory is full.
 
-    full: whether memory is full, asked only after SLOW_STEPS slow steps.
+    full: asked only after SLOW_STEPS slow steps.
     """
 
     def __init__(self, full: Callable[[], bool]) -> None:
@@ -98,7 +98,7 @@ class PagingDetector:
         self.slow = 0
 
     def step(self, took_s: float) -> str:
-        """Take the duration of an optimizer step; returns why to stop, empty while there is no paging."""
+        """Returns why to stop, empty while there is no paging."""
         usual = statistics.median(self.usual) if len(self.usual) >= LEAST_STEPS else math.inf
         self.slow = self.slow + 1 if took_s > SLOW * usual else 0
         if not self.slow:

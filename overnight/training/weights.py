@@ -15,10 +15,8 @@ class TrainedWeights:
     """The weights that a training keeps, by name: trainable parameters and buffers.
 
     Buffers count in frozen modules as well: batch norm updates its statistics wherever it is in train mode.
-    Only integers of 1 MiB or more (packed weights, masks) are frozen, until something writes to them.
-
-    trainable: the parameters that require gradients now. digest: of all that is frozen, from a sample of its
-    values; empty if nothing is.
+    Only packed ones are frozen, until something writes to them. digest: of all that is frozen, from a sample
+    of its values; empty if nothing is.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -40,13 +38,13 @@ class TrainedWeights:
         return {name: tensor.detach() for name, tensor in [*self.trainable.items(), *buffers.items()]}
 
     def copied(self) -> Weights:
-        """Copies on the host."""
+        """On the host."""
         with _disable_current_modes():  # no counter is to take them for the card's
             return {name: tensor.to("cpu", copy=True) for name, tensor in self.live().items()}
 
     @torch.no_grad()
     def load(self, found: Weights) -> None:
-        """Restore what `live` returned; a buffer of another shape replaces the model's. Raises KeyError."""
+        """A buffer of another shape replaces the model's. Raises KeyError."""
         for name, parameter in self.trainable.items():
             parameter.copy_(found[name])
         buffers = dict(self.model.named_buffers())
@@ -60,7 +58,7 @@ class TrainedWeights:
 
 
 def is_packed(buffer: Tensor) -> bool:
-    """Whether a buffer is of integers of 1 MiB or more: packed weights or a mask."""
+    """Integers of 1 MiB or more: packed weights or a mask."""
     return buffer.nbytes >= PACKED and not (buffer.is_floating_point() or buffer.is_complex())
 
 

@@ -16,22 +16,19 @@ class Package(Protocol):
     name: str
 
     def folder(self) -> Path:
-        """Where they are; raises DataError when it is not installed."""
+        """Raises DataError when it is not installed."""
 
     def version(self) -> str:
         """What decides their content."""
 
 
 class Reader(Protocol):
-    """What a file of this folder offers.
-
-    One whose files do not lie below the data folders also has `package(options)`: what brings them.
-    """
+    """A file of this folder; `package(options)` too, if its files do not lie below the data folders."""
 
     Options: type[Values]
 
     def read(self, folder: Path, options: Any, kind: str) -> Content:
-        """The set of that kind with verified files below *folder*; raises DataError that names the file."""
+        """The set of that kind below *folder*; raises DataError that names the file."""
 
 
 def names() -> list[str]:
@@ -39,7 +36,7 @@ def names() -> list[str]:
 
 
 def reader(name: str) -> Reader:
-    """The reader of a format; raises ValueError with the nearest one."""
+    """Raises ValueError with the nearest one."""
     if name not in names():
         hint = did_you_mean(name, names())
         raise ValueError(f"unknown reader {name!r}{hint} (there are: {', '.join(names())})")
@@ -47,6 +44,5 @@ def reader(name: str) -> Reader:
 
 
 def package_of(name: str, options: Mapping[str, Any]) -> Package | None:
-    """What brings the files; None when they lie below the data folders."""
     found = getattr(reader(name), "package", None)
     return cast("Package", found(options)) if found else None

@@ -51,7 +51,7 @@ Files = Annotated[list[str], BeforeValidator(_listed)]
 
 
 def present(folder: Path, name: str) -> Path:
-    """A file of the set; raises DataError when it is missing or empty."""
+    """Raises DataError when it is missing, empty or not readable."""
     path = folder / name
     try:
         size = path.stat().st_size if path.is_file() else None
@@ -69,10 +69,7 @@ def present(folder: Path, name: str) -> Path:
 
 
 def matching(folder: Path, name: str) -> list[Path]:
-    """The file of that name, or, when the name holds a *, every file it fits, sorted.
-
-    Raises DataError when there is none.
-    """
+    """The file of that name, or every file that a name with * fits, sorted. Raises DataError."""
     if "*" not in name:
         return [present(folder, name)]
     found = sorted(folder.glob(name))
@@ -98,7 +95,7 @@ def expect(path: Path, form: str, named: Path | None = None) -> Path:
 
 
 def text(path: Path) -> str:
-    """A text file in utf-8, also inside a gz or zip, without byte order mark; any line ends become one."""
+    """In utf-8, also inside a gz or zip, without byte order mark; any line ends become one."""
     try:
         return expect(plain(path), "text", path).read_text(encoding="utf-8-sig")  # reads universal line ends
     except UnicodeDecodeError as error:
@@ -108,7 +105,7 @@ def text(path: Path) -> str:
 
 
 def lines(path: Path) -> list[str]:
-    """The lines that are not blank, without their ends."""
+    """Those that are not blank."""
     return [line.strip() for line in text(path).split("\n") if line.strip()]
 
 
@@ -119,10 +116,7 @@ def require(path: Path, columns: Iterable[str], there: Sequence[str]) -> None:
 
 
 def numbered(top: int, where: Path) -> tuple[str, ...]:
-    """Class names for labels that are numbers from 0.
-
-    Raises DataError when they are so large that they cannot be.
-    """
+    """Class names for labels that are numbers from 0. Raises DataError when they cannot be."""
     if top >= MOST_CLASSES:
         raise file_error(
             where, f"a label is {top}, so labels are no numbers of classes; name the classes in the entry"
@@ -151,11 +145,11 @@ def class_names(
 
 
 def count_empty(classes: Sequence[str], labels: Iterable[int], cleaned: CleaningCounts) -> None:
-    """Count the classes that no sample has: they are kept, so that indices stay what the entry says."""
+    """Classes that no sample has are kept, so that indices stay what the entry says."""
     cleaned["empty class kept"] += len(set(range(len(classes))) - set(labels))
 
 
 def image_items(stem: str, images: "np.ndarray", labels: "np.ndarray") -> list[ImageItem]:
-    """An item for each image of bytes (N, H, W) or (N, H, W, 3); labels (N,)."""
+    """images: bytes (N, H, W) or (N, H, W, 3); labels: (N,)."""
     pairs = enumerate(zip(images, labels, strict=True))
     return [ImageItem(f"{stem}/{i}", of_array(image), int(label)) for i, (image, label) in pairs]

@@ -62,7 +62,7 @@ def scan(
 
 @dataclass(frozen=True)
 class Column:
-    """How the text of one column becomes values. `given`: the entry states the type."""
+    """How the text of one column becomes values. given: the entry states the type."""
 
     name: str
     type: str
@@ -102,7 +102,7 @@ class Column:
         return self.type in ("int", "float", "text") and self.trim is None
 
     def value(self) -> pl.Expr:
-        """The typed value; null where the text is not of the type."""
+        """Null where the text is not of the type."""
         text = pl.col(self.name)
         if self.trim is not None:
             text = text.str.strip_chars()
@@ -127,7 +127,7 @@ class Column:
         return there & self.value().is_null()
 
     def repaired(self, text: pl.LazyFrame, nulls: Sequence[str], cleaned: CleaningCounts) -> "Column":
-        """Blanks around values trimmed, an inferred whole number read as a decimal.
+        """Blanks trimmed, an inferred whole number read as a decimal.
 
         Else DataError with the first wrong value.
         """
@@ -159,7 +159,7 @@ class Column:
 
 
 def _candidates(kind: str, sample: pl.Series) -> Iterator[tuple[str, str]]:
-    """(type, form) that a column may have, the narrowest first; `kind`: the type that the entry gives."""
+    """(type, form) that a column may have, the narrowest first; kind: the type that the entry gives."""
     if kind:
         yield from ((kind, form) for form in FORMATS[kind])
         return
@@ -175,7 +175,7 @@ def _candidates(kind: str, sample: pl.Series) -> Iterator[tuple[str, str]]:
 
 
 def _sample(text: pl.LazyFrame, name: str) -> pl.Series:
-    """Values of the first rows; of the whole column when those are all missing."""
+    """Of the first rows; of the whole column when those are all missing."""
     column = text.select(pl.col(name))
     found = column.head(SAMPLE).collect().to_series().drop_nulls()
     return found if len(found) else column.drop_nulls().head(SAMPLE).collect().to_series()

@@ -1,4 +1,4 @@
-"""What graph readers share: edges as each undirected edge once."""
+"""Edges as each undirected edge once."""
 
 from typing import TYPE_CHECKING
 
@@ -10,10 +10,7 @@ if TYPE_CHECKING:
 
 
 def cleaned_edges(edges: "np.ndarray", nodes: int, cleaned: CleaningCounts, where: str) -> "np.ndarray":
-    """int64 (2, E) with the smaller node first, sorted.
-
-    Self loops and repeated edges are counted and dropped.
-    """
+    """int64 (2, E) with the smaller node first, sorted, without loops and repeats."""
     import numpy as np
 
     if edges.size and (edges.min() < 0 or edges.max() >= nodes):

@@ -1,7 +1,4 @@
-"""Tables as csv files, plain or inside a zip or gz.
-
-Scanned lazily, after every value was checked against its type once.
-"""
+"""Tables as csv files, plain or inside a zip or gz, scanned lazily."""
 
 import codecs
 from pathlib import Path
@@ -22,7 +19,7 @@ Type = Annotated[str, Field(pattern=r"^(int|float|text|bool|(date|datetime|time)
 
 
 class Table(Values):
-    """One file; what is left out is taken from the options of the set."""
+    """What is left out is taken from the options of the set."""
 
     file: str
     # int, float, text, bool, date, datetime, or `datetime %d.%m.%Y %H:%M`; by column
@@ -51,7 +48,7 @@ class Options(Values):
 
 
 def read(folder: Path, options: Options, _kind: str) -> Tables:
-    """Lazy frames. Times with a zone are in UTC.
+    """Times with a zone are in UTC.
 
     A column without a type gets that of its first 10,000 rows, and must keep it.
     """

@@ -57,7 +57,7 @@ class Targets(_Csv):
 
 
 class Options(Values):
-    """The files and their columns. Ids are text: any unique name will do."""
+    """Ids are text: any unique name will do."""
 
     edges: Edges
     features: str | None = None  # json: {"id": [feature ids]} or {"id": {"feature id": value}}
@@ -92,7 +92,7 @@ def read(folder: Path, options: Options, _kind: str) -> Graph:
 
 
 def _table(folder: Path, options: _Csv) -> "pl.DataFrame":
-    """The two columns of a csv as text without blanks around; an empty field is null."""
+    """Two columns as text without blanks around; an empty field is null."""
     import polars as pl
 
     path = present(folder, options.file)
@@ -137,7 +137,7 @@ def _names(folder: Path, options: Targets, cleaned: CleaningCounts) -> dict[str,
 
 
 def _index(*ids: Iterable[str]) -> dict[str, int]:
-    """A number for each id: numeric ids in their order, then the others as text."""
+    """Numeric ids in their order, then the others as text."""
     every = sorted(
         {i for some in ids for i in some},
         key=lambda i: (0, int(i), i) if i.isdecimal() and len(i) < LONGEST else (1, 0, i),
@@ -146,10 +146,7 @@ def _index(*ids: Iterable[str]) -> dict[str, int]:
 
 
 def _features(pairs: dict[str, dict[str, float]], index: dict[str, int], cleaned: CleaningCounts) -> Features:
-    """CSR over the nodes; a node without features has a row of zeros.
-
-    Ids that are numbers without large gaps are the columns.
-    """
+    """CSR; a node without features has a row of zeros. Numeric ids without large gaps are the columns."""
     import numpy as np
 
     wide = {f for bag in pairs.values() for f in bag}

@@ -59,7 +59,7 @@ def _pair(folder: Path, files: Split) -> "tuple[np.ndarray, np.ndarray]":
 
 
 def _array(path: Path) -> "np.ndarray":
-    """The array in an idx file; raises DataError when it is cut short or something else."""
+    """Raises DataError when it is cut short or something else."""
     import numpy as np
 
     data = path.read_bytes()

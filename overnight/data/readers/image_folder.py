@@ -33,10 +33,7 @@ class Options(Values):
 
 
 def read(folder: Path, options: Options, _kind: str) -> Images:
-    """Every image below a class's folder, at any depth.
-
-    Hidden files are passed over, others that are no images counted.
-    """
+    """Images at any depth below a class's folder; hidden files are passed over, others counted."""
     cleaned, homes = CleaningCounts(), _homes(folder, options)
     found = sorted({d.name for home in homes.values() for d in _folders(home)})
     classes = tuple(options.classes) or tuple(found)

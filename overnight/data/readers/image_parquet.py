@@ -1,7 +1,4 @@
-"""Parquet files with one encoded image a row.
-
-A column of bytes (or of {bytes, path}) and a column with the class.
-"""
+"""Parquet files with one encoded image a row, as bytes or {bytes, path}, and a column with the class."""
 
 import json
 import threading
@@ -61,7 +58,7 @@ def _classes(files: "list[_File]") -> tuple[str, ...]:
 
 
 def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
-    """Classes by the schema: a comma-separated "classes", or the names that Hugging Face datasets writes."""
+    """A comma-separated "classes", or the names that Hugging Face datasets writes."""
     if metadata.get(b"classes"):
         return tuple(metadata[b"classes"].decode().split(","))
     try:
@@ -72,7 +69,7 @@ def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
 
 
 class _File:
-    """One parquet file; the row groups read last are kept, since neighbours are opened together."""
+    """The row groups read last are kept, since neighbours are opened together."""
 
     def __init__(self, path: Path, options: Options) -> None:
         import pyarrow as pa

@@ -1,7 +1,4 @@
-"""Data that ships in an installed package.
-
-Its files, read by another reader, or what one of its functions returns.
-"""
+"""Data that ships in an installed package: its files, or what one of its functions returns."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -63,7 +60,7 @@ def read(folder: Path, options: Options, kind: str) -> Content:
 
 
 class Package:
-    """The package of an entry; it is not imported (some take seconds)."""
+    """It is not imported (some take seconds)."""
 
     def __init__(self, module: str, below: str) -> None:
         self.name = f"package {module}"
@@ -72,7 +69,7 @@ class Package:
         self.below = below
 
     def folder(self) -> Path:
-        """Where its files are; raises DataError when it is not installed."""
+        """Raises DataError when it is not installed."""
         spec = find_spec(self.top)
         places = list(spec.submodule_search_locations or []) if spec else []
         if not places:
@@ -82,7 +79,7 @@ class Package:
         return Path(places[0]) / self.below
 
     def version(self) -> str:
-        """Names and versions of its distributions."""
+        """Of its distributions."""
         names = packages_distributions().get(self.top, [])
         return " ".join(f"{name} {version(name)}" for name in sorted(set(names))) or self.top
 
@@ -120,7 +117,7 @@ def _images(found: Any, options: Options) -> Images | None:
 
 
 def _tables(found: Any, options: Options) -> Tables | None:
-    """A data frame, or columns with feature_names beside a target; the table is called like the function."""
+    """A data frame, or columns with feature_names beside a target; called like the function."""
     import polars as pl
 
     frame = found.get("frame") if isinstance(found, Mapping) else found

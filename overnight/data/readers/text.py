@@ -11,8 +11,6 @@ from overnight.data.readers._common import Files, present, text
 
 
 class Options(Values):
-    """Files by split; `parts` cuts what only one file holds."""
-
     splits: dict[str, Files] = Field(min_length=1)
     # shares cut off the end of train, last split last
     parts: dict[str, Annotated[float, Field(gt=0, lt=1)]] = {}
@@ -29,10 +27,7 @@ class Options(Values):
 
 
 def read(folder: Path, options: Options, _kind: str) -> Texts:
-    """Each file as one string, with line ends of one character and no byte order mark.
-
-    Files of a split in their order.
-    """
+    """Each file as one string, with line ends of one character and no byte order mark."""
     found = {
         split: [(text(present(folder, name)), -1) for name in names]
         for split, names in options.splits.items()

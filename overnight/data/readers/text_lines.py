@@ -28,7 +28,6 @@ class Options(Values):
 
 
 def read(folder: Path, options: Options, _kind: str) -> Texts:
-    """Sentences with a class each. Blank lines are passed over and counted."""
     cleaned = CleaningCounts()
     rows = {split: _rows(present(folder, file), options, cleaned) for split, file in options.splits.items()}
     labels = tuple(options.classes) or tuple(sorted({label for some in rows.values() for label, _ in some}))

@@ -29,10 +29,7 @@ class Options(Values):
 
 
 def read(folder: Path, options: Options, _kind: str) -> Boxes:
-    """Boxes now, images as they are opened.
-
-    A box of zero size is dropped, one that leaves its image is clipped.
-    """
+    """A box of zero size is dropped, one that leaves its image is clipped."""
     cleaned = CleaningCounts()
     pictures = _pictures(folder / options.images, cleaned)
     found = {
@@ -73,7 +70,7 @@ def _splits(folder: Path, options: Options, pictures: dict[str, Path]) -> dict[s
 def _annotation(
     folder: Path, options: Options, name: str, pictures: dict[str, Path], cleaned: CleaningCounts
 ) -> "tuple[Path, list[str], np.ndarray]":
-    """The image of that name, and its boxes in its own pixels: class names, and corners (n, 4)."""
+    """Class names, and corners (n, 4) in pixels."""
     if name not in pictures:
         raise DataError(
             f"{shown(folder / options.images / name)}.*: there is no such image, but a list of the set "
@@ -98,10 +95,7 @@ def _annotation(
 
 
 def _size(picture: Path) -> tuple[float, float]:
-    """Width and height by the image's own header, for what the annotation says may be wrong.
-
-    Infinite when it cannot be read: the image is left out when it is opened.
-    """
+    """By the image's own header; infinite when it cannot be read, as it is left out when it is opened."""
     from PIL import Image
 
     try:

@@ -12,11 +12,9 @@ if TYPE_CHECKING:
 
 
 class Question(Values):
-    """What is asked about a model."""
-
     @classmethod
     def of(cls, **values: Any) -> Self:
-        """The typed values. Raises BadInput with every mistake."""
+        """Raises BadInput with every mistake."""
         try:
             return cls(**values)
         except ValidationError as error:
@@ -30,7 +28,7 @@ def _problem(error: Any) -> str:
 
 
 def training(**parts: Any) -> "Recipe[Any]":
-    """A Recipe to trace one step of: its data are a list of batches, and it is not evaluated."""
+    """A Recipe to trace one step of, without evaluation."""
     from overnight.training.recipe import Recipe, constant
 
     return Recipe(
@@ -44,5 +42,4 @@ def training(**parts: Any) -> "Recipe[Any]":
 
 
 def trained(model: Any) -> list[Any]:
-    """The parameters that are not frozen."""
     return [weight for weight in model.parameters() if weight.requires_grad]

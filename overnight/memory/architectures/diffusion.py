@@ -1,10 +1,7 @@
 """Memory of Stable Diffusion from its sizes: painting, and LoRA of its U-Net. Needs the extra `diffusion`.
 
-    predict_image_generation(ImageGeneration(model="sdxl", offload="model")) -> MemoryEstimate
-
 Image generation is text encoder(s), U-Net (twice the batch: with and without the prompt), decoder, one after
-the other; the largest is the peak. offload "model": one of them on the card at a time; "sequential": the
-weights of one layer at a time.
+the other. offload "model": one of them on the card at a time; "sequential": the weights of one layer at a time.
 """
 
 import functools
@@ -137,7 +134,7 @@ def _largest_leaf(build: "Callable[[], nn.Module]") -> float:
 
 
 def _parts(painting: ImageGeneration) -> "dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Any]]]":
-    """By name: (build, call) of each net that painting calls."""
+    """Name -> (build, call) of each net that painting calls."""
     import torch
 
     dtype = _dtype(painting)
@@ -213,7 +210,7 @@ def _text(sizes: tuple[int, int, int, int], dtype: Any) -> Any:
 
 
 def painting_recipe(painting: ImageGeneration) -> "Recipe[Any]":
-    """LoRA of the U-Net as a Recipe; frozen nets encode pictures and prompts within the step."""
+    """LoRA of the U-Net; frozen nets encode pictures and prompts within the step."""
     import torch
 
     from overnight.training.recipe import TrainParams

@@ -1,9 +1,7 @@
 """Memory of a language model that answers, by arithmetic: weights + key-value cache + one pass + context.
 
-    predict_inference(Serving(model="llama-2-13b", way="q4_k_m", context=4096)) -> MemoryEstimate
-
-The cache is exact: 2 x layers x heads of keys x width of a head x bytes x tokens. transformers grows its
-cache by copying it, which was seen to take twice that; a static cache and llama.cpp take it once.
+transformers grows its cache by copying it, which was seen to take twice that; a static cache and llama.cpp
+take it once.
 """
 
 import math
@@ -56,7 +54,7 @@ class Serving(Question):
 
 
 def kv_bytes(shape: Shape, tokens: int, cache: str = "f16", batch: int = 1) -> int:
-    """The cache of keys and values, exactly."""
+    """2 x layers x heads of keys x width of a head x bytes x tokens."""
     return round(2 * shape.layers * shape.kv_heads * shape.head_dim * CACHE[cache] * tokens * batch)
 
 
@@ -89,12 +87,11 @@ def _of_gguf(header: Weights, path: Path) -> Shape:
 
 
 def form(serving: Serving) -> str:
-    """How the weights are kept, in a word."""
     return "as the file has them" if serving.weights or serving.model.endswith(SEVERAL) else serving.way
 
 
 def _parts(serving: Serving) -> dict[str, float]:
-    """Bytes by kind; `scores` are there only where attention is computed without a fused kernel."""
+    """Bytes by kind; `scores` only where attention is computed without a fused kernel."""
     model = _model(serving)
     shape, tokens = model.shape, serving.context * serving.batch
     cache = kv_bytes(shape, serving.context, serving.cache, serving.batch)
@@ -114,7 +111,7 @@ def _parts(serving: Serving) -> dict[str, float]:
 
 
 def predict_inference(serving: Serving, context_mib: float | None = None) -> "MemoryEstimate":
-    """The peak of answering with the context full; the upper edge is without a fused attention kernel.
+    """Answering with the context full; the upper edge is without a fused attention kernel.
 
     Raises BadInput.
     """
@@ -131,13 +128,11 @@ def predict_inference(serving: Serving, context_mib: float | None = None) -> "Me
 
 
 def most_context(serving: Serving, budget_mib: float) -> int:
-    """The longest context whose upper edge is within the budget; 0 when none is."""
+    """The longest whose upper edge is within the budget; 0 when none is."""
     return _most(serving, "context", 2**20, budget_mib)
 
 
 def _most(serving: Serving, key: str, most: int, budget_mib: float) -> int:
-    """The largest value of a key that fits, where all smaller ones do."""
-
     def too_large(n: int) -> bool:
         return predict_inference(serving.model_copy(update={key: n})).needed_mib > budget_mib
 
@@ -145,7 +140,7 @@ def _most(serving: Serving, key: str, most: int, budget_mib: float) -> int:
 
 
 def layers_that_fit(serving: Serving, budget_mib: float) -> tuple[int, int]:
-    """How many layers of how many fit, the others being left to the host as llama.cpp can."""
+    """(layers that fit, all of them); llama.cpp can leave the others to the host."""
     model = _model(serving)
     tensors = [(name.startswith("blk."), math.prod(size)) for name, size in model.shape.tensors()]
     share = sum(count for inside, count in tensors if inside) / sum(count for _, count in tensors)
@@ -157,7 +152,7 @@ def layers_that_fit(serving: Serving, budget_mib: float) -> tuple[int, int]:
 
 
 def refusal(serving: Serving, budget_mib: float) -> str:
-    """Why it does not fit, in a sentence; empty when it does."""
+    """Why it does not fit; empty when it does."""
     found = predict_inference(serving)
     if found.fits(budget_mib):
         return ""
@@ -170,7 +165,7 @@ def refusal(serving: Serving, budget_mib: float) -> str:
 
 
 def cheaper(serving: Serving, budget_mib: float) -> list[tuple[str, "MemoryEstimate"]]:
-    """What to change so that it fits, the least first: the cache, then the context, then the weights."""
+    """Changes that make it fit, the least first: the cache, then the context, then the weights."""
     shorter = most_context(serving, budget_mib)
     smaller = TRANSFORMERS[3:] if serving.way in TRANSFORMERS else WAYS[WAYS.index(serving.way) + 1 :]
     ways = list[tuple[str, dict[str, Any]]]()

@@ -1,10 +1,7 @@
-"""Fine-tuning of language models as Recipes, from a config alone: no weights, no download.
+"""Fine-tuning of language models as Recipes, from a config alone: no weights, no download. Needs the extra `llm`.
 
-    predict_language(Tuning(model="llama-2-7b", method="qlora", sequence=512)) -> MemoryEstimate
-
-Needs the extra `llm`. Adapters go through peft as a user would write them; the layers of 4 bits and the 8-bit
-optimizer are tensors of the bytes that bitsandbytes holds (quantised.py). Encoders (BERT ...) are trained as
-classifiers, all else on the next token.
+Adapters go through peft; layers of 4 bits and the 8-bit optimizer are tensors of the bytes that bitsandbytes
+holds (quantised.py). Encoders (BERT ...) are trained as classifiers, all else on the next token.
 """
 
 import functools
@@ -39,7 +36,7 @@ ALIKE = (  # layers
 
 
 class Tuning(Question):
-    """What is trained, and how. Sizes are those of one micro-batch."""
+    """Sizes are those of one micro-batch."""
 
     model: str  # a name of shapes.MODELS, or a config.json
     method: Literal["full", "lora", "qlora"] = "full"
@@ -56,7 +53,6 @@ class Tuning(Question):
 
     @property
     def kind(self) -> str:
-        """The model's type: llama, gpt2, bert ..."""
         return str(config_of(self.model)["model_type"])
 
     @property
@@ -65,10 +61,7 @@ class Tuning(Question):
 
 
 def language_recipe(tuning: Tuning) -> "Recipe[Any]":
-    """The training as a Recipe with example batches of the longest sequence.
-
-    Raises BadInput for an unknown model.
-    """
+    """Raises BadInput for an unknown model."""
     import torch
 
     from overnight.training.recipe import TrainParams
@@ -88,10 +81,7 @@ def language_recipe(tuning: Tuning) -> "Recipe[Any]":
 
 
 def predict_language(tuning: Tuning, constants: "Constants | None" = None) -> "MemoryEstimate":
-    """The peak of a training step.
-
-    A model that cannot be traced ends with `unknown` set; raises BadInput for nonsense.
-    """
+    """`unknown` is set for a model that cannot be traced; raises BadInput for nonsense."""
     from overnight.memory.prediction import Constants, MemoryEstimate, Unknown, estimate
 
     try:
@@ -102,7 +92,7 @@ def predict_language(tuning: Tuning, constants: "Constants | None" = None) -> "M
 
 
 def traced_language(tuning: Tuning) -> "Trace":
-    """Every allocation of a step; of layers that are alike few are traced. Raises Unknown and BadInput."""
+    """Of layers that are alike few are traced. Raises Unknown and BadInput."""
     from overnight.memory.architectures.layers import deep
     from overnight.memory.prediction import silence, traced
 
@@ -122,7 +112,6 @@ def _layers(tuning: Tuning) -> int:
 
 
 def _check_sequence(tuning: Tuning) -> None:
-    """Raises BadInput for a sequence longer than the places that a model has learned."""
     most = getattr(_config(tuning), "max_position_embeddings", None)
     if tuning.kind in LEARNED and most and tuning.sequence > most:
         raise BadInput(
@@ -148,7 +137,7 @@ def _check_build(tuning: Tuning) -> None:
 
 
 def _model(tuning: Tuning) -> "nn.Module":
-    """Built on the device that is current: meta."""
+    """Built on the current device: meta."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
     import transformers
@@ -170,7 +159,7 @@ def _model(tuning: Tuning) -> "nn.Module":
 
 
 def _config(tuning: Tuning) -> Any:
-    """As transformers has it. Raises BadInput for a type or a value that it does not take."""
+    """Raises BadInput for a type or a value that transformers does not take."""
     values = config_of(tuning.model)
     try:
         import transformers

@@ -1,8 +1,8 @@
 """The trace of a deep net from those of shallow ones: equal layers allocate the same, in the same order.
 
 Where a program with one layer more differs from the one with fewer, it repeats what stands before: that block
-is written down once and repeated as often as there are layers. Whether a release meets the newest or the
-oldest allocation of its kind tells which it is.
+is repeated as often as there are layers. Whether a release meets the newest or the oldest allocation of its
+kind tells which it is.
 """
 
 from collections import defaultdict
@@ -19,7 +19,7 @@ SMALL = 4096  # bytes
 
 @dataclass(frozen=True)
 class _Event:
-    """An event without allocation numbers: allocated or released, where, how large, of what kind."""
+    """Allocated or released, where, how large, of what kind; without allocation numbers."""
 
     gone: bool
     place: tuple[str, str]
@@ -33,13 +33,13 @@ class _Event:
         return self.gone, self.place, self.size, self.kind, self.origin
 
     def about(self) -> Hashable:
-        """Without the size of what is small: a list of one number for each weight grows with the layers."""
+        """A small list of one number for each weight grows with the layers."""
         return self.gone, self.place, self.size if self.size >= SMALL else 0, self.kind, self.origin
 
 
 @dataclass(frozen=True)
 class _Step:
-    """An event at any depth: its size grows by `more` a layer; a release counts from the newest or oldest."""
+    """Its size grows by `more` a layer; a release counts from the newest or the oldest."""
 
     event: _Event
     more: int
@@ -53,7 +53,7 @@ class _Part:
 
 
 def deep(trace_of: Callable[[int], Trace], layers: int) -> Trace:
-    """The trace with that many layers, from those with 2 and 3 if they predict the one with 4, else traced.
+    """From those with 2 and 3 layers if they predict the one with 4, else traced.
 
     What is given back after the last allocation is left out.
     """
@@ -76,7 +76,7 @@ def _same(foretold: Trace | None, real: Trace) -> bool:
 
 
 def _last(trace: Trace) -> int:
-    """Where the last allocation is behind; what follows takes the program down, in no order of its own."""
+    """After the last allocation; what follows takes the program down, in no order of its own."""
     return next((i + 1 for i in range(len(trace.events) - 1, -1, -1) if trace.events[i] >= 0), 0)
 
 

@@ -1,9 +1,8 @@
-"""What 4-bit weights and 8-bit optimizers hold, in tensors that a trace can see.
+"""What 4-bit weights and 8-bit optimizers hold, in tensors that a trace can see (formats of bitsandbytes).
 
-Written from the published formats of bitsandbytes: two weights of 4 bits to a byte, a scale for each 64
-weights, itself in 8 bits with a scale for each 256 scales (double quantisation); for a product the weights
-are made whole again for the while it takes, forward and backward alike. An 8-bit optimizer keeps its two
-states in a byte each with a scale for each 256.
+Two weights of 4 bits to a byte, a scale for each 64 weights, itself in 8 bits with a scale for each 256
+scales; for a product the weights are made whole again. An 8-bit optimizer keeps its two states in a byte each
+with a scale for each 256.
 """
 
 from collections.abc import Iterable
@@ -18,7 +17,7 @@ LEAST_8BIT = 4096  # elements below which an optimizer keeps its state in float3
 
 
 def four_bit(model: nn.Module, spared: Iterable[str] = ("lm_head",)) -> nn.Module:
-    """The model (on the meta device) with every linear layer but the spared ones in 4 bits."""
+    """The model, on the meta device, with every linear layer but the spared ones in 4 bits."""
     for name, module in list(model.named_modules()):
         parent, _, own = name.rpartition(".")
         if type(module).__name__ in ("Linear", "Conv1D") and own not in spared:
@@ -32,8 +31,6 @@ def _packed(linear: nn.Module) -> nn.Module:
     from bitsandbytes.nn import Linear4bit
 
     class Packed(Linear4bit):  # type: ignore[misc]
-        """Holds the bytes of a 4-bit layer, and makes the temporaries of its products."""
-
         def forward(self, x: Tensor) -> Tensor:
             sizes = (self.out_features, self.in_features, self.made)
             out: Tensor = _Product.apply(x.to(self.made), self.weight, sizes)
@@ -61,7 +58,6 @@ def _packed(linear: nn.Module) -> nn.Module:
 
 
 def _whole(packed: Tensor, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """The weights in full; while they are made, the scales in full too."""
     full = torch.empty(-(-rows * columns // BLOCK), device=packed.device)
     whole = torch.empty(rows, columns, dtype=dtype, device=packed.device)
     del full
@@ -69,7 +65,7 @@ def _whole(packed: Tensor, rows: int, columns: int, dtype: torch.dtype) -> Tenso
 
 
 class _Product(torch.autograd.Function):
-    """x W^T with W made whole and dropped, in the backward pass as well; no input is kept."""
+    """x W^T with W made whole and dropped, in the backward pass as well."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: Tensor, sizes: tuple[int, int, torch.dtype]) -> Tensor:
@@ -83,8 +79,6 @@ class _Product(torch.autograd.Function):
 
 
 class AdamW8bit(torch.optim.Optimizer):
-    """Holds what an AdamW with states of 8 bits holds; its kernels work in place."""
-
     def __init__(self, params: Iterable[Tensor], lr: float = 1e-3) -> None:
         super().__init__(params, {"lr": lr})
         self.codes = list[Tensor]()  # two tables that all weights share

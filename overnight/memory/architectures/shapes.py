@@ -1,4 +1,4 @@
-"""Shapes of published language models, as their config.json gives them, without a download."""
+"""Shapes of published language models, as their config.json gives them."""
 
 import json
 from dataclasses import dataclass
@@ -58,10 +58,7 @@ ENCODERS = (
 
 
 def config_of(model: str) -> dict[str, Any]:
-    """What a model's config.json says: of a name in MODELS, a file, or a folder that holds one.
-
-    Raises BadInput; downloads nothing.
-    """
+    """Of a name in MODELS, a config.json, or its folder; downloads nothing. Raises BadInput."""
     name = model.strip().lower()
     if name in MODELS:
         return dict(MODELS[name])
@@ -110,9 +107,9 @@ class Shape:
 
     @classmethod
     def of(cls, where: str, kind: str, tied: bool, sizes: dict[str, Any]) -> "Shape":
-        """A shape; when left out, kv_heads are as many as heads, and the heads share the width.
+        """kv_heads default to heads, head_dim to hidden // heads.
 
-        Raises BadInput where a size is missing or cannot be, for a file says what it likes.
+        Raises BadInput where a size is missing or cannot be.
         """
         sizes = {name: sizes.get(name) for name in SIZES}
         heads = sizes["heads"]
@@ -138,7 +135,7 @@ class Shape:
         return cls(kind=kind, tied=tied, **sizes)
 
     def tensors(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Names (as in GGUF files) and shapes of all weights of a net with gated feed-forward layers."""
+        """Names (as in GGUF files) and shapes, with gated feed-forward layers."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         layer = {
             "attn_q": (q, self.hidden),
@@ -163,7 +160,7 @@ class Shape:
 
 
 def shape_of(model: str) -> Shape:
-    """The shape of a decoder. Raises BadInput where a size is missing, no number or nonsense."""
+    """Raises BadInput."""
     values = config_of(model)
     if values["model_type"] not in GATED:
         raise BadInput(

@@ -1,4 +1,4 @@
-"""Bytes of a language model's weights: by arithmetic for each quantisation, or from the header of a file."""
+"""Bytes of a language model's weights: by arithmetic, or from the header of a file."""
 
 import json
 import math
@@ -50,12 +50,12 @@ WAYS = (*TRANSFORMERS, *LLAMA_CPP)
 
 
 def weight_bytes(shape: Shape, way: str) -> int:
-    """All weights of the model, in bytes. way: one of WAYS."""
+    """way: one of WAYS."""
     return sum(tensor_bytes(shape, name, size, way) for name, size in shape.tensors())
 
 
 def tensor_bytes(shape: Shape, name: str, size: tuple[int, ...], way: str) -> int:
-    """One tensor: quantised if it is the matrix of a layer; norms and biases stay as they are."""
+    """Only matrices of layers are quantised."""
     count = math.prod(size)
     if way in TRANSFORMERS:
         return _of_transformers(name, size, count, way)
@@ -74,7 +74,7 @@ def _of_transformers(name: str, size: tuple[int, ...], count: int, way: str) -> 
 
 
 def _of_gguf(shape: Shape, name: str, way: str) -> str:
-    """The format of a tensor; the mixes (..._m) spend more bits on the most sensitive tensors."""
+    """The mixes (..._m) spend more bits on the most sensitive tensors."""
     plain = MIXES.get(way, way)
     if name == "output" or (name == "token_embd" and shape.tied):
         return plain if plain in ("f16", "q8_0") else "q6_k"
@@ -93,17 +93,14 @@ def _of_gguf(shape: Shape, name: str, way: str) -> str:
 
 @dataclass(frozen=True)
 class Weights:
-    """Headers of a file: bytes of all weights, and the values of the model's sizes (GGUF only)."""
+    """Bytes of all weights, and the values of the model's sizes (GGUF only)."""
 
     bytes: int
     values: dict[str, Any]
 
 
 def read_header(path: Path) -> Weights:
-    """Of a .gguf, a .safetensors or its index (.json, for several files); reads no weights.
-
-    Raises BadInput.
-    """
+    """Of a .gguf, a .safetensors or its index (.json). Raises BadInput."""
     try:
         readers = {".gguf": _gguf, ".safetensors": _safetensors}
         found = readers.get(path.suffix, _index)(path)
@@ -160,7 +157,7 @@ SCALARS = "BbHhIif?"  # types 0 to 7 of a GGUF value; 8 a text, 9 a list, 10 to 
 
 
 class _Reader:
-    """The parts of a header, one after the other. Raises ValueError at the end of the file."""
+    """Raises ValueError at the end of the file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -193,7 +190,7 @@ class _Reader:
         return self.number({10: "Q", 11: "q", 12: "d"}[kind])
 
     def tensor(self) -> int:
-        """Bytes of the next tensor."""
+        """Bytes."""
         self.text()
         sizes = [self.number("Q") for _ in range(self.number("I"))]
         block, weights = BLOCKS[NUMBERS[self.number("I")]]
