@@ -134,7 +134,7 @@ class Entry(Values):
         return f"{shown(path)}: sha256 {digest}, expected {expected}: damaged or changed; {anew}"
 
     def identity(self) -> dict[str, Any]:
-        """What decides the content: how it is read and cut, and digests of the entry, else of the files here."""
+        """How it is read and cut, and digests of the entry, else of the files here."""
         how = self.model_dump(mode="json", include={"kind", "reader", "options", "splits"})
         if self.package:
             return {**how, "package": self.package.version()}

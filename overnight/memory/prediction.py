@@ -176,7 +176,7 @@ def predict(
     constants: Constants | None = None,
     **module: Any,
 ) -> MemoryEstimate:
-    """The peak memory of training, before it runs and without a card; `unknown` is set if it cannot be traced.
+    """The peak memory of training, without a card; `unknown` is set if it cannot be traced.
 
     recipe: a Recipe, then `batch` is the micro-batch (its own when left out); or an nn.Module, then `batch`
     holds its inputs, and `loss`, `optimizer`, `precision`, `accumulate` may be given (see modules.as_recipe).

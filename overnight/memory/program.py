@@ -22,7 +22,7 @@ def run_program(recipe: Recipe[Any], micro: int, context: FakeTensorContext) -> 
     own = by_own_loop(recipe)
     with context.during("build"):
         model = context.model(recipe).train()
-        trained = [p for p in model.parameters() if p.requires_grad]
+        trained: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         buffers = [b for b in model.buffers() if not is_packed(b)]
         average = [p.detach().clone() for p in trained] if recipe.ema else []
         optimizer = recipe.optimizer(model)

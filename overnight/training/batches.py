@@ -15,8 +15,8 @@ Batch = dict[str, Tensor]  # every tensor has the samples in its first dimension
 class Batches:
     """One epoch's effective batches, resumable at any batch at no cost.
 
-    Each batch is made when it is due, from a seed of its own: the augmentation of a sample depends on the epoch
-    and its position there alone. order: for each batch the indices of its samples; make(indices, generator).
+    Each batch is made when it is due, from a seed of its own: the augmentation of a sample depends on the
+    epoch and its position there alone. order: for each batch the indices of its samples.
     """
 
     def __init__(

@@ -38,9 +38,9 @@ class TrainResult:
 def train(recipe: Recipe[Data], run: Run, data: Data) -> TrainResult:
     """Train and return the epoch with the best score `recipe.monitor` on the split "val", or the last one.
 
-    Continues from the run's checkpoint. Out of memory makes the micro-batch smaller. On a CUDA card the engine
-    chooses layout, fused optimizer, compiling, and where the data lie (a dict of tensors moves to the card
-    when it fits).
+    Continues from the run's checkpoint. Out of memory makes the micro-batch smaller. On a CUDA card the
+    engine chooses layout, fused optimizer, compiling, and where the data lie (a dict of tensors moves to the
+    card when it fits).
 
     Logs train/loss, train/lr (thinned), val/*, train/samples_per_s and train/tflops per epoch,
     train/micro_batch, train/gflop_per_sample; the second training of a step logs train-2/loss and so on.

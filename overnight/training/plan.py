@@ -12,8 +12,8 @@ GROW_AFTER = 100  # good optimizer steps before a larger micro-batch is tried; d
 class MicroBatchState:
     """size: samples at once; largest: the limit when growing; least: the fewest that the model takes.
 
-    failed_at: the optimizer step at which the smallest size has failed once; good: steps since the last change;
-    patience: how many before it grows; grown: the last change was an increase.
+    failed_at: the optimizer step at which the smallest size has failed once; good: steps since the last
+    change; patience: how many before it grows; grown: the last change was an increase.
     """
 
     size: int

@@ -1,7 +1,7 @@
 """Attempts at one step: which process may keep its checkpoints, and what previous attempts have logged.
 
-A resumed attempt repeats the optimizer steps after its checkpoint. MLflow cannot delete points, so repeats are
-left out (`Run.logged_before`): the first attempt that reaches a (metric, step) logs it.
+A resumed attempt repeats the optimizer steps after its checkpoint. MLflow cannot delete points, so repeats
+are left out (`Run.logged_before`): the first attempt that reaches a (metric, step) logs it.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Memory of Stable Diffusion from its sizes: painting, and LoRA of its U-Net. Needs the extra `diffusion`.
 
-Image generation is text encoder(s), U-Net (twice the batch: with and without the prompt), decoder, one after
-the other. offload "model": one of them on the card at a time; "sequential": the weights of one layer at a time.
+Painting is text encoder(s), U-Net (twice the batch: with and without the prompt), decoder, one after the
+other. offload "model": one of them on the card at a time; "sequential": the weights of one layer at a time.
 """
 
 import functools

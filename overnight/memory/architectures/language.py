@@ -1,4 +1,4 @@
-"""Fine-tuning of language models as Recipes, from a config alone: no weights, no download. Needs the extra `llm`.
+"""Fine-tuning of language models as Recipes, from a config alone, without weights. Needs the extra `llm`.
 
 Adapters go through peft; layers of 4 bits and the 8-bit optimizer are tensors of the bytes that bitsandbytes
 holds (quantised.py). Encoders (BERT ...) are trained as classifiers, all else on the next token.
