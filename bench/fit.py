@@ -37,6 +37,7 @@ from bench._fit_recipes import matrix
 from bench._fit_safety import CARDS_GB, Reading, judge, scaled, upper
 from bench._kernels import Kernels
 from bench._measure import live_peak
+from overnight.gpu.card import virtual
 from overnight.memory.prediction import Constants, estimate, traced
 from overnight.memory.trace import Trace, alive
 
@@ -50,7 +51,7 @@ def measured(name: str, kernels: Kernels) -> Row:
     """One case: predicted, then run."""
     make, micro = matrix()[name]
     here = traced(make(), micro, "cpu", kernels)
-    predicted, edge = here.peak(), estimate(here, micro, "cpu", 0.0, Constants.of(virtual=True))
+    predicted, edge = here.peak(), estimate(here, micro, "cpu", 0.0, Constants.of(virtual()))
     began = time.process_time()
     card = traced(make(), micro, "cuda")
     verdict = estimate(card, micro, "cuda", 0.0, Constants())

@@ -47,12 +47,16 @@ def _start(call: Callable[[], object], name: str) -> threading.Thread:
 
 
 @contextlib.contextmanager
-def best_effort() -> Iterator[None]:
-    """Ignore and log any exception: for calls that only show something, or that are tried again later."""
+def best_effort(note: Callable[[str], object] = lambda _text: None) -> Iterator[None]:
+    """Ignore and log any exception: for calls that only show something, or that are tried again later.
+
+    note: takes what went wrong.
+    """
     try:
         yield
     except Exception as error:  # noqa: BLE001 - servers fail in many ways; training goes on
-        logging.getLogger(__name__).debug("a server did not answer: %s", error)
+        logging.getLogger(__name__).debug("ignored: %s", error)
+        note(f"{type(error).__name__}: {error}")
 
 
 class FireAndForget:

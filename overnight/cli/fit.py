@@ -91,8 +91,11 @@ def verdict_of(step: PlannedStep, card: Card) -> Verdict:
 
 def constants(card: Card) -> Constants:
     from overnight.gpu.cuda_context import UNMEASURED_MIB, overhead
+    from overnight.gpu.memory_limit import expands
 
-    return Constants(context_mib=float(UNMEASURED_MIB if card.virtual else overhead(card)))
+    if card.virtual:
+        return Constants(context_mib=float(UNMEASURED_MIB))
+    return Constants(context_mib=float(overhead(card)), expandable=expands(card))
 
 
 def row(

@@ -9,13 +9,17 @@ from typing import Any, Literal
 
 from overnight.config import Values
 from overnight.errors import ServiceError
+from overnight.gpu.out_of_memory import on_wsl
 from overnight.paths import state
 
 VIRTUAL_MIB = 12288
 MAX_DIGITS = 8  # of an amount: some 100 TB, which the sums of scheduler.py can still hold
 RESERVE_MIB = 1024  # for the desktop, its browser and the CUDA contexts
+DEVICES = ("/dev/nvidiactl", "/dev/dxg")  # there while a driver is loaded; of Linux and of WSL2
 YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 Policy = Literal["wait", "shrink", "yield"]
+WSL_RESERVE_MIB = 1536  # there, too much asked for ends as a lost context rather than as out of memory
+CAPABILITY = 7.5  # the least that torch has kernels for (torch._C._cuda_getArchFlags)
 DRIVERS = {13: 580, 12: 525}  # the oldest driver of a CUDA major version (CUDA compatibility guide)
 
 
@@ -34,6 +38,7 @@ class Card(Values):
     index: int = 0
     driver: str = ""
     reserved_mib: int = 0
+    capability: float = CAPABILITY
     count: bool = False
     policy: Policy = "wait"
 
@@ -80,9 +85,9 @@ def find(
 ) -> Card:
     """The card to use.
 
-    wanted: index, UUID or "virtual"; None: the first of `$CUDA_VISIBLE_DEVICES`, or the virtual card without
-    a GPU. cpu: the virtual card. Raises ServiceError when there is no such card, when torch cannot use it, or
-    when the budget exceeds it.
+    wanted: nvidia-smi's index, UUID or "virtual"; None: the first of `$CUDA_VISIBLE_DEVICES`, else the
+    largest that torch can use, or the virtual card without a GPU. cpu: the virtual card. Raises ServiceError
+    when there is no such card, when torch cannot use it, or when the budget exceeds it.
     """
     if wanted == "virtual":
         cpu = True
@@ -100,18 +105,35 @@ def find(
         known = ", ".join(f"{c.index} ({c.uuid})" for c in cards)
         raise ServiceError(f"card {wanted!r}: there is no such card; there are {known}")
     chosen = matching[0]
-    check_budget(chosen.name, chosen.total_mib, RESERVE_MIB)
+    check_budget(chosen.name, chosen.total_mib - chosen.reserved_mib, reserve_mib())
     check_driver(chosen.driver, torch_cuda())
+    if chosen.capability < CAPABILITY:
+        raise ServiceError(
+            f"{chosen.name} has compute capability {chosen.capability}, and torch has kernels from "
+            f"{CAPABILITY} on: choose another card (`card`), or use --cpu"
+        )
     return chosen.model_copy(update={"policy": policy})
 
 
 def visible(cards: list[Card], variable: str | None) -> list[Card]:
-    """Those that `$CUDA_VISIBLE_DEVICES` leaves, in its order, up to the first unknown name."""
+    """Those that `$CUDA_VISIBLE_DEVICES` leaves, in its order, up to the first unknown name.
+
+    Numbers count from the fastest, as in CUDA. Raises ServiceError for a part of a card (MIG).
+    """
     if variable is None:
-        return cards
+        return sorted(cards, key=lambda card: (card.capability < CAPABILITY, -card.total_mib))
     found = []
+    numbered = cards
+    if os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
+        numbered = sorted(cards, key=lambda card: card.index)
     for name in (part.strip() for part in variable.split(",")):
-        card = next((c for c in cards if name and (name == str(c.index) or c.uuid.startswith(name))), None)
+        if name.startswith("MIG-"):
+            raise ServiceError(
+                f"CUDA_VISIBLE_DEVICES={variable}: a part of a card (MIG) cannot be leased; name a whole card"
+            )
+        card = next((c for c in cards if name and c.uuid.startswith(name)), None)
+        if name.isdecimal():
+            card = next(iter(numbered[int(name) :]), None)
         if card is None:
             break
         found.append(card)
@@ -134,16 +156,24 @@ def virtual(count: bool = False, policy: Policy = "wait") -> Card:
 
 
 def real() -> list[Card]:
-    """All that NVML sees; none without a driver. Raises ServiceError when the driver does not answer."""
+    """All that NVML sees, the fastest first; none without a driver.
+
+    Raises ServiceError when the driver does not answer.
+    """
     import pynvml as nvml
 
     try:
         nvml.nvmlInit()
-    except nvml.NVMLError:
+        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        speeds = [_speed(nvml, handle) for handle in handles]
+        cards = [_card(nvml, index, handle) for index, handle in enumerate(handles)]
+        return [cards[index] for index in sorted(range(len(cards)), key=lambda index: -speeds[index])]
+    except nvml.NVMLError_LibraryNotFound:
         return []
-    try:
-        return [_card(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
     except nvml.NVMLError as error:  # a card that fell off the bus, a driver updated under the running system
+        loaded = any(Path(device).exists() for device in DEVICES)
+        if error.value == nvml.NVML_ERROR_DRIVER_NOT_LOADED and not loaded:
+            return []
         raise ServiceError(
             f"the NVIDIA driver does not say what the card is ({error}): see `nvidia-smi`, or use --cpu"
         ) from None
@@ -152,18 +182,33 @@ def real() -> list[Card]:
             nvml.nvmlShutdown()
 
 
-def _card(nvml: Any, index: int) -> Card:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+def _speed(nvml: Any, handle: Any) -> int:
+    """A measure to compare cards by, as CUDA does to number them."""
+    try:
+        clock = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)
+        return int(nvml.nvmlDeviceGetNumGpuCores(handle) * clock)
+    except nvml.NVMLError:
+        return 0
+
+
+def _card(nvml: Any, index: int, handle: Any) -> Card:
     total, _, reserved = memory(nvml, handle)
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
     return Card(
         uuid=str(nvml.nvmlDeviceGetUUID(handle)),
         name=str(nvml.nvmlDeviceGetName(handle)),
         total_mib=total,
-        budget_mib=_budget(total, RESERVE_MIB),
+        budget_mib=_budget(total - reserved, reserve_mib()),
         index=index,
         driver=str(nvml.nvmlSystemGetDriverVersion()),
         reserved_mib=reserved,
+        capability=major + minor / 10,
     )
+
+
+def reserve_mib() -> int:
+    """What of a real card is kept for other programs, unless `$OVERNIGHT_RESERVE_MIB` says it."""
+    return WSL_RESERVE_MIB if on_wsl() else RESERVE_MIB
 
 
 def memory(nvml: Any, handle: Any) -> tuple[int, int, int]:

@@ -2,22 +2,37 @@
 
 Which process holds how much is unknown on WSL2, so the cost is the difference of the whole card's use around
 the creation of a context. Other processes may allocate or free at that moment: implausible figures are
-dropped, and the median of several processes counts.
+dropped, steps measure one after the other, and the median of several processes counts.
 """
 
 import importlib.metadata
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from overnight.files import atomic_write, read_json
 from overnight.gpu.card import Card
+from overnight.gpu.out_of_memory import on_wsl
+from overnight.locks import hold
 
 MIB = 1 << 20
 UNMEASURED_MIB = 600
 PLAUSIBLE_MIB = (100, 1600)  # 1343 MiB is the most ever reported for a context without a leak (V100, 2022)
 TIMES = 3
+TRIAL_S = 60.0
+TRIAL = """
+import sys, torch
+for _ in range(3):
+    parts = [torch.ones(int(sys.argv[1]) << 14, dtype=torch.uint8, device="cuda") for _ in range(48)]
+    del parts[::2]
+    torch.ones(int(sys.argv[1]) << 18, dtype=torch.uint8, device="cuda").sum().item()
+    del parts
+    torch.cuda.empty_cache()
+"""
 
 
 def overhead(card: Card) -> int:
@@ -37,14 +52,37 @@ def measure(card: Card, used_mib: Callable[[], int], warm: Callable[[], int]) ->
     used_mib: returns what the whole card uses; warm: makes the context, returns what torch's allocator took
     (bytes).
     """
-    found = _measured(card)
-    if len(found) >= TIMES:
+    if len(_measured(card)) >= TIMES:
         return
-    before = used_mib()
-    taken = warm()
-    cost = used_mib() - before - -(-taken // MIB)
-    if PLAUSIBLE_MIB[0] <= cost <= PLAUSIBLE_MIB[1]:
-        _keep(card, [*found, cost])
+    with hold(card.folder / "overhead.lock", "the measurement of a CUDA context", wait=True):
+        found = _measured(card)
+        before = used_mib()
+        taken = warm()
+        cost = used_mib() - before - -(-taken // MIB)
+        if PLAUSIBLE_MIB[0] <= cost <= PLAUSIBLE_MIB[1] and len(found) < TIMES:
+            _keep(card, _key(card), [*found, cost])
+
+
+def can_expand(card: Card, kernel: str = "") -> bool:
+    """Whether torch's allocator expands segments, which fragments less; on WSL2 where a trial went well."""
+    return not on_wsl(kernel) or read_json(_path(card)).get(_trial(card)) is True
+
+
+def try_expanding(card: Card, mib: int, kernel: str = "", script: str = TRIAL) -> None:
+    """On WSL2, fill `mib` of the card with expandable segments in a process of its own, for later steps.
+
+    Some cards fail at them there, whatever their name, driver and kernel (docs/card.md); so each driver is
+    tried once, by the first holder of a lease, before it has a context itself.
+    """
+    if not on_wsl(kernel) or _trial(card) in read_json(_path(card)):
+        return
+    environ = {**os.environ, "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    command = [sys.executable, "-c", script, str(mib)]
+    try:
+        done = subprocess.run(command, env=environ, capture_output=True, timeout=TRIAL_S, check=False)
+        _keep(card, _trial(card), done.returncode == 0)
+    except subprocess.TimeoutExpired:
+        _keep(card, _trial(card), found=False)
 
 
 def warm_up() -> int:
@@ -66,15 +104,19 @@ def _measured(card: Card) -> list[int]:
     return [v for v in values if isinstance(v, int)] if isinstance(values, list) else []
 
 
-def _keep(card: Card, values: list[int]) -> None:
-    """Write the figures for later processes. A full disk is no error."""
+def _keep(card: Card, key: str, found: object) -> None:
+    """Write what was found for later processes. A full disk is no error."""
     path = _path(card)
     with suppress(OSError):
-        atomic_write(path, json.dumps({**read_json(path), _key(card): values}, indent=1))
+        atomic_write(path, json.dumps({**read_json(path), key: found}, indent=1))
 
 
 def _path(card: Card) -> Path:
     return card.folder / "overhead.json"
+
+
+def _trial(card: Card) -> str:
+    return f"{_key(card)}, expandable segments"
 
 
 def _key(card: Card) -> str:

@@ -232,5 +232,5 @@ def other_processes(card: Card, held: Iterable[Request], device: Device | None =
 def _group(pid: int) -> int:
     try:
         return os.getpgid(pid)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError, PermissionError):  # drivers list pids of 2^31 and more
         return 0

@@ -6,7 +6,7 @@ counts bytes only when asked to (`card.count`).
 """
 
 import os
-import platform
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,17 +14,14 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Protocol
 
-from overnight.errors import DoesNotFit, OutOfMemory, ServiceError
+from overnight.errors import BadInput, DoesNotFit, OutOfMemory, ServiceError
 from overnight.gpu import cuda_context, rmm
 from overnight.gpu.card import Card
-from overnight.gpu.cuda_context import overhead
+from overnight.gpu.cuda_context import can_expand, overhead
 from overnight.gpu.device_usage import device_of
-from overnight.gpu.out_of_memory import is_host_memory, is_out_of_memory
+from overnight.gpu.out_of_memory import NEAR, is_host_memory, is_out_of_memory
 
 MIB = 1 << 20
-NEAR = (
-    0.95  # of the cap: a higher peak may have been held down by the cap, so it says little of the step's need
-)
 ALLOCATORS = [
     "catboost",
     "ctranslate2",
@@ -41,7 +38,7 @@ ALLOCATORS = [
     "xgboost",
 ]
 BY_RMM = {"cupy", "numba.cuda"}  # cudf and cuml make them take their memory from RMM
-WSL_FIXED = 615  # the first driver that can expand segments on every card on WSL2 (pytorch issue 192330)
+SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # torch reads both; the second one wins
 
 
 class Meter(Protocol):
@@ -133,19 +130,38 @@ def prepare(
 ) -> None:
     """Before torch is imported: this process sees its card alone, or none without a lease.
 
-    Asking whether CUDA is there then goes through NVML, which makes no context.
+    Asking whether CUDA is there then goes through NVML, which makes no context. Raises BadInput for settings
+    of another allocator, which no lease can bound.
     """
     environ["CUDA_VISIBLE_DEVICES"] = card.uuid if leased and not card.virtual else ""
     environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-    options = environ.get("PYTORCH_ALLOC_CONF", "")
-    if "expandable_segments" not in options and can_expand(card, kernel or platform.release()):
-        environ["PYTORCH_ALLOC_CONF"] = ",".join(filter(None, [options, "expandable_segments:True"]))
+    options = allocator_options(environ)
+    if can_expand(card, kernel):
+        options.setdefault("expandable_segments", "True")
+    for variable in SETTINGS:
+        environ.pop(variable, None)
+    if options:
+        environ[SETTINGS[0]] = ",".join(f"{name}:{value}" for name, value in options.items())
 
 
-def can_expand(card: Card, kernel: str) -> bool:
-    """Whether the allocator can expand segments; older drivers fail at it on some cards on WSL2."""
-    new_driver = int(card.driver.partition(".")[0] or 0) >= WSL_FIXED
-    return "microsoft" not in kernel.lower() or "GeForce" in card.name or new_driver
+def expands(card: Card) -> bool:
+    """Whether steps on this card run with expandable segments: as the user says, else where they work."""
+    asked = allocator_options(os.environ).get("expandable_segments")
+    return can_expand(card) if asked is None else asked == "True"
+
+
+def allocator_options(environ: Mapping[str, str]) -> dict[str, str]:
+    """What both variables say of torch's allocator, as torch reads them. Raises BadInput, see `prepare`."""
+    found = dict[str, str]()
+    for variable in SETTINGS:
+        for option in re.findall(r"(?:\[[^]]*]|[^,[])+", environ.get(variable, "")):
+            name, _, value = option.partition(":")
+            found[name.strip()] = value.strip()
+    if found.get("backend", "native") != "native":
+        raise BadInput(f"{' or '.join(SETTINGS)}: backend:{found['backend']} cannot be limited; leave it out")
+    if environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING") == "1":
+        raise BadInput("PYTORCH_NO_CUDA_MEMORY_CACHING: without its cache torch cannot be limited; unset it")
+    return found
 
 
 # ------------------------------------------------------------ the limits
@@ -191,6 +207,7 @@ def _limit_cuda(
         set_limit(cuda, _cap_mib(lease_mib, card) * MIB)
         return warm()
 
+    cuda_context.try_expanding(card, _cap_mib(lease_mib, card))
     cuda_context.measure(card, used_mib, warm_capped)
     cap_mib = _cap_mib(lease_mib, card)
     set_limit(cuda, cap_mib * MIB)

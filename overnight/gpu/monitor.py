@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
+from overnight.best_effort import best_effort
 from overnight.errors import DiskFull
 from overnight.gpu import timeline
 from overnight.gpu.card import Card
@@ -72,7 +73,7 @@ def watch(
 
 
 class Monitor:
-    """Samples the card (`sample`) and logs the maxima (`report`). cpu_s: CPU time of its thread."""
+    """Samples the card (`sample`) and logs the maxima (`report`); neither raises. cpu_s: of its thread."""
 
     def __init__(
         self,
@@ -134,12 +135,15 @@ class Monitor:
         return self.preemption.reason if self.preemption else ""
 
     def sample(self) -> None:
-        if self.lease is None:
-            return
+        if self.lease is not None:
+            with best_effort(self._note_problem):
+                self._sample(self.lease)
+
+    def _sample(self, lease: Lease) -> None:
         if self._samples % self._reread_every == 0:
             self._held = holders(self.card)
         self._samples += 1
-        own_mib = self.own.report(self.lease, self._held)
+        own_mib = self.own.report(lease, self._held)
         used_mib = self.device.used_mib(self.card, self._held)
         others_mib = self.others.observe(used_mib, self._held, self.own.reported is not None)
         if self.preemption:
@@ -149,25 +153,31 @@ class Monitor:
         self._keep("own", own_mib)
         if others_mib is not None:
             self._keep("other_processes", others_mib)
-        if self.device.problem and not self._problem:
+        if self.device.problem:
             self._note_problem(self.device.problem)
 
     def _keep(self, name: str, value: float) -> None:
         self.maxima[name] = max(value, self.maxima.get(name, 0.0))
 
     def _note_problem(self, problem: str) -> None:
+        if self._problem:
+            return
         self._problem = problem
-        with suppress(OSError, DiskFull):
+        with best_effort():
             self.run.note(f"the card does not say what it uses ({problem}); the last known values stand")
 
     def report(self, host: dict[str, float]) -> None:
+        with best_effort(self._note_problem):
+            self._report(host)
+        self.maxima = {}
+
+    def _report(self, host: dict[str, float]) -> None:
         card = {f"card/{name}_mib": value for name, value in self.maxima.items()}
         with suppress(OSError, DiskFull):  # a disk that was full for a moment must not end the monitor
             self.run.metrics({**host, **self._device_metrics(), **card}, self._reports)
         self._reports += 1
         if self.lease is not None and self.maxima:
             timeline.append(self.card, self._point(self.lease))
-        self.maxima = {}
 
     def _device_metrics(self) -> dict[str, float]:
         """Under the names of MLflow's page of system metrics."""

@@ -1,6 +1,8 @@
 """Which errors mean that memory ran out; it imports no torch."""
 
+import platform
 import re
+import sys
 
 from overnight.errors import OutOfMemory
 
@@ -12,6 +14,14 @@ MESSAGES = re.compile(
     r"|Cannot allocate memory \(12\)|DefaultCPUAllocator: (can't allocate|not enough) memory",
     re.IGNORECASE,
 )
+# with other causes, too (a convolution in bf16 on an old card): memory where the card is short of it
+AMBIGUOUS = re.compile(
+    r"unable to find an engine to execute|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE)_STATUS_NOT_INITIALIZED"
+    r"|CUSPARSE_STATUS_INSUFFICIENT_RESOURCES"
+)
+# of WSL2's driver when it can no longer page; the context is of no use after that (microsoft/WSL issue 41176)
+PAGING = re.compile(r"CUDA (driver )?error: (device not ready|unknown error)", re.IGNORECASE)
+NEAR = 0.95  # of the cap: a peak above it may have been held down by the cap
 HOST_MESSAGES = re.compile(r"DefaultCPUAllocator|Cannot allocate memory \(12\)|bad_alloc$", re.IGNORECASE)
 
 
@@ -19,7 +29,31 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, the card's or the host's."""
     if isinstance(error, OutOfMemory | MemoryError) or _has_own_class(error):
         return True
-    return isinstance(error, RuntimeError) and MESSAGES.search(_text(error)) is not None
+    if not isinstance(error, RuntimeError):
+        return False
+    text = _text(error)
+    return MESSAGES.search(text) is not None or (AMBIGUOUS.search(text) is not None and _card_is_short())
+
+
+def is_paging(error: BaseException) -> bool:
+    """Whether an error says that WSL2's driver failed to page: only a fresh process can go on, with less."""
+    return isinstance(error, RuntimeError) and PAGING.search(_text(error)) is not None and on_wsl()
+
+
+def on_wsl(kernel: str = "") -> bool:
+    """Whether this is WSL2, where Windows' driver pages memory of a full card to the host."""
+    return "microsoft" in (kernel or platform.release()).lower()
+
+
+def _card_is_short() -> bool:
+    """Whether torch's allocator has been refused memory in this process, or is near its cap."""
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    if cuda is None or not cuda.is_initialized():
+        return False
+    if cuda.memory_stats(0).get("num_ooms", 0):
+        return True
+    cap = cuda.get_per_process_memory_fraction(0) * cuda.get_device_properties(0).total_memory
+    return bool(cuda.memory_reserved(0) >= NEAR * cap)
 
 
 def is_host_memory(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ def limit_memory(cap_mib: int | None, mr: Any = None, torch: Any = None) -> Any:
     resource = _limited(mr)
     if resource is not None:  # a new one would forget its allocations
         return resource
-    resource = mr.CudaAsyncMemoryResource(initial_pool_size=1 << 20)  # the default is half of the free memory
+    resource = mr.CudaAsyncMemoryResource(release_threshold=0)  # the default keeps all that was ever taken
     if cap_mib is not None:
         left = (cap_mib << 20) - _taken(torch or sys.modules.get("torch"))
         resource = mr.LimitingResourceAdaptor(mr.StatisticsResourceAdaptor(resource), left)

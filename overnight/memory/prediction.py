@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from overnight.config import Values
 from overnight.errors import OvernightError
+from overnight.gpu.card import Card
+from overnight.gpu.memory_limit import expands
 from overnight.memory.trace import Trace
 
 if TYPE_CHECKING:
@@ -54,9 +56,11 @@ class Constants(Values):
     expandable: bool = True  # PYTORCH_ALLOC_CONF=expandable_segments:True, as overnight sets it
 
     @classmethod
-    def of(cls, virtual: bool) -> "Constants":
+    def of(cls, card: Card) -> "Constants":
         """Of the allocator alone, as leases are sized. A virtual card counts live bytes."""
-        return cls(context_mib=0.0, margin_mib=VIRTUAL_MARGIN_MIB) if virtual else cls(context_mib=0.0)
+        if card.virtual:
+            return cls(context_mib=0.0, margin_mib=VIRTUAL_MARGIN_MIB)
+        return cls(context_mib=0.0, expandable=expands(card))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from overnight.artifact import Artifact, DataSpec
 from overnight.errors import DoesNotFit, OvernightError
 from overnight.gpu.card import Card
 from overnight.gpu.cuda_context import overhead
-from overnight.gpu.memory_limit import NEAR
+from overnight.gpu.out_of_memory import NEAR
 from overnight.memory import history
 from overnight.memory.formulas import Formula
 from overnight.memory.history import History

@@ -110,9 +110,7 @@ def main() -> int:
     key = history.step_key(step, arguments)
 
     def predict_once(recipe: Any, micro_batch: int) -> MemoryEstimate:
-        found = predict(
-            recipe, micro_batch, "cpu" if card.virtual else "cuda", constants=Constants.of(card.virtual)
-        )
+        found = predict(recipe, micro_batch, "cpu" if card.virtual else "cuda", constants=Constants.of(card))
         history.add_prediction(card, key, found)
         return found
 

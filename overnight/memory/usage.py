@@ -4,7 +4,7 @@ import time
 from typing import Any, Literal
 
 from overnight.config import Values
-from overnight.gpu.memory_limit import NEAR
+from overnight.gpu.out_of_memory import NEAR
 
 AS_PARAMS = (  # so that runs can be searched by them
     "asked_mib",

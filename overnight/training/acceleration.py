@@ -1,6 +1,8 @@
 """Mixed precision, channels-last, fused optimizers and compiled models: faster, with the same mathematics."""
 
 import contextlib
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +20,18 @@ FAILURES = (  # of compilers and what they call
     TypeError,
     ValueError,
     AssertionError,
+    subprocess.SubprocessError,
 )
+COMPILERS = (  # errors of their own, which derive from Exception alone
+    ("triton.errors", "TritonError"),
+    ("torch._inductor.compile_worker.subproc_pool", "SubprocException"),
+)
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What a step may fail with: no memory, FAILURES, the errors of those compilers that are loaded."""
+    loaded = [getattr(sys.modules.get(module), name, MemoryError) for module, name in COMPILERS]
+    return (MemoryError, *FAILURES, *loaded)
 
 
 class Precision:
@@ -53,8 +66,11 @@ class Precision:
     ) -> None:
         """Divide summed gradients by the count (None: they are averages), clip, and step."""
         self.scaler.unscale_(optimizer)
-        if count is not None:
-            torch._foreach_div_([p.grad for p in parameters if p.grad is not None], count)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if count is not None and gradients:
+            # with a count of another dtype a card takes a slow path, one kernel for each gradient
+            count = count.to(gradients[0].dtype) if isinstance(count, Tensor) else count
+            torch._foreach_div_(gradients, count)
         if clip:
             nn.utils.clip_grad_norm_(parameters, clip)
         self.scaler.step(optimizer)
@@ -84,6 +100,8 @@ def fuse(optimizer: torch.optim.Optimizer) -> bool:
         )
         if not chosen and all(p.is_cuda and p.is_floating_point() for p in group["params"]):
             group["fused"] = found = True
+    if found and all(group["fused"] for group in optimizer.param_groups):
+        vars(optimizer)["_step_supports_amp_scaling"] = True  # GradScaler then waits for no card
     return found
 
 

@@ -3,18 +3,18 @@
 The gradients stay those of the whole batch, but for what `split_effects` names.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
 from torch import nn
 
 from overnight.errors import BadInput, DoesNotFit, OutOfMemory
-from overnight.gpu.out_of_memory import is_out_of_memory
+from overnight.gpu.out_of_memory import is_out_of_memory, is_paging, on_wsl
 from overnight.run import Run
-from overnight.training.acceleration import FAILURES, Compiled
+from overnight.training.acceleration import Compiled, failures
 from overnight.training.batches import Batch, count, versions
 from overnight.training.divergence import LossSum, detached, divisor
 from overnight.training.out_of_memory import KINDS, brief, does_not_fit, free, room_bytes
@@ -23,7 +23,7 @@ from overnight.training.prefetch import MIB, Prefetcher
 from overnight.training.recipe import LOSS_CONTRACT, check_batch, check_loss
 from overnight.training.snapshot import StepSnapshot
 from overnight.training.state import TrainState
-from overnight.training.throughput import Flops, PagingDetector, memory_is_full, pages_silently
+from overnight.training.throughput import Flops, PagingDetector, memory_is_full
 
 Remedy = Callable[[Batch, str], None]  # what to change before a failed step is tried again: (batch, reason)
 
@@ -45,15 +45,13 @@ class GradientAccumulation:
         self.changes_batch = False  # whether the loss works in place on its batch
         self.was_split = False  # whether any batch was
         self.paging: PagingDetector | None = None
-        if state.device.type == "cuda" and pages_silently():
-            self.paging = PagingDetector(partial(memory_is_full, run.budget_mib, state.device))
-        self.clock = time.perf_counter
-        self.began = 0.0
+        if state.device.type == "cuda" and on_wsl():
+            full = partial(memory_is_full, run.budget_mib, state.device)
+            self.paging = PagingDetector(full, partial(torch.cuda.synchronize, state.device))
         run.micro_batch = self.micro.size
 
     def gradients(self, batch: Batch) -> LossSum:
         """Of the loss of the whole batch, in .grad (see LossSum). Raises DoesNotFit, BadInput."""
-        self.began = self.clock()
         if self.effects is None:
             check_batch(batch)
         self.snapshot.save()
@@ -64,7 +62,7 @@ class GradientAccumulation:
                 with self.compiled.on():
                     loss = self.forward_backward(batch)
                 break
-            except (*KINDS, *FAILURES) as error:
+            except failures() as error:
                 remedy = self._remedy(error, batch)
                 reason = brief(error)
             # outside the handler, where the error and the frames that it kept alive are gone
@@ -106,12 +104,14 @@ class GradientAccumulation:
     def optimizer_step(self, loss: LossSum, batch: Batch) -> None:
         """Update the weights; the first step decides what the next ones use.
 
-        Memory that runs out inside leaves weights half updated: RollbackToCheckpoint. Raises OutOfMemory
-        where the driver pages memory silently.
+        Memory that runs out inside leaves weights half updated: RollbackToCheckpoint. Where the driver pages
+        memory silently the next step takes less; raises OutOfMemory where it cannot.
         """
         try:
             self.state.step(loss)
         except KINDS as error:
+            if is_paging(error):
+                self._restart_smaller(error, batch)
             if not is_out_of_memory(error):
                 raise
             reason = brief(error)
@@ -119,7 +119,7 @@ class GradientAccumulation:
             self.micro.succeeded(self.recipe.params.grow)
             if not self.settled:
                 self._settle(count(batch))
-            self._check_paging()
+            self._check_paging(batch)
             return
         self.loader.move_back()
         self._shrink(batch, reason)
@@ -127,11 +127,28 @@ class GradientAccumulation:
             f"out of memory in the optimizer's step ({reason})", self.state.plan, fresh=True
         )
 
-    def _check_paging(self) -> None:
-        slow = self.paging.step(self.clock() - self.began) if self.paging else ""
+    def _check_paging(self, batch: Batch) -> None:
+        speed = (self.micro.size, self.loader.resident, self.compiled.why)
+        slow = self.paging.step(speed) if self.paging else ""
         if slow:
-            self.run.out_of_memory += 1
-            raise OutOfMemory(slow)
+            self._shrink(batch, slow)
+            if speed[:2] == (self.micro.size, self.loader.resident):
+                raise OutOfMemory(slow)
+
+    def end_epoch(self) -> float:
+        """What follows is no training step. Returns `gflop`, 0 where it is unknown."""
+        if self.paging:
+            self.paging.pause()
+        return self.gflop or 0.0
+
+    def _restart_smaller(self, error: Exception, batch: Batch) -> NoReturn:
+        """Go on in a fresh process with half the micro-batch: after such an error this one has no card."""
+        self.run.out_of_memory += 1
+        parts = self._split(batch, self.micro.size)
+        smaller = max(self.micro.least, max(map(count, parts)) // 2)
+        if not self.micro.failed(smaller if smaller < self.micro.size else None, self.state.done):
+            raise OutOfMemory(brief(error)) from error
+        raise RollbackToCheckpoint(brief(error), self.state.plan, fresh=True) from error
 
     def _settle(self, size: int) -> None:
         """Decide where the data lie and whether to compile."""
@@ -198,6 +215,8 @@ class GradientAccumulation:
 
     def _remedy(self, error: Exception, batch: Batch) -> Remedy:
         """What to change before the step is tried again; raises the error where nothing helps."""
+        if is_paging(error):
+            self._restart_smaller(error, batch)
         if is_out_of_memory(error):
             return self._shrink
         if isinstance(error, ValueError) and self._leaves_one(batch):

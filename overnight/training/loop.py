@@ -52,7 +52,7 @@ def train(recipe: Recipe[Data], run: Run, data: Data) -> TrainResult:
     rollback = None
     while True:
         state = _start(recipe, run, data, store, rollback)
-        loader = Prefetcher(data, state.device)
+        loader = Prefetcher(data, state.device, run.note)
         accumulation = GradientAccumulation(run, state, loader)
         try:
             with closing(loader), _saving_when_stopped(run, state, store):
@@ -67,7 +67,7 @@ def train(recipe: Recipe[Data], run: Run, data: Data) -> TrainResult:
                         if store.due():
                             _save(run, state, store)
                         _yield_card(run, store)
-                    _log(run, state, meter.metrics(accumulation.gflop or 0.0))
+                    _log(run, state, meter.metrics(accumulation.end_epoch()))
                     _evaluate(run, state, loader)
             return _best_epoch(run, state)
         except RollbackToCheckpoint as error:

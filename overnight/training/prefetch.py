@@ -21,14 +21,18 @@ MIB = 1 << 20
 class Prefetcher(Generic[Data]):
     """The same batches in the same order, wherever the data lie.
 
-    where: for people; moved_bytes: data on the card.
+    where: for people; moved_bytes: data on the card; note: takes what a person should know.
     """
 
-    def __init__(self, data: Data, device: torch.device) -> None:
+    def __init__(
+        self, data: Data, device: torch.device, note: Callable[[str], object] = lambda _text: None
+    ) -> None:
         self.host = data
         self.device = device
         self.data = data
         self.moved_bytes = 0
+        self.note = note
+        self.pins = True
         self.where = "host" if device.type == "cuda" else f"host: computes on {device.type}"
         self._inner: Iterator[Batch] | None = None
 
@@ -50,10 +54,23 @@ class Prefetcher(Generic[Data]):
     def _start(self, first: int) -> Iterator[Batch]:
         made = self.make(self.data)
         if self.device.type == "cuda" and not self.resident and isinstance(made, Batches):
-            self._inner = prefetch(made, first, pinned)
+            self._inner = prefetch(made, first, self._pin)
         else:
             self._inner = since(made, first)
         return self._inner
+
+    def _pin(self, batch: Batch) -> Batch:
+        """The batch, page-locked until that is refused once.
+
+        WSL2 has 1 to 2 GB of such memory and says "CUDA error: out of memory" for more, with the card empty.
+        """
+        if self.pins:
+            try:
+                return pinned(batch)
+            except RuntimeError as error:
+                self.pins = False
+                self.note(f"batches are not page-locked, which the host refused ({brief(error)})")
+        return batch
 
     def close(self) -> None:
         """Drop the batches made ahead, and end their thread."""
@@ -66,7 +83,8 @@ class Prefetcher(Generic[Data]):
         """Move the data to the card, if they fit and a batch made there is equal bit for bit."""
         names = self._used_names()
         if not isinstance(self.host, dict) or not names:
-            self.where = "host: not tensors by name" if not names else "host"
+            on_card = any(t.device.type == self.device.type for t in self._first(self.data).values())
+            self.where = "card: made there" if on_card else "host: not tensors by name"
             return
         size = sum(self.host[name].nbytes for name in names)
         if size > room_bytes:
@@ -149,8 +167,5 @@ def prefetch(
 
 
 def pinned(batch: Batch) -> Batch:
-    """In page-locked memory, which the card copies itself; unchanged where there is none."""
-    try:
-        return {name: tensor if tensor.is_cuda else tensor.pin_memory() for name, tensor in batch.items()}
-    except RuntimeError:
-        return batch
+    """In page-locked memory, which the card copies itself."""
+    return {name: tensor if tensor.is_cuda else tensor.pin_memory() for name, tensor in batch.items()}

@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +15,10 @@ from overnight.training.acceleration import FAILURES
 from overnight.training.batches import Batch, count
 
 SLOW = 3.0  # times the usual duration of a step
-SLOW_STEPS = 5  # in a row: a single one may have waited for a disk
-USUAL_STEPS = 50  # whose median is the usual duration
-LEAST_STEPS = 10  # before there is a usual duration: the first steps choose kernels
+WINDOW_STEPS = 10  # between two waits for the card
+SLOW_WINDOWS = 2  # in a row: a single one may have waited for a disk
+USUAL_WINDOWS = 20  # whose median is the usual duration
+LEAST_WINDOWS = 3  # before there is a usual duration: the first steps choose kernels
 FREE = 0.03  # of the card: with less, it is full
 FULL = 0.95  # of the lease: with more, it is full
 
@@ -70,14 +70,6 @@ class ThroughputMeter:
         return {"train/samples_per_s": rate} | ({"train/tflops": rate * gflop / 1e3} if gflop else {})
 
 
-def pages_silently(version: Path = Path("/proc/version")) -> bool:
-    """Whether this is WSL2, where Windows' driver pages memory of a full card to the host."""
-    try:
-        return "microsoft" in version.read_text(errors="replace").lower()
-    except OSError:
-        return False
-
-
 def memory_is_full(budget_mib: int | None, device: torch.device) -> bool:
     """Of the whole card, or this process' part of it."""
     free, total = torch.cuda.mem_get_info(device)
@@ -89,24 +81,66 @@ def memory_is_full(budget_mib: int | None, device: torch.device) -> bool:
 class PagingDetector:
     """Recognises optimizer steps that become slow at once while memory is full.
 
-    full: asked only after SLOW_STEPS slow steps.
+    It compares windows between two waits for the card: launches alone say nothing of its speed. full: asked
+    only after SLOW_WINDOWS slow windows.
     """
 
-    def __init__(self, full: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        full: Callable[[], bool],
+        synchronize: Callable[[], object],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.full = full
-        self.usual = deque[float](maxlen=USUAL_STEPS)
-        self.slow = 0
+        self.synchronize = synchronize
+        self.clock = clock
+        self.restart(None)
 
-    def step(self, took_s: float) -> str:
-        """Returns why to stop, empty while there is no paging."""
-        usual = statistics.median(self.usual) if len(self.usual) >= LEAST_STEPS else math.inf
+    def restart(self, speed: object) -> None:
+        self.speed = speed
+        self.usual = deque[float](maxlen=USUAL_WINDOWS)
+        self.slow = 0
+        self.steps = 0
+        self.spent_s = 0.0
+        self.began: float | None = None
+
+    def pause(self) -> None:
+        """Count no time until the next step has ended."""
+        if self.began is not None:
+            self.synchronize()
+            self.spent_s += self.clock() - self.began
+        self.began = None
+
+    def step(self, speed: object) -> str:
+        """At the end of each; returns what is the case, empty while there is no paging.
+
+        speed: what the loop itself changes the duration of steps by.
+        """
+        if speed != self.speed:
+            self.restart(speed)
+        if self.began is None:
+            self.synchronize()
+            self.began = self.clock()
+            return ""
+        self.steps += 1
+        if self.steps < WINDOW_STEPS:
+            return ""
+        self.pause()
+        took_s = self.spent_s / self.steps
+        self.began = self.clock()
+        self.steps = 0
+        self.spent_s = 0.0
+        return self._compare(took_s)
+
+    def _compare(self, took_s: float) -> str:
+        usual = statistics.median(self.usual) if len(self.usual) >= LEAST_WINDOWS else math.inf
         self.slow = self.slow + 1 if took_s > SLOW * usual else 0
         if not self.slow:
             self.usual.append(took_s)
-        if self.slow < SLOW_STEPS or not self.full():
+        if self.slow < SLOW_WINDOWS or not self.full():
             return ""
         return (
-            f"{SLOW_STEPS} optimizer steps in a row took {took_s / usual:.1f} times as long as usual "
+            f"{self.slow * WINDOW_STEPS} optimizer steps took {took_s / usual:.1f} times as long as usual "
             f"({1e3 * took_s:.0f} ms, before {1e3 * usual:.0f}) with the card's memory full: "
             "the driver moves memory to the host instead of refusing it"
         )

@@ -91,15 +91,19 @@ def crop(boxes: Tensor, labels: Tensor, windows: Tensor) -> tuple[Tensor, Tensor
 
 
 def apply(batch: Batch) -> Batch:
-    """The batch with its own `warp` and `tint` carried out, where it has them; images become float."""
+    """The batch with its own `warp` and `tint` carried out, where it has them; images become float.
+
+    In full precision: places rounded to bf16 are off by up to 1.4 pixels.
+    """
     if "warp" not in batch:
         return batch
-    images = _tinted(batch["images"].float(), batch["tint"])
-    scale, shift = batch["warp"][:, :2], batch["warp"][:, 2:]
-    return {
-        "images": _warped(images, scale, shift),
-        **_moved(batch["boxes"], batch["labels"], scale, shift, images.shape[2:]),
-    }
+    with torch.autocast(batch["images"].device.type, enabled=False):
+        images = _tinted(batch["images"].float(), batch["tint"])
+        scale, shift = batch["warp"][:, :2], batch["warp"][:, 2:]
+        return {
+            "images": _warped(images, scale, shift),
+            **_moved(batch["boxes"], batch["labels"], scale, shift, images.shape[2:]),
+        }
 
 
 def _tinted(images: Tensor, tint: Tensor) -> Tensor:

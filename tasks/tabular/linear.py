@@ -79,10 +79,10 @@ def classifier_peak(params: ClassifierParams, table: DataSpec) -> formulas.Formu
             unknown="the rows of its table are unknown: run join_tables once, or write them into the set's "
             "entry",
         )
-    features = 2 * len(params.numeric) + params.levels * len(
-        params.categorical
-    )  # each number has a flag for what is missing
-    return formulas.fitted(table.rows, features, MOST_CLASSES, "cuml")
+    numbers = 2 * len(params.numeric)  # each has a flag for what is missing
+    features = numbers + (params.levels + 2) * len(params.categorical)
+    filled = numbers + len(params.categorical)  # one level of each
+    return formulas.fitted(table.rows, features, filled, MOST_CLASSES, "cuml")
 
 
 def classifier_probe(card: Card | None, params: ClassifierParams, table: Artifact) -> dict[str, str]:
@@ -212,7 +212,7 @@ def _fit(
     )
     run.param("backend", "cuml" if cuml else "sklearn")
     model = _cuml_model(run, params) if cuml else _sklearn_model(params)
-    model.fit(matrix.toarray() if cuml else matrix, labels)
+    model.fit(matrix, labels)
     found = np.asarray(model.classes_, dtype=np.int64)
     coef, intercept = np.asarray(model.coef_, np.float64), np.asarray(model.intercept_, np.float64).ravel()
     if len(coef) == 1:  # one logit for two classes: half of it each way is the same softmax

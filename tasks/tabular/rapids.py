@@ -20,7 +20,7 @@ Engine = Literal["auto", "gpu", "streaming", "in-memory"]
 
 
 def collect(frames: "Sequence[pl.LazyFrame]", asked: Engine, run: Run) -> "list[pl.DataFrame]":
-    """Run the queries together on the engine that was asked for, or the best that works.
+    """Run the queries on the engine that was asked for, or the best that works; on the card one by one.
 
     Logs which as the parameter `engine`.
 
@@ -33,7 +33,8 @@ def collect(frames: "Sequence[pl.LazyFrame]", asked: Engine, run: Run) -> "list[
         problem = _gpu_problem(run)
         try:
             if problem is None:
-                found = pl.collect_all(frames, engine=_gpu_engine(run.budget_mib))
+                engine_on_card = _gpu_engine(run.budget_mib)  # collect_all does not take it
+                found = [frame.collect(engine=engine_on_card) for frame in frames]
                 run.param("engine", "gpu")
                 return found
         except (pl.exceptions.PolarsError, NotImplementedError, MemoryError) as error:
@@ -107,6 +108,8 @@ def _probe(budget_mib: int | None) -> str | None:
 
 
 def _gpu_engine(budget_mib: int | None) -> Any:
+    """In-memory: the streaming executor, the default, takes its memory past the resource it is given."""
     import polars as pl
 
-    return pl.GPUEngine(memory_resource=limit_memory(budget_mib), raise_on_fail=True)
+    resource = limit_memory(budget_mib)
+    return pl.GPUEngine(executor="in-memory", memory_resource=resource, raise_on_fail=True)

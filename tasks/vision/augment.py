@@ -114,7 +114,7 @@ def views(images: Tensor, flip: bool) -> list[tuple[float, Tensor]]:
     """
     moved, share = [], 0.5 if flip else 1.0
     for weight, by in ((0.5, 0), (0.25, -1), (0.25, 1)):
-        shift = torch.full((len(images), 2), by)
+        shift = torch.full((len(images), 2), by, device=images.device)
         small = min(images.shape[2:]) < 2
         moved.append((share * weight, images if not by or small else _moved(images, shift, None, 1)))
     return moved + [(weight, image.flip(3)) for weight, image in moved] if flip else moved
