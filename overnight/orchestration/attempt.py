@@ -14,10 +14,8 @@ from overnight.orchestration.pipeline import Outcome, Pending, PipelineRun
 from overnight.orchestration.protocol import StepResult, StepSpec
 from overnight.orchestration.terminal import memory
 from overnight.tracking.backlog import Record
-from overnight.tracking.uploader import FOLDER, Uploader
+from overnight.tracking.uploader import FOLDER, OPEN_S, Uploader
 from overnight.training.resume import MONITOR, previous_attempts
-
-OPEN_S = 10.0  # how long a step waits for MLflow to open its run before it begins without
 
 
 class Page(Protocol):
@@ -140,7 +138,7 @@ class Attempt:
             uri=run.tracker.uri,
             experiment=str(run.experiment.name),
             label=self.pending.label,
-            parent=run.run_id,
+            parent=str(run.own.folder),
             tags=tags,
             params={name: str(value) for name, value in params.items()},
             earlier=self.before,
@@ -149,7 +147,7 @@ class Attempt:
     def _link(self) -> None:
         if self.uploader.run_id and not self.linked:
             self.linked = True
-            self.page.link(self.pipeline.tracker.link(self.uploader.run_id))
+            self.page.link(self.uploader.link())
 
     def _take(self, event: dict[str, Any]) -> None:
         """Upload an event of the parent's own. Attempts share one run: each has its number as the step."""
@@ -172,9 +170,7 @@ class Attempt:
             self.uploader.log({"event": "publish", "path": str(log), "folder": "", "at": at})
         status = {0: "FINISHED", Stopped.child_code: "KILLED"}.get(result.code, "FAILED")
         if not self.uploader.finish(status, self.pipeline.stop):
-            count = self.uploader.waiting()
-            waiting = f"{count} events wait in {self.folder} and are uploaded when it does"
-            self.pipeline.display.say(f"{self.pending.label}: MLflow did not answer; {waiting}")
+            self.pipeline.display.say(f"{self.pending.label}: {self.uploader.link()}")
         self._link()
         for line in self.uploader.refused:
             self.log(f"MLflow refused {line}")

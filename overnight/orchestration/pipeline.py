@@ -28,7 +28,7 @@ from overnight.orchestration.terminal import Display, StepRow
 from overnight.step import Builder, Pipeline, Step, building, flow_names, load_pipeline
 from overnight.tracking.backlog import Record
 from overnight.tracking.client import Tracker
-from overnight.tracking.uploader import Uploader
+from overnight.tracking.uploader import FOLDER, OPEN_S, Uploader
 
 POLL_S = 2.0  # between two uploads, and two looks for a cancellation
 LAST_S = 2.0  # for the threads that poll, at the end: a server may hang
@@ -92,12 +92,12 @@ class Engine(Protocol):
 
 @dataclass(eq=False)
 class PipelineRun(Builder):
-    """The steps of one run, and what they share; `run_id`: of the experiment's own run in MLflow."""
+    """The steps of one run, and what they share; `own`: of the experiment's own run in MLflow."""
 
     experiment: Experiment
     card: Card
     tracker: Tracker
-    run_id: str
+    own: Uploader
     display: Display
     engine: Engine
     launcher: Launcher
@@ -171,9 +171,10 @@ def execute(path: Path, overrides: Sequence[str], engine: Engine) -> Outcome:
     tracker = Tracker(services.environment()["MLFLOW_TRACKING_URI"], str(experiment.name))
     tags = {**engine.tags(), "overnight.config": paths.shown(path), "overnight.flow": pipeline.name}
     with Display() as display:
-        run_id = _open(tracker, experiment, {**provenance.tags(card), **tags}, path, overrides)
-        display.say("\n".join([*read(path, overrides)[1].left_out, f"MLflow: {tracker.link(run_id)}"]))
-        run = PipelineRun(experiment, card, tracker, run_id, display, engine, Local(card))
+        own = _own_run(tracker, experiment, {**provenance.tags(card), **tags}, path, overrides)
+        run = PipelineRun(experiment, card, tracker, own, display, engine, Local(card), uploaders=[own])
+        own.wait_until_open(run.stop, OPEN_S)
+        display.say("\n".join([*read(path, overrides)[1].left_out, f"MLflow: {own.link()}"]))
         with _handlers(run.stop), _polling(run):
             try:
                 with building(run):
@@ -181,24 +182,35 @@ def execute(path: Path, overrides: Sequence[str], engine: Engine) -> Outcome:
             except BaseException as error:  # of the flow's code: the steps that it submitted are stopped
                 run.stop.ask(f"the flow failed: {error}")
                 run.wait()
-                tracker.close(run_id, "FAILED")
+                own.finish("FAILED", run.stop)
                 raise
             run.wait()
     return _close(run)
 
 
-def _open(
+def _own_run(
     tracker: Tracker, experiment: Experiment, tags: dict[str, str], path: Path, overrides: Sequence[str]
-) -> str:
-    """The experiment's own run in MLflow, with everything that is logged once; its id."""
-    run_id = tracker.open(f"{experiment.name} {time.strftime('%Y-%m-%d %H:%M')}", tags)
-    params = {"seed": experiment.seed, "config": paths.shown(path), "overrides": " ".join(overrides)}
-    tracker.params(run_id, {**params, **provenance.versions()})
-    tracker.text(run_id, path.read_text(encoding="utf-8"), f"config/{path.name}")
-    tracker.text(run_id, experiment.model_dump_json(indent=1), "config/resolved.json")
-    if provenance.dirty_diff():
-        tracker.text(run_id, provenance.dirty_diff(), "config/uncommitted.diff")
-    return run_id
+) -> Uploader:
+    """The experiment's own run, with everything that is logged once."""
+    folder = new_folder(f"{experiment.name}-run")
+    params = {"seed": str(experiment.seed), "config": paths.shown(path), "overrides": " ".join(overrides)}
+    record = Record(
+        uri=tracker.uri,
+        experiment=str(experiment.name),
+        label=f"{experiment.name} {time.strftime('%Y-%m-%d %H:%M')}",
+        tags={**tags, FOLDER: str(folder)},
+        params={**params, **provenance.versions()},
+    )
+    own = Uploader(tracker, folder, record)
+    files = {
+        path.name: path.read_text(encoding="utf-8"),
+        "resolved.json": experiment.model_dump_json(indent=1),
+    }
+    files["uncommitted.diff"] = provenance.dirty_diff()
+    for name in (name for name in files if files[name]):
+        (folder / name).write_text(files[name], encoding="utf-8")
+        own.log({"event": "publish", "path": str(folder / name), "folder": "config", "at": time.time()})
+    return own
 
 
 def _close(run: PipelineRun) -> Outcome:
@@ -215,16 +227,12 @@ def _close(run: PipelineRun) -> Outcome:
     elif run.failed:
         codes = {p.result.code if p.result is not None else None for p in run.failed}
         outcome = Outcome("does not fit" if codes == {DoesNotFit.child_code} else "failed", one_line)
-    record = Record(
-        uri=run.tracker.uri, experiment=str(run.experiment.name), label="scores", run_id=run.run_id
-    )
-    uploader = Uploader(run.tracker, new_folder(f"{run.experiment.name}-scores"), record)
-    uploader.log({"event": "note", "text": one_line})
-    uploader.log({"event": "metrics", "values": scores, "step": 0, "at": time.time()})
+    run.own.log({"event": "note", "text": one_line, "at": time.time()})
+    run.own.log({"event": "metrics", "values": scores, "step": 0, "at": time.time()})
     status = {"stopped": "KILLED", "done": "FINISHED"}.get(outcome.state, "FAILED")
-    uploader.finish(status, run.stop)
+    run.own.finish(status, run.stop)
     run.display.console.print(run.display.summary())
-    run.display.say(f"\n{one_line}\n{run.tracker.link(run.run_id)}")
+    run.display.say(f"\n{one_line}\n{run.own.link()}")
     return outcome
 
 

@@ -32,6 +32,15 @@ def enqueue(step: Path) -> None:
     atomic_write(path, str(step))
 
 
+def enqueue_all(uri: str) -> None:
+    """List every folder again whose run that server had: its database was removed."""
+    records = {folder: Record.read(folder) for folder in paths.steps().glob("*")}
+    found = {folder: record for folder, record in records.items() if record and record.uri == uri}
+    continued = {Path(one) for record in found.values() for one in record.earlier}
+    for folder in found.keys() - continued:
+        enqueue(folder)
+
+
 def mark_done(step: Path) -> None:
     for path in _entries():
         if path.stem == step.name:
@@ -78,12 +87,13 @@ class Record(Values):
     uri: str
     experiment: str
     label: str
-    parent: str = ""  # MLflow run of the experiment
+    parent: str = ""  # folder of the experiment's own run; of earlier versions, its id
     tags: dict[str, str] = {}
     params: dict[str, str] = {}
     earlier: tuple[str, ...] = ()  # folders of earlier attempts, whose run it continues
     opening: bool = False  # a run was requested; whether it exists is unknown while there is no run_id
     run_id: str = ""
+    created: int = 0  # of its experiment, in ms: another number is another database
     end: End | None = None
 
     @classmethod

@@ -8,7 +8,7 @@ import shutil
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ NOTE_TAG = "mlflow.note.content"
 MAX_NOTE = 6000  # characters; MLflow takes 8000
 NOTE_START = 1500  # of which the first ones stay
 GAP = "(...)"
+VERDICT = r"its process \(pid \d+\) is gone|the machine went down or was started again"
 TRAINING = "workflowType=machine_learning"  # MLflow's pages open for language model traces otherwise
 MAX_NAME = 200  # of a metric or param; MLflow takes 250
 MAX_TEXT = 6000  # of a param or tag in MLflow
@@ -70,21 +71,51 @@ class RunState:
 class Tracker:
     """An MLflow experiment on a tracking server; client and run ids, never the fluent global."""
 
-    def __init__(self, uri: str, experiment: str) -> None:
+    def __init__(self, uri: str, experiment: str, about: str = "") -> None:
+        self.uri = uri.rstrip("/")
+        self.experiment = experiment
+        self.about = about  # description of an experiment that is new
+
+    @cached_property
+    def client(self) -> Any:
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
         logging.getLogger("mlflow").setLevel(logging.ERROR)
-        self.uri = uri.rstrip("/")
-        self.client = MlflowClient(tracking_uri=uri)
-        found = self.client.get_experiment_by_name(experiment)
-        if found is not None and found.lifecycle_stage == "deleted":
+        return MlflowClient(tracking_uri=self.uri)
+
+    @cached_property
+    def _found(self) -> Any:
+        found = self.client.get_experiment_by_name(self.experiment)
+        if found is None:
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            tags |= {NOTE_TAG: self.about} if self.about else {}
+            return self.client.get_experiment(self.client.create_experiment(self.experiment, tags=tags))
+        if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
-        tags = {"mlflow.experimentKind": "custom_model_development"}
-        self.experiment_id = str(
-            found.experiment_id if found else self.client.create_experiment(experiment, tags=tags)
-        )
+        return found
+
+    @property
+    def experiment_id(self) -> str:
+        return str(self._found.experiment_id)
+
+    @property
+    def created(self) -> int:
+        """When the experiment was made, in ms: another number is another database."""
+        return int(self._found.creation_time or 0)
+
+    def lost(self, run_id: str, created: int) -> bool:
+        """Whether the run is gone with its database, in which its experiment was made at `created`."""
+        try:
+            self.client.get_run(run_id)
+        except mlflow_error() as error:
+            if not self.refuses(error):
+                raise
+        else:
+            return False
+        self.__dict__.pop("_found", None)
+        return created not in (0, self.created)
 
     def open(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
         nested = {"mlflow.parentRunId": parent} if parent else {}
@@ -249,6 +280,12 @@ def append_note(before: str, text: str) -> str:
         return whole
     tail = whole[-(MAX_NOTE - NOTE_START - len(GAP) - 4) :]
     return f"{whole[:NOTE_START].rsplit(' ', 1)[0]}\n\n{GAP}\n\n{tail}"
+
+
+def without_verdicts(note: str) -> str:
+    """A description without the words about a process that was thought dead, or of an attempt that was."""
+    parts = [part for part in note.split("\n\n") if not re.match(VERDICT, part)]
+    return "\n\n".join(parts)
 
 
 def mlflow_error() -> type[Exception]:

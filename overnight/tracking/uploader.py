@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 from overnight import events, locks
 from overnight.best_effort import best_effort, call_until_stopped
+from overnight.errors import one_line
+from overnight.paths import shown
 from overnight.tracking import backlog
 from overnight.tracking.backlog import End, Record
 from overnight.tracking.client import (
@@ -27,10 +29,12 @@ from overnight.tracking.client import (
     append_note,
     log_model,
     mlflow_error,
+    without_verdicts,
 )
 
 Json = dict[str, Any]
 T = TypeVar("T")
+OPEN_S = 10.0  # how long a run waits for MLflow to open it before it begins without
 PATIENCE_S = 60.0  # at a step's end, without an answer of the server
 HURRIED_S = 5.0  # when the run is being stopped
 ABANDONED_S = 10.0  # for the folders of ended runs: the next try comes soon
@@ -54,6 +58,7 @@ class Uploader:
         self.record = record.write(folder)
         self.refused: list[str] = []  # what MLflow will never take, and why
         self.run_state = RunState({}, "", {})  # as MLflow had it when the run was opened
+        self.problem = ""  # why the server took nothing the last time
         self.concluded = False  # MLflow has everything, including the end
         self._offsets = dict[Path, int]()  # up to which byte MLflow has each event log
         self._unwritten: list[Json] = []  # events that a full disk did not take
@@ -96,11 +101,20 @@ class Uploader:
             if not self.concluded:
                 self._open()
                 self._send_all()
-        except (OSError, locks.Held, mlflow_error()) as error:
+            self.problem = ""
+        except (OSError, locks.Held, mlflow_error(), ServerUnavailable) as error:
+            self.problem = one_line(error)
             raise ServerUnavailable(str(error)) from error
         finally:
             self._sending.release()
         return True
+
+    def link(self) -> str:
+        """Where a browser finds the run; how much waits for its server where that has not taken all."""
+        if self._is_open and (self.concluded or self.record.end is None):
+            return self.tracker.link(self.run_id)
+        why = f"MLflow takes nothing now ({self.problem})" if self.problem else "MLflow does not answer"
+        return f"{why}; {self.waiting()} events wait in {shown(self.folder)} and are uploaded when it does"
 
     def waiting(self) -> int:
         count = len(self._unwritten)
@@ -157,8 +171,12 @@ class Uploader:
             return
         for folder in self._folders[:-1]:
             self._take_over(folder)
+        if self.run_id and self.tracker.lost(self.run_id, self.record.created):
+            self._update(run_id="", opening=False)
+            self._offsets.clear()
         if not self.run_id:
-            self._update(run_id=self._reopened_run() or self._new_run(), opening=False)
+            run_id = self._reopened_run() or self._new_run()
+            self._update(run_id=run_id, opening=False, created=self.tracker.created)
         self.run_state = self._unless_refused(lambda: self.tracker.run_state(self.run_id)) or self.run_state
         self._is_open = True
 
@@ -172,17 +190,28 @@ class Uploader:
         """Of the newest attempt that has one; empty where that was deleted."""
         earlier = [(folder, Record.read(folder)) for folder in self._folders[:-1]]
         run_ids = [record.run_id for _folder, record in earlier if record and record.run_id]
-        if not run_ids or not self.tracker.reopen(run_ids[-1], self.record.tags, self.record.parent):
+        if not run_ids or not self.tracker.reopen(run_ids[-1], self.record.tags, self._parent()):
             return ""
         for folder, record in earlier:
             if record and record.end:  # the run continues: an earlier attempt's end must not close it
                 record.update(folder, end=None)
         return run_ids[-1]
 
+    def _parent(self) -> str:
+        """The run of the experiment, which is opened first. Raises ServerUnavailable while it is not."""
+        if "/" not in self.record.parent:
+            return self.record.parent
+        above = Record.read(Path(self.record.parent))
+        if above is None:  # removed
+            return ""
+        if not above.run_id or self.tracker.lost(above.run_id, above.created):
+            raise ServerUnavailable("the run of the experiment is not open yet")
+        return above.run_id
+
     def _new_run(self) -> str:
         found = self.tracker.find(FOLDER, str(self.folder)) if self.record.opening else None
         self._update(opening=True)
-        run_id = found or self.tracker.open(self.record.label, self.record.tags, self.record.parent or None)
+        run_id = found or self.tracker.open(self.record.label, self.record.tags, self._parent() or None)
         self._unless_refused(lambda: self.tracker.params(run_id, self.record.params))
         return run_id
 
@@ -193,8 +222,15 @@ class Uploader:
         except mlflow_error() as error:
             if not self.tracker.refuses(error):
                 raise
+            self._check_database()
             self._note_refusal(str(error))
             return None
+
+    def _check_database(self) -> None:
+        """Begin anew with a run that is gone with its database. Raises ServerUnavailable then."""
+        if self.tracker.lost(self.run_id, self.record.created):
+            self._is_open = False
+            raise ServerUnavailable("its database was removed; everything is sent again")
 
     def _note_refusal(self, why: str) -> None:
         if why not in self.refused and len(self.refused) < MAX_REFUSED:
@@ -210,6 +246,9 @@ class Uploader:
             del self._unwritten[0]
         end = self.record.end
         if end is not None:
+            note = without_verdicts(self.run_state.note)
+            if end.status == "FINISHED" and note != self.run_state.note:
+                self._unless_refused(lambda: self.tracker.tags(self.run_id, {NOTE_TAG: note}))
             self._unless_refused(lambda: self.tracker.close(self.run_id, end.status, end.at))
             self.mark_done()
 
@@ -239,6 +278,7 @@ class Uploader:
         except (OSError, *INVALID, mlflow_error()) as error:
             if not self._is_hopeless(error):
                 raise
+            self._check_database()
             if len(batch) > 1 and self.tracker.active(self.run_id):
                 half = len(batch) // 2
                 self._send(batch[:half])
@@ -301,7 +341,9 @@ def _logs(folder: Path) -> tuple[Path, Path]:
 
 def main() -> int:
     """Upload every pending folder that no process uploads; 1 when something is left."""
-    left = [step for step in backlog.pending() if not upload_folder(step)]
+    # The runs of experiments first: those of their steps hang below them.
+    order = sorted(backlog.pending(), key=lambda step: bool(getattr(Record.read(step), "parent", "")))
+    left = [step for step in order if not upload_folder(step)]
     return 1 if left else 0
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from overnight import paths, processes
 from overnight.events import readable
 from overnight.files import atomic_write
+from overnight.orchestration import launcher
 from overnight.orchestration.attempt import run_step
 from overnight.orchestration.child import _failed
 from overnight.orchestration.launcher import LOG_LINES, Tail
@@ -21,7 +22,9 @@ from overnight.orchestration.prefect import as_state
 from overnight.orchestration.protocol import StepResult
 from overnight.orchestration.terminal import Display
 from overnight.run import EventLogRun
+from overnight.tracking.backlog import Record
 from overnight.tracking.client import Tracker
+from overnight.tracking.uploader import Uploader
 
 ODD = "bad [/red] tag [bold] \udc80"
 
@@ -158,12 +161,14 @@ def test_all_that_is_below_a_failed_step_is_not_run_and_does_not_count_as_failed
 
 def test_a_score_of_an_odd_name_does_not_leave_the_run_open(checkout):
     tracker, display = Tracker(f"sqlite:///{checkout}/mlflow.db", "odd"), Display(Console(file=io.StringIO()))
-    run_id = tracker.open("scores", {})
-    run = PipelineRun(SimpleNamespace(name="odd"), None, tracker, run_id, display, None, None)
+    own = Uploader(
+        tracker, launcher.new_folder("odd"), Record(uri=tracker.uri, experiment="odd", label="odd")
+    )
+    run = PipelineRun(SimpleNamespace(name="odd"), None, tracker, own, display, None, None)
     row = display.add("step")
     row.state, row.scores = "done", {"test/a(b)": 1.0, "test/accuracy": 0.5}
     run.pending.append(Pending("step", None, [], row))
     assert _close(run).state == "done"
-    run = tracker.client.get_run(run_id)
+    run = tracker.client.get_run(own.run_id)
     assert run.data.metrics == {"step/a_b_": 1.0, "step/accuracy": 0.5}
     assert run.info.status == "FINISHED"

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ PARAMS = {"precision": "auto", "epochs": "3"}
 def database(tmp_path_factory):
     """Made once: MLflow takes seconds for its tables."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    Tracker(f"sqlite:///{path}", "made")
+    assert Tracker(f"sqlite:///{path}", "made").experiment_id
     return path
 
 
@@ -415,3 +416,51 @@ def test_a_disk_that_takes_nothing_costs_no_event(tracker, step):
     assert uploader.waiting() == 1
     assert uploader.upload_all(5)
     assert data(uploader).tags[NOTE_TAG] == "the disk is full"
+
+
+def removed(tracker, database):
+    """Its database is a new one, as after `rm mlruns/mlflow.db`."""
+    path = Path(tracker.uri.removeprefix("sqlite:///"))
+    tracker.client._tracking_client.store.engine.dispose()
+    shutil.copy(database, path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("delete from experiment_tags where experiment_id != 0")
+        connection.execute("delete from experiments where name = 'made'")
+
+
+def test_a_database_that_was_removed_gets_runs_that_go_on_and_runs_that_ended(tracker, step, database):
+    own = Uploader(tracker, step(), record(tracker))
+    above = {"parent": str(own.folder)}
+    ended, alive = (Uploader(tracker, step(), record(tracker, **above)) for _ in range(2))
+    for uploader in (own, ended, alive):
+        close(child(uploader.folder, 1, 2))
+        assert uploader.upload_all(5)
+    assert ended.finish("FINISHED", lambda: False)
+    before = own.run_id
+    removed(tracker, database)
+    backlog.enqueue_all(tracker.uri)
+    close(child(alive.folder, 3))
+    with pytest.raises(ServerUnavailable, match="removed"):
+        alive.upload()
+    with pytest.raises(ServerUnavailable, match="experiment is not open"):
+        alive.upload()
+    assert own.finish("FINISHED", lambda: False)
+    assert alive.upload_all(5)
+    died(alive)
+    assert uploader_module.main() == 0
+    found = {folder: Record.read(folder).run_id for folder in (own.folder, ended.folder, alive.folder)}
+    assert before not in found.values()
+    assert [len(tracker.client.get_metric_history(run, "loss")) for run in found.values()] == [2, 2, 3]
+    parents = [tracker.client.get_run(run).data.tags.get("mlflow.parentRunId") for run in found.values()]
+    assert parents == [None, found[own.folder], found[own.folder]]
+    assert tracker.client.get_run(found[ended.folder]).info.status == "FINISHED"
+
+
+def test_words_about_a_death_are_taken_back_from_a_run_that_finished(tracker, uploader):
+    assert uploader.upload_all(5)
+    died(uploader)
+    note = "stopped at 3\n\nits process (pid 7) is gone: killed or broken down, last seen alive 2026-01-01"
+    tracker.tags(uploader.run_id, {NOTE_TAG: note})
+    again = Uploader(tracker, uploader.folder, Record.read(uploader.folder))
+    assert again.finish("FINISHED", lambda: False)
+    assert data(again).tags[NOTE_TAG] == "stopped at 3"
