@@ -23,7 +23,7 @@ def serving(place: Path) -> Iterator[tuple[str, psutil.Process]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "overnight.services.mlflow_server", "--port", str(port)]
+    command = [sys.executable, "-m", "overnight.services.server", "mlflow", "--port", str(port)]
     command += ["--database", str(place / "mlflow.db"), "--artifacts", str(place / "artifacts")]
     with (place / "mlflow.log").open("ab") as log:
         server = subprocess.Popen(

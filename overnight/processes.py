@@ -1,6 +1,7 @@
 """Processes known by pid and start time, so that a reused pid is never taken for the process that had it."""
 
 import ctypes
+import json
 import os
 import signal
 import socket
@@ -19,10 +20,34 @@ import psutil
 from overnight import paths
 
 STEP_MARK = "OVERNIGHT_STEP"  # variable in the environment of a step's process, and so of all that it starts
+KEPT = "OVERNIGHT_PROXIES"
+PROXIES = {
+    *("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ssl_cert_file", "ssl_cert_dir"),
+    *("requests_ca_bundle", "curl_ca_bundle", "prefect_api_ssl_cert_file", "prefect_api_auth_string"),
+    *(
+        "prefect_api_tls_insecure_skip_verify",
+        "prefect_server_api_auth_string",
+        "mlflow_tracking_insecure_tls",
+    ),
+    *("mlflow_tracking_server_cert_path", "mlflow_tracking_client_cert_path"),
+}
 FIELDS = ("host", "state", "boot", "pid", "started")
 LOG_BYTES = 10 << 20
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
+
+
+def without_proxies(env: Mapping[str, str]) -> dict[str, str]:
+    """Without proxies and certificates, which no server of this machine needs; they are kept for the steps."""
+    found = {name: value for name, value in env.items() if name.lower() in PROXIES}
+    kept = {name: value for name, value in env.items() if name not in found}
+    return {**kept, KEPT: json.dumps(found)} if found.keys() - {"NO_PROXY", "no_proxy"} else kept
+
+
+def with_proxies(env: Mapping[str, str]) -> dict[str, str]:
+    """The same environment with what `without_proxies` has taken from it."""
+    kept = dict(env)
+    return {**kept, **json.loads(kept.pop(KEPT, "{}"))}
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from overnight import services
 
     with services.ensure(f"overnight run {arguments.config}"):
-        os.environ.update(services.environment())
+        services.enter()
         # the terminal shows our table; Prefect's UI keeps all
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
         from overnight.orchestration.prefect import run_here

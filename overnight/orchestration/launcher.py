@@ -213,7 +213,11 @@ def _result(folder: Path, returncode: int, stop: Stop) -> StepResult:
 
 def _environment(threads: int) -> dict[str, str]:
     """The parent's, with the child's share of the cores and without the addresses of servers."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
+    kept = {
+        k: v
+        for k, v in processes.with_proxies(os.environ).items()
+        if not k.startswith(("PREFECT_", "MLFLOW_"))
+    }
     limits = {
         name: os.environ.get(name, str(threads))
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")

@@ -1,5 +1,6 @@
 """Start and stop the services, wait for them, and show their state."""
 
+import json
 import os
 import sys
 import threading
@@ -10,24 +11,27 @@ from typing import Any
 
 from overnight import locks, paths
 from overnight.errors import OvernightError, ServiceError
-from overnight.processes import Process, port_is_free, port_listener, start_python, stop
-from overnight.services.definitions import answers, services
+from overnight.processes import Process, start_python, stop
+from overnight.services.definitions import database_problem, port_problem, services
+from overnight.services.foreign import mlflow_problem, prefect_problem, variables_problem
 from overnight.services.settings import (
     Settings,
     keep_file,
     read_state,
-    register_file,
+    request_file,
     settings,
     start_lock,
     state_file,
     supervisor_lock,
     users_folder,
 )
-from overnight.services.supervisor import RUN_GRACE_S, STOP_S, tail
+from overnight.services.supervisor import RUN_GRACE_S, STOP_S, log_size, tail
 
 PATIENCE_S = 240.0
 IDLE_TIMEOUT_S = 60.0  # without users, until the supervisor stops
-REMEDY = "start that server, or unset the variable for one of our own"
+REMEDY = "put that right, or unset the variable for a server of our own"
+WAITS = "what runs log waits in .overnight/steps and is uploaded when it does"
+PROBLEMS = ("failed", "unhealthy")
 STARTS = 3  # of a supervisor that is killed while it is waited for
 GUARD_S = 3.0  # how often a run checks that its services have a supervisor
 
@@ -41,7 +45,8 @@ def up() -> None:
     Raises ServiceError; when it says that flows are broken and nothing else, everything else works.
     """
     paths.services().mkdir(parents=True, exist_ok=True)
-    register_file().touch()
+    _check_theirs(settings())
+    _request()
     _start(keep=True)
     _wait({"prefect", "mlflow", "deployments", "worker"})
     broken = [r["note"] for r in read_state().get("rows", []) if r["service"] == "deployments" and r["note"]]
@@ -81,6 +86,9 @@ def status() -> list[Row]:
     shown = []
     for spec in services(now):
         row = saved.get(spec.name, {"state": "down", "pid": None, "since": 0.0, "note": ""})
+        problem = database_problem(spec.database)
+        if problem:  # told also when the supervisor cannot write it down
+            row = {**row, "state": row["state"].replace("ready", "unhealthy"), "note": problem}
         shown.append(_row(spec.name, row["state"], spec.address, row["pid"], row["since"], row["note"]))
     if not now.own_prefect:
         shown.append(_row("prefect", "not ours", now.prefect, note="named by $PREFECT_API_URL"))
@@ -101,11 +109,15 @@ def _row(
 
 @contextmanager
 def ensure(who: str = "") -> Iterator[None]:
-    """Prefect's API and MLflow are up in the block: what is missing is started. Raises ServiceError."""
+    """Prefect's API is up in the block, and MLflow where it can be: what is missing is started.
+
+    Raises ServiceError. What a run logs waits for an MLflow that cannot work.
+    """
+    _check_theirs(settings())
     with locks.register(users_folder(), who or " ".join(sys.argv)[:120]):
         if settings().own_prefect or settings().own_mlflow:
             _start(keep=False)
-        _wait({"prefect", "mlflow"})
+        _wait({"prefect", "mlflow"}, can_wait=("mlflow",))
         done = threading.Event()
         threading.Thread(target=_guard, args=(done,), daemon=True, name="services").start()
         try:
@@ -140,24 +152,35 @@ def _start(keep: bool) -> None:
             _check_ports(settings())
             where = paths.shown(paths.log_file("prefect").parent)
             print(f"starting Prefect and MLflow (logs in {where})", file=sys.stderr, flush=True)
-            # OVERNIGHT_CPU is meant for this run, not for the worker that it happens to start.
-            env = {k: v for k, v in os.environ.items() if keep or k != "OVERNIGHT_CPU"}
             log = paths.log_file("supervisor")
-            process = start_python(["-m", "overnight.services", str(IDLE_TIMEOUT_S)], log, env, stays=True)
+            begin = log_size(log)
+            command = ["-m", "overnight.services", str(IDLE_TIMEOUT_S)]
+            process = start_python(command, log, _environment(keep), stays=True)
             until = time.monotonic() + PATIENCE_S
             while not read_state():
                 if process.poll() is not None or time.monotonic() > until:
-                    raise ServiceError(f"the supervisor did not start: {tail(log)}")
+                    raise ServiceError(f"the supervisor did not start: {tail(log, start=begin)}")
                 time.sleep(0.05)
+        elif any(row["state"] in PROBLEMS for row in read_state().get("rows", [])):
+            _request(keep)  # what failed with the environment of somebody else
+
+
+def _environment(keep: bool) -> dict[str, str]:
+    """This process's. OVERNIGHT_CPU is meant for this run, not for the worker that it happens to start."""
+    return {k: v for k, v in os.environ.items() if keep or k != "OVERNIGHT_CPU"}
+
+
+def _request(keep: bool = True) -> None:
+    """Ask the supervisor to start what does not run, and to register anew; for this user's eyes alone."""
+    part = request_file().with_suffix(f".{os.getpid()}")
+    part.touch(mode=0o600)
+    part.write_text(json.dumps(_environment(keep)))
+    part.replace(request_file())
 
 
 def _check_ports(now: Settings) -> None:
-    problems = []
-    for spec in services(now):
-        if spec.port and not port_is_free(spec.port):
-            taken = f"{spec.name}: port {spec.port} is taken by {port_listener(spec.port)}"
-            lasting = ", or change api.url in prefect.toml for good" if spec.name == "prefect" else ""
-            problems.append(f"{taken}; stop that, or set {spec.variable} to another port{lasting}")
+    found = [(spec.name, port_problem(spec)) for spec in services(now)]
+    problems = [f"{name}: {problem}" for name, problem in found if problem]
     if problems:
         keep_file().unlink(missing_ok=True)
         raise ServiceError(problems)
@@ -170,21 +193,24 @@ def _stop_leftovers() -> None:
     state_file().unlink(missing_ok=True)
 
 
-def _wait(names: set[str]) -> None:
-    """Wait until those of *names* that are ours are ready, and the others answer. Raises ServiceError."""
-    now = settings()
-    _check_theirs(now)
-    wanted = names & {s.name for s in services(now)}
+def _wait(names: set[str], can_wait: Sequence[str] = ()) -> None:
+    """Wait until those of *names* that are ours are ready, but for those that can wait with a problem.
+
+    Raises ServiceError.
+    """
+    wanted = names & {s.name for s in services(settings())}
     until = time.monotonic() + PATIENCE_S
     starts = 0
     while wanted:
-        outdated = "deployments" in wanted and register_file().exists()
-        saved = [] if outdated else read_state().get("rows", [])
+        saved = [] if request_file().exists() else read_state().get("rows", [])  # outdated until it is taken
         rows: list[dict[str, Any]] = [r for r in saved if r["service"] in wanted]
-        failed = [f"{r['service']}: {r['note']}" for r in rows if r["state"] == "failed"]
-        if failed:
-            raise ServiceError(failed)
-        waiting = [r["service"] for r in rows if r["state"] != "ready"]
+        failed = {r["service"]: r["note"] for r in rows if r["state"] in PROBLEMS}
+        if failed.keys() - {*can_wait}:
+            raise ServiceError([f"{name}: {note}" for name, note in failed.items()])
+        for name, note in failed.items():
+            print(f"{name} does not work: {note}; {WAITS}", file=sys.stderr, flush=True)
+        wanted -= failed.keys()
+        waiting = [r["service"] for r in rows if r["state"] != "ready" and r["service"] in wanted]
         if rows and not waiting:
             return
         if locks.holder(supervisor_lock()) is None:
@@ -204,10 +230,14 @@ def _wait(names: set[str]) -> None:
 
 
 def _check_theirs(now: Settings) -> None:
-    problems = []
-    if not now.own_prefect and not answers(f"{now.prefect}/health"):
-        problems.append(f"PREFECT_API_URL={now.prefect}: gives no answer; {REMEDY}")
-    if not now.own_mlflow and now.mlflow.startswith("http") and not answers(f"{now.mlflow}/health"):
-        problems.append(f"MLFLOW_TRACKING_URI={now.mlflow}: gives no answer; {REMEDY}")
+    """The user's own servers, before anything is started. Raises ServiceError with the variables' names."""
+    if now.own_prefect and now.own_mlflow:
+        return
+    found = [variables_problem()]
+    if not now.own_prefect:
+        found.append(prefect_problem(now.prefect))
+    if not now.own_mlflow:
+        found.append(mlflow_problem(now.mlflow))
+    problems = [f"{problem}; {REMEDY}" for problem in found if problem]
     if problems:
         raise ServiceError(problems)

@@ -28,6 +28,7 @@ from overnight.step import flow_names, load_pipeline
 if TYPE_CHECKING:
     from prefect.client.schemas.schedules import CronSchedule
 
+POOL_VERSION = 2  # of the work pool, which is made anew when this changes
 FORM = 'schedules: {nightly: {cron: "30 3 * * *", timezone: Europe/Berlin}}'
 
 
@@ -161,7 +162,15 @@ def fingerprint(wanted: list[Deployment]) -> str:
     path = paths.services() / "prefect" / "prefect.db"
     # A new database is registered again; one that is not ours, each time.
     database = path.stat().st_ino if now.own_prefect and path.exists() else time.time()
-    parts = [version("prefect"), sys.executable, paths.root(), now.prefect, database, ENTRYPOINT]
+    parts = [
+        version("prefect"),
+        POOL_VERSION,
+        sys.executable,
+        paths.root(),
+        now.prefect,
+        database,
+        ENTRYPOINT,
+    ]
     parts.append(json.dumps([asdict(one) for one in wanted]))
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
 
@@ -170,15 +179,14 @@ async def _register(wanted: list[Deployment]) -> None:
     """Replace the work pool and the deployments; those of this checkout whose flow is gone are deleted."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
-    from prefect.workers.process import ProcessWorker
 
     schedules = cron_schedules(wanted)
     root = str(paths.root())
-    template = ProcessWorker.get_default_base_job_template()
-    fields = template["variables"]["properties"]
-    # Without a shell a signal reaches the flow alone, not its steps.
-    fields["command"]["default"] = f"{shlex.quote(sys.executable)} -m prefect.engine"
-    fields["working_dir"]["default"] = root
+    # None of it is a run's to choose. Without a shell a signal reaches the flow alone, not its steps.
+    command = f"{shlex.quote(sys.executable)} -m prefect.engine"
+    job = {"command": command, "env": {}, "working_dir": root, "stream_output": True}
+    nothing = {"type": "object", "properties": {}, "additionalProperties": False}
+    template = {"job_configuration": job, "variables": nothing}
     async with get_client() as client:
         pool = WorkPoolCreate(name=POOL, type="process", base_job_template=template)
         await client.create_work_pool(pool, overwrite=True)

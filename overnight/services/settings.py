@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from overnight import locks, paths
 from overnight.errors import ServiceError
 from overnight.files import read_json
+from overnight.processes import without_proxies
 
 HOST = "127.0.0.1"
 PREFECT_PORT, MLFLOW_PORT = 4207, 5007
@@ -69,7 +70,8 @@ def environment() -> dict[str, str]:
     """For this process and those it starts, before prefect or mlflow is imported."""
     now = settings()
     given = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
-    names = [name for name in given.split(",") if name.strip()]
+    ours = now.own_prefect and now.own_mlflow
+    names = [name for name in given.split(",") if name.strip() and not ours]
     local = ",".join(dict.fromkeys([*names, HOST, "localhost"]))  # never asked through a proxy
     prefect = {"PREFECT_API_URL": now.prefect, "PREFECT_SERVER_EPHEMERAL_ENABLED": "false"}
     if now.own_prefect:
@@ -81,6 +83,22 @@ def environment() -> dict[str, str]:
         "no_proxy": local,
         "MLFLOW_TRACKING_URI": now.mlflow,
     }
+
+
+def local_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """An environment for processes of ours that talk to the servers; for this machine's it has no proxies."""
+    now = settings()
+    ours = now.own_prefect and now.own_mlflow
+    kept = {name: value for name, value in env.items() if not name.startswith("PREFECT__")}
+    kept.pop("PREFECT_PROFILE", None)
+    return (without_proxies(kept) if ours else kept) | environment()
+
+
+def enter() -> None:
+    """This process gets such an environment, before prefect or mlflow is imported."""
+    now = local_environment(os.environ)
+    os.environ.clear()
+    os.environ.update(now)
 
 
 def state_file() -> Path:
@@ -101,9 +119,9 @@ def keep_file() -> Path:
     return paths.services() / "keep"
 
 
-def register_file() -> Path:
-    """Exists while `overnight up` asks the supervisor to register flows/ and prefect.yaml anew."""
-    return paths.services() / "register"
+def request_file() -> Path:
+    """The environment of who asks the supervisor to register anew, and to start what failed; then removed."""
+    return paths.services() / "request.json"
 
 
 def users_folder() -> Path:

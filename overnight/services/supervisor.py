@@ -8,23 +8,31 @@ import os
 import signal
 import subprocess
 import time
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from overnight import locks, paths
 from overnight.errors import BadInput
-from overnight.files import atomic_write
+from overnight.files import atomic_write, read_json
 from overnight.processes import Process, kill_step_processes, start_python, stop
 from overnight.services import backup
-from overnight.services.definitions import ServiceSpec, databases, services
+from overnight.services.definitions import (
+    NO_ANSWER,
+    ServiceSpec,
+    database_problem,
+    databases,
+    port_problem,
+    services,
+)
 from overnight.services.reconcile import Reconciler, VramLimitMirror
 from overnight.services.settings import (
     SOME_BROKEN,
     Settings,
-    environment,
+    enter,
     keep_file,
-    register_file,
+    request_file,
     settings,
     start_lock,
     state_file,
@@ -33,7 +41,10 @@ from overnight.services.settings import (
 )
 
 TICK_S = 0.2
-HEALTH_S = 5.0  # between two checks of a healthy service
+HEALTH_S = 10.0  # between two checks of a healthy service
+STUCK_S = 20.0  # without writes, with no reason to be seen, until a service is started again
+IDLE = ("waiting", "retrying", "failed", "unhealthy")
+REMOVED = "its database was removed or replaced"
 PATIENCE_S = 120.0  # without an answer until a service counts as hung; a training machine is slow to answer
 RECONCILE_S = 10.0
 STOP_S = 8.0
@@ -47,10 +58,13 @@ class Service:
         self.state = "waiting"
         self.note = ""
         self.failures = 0  # since it was last healthy
+        self.before: Any = None  # what it had at its start
+        self.inode = 0  # of the database that it opened
+        self.log_start = 0  # where this start begins in its log
         self.popen: subprocess.Popen[bytes] | None = None
         self.process: Process | None = None
         self.since = time.time()  # for people; comparisons use the monotonic clock, which has no jumps
-        self.started = self.checked = self.healthy = 0.0
+        self.started = self.checked = self.healthy = self.changed = 0.0
         self.next_start = 0.0
 
     def tick(self, ready: set[str]) -> None:
@@ -58,16 +72,26 @@ class Service:
 
         The worker is not checked again once it is ready: it would seem to hang when Prefect's server does.
         """
-        idle = self.state in ("waiting", "retrying", "failed")
-        if idle and time.monotonic() >= self.next_start and set(self.spec.needs) <= ready:
-            self._start()
-        elif self.popen is not None and self.popen.poll() is not None:
+        if self.popen is None:
+            is_due = self.state in IDLE and time.monotonic() >= self.next_start
+            if is_due and set(self.spec.needs) <= ready:
+                self._start()
+        elif self.popen.poll() is not None:
             self._ended(self.popen.returncode)
-        elif self.popen is not None and not self.spec.once and (self.spec.port or self.state != "ready"):
+        elif not self.spec.once and (self.spec.port or self.state != "ready"):
             self._check()
 
     def _start(self) -> None:
-        self.popen = start_python(self.spec.command, paths.log_file(self.spec.name), self.environment)
+        self.next_start = time.monotonic() + HEALTH_S
+        obstacle = database_problem(self.spec.database) or port_problem(self.spec)
+        if obstacle:
+            self._set_unhealthy(obstacle)
+            return
+        log = paths.log_file(self.spec.name)
+        self.before = self.spec.before()
+        self.inode = 0
+        self.popen = start_python(self.spec.command, log, self.environment)
+        self.log_start = log_size(log)
         self.process = Process.of(self.popen.pid)
         self.since = time.time()
         self.started = self.healthy = time.monotonic()
@@ -80,28 +104,53 @@ class Service:
         log = paths.log_file(self.spec.name)
         if self.spec.once and code in (0, SOME_BROKEN):
             self._set_ready()
-            self.note = tail(log, 1) if code else ""
+            self.note = tail(log, 1, self.log_start) if code else ""
             self.since = time.time()
         elif self.spec.once and code == BadInput.exit_code:  # the last line of its log says why
-            self._fail(tail(log, 1), final=True)
+            self._fail(tail(log, 1, self.log_start), final=True)
         elif code < 0:
             self._fail(f"killed by signal {-code} ({paths.shown(log)})")
         else:
-            self._fail(tail(log))
+            self._fail(tail(log, 2, self.log_start))
 
     def _check(self) -> None:
         now = time.monotonic()
-        if now - self.checked < (HEALTH_S if self.state == "ready" else 2 * TICK_S):
+        if now - self.checked < (2 * TICK_S if self.state == "starting" else HEALTH_S):
             return
         self.checked = now
-        if self.spec.healthy(self.since):
-            self.healthy = time.monotonic()
+        outside = database_problem(self.spec.database)
+        problem = self._database_removed() or outside or self.spec.problem(self.before)
+        if problem == NO_ANSWER:
+            if now - self.healthy > PATIENCE_S:
+                self._restart(f"gave no answer for {PATIENCE_S:.0f} s")
+            return
+        self.healthy = time.monotonic()
+        is_stuck = self.state == "unhealthy" and now - self.changed > STUCK_S and not outside
+        if not problem:
             self._set_ready()
-        elif now - self.healthy > PATIENCE_S:
-            self.stop()
-            self._fail(f"gave no answer for {PATIENCE_S:.0f} s")
+        elif problem == REMOVED or is_stuck:  # what it opened is gone, or nothing that is seen is in its way
+            self._restart(problem)
+        else:
+            self._set_unhealthy(problem)
+
+    def _database_removed(self) -> str:
+        return "" if self.inode in (0, inode(self.spec.database)) else REMOVED
+
+    def _set_unhealthy(self, problem: str) -> None:
+        if self.state != "unhealthy":
+            self.since = time.time()
+            self.changed = time.monotonic()
+        self.state = "unhealthy"
+        if self.note != problem:
+            say(f"{self.spec.name}: {problem}")
+        self.note = problem
+
+    def _restart(self, why: str) -> None:
+        self.stop()
+        self._fail(why)
 
     def _set_ready(self) -> None:
+        self.inode = self.inode or inode(self.spec.database)
         self.failures = 0
         self.state = "ready"
         self.note = ""
@@ -113,7 +162,16 @@ class Service:
         self.state = "failed" if final or self.failures > 2 else "retrying"
         self.note = note
         self.since = time.time()
-        print(f"{self.spec.name}: {note}", flush=True)
+        say(f"{self.spec.name}: {note}")
+
+    def renew(self, spec: ServiceSpec, base: dict[str, str]) -> None:
+        """Start it again now, with this environment."""
+        self.spec = spec
+        self.environment = {**base, **spec.environment}
+        self.state = "waiting"
+        self.note = ""
+        self.failures = 0
+        self.next_start = 0.0
 
     def stop(self) -> None:
         if self.process is not None and self.popen is not None:
@@ -136,11 +194,8 @@ class Service:
 class Supervisor:
     def __init__(self, now: Settings) -> None:
         self.settings = now
-        kept = {
-            k: v for k, v in os.environ.items() if k != "PREFECT_PROFILE" and not k.startswith("PREFECT__")
-        }
-        base = kept | environment()
-        self.services = {spec.name: Service(spec, base) for spec in services(now)}
+        enter()
+        self.services = {spec.name: Service(spec, dict(os.environ)) for spec in services(now)}
         self.stopping = False
         self.last_needed = time.monotonic()
         self.reconciled = 0.0
@@ -157,9 +212,7 @@ class Supervisor:
         for program, database in databases(self.settings):
             if backup.due(program, database):
                 copied = backup.copy(program, database)
-                print(
-                    f"{program}: another version than last time; copied the database to {copied}", flush=True
-                )
+                say(f"{program}: another version than last time; copied the database to {copied}")
         while not self.stopping:
             self._take_request()
             ready = {name for name, service in self.services.items() if service.state == "ready"}
@@ -167,7 +220,8 @@ class Supervisor:
                 service.tick(ready)
             self.write_state()
             for program in {"prefect", "mlflow"} & ready - migrated:  # when healthy, not before
-                backup.opened(program)
+                with suppress(OSError):  # a full disk
+                    backup.opened(program)
             migrated |= ready
             self._reconcile(ready)
             self._stop_when_idle(idle_timeout_s)
@@ -179,7 +233,8 @@ class Supervisor:
         state = {"settings": asdict(self.settings), "supervisor": os.getpid(), "rows": rows}
         if state != self._written:
             self._written = state
-            atomic_write(state_file(), json.dumps(state))
+            with suppress(OSError):  # a full disk: `overnight status` looks at disks itself
+                atomic_write(state_file(), json.dumps(state))
 
     def _reconcile(self, ready: set[str]) -> None:
         """End orphans, close the runs of killed processes, and mirror the card's ledger in Prefect."""
@@ -192,23 +247,48 @@ class Supervisor:
         if self.services.keys() & {"prefect", "mlflow"} <= ready:
             worker = self.services["worker"]
             lines += self.reconciler.reconcile(worker.since if worker.process else 0.0)
-        print("\n".join(lines), end="\n" if lines else "", flush=True)
+        for line in lines:
+            say(line)
         self.reconciled = time.monotonic()
 
     def _take_request(self) -> None:
-        """Register anew for `overnight up`, and with a Prefect that started again, maybe without its data.
+        """Register anew when asked, and with a Prefect that started again, maybe without its data.
 
-        The request stays until the state file says that it is taken.
+        What does not run is started with the environment of who asks. The request stays until the state file
+        says that it is taken.
         """
         deployments = self.services["deployments"]
         prefect = self.services.get("prefect")
         is_new = prefect is not None and 0 < deployments.started < prefect.started
-        if (is_new or register_file().exists()) and deployments.popen is None:
-            deployments.state = "waiting"
-            deployments.note = ""
-            deployments.next_start = 0.0
-            self.write_state()
-            register_file().unlink(missing_ok=True)
+        asked = request_file().exists()
+        if deployments.popen is not None or not (is_new or asked):
+            return
+        idle = [service for service in self.services.values() if service.popen is None]
+        given = read_json(request_file())
+        if given:
+            self._take_environment(given, {service.spec.name for service in idle})
+        specs = {spec.name: spec for spec in services(self.settings)}
+        for service in idle:
+            if asked or service is deployments:
+                service.renew(specs[service.spec.name], dict(os.environ))
+        self.write_state()
+        if asked:
+            request_file().unlink(missing_ok=True)
+
+    def _take_environment(self, given: dict[str, str], idle: set[str]) -> None:
+        """For what is not running, with its address."""
+        os.environ.clear()
+        os.environ.update(given)
+        asked = Settings.asked(os.environ)
+        now = self.settings
+        if "prefect" in idle and asked.own_prefect:
+            now = replace(now, prefect=asked.prefect)
+        if "mlflow" in idle and asked.own_mlflow:
+            now = replace(now, mlflow=asked.mlflow)
+        self.settings = now
+        self.reconciler.settings = now
+        self.write_state()
+        enter()
 
     def _stop_when_idle(self, idle_timeout_s: float) -> None:
         if keep_file().exists() or locks.users(users_folder()) or self.reconciler.backlog_worker.busy():
@@ -218,7 +298,7 @@ class Supervisor:
         try:
             with locks.hold(start_lock(), "the supervisor, which stops since no process needs the services"):
                 if not keep_file().exists() and not locks.users(users_folder()):
-                    print(f"no process needed the services for {idle_timeout_s:.0f} s", flush=True)
+                    say(f"no process needed the services for {idle_timeout_s:.0f} s")
                     self._stop()
                     self.stopping = True
         except locks.Held:  # a run is just starting
@@ -241,11 +321,29 @@ class Supervisor:
         self.write_state()
 
 
-def tail(path: Path, lines: int = 2) -> str:
-    """The end of a log in one line, for a message."""
+def say(line: str) -> None:
+    """A line in the supervisor's log, whose disk may be full."""
+    with suppress(OSError):
+        print(line, flush=True)
+
+
+def inode(path: Path | None) -> int:
+    """Of a file; 0 when there is none."""
+    try:
+        return path.stat().st_ino if path else 0
+    except OSError:
+        return 0
+
+
+def log_size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def tail(path: Path, lines: int = 2, start: int = 0) -> str:
+    """The end of a log in one line, for a message; of what was written from byte `start` on."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 4000))
+            file.seek(max(start, path.stat().st_size - 4000))
             last = [
                 line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()
             ][-lines:]

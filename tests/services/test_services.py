@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -138,7 +137,7 @@ def test_a_run_with_servers_of_the_user_starts_nothing(tmp_path, monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("OVERNIGHT_ROOT", str(tmp_path))
         monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{server.server_port}/api")
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:///somewhere/else")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/theirs.db")
         with services.ensure("a run"):
             assert rows()["user"]["note"] == "a run"
             assert not processes(tmp_path)
@@ -187,7 +186,12 @@ def test_two_starts_at_once_end_with_one_set(running):
     assert list(found) == ["prefect", "mlflow", "deployments", "worker"]
     assert {r["state"] for r in found.values()} == {"ready"}
     commands = [" ".join(p.cmdline()) for p in processes(running)]
-    for part in ("overnight.services 60", "server start", "mlflow_server", "worker start"):
+    for part in (
+        "overnight.services 60",
+        "services.server prefect",
+        "services.server mlflow",
+        "worker start",
+    ):
         assert sum(part in c for c in commands) == 1, commands
     supervisor = locks.holder(supervisor_lock())
     assert not any(backup.due(*database) for database in definitions.databases(services.settings()))
@@ -209,26 +213,52 @@ def test_everything_listens_on_this_machine_only(running):
     assert {a.ip for a in listening} == {"127.0.0.1"}
 
 
-def test_foreign_pages_get_nothing(running):
+def answer_to(port: int, path: str, method: str = "GET", **headers: str) -> int:
+    """The status of an answer to these headers; a websocket is asked for by `Upgrade`."""
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request(method, path, headers=headers)
+    return connection.getresponse().status
+
+
+UPGRADE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+}
+
+
+@pytest.mark.parametrize("server", ["prefect", "mlflow"])
+def test_foreign_pages_get_nothing(running, server):
     now = services.settings()
-    connection = http.client.HTTPConnection("127.0.0.1", now.mlflow_port)
-    connection.request(
-        "GET", "/api/2.0/mlflow/experiments/search?max_results=1", headers={"Host": "evil.example"}
-    )
-    assert connection.getresponse().status == 403
-    with pytest.raises(urllib.error.HTTPError) as caught:  # no token
-        urllib.request.urlopen(
-            urllib.request.Request(f"{now.prefect}/flows/filter", b"{}", {"Content-Type": "application/json"})
-        )
-    assert caught.value.code == 403
-    for origin, allowed in (
-        ("http://evil.example", None),
-        (f"http://localhost:{now.prefect_port}", f"http://localhost:{now.prefect_port}"),
+    port = {"prefect": now.prefect_port, "mlflow": now.mlflow_port}[server]
+    paths_of = ("/", "/health", "/api/health", "/api/csrf-token?client=x", "/api/2.0/mlflow/experiments/list")
+    for foreign in (
+        {"Host": "evil.example"},
+        {"Host": f"evil.example:{port}"},
+        {"Host": f"127.0.0.1.evil.example:{port}"},
+        {"Origin": f"http://evil.example:{port}"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
     ):
-        answer = urllib.request.urlopen(
-            urllib.request.Request(f"{now.prefect}/health", headers={"Origin": origin})
-        )
-        assert answer.headers["access-control-allow-origin"] == allowed
+        assert {answer_to(port, path, **foreign) for path in paths_of} == {403}
+        assert answer_to(port, "/", "OPTIONS", **foreign) == 403
+        assert answer_to(port, "/api/events/in", **UPGRADE, **foreign) == 403
+    own = {"Origin": f"http://localhost:{port}"}
+    assert answer_to(port, "/", **own) == 200
+    if server == "prefect":
+        assert answer_to(port, "/api/events/in", **UPGRADE, **own) == 101
+        assert answer_to(port, "/api/flows/filter", "POST") == 403  # no token
+
+
+@pytest.mark.parametrize("wish", [{"command": "id"}, {"env": {"A": "b"}}, {"working_dir": "/"}])
+def test_a_run_chooses_no_command_no_variable_and_no_folder(running, wish):
+    (deployment,) = prefect("/deployments/filter", {"deployments": {"name": {"any_": ["vision"]}}})
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        prefect(f"/deployments/{deployment['id']}/create_flow_run", {"job_variables": wish})
+    assert caught.value.code == 422
+    (pool,) = prefect("/work_pools/filter", {})
+    assert "{{" not in str(pool["base_job_template"])
 
 
 def test_a_deployment_for_each_flow_and_a_night_that_is_due(running):
@@ -364,7 +394,7 @@ def test_a_supervisor_that_is_killed_leaves_nothing_in_the_way(running):
     after = rows()
     assert {r["state"] for r in after.values()} == {"ready"}
     assert not {r["pid"] for r in after.values() if r["pid"]} & {p for p in before.values() if p}
-    assert len([p for p in processes(running) if "server start" in " ".join(p.cmdline())]) == 1
+    assert len([p for p in processes(running) if "server prefect" in " ".join(p.cmdline())]) == 1
 
 
 def test_down_leaves_no_process_and_may_be_said_twice(running):

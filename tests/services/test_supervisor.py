@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from overnight.services.definitions import ServiceSpec
+from overnight.services.definitions import NO_ANSWER, ServiceSpec
 from overnight.services.supervisor import Service
 from tests.support.checkouts import until
 
@@ -18,7 +18,9 @@ LIVES, DIES = (
 @contextmanager
 def service(command: list[str], well: bool) -> Iterator[Service]:
     """One that is well as long as it lives, or never."""
-    one = Service(ServiceSpec("one", command, healthy=lambda _since: well), dict(os.environ))
+    one = Service(
+        ServiceSpec("one", command, problem=lambda _before: "" if well else NO_ANSWER), dict(os.environ)
+    )
     try:
         yield one
     finally:
