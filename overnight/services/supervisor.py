@@ -57,6 +57,7 @@ class Service:
         self.environment = {**base, **spec.environment}
         self.state = "waiting"
         self.note = ""
+        self.lasting = ""  # a note that stays while it is well
         self.failures = 0  # since it was last healthy
         self.before: Any = None  # what it had at its start
         self.inode = 0  # of the database that it opened
@@ -97,7 +98,6 @@ class Service:
         self.started = self.healthy = time.monotonic()
         self.checked = 0.0
         self.state = "starting"
-        self.note = ""
 
     def _ended(self, code: int) -> None:
         self.popen = self.process = None
@@ -129,6 +129,8 @@ class Service:
         if not problem:
             self._set_ready()
         elif problem == REMOVED or is_stuck:  # what it opened is gone, or nothing that is seen is in its way
+            if problem == REMOVED:
+                self.lasting = f"started again at {time.strftime('%H:%M:%S')}, since {problem}"
             self._restart(problem)
         else:
             self._set_unhealthy(problem)
@@ -153,7 +155,7 @@ class Service:
         self.inode = self.inode or inode(self.spec.database)
         self.failures = 0
         self.state = "ready"
-        self.note = ""
+        self.note = self.lasting
 
     def _fail(self, note: str, final: bool = False) -> None:
         """Retry after 1, 2, 4 ... 30 s; at the third failure in a row, it counts as failed."""

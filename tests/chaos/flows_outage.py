@@ -87,7 +87,7 @@ def play(home: House, seed: int, outage: Outage) -> Measured:
     heals_s = time.monotonic() - since
     tally.closed(home, since)
     tally.ended(home, seed, COMPLETED)
-    gap_s, lost = _trained(home, seed)
+    gap_s, lost = trained(home, seed)
     for line in tally.wrong + tally.open:
         print(f"outage: {line}", flush=True)
     return {
@@ -106,7 +106,7 @@ def _limit(home: House) -> tuple[int, int]:
     return int(found.get("limit", 0)), int(found.get("active_slots", -1))
 
 
-def _trained(home: House, seed: int) -> tuple[float, int]:
+def trained(home: House, seed: int) -> tuple[float, int]:
     """The longest time between two epochs, and how many of the values that the step wrote MLflow does not have."""
     (folder,) = [
         p.parent
