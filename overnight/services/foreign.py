@@ -1,4 +1,4 @@
-"""Servers of the user's own: what is wrong with their addresses, and with the variables on the way to them."""
+"""Servers of the user's own: what is wrong with their addresses, and with the variables on the way there."""
 
 import json
 import os
