@@ -38,7 +38,7 @@ _libc = ctypes.CDLL(None)
 
 
 def without_proxies(env: Mapping[str, str]) -> dict[str, str]:
-    """Without proxies and certificates, which this machine's servers need not; they are kept for the steps."""
+    """Without proxies and certificates, which servers of this machine need not; the steps get them back."""
     found = {name: value for name, value in env.items() if name.lower() in PROXIES}
     kept = {name: value for name, value in env.items() if name not in found}
     return {**kept, KEPT: json.dumps(found)} if found.keys() - {"NO_PROXY", "no_proxy"} else kept
