@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bench._fit_recipes import LmParams, boxes, graph, images, lm_recipe
 from overnight.training.acceleration import Precision, fuse
 from overnight.training.batches import count
+from overnight.training.prefetch import Prefetcher
 from tasks.detection.yolo import _detect
 from tasks.vision import augment
 
@@ -128,3 +129,11 @@ def test_gradients_are_divided_by_a_count_of_their_own_dtype(fake, monkeypatch):
     count_on_card = torch.empty((), dtype=torch.float64, device=CARD)
     precision.step(torch.optim.SGD([parameter], 0.1), [parameter], count_on_card, 0.0)
     assert kinds == [torch.float32]
+
+
+def test_data_that_lie_on_the_card_are_said_to(fake):
+    for device, said in ((CARD, "card: made there"), (torch.device("cpu"), "host: not tensors by name")):
+        loader = Prefetcher(object(), CARD)
+        loader.make = lambda _data, device=device: [{"nodes": torch.empty(3, device=device)}]
+        loader.settle(1e9)
+        assert loader.where == said
