@@ -74,7 +74,7 @@ class Values(BaseModel):
         return {
             name: _result_value(getattr(self, name))
             for name, field in type(self).model_fields.items()
-            if not _is_runtime_option(field)
+            if not (isinstance(field.json_schema_extra, dict) and "runtime_option" in field.json_schema_extra)
         }
 
 
@@ -122,10 +122,6 @@ class Experiment(Values):
         return validate(cls, *read(path, overrides))
 
 
-def _is_runtime_option(field: Any) -> bool:
-    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("runtime_option"))
-
-
 def _result_value(value: Any) -> Any:
     if isinstance(value, Values):
         return value.result_params()
@@ -134,9 +130,6 @@ def _result_value(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_result_value(v) for v in value]
     return str(value) if isinstance(value, Path) else value
-
-
-# -------------------------------------------------------------------------------- reading a file
 
 
 class Source:
@@ -254,15 +247,11 @@ _Loader.add_implicit_resolver(
 
 def _lines(node: Any, path: Path, source: Source, prefix: str = "") -> Iterator[tuple[str, int]]:
     """(dotted key, line) of every value. A key written twice is a mistake, which yaml does not report."""
-    children: list[tuple[Any, Any, Any]] = []
-    if isinstance(node, yaml.SequenceNode):
-        children = [(index, child, child) for index, child in enumerate(node.value)]
-    elif isinstance(node, yaml.MappingNode):
-        children = [(key.value, key, child) for key, child in node.value]
     seen = set[str]()
-    for key, begin, child in children:
-        name = f"{prefix}{key}"
-        line = begin.start_mark.line + 1
+    for index, item in enumerate(node.value if isinstance(node, yaml.CollectionNode) else ()):
+        key, child = item if isinstance(node, yaml.MappingNode) else (item, item)
+        name = f"{prefix}{key.value if key is not child else index}"
+        line = key.start_mark.line + 1
         if name in seen:
             source.problems.append(f"{shown(path)}:{line}: {name}: written twice; keep one")
         seen.add(name)
@@ -323,8 +312,9 @@ def validate(model: type[V], values: dict[str, Any], source: Source, below: tupl
     try:
         checked = model.model_validate(values)
     except ValidationError as error:
-        wrong = [e for e in error.errors() if not source.is_unread((*below, *e["loc"]))]
-        problems += [_explain(e, source, below) for e in wrong]
+        problems += [
+            _explain(e, source, below) for e in error.errors() if not source.is_unread((*below, *e["loc"]))
+        ]
     else:
         problems += [
             f"{source.at((*loc, key))}: {'.'.join((*loc, key))}: belongs at the top of the file"
@@ -347,8 +337,8 @@ def _explain(error: Any, source: Source, below: tuple[str, ...]) -> str:
 def _misplaced(values: Values, loc: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
     """Keys of the whole experiment (flow, seed, card) inside a part; an item of a list may have a flow."""
     if loc and isinstance(values, Experiment):
-        allowed = ("name", "flow") if loc[-1].isdigit() else ("name",)
-        yield from ((loc, key) for key in TOP if key not in allowed and key in values.model_fields_set)
+        allowed = {"name", "flow"} if loc[-1].isdigit() else {"name"}
+        yield from ((loc, key) for key in TOP if key in values.model_fields_set - allowed)
     for name in type(values).model_fields:
         for key, child in parts_of(getattr(values, name)):
             if isinstance(child, Values):

@@ -28,7 +28,6 @@ class Holder:
 
 class Held(OvernightError):
     def __init__(self, path: Path, by: Holder) -> None:
-        self.path = path
         self.by = by
         super().__init__(f"{path.name} is held by {by}")
 

@@ -193,9 +193,6 @@ def start_python(
         )
 
 
-# ------------------------------------------------------------------------------------- processes of a step
-
-
 def step_mark(folder: Path) -> str:
     me = Process.of(os.getpid())
     return f"{os.getpid()}|{me.started if me else ''}|{folder}"
@@ -219,9 +216,6 @@ def kill_step_processes(folder: Path | None = None) -> list[int]:
     return killed
 
 
-# ------------------------------------------------------------------------------------------------- ports
-
-
 def port_is_free(port: int) -> bool:
     """On 127.0.0.1."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
@@ -235,12 +229,8 @@ def port_is_free(port: int) -> bool:
 
 def port_listener(port: int) -> str:
     """For people, as far as this user may know."""
-    try:
-        connections = psutil.net_connections("tcp")
-        listening = [c for c in connections if c.status == psutil.CONN_LISTEN and c.laddr.port == port]
-        pid = next((c.pid for c in listening if c.pid), None)
-        if pid is not None:
-            return f"pid {pid}: {' '.join(psutil.Process(pid).cmdline())[:120]}"
-    except (psutil.Error, OSError):
-        pass
+    with suppress(psutil.Error, OSError):
+        for found in psutil.net_connections("tcp"):
+            if found.pid and found.status == psutil.CONN_LISTEN and found.laddr.port == port:
+                return f"pid {found.pid}: {' '.join(psutil.Process(found.pid).cmdline())[:120]}"
     return "a process of another user, or one that cannot be read"

@@ -10,7 +10,7 @@ import re
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -202,13 +202,10 @@ class Pipeline(Generic[P, T]):
     @cached_property
     def experiment(self) -> type[Experiment]:
         """The Experiment subclass of its first argument. Raises ConfigError."""
-        try:
-            first = next(iter(inspect.signature(self.body).parameters))
-            hint = get_type_hints(self.body)[first]
-        except (StopIteration, LookupError, NameError):  # no argument, no annotation, or one of no meaning
-            hint = None
-        if isinstance(hint, type) and issubclass(hint, Experiment):
-            return hint
+        with suppress(StopIteration, LookupError, NameError):  # no argument, no annotation, an unknown name
+            hint = get_type_hints(self.body)[next(iter(inspect.signature(self.body).parameters))]
+            if isinstance(hint, type) and issubclass(hint, Experiment):
+                return hint
         code = cast("FunctionType", self.body).__code__
         raise ConfigError(
             f"{shown(Path(code.co_filename))}:{code.co_firstlineno}: {self.name}: "
@@ -216,12 +213,7 @@ class Pipeline(Generic[P, T]):
         )
 
 
-def pipeline(body: Callable[P, T]) -> Pipeline[P, T]:
-    """`def vision(cfg: Vision, ...)` becomes the flow of that name, in the file of that name."""
-    return Pipeline(body)
-
-
-# -------------------------------------------------------------------------------- found by name
+pipeline = Pipeline  # `@pipeline` on `def vision(cfg: Vision, ...)`, in the file of that name
 
 
 def load_step(address: str) -> Step[Any, Any]:

@@ -19,13 +19,17 @@ from overnight.gpu.messages import describe_other_processes
 from overnight.paths import root
 
 FREE_GIB = 5
-
-
 Row = dict[str, str]
 
 
 def checks() -> list[Row]:
-    return [_python(), _card(), _ledger(), _others(), _overhead(), _disk(), *_services()]
+    card = Card(uuid="virtual", name="virtual", total_mib=VIRTUAL_MIB, budget_mib=VIRTUAL_MIB)
+    try:
+        card = find()
+        found = _row("card", True, f"{card}; torch is built for CUDA {torch_cuda()}")
+    except ServiceError as error:
+        found = _row("card", False, str(error))
+    return [_python(), found, _ledger(card), _others(card), _overhead(card), _disk(), *_services()]
 
 
 def _row(check: str, ok: bool, found: str) -> Row:
@@ -37,16 +41,7 @@ def _python() -> Row:
     return _row("python", (3, 11) <= sys.version_info < (3, 14), f"{version} in {sys.prefix}")
 
 
-def _card() -> Row:
-    try:
-        card = find()
-    except ServiceError as error:
-        return _row("card", False, str(error))
-    return _row("card", True, f"{card}; torch is built for CUDA {torch_cuda()}")
-
-
-def _ledger() -> Row:
-    card = _found()
+def _ledger(card: Card) -> Row:
     kind = file_system_type(card.folder) or "unknown"
     try:
         check_ledger(card)
@@ -57,8 +52,7 @@ def _ledger() -> Row:
     return _row("ledger", True, f"{card.folder} ({kind}): {held} of {card.budget_mib} MiB held")
 
 
-def _others() -> Row:
-    card = _found()
+def _others(card: Card) -> Row:
     held = holders(card)
     device = device_of(card)
     used_mib = other_processes_mib(card, held, device)
@@ -72,22 +66,12 @@ def _others() -> Row:
     return _row("other programs", True, names + beyond)
 
 
-def _overhead() -> Row:
-    card = _found()
+def _overhead(card: Card) -> Row:
     if card.virtual:
         return _row("CUDA context", True, "none on the virtual card")
-    source = "until the first steps have measured it"
-    if cuda_context.is_measured(card):
-        source = "measured on this machine"
+    known = cuda_context.measured(card)
+    source = "measured on this machine" if known else "until the first steps have measured it"
     return _row("CUDA context", True, f"takes {cuda_context.overhead(card)} MiB of every lease, {source}")
-
-
-def _found() -> Card:
-    """The card, the virtual one where there is a problem with it (which `_card` tells)."""
-    try:
-        return find()
-    except ServiceError:
-        return Card(uuid="virtual", name="virtual", total_mib=VIRTUAL_MIB, budget_mib=VIRTUAL_MIB)
 
 
 def _disk() -> Row:

@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from overnight.artifact import DataSpec
 from overnight.errors import ConfigError, OvernightError
@@ -16,9 +15,7 @@ from overnight.memory.prediction import Constants, MemoryEstimate
 from overnight.memory.request import REFUSED_DATA, ROUND_MIB, calibrated
 from overnight.memory.usage import Usage
 from overnight.orchestration.dry_run import PlannedStep, planned_steps
-
-if TYPE_CHECKING:
-    from overnight.memory.search import ScaledPredictions
+from overnight.orchestration.terminal import table
 
 MOST_GB = 1024
 RANGE = 4.0  # times smaller or larger than a run that was measured is still tested
@@ -67,9 +64,6 @@ def of_size(gib: float) -> Card:
     return Card(uuid="virtual", name=f"a card of {gib:g} GB", total_mib=total, budget_mib=total - RESERVE_MIB)
 
 
-# ---------------------------------------------------------------------- verdicts
-
-
 def verdict_of(step: PlannedStep, card: Card) -> Verdict:
     """One step on one card, real or imagined, as CUDA would run it."""
     try:
@@ -84,9 +78,8 @@ def verdict_of(step: PlannedStep, card: Card) -> Verdict:
         return Verdict(step.label, "unknown", why=why)
     if not step.step.gpu:
         return Verdict(step.label, "fits", why=ON_PROCESSOR)
-    declared = step.step.vram_mib or card.budget_mib
-    why = f"nothing to predict it by; it asks for the {declared} MiB that it declares, then for what it took"
-    return Verdict(step.label, "unknown", why=why)
+    declared = f"the {step.step.vram_mib or card.budget_mib} MiB that it declares, then for what it took"
+    return Verdict(step.label, "unknown", why=f"nothing to predict it by; it asks for {declared}")
 
 
 def constants(card: Card) -> Constants:
@@ -209,9 +202,6 @@ def _by_formula(step: PlannedStep, card: Card) -> Verdict:
     return row(step.label, estimate, card, why=f"{found.why}{without}")
 
 
-# ---------------------------------------------------------------------- the table
-
-
 def print_verdicts(rows: Sequence[Verdict], card: Card, as_json: bool) -> int:
     """To the terminal, or as JSON; 3 when a step does not fit, 2 when one is unknown, else 0."""
     if as_json:
@@ -224,20 +214,15 @@ def print_verdicts(rows: Sequence[Verdict], card: Card, as_json: bool) -> int:
 
 def _print_table(rows: Sequence[Verdict], card: Card) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column
 
-    console = Console()
-    table = Table(box=None, pad_edge=False, header_style="bold dim")
-    granted = f"{card.name}: {card.budget_mib:,} of {card.total_mib:,} MiB may be granted"
-    console.print(granted, highlight=False)
-    for name in COLUMNS:
-        # figures stay whole in a narrow terminal
-        table.add_column(name, overflow="fold", no_wrap=name != "step")
+    console = Console(highlight=False)
+    console.print(f"{card.name}: {card.budget_mib:,} of {card.total_mib:,} MiB may be granted")
+    # figures stay whole in a narrow terminal
+    columns = [Column(name, overflow="fold", no_wrap=name != "step") for name in COLUMNS]
+    console.print(table(columns, ([row.step, *_cells(row), row.verdict] for row in rows)))
     for row in rows:
-        table.add_row(row.step, *_cells(row), row.verdict)
-    console.print(table, highlight=False)
-    for row in rows:
-        console.print(f"{row.step}: {explain(row)}", highlight=False, markup=False)
+        console.print(f"{row.step}: {explain(row)}", markup=False)
 
 
 def _cells(row: Verdict) -> list[str]:
@@ -260,4 +245,4 @@ def explain(row: Verdict) -> str:
         f"{row.host_mib:,.0f} MiB of the machine's memory" if row.host_mib else "",
         f"{verb}: {ways}" if ways else "",
     ]
-    return ". ".join(sentence for sentence in sentences if sentence)
+    return ". ".join(filter(None, sentences))

@@ -86,9 +86,6 @@ def as_options(values: Mapping[str, Any]) -> str:
     return " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in values.items())
 
 
-# ---------------------------------------------------------------------- the three kinds
-
-
 def _serving(serving: Serving, card: Card) -> Verdict:
     budget = card.budget_mib
     found = predict_inference(serving, constants(card).context_mib)
@@ -122,8 +119,8 @@ def _tuning(tuning: Tuning, card: Card) -> Verdict:
     if fits:
         return row(label, found, card, best)
     ways = [(as_options({"batch": best.micro_batch}), best)] if best else _cheaper(tuning, card)
-    sizes = (found.parts.get("weights", 0) / 1024, card.budget_mib / 1024)
-    why = "" if ways else f"{sizes[0]:.1f} GiB of weights for {sizes[1]:.1f} GiB of the card"
+    weights_gib = found.parts.get("weights", 0) / 1024
+    why = "" if ways else f"{weights_gib:.1f} GiB of weights for {card.budget_mib / 1024:.1f} GiB of the card"
     return row(label, found, card, best, _mib(ways), why)
 
 

@@ -37,10 +37,9 @@ def changes(
         found[f"{step.section}micro_batch={best.micro_batch}"] = best
     for name, value in settings.items():
         found |= _tried(step, spec, scaled, {name: value}, micro)
+    if settings and not any(made.fits(budget_mib) for made in found.values()):
+        found = _tried(step, spec, scaled, settings, 1 if splittable(scaled) else micro)
     fits = {what: made for what, made in found.items() if made.fits(budget_mib)}
-    if not fits and settings:
-        together = _tried(step, spec, scaled, settings, 1 if splittable(scaled) else micro)
-        fits = {what: made for what, made in together.items() if made.fits(budget_mib)}
     return fits | _smaller_images(step, spec, scaled, budget_mib, micro)
 
 

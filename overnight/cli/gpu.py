@@ -5,16 +5,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from itertools import cycle
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from overnight.gpu.card import Card
-from overnight.gpu.device_usage import Program
 from overnight.gpu.messages import describe_other_processes
 from overnight.gpu.snapshot import RequestRow, Snapshot, snapshot
+from overnight.orchestration.terminal import table
 
 EVERY_S = 1.0
 WIDTH = 110
@@ -50,10 +51,9 @@ def _print_changes(card: Card, as_json: bool, pause: Callable[[float], None]) ->
     last = ""
     while True:
         now = snapshot(card)
-        text = line(now)
-        if text != last:
-            print(now.model_dump_json() if as_json else f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
-        last = text
+        if line(now) != last:
+            last = line(now)
+            print(now.model_dump_json() if as_json else f"{time.strftime('%H:%M:%S')}  {last}", flush=True)
         pause(EVERY_S)
 
 
@@ -65,15 +65,12 @@ def _print_live(card: Card, pause: Callable[[float], None]) -> None:
             pause(EVERY_S)
 
 
-# ------------------------------------------------------------------------------------------------ the picture
-
-
 def panel(now: Snapshot, width: int, clock: bool = False) -> Group:
     parts: list[RenderableType] = [_title(now, width, clock), _bar(now, width), _sums(now)]
     holders = [
         {"": Text("■", colour), "holds": _name(row), **_facts(row), "in use": _mib(row.use_mib),
          "peak": _mib(row.peak_mib), "for": _time(row.seconds)}
-        for row, colour in zip(now.holders, _colours(now), strict=True)
+        for row, colour in zip(now.holders, cycle(COLOURS), strict=False)
     ]  # fmt: skip
     queue = [
         {"": Text(str(place), "dim"), "waits": _name(row), **_facts(row), "for": _time(row.seconds),
@@ -110,7 +107,7 @@ def _bar(now: Snapshot, width: int) -> Text:
     """The whole card from left to right: leases (full where used), free, other processes, their reserve."""
     reserve = now.card.total_mib - now.card.budget_mib
     parts = list[tuple[float, str, str]]()
-    for row, colour in zip(now.holders, _colours(now), strict=True):
+    for row, colour in zip(now.holders, cycle(COLOURS), strict=False):
         used = min(row.mib, row.use_mib or 0.0)
         parts += [(used, "█", colour), (row.mib - used, "▒", colour)]
     parts += [
@@ -128,10 +125,6 @@ def _bar(now: Snapshot, width: int) -> Text:
         bar.append(character * cells, style)
         drawn += cells
     return bar
-
-
-def _colours(now: Snapshot) -> list[str]:
-    return [COLOURS[index % len(COLOURS)] for index in range(len(now.holders))]
 
 
 def _sums(now: Snapshot) -> Text:
@@ -159,16 +152,14 @@ def _why_waiting(row: RequestRow, now: Snapshot) -> str:
 
 
 def _table(rows: Sequence[dict[str, Text]], wide: bool) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold dim")
     names = [name for name in rows[0] if wide or name not in WIDE]
-    for name in names:
-        if name in FIGURES:
-            table.add_column(name, justify="right", no_wrap=True, min_width=FIGURES[name])
-        else:
-            table.add_column(name, no_wrap=True, overflow="ellipsis", min_width=8 if name.strip() else 1)
-    for row in rows:
-        table.add_row(*(row[name] for name in names))
-    return table
+    return table(map(_column, names), ([row[name] for name in names] for row in rows))
+
+
+def _column(name: str) -> Column:
+    if name in FIGURES:
+        return Column(name, justify="right", no_wrap=True, min_width=FIGURES[name])
+    return Column(name, no_wrap=True, min_width=8 if name.strip() else 1)
 
 
 def _notes(now: Snapshot) -> Iterator[Text]:
@@ -215,8 +206,7 @@ def _orphan_notes(row: RequestRow, name: str) -> Iterator[Text]:
 
 
 def _other_processes(now: Snapshot) -> list[str]:
-    programs = [Program(p.name, p.pid, p.mib) for p in now.other_processes]
-    return describe_other_processes(programs, now.other_processes_mib)
+    return describe_other_processes(now.other_processes, now.other_processes_mib)
 
 
 def line(now: Snapshot) -> str:
@@ -232,7 +222,7 @@ def line(now: Snapshot) -> str:
 
 
 def _short(row: RequestRow) -> str:
-    use = f", {row.use_mib:,.0f} in use" if row.use_mib is not None else ""
+    use = "" if row.use_mib is None else f", {row.use_mib:,.0f} in use"
     return f"{row.step or f'pid {row.pid}'} ({row.mib:,} MiB{use})"
 
 

@@ -138,18 +138,13 @@ def _config(text: str) -> Path:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from overnight.gpu.card import find
-    from overnight.gpu.ledger.filesystem import check_ledger, check_slots
-    from overnight.orchestration.pipeline import load
+    from overnight.orchestration.pipeline import card_for, load
 
     path = _config(arguments.config)
     pipeline, experiment = load(path, arguments.overrides)
     if arguments.cpu:
         os.environ["OVERNIGHT_CPU"] = "1"
-    card = find(experiment.card.use, arguments.cpu, experiment.card.count, experiment.card.policy)
-    check_ledger(card)
-    check_slots()
-    print(card, flush=True)
+    print(card_for(experiment, arguments.cpu), flush=True)
     from overnight import services
 
     with services.ensure(f"overnight run {arguments.config}"):
@@ -256,14 +251,13 @@ def _rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
         print(json.dumps(rows, indent=1, default=str, ensure_ascii=False))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column
 
-    table = Table(box=None, pad_edge=False, header_style="bold dim")
-    for name in rows[0] if rows else ():
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*("" if v is None else str(v) for v in row.values()))
-    Console().print(table, highlight=False)
+    from overnight.orchestration.terminal import table
+
+    columns = [Column(name, overflow="fold") for name in (rows[0] if rows else ())]
+    texts = (["" if v is None else str(v) for v in row.values()] for row in rows)
+    Console().print(table(columns, texts), highlight=False)
 
 
 if __name__ == "__main__":

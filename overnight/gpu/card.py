@@ -4,6 +4,7 @@ import importlib.util
 import os
 import re
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,7 +52,8 @@ class Card(Values):
         """Of its ledger: one a user and card outside every checkout; the virtual card's lies inside."""
         named = os.environ.get("OVERNIGHT_CARD_DIR")
         if named:
-            return _home(named) / self.uuid
+            # `~` of an unknown user stays, which makes it relative; `check_location` refuses that.
+            return Path(os.path.expanduser(named)) / self.uuid  # noqa: PTH111
         if self.virtual:
             return state() / "cards" / "virtual"
         home = Path(os.environ.get("XDG_STATE_HOME", ""))
@@ -66,15 +68,14 @@ class Card(Values):
         try:
             pynvml.nvmlInit()
             handle = pynvml.nvmlDeviceGetHandleByUUID(self.uuid)
-            major, _minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+            return "bf16" if pynvml.nvmlDeviceGetCudaComputeCapability(handle)[0] >= 8 else "fp16"
         except pynvml.NVMLError:
             return "unknown"
-        return "bf16" if major >= 8 else "fp16"
 
     def __str__(self) -> str:
         if self.virtual:
-            gib = f"{self.budget_mib / 1024:.3g} GiB"
-            size = gib if self.budget_mib >= 1024 else f"{self.budget_mib} MiB"
+            mib = self.budget_mib
+            size = f"{mib / 1024:.3g} GiB" if mib >= 1024 else f"{mib} MiB"
             return f"virtual card, {size}: no GPU is used, steps run on the CPU under the same rules"
         amounts = f"{self.budget_mib} of {self.total_mib} MiB may be granted"
         return f"{self.name} (card {self.index}, driver {self.driver}): {amounts}"
@@ -89,21 +90,21 @@ def find(
     largest that torch can use, or the virtual card without a GPU. cpu: the virtual card. Raises ServiceError
     when there is no such card, when torch cannot use it, or when the budget exceeds it.
     """
-    if wanted == "virtual":
-        cpu = True
-        wanted = None
-    cards = [] if cpu else real()
-    cards = visible(cards, os.environ.get("CUDA_VISIBLE_DEVICES")) if wanted is None else cards
-    if not cards:
-        if wanted is not None and not cpu:
-            raise ServiceError(
-                f"card {wanted!r}: this machine shows no NVIDIA card; leave `card` out, or use --cpu"
-            )
+    if cpu or wanted == "virtual":
         return virtual(count, policy)
-    matching = [c for c in cards if wanted is None or wanted in (c.index, str(c.index), c.uuid)]
-    if not matching:
+    cards = real()
+    matching = [c for c in cards if wanted in (c.index, str(c.index), c.uuid)]
+    if wanted is None:
+        matching = visible(cards, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    elif not cards:
+        raise ServiceError(
+            f"card {wanted!r}: this machine shows no NVIDIA card; leave `card` out, or use --cpu"
+        )
+    elif not matching:
         known = ", ".join(f"{c.index} ({c.uuid})" for c in cards)
         raise ServiceError(f"card {wanted!r}: there is no such card; there are {known}")
+    if not matching:
+        return virtual(count, policy)
     chosen = matching[0]
     check_budget(chosen.name, chosen.total_mib - chosen.reserved_mib, reserve_mib())
     check_driver(chosen.driver, torch_cuda())
@@ -144,13 +145,12 @@ def virtual(count: bool = False, policy: Policy = "wait") -> Card:
     """The virtual card, of `$OVERNIGHT_VIRTUAL_MIB` (12 GiB)."""
     size = _mib("OVERNIGHT_VIRTUAL_MIB", VIRTUAL_MIB)
     check_budget("the virtual card", size, 0)
-    count = count or _flag("OVERNIGHT_COUNT")
     return Card(
         uuid="virtual",
         name="virtual",
         total_mib=size,
         budget_mib=_budget(size, 0),
-        count=count,
+        count=count or _flag("OVERNIGHT_COUNT"),
         policy=policy,
     )
 
@@ -251,7 +251,7 @@ def torch_cuda() -> str | None:
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
-    text = (Path(spec.origin).parent / "version.py").read_text()
+    text = Path(spec.origin).with_name("version.py").read_text()
     found = re.search(r"^cuda\b.*=\s*['\"]([\d.]+)['\"]", text, re.MULTILINE)
     return found.group(1) if found else None
 
@@ -268,16 +268,6 @@ def check_driver(driver: str, cuda: str | None) -> None:
             f"the NVIDIA driver is {driver}, and torch's CUDA {cuda} needs {needed} or newer: "
             "update it, or use --cpu"
         )
-
-
-def _home(named: str) -> Path:
-    """The folder that `$OVERNIGHT_CARD_DIR` names.
-
-    `~` of an unknown user stays relative, and is refused as such.
-    """
-    with suppress(RuntimeError):
-        return Path(named).expanduser()
-    return Path(named)
 
 
 def _mib(variable: str, default: int, least: int = 1) -> int:

@@ -38,12 +38,8 @@ for _ in range(3):
 def overhead(card: Card) -> int:
     if card.virtual:
         return 0
-    found = sorted(_measured(card))
+    found = sorted(measured(card))
     return found[len(found) // 2] if found else UNMEASURED_MIB
-
-
-def is_measured(card: Card) -> bool:
-    return bool(_measured(card))
 
 
 def measure(card: Card, used_mib: Callable[[], int], warm: Callable[[], int]) -> None:
@@ -52,10 +48,10 @@ def measure(card: Card, used_mib: Callable[[], int], warm: Callable[[], int]) ->
     used_mib: returns what the whole card uses; warm: makes the context, returns what torch's allocator took
     (bytes).
     """
-    if len(_measured(card)) >= TIMES:
+    if len(measured(card)) >= TIMES:
         return
     with hold(card.folder / "overhead.lock", "the measurement of a CUDA context", wait=True):
-        found = _measured(card)
+        found = measured(card)
         before = used_mib()
         taken = warm()
         cost = used_mib() - before - -(-taken // MIB)
@@ -99,7 +95,8 @@ def warm_up() -> int:
     return torch.cuda.memory_reserved(device)
 
 
-def _measured(card: Card) -> list[int]:
+def measured(card: Card) -> list[int]:
+    """The figures (MiB) for this driver and this torch."""
     values = read_json(_path(card)).get(_key(card))
     return [v for v in values if isinstance(v, int)] if isinstance(values, list) else []
 

@@ -43,23 +43,17 @@ class Device(Protocol):
 
     def used_mib(self, card: Card, held: Iterable[Request]) -> int:
         """By all processes; the last known value while it does not answer."""
-        ...
 
     def programs(self, card: Card) -> list[Program]:
         """As far as the driver lists them; ours among them."""
-        ...
 
     def load_percent(self, card: Card) -> float | None: ...
 
 
-def device_of(card: Card) -> Device:
-    return FakeDevice() if card.virtual else _nvml_device(card.uuid)
-
-
 @cache
-def _nvml_device(_uuid: str) -> "NvmlDevice":
+def device_of(card: Card) -> Device:
     """One for each card and process, so that the driver is set up once."""
-    return NvmlDevice()
+    return FakeDevice() if card.virtual else NvmlDevice()
 
 
 class NvmlDevice:
@@ -205,18 +199,16 @@ def over_reserve_mib(card: Card, mib: int) -> int:
     return max(0, mib - reserve)
 
 
-def steady_overuse_mib(
-    card: Card, device: Device | None = None, pause: Callable[[float], None] = time.sleep
-) -> int:
+def steady_overuse_mib(card: Card, pause: Callable[[float], None] = time.sleep) -> int:
     """`overuse_mib` for decisions: the smaller of two samples.
 
     Memory that a holder has just taken and not yet reported looks like that of another process.
     """
     held = holders(card)
-    overuse = overuse_mib(card, held, device)
+    overuse = overuse_mib(card, held)
     if overuse and any("use_mib" in r.owner for r in held):
         pause(SECOND_SAMPLE_S)
-        overuse = min(overuse, overuse_mib(card, holders(card), device))
+        overuse = min(overuse, overuse_mib(card, holders(card)))
     return overuse
 
 

@@ -63,13 +63,7 @@ def lease(
     mib = _positive_int(mib, f"lease({mib!r})", "a whole number of MiB, 1 or more")
     if ticket is not None:
         _positive_int(ticket, f"lease({mib}, ticket={ticket!r})", "the ticket of an earlier lease")
-    if not isinstance(exclusive, bool):
-        raise BadInput(f"lease({mib}, exclusive={exclusive!r}): expected True or False")
     check_ledger(card)
-
-    def print_wait(ahead: Sequence[Any], overuse_mib: int) -> None:
-        _print_to_stderr(messages.waiting(card, mib, ahead, overuse_mib))
-
     began = time.monotonic()
     with (
         _only_lease(mib, card),
@@ -77,7 +71,7 @@ def lease(
             mib,
             owner or {"step": program_name(sys.argv[0])},
             should_stop,
-            on_wait or print_wait,
+            on_wait or (lambda *ahead: _print_to_stderr(messages.waiting(card, mib, *ahead))),
             exclusive,
             partial(steady_overuse_mib, card),
             smaller if card.policy == "shrink" else (),
@@ -171,6 +165,5 @@ def update_usage(held: Lease, modules: Mapping[str, Any]) -> None:
         return
     meter = CudaMeter(cuda)
     context_mib = overhead(held.card)
-    use_mib = meter.use() / MIB + context_mib
-    peak_mib = meter.peak() / MIB + context_mib
-    held.update(use_mib=round(use_mib, 1), peak_mib=round(peak_mib, 1))
+    use_mib, peak_mib = (round(n / MIB + context_mib, 1) for n in (meter.use(), meter.peak()))
+    held.update(use_mib=use_mib, peak_mib=peak_mib)

@@ -69,7 +69,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if kind == DECOMPOSES:
             with self:
                 return func.decompose(*args, **(kwargs or {}))
-        before = self._before([args, kwargs]) if kind == RESIZES else []
+        before = [self._before(tensor) for tensor in _tensors([args, kwargs])] if kind == RESIZES else []
         out = func(*args, **kwargs) if kwargs else func(*args)
         if self._freed:
             self._forget_freed()
@@ -87,13 +87,11 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._refuse(asked, had, before)
         return out
 
-    def _before(self, given: Any) -> "list[_Before]":
-        storages = [(tensor, tensor.untyped_storage()) for tensor in _tensors(given)]
-        marks = [self._marks.get(storage._cdata) for _, storage in storages]
-        return [
-            _Before(t, s, s.nbytes(), mark.bytes if mark else 0, _view(t))
-            for (t, s), mark in zip(storages, marks, strict=True)
-        ]
+    def _before(self, tensor: Tensor) -> "_Before":
+        storage = tensor.untyped_storage()
+        mark = self._marks.get(storage._cdata)
+        view = tensor.storage_offset(), tensor.shape, tensor.stride()
+        return _Before(tensor, storage, storage.nbytes(), mark.bytes if mark else 0, view)
 
     def _count(self, made: Any, given: Any) -> None:
         """Count the storages that an operator made, except uncounted ones that it was given."""
@@ -131,10 +129,9 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         before.clear()
         self._forget_freed()
         self._refused += 1
-        cap = self.cap or 0
         raise torch.OutOfMemoryError(
             f"out of memory on the virtual card: {asked / MIB:.1f} MiB were asked for, "
-            f"{self._bytes / MIB:.1f} of {cap / MIB:.1f} MiB are in use"
+            f"{self._bytes / MIB:.1f} of {(self.cap or 0) / MIB:.1f} MiB are in use"
         )
 
 
@@ -162,10 +159,6 @@ class _Before(NamedTuple):
         if self.storage.nbytes() != self.bytes:
             self.storage.resize_(self.bytes)
         self.tensor.set_(self.storage, *self.view)
-
-
-def _view(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.storage_offset(), tensor.shape, tensor.stride()
 
 
 def _kind(func: Any) -> int:

@@ -48,7 +48,6 @@ class Meter(Protocol):
     def peak(self) -> int: ...
     def refused(self) -> int:
         """How often it ran out of memory, caught or not."""
-        ...
 
 
 @dataclass
@@ -85,7 +84,7 @@ class MemoryLimit:
 
     def uncapped(self) -> list[str]:
         """Loaded libraries that may take memory of the card past the cap."""
-        limited = rmm.is_limited()
+        limited = rmm.limited() is not None
         by_rmm = BY_RMM if limited and not {"cudf", "cuml"}.isdisjoint(self.modules) else set()
         names = [name for name in ALLOCATORS if name in self.modules and name not in by_rmm]
         return [*names, "rmm"] if "rmm" in self.modules and not limited else names
@@ -120,9 +119,6 @@ class MemoryLimit:
             f"leaves its tensors {self.cap_mib} MiB{context}{peak}. Lower `micro_batch` (the effective "
             "batch stays) or `batch`, or let the step ask for more (vram_mib)"
         )
-
-
-# ------------------------------------------------------------ before torch is loaded
 
 
 def prepare(
@@ -162,9 +158,6 @@ def allocator_options(environ: Mapping[str, str]) -> dict[str, str]:
     if environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING") == "1":
         raise BadInput("PYTORCH_NO_CUDA_MEMORY_CACHING: without its cache torch cannot be limited; unset it")
     return found
-
-
-# ------------------------------------------------------------ the limits
 
 
 def apply(

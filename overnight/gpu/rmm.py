@@ -11,7 +11,7 @@ def limit_memory(cap_mib: int | None, mr: Any = None, torch: Any = None) -> Any:
     cap_mib: None for no limit; mr, torch: rmm.mr and, where it is loaded, torch.
     """
     mr = mr or importlib.import_module("rmm.mr")
-    resource = _limited(mr)
+    resource = limited(mr)
     if resource is not None:  # a new one would forget its allocations
         return resource
     resource = mr.CudaAsyncMemoryResource(release_threshold=0)  # the default keeps all that was ever taken
@@ -32,23 +32,19 @@ def _taken(torch: Any) -> int:
     return taken
 
 
-def is_limited() -> bool:
-    return _limited() is not None
-
-
 def held(mr: Any = None) -> tuple[int, int]:
     """What a limited RMM holds of the card, now and at its peak (bytes)."""
-    resource = _limited(mr)
+    resource = limited(mr)
     if resource is None:
         return 0, 0
     counts = resource.get_upstream().allocation_counts
     return int(counts.current_bytes), int(counts.peak_bytes)
 
 
-def _limited(mr: Any = None) -> Any:
+def limited(mr: Any = None) -> Any:
     """The memory resource, when it has a limit; rmm may be half imported when the monitor's thread asks."""
     mr = mr or sys.modules.get("rmm.mr")
-    current = getattr(mr, "get_current_device_resource", None)
-    limiting = getattr(mr, "LimitingResourceAdaptor", None)
-    resource = current() if current and limiting else None
-    return resource if limiting and isinstance(resource, limiting) else None
+    if not hasattr(mr, "get_current_device_resource") or not hasattr(mr, "LimitingResourceAdaptor"):
+        return None
+    resource = mr.get_current_device_resource()
+    return resource if isinstance(resource, mr.LimitingResourceAdaptor) else None

@@ -3,16 +3,17 @@
 `overnight gpu --json` prints a Snapshot; its fields stay.
 """
 
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from overnight.config import Values
+from overnight.errors import one_line
 from overnight.gpu.card import Card
 from overnight.gpu.device_usage import (
     Device,
+    Program,
     device_of,
     other_processes,
     other_processes_mib,
@@ -48,14 +49,6 @@ class RequestRow(Values):
     ended: bool = False  # its owner has ended
 
 
-class OtherProcess(Values):
-    """A process on the card without a lease. mib: None where the driver does not say."""
-
-    name: str
-    pid: int
-    mib: int | None
-
-
 class Snapshot(Values):
     """The card at one moment. held + overuse + free is the budget, unless others came after a grant."""
 
@@ -70,7 +63,7 @@ class Snapshot(Values):
     holders: tuple[RequestRow, ...]
     queue: tuple[RequestRow, ...]  # in its order
     # without a lease, the largest first, as far as the driver names them
-    other_processes: tuple[OtherProcess, ...]
+    other_processes: tuple[Program, ...]
     problem: str = ""  # why the card does not say what it uses
 
 
@@ -81,7 +74,6 @@ def snapshot(card: Card, device: Device | None = None) -> Snapshot:
     others_mib = other_processes_mib(card, held, device)
     overuse = over_reserve_mib(card, others_mib)
     held_mib = sum(r.mib for r in held)
-    others = other_processes(card, held, device)
     return Snapshot(
         at=round(time.time(), 3),
         card=card,
@@ -93,7 +85,7 @@ def snapshot(card: Card, device: Device | None = None) -> Snapshot:
         overuse_mib=overuse,
         holders=tuple(map(_row, held)),
         queue=tuple(_row(r) for r in requests if not r.holds),
-        other_processes=tuple(OtherProcess(name=p.name, pid=p.pid, mib=p.mib) for p in others),
+        other_processes=tuple(other_processes(card, held, device)),
         problem=device.problem,
     )
 
@@ -102,7 +94,7 @@ def _row(request: Request) -> RequestRow:
     owner = request.owner
     since_ns = amount(owner.get("granted_ns"), most=1 << 63) if request.holds else None
     process = _process(request)
-    is_owned = process is not None and _is_owned(request)
+    is_owned = process is not None and _has_open(request.pid, request.path)
     return RequestRow(
         experiment=printable(str(owner.get("experiment", ""))),
         step=printable(str(owner.get("step", ""))),
@@ -137,22 +129,12 @@ def _process(request: Request) -> Any:
 
 
 def _has_open(pid: int, path: Path) -> bool:
-    wanted = path.stat()
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):
-            if os.path.samestat(descriptor.stat(), wanted):
-                return True
+    with suppress(OSError):  # the process or the file is gone, or it belongs to another user
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                if descriptor.samefile(path):
+                    return True
     return False
-
-
-def _is_owned(request: Request) -> bool:
-    """Whether the process that made a request still has its file open."""
-    try:
-        return _has_open(request.pid, request.path)
-    except FileNotFoundError:
-        return False
-    except OSError:  # it belongs to another user
-        return True
 
 
 def _is_stopped(process: Any) -> bool:
@@ -169,8 +151,8 @@ def _orphaned_processes(request: Request) -> tuple[OrphanedProcess, ...]:
 
     found = list[OrphanedProcess]()
     for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
+        with suppress(psutil.Error):
             if process.pid != request.pid and _has_open(process.pid, request.path):
-                command = " ".join(" ".join(process.cmdline()).split())[:200]
+                command = one_line(" ".join(process.cmdline()))
                 found.append(OrphanedProcess(pid=process.pid, command=command))
     return tuple(found)

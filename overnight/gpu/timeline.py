@@ -17,7 +17,6 @@ from overnight.gpu.card import Card
 from overnight.locks import same_file
 
 LIMIT_BYTES = 4 << 20  # two of these: a few weeks of nights
-RENAMED = {"foreign_mib": "other_processes_mib", "outside": "other_processes"}  # keys of older lines
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,8 @@ def _points(path: Path) -> Iterator[Point]:
         return
     for line in lines:
         with suppress(ValueError, TypeError, AttributeError, LookupError, RecursionError):
-            values = {RENAMED.get(key, key): value for key, value in json.loads(line).items()}
-            names = tuple(values.get("other_processes", ()))
+            values = json.loads(line)
+            names = tuple(values["other_processes"])
             yield Point(**{**values, "at": float(values["at"]), "other_processes": names})
 
 

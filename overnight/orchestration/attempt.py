@@ -72,9 +72,9 @@ class Attempt:
         run.display.change(self.pending.row, "queued")
         for given in self.arguments:
             if isinstance(given, Artifact):
-                data = {"name": given.kind, "digest": given.digest, "source": str(given.path)}
                 spec = given.spec.model_dump(mode="json")
-                self.uploader.log({"event": "data", **data, "spec": spec, "at": time.time()})
+                data = {"name": given.kind, "digest": given.digest, "source": str(given.path), "spec": spec}
+                self.uploader.log({"event": "data", **data, "at": time.time()})
         self.uploader.wait_until_open(run.stop, OPEN_S)
         run.uploaders.append(self.uploader)
         self._link()
@@ -92,8 +92,6 @@ class Attempt:
         result = _result_of(lambda: run.launcher.run(self.folder, step, run.stop, self))
         self._close(result)
         return result
-
-    # ------------------------------------------------------------------------ what the launcher reports
 
     def estimated(self, event: dict[str, Any]) -> None:
         self._take(event)
@@ -114,13 +112,10 @@ class Attempt:
             row.text = event["text"]
             self.log(event["text"])
         elif kind == "metrics":
-            shown = {k: float(v) for k, v in event["values"].items() if not k.startswith(MONITOR)}
-            row.scores = row.scores | shown
+            row.scores |= {k: float(v) for k, v in event["values"].items() if not k.startswith(MONITOR)}
 
     def log(self, line: str) -> None:
         self.page.log(line)
-
-    # -------------------------------------------------------------------------------- records
 
     def _record(self) -> Record:
         run = self.pipeline

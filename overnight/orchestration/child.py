@@ -15,10 +15,9 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overnight.config import Params, Values
+from overnight.config import Values
 from overnight.errors import DiskFull, OutOfMemory, OvernightError, Stopped
-from overnight.files import atomic_write
-from overnight.gpu.ledger.entries import Request
+from overnight.files import atomic_write, is_disk_full
 from overnight.gpu.out_of_memory import is_out_of_memory
 from overnight.orchestration.protocol import ChildSpec, StepResult
 from overnight.processes import die_with_parent
@@ -99,10 +98,9 @@ def _run(folder: Path, spec: ChildSpec, stop: list[int], facts: dict[str, Any]) 
 
 
 def _sized(arguments: list[Any], micro_batch: int | None) -> list[Any]:
-    first = arguments[0] if arguments else None
-    if micro_batch is None or not isinstance(first, Params) or "micro_batch" not in type(first).model_fields:
+    if micro_batch is None or not hasattr(arguments[0], "micro_batch"):
         return arguments
-    return [first.model_copy(update={"micro_batch": micro_batch}), *arguments[1:]]
+    return [arguments[0].model_copy(update={"micro_batch": micro_batch}), *arguments[1:]]
 
 
 def _take_lease(
@@ -113,14 +111,18 @@ def _take_lease(
     from overnight.gpu import messages
     from overnight.gpu.lease import lease
 
-    def waiting(ahead: list[Request], overuse_mib: int) -> None:
-        run.log(messages.waiting(spec.card, spec.ask_mib, ahead, overuse_mib))
-
-    who = {"step": spec.label, "experiment": spec.experiment}
     facts |= {"asked_mib": spec.ask_mib, "exclusive": spec.exclusive}
-    amounts = [mib for mib, _ in spec.smaller]
     granted = held.enter_context(
-        lease(spec.ask_mib, spec.card, who, run.should_stop, waiting, spec.exclusive, amounts, spec.ticket)
+        lease(
+            spec.ask_mib,
+            spec.card,
+            {"step": spec.label, "experiment": spec.experiment},
+            run.should_stop,
+            lambda ahead, overuse: run.log(messages.waiting(spec.card, spec.ask_mib, ahead, overuse)),
+            spec.exclusive,
+            [mib for mib, _ in spec.smaller],
+            spec.ticket,
+        )
     )
     facts |= {
         "ticket": granted.ticket,
@@ -136,9 +138,8 @@ def _cap(lease: "Lease", run: EventLogRun, spec: ChildSpec) -> "MemoryLimit":
     from overnight.gpu.cuda_context import overhead
 
     if not spec.card.virtual:
-        lease.update(
-            use_mib=overhead(spec.card)
-        )  # one who says nothing counts with its lease, and would hide other programs
+        # A holder that says nothing counts with its lease, and would hide other programs.
+        lease.update(use_mib=overhead(spec.card))
     cap = memory_limit.apply(lease.mib, spec.card)
     lease.update(cap_mib=cap.cap_mib)
     run.device = "cpu" if spec.card.virtual else "cuda"
@@ -147,15 +148,11 @@ def _cap(lease: "Lease", run: EventLogRun, spec: ChildSpec) -> "MemoryLimit":
 
 
 def _reason(error: Exception) -> StepResult:
-    text = f"{type(error).__name__}: {error}"
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if (
-        full or os.strerror(errno.ENOSPC) in text
-    ):  # libraries that write for themselves, such as safetensors, have errors of their own
+    text = f"{type(error).__name__}: {error}"[:2000]
+    # Libraries that write for themselves, such as safetensors, have errors of their own.
+    if is_disk_full(error) or os.strerror(errno.ENOSPC) in text:
         return _failed(DiskFull.child_code, f"the disk is full: {error}"[:2000])
-    if is_out_of_memory(error):
-        return _failed(OutOfMemory.child_code, text[:2000])
-    return _failed(1, text[:2000])
+    return _failed(OutOfMemory.child_code if is_out_of_memory(error) else 1, text)
 
 
 def _failed(code: int, text: str) -> StepResult:

@@ -25,8 +25,7 @@ class PlannedStep:
     """A step that would run.
 
     given: data set entries, and specs of upstream artifacts. spec: of its result. artifact: of the last run
-    with the same values and data. source: where the shapes come from, or why there are none. section: of its
-    values in the config, with a dot at the end (`cnn.`).
+    with the same values and data. section: of its values in the config, with a dot at the end (`cnn.`).
     """
 
     label: str
@@ -35,7 +34,6 @@ class PlannedStep:
     given: tuple[Entry | DataSpec | None, ...]
     spec: DataSpec | None
     artifact: Artifact | None
-    source: str
     section: str = ""
     above: tuple["PlannedStep", ...] = ()
 
@@ -48,11 +46,19 @@ class PlannedStep:
     @property
     def missing(self) -> str:
         lacking = next((a for a in self.above if a.spec is None), None)
-        return (
-            f"{lacking.label}: {lacking.source}"
-            if lacking
-            else "the shapes of its data are unknown: run the steps before it once"
-        )
+        if lacking is None:
+            return "the shapes of its data are unknown: run the steps before it once"
+        return f"{lacking.label}: {lacking.unknown}"
+
+    @property
+    def unknown(self) -> str:
+        """Why the shapes of its result are not known, and what to do."""
+        lacking = next((a for a in self.above if a.spec is None), None)
+        if lacking is not None:
+            return lacking.unknown
+        names = [a.name for a in self.given if isinstance(a, Entry)]
+        where = f", or write them into datasets/{names[0]}.yaml under `expected`" if names else ""
+        return f"the shapes of what it makes are unknown: run it once{where}"
 
 
 class DryRun(Builder):
@@ -74,24 +80,13 @@ class DryRun(Builder):
         spec = artifact.spec if artifact else None
         if spec is None and step.spec and None not in given:
             spec = step.spec(params, *given)
-        lacking = next((one for one in above if one.spec is None), None)
-        if artifact:
-            source = "the last finished run"
-        elif spec:
-            source = "the data set's entry"
-        elif lacking:
-            source = lacking.source
-        else:
-            names = [a.name for a in rest if isinstance(a, Entry)]
-            where = f", or write them into datasets/{names[0]}.yaml under `expected`" if names else ""
-            source = f"the shapes of what it makes are unknown: run it once{where}"
         for one in self.steps:  # the same step with the same arguments runs once
             if (one.step, one.params, one.given) == (step, params, given) and given and None not in given:
                 return one
-        label = self.label(step.name)
         section = self.sections.get(id(params), "")
-        self.steps.append(PlannedStep(label, step, params, given, spec, artifact, source, section, above))
-        return self.steps[-1]
+        planned = PlannedStep(self.label(step.name), step, params, given, spec, artifact, section, above)
+        self.steps.append(planned)
+        return planned
 
     def _finished(self, step: Step[Any, Any], params: Any, given: Sequence[Any]) -> Artifact | None:
         """The result of the last run with the same values and data, if it still exists."""
@@ -109,10 +104,9 @@ class DryRun(Builder):
         """Results by key, of the newest run that has one."""
         done = dict[str, Any]()
         for folder in sorted(paths.steps().glob("*"), key=lambda f: f.stat().st_mtime):
-            spec = read_json(folder / "spec.json")
             result = read_json(folder / "result.json")
             if result.get("code") == 0 and result.get("value"):
-                done[str(spec.get("key"))] = result["value"]
+                done[str(read_json(folder / "spec.json").get("key"))] = result["value"]
         return done
 
 
@@ -134,7 +128,6 @@ def planned_steps(path: Path, overrides: Sequence[str] = ()) -> list[PlannedStep
 def _sections(values: Any, where: str) -> Iterator[tuple[int, str]]:
     if isinstance(values, Params):
         yield id(values), where
-    fields = dict(values) if isinstance(values, Values) else {}
-    for name, value in fields.items():
+    for name, value in values if isinstance(values, Values) else ():
         for keys, child in parts_of(value):
             yield from _sections(child, ".".join([f"{where}{name}", *keys, ""]))

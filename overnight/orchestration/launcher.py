@@ -93,7 +93,6 @@ class Local:
                 asked = memory_subprocess.plan_request(step, arguments, self.card, stop)
                 for event in asked.events():
                     listener.estimated(event)
-            threads = max(1, (os.cpu_count() or 1) // running)
             child = ChildSpec(
                 **dict(spec),
                 parent=os.getpid(),
@@ -103,6 +102,7 @@ class Local:
                 exclusive=asked.exclusive,
                 smaller=asked.smaller,
             )
+            threads = max(1, (os.cpu_count() or 1) // running)
             result = run_to_end(
                 lambda one: run_child(folder, one, threads, stop, listener.event, listener.log), child
             )
@@ -132,13 +132,11 @@ def place(label: str, stop: Stop, log: Callable[[str], None]) -> Iterator[int]:
     """
     ledger = Ledger(state() / "slots", max(2, (os.cpu_count() or 2) // 2), "of the places on this host")
     with ledger.acquire(1, {"step": label}, stop):
-        logged = False
+        if psutil.virtual_memory().available < FREE_HOST_BYTES:
+            log("waiting: less than 1 GiB of host memory is free")
         while psutil.virtual_memory().available < FREE_HOST_BYTES:
             if stop():
                 raise Stopped("stopped while waiting for host memory")
-            if not logged:
-                log("waiting: less than 1 GiB of host memory is free")
-                logged = True
             time.sleep(1)
         yield ledger.held_mib()
 
@@ -205,26 +203,17 @@ def _result(folder: Path, returncode: int, stop: Stop) -> StepResult:
     except (OSError, ValueError):
         if stop():
             return StepResult(code=Stopped.child_code, error=f"{stop.reason}; killed before it could save")
-        reason = REASONS.get(
-            returncode, f"ended with exit code {returncode} and no result; its log: {folder / LOG}"
-        )
-        return StepResult(code=returncode or 1, error=reason)
+        unexplained = f"ended with exit code {returncode} and no result; its log: {folder / LOG}"
+        return StepResult(code=returncode or 1, error=REASONS.get(returncode, unexplained))
 
 
 def _environment(threads: int) -> dict[str, str]:
     """The parent's, with the child's share of the cores and without the addresses of servers."""
-    kept = {
-        k: v
-        for k, v in processes.with_proxies(os.environ).items()
-        if not k.startswith(("PREFECT_", "MLFLOW_"))
-    }
-    limits = {
-        name: os.environ.get(name, str(threads))
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")
-    }
-    # Threads that wait leave their core to other steps.
-    waits = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
-    return {**kept, **limits, **waits, "PYTHONUNBUFFERED": "1"}
+    shares = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"), str(threads))
+    variables = processes.with_proxies(os.environ).items()
+    kept = {k: v for k, v in variables if not k.startswith(("PREFECT_", "MLFLOW_"))}
+    # Passive: threads that wait leave their core to other steps.
+    return {**shares, "OMP_WAIT_POLICY": "PASSIVE", **kept, "PYTHONUNBUFFERED": "1"}
 
 
 class Tail:

@@ -48,6 +48,14 @@ def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Pipeline[Any, Any],
     return pipeline, experiment.model_copy(update={"name": experiment.name or path.stem})
 
 
+def card_for(experiment: Experiment, cpu: bool) -> Card:
+    """Raises ServiceError or DiskFull where its steps could not take leases."""
+    card = find(experiment.card.use, cpu, experiment.card.count, experiment.card.policy)
+    check_ledger(card)
+    check_slots()
+    return card
+
+
 State = Literal["done", "failed", "does not fit", "stopped", "not run"]
 
 
@@ -133,13 +141,13 @@ class PipelineRun(Builder):
 
     def obstacle(self, pending: Pending) -> str:
         """Why a step must not start; empty when it may."""
-        missing = [p for p in pending.upstream if p.result is None or p.result.code]
-        if not missing and not self.stop():
-            return ""
-        why = ", ".join(
-            f"{p.label} {'was not run' if p.row.state == 'not run' else 'failed'}" for p in missing
-        )
-        return f"not run: {self.stop.reason or why}"
+        missing = [
+            f"{p.label} {'was not run' if p.row.state == 'not run' else 'failed'}"
+            for p in pending.upstream
+            if p.result is None or p.result.code
+        ]
+        why = self.stop.reason or ", ".join(missing)
+        return f"not run: {why}" if why else ""
 
     def wait(self) -> None:
         for pending in self.pending:
@@ -147,9 +155,7 @@ class PipelineRun(Builder):
                 pass
             if pending.result is None and not pending.reason:  # its thread never started, or broke
                 obstacle = self.obstacle(pending)  # Prefect starts nothing below a step that was cancelled
-                refused = (
-                    "its task run ended before the step did: Prefect did not answer, or refused to start it"
-                )
+                refused = "its task run ended before the step did: Prefect did not answer, or refused it"
                 self.end(pending, "not run" if obstacle else "failed", obstacle or refused)
 
     @property
@@ -164,10 +170,7 @@ def _plain(value: Any) -> str:
 def execute(path: Path, overrides: Sequence[str], engine: Engine) -> Outcome:
     """Run a config from beginning to end. Raises ConfigError, ServiceError before anything is started."""
     pipeline, experiment = load(path, overrides)
-    cpu = bool(os.environ.get("OVERNIGHT_CPU"))  # `overnight run --cpu`
-    card = find(experiment.card.use, cpu, experiment.card.count, experiment.card.policy)
-    check_ledger(card)
-    check_slots()
+    card = card_for(experiment, cpu=bool(os.environ.get("OVERNIGHT_CPU")))  # `overnight run --cpu`
     tracker = Tracker(services.environment()["MLFLOW_TRACKING_URI"], str(experiment.name))
     tags = {**engine.tags(), "overnight.config": paths.shown(path), "overnight.flow": pipeline.name}
     with Display() as display:
@@ -246,9 +249,6 @@ def _one_line(run: PipelineRun) -> str:
     parts += [f"{rest} not run"] if rest else []
     parts += [run.stop.reason] if run.stop() else []
     return "; ".join(parts)
-
-
-# -------------------------------------------------------------------------------- beside the steps
 
 
 @contextlib.contextmanager

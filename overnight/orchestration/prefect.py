@@ -43,9 +43,6 @@ PROGRESS_S = 5.0  # each update is a line of `prefect deployment run --watch`, t
 LAST_S = 2.0  # at most, for the last of it
 
 
-# ------------------------------------------------------------------------------------------------ flows
-
-
 def __getattr__(name: str) -> Flow[..., Any]:
     prefix = ENTRYPOINT.rpartition(".")[2]
     if name.startswith(prefix) and name.removeprefix(prefix) in flow_names():
@@ -153,9 +150,6 @@ def _alone(name: str, path: Path) -> AbstractContextManager[None]:
     return locks.hold(lock, f"{paths.shown(path)} as {flow_run.name or 'a run by hand'}")
 
 
-# ------------------------------------------------------------------------------------------------ task runs
-
-
 def as_state(outcome: Outcome) -> "State[Any]":
     """Below a task run that is Cancelled Prefect starts nothing."""
     if outcome.state == "done":
@@ -216,6 +210,8 @@ def _links() -> dict[str, str]:
 class TaskPage:
     def __init__(self, label: str) -> None:
         self.label = label
+        plain = "".join(c if c.isalnum() and c.isascii() else "-" for c in label.lower())
+        self.slug = plain.strip("-") or "step"
         self.aside = FireAndForget()
         self._artifact: Any = None
         self._shown_at = 0.0
@@ -227,7 +223,7 @@ class TaskPage:
         get_run_logger().info(line)
 
     def link(self, address: str) -> None:
-        key = f"mlflow-{_slug(self.label)}"
+        key = f"mlflow-{self.slug}"
         if address.startswith("http"):
             self.aside(lambda: create_link_artifact(address, "MLflow run", key=key, description=self.label))
 
@@ -244,11 +240,6 @@ class TaskPage:
 
     def _show(self, percent: float, description: str) -> None:
         if self._artifact is None:
-            key = _slug(self.label)
-            self._artifact = create_progress_artifact(percent, key=key, description=description)
+            self._artifact = create_progress_artifact(percent, key=self.slug, description=description)
         else:
             update_progress_artifact(self._artifact, percent, description=description)
-
-
-def _slug(label: str) -> str:
-    return "".join(c if c.isalnum() and c.isascii() else "-" for c in label.lower()).strip("-") or "step"

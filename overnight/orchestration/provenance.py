@@ -2,6 +2,7 @@
 
 import subprocess
 import time
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
@@ -33,8 +34,11 @@ def tags(card: Card) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    found = {f"version/{name}": _version(name) for name in PACKAGES}
-    return {name: version for name, version in found.items() if version}
+    found = dict[str, str]()
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[f"version/{name}"] = version(name)
+    return found
 
 
 def commit() -> str:
@@ -53,18 +57,8 @@ def stamp() -> str:
     return time.strftime("%Y%m%d-%H%M%S")
 
 
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
-
-
 def _git(*words: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root()), *words], capture_output=True, text=True, timeout=20, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
+    command = ["git", "-C", str(root()), *words]
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    return ""

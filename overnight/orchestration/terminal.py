@@ -1,13 +1,14 @@
 """The terminal of a run: a live table, or plain lines where there is no terminal."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from overnight.memory.usage import Usage
@@ -20,7 +21,6 @@ STATES = {
     "failed": "[red]failed",
     "stopped": "[yellow]stopped",
     "not run": "[dim]not run",
-    "skipped": "[blue]skipped",
 }
 QUIET = ("train/lr", "train/samples_per_s", "data/")
 PLAIN_EVERY_S = 10.0
@@ -61,7 +61,6 @@ class Display:
     def __exit__(self, *exc: object) -> None:
         if self._live:
             self._live.stop()
-            self._live = None
 
     def say(self, line: str) -> None:
         """A line that stays; brackets in it are text."""
@@ -77,7 +76,7 @@ class Display:
         row.text = text
         if state == "running":
             row.began = time.monotonic()
-        if state in ("done", "failed", "stopped", "not run", "skipped") and row.began:
+        if state in ("done", "failed", "stopped", "not run") and row.began:
             row.seconds = time.monotonic() - row.began
         if not self._live and state != "pending":
             self._plain(row)
@@ -92,39 +91,39 @@ class Display:
     def _plain(self, row: StepRow) -> None:
         row.printed_at = time.monotonic()
         share = f" {row.done:4.0%}" if row.state == "running" and row.done else ""
-        parts = (f"{row.label:<24} {row.state}{share}", row.text, scores(row.scores, 3))
-        self.say("  ".join([time.strftime("%H:%M:%S"), *parts]).rstrip())
+        state = f"{time.strftime('%H:%M:%S')}  {row.label:<24} {row.state}{share}"
+        self.say(f"{state}  {row.text}  {scores(row.scores, 3)}".rstrip())
 
     def table(self) -> Table:
-        table = Table(box=None, pad_edge=False, header_style="bold dim")
-        for name in ("step", "", "progress", "s", ""):
-            table.add_column(
-                name, justify="right" if name == "s" else "left", no_wrap=name != "", overflow="ellipsis"
-            )
-        for row in self.rows:
-            bar = ProgressBar(total=1.0, completed=row.done, width=20) if row.state == "running" else ""
-            shown = (
-                row.text
-                if row.state in ("failed", "not run", "stopped")
-                else f"{row.text}  {scores(row.scores, 2)}".strip()
-            )
-            seconds = row.seconds or (time.monotonic() - row.began if row.began else 0.0)
-            took = f"{seconds:.0f}" if seconds else ""
-            table.add_row(Text(row.label), STATES.get(row.state, row.state), bar, took, Text(shown))
-        return table
+        columns = [Column(name, no_wrap=True) for name in ("step", "", "progress", "s")]
+        columns[3].justify = "right"
+        return table([*columns, Column(overflow="ellipsis")], map(_running, self.rows))
 
     def summary(self) -> Table:
-        table = Table(box=None, pad_edge=False, header_style="bold dim")
-        for name in ("step", "state", "ran", "waited", "peak", "result"):
-            table.add_column(name, justify="right" if name in ("ran", "waited", "peak") else "left")
-        for row in self.rows:
-            result = row.text if row.state != "done" else scores(row.scores, 4)
-            ran = f"{row.seconds:.1f} s" if row.seconds else ""
-            waited = f"{row.wait_s:.1f} s" if row.wait_s >= 0.1 else ""
-            table.add_row(
-                Text(row.label), STATES.get(row.state, row.state), ran, waited, row.memory, Text(result)
-            )
-        return table
+        figures = [Column(name, justify="right") for name in ("ran", "waited", "peak")]
+        return table(["step", "state", *figures, "result"], map(_ended, self.rows))
+
+
+def table(columns: Iterable[Column | str], rows: Iterable[Iterable[RenderableType]]) -> Table:
+    made = Table(*columns, box=None, pad_edge=False, header_style="bold dim")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def _running(row: StepRow) -> list[RenderableType]:
+    bar = ProgressBar(total=1.0, completed=row.done, width=20) if row.state == "running" else ""
+    seconds = row.seconds or (time.monotonic() - row.began if row.began else 0.0)
+    news = "" if row.state in ("failed", "not run", "stopped") else scores(row.scores, 2)
+    text = f"{row.text}  {news}".strip()
+    return [Text(row.label), STATES[row.state], bar, f"{seconds:.0f}" if seconds else "", Text(text)]
+
+
+def _ended(row: StepRow) -> list[RenderableType]:
+    ran = f"{row.seconds:.1f} s" if row.seconds else ""
+    waited = f"{row.wait_s:.1f} s" if row.wait_s >= 0.1 else ""
+    result = row.text if row.state != "done" else scores(row.scores, 4)
+    return [Text(row.label), STATES[row.state], ran, waited, row.memory, Text(result)]
 
 
 def memory(used: Usage) -> str:

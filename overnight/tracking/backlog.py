@@ -23,9 +23,6 @@ LOCK, RECORD, OFFSETS = "ship.lock", "record.json", "shipped.json"
 RETRY_S, MAX_RETRY_S = 20.0, 900.0
 
 
-# ------------------------------------------------------------------------------------- the list of folders
-
-
 def enqueue(step: Path) -> None:
     path = paths.services() / "backlog" / f"{step.name}.step"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,9 +68,6 @@ def uploading(step: Path) -> AbstractContextManager[None]:
 def _entries() -> list[Path]:
     """One file a step, in any folder below services/: earlier versions used another one."""
     return sorted(paths.services().glob("*/*.step"), key=lambda path: path.name)
-
-
-# ---------------------------------------------------------------------------------- what stands in a folder
 
 
 class End(Values):
@@ -133,9 +127,6 @@ def write_offset(log: Path, run_id: str, offset: int) -> None:
         atomic_write(path, json.dumps(saved))
 
 
-# -------------------------------------------------------------------------- the process for abandoned folders
-
-
 class BacklogWorker:
     """Runs `python -m overnight.tracking.uploader` for what ended runs left, one process at a time."""
 
@@ -152,7 +143,8 @@ class BacklogWorker:
         lines = self._ended(self.popen.returncode) if self.popen is not None else []
         found = pending() if time.monotonic() >= self.next_start else []
         if found:
-            self._start()
+            program = ["-P", "-m", "overnight.tracking.uploader"]
+            self.popen = start_python(program, paths.log_file("ship"), {**os.environ, **self.environment()})
             lines.append(f"uploading to MLflow what {', '.join(step.name for step in found)} left")
         return lines
 
@@ -162,10 +154,7 @@ class BacklogWorker:
     def _ended(self, code: int) -> list[str]:
         self.popen = None
         self.failures = self.failures + 1 if code else 0
-        delay_s = min(RETRY_S * 2**self.failures, MAX_RETRY_S) if code else 0.0
-        self.next_start = time.monotonic() + delay_s
-        return [f"MLflow does not have all that runs left ({paths.log_file('ship')})"] if code else []
-
-    def _start(self) -> None:
-        program = ["-P", "-m", "overnight.tracking.uploader"]
-        self.popen = start_python(program, paths.log_file("ship"), {**os.environ, **self.environment()})
+        if not code:
+            return []
+        self.next_start = time.monotonic() + min(RETRY_S * 2**self.failures, MAX_RETRY_S)
+        return [f"MLflow does not have all that runs left ({paths.log_file('ship')})"]

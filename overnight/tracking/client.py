@@ -119,12 +119,10 @@ class Tracker:
 
     def open(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
         nested = {"mlflow.parentRunId": parent} if parent else {}
-        source = {"mlflow.user": _user(), "mlflow.source.name": "overnight", "mlflow.source.type": "LOCAL"}
-        return str(
-            self.client.create_run(
-                self.experiment_id, tags={**source, **tags, **nested}, run_name=name
-            ).info.run_id
-        )
+        user = os.environ.get("USER", "unknown")
+        source = {"mlflow.user": user, "mlflow.source.name": "overnight", "mlflow.source.type": "LOCAL"}
+        made = self.client.create_run(self.experiment_id, tags={**source, **tags, **nested}, run_name=name)
+        return str(made.info.run_id)
 
     def reopen(self, run_id: str, tags: Mapping[str, str], parent: str | None = None) -> bool:
         """Go on with the run of an earlier attempt; False when it is gone, or of another experiment."""
@@ -183,9 +181,6 @@ class Tracker:
 
         self.client.log_batch(run_id, tags=[RunTag(key, value[:MAX_TEXT]) for key, value in values.items()])
 
-    def text(self, run_id: str, text: str, name: str) -> None:
-        self.client.log_text(run_id, text, name)
-
     def metrics(self, run_id: str, events: Iterable[Json]) -> None:
         """MLflow keeps a point that is sent twice once.
 
@@ -228,15 +223,17 @@ def log_model(tracker: Tracker, run_id: str, name: str, folder: Path, digest: st
 
     client = tracker.client
     outputs: Any = client.get_run(run_id).outputs
-    models = [client.get_logged_model(one.model_id) for one in (outputs.model_outputs if outputs else [])]
-    if any(model.tags.get(DIGEST) == digest for model in models):
+    logged = [one.model_id for one in (outputs.model_outputs if outputs else [])]
+    if any(client.get_logged_model(model_id).tags.get(DIGEST) == digest for model_id in logged):
         return
     packed = folder.parent / "mlflow_model"
     shutil.rmtree(packed, ignore_errors=True)
     _pack(folder, packed)
-    plain = re.sub(r"[^\w -]", "-", name)
     model = client.create_logged_model(
-        tracker.experiment_id, name=plain, source_run_id=run_id, tags={DIGEST: digest}
+        tracker.experiment_id,
+        name=re.sub(r"[^\w -]", "-", name),
+        source_run_id=run_id,
+        tags={DIGEST: digest},
     )
     client.log_model_artifacts(model.model_id, str(packed))
     client.finalize_logged_model(model.model_id, "READY")
@@ -293,12 +290,3 @@ def mlflow_error() -> type[Exception]:
 
     found: type[Exception] = MlflowException
     return found
-
-
-def _user() -> str:
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container without a passwd entry
-        return "unknown"

@@ -1,7 +1,7 @@
 """How MLflow loads a saved model: from this code and safetensors, no pickle."""
 
-import importlib
 import json
+import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,8 @@ from mlflow.pyfunc import PythonModel  # type: ignore[attr-defined]
 class Saved(PythonModel):
     def load_context(self, context: Any) -> None:
         folder = Path(context.artifacts["model"])
-        module, _, name = json.loads((folder / "meta.json").read_text(encoding="utf-8"))[
-            "predictor"
-        ].partition(":")
-        self.predictor = getattr(importlib.import_module(module), name)(folder)
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        self.predictor = pkgutil.resolve_name(meta["predictor"])(folder)
 
     def predict(
         self,

@@ -160,8 +160,6 @@ class Uploader:
             call_until_stopped(self.upload, lambda: stop() or time.monotonic() > until, 0.0)
         return self._is_open
 
-    # ------------------------------------------------------------------------------------------------ the run
-
     def _update(self, **changes: Any) -> None:
         with self._recording:
             self.record = self.record.update(self.folder, **changes)
@@ -236,8 +234,6 @@ class Uploader:
         if why not in self.refused and len(self.refused) < MAX_REFUSED:
             self.refused.append(why)
 
-    # ------------------------------------------------------------------------------------------------ sending
-
     def _send_all(self) -> None:
         for folder in self._folders:
             self._send_folder(folder)
@@ -308,8 +304,7 @@ class Uploader:
             case "publish":
                 tracker.publish(run_id, Path(event["path"]), event["folder"])
             case "model":
-                digest = event.get("digest", "")
-                log_model(tracker, run_id, self.record.label, Path(event["path"]), digest)
+                log_model(tracker, run_id, self.record.label, Path(event["path"]), event.get("digest", ""))
             case "continues":
                 self._continue(event["folders"])
 
@@ -334,9 +329,6 @@ class Uploader:
 
 def _logs(folder: Path) -> tuple[Path, Path]:
     return folder / events.CHILD, folder / events.PARENT  # what the parent says of the end comes last
-
-
-# ------------------------------------------------------------------------------- folders that ended runs left
 
 
 def main() -> int:

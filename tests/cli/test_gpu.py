@@ -15,9 +15,10 @@ from rich.console import Console
 from overnight.cli.gpu import line, panel, show
 from overnight.cli.main import main
 from overnight.gpu.card import Card, virtual
+from overnight.gpu.device_usage import Program
 from overnight.gpu.lease import lease
 from overnight.gpu.ledger.ledger import Ledger
-from overnight.gpu.snapshot import OtherProcess, RequestRow, Snapshot, snapshot
+from overnight.gpu.snapshot import RequestRow, Snapshot, snapshot
 
 PATIENCE_S = 120
 HOLD = """
@@ -305,7 +306,7 @@ def test_the_bar_is_to_scale():
 
 def test_programs_that_came_after_a_grant_are_warned_of():
     holders = (TRAINS, TRAINS.model_copy(update={"step": "second"}))
-    text = drawn(pictured(5000, 4258, holders, (OtherProcess(name="game", pid=9, mib=None),)), 140)
+    text = drawn(pictured(5000, 4258, holders, (Program("game", 9),)), 140)
     assert f"{4096 * 2 + 4258 - 11258:,} MiB short" in text
     assert "game (5,000 MiB, not ours); 742 MiB are kept for such programs" in text
 

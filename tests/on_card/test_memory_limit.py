@@ -96,7 +96,7 @@ def test_the_context_is_measured(card, checkout, tmp_path):
     for number in range(cuda_context.TIMES):
         assert start(tmp_path / f"{number}", card, "wise", 2048).wait(PATIENCE_S) == 0
     low, high = cuda_context.PLAUSIBLE_MIB
-    measured = cuda_context._measured(card)
+    measured = cuda_context.measured(card)
     assert len(measured) == cuda_context.TIMES
     assert all(low <= mib <= high for mib in measured)
     assert max(measured) - min(measured) <= 64

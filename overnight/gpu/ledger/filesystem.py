@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from overnight.errors import DiskFull, OvernightError, ServiceError
+from overnight.files import is_disk_full
 from overnight.gpu.card import Card
 from overnight.gpu.ledger.entries import Request, locked
 from overnight.paths import state
@@ -83,7 +84,7 @@ def check_slots() -> None:
 
 
 def unusable(folder: Path, error: OSError) -> OvernightError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return DiskFull(
             f"{folder}: the disk is full, so the ledger of the card cannot take another request; "
             "free some room"
@@ -135,6 +136,6 @@ def _try_grant(folder: Path, link: Link) -> str:
 
 
 def _lacks(feature: str, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    if is_disk_full(error) or error.errno == errno.EROFS:
         raise error
     return f"has no {feature}"
