@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from overnight.artifact import DataSpec
 from overnight.errors import ConfigError, OvernightError
@@ -16,6 +17,9 @@ from overnight.memory.request import REFUSED_DATA, ROUND_MIB, calibrated
 from overnight.memory.usage import Usage
 from overnight.orchestration.dry_run import PlannedStep, planned_steps
 from overnight.orchestration.terminal import table
+
+if TYPE_CHECKING:
+    from overnight.memory.search import ScaledPredictions
 
 MOST_GB = 1024
 RANGE = 4.0  # times smaller or larger than a run that was measured is still tested
