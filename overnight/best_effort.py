@@ -40,8 +40,7 @@ def call_until_stopped(call: Callable[[], T], stop: Callable[[], bool], grace_s:
 
 def _start(call: Callable[[], object], name: str) -> threading.Thread:
     """Run a call in a daemon thread, with the context variables of this one."""
-    run = contextvars.copy_context().run
-    thread = threading.Thread(target=run, args=(call,), daemon=True, name=name)
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(call,), daemon=True, name=name)
     thread.start()
     return thread
 

@@ -218,8 +218,7 @@ pipeline = Pipeline  # `@pipeline` on `def vision(cfg: Vision, ...)`, in the fil
 
 def load_step(address: str) -> Step[Any, Any]:
     """Of module:function. Raises BadInput."""
-    module, _, name = address.partition(":")
-    found = getattr(importlib.import_module(module), name)
+    found = pkgutil.resolve_name(address)
     if not isinstance(found, Step):
         raise BadInput(f"{address}: is no step; decorate the function with @step")
     return found
@@ -227,8 +226,8 @@ def load_step(address: str) -> Step[Any, Any]:
 
 def flow_names() -> list[str]:
     """The files of flows/ that do not begin with an underscore."""
-    folders = importlib.import_module("flows").__path__
-    return sorted(found.name for found in pkgutil.iter_modules(folders) if not found.name.startswith("_"))
+    modules = pkgutil.iter_modules(importlib.import_module("flows").__path__)
+    return sorted(found.name for found in modules if not found.name.startswith("_"))
 
 
 def load_pipeline(name: str) -> Pipeline[Any, Any]:
@@ -249,12 +248,10 @@ def place_of(name: str, error: Exception) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{shown(Path(error.filename))}:{error.lineno}"
     folders = [folder for top in ("flows", "tasks") for folder in importlib.import_module(top).__path__]
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if any(Path(frame.filename).is_relative_to(folder) for folder in folders)
-    ]
-    return f"{shown(Path(frames[-1].filename))}:{frames[-1].lineno}" if frames else f"flows/{name}.py"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if any(Path(frame.filename).is_relative_to(folder) for folder in folders):
+            return f"{shown(Path(frame.filename))}:{frame.lineno}"
+    return f"flows/{name}.py"
 
 
 def _moved(error: Exception) -> str:

@@ -80,8 +80,7 @@ class StepResult(Usage):
         fits_no_lease = self.code == DoesNotFit.child_code and self.out_of_memory
         if not fits_no_lease or self.lease_mib >= card.budget_mib:
             return self
-        more = (
-            f"{self.error} - that was with {self.lease_mib} of the card's {card.budget_mib} MiB; "
-            "the next run asks for more"
+        lease = (
+            f"that was with {self.lease_mib} of the card's {card.budget_mib} MiB; the next run asks for more"
         )
-        return self.model_copy(update={"code": OutOfMemory.child_code, "error": more})
+        return self.model_copy(update={"code": OutOfMemory.child_code, "error": f"{self.error} - {lease}"})
