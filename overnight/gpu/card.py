@@ -4,7 +4,6 @@ import importlib.util
 import os
 import re
 from contextlib import suppress
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
