@@ -98,10 +98,14 @@ def join_tables(run: Run, params: TableParams, data: Dataset) -> Artifact:
     run.cleaned(content.cleaned)
     file = run.folder / "joined.parquet"
     with _polars_errors(data.name):
-        frames = _typed(content.frames, params, data.name)
+        used = dict.fromkeys([params.fact, *(join.table for join in params.joins)])
+        typed = _typed(content.frames, params, data.name)
+        frames = rapids.typed_files({name: typed[name] for name in used}, params.engine, run)
         repeated = [_repeated(frames[join.table], join, data.name) for join in params.joins]
         counts = _write(run, params, frames[params.fact], _joined(frames, params), file)
         found = _profile(params, counts, repeated, file)
+    for path in run.folder.glob("typed-*.parquet"):
+        path.unlink()
     saved = _hand_on(run, found, file)
     run.data(data.name, saved.digest, f"datasets/{data.name}.yaml", saved.spec)
     return saved

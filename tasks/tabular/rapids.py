@@ -50,6 +50,25 @@ def collect(frames: "Sequence[pl.LazyFrame]", asked: Engine, run: Run) -> "list[
     return pl.collect_all(frames, engine=engine)
 
 
+def typed_files(frames: "dict[str, pl.LazyFrame]", asked: Engine, run: Run) -> "dict[str, pl.LazyFrame]":
+    """The tables as Parquet in the run's folder, where the card will join them; else as they are.
+
+    cudf-polars translates no dates read from text and no count of a CSV file, so the processor reads and types
+    the tables, in batches.
+    """
+    import polars as pl
+
+    on_card = asked == "gpu" or (asked == "auto" and run.device == "cuda")
+    if not on_card or _gpu_problem(run) is not None:
+        return frames
+    found = {}
+    for number, (name, frame) in enumerate(frames.items()):
+        file = run.folder / f"typed-{number}.parquet"
+        frame.sink_parquet(file)
+        found[name] = pl.scan_parquet(file)
+    return found
+
+
 def engine_choice(card: Card | None, asked: Engine) -> str:
     """The engine that `collect` will take on this card (None: the CPU), where the queries run on it."""
     if asked != "auto":

@@ -57,6 +57,16 @@ def stand_in(name):
     return type(name, (), {**content, "__init__": make})
 
 
+def scanned(plan):
+    """The formats of the files that the plan reads."""
+    node = plan.view_current_node()
+    if type(node).__name__ == "Scan":
+        yield node.scan_type[0]
+    for child in plan.get_inputs():
+        plan.set_node(child)
+        yield from scanned(plan)
+
+
 @pytest.fixture
 def on_card(monkeypatch):
     """A card, RMM, and a cudf-polars that leaves each plan to the processor; the engines that reached it."""
@@ -73,13 +83,16 @@ def on_card(monkeypatch):
     module(monkeypatch, "rmm", mr=mr)
     engines = []
 
-    def execute_with_cudf(_plan, _duration, *, config):
+    scans = []
+
+    def execute_with_cudf(plan, _duration, *, config):
         assert set(config.config) <= set(SIGNATURES["cudf_polars"]["options"])
         engines.append(config)
+        scans.extend(scanned(plan))
 
     module(monkeypatch, "cudf_polars", execute_with_cudf=execute_with_cudf)
     rapids._probe.cache_clear()
-    yield SimpleNamespace(engines=engines, resources=current)
+    yield SimpleNamespace(engines=engines, resources=current, scans=scans)
     rapids._probe.cache_clear()
 
 
@@ -163,6 +176,8 @@ def test_the_join_of_tables_runs_there_as_a_whole(on_card, folder, tmp_path):
     assert pl.read_parquet(table.path / "table.parquet")["city"].to_list() == ["Rome", "Oslo"]
     assert (run.last("rows/in"), run.last("rows/out")) == (3, 2)
     assert len(on_card.engines) == 4
+    assert set(on_card.scans) == {"parquet"}  # of CSV, neither a count nor dates translate
+    assert list(tmp_path.glob("typed-*")) == []
 
 
 def test_cuml_takes_the_sparse_matrix(on_card, monkeypatch, tmp_path):
