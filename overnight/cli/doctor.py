@@ -1,7 +1,12 @@
 """`overnight doctor`: what this machine has, and what stands in the way."""
 
+import platform
 import shutil
 import sys
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 from overnight.errors import OvernightError, ServiceError
 from overnight.gpu import cuda_context
@@ -16,10 +21,21 @@ from overnight.gpu.device_usage import (
 from overnight.gpu.ledger.filesystem import check_ledger, check_slots, file_system_type
 from overnight.gpu.ledger.ledger import Ledger
 from overnight.gpu.messages import describe_other_processes
+from overnight.gpu.out_of_memory import on_wsl
 from overnight.paths import root
 
 FREE_GIB = 5
 Row = dict[str, str]
+RAPIDS = {"cudf_polars": "ETL", "cuml": "linear models of large tables"}
+QUESTIONS = {  # about a card: NVML's function, and what of its answer
+    "name": "Name",
+    "capability": "CudaComputeCapability",
+    "cores": "NumGpuCores",
+    "utilization": "UtilizationRates",
+    "compute": "ComputeRunningProcesses",
+    "graphics": "GraphicsRunningProcesses",
+    "memory_v1": "MemoryInfo",
+}
 
 
 def checks() -> list[Row]:
@@ -29,7 +45,16 @@ def checks() -> list[Row]:
         found = _row("card", True, f"{card}; torch is built for CUDA {torch_cuda()}")
     except ServiceError as error:
         found = _row("card", False, str(error))
-    return [_python(), found, _ledger(card), _others(card), _overhead(card), _disk(), *_services()]
+    return [
+        _python(),
+        found,
+        _ledger(card),
+        _others(card),
+        _overhead(card),
+        *_libraries(card),
+        _disk(),
+        *_services(),
+    ]
 
 
 def _row(check: str, ok: bool, found: str) -> Row:
@@ -72,6 +97,56 @@ def _overhead(card: Card) -> Row:
     known = cuda_context.measured(card)
     source = "measured on this machine" if known else "until the first steps have measured it"
     return _row("CUDA context", True, f"takes {cuda_context.overhead(card)} MiB of every lease, {source}")
+
+
+def _libraries(card: Card) -> list[Row]:
+    """What runs on the card besides torch, and what torch.compile needs."""
+    said = []
+    for package, what in RAPIDS.items():
+        why = "there is no card" if card.virtual else f"{package} is not installed"
+        usable = not card.virtual and find_spec(package)
+        said.append(f"{what}: on the {'card' if usable else f'processor, {why}'}")
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    missing = [] if shutil.which("gcc") or shutil.which("cc") else ["a C compiler"]
+    missing += [] if header.is_file() else [str(header)]
+    why = "torch.compile can be used" if not missing else f"torch.compile needs {' and '.join(missing)}"
+    return [_row("RAPIDS", True, "; ".join(said)), _row("compiler", card.virtual or not missing, why)]
+
+
+def recording() -> dict[str, Any]:
+    """What NVML says of every card, for tests/no_card to play; {"error": code} where it refuses.
+
+    Without what names this machine: UUIDs are made up, of processes only ids and amounts are kept.
+    """
+    import pynvml as nvml
+
+    def ask(name: str, *arguments: Any, **options: Any) -> Any:
+        try:
+            found = getattr(nvml, f"nvml{name}")(*arguments, **options)
+        except nvml.NVMLError as error:
+            return {"error": error.value}
+        except nvml.NVMLLibraryMismatchError:
+            return {"error": nvml.NVML_ERROR_FUNCTION_NOT_FOUND}
+        if isinstance(found, list):
+            return [[process.pid, process.usedGpuMemory] for process in found]
+        fields = getattr(found, "_fields_", None)
+        return {field[0]: getattr(found, field[0]) for field in fields} if fields else found
+
+    def card(index: int) -> Any:
+        handle = ask("DeviceGetHandleByIndex", index)
+        if isinstance(handle, dict) and "error" in handle:
+            return handle
+        answers = {name: ask(f"DeviceGet{question}", handle) for name, question in QUESTIONS.items()}
+        answers["clock"] = ask("DeviceGetMaxClockInfo", handle, nvml.NVML_CLOCK_SM)
+        answers["memory"] = ask("DeviceGetMemoryInfo", handle, version=nvml.nvmlMemory_v2)
+        return {"uuid": f"GPU-00000000-0000-0000-0000-{index + 1:012}", **answers}
+
+    head = {"wsl2": on_wsl(), "kernel": platform.release().split("-")[0], "init": ask("Init")}
+    if head["init"] is not None:
+        return {**head, "init": head["init"]["error"], "cards": []}
+    count = ask("DeviceGetCount")
+    cards = [card(index) for index in range(count)] if isinstance(count, int) else []
+    return {**head, "init": 0, "driver": ask("SystemGetDriverVersion"), "cards": cards}
 
 
 def _disk() -> Row:

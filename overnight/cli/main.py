@@ -73,7 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     gpu.add_argument("--card", metavar="CARD", help="index or UUID; the first when left out")
     gpu.add_argument("--cpu", action="store_true", help="the virtual card")
     add("ls", _ls, "the experiments in configs/", True)
-    add("doctor", _doctor, "what this machine has, and which problems it has", True)
+    doctor = add("doctor", _doctor, "what this machine has, and which problems it has", True)
+    doctor.add_argument(
+        "--record", metavar="FILE", help="write what the driver says of the card, for a report"
+    )
     _data_arguments(add("data", _data, "the data sets: list, fetch, verify", True))
     return parser
 
@@ -222,8 +225,11 @@ def _ls(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from overnight.cli.doctor import checks
+    from overnight.cli.doctor import checks, recording
 
+    if arguments.record:
+        Path(arguments.record).write_text(json.dumps(recording(), indent=1) + "\n", encoding="utf-8")
+        return 0
     rows = checks()
     _rows(rows, arguments.json)
     return 0 if all(row[""] == "ok" for row in rows) else 1

@@ -1,8 +1,12 @@
 """What drivers say, played behind the real pynvml: which card is found, its budget, and who uses it."""
 
+import json
+
 import pynvml
 import pytest
 
+from overnight.cli.doctor import _libraries
+from overnight.cli.main import main
 from overnight.errors import ServiceError
 from overnight.gpu import card as cards
 from overnight.gpu.card import Card, find
@@ -177,3 +181,46 @@ def test_precision_is_chosen_by_the_capability(monkeypatch):
     assert find().fast_precision() == "bf16"
     library.found["cards"][0]["capability"] = [7, 5]
     assert find().fast_precision() == "fp16"
+
+
+@pytest.mark.parametrize("name", ["linux", "wsl2", "wddm", "two_cards", "lost", "old_driver", "mismatch"])
+def test_a_recording_of_this_machine_plays_as_the_machine_did(monkeypatch, tmp_path, name):
+    library = play(monkeypatch, name)
+    file = tmp_path / "card.json"
+    assert main(["doctor", "--record", str(file)]) == 0
+    again = json.loads(file.read_text())
+    assert again["wsl2"] == library.found["wsl2"]
+    assert len(again["cards"]) == len(library.found["cards"])
+    before = outcome()
+    play(monkeypatch, again)
+    assert outcome() == before
+
+
+def outcome():
+    """What `find` makes of the driver, but for the card's identity."""
+    try:
+        return find().model_copy(update={"uuid": ""})
+    except ServiceError as error:
+        return str(error)
+
+
+def test_a_recording_names_neither_the_machine_nor_its_programs(monkeypatch, tmp_path):
+    library = play(monkeypatch, "linux")
+    library.found["cards"][0]["uuid"] = "GPU-5e0c7d1a-secret"
+    file = tmp_path / "card.json"
+    assert main(["doctor", "--record", str(file)]) == 0
+    assert "secret" not in file.read_text()
+    assert str(tmp_path) not in file.read_text()
+
+
+def test_the_doctor_says_in_a_line_whether_rapids_uses_the_card(monkeypatch):
+    play(monkeypatch, "linux")
+    rows = {row["check"]: row["found"] for row in _libraries(find())}
+    assert rows["RAPIDS"] == (
+        "ETL: on the processor, cudf_polars is not installed; "
+        "linear models of large tables: on the processor, cuml is not installed"
+    )
+    assert rows["compiler"].startswith("torch.compile ")
+    assert "there is no card" in _libraries(find(cpu=True))[0]["found"]
+    monkeypatch.setattr("overnight.cli.doctor.find_spec", lambda _name: True)
+    assert _libraries(find())[0]["found"] == "ETL: on the card; linear models of large tables: on the card"

@@ -1,18 +1,17 @@
 """The driver's C library, played from a recording, behind the real pynvml module.
 
 A recording is what `overnight doctor --record` writes: {"wsl2", "init", "driver", "cards": [...]}. In place of any
-value stands the number of an NVML error where the driver gave one.
+value stands {"error": number} where the driver gave one; what it lacks is a function that the driver does not have.
 """
 
-import ctypes
 import json
-from contextlib import suppress
 from pathlib import Path
 
 import pynvml
 
 FOLDER = Path(__file__).resolve().parents[1] / "no_card" / "nvml"
 UNKNOWN_BYTES = pynvml.NVML_VALUE_NOT_AVAILABLE_ulonglong.value
+ABSENT = {"error": pynvml.NVML_ERROR_FUNCTION_NOT_FOUND}
 
 
 def recording(name):
@@ -20,154 +19,93 @@ def recording(name):
 
 
 class CLibrary:
-    """libnvidia-ml.so as pynvml calls it; a function that the recording lacks is missing, as in an old driver."""
+    """libnvidia-ml.so as pynvml calls it."""
 
     def __init__(self, found):
         self.found = found
 
     def __getattr__(self, name):
-        function = FUNCTIONS.get(name)
-        missing = {
-            "nvmlDeviceGetMemoryInfo_v2": any("memory" not in card for card in self.found.get("cards", []))
-        }
-        if function is None or missing.get(name):
+        if name not in FUNCTIONS:
             raise AttributeError(name)
-        return lambda *arguments: function(self, *arguments)
+        return lambda *arguments: FUNCTIONS[name](self, *arguments)
 
     def card(self, handle):
         return self.found["cards"][(handle.value or 1) - 1]
 
 
-def value(call):
-    """The code of an NVML error where the recording has one, else what `call` did with the value."""
-
-    def wrapped(library, *arguments):
-        return call(library, *arguments) or pynvml.NVML_SUCCESS
-
-    return wrapped
+def put_number(found, *rest):
+    rest[-1]._obj.value = found
+    return pynvml.NVML_SUCCESS
 
 
-def target(pointer):
-    return pointer._obj
+def put_pair(found, first, second):
+    first._obj.value, second._obj.value = found
+    return pynvml.NVML_SUCCESS
 
 
-@value
-def init(library, _flags):
-    return library.found.get("init", 0)
+def put_text(found, buffer, _size):
+    buffer.value = found.encode()
+    return pynvml.NVML_SUCCESS
 
 
-@value
-def count(library, out):
-    target(out).value = len(library.found["cards"])
+def put_fields(found, out):
+    for field, amount in found.items():
+        setattr(out._obj, field, amount)
+    return pynvml.NVML_SUCCESS
 
 
-@value
-def by_index(library, index, out):
-    target(out).value = index.value + 1
-    return library.found["cards"][index.value].get("lost", 0)
+def put_processes(found, size, array):
+    size._obj.value = len(found)
+    if array is None and found:
+        return pynvml.NVML_ERROR_INSUFFICIENT_SIZE
+    for place, (pid, used) in zip(array or (), found, strict=False):
+        place.pid = pid
+        place.usedGpuMemory = UNKNOWN_BYTES if used is None else used
+    return pynvml.NVML_SUCCESS
 
 
-@value
-def by_uuid(library, uuid, out):
-    names = [card["uuid"].encode() for card in library.found["cards"]]
-    target(out).value = names.index(uuid.value) + 1
+def of_card(name, put):
+    """A function whose first argument is a card's handle."""
 
-
-def text(name):
-    @value
-    def call(library, handle, buffer, _size):
-        found = library.card(handle)[name]
-        if isinstance(found, int):
-            return found
-        buffer.value = found.encode()
-        return 0
-
-    return call
-
-
-@value
-def driver(library, buffer, _size):
-    buffer.value = library.found["driver"].encode()
-
-
-def amounts(name):
-    @value
-    def call(library, handle, out):
-        found = library.card(handle)[name]
-        if isinstance(found, int):
-            return found
-        for field, amount in found.items():
-            setattr(target(out), field, amount)
-        return 0
-
-    return call
-
-
-@value
-def capability(library, handle, major, minor):
-    found = library.card(handle)["capability"]
-    if isinstance(found, int):
-        return found
-    target(major).value, target(minor).value = found
-    return 0
-
-
-def number(name):
-    @value
     def call(library, handle, *rest):
-        found = library.card(handle)[name]
-        if found is None:
-            return pynvml.NVML_ERROR_NOT_SUPPORTED
-        target(rest[-1]).value = found
-        return 0
+        found = library.card(handle).get(name, ABSENT)
+        return found["error"] if isinstance(found, dict) and "error" in found else put(found, *rest)
 
     return call
 
 
-def processes(name):
-    @value
-    def call(library, handle, size, array):
-        found = library.card(handle)[name]
-        if isinstance(found, int):
-            return found
-        if array is None:
-            target(size).value = len(found)
-            return pynvml.NVML_ERROR_INSUFFICIENT_SIZE if found else 0
-        target(size).value = len(found)
-        for place, (pid, used) in zip(array, found, strict=False):
-            place.pid = pid
-            place.usedGpuMemory = UNKNOWN_BYTES if used is None else used
-        return 0
+def handle_of(number):
+    """A function that gives the handle of the card with this number, counted from 0."""
+
+    def call(library, given, out):
+        index = number(library, given.value)
+        out._obj.value = index + 1
+        return library.found["cards"][index].get("error", pynvml.NVML_SUCCESS)
 
     return call
 
 
-class ErrorString:
-    """The text of an error that pynvml does not know, as a bound C function."""
-
-    restype = ctypes.c_char_p
-
-    def __call__(self, _library, code):
-        return f"error {code}".encode()
+def by_uuid(library, uuid):
+    return [card.get("uuid", "").encode() for card in library.found["cards"]].index(uuid)
 
 
 FUNCTIONS = {
-    "nvmlInitWithFlags": init,
-    "nvmlShutdown": value(lambda _library: 0),
-    "nvmlSystemGetDriverVersion": driver,
-    "nvmlDeviceGetCount_v2": count,
-    "nvmlDeviceGetHandleByIndex_v2": by_index,
-    "nvmlDeviceGetHandleByUUID": by_uuid,
-    "nvmlDeviceGetUUID": text("uuid"),
-    "nvmlDeviceGetName": text("name"),
-    "nvmlDeviceGetMemoryInfo_v2": amounts("memory"),
-    "nvmlDeviceGetMemoryInfo": amounts("memory_v1"),
-    "nvmlDeviceGetCudaComputeCapability": capability,
-    "nvmlDeviceGetNumGpuCores": number("cores"),
-    "nvmlDeviceGetMaxClockInfo": number("clock"),
-    "nvmlDeviceGetUtilizationRates": amounts("utilization"),
-    "nvmlDeviceGetComputeRunningProcesses_v3": processes("compute"),
-    "nvmlDeviceGetGraphicsRunningProcesses_v3": processes("graphics"),
+    "nvmlInitWithFlags": lambda library, _flags: library.found["init"],
+    "nvmlShutdown": lambda _library: pynvml.NVML_SUCCESS,
+    "nvmlSystemGetDriverVersion": lambda library, *rest: put_text(library.found["driver"], *rest),
+    "nvmlDeviceGetCount_v2": lambda library, out: put_number(len(library.found["cards"]), out),
+    "nvmlDeviceGetHandleByIndex_v2": handle_of(lambda _library, index: index),
+    "nvmlDeviceGetHandleByUUID": handle_of(by_uuid),
+    "nvmlDeviceGetUUID": of_card("uuid", put_text),
+    "nvmlDeviceGetName": of_card("name", put_text),
+    "nvmlDeviceGetMemoryInfo_v2": of_card("memory", put_fields),
+    "nvmlDeviceGetMemoryInfo": of_card("memory_v1", put_fields),
+    "nvmlDeviceGetCudaComputeCapability": of_card("capability", put_pair),
+    "nvmlDeviceGetNumGpuCores": of_card("cores", put_number),
+    "nvmlDeviceGetMaxClockInfo": of_card("clock", put_number),
+    "nvmlDeviceGetUtilizationRates": of_card("utilization", put_fields),
+    "nvmlDeviceGetComputeRunningProcesses_v3": of_card("compute", put_processes),
+    "nvmlDeviceGetGraphicsRunningProcesses_v3": of_card("graphics", put_processes),
 }
 
 
@@ -178,6 +116,5 @@ def play(monkeypatch, found):
     monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
     release = "6.6.87.2-microsoft-standard-WSL2" if library.found.get("wsl2") else "6.8.0-generic"
     monkeypatch.setattr("platform.release", lambda: release)
-    with suppress(AttributeError):
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return library
