@@ -73,8 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     gpu.add_argument("--card", metavar="CARD", help="index or UUID; the first when left out")
     gpu.add_argument("--cpu", action="store_true", help="the virtual card")
     add("ls", _ls, "the experiments in configs/", True)
-    doctor = add("doctor", _doctor, "what this machine has, and which problems it has", True)
-    doctor.add_argument(
+    add("doctor", _doctor, "what this machine has, and which problems it has", True).add_argument(
         "--record", metavar="FILE", help="write what the driver says of the card, for a report"
     )
     _data_arguments(add("data", _data, "the data sets: list, fetch, verify", True))

@@ -53,8 +53,8 @@ def collect(frames: "Sequence[pl.LazyFrame]", asked: Engine, run: Run) -> "list[
 def typed_files(frames: "dict[str, pl.LazyFrame]", asked: Engine, run: Run) -> "dict[str, pl.LazyFrame]":
     """The tables as Parquet in the run's folder, where the card will join them; else as they are.
 
-    cudf-polars translates no dates read from text and no count of a CSV file, so the processor reads and types
-    the tables, in batches.
+    cudf-polars translates no dates read from text and no count of a CSV file, so the processor reads and
+    types the tables, in batches.
     """
     import polars as pl
 
