@@ -75,7 +75,9 @@ class Step(Generic[P, R]):
         self.__doc__ = self.body.__doc__
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        return cast("R", current_builder().submit(self, *args, **kwargs))
+        bound = inspect.signature(self.body).bind(None, *args, **kwargs)
+        bound.apply_defaults()
+        return cast("R", current_builder().submit(self, list(bound.arguments.values())[1:]))
 
     @property
     def address(self) -> str:
@@ -146,7 +148,7 @@ class Builder(ABC):
     part = ""
 
     @abstractmethod
-    def submit(self, step: Step[Any, Any], *args: Any, **kwargs: Any) -> Any:
+    def submit(self, step: Step[Any, Any], arguments: list[Any]) -> Any:
         """Returns what stands for the step's result until it is done."""
 
     def label(self, name: str) -> str:

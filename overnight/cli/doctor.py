@@ -79,13 +79,13 @@ def _ledger(card: Card) -> Row:
 
 def _others(card: Card) -> Row:
     held = holders(card)
-    device = device_of(card)
-    used_mib = other_processes_mib(card, held, device)
-    if device.problem:
-        return _row("other programs", False, f"the card does not say what it uses: {device.problem}")
+    used_mib = other_processes_mib(card, held)
+    problem = device_of(card).problem
+    if problem:
+        return _row("other programs", False, f"the card does not say what it uses: {problem}")
     if not used_mib:
         return _row("other programs", True, "use nothing of the card")
-    names = ", ".join(describe_other_processes(other_processes(card, held, device), used_mib))
+    names = ", ".join(describe_other_processes(other_processes(card, held), used_mib))
     overuse_mib = over_reserve_mib(card, used_mib)
     beyond = f"; {overuse_mib:,} MiB of it of the budget" if overuse_mib and not card.virtual else ""
     return _row("other programs", True, names + beyond)

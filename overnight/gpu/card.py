@@ -61,15 +61,8 @@ class Card(Values):
         return home / "overnight" / "cards" / self.uuid
 
     def fast_precision(self) -> str:
-        """bf16 from compute capability 8.0 on, else fp16: the choice of `precision: auto`."""
-        import pynvml
-
-        try:
-            pynvml.nvmlInit()
-            handle = pynvml.nvmlDeviceGetHandleByUUID(self.uuid)
-            return "bf16" if pynvml.nvmlDeviceGetCudaComputeCapability(handle)[0] >= 8 else "fp16"
-        except pynvml.NVMLError:
-            return "unknown"
+        """The choice of `precision: auto`."""
+        return "bf16" if self.capability >= 8 else "fp16"
 
     def __str__(self) -> str:
         if self.virtual:

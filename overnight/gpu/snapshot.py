@@ -12,7 +12,6 @@ from overnight.config import Values
 from overnight.errors import one_line
 from overnight.gpu.card import Card
 from overnight.gpu.device_usage import (
-    Device,
     Program,
     device_of,
     other_processes,
@@ -67,11 +66,11 @@ class Snapshot(Values):
     problem: str = ""  # why the card does not say what it uses
 
 
-def snapshot(card: Card, device: Device | None = None) -> Snapshot:
-    device = device or device_of(card)
+def snapshot(card: Card) -> Snapshot:
+    device = device_of(card)
     requests = Ledger(card.folder, card.budget_mib).requests()
     held = [r for r in requests if r.holds]
-    others_mib = other_processes_mib(card, held, device)
+    others_mib = other_processes_mib(card, held)
     overuse = over_reserve_mib(card, others_mib)
     held_mib = sum(r.mib for r in held)
     return Snapshot(
@@ -85,7 +84,7 @@ def snapshot(card: Card, device: Device | None = None) -> Snapshot:
         overuse_mib=overuse,
         holders=tuple(map(_row, held)),
         queue=tuple(_row(r) for r in requests if not r.holds),
-        other_processes=tuple(other_processes(card, held, device)),
+        other_processes=tuple(other_processes(card, held)),
         problem=device.problem,
     )
 

@@ -1,7 +1,6 @@
 """Dry run: the steps of a config with the shapes of their data as far as they are known; nothing runs."""
 
 import contextlib
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,10 +69,8 @@ class DryRun(Builder):
             self.card = find(experiment.card.use)
         self.sections = dict(_sections(experiment, ""))
 
-    def submit(self, step: Step[Any, Any], *args: Any, **kwargs: Any) -> PlannedStep:
-        bound = inspect.signature(step.body).bind(None, *args, **kwargs)
-        bound.apply_defaults()
-        params, *rest = list(bound.arguments.values())[1:]
+    def submit(self, step: Step[Any, Any], arguments: list[Any]) -> PlannedStep:
+        params, *rest = arguments
         above = tuple(a for a in rest if isinstance(a, PlannedStep))
         given = tuple(a.spec if isinstance(a, PlannedStep) else a for a in rest)
         artifact = self._finished(step, params, rest)

@@ -4,7 +4,6 @@ Prefect is behind the protocol Engine: `execute` runs inside a Prefect flow (pre
 """
 
 import contextlib
-import inspect
 import os
 import signal
 import threading
@@ -114,11 +113,8 @@ class PipelineRun(Builder):
     uploaders: list[Uploader] = field(default_factory=list)
     _known: dict[str, Pending] = field(default_factory=dict)
 
-    def submit(self, step: Step[Any, Any], *args: Any, **kwargs: Any) -> Pending:
+    def submit(self, step: Step[Any, Any], arguments: list[Any]) -> Pending:
         """The same step with the same arguments runs once."""
-        bound = inspect.signature(step.body).bind(None, *args, **kwargs)
-        bound.apply_defaults()
-        arguments = list(bound.arguments.values())[1:]
         identity = f"{step.address} {[id(a) if isinstance(a, Pending) else _plain(a) for a in arguments]}"
         if identity not in self._known:
             label = self._label(step.name)
@@ -208,9 +204,9 @@ def _own_run(
     files = {
         path.name: path.read_text(encoding="utf-8"),
         "resolved.json": experiment.model_dump_json(indent=1),
+        "uncommitted.diff": provenance.dirty_diff(),
     }
-    files["uncommitted.diff"] = provenance.dirty_diff()
-    for name in (name for name in files if files[name]):
+    for name in filter(files.get, files):
         (folder / name).write_text(files[name], encoding="utf-8")
         own.log({"event": "publish", "path": str(folder / name), "folder": "config", "at": time.time()})
     return own
@@ -232,8 +228,7 @@ def _close(run: PipelineRun) -> Outcome:
         outcome = Outcome("does not fit" if codes == {DoesNotFit.child_code} else "failed", one_line)
     run.own.log({"event": "note", "text": one_line, "at": time.time()})
     run.own.log({"event": "metrics", "values": scores, "step": 0, "at": time.time()})
-    status = {"stopped": "KILLED", "done": "FINISHED"}.get(outcome.state, "FAILED")
-    run.own.finish(status, run.stop)
+    run.own.finish({"stopped": "KILLED", "done": "FINISHED"}.get(outcome.state, "FAILED"), run.stop)
     run.display.console.print(run.display.summary())
     run.display.say(f"\n{one_line}\n{run.own.link()}")
     return outcome
@@ -291,11 +286,9 @@ def _check_stop(run: PipelineRun) -> None:
 @contextlib.contextmanager
 def _handlers(stop: Stop) -> Iterator[None]:
     """Ctrl-C and SIGTERM ask the run to stop; outside the main thread no handler can be set."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
     reasons: dict[int, str] = {signal.SIGINT: "stopped by Ctrl-C", signal.SIGTERM: "stopped by SIGTERM"}
+    if threading.current_thread() is not threading.main_thread():
+        reasons = {}
     before = {n: signal.signal(n, lambda number, _frame: stop.ask(reasons[number])) for n in reasons}
     try:
         yield

@@ -109,8 +109,7 @@ class Record(Values):
 
 def read_offset(log: Path, run_id: str) -> int:
     """Up to which byte the run in MLflow has an event log, as far as that was written down."""
-    known = read_json(log.parent / OFFSETS).get(run_id)
-    offset = known.get(log.name) if isinstance(known, dict) else None
+    offset = read_json(log.parent / OFFSETS).get(f"{run_id} {log.name}")
     return offset if isinstance(offset, int) else 0
 
 
@@ -120,11 +119,8 @@ def write_offset(log: Path, run_id: str, offset: int) -> None:
     A process that is killed in between sends its last portion again, which changes nothing in MLflow.
     """
     path = log.parent / OFFSETS
-    saved = read_json(path)
-    known = saved.get(run_id)
-    saved[run_id] = {**(known if isinstance(known, dict) else {}), log.name: offset}
     with suppress(OSError):
-        atomic_write(path, json.dumps(saved))
+        atomic_write(path, json.dumps({**read_json(path), f"{run_id} {log.name}": offset}))
 
 
 class BacklogWorker:

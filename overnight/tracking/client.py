@@ -107,12 +107,7 @@ class Tracker:
 
     def lost(self, run_id: str, created: int) -> bool:
         """Whether the run is gone with its database, in which its experiment was made at `created`."""
-        try:
-            self.client.get_run(run_id)
-        except mlflow_error() as error:
-            if not self.refuses(error):
-                raise
-        else:
+        if self._run(run_id) is not None:
             return False
         self.__dict__.pop("_found", None)
         return created not in (0, self.created)
@@ -142,14 +137,19 @@ class Tracker:
         own = RestException if self.uri.startswith("http") else MlflowException
         return isinstance(error, own) and getattr(error, "error_code", "") in REFUSED
 
-    def active(self, run_id: str) -> bool:
+    def _run(self, run_id: str) -> Any:
+        """None where MLflow has no such run."""
         try:
-            info = self.client.get_run(run_id).info
+            return self.client.get_run(run_id)
         except mlflow_error() as error:
             if not self.refuses(error):
                 raise
-            return False
-        return bool(info.lifecycle_stage == "active" and info.experiment_id == self.experiment_id)
+            return None
+
+    def active(self, run_id: str) -> bool:
+        run = self._run(run_id)
+        here = run is not None and run.info.experiment_id == self.experiment_id
+        return bool(here and run.info.lifecycle_stage == "active")
 
     def find(self, tag: str, value: str) -> str | None:
         wanted = f"tags.`{tag}` = {json.dumps(value)}"
