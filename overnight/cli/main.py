@@ -4,11 +4,53 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from overnight.errors import ConfigError, OvernightError
+
+Arguments = dict[str, dict[str, Any]]  # what argparse is to know of each flag or word
+SWITCH = {"action": "store_true"}
+DEBUG: Arguments = {"--debug": {**SWITCH, "help": "show tracebacks"}}
+JSON: Arguments = {"--json": {**SWITCH, "help": "for programs"}}
+CONFIG = {"help": "a file of configs/, e.g. configs/vision.yaml or just vision"}
+OVERRIDES = {"nargs": "*", "metavar": "key=value"}
+MODEL: Arguments = {
+    "--model": {"help": "sd-1.5, sdxl, a language model as llama-2-7b, a config.json or a .gguf"},
+    "--method": {"choices": ("infer", "full", "lora", "qlora"), "help": "infer when left out"},
+    "--batch": {"type": int, "help": "sequences or pictures at once"},
+    "--sequence": {
+        "type": int,
+        "metavar": "TOKENS",
+        "help": "of a sequence; with infer of prompt and answer",
+    },
+    "--quant": {
+        "metavar": "WAY",
+        "help": "with infer: fp16, int8, nf4, q8_0, q6_k, q5_k_m, q4_k_m, q4_0",
+    },
+    "--cache": {"metavar": "KIND", "help": "with infer: f16 or q8_0, of keys and values"},
+    "--static": {
+        "action": "store_const",
+        "const": True,
+        "help": "with infer: a cache that does not grow",
+    },
+    "--weights": {
+        "metavar": "FILE",
+        "help": "with infer: a .gguf, .safetensors or index, of whose size they are",
+    },
+    "--precision": {"help": "of training: bf16, fp16, fp32, amp"},
+    "--checkpointing": {
+        "action": "store_const",
+        "const": True,
+        "help": "compute activations again in the backward pass",
+    },
+    "--optimizer": {"help": "adamw, adamw8bit, adafactor, sgd"},
+    "--rank": {"type": int, "help": "of adapters"},
+    "--targets": {"metavar": "LAYERS", "help": "of adapters: all-linear, or names with commas between"},
+    "--size": {"type": int, "metavar": "PIXELS", "help": "side of a picture"},
+    "--offload": {"choices": ("none", "model", "sequential"), "help": "of Stable Diffusion"},
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,85 +88,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="overnight", description="An experiment pipeline for a person who owns one GPU."
     )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    _add(parser, DEBUG)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, command: Any, about: str, as_json: bool = False) -> argparse.ArgumentParser:
+    for name, (command, about, arguments) in COMMANDS.items():
         sub = commands.add_parser(name, help=about, description=about)
         sub.set_defaults(command=command)
-        sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
-        if as_json:
-            sub.add_argument("--json", action="store_true", help="for programs")
-        return sub
-
-    run = add("run", _run, "run one experiment; starts the services when they are not up")
-    _config_arguments(run, "cnn.epochs=3")
-    run.add_argument("--cpu", action="store_true", help="run on the CPU, with the virtual card")
-    _fit_arguments(
-        add("fit", _fit, "what each step would take of a card, and whether it fits; nothing runs", True)
-    )
-    add("up", _up, "start Prefect, its worker and MLflow, and keep them running")
-    down = add("down", _down, "stop them")
-    down.add_argument("--force", action="store_true", help="also end the runs that use them")
-    add("status", _status, "what runs, where, since when", True)
-    gpu = add("gpu", _gpu, "the card: its budget, who holds what, who waits, what other programs use", True)
-    watch = "draw it anew each second, until Ctrl-C; with --json a line for each change"
-    gpu.add_argument("--watch", action="store_true", help=watch)
-    gpu.add_argument("--card", metavar="CARD", help="index or UUID; the first when left out")
-    gpu.add_argument("--cpu", action="store_true", help="the virtual card")
-    add("ls", _ls, "the experiments in configs/", True)
-    add("doctor", _doctor, "what this machine has, and which problems it has", True).add_argument(
-        "--record", metavar="FILE", help="write what the driver says of the card, for a report"
-    )
-    _data_arguments(add("data", _data, "the data sets: list, fetch, verify", True))
+        _add(sub, {"--debug": {**DEBUG["--debug"], "default": argparse.SUPPRESS}, **arguments})
+        if command is _fit:
+            _add(sub.add_argument_group("without a config: a model by its name, from its sizes alone"), MODEL)
     return parser
 
 
-def _config_arguments(parser: argparse.ArgumentParser, example: str, needed: bool = True) -> None:
-    config = "a file of configs/, e.g. configs/vision.yaml or just vision"
-    parser.add_argument("config", nargs=None if needed else "?", help=config)
-    overrides = f"values laid over the file, e.g. {example}"
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help=overrides)
-
-
-def _fit_arguments(fit: argparse.ArgumentParser) -> None:
-    _model_arguments(fit)
-    _config_arguments(fit, "cnn.batch=512", needed=False)
-    card = "judge a card of 8, 10, 12, 16, 24 ... GB instead of the one here"
-    fit.add_argument("--card", type=float, metavar="GB", help=card)
-
-
-def _model_arguments(fit: argparse.ArgumentParser) -> None:
-    group = fit.add_argument_group("without a config: a model by its name, from its sizes alone")
-    add = group.add_argument
-    add("--model", help="sd-1.5, sdxl, a language model as llama-2-7b, a config.json or a .gguf")
-    add("--method", choices=("infer", "full", "lora", "qlora"), help="infer when left out")
-    add("--batch", type=int, help="sequences or pictures at once")
-    add("--sequence", type=int, metavar="TOKENS", help="of a sequence; with infer of prompt and answer")
-    add("--quant", metavar="WAY", help="with infer: fp16, int8, nf4, q8_0, q6_k, q5_k_m, q4_k_m, q4_0")
-    add("--cache", metavar="KIND", help="with infer: f16 or q8_0, of keys and values")
-    add("--static", action="store_const", const=True, help="with infer: a cache that does not grow")
-    add(
-        "--weights", metavar="FILE", help="with infer: a .gguf, .safetensors or index, of whose size they are"
-    )
-    add("--precision", help="of training: bf16, fp16, fp32, amp")
-    add(
-        "--checkpointing",
-        action="store_const",
-        const=True,
-        help="compute activations again in the backward pass",
-    )
-    add("--optimizer", help="adamw, adamw8bit, adafactor, sgd")
-    add("--rank", type=int, help="of adapters")
-    add("--targets", metavar="LAYERS", help="of adapters: all-linear, or names with commas between")
-    add("--size", type=int, metavar="PIXELS", help="side of a picture")
-    add("--offload", choices=("none", "model", "sequential"), help="of Stable Diffusion")
-
-
-def _data_arguments(data: argparse.ArgumentParser) -> None:
-    verbs = "where the files are (ls), download what is missing (fetch), compare with the digests (verify)"
-    data.add_argument("verb", nargs="?", default="ls", choices=("ls", "fetch", "verify"), help=verbs)
-    data.add_argument("names", nargs="*", metavar="NAME")
+def _add(group: "argparse._ActionsContainer", arguments: Arguments) -> None:
+    for name, options in arguments.items():
+        group.add_argument(name, **options)
 
 
 def _config(text: str) -> Path:
@@ -166,9 +143,8 @@ def _fit(arguments: argparse.Namespace) -> int:
     from overnight.cli.fit import of_size, show
     from overnight.gpu.card import find
 
-    of_a_model = fit_model.asked(arguments)
     card = find() if arguments.card is None else of_size(arguments.card)
-    if of_a_model:
+    if fit_model.asked(arguments):
         return fit_model.show(arguments, card)
     return show(_config(arguments.config), arguments.overrides, card, arguments.json)
 
@@ -264,6 +240,72 @@ def _rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     texts = (["" if v is None else str(v) for v in row.values()] for row in rows)
     Console().print(table(columns, texts), highlight=False)
 
+
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], str, Arguments]] = {
+    "run": (
+        _run,
+        "run one experiment; starts the services when they are not up",
+        {
+            "config": CONFIG,
+            "overrides": {**OVERRIDES, "help": "values laid over the file, e.g. cnn.epochs=3"},
+            "--cpu": {**SWITCH, "help": "run on the CPU, with the virtual card"},
+        },
+    ),
+    "fit": (
+        _fit,
+        "what each step would take of a card, and whether it fits; nothing runs",
+        {
+            **JSON,
+            "config": {**CONFIG, "nargs": "?"},
+            "overrides": {**OVERRIDES, "help": "values laid over the file, e.g. cnn.batch=512"},
+            "--card": {
+                "type": float,
+                "metavar": "GB",
+                "help": "judge a card of 8, 10, 12, 16, 24 ... GB instead of the one here",
+            },
+        },
+    ),
+    "up": (_up, "start Prefect, its worker and MLflow, and keep them running", {}),
+    "down": (_down, "stop them", {"--force": {**SWITCH, "help": "also end the runs that use them"}}),
+    "status": (_status, "what runs, where, since when", JSON),
+    "gpu": (
+        _gpu,
+        "the card: its budget, who holds what, who waits, what other programs use",
+        {
+            **JSON,
+            "--watch": {
+                **SWITCH,
+                "help": "draw it anew each second, until Ctrl-C; with --json a line for each change",
+            },
+            "--card": {"metavar": "CARD", "help": "index or UUID; the first when left out"},
+            "--cpu": {**SWITCH, "help": "the virtual card"},
+        },
+    ),
+    "ls": (_ls, "the experiments in configs/", JSON),
+    "doctor": (
+        _doctor,
+        "what this machine has, and which problems it has",
+        {
+            **JSON,
+            "--record": {"metavar": "FILE", "help": "write what the driver says of the card, for a report"},
+        },
+    ),
+    "data": (
+        _data,
+        "the data sets: list, fetch, verify",
+        {
+            **JSON,
+            "verb": {
+                "nargs": "?",
+                "default": "ls",
+                "choices": ("ls", "fetch", "verify"),
+                "help": "where the files are (ls), download what is missing (fetch), compare with the digests "
+                "(verify)",
+            },
+            "names": {"nargs": "*", "metavar": "NAME"},
+        },
+    ),
+}
 
 if __name__ == "__main__":
     sys.exit(main())
