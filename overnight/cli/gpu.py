@@ -89,12 +89,7 @@ def panel(now: Snapshot, width: int, clock: bool = False) -> Group:
 
 
 def _title(now: Snapshot, width: int, clock: bool) -> Text:
-    card = now.card
-    name = card.name
-    about = f"card {card.index}, driver {card.driver}"
-    if card.virtual:
-        name = "virtual card"
-        about = "no GPU is used, steps run on the CPU under the same rules"
+    name, about = str(now.card).split(": ", 1)
     title = Text.assemble((name, "bold"), (f"   {about}", "dim"), no_wrap=True, overflow="ellipsis")
     if clock:
         right = time.strftime("  %H:%M:%S", time.localtime(now.at))
@@ -166,7 +161,8 @@ def _notes(now: Snapshot) -> Iterator[Text]:
     if now.other_processes_mib:
         kept_mib = now.card.total_mib - now.card.reserved_mib - now.budget_mib
         about = f"; {kept_mib:,} MiB are kept for such programs" if kept_mib and not now.card.virtual else ""
-        yield Text.assemble(("■ ", OTHERS), ", ".join(_other_processes(now)), (about, "dim"))
+        others = describe_other_processes(now.other_processes, now.other_processes_mib)
+        yield Text.assemble(("■ ", OTHERS), ", ".join(others), (about, "dim"))
     short_mib = now.held_mib + now.overuse_mib - now.budget_mib
     if now.held_mib > now.budget_mib:
         yield _warning(
@@ -205,10 +201,6 @@ def _orphan_notes(row: RequestRow, name: str) -> Iterator[Text]:
         yield Text(f"    {process.pid}  {process.command}", "dim", no_wrap=True, overflow="ellipsis")
 
 
-def _other_processes(now: Snapshot) -> list[str]:
-    return describe_other_processes(now.other_processes, now.other_processes_mib)
-
-
 def line(now: Snapshot) -> str:
     """The same in one line, without what changes by itself."""
     parts = [f"{now.held_mib:,} of {now.budget_mib:,} MiB held, {now.free_mib:,} free"]
@@ -216,7 +208,7 @@ def line(now: Snapshot) -> str:
         if rows:
             parts.append(f"{verb}: {', '.join(_short(row) for row in rows)}")
     if now.other_processes_mib:
-        parts += _other_processes(now)
+        parts += describe_other_processes(now.other_processes, now.other_processes_mib)
     warnings = [note.plain for note in _notes(now) if note.plain.startswith("!")]
     return "; ".join([*parts, *(text.removeprefix("! ").removesuffix(":") for text in warnings)])
 

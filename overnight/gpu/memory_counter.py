@@ -25,6 +25,13 @@ STRIDED = torch.strided
 SEQUENCES = frozenset({list, tuple})
 NUMBERS = frozenset({int, float, bool, type(None)})  # among arguments: what is surely no tensor
 MIB = 1 << 20
+BY_ROW = ("crow_indices", "col_indices", "values")
+BY_COLUMN = ("ccol_indices", "row_indices", "values")
+COMPONENTS = {  # methods that return the parts of a sparse tensor
+    torch.sparse_coo: ("_indices", "_values"),
+    **dict.fromkeys((torch.sparse_csr, torch.sparse_bsr), BY_ROW),
+    **dict.fromkeys((torch.sparse_csc, torch.sparse_bsc), BY_COLUMN),
+}
 
 
 class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -215,10 +222,4 @@ def _components(tensor: Any) -> list[Tensor]:
     """What a tensor without a storage of its own is made of, where that is known."""
     if is_traceable_wrapper_subclass(tensor):
         return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
-    if tensor.layout is torch.sparse_coo:
-        return [tensor._indices(), tensor._values()]
-    if tensor.layout in {torch.sparse_csr, torch.sparse_bsr}:
-        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
-    if tensor.layout in {torch.sparse_csc, torch.sparse_bsc}:
-        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
-    return []
+    return [getattr(tensor, name)() for name in COMPONENTS.get(tensor.layout, ())]

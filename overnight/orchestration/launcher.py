@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +22,6 @@ from overnight.memory import history
 from overnight.memory import subprocess as memory_subprocess
 from overnight.memory.request import MemoryRequest
 from overnight.orchestration.protocol import ChildSpec, StepResult, StepSpec
-from overnight.orchestration.provenance import stamp
 from overnight.paths import root, state, steps
 from overnight.step import load_step
 
@@ -39,12 +39,12 @@ REASONS = {  # of an exit code without a result
 }
 
 
+@dataclass(eq=False)
 class Stop:
     """The flag that ends a run; set by a signal or a cancellation in Prefect. `now`: kill, do not wait."""
 
-    def __init__(self) -> None:
-        self.reason = ""
-        self.now = False
+    reason: str = ""
+    now: bool = False
 
     def __call__(self) -> bool:
         return bool(self.reason)
@@ -56,7 +56,8 @@ class Stop:
 
 
 def new_folder(label: str) -> Path:
-    path = steps() / f"{stamp()}-{label.replace('/', '-')}-{secrets.token_hex(3)}"
+    now = time.strftime("%Y%m%d-%H%M%S")
+    path = steps() / f"{now}-{label.replace('/', '-')}-{secrets.token_hex(3)}"
     path.mkdir(parents=True)
     return path
 
@@ -79,9 +80,9 @@ class Launcher(Protocol):
         """Run a step with its files in *folder*, and wait for its end. Raises Stopped, DoesNotFit."""
 
 
+@dataclass
 class Local:
-    def __init__(self, card: Card) -> None:
-        self.card = card
+    card: Card
 
     def run(self, folder: Path, spec: StepSpec, stop: Stop, listener: Listener) -> StepResult:
         with place(spec.label, stop, listener.log) as running:

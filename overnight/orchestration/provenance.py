@@ -1,7 +1,6 @@
 """Provenance of a run: the code, its uncommitted changes, the packages, the machine."""
 
 import subprocess
-import time
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -51,10 +50,6 @@ def commit() -> str:
 def dirty_diff() -> str:
     text = _git("diff", "HEAD", "--", "*.py", "*.yaml", "*.toml", "Makefile")
     return text if len(text) <= MAX_DIFF else text[:MAX_DIFF] + "\n... cut at 1 MB\n"
-
-
-def stamp() -> str:
-    return time.strftime("%Y%m%d-%H%M%S")
 
 
 def _git(*words: str) -> str:

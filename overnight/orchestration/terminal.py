@@ -137,10 +137,7 @@ def memory(used: Usage) -> str:
 
 def scores(values: dict[str, float], most: int) -> str:
     """Test scores first, then validation, then losses."""
-    shown = {k: v for k, v in values.items() if not k.startswith(QUIET)}
-    order = sorted(shown, key=lambda k: (not k.startswith("test/"), not k.startswith("val/")))
-    return "  ".join(f"{k.removeprefix('test/')} {_number(shown[k])}" for k in order[:most])
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    shown = [k for k in values if not k.startswith(QUIET)]
+    shown.sort(key=lambda k: (not k.startswith("test/"), not k.startswith("val/")))
+    figures = ((k.removeprefix("test/"), values[k]) for k in shown[:most])
+    return "  ".join(f"{k} {v:,.0f}" if abs(v) >= 1000 else f"{k} {v:.4g}" for k, v in figures)
