@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 Json = dict[str, Any]
-Event = Json
 CHILD, PARENT = "events.jsonl", "parent.jsonl"
 PORTION_BYTES = 1 << 18
 PORTION_METRICS = 1000  # MLflow takes no more at once

@@ -8,20 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from overnight import artifact, events
 from overnight.artifact import Artifact, DataSpec, Writer
 from overnight.data.content import CleaningCounts
 from overnight.errors import Stopped
-from overnight.events import Event
+from overnight.events import Json
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from matplotlib.figure import Figure
-
-Json = dict[str, Any]
 
 
 @dataclass(eq=False)
@@ -50,7 +48,7 @@ class Run(ABC):
         self.reports = 0  # of the monitor, in earlier attempts
 
     @abstractmethod
-    def _emit(self, event: Event) -> None:
+    def _emit(self, event: Json) -> None:
         """Never raises because a server is away."""
 
     def metric(self, name: str, value: float, step: int = 0) -> None:
@@ -163,7 +161,7 @@ class EventLogRun(Run):
         super().__post_init__()
         self._writer = events.Writer(self.folder / events.CHILD)
 
-    def _emit(self, event: Event) -> None:
+    def _emit(self, event: Json) -> None:
         self._writer.write({"at": round(time.time(), 3), **_finite(event)})
 
     def sync(self) -> None:
@@ -179,7 +177,7 @@ class RecordingRun(Run):
         super().__post_init__()
         self.events: list[Json] = []
 
-    def _emit(self, event: Event) -> None:
+    def _emit(self, event: Json) -> None:
         self.events.append(json.loads(json.dumps(_finite(event))))
 
     def curve(self, name: str) -> list[float]:
@@ -196,7 +194,7 @@ class RecordingRun(Run):
         return [e for e in self.events if e["event"] == kind]
 
 
-def _finite(event: Event) -> Event:
+def _finite(event: Json) -> Json:
     """JSON has no NaN: it travels as text and comes back by float()."""
     if event["event"] != "metrics":
         return event

@@ -19,7 +19,7 @@ from overnight.memory.architectures.inference import (
     refusal,
 )
 from overnight.memory.architectures.language import Tuning, language_recipe, predict_language, traced_language
-from overnight.memory.prediction import Constants, MemoryEstimate, silence
+from overnight.memory.prediction import Constants, silence
 from overnight.memory.search import ScaledPredictions
 
 if TYPE_CHECKING:
@@ -89,9 +89,9 @@ def as_options(values: Mapping[str, Any]) -> str:
 def _serving(serving: Serving, card: Card) -> Verdict:
     budget = card.budget_mib
     found = predict_inference(serving, constants(card).context_mib)
-    ways = [] if found.fits(budget) else cheaper(serving, budget)
+    ways = {} if found.fits(budget) else {way: other.mib for way, other in cheaper(serving, budget)}
     why = refusal(serving, budget) or f"up to {most_context(serving, budget):,} tokens fit"
-    return row(f"{serving.model} {form(serving)}", found, card, at_once(serving, budget), _mib(ways), why)
+    return row(f"{serving.model} {form(serving)}", found, card, at_once(serving, budget), ways, why)
 
 
 class _Batches(ScaledPredictions):
@@ -118,33 +118,28 @@ def _tuning(tuning: Tuning, card: Card) -> Verdict:
     best = scaled.largest(card.budget_mib) if tuning.batch > 1 or fits else None
     if fits:
         return row(label, found, card, best)
-    ways = [(as_options({"batch": best.micro_batch}), best)] if best else _cheaper(tuning, card)
+    ways = {as_options({"batch": best.micro_batch}): best.mib} if best else _cheaper(tuning, card)
     weights_gib = found.parts.get("weights", 0) / 1024
     why = "" if ways else f"{weights_gib:.1f} GiB of weights for {card.budget_mib / 1024:.1f} GiB of the card"
-    return row(label, found, card, best, _mib(ways), why)
+    return row(label, found, card, best, ways, why)
 
 
-def _mib(ways: list[tuple[str, MemoryEstimate]]) -> dict[str, float]:
-    return {what: found.mib for what, found in ways}
-
-
-def _cheaper(tuning: Tuning, card: Card) -> list[tuple[str, MemoryEstimate]]:
+def _cheaper(tuning: Tuning, card: Card) -> dict[str, float]:
     for values in CHEAPER:
         now = {name: getattr(tuning, name) for name in values}
         new = {n: v for n, v in values.items() if now[n] != v and now[n] in LOWERED.get(n, (now[n],))}
         found = predict_language(tuning.model_copy(update=new), constants=constants(card)) if new else None
         if found and found.fits(card.budget_mib):
-            return [(as_options(new), found)]
-    return []
+            return {as_options(new): found.mib}
+    return {}
 
 
 def _painting(painting: ImageGeneration, card: Card) -> Verdict:
     label = f"{painting.model} {painting.method} {painting.side} px"
     found = predict_image_generation(painting, constants(card))
-    changes: list[dict[str, Any]] = [{"offload": "model"}, {"offload": "sequential"}]
-    for values in changes if painting.method == "infer" else [{"checkpointing": True}]:
-        if found.verdict(card.budget_mib) != "does not fit":
-            break
+    offloads: list[dict[str, Any]] = [{"offload": "model"}, {"offload": "sequential"}]
+    changes = offloads if painting.method == "infer" else [{"checkpointing": True}]
+    for values in changes if found.verdict(card.budget_mib) == "does not fit" else ():
         other = predict_image_generation(painting.model_copy(update=values), constants(card))
         if other.fits(card.budget_mib):
             return row(label, found, card, changes={as_options(values): other.mib})

@@ -13,7 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-Json = dict[str, Any]
+from overnight.events import Json
+
 DIGEST = "overnight.digest"  # tag of a logged model
 NOTE_TAG = "mlflow.note.content"
 MAX_NOTE = 6000  # characters; MLflow takes 8000

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from overnight import events, locks
 from overnight.best_effort import best_effort, call_until_stopped
 from overnight.errors import one_line
+from overnight.events import Json
 from overnight.paths import shown
 from overnight.tracking import backlog
 from overnight.tracking.backlog import End, Record
@@ -32,7 +33,6 @@ from overnight.tracking.client import (
     without_verdicts,
 )
 
-Json = dict[str, Any]
 T = TypeVar("T")
 OPEN_S = 10.0  # how long a run waits for MLflow to open it before it begins without
 PATIENCE_S = 60.0  # at a step's end, without an answer of the server

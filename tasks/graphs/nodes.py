@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from overnight.artifact import Artifact, DataSpec
-from overnight.events import Event
+from overnight.events import Json
 from overnight.run import Run
 from overnight.step import step
 from overnight.training.batches import Batch
@@ -117,7 +117,7 @@ def _small(spec: DataSpec, params: GnnParams) -> bool:
 class _Silent(Run):
     """A run inside a run, for a baseline: it can be stopped, but logs nothing."""
 
-    def _emit(self, event: Event) -> None:
+    def _emit(self, event: Json) -> None:
         pass
 
 
