@@ -299,8 +299,8 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], str, Argum
                 "nargs": "?",
                 "default": "ls",
                 "choices": ("ls", "fetch", "verify"),
-                "help": "where the files are (ls), download what is missing (fetch), compare with the digests "
-                "(verify)",
+                "help": "where the files are (ls), download what is missing (fetch), "
+                "compare with the digests (verify)",
             },
             "names": {"nargs": "*", "metavar": "NAME"},
         },

@@ -42,7 +42,7 @@ class Point:
 def append(card: Card, point: Point) -> None:
     """Add a line. A full disk is no error."""
     line = json.dumps(dataclasses.asdict(point), separators=(",", ":")).encode() + b"\n"
-    path = card.folder / "timeline.jsonl"
+    path = _path(card)
     with suppress(OSError):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
@@ -63,8 +63,8 @@ def _rotate(descriptor: int, path: Path) -> None:
 
 def read(card: Card, since: float = 0.0) -> list[Point]:
     """Every point from `since` (seconds since 1970) on, in order."""
-    files = [card.folder / name for name in ("timeline.1.jsonl", "timeline.jsonl")]
-    return sorted((p for file in files for p in _points(file) if p.at >= since), key=lambda p: p.at)
+    points = [*_points(card.folder / "timeline.1.jsonl"), *_points(_path(card))]
+    return sorted((p for p in points if p.at >= since), key=lambda p: p.at)
 
 
 def _points(path: Path) -> Iterator[Point]:
@@ -77,3 +77,7 @@ def _points(path: Path) -> Iterator[Point]:
             values = json.loads(line)
             names = tuple(values["other_processes"])
             yield Point(**{**values, "at": float(values["at"]), "other_processes": names})
+
+
+def _path(card: Card) -> Path:
+    return card.folder / "timeline.jsonl"
