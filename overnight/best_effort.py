@@ -58,6 +58,25 @@ def best_effort(note: Callable[[str], object] = lambda _text: None) -> Iterator[
         note(f"{type(error).__name__}: {error}")
 
 
+@contextlib.contextmanager
+def repeating(call: Callable[[], object], every_s: float, join_s: float | None = None) -> Iterator[None]:
+    """Call it in a thread every `every_s` while the block runs; join_s: to wait at most for the last call."""
+    done = threading.Event()
+
+    def repeat() -> None:
+        while not done.wait(every_s):
+            with best_effort():
+                call()
+
+    thread = threading.Thread(target=repeat, daemon=True, name="repeating")
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(join_s)
+
+
 class FireAndForget:
     """Runs calls in a daemon thread, one at a time; failures, and new calls while one hangs, are dropped."""
 

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from overnight.best_effort import FireAndForget, call_until_stopped
+from overnight.best_effort import FireAndForget, call_until_stopped, repeating
 from overnight.errors import Stopped
 from overnight.orchestration.launcher import Stop
 from overnight.tracking import backlog
@@ -96,6 +96,17 @@ def test_nothing_is_owed_when_it_was_told(checkout):
         ("a-run", "FINISHED"),
     ]
     assert not backlog.is_pending(well.folder)
+
+
+def test_what_is_repeated_goes_on_after_a_failure():
+    calls = threading.Semaphore(0)
+
+    def fail():
+        calls.release()
+        raise OSError("no server")
+
+    with repeating(fail, every_s=0.001):
+        assert all(calls.acquire(timeout=60) for _ in range(3))
 
 
 def test_a_server_that_hangs_keeps_no_step_from_beginning(hang, checkout):

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from overnight.best_effort import repeating
 from overnight.errors import BadInput
 from overnight.gpu import messages
 from overnight.gpu.card import Card, find
@@ -129,20 +130,13 @@ def program_name(argument: str) -> str:
 @contextmanager
 def keep(held: Lease, modules: Mapping[str, Any], every_s: float = REENTER_S) -> Iterator[None]:
     """Enter the lease again where its file was removed, and report what a script's torch uses."""
-    done = threading.Event()
 
-    def loop() -> None:
-        while not done.wait(every_s):
-            _restore(held.grant)
-            update_usage(held, modules)
+    def refresh() -> None:
+        _restore(held.grant)
+        update_usage(held, modules)
 
-    thread = threading.Thread(target=loop, daemon=True, name="lease")
-    thread.start()
-    try:
+    with repeating(refresh, every_s):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def _restore(grant: Grant) -> None:

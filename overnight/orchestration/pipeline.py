@@ -8,14 +8,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from overnight import paths, services
 from overnight.artifact import Artifact
-from overnight.best_effort import best_effort
+from overnight.best_effort import best_effort, repeating
 from overnight.config import Experiment, Params, read, validate
 from overnight.errors import ConfigError, DoesNotFit
 from overnight.gpu.card import Card, find
@@ -174,7 +175,10 @@ def execute(path: Path, overrides: Sequence[str], engine: Engine) -> Outcome:
         run = PipelineRun(experiment, card, tracker, own, display, engine, Local(card), uploaders=[own])
         own.wait_until_open(run.stop, OPEN_S)
         display.say("\n".join([*read(path, overrides)[1].left_out, f"MLflow: {own.link()}"]))
-        with _handlers(run.stop), _polling(run):
+        # Two threads: a server that hangs stops one of them.
+        uploads = repeating(partial(_upload, run), POLL_S, LAST_S)
+        cancellations = repeating(partial(_check_stop, run), POLL_S, LAST_S)
+        with _handlers(run.stop), uploads, cancellations:
             try:
                 with building(run):
                     pipeline.body(experiment)
@@ -244,27 +248,6 @@ def _one_line(run: PipelineRun) -> str:
     parts += [f"{rest} not run"] if rest else []
     parts += [run.stop.reason] if run.stop() else []
     return "; ".join(parts)
-
-
-@contextlib.contextmanager
-def _polling(run: PipelineRun) -> Iterator[None]:
-    done = threading.Event()
-
-    def repeat(call: Callable[[PipelineRun], None]) -> None:
-        while not done.wait(POLL_S):
-            with best_effort():
-                call(run)
-
-    # Two threads: a server that hangs stops one of them.
-    threads = [threading.Thread(target=repeat, args=(c,), daemon=True) for c in (_upload, _check_stop)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join(LAST_S)
 
 
 def _upload(run: PipelineRun) -> None:
