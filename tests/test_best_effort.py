@@ -63,6 +63,9 @@ class Server:
     def __init__(self, at_the_end=lambda: None):
         self.at_the_end, self.received = at_the_end, []
 
+    def lost(self, _run_id, _created):
+        return False
+
     def run_state(self, _run_id):
         return RunState({}, "", {})
 
