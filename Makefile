@@ -1,6 +1,6 @@
 # The words of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-all chaos bench demo lock test-gpu up down clean
+.PHONY: help setup check test test-all chaos bench demo lock test-gpu first-gpu up down clean
 test test-all test-gpu: export OMP_NUM_THREADS ?= 1
 BIN := .venv/bin
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder  # on two cores: tests of servers wait more than they compute
@@ -29,6 +29,9 @@ check: setup  ## style and types of the project's own files
 
 test-gpu: setup  ## what needs a CUDA card
 	$(BIN)/pytest -m gpu
+
+first-gpu: setup  ## on a machine with a card, once: what nobody could try without one; 8 minutes at most, a table
+	$(BIN)/python -m bench.first_gpu
 
 chaos: setup  ## kills, stops and a removed folder: a table, and 1 when a bar is missed (NAME=card_kill: one case)
 	$(BIN)/python -m tests.chaos $(NAME)
