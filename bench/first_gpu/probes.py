@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from overnight.errors import OvernightError
 from overnight.gpu import cuda_context
 from overnight.gpu.card import Card, find, virtual
 from overnight.gpu.device_usage import device_of
@@ -28,6 +29,10 @@ ON_CARD = DEVICE == "cuda"
 MIB = 1 << 20
 SLACK_MIB = 16
 CAP_MIB = 600  # of the probe that runs out of memory
+WRONG = (  # what a probe may meet; anything else ends it, which its parent says
+    *(OvernightError, RuntimeError, MemoryError, OSError, ImportError, AttributeError, LookupError),
+    *(TypeError, ValueError, AssertionError),
+)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -39,7 +44,7 @@ def tried(key: str, call: Callable[[], Any], ok: Callable[[Any], bool] = lambda 
     """What the call returns, judged and said; an exception is wrong."""
     try:
         found = call()
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is what this looks for
+    except WRONG as error:
         say(
             key,
             f"{type(error).__module__}.{type(error).__name__}: {' '.join(str(error).split())[:300]}",
@@ -188,7 +193,7 @@ def _leaving(room_mib: int, call: Callable[[], object]) -> tuple[str, bool]:
         while ON_CARD and CAP_MIB - torch.cuda.memory_reserved() / MIB > room_mib:
             kept.append(torch.empty(2 * MIB, dtype=torch.uint8, device=DEVICE))
         call()
-    except Exception as error:  # noqa: BLE001 - which it is, is what this looks for
+    except WRONG as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}", is_out_of_memory(error)
     finally:
         del kept
