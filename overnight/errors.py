@@ -9,6 +9,11 @@ from pathlib import Path
 
 from overnight.paths import shown
 
+FAILURES = (  # what code of others raises for what it cannot take; kinds of Exception, not all of it
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError,
+    ValueError,
+)  # fmt: skip
+
 
 class OvernightError(Exception):
     """The root: what overnight can explain without a traceback."""
@@ -90,4 +95,4 @@ def did_you_mean(given: str, known: Iterable[str], form: Callable[[str], str] = 
 
 
 def one_line(error: object) -> str:
-    return " ".join(str(error).split())[:200]
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overnight.artifact import DataSpec
-from overnight.errors import ConfigError, OvernightError
+from overnight.errors import FAILURES, ConfigError, OvernightError
 from overnight.gpu.card import RESERVE_MIB, Card, find
 from overnight.memory.formulas import Formula
 from overnight.memory.history import History, family
 from overnight.memory.prediction import Constants, MemoryEstimate
-from overnight.memory.request import REFUSED_DATA, ROUND_MIB, calibrated
+from overnight.memory.request import ROUND_MIB, calibrated
 from overnight.memory.usage import Usage
 from overnight.orchestration.dry_run import PlannedStep, planned_steps
 from overnight.orchestration.terminal import table
@@ -77,7 +77,7 @@ def verdict_of(step: PlannedStep, card: Card) -> Verdict:
             return _by_formula(step, card)
     except OvernightError as error:
         return Verdict(step.label, "unknown", why=str(error))
-    except REFUSED_DATA as error:
+    except FAILURES as error:
         why = f"it cannot be built for its data: {type(error).__name__}: {error}"
         return Verdict(step.label, "unknown", why=why)
     if not step.step.gpu:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import TypeAdapter
 
+from overnight.errors import FAILURES
 from overnight.files import atomic_write, source_sha256
 from overnight.gpu.card import Card
 from overnight.locks import hold
@@ -31,7 +32,6 @@ KEPT = 5
 FAMILY_RUNS = 50  # the last ones, whose errors count
 LARGEST = 10**8  # MiB; a larger figure is nonsense
 KINDS_OF_NET = ("arch", "recipe", "conv", "algorithm", "model")  # fields of Params that name one
-ODD = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
 _ESTIMATE = TypeAdapter(MemoryEstimate)
 
 
@@ -156,7 +156,7 @@ def _read(path: Path) -> Iterator[_Line]:
     except OSError:
         return
     for text in texts:
-        with suppress(*ODD):
+        with suppress(*FAILURES):
             line = _Line.parse(text)
             if line.sound:
                 yield line

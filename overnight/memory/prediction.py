@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from overnight.config import Values
-from overnight.errors import OvernightError
+from overnight.errors import FAILURES, OvernightError, one_line
 from overnight.gpu.card import Card
 from overnight.gpu.memory_limit import expands
 from overnight.memory.trace import Trace
@@ -23,16 +23,6 @@ Target = Literal["cuda", "cpu"]
 MIB = 2**20
 VIRTUAL_MARGIN_MIB = 8.0
 _TRACING = threading.Lock()  # a trace changes operators of the whole process
-REFUSALS = (
-    RuntimeError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    LookupError,
-    AssertionError,
-    ImportError,
-    OSError,
-)
 REASONS = {  # of torch's own exceptions
     "DataDependentOutputException": "it reads a value off the device and goes on by it",
     "DynamicOutputShapeException": "the size of a tensor depends on values",
@@ -145,15 +135,14 @@ def _trace(
                 for _ in range(blas_handles if cuda else 0):
                     world.tracer.trace.allocate(cuda_rules.BLAS_WORKSPACE, "workspace", ("build", "cuBLAS"))
                 run(world)
-        except REFUSALS as error:
+        except FAILURES as error:
             raise Unknown(_reason(error, world.tracer.failed)) from None
     return world.tracer.trace.settled()
 
 
 def _reason(error: BaseException, phase: str) -> str:
     kind = type(error).__name__
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"{phase or 'build'}: {REASONS.get(kind, kind)}: {first[:160]}"
+    return f"{phase or 'build'}: {REASONS.get(kind, kind)}: {one_line(error)}"
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from overnight.artifact import Artifact, DataSpec
-from overnight.errors import DoesNotFit, OvernightError
+from overnight.errors import FAILURES, DoesNotFit, OvernightError
 from overnight.gpu.card import Card
 from overnight.gpu.cuda_context import overhead
 from overnight.gpu.out_of_memory import NEAR
@@ -38,16 +38,6 @@ RAISE = 1.25  # of a cap that was filled
 DOUBLE = 2.0  # of a cap that was too small, until a run has finished since
 LARGEST_SHARE = 0.97  # a cap above this share of the room, once filled, is not tried again
 ERROR_SLACK = 0.01
-# what a recipe raises for data that it cannot take
-REFUSED_DATA = (
-    OvernightError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 Predict = Callable[[Any, int], MemoryEstimate | None]  # (recipe, micro-batch)
 
 
@@ -148,7 +138,7 @@ class _Planner:
         spec = next((a.spec for a in self.arguments if isinstance(a, Artifact)), None)
         if self.step.recipe is None or spec in (None, DataSpec()):
             return None
-        with suppress(*REFUSED_DATA):  # the step itself will report it
+        with suppress(OvernightError, *FAILURES):  # the step itself will report it
             return self.step.recipe(self.params, spec)
         return None
 

@@ -9,19 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from overnight.errors import FAILURES
+
 FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # those with fused CUDA kernels
 WORTH_FLOP = 1e16  # of a whole training: minutes even on a fast card, where compiling takes about one
-FAILURES = (  # of compilers and what they call
-    RuntimeError,
-    OSError,
-    ImportError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-    AssertionError,
-    subprocess.SubprocessError,
-)
 COMPILERS = (  # errors of their own, which derive from Exception alone
     ("triton.errors", "TritonError"),
     ("torch._inductor.compile_worker.subproc_pool", "SubprocException"),
@@ -31,7 +22,7 @@ COMPILERS = (  # errors of their own, which derive from Exception alone
 def failures() -> tuple[type[Exception], ...]:
     """What a step may fail with: no memory, FAILURES, the errors of those compilers that are loaded."""
     loaded = [getattr(sys.modules.get(module), name, MemoryError) for module, name in COMPILERS]
-    return (MemoryError, *FAILURES, *loaded)
+    return (MemoryError, *FAILURES, subprocess.SubprocessError, *loaded)
 
 
 class Precision:

@@ -11,13 +11,13 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from overnight.errors import BadInput, DoesNotFit, OutOfMemory
+from overnight.errors import BadInput, DoesNotFit, OutOfMemory, one_line
 from overnight.gpu.out_of_memory import is_out_of_memory, is_paging, on_wsl
 from overnight.run import Run
 from overnight.training.acceleration import Compiled, failures
 from overnight.training.batches import Batch, count, versions
 from overnight.training.divergence import LossSum, detached, divisor
-from overnight.training.out_of_memory import KINDS, brief, does_not_fit, free, room_bytes
+from overnight.training.out_of_memory import KINDS, does_not_fit, free, room_bytes
 from overnight.training.plan import RollbackToCheckpoint
 from overnight.training.prefetch import MIB, Prefetcher
 from overnight.training.recipe import LOSS_CONTRACT, check_batch, check_loss
@@ -64,7 +64,7 @@ class GradientAccumulation:
                 break
             except failures() as error:
                 remedy = self._remedy(error, batch)
-                reason = brief(error)
+                reason = one_line(error)
             # outside the handler, where the error and the frames that it kept alive are gone
             self._clear_gradients()
             self._undo(batch, before)
@@ -114,7 +114,7 @@ class GradientAccumulation:
                 self._restart_smaller(error, batch)
             if not is_out_of_memory(error):
                 raise
-            reason = brief(error)
+            reason = one_line(error)
         else:
             self.micro.succeeded(self.recipe.params.grow)
             if not self.settled:
@@ -147,8 +147,8 @@ class GradientAccumulation:
         parts = self._split(batch, self.micro.size)
         smaller = max(self.micro.least, max(map(count, parts)) // 2)
         if not self.micro.failed(smaller if smaller < self.micro.size else None, self.state.done):
-            raise OutOfMemory(brief(error)) from error
-        raise RollbackToCheckpoint(brief(error), self.state.plan, fresh=True) from error
+            raise OutOfMemory(one_line(error)) from error
+        raise RollbackToCheckpoint(one_line(error), self.state.plan, fresh=True) from error
 
     def _settle(self, size: int) -> None:
         """Decide where the data lie and whether to compile."""

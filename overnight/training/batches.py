@@ -33,10 +33,7 @@ class Batches:
         return len(self.order)
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.since(0)
-
-    def since(self, first: int) -> Iterator[Batch]:
-        return map(self.at, range(first, len(self.order)))
+        return since(self, 0)
 
     def at(self, index: int) -> Batch:
         return self.make(self.order[index], seeded(self.seed, index))
@@ -65,7 +62,9 @@ def origin(generator: torch.Generator) -> tuple[int, int]:
 
 def since(batches: Iterable[Batch], first: int) -> Iterator[Batch]:
     """From number `first` on; a plain generator has to make those it skips."""
-    return batches.since(first) if isinstance(batches, Batches) else islice(batches, first, None)
+    if isinstance(batches, Batches):
+        return map(batches.at, range(first, len(batches)))
+    return islice(batches, first, None)
 
 
 def samples(batches: Iterable[Batch], index: int) -> list[int]:

@@ -8,31 +8,22 @@
                                             plan            see save_plan
 """
 
-import hashlib
 import json
 import os
 import pickle
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from overnight.files import atomic_write, read_json
+from overnight.errors import FAILURES, one_line
+from overnight.files import atomic_write, file_sha256, read_json
 from overnight.paths import shown
-from overnight.training.acceleration import FAILURES
-from overnight.training.out_of_memory import brief
 
 PLAN = "plan"
 SHARE = 0.02  # of the time that writing may cost
-UNSUITABLE = (
-    *FAILURES,
-    pickle.PickleError,
-    EOFError,
-    MemoryError,
-)  # what torch may raise for a state or file
-BAD_JSON = (OSError, ValueError, KeyError, TypeError, RecursionError)
+UNSUITABLE = (*FAILURES, pickle.PickleError, EOFError, MemoryError)  # of torch, for a state or file
 Identity = dict[str, str]  # what must be equal for a checkpoint to be usable, by name
 
 
@@ -61,14 +52,12 @@ class CheckpointStore:
         except UNSUITABLE as error:
             with suppress(OSError):  # a full disk needs the room
                 (self.folder / "part").unlink(missing_ok=True)
-            self._log_failure(f"no checkpoint: {_reason(self.folder, error)}")
+            failure = f"no checkpoint: {_reason(self.folder, error)}"
+            if failure != self.last_failure:
+                self.log(failure)
+            self.last_failure = failure
         ended = time.monotonic()
         self.next = ended + max(self.every_s, (ended - began) / SHARE if self.every_s else 0)
-
-    def _log_failure(self, text: str) -> None:
-        if text != self.last_failure:
-            self.log(text)
-        self.last_failure = text
 
     def usable(self, identity: Identity) -> Iterator[Path]:
         """The undamaged states with this identity, newest first; logs why others are refused."""
@@ -105,30 +94,16 @@ def refusal(facts: Path, identity: Identity) -> str:
     try:
         found = json.loads(facts.read_text())
         theirs = dict(found["identity"])
-        size = found["bytes"]
-        digest = found["sha256"]
-        with facts.with_suffix(".pt").open("rb") as file:
-            if os.fstat(file.fileno()).st_size != size:
-                return f"it is truncated: {os.fstat(file.fileno()).st_size} of {size} bytes"
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                return "its digest is wrong: the file is damaged"
-    except BAD_JSON as error:
+        state = facts.with_suffix(".pt")
+        size = state.stat().st_size
+        if size != found["bytes"]:
+            return f"it is truncated: {size} of {found['bytes']} bytes"
+        if file_sha256(state) != found["sha256"]:
+            return "its digest is wrong: the file is damaged"
+    except FAILURES as error:
         return f"it cannot be read ({type(error).__name__})"
     other = [name for name in identity if theirs.get(name) != identity[name]]
     return ", ".join(f"{name} was {theirs.get(name)!r}, is {identity[name]!r}" for name in other)
-
-
-class _HashingFile:
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.sha256 = hashlib.sha256()
-
-    def write(self, data: Any) -> int:
-        self.sha256.update(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
 
 
 def _write(folder: Path, identity: Identity, write: Callable[[Any], None], step: int) -> None:
@@ -136,13 +111,11 @@ def _write(folder: Path, identity: Identity, write: Callable[[Any], None], step:
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / "part"
     with part.open("wb") as file:
-        hashing = _HashingFile(file)
-        write(hashing)
-        size = file.tell()
+        write(file)
         file.flush()
         os.fsync(file.fileno())
+    facts = {"identity": identity, "bytes": part.stat().st_size, "sha256": file_sha256(part)}
     part.replace(folder / f"{step:08d}.pt")
-    facts = {"identity": identity, "bytes": size, "sha256": hashing.sha256.hexdigest()}
     atomic_write(folder / f"{step:08d}.json", json.dumps(facts), durable=True)
     _delete_others(folder, step)
 
@@ -152,7 +125,7 @@ def _reason(folder: Path, error: BaseException) -> str:
         error = error.__context__
     if isinstance(error, OSError):
         return f"{shown(folder)} cannot be written ({error.strerror})"
-    return f"this training cannot be written ({type(error).__name__}: {brief(error)})"
+    return f"this training cannot be written ({type(error).__name__}: {one_line(error)})"
 
 
 def _delete_others(folder: Path, step: int) -> None:
@@ -172,7 +145,3 @@ def _facts_files(folder: Path | None) -> list[Path]:
     if folder is None:
         return []
     return sorted(path for path in folder.glob("*.json") if path.stem.isdecimal() and path.stem.isascii())
-
-
-def remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)

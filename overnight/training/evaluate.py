@@ -8,11 +8,11 @@ from typing import Any, SupportsFloat, TypeVar
 import torch
 from torch import Tensor, nn
 
-from overnight.errors import BadInput, DoesNotFit
+from overnight.errors import BadInput, DoesNotFit, one_line
 from overnight.gpu.out_of_memory import is_out_of_memory
 from overnight.run import Run
 from overnight.training.acceleration import Precision
-from overnight.training.out_of_memory import KINDS, brief, does_not_fit, free
+from overnight.training.out_of_memory import KINDS, does_not_fit, free
 from overnight.training.plan import EvalBatches
 from overnight.training.recipe import Recipe, Scores
 from overnight.training.state import TrainState
@@ -99,7 +99,7 @@ def validate(run: Run, state: TrainState[Any]) -> Scores:
     except KINDS as error:
         if not is_out_of_memory(error):
             raise
-        reason = brief(error)
+        reason = one_line(error)
     finally:
         faults = eval_batches.faults - before
         run.out_of_memory += faults

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from overnight.errors import Diverged, RestartProcess, Stopped
+from overnight.errors import Diverged, RestartProcess, Stopped, one_line
 from overnight.gpu.out_of_memory import is_out_of_memory
 from overnight.run import Run
 from overnight.training.accumulate import GradientAccumulation
@@ -15,7 +15,7 @@ from overnight.training.batches import samples
 from overnight.training.checkpoint import UNSUITABLE, CheckpointStore
 from overnight.training.divergence import LossSum, report
 from overnight.training.evaluate import validate
-from overnight.training.out_of_memory import brief, free
+from overnight.training.out_of_memory import free
 from overnight.training.plan import Plan, RollbackToCheckpoint, read_plan
 from overnight.training.prefetch import Prefetcher
 from overnight.training.recipe import Recipe, Scores, TrainParams
@@ -88,7 +88,7 @@ def _start(
         except UNSUITABLE as error:
             if is_out_of_memory(error):
                 raise
-            store.refuse(path, f"it cannot be loaded ({type(error).__name__}: {brief(error)})")
+            store.refuse(path, f"it cannot be loaded ({type(error).__name__}: {one_line(error)})")
         del state  # half of it is the checkpoint's
         state = TrainState(recipe, run, data, plan)
     run.param("parameters", sum(p.numel() for p in state.parameters))

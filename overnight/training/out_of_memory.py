@@ -8,17 +8,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
-from overnight.errors import DoesNotFit
+from overnight.errors import FAILURES, DoesNotFit, one_line
 from overnight.gpu.out_of_memory import is_out_of_memory
-from overnight.training.acceleration import FAILURES
 
-KINDS = (torch.OutOfMemoryError, MemoryError, RuntimeError)  # classes that is_out_of_memory may accept
+KINDS = (MemoryError, RuntimeError)  # classes that is_out_of_memory may accept
 FILL = 0.9  # of the lease that may be filled on purpose: at 95 % it would count as too small
-
-
-def brief(error: BaseException) -> str:
-    """The message alone: an error that is kept keeps every tensor of the frames in its traceback."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def free() -> None:
@@ -77,7 +71,7 @@ def reserve_optimizer_state(
         except (MemoryError, *FAILURES) as error:
             if not is_out_of_memory(error):
                 return []
-            reason = brief(error)
+            reason = one_line(error)
         finally:
             for parameter in trainable:
                 parameter.grad = None

@@ -8,10 +8,9 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from overnight.errors import FAILURES, one_line
 from overnight.gpu.out_of_memory import is_out_of_memory
-from overnight.training.acceleration import FAILURES
 from overnight.training.batches import Batch, Batches, since
-from overnight.training.out_of_memory import brief
 
 Data = TypeVar("Data")
 DEPTH = 2  # batches made ahead
@@ -69,7 +68,7 @@ class Prefetcher(Generic[Data]):
                 return pinned(batch)
             except RuntimeError as error:
                 self.pins = False
-                self.note(f"batches are not page-locked, which the host refused ({brief(error)})")
+                self.note(f"batches are not page-locked, which the host refused ({one_line(error)})")
         return batch
 
     def close(self) -> None:
@@ -98,7 +97,7 @@ class Prefetcher(Generic[Data]):
             moved: Any = self.host | {name: self.host[name].to(self.device, copy=True) for name in names}
             self._check(moved)
         except (MemoryError, *FAILURES) as error:  # no memory, or code that mixes tensors of card and host
-            why = f"its batches cannot be made there ({brief(error)[:80]})"
+            why = f"its batches cannot be made there ({one_line(error)[:80]})"
             self.where = f"host: {'out of memory' if is_out_of_memory(error) else why}"
         else:
             self.close()

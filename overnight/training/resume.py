@@ -5,6 +5,7 @@ are left out (`Run.logged_before`): the first attempt that reaches a (metric, st
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,7 +17,6 @@ from overnight.errors import RestartProcess
 from overnight.files import atomic_write, read_json
 from overnight.paths import state
 from overnight.run import Run
-from overnight.training.checkpoint import remove
 
 MONITOR = ("system/", "card/")  # measured anew by every attempt: their steps count reports and go on counting
 
@@ -54,9 +54,9 @@ def acquire_checkpoints(
             raise
         except BaseException:
             if not any(folder.glob("*/*.json")):
-                remove(folder)
+                shutil.rmtree(folder, ignore_errors=True)
             raise
-        remove(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _register(run: Run, folder: Path, known: Sequence[str], logged_before: Mapping[str, int]) -> None:

@@ -82,13 +82,10 @@ class StepSnapshot:
     def used_rng(self) -> bool:
         """Whether a generator was drawn from; Python's and numpy's that were not are no longer saved."""
         drawn = [
-            not _equal(get(), state) for (get, _), state in zip(self.generators, self.random, strict=True)
+            not bool(torch.equal(get(), state) if isinstance(state, Tensor) else get() == state)
+            for (get, _), state in zip(self.generators, self.random, strict=True)
         ]
         kept = [new or isinstance(state, Tensor) for new, state in zip(drawn, self.random, strict=True)]
         self.generators = [generator for generator, keep in zip(self.generators, kept, strict=True) if keep]
         self.random = [state for state, keep in zip(self.random, kept, strict=True) if keep]
         return any(drawn)
-
-
-def _equal(a: Any, b: Any) -> bool:
-    return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from overnight.training.acceleration import FAILURES
+from overnight.errors import FAILURES
 from overnight.training.batches import Batch, count
 
 SLOW = 3.0  # times the usual duration of a step

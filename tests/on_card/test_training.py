@@ -11,7 +11,7 @@ from torch import nn
 
 from overnight.run import RecordingRun
 from overnight.training.acceleration import fuse, to_device
-from overnight.training.batches import Batches, seeded
+from overnight.training.batches import Batches, seeded, since
 from overnight.training.loop import train
 from overnight.training.out_of_memory import free, reserve_optimizer_state
 from overnight.training.prefetch import pinned, prefetch
@@ -142,7 +142,7 @@ def test_what_is_made_ahead_is_pinned_and_in_order(cuda):
     made = batches(TrainParams(batch=32), small_trainings.blobs(), seeded(1))
     found = list(prefetch(made, 1, pinned))
     assert all(tensor.is_pinned() for batch in found for tensor in batch.values())
-    assert all(torch.equal(a["x"], b["x"]) for a, b in zip(found, made.since(1), strict=True))
+    assert all(torch.equal(a["x"], b["x"]) for a, b in zip(found, since(made, 1), strict=True))
 
 
 def test_a_compiled_training_learns_the_same_under_the_same_names(cuda, tmp_path):

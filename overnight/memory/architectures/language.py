@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from overnight.errors import BadInput, one_line
+from overnight.errors import FAILURES, BadInput, one_line
 from overnight.memory.architectures import Question, trained, training
 from overnight.memory.architectures.shapes import ENCODERS, config_of
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from overnight.training.recipe import Recipe
 
 EXTRA = "language models need the extra llm: make setup, or pip install 'overnight[llm]'"
-MISTAKEN = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError)  # by nonsense in a config
 HEADS = ("classifier", "pre_classifier", "score")
 OTHERS = ("auto_map", "quantization_config", "architectures")  # of a config.json, that change no size
 ALL_LINEAR, MOST_LAYERS = "all-linear", 1000
@@ -129,11 +128,9 @@ def _check_build(tuning: Tuning) -> None:
             _model(tuning.model_copy(update={"layers": 1}))
     except ImportError as error:
         raise BadInput(f"{error}; {EXTRA}") from None
-    except (*MISTAKEN, RuntimeError, OSError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BadInput(
-            f"model {tuning.model!r} with method {tuning.method!r} cannot be built: {first[:200]}"
-        ) from None
+    except FAILURES as error:
+        what = f"model {tuning.model!r} with method {tuning.method!r}"
+        raise BadInput(f"{what} cannot be built: {one_line(error)}") from None
 
 
 def _model(tuning: Tuning) -> "nn.Module":
@@ -169,7 +166,7 @@ def _config(tuning: Tuning) -> Any:
         config = transformers.AutoConfig.for_model(values["model_type"], **known)
     except ImportError as error:
         raise BadInput(f"{error}; {EXTRA}") from None
-    except (*MISTAKEN, StrictDataclassError) as error:
+    except (*FAILURES, StrictDataclassError) as error:
         raise BadInput(f"model {tuning.model!r}: {one_line(error)}") from None
     if tuning.layers:
         config.num_hidden_layers = tuning.layers

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from overnight.errors import BadInput
+from overnight.errors import FAILURES, BadInput
 from overnight.memory.architectures.shapes import Shape
 
 BLOCKS = {  # bytes and weights of a block of the GGUF formats
@@ -110,15 +110,7 @@ def read_header(path: Path) -> Weights:
         raise BadInput(
             f"{path}: {error.strerror or error}; give a .gguf, a .safetensors or its index"
         ) from None
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-        struct.error,
-        RecursionError,
-        OverflowError,
-        MemoryError,
-    ) as error:
+    except (*FAILURES, struct.error, MemoryError) as error:
         raise BadInput(
             f"{path}: no header of weights can be read ({type(error).__name__}: {str(error)[:80]}); "
             "is the file whole?"

@@ -12,7 +12,7 @@ from bench._kernels import Kernels
 from bench._measure import live_peak
 from overnight import DataSpec, RecordingRun
 from overnight.memory.prediction import traced
-from overnight.training.batches import seeded, split_by_sample
+from overnight.training.batches import seeded, since, split_by_sample
 from tasks.vision.augment import apply, draw, views
 from tasks.vision.cnn import CnnParams, Speedrun, batches, cnn_recipe, predictor, train_cnn
 from tasks.vision.optimizers import orthogonal
@@ -108,7 +108,7 @@ def test_a_batch_is_the_same_whatever_was_made_before():
     }
     made_here = recipe("speedrun", flip="alternating", crop=3, cutout=4).batches(data, seeded(0, 3))
     whole = list(made_here)
-    assert all(torch.equal(whole[2][name], tensor) for name, tensor in next(made_here.since(2)).items())
+    assert all(torch.equal(whole[2][name], tensor) for name, tensor in next(since(made_here, 2)).items())
 
 
 @pytest.mark.parametrize("name", ["resnet18", "speedrun", "speedrun, muon"])
