@@ -9,6 +9,7 @@ from typing import Any
 
 from overnight.best_effort import best_effort
 from overnight.gpu.card import Card
+from overnight.memory.request import MemoryRequest
 from overnight.orchestration.launcher import Stop, new_folder, run_child
 from overnight.orchestration.pipeline import POLL_S
 from overnight.orchestration.protocol import ChildSpec
@@ -51,7 +52,7 @@ def spec_of(case: dict[str, Any], uploader: Uploader) -> ChildSpec:
         key=case["key"],
         parent=os.getpid(),
         card=CARD,
-        ask_mib=0,
+        request=MemoryRequest(0),
         earlier=uploader.record.earlier,
         logged_before=uploader.run_state.steps,
     )

@@ -65,6 +65,10 @@ class MemoryRequest:
             events += [event("log", text=note), event("param", name="usage/not_predicted", value=note)]
         return events
 
+    def micro_batch_of(self, granted_mib: int) -> int | None:
+        """The micro-batch that goes with an amount."""
+        return next((n for mib, n in self.smaller if mib == granted_mib < self.mib), self.micro_batch)
+
     def usage(self) -> dict[str, float]:
         """Fields of Usage that are known before the run."""
         asked: dict[str, float] = {"asked_mib": self.mib}

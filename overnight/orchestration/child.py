@@ -62,7 +62,7 @@ def _run(folder: Path, spec: ChildSpec, stop: list[int], facts: dict[str, Any]) 
     run = EventLogRun(folder, spec.seed)
     run.should_stop = lambda: bool(stop)
     run.restarts = True
-    memory_limit.prepare(spec.card, bool(spec.ask_mib))
+    memory_limit.prepare(spec.card, bool(spec.request.mib))
     step = load_step(spec.step)
     arguments = step.from_json(spec.arguments)
     with contextlib.ExitStack() as held:
@@ -106,21 +106,22 @@ def _sized(arguments: list[Any], micro_batch: int | None) -> list[Any]:
 def _take_lease(
     held: contextlib.ExitStack, run: EventLogRun, spec: ChildSpec, facts: dict[str, Any]
 ) -> "Lease | None":
-    if not spec.ask_mib:
+    request = spec.request
+    if not request.mib:
         return None
     from overnight.gpu import messages
     from overnight.gpu.lease import lease
 
-    facts |= {"asked_mib": spec.ask_mib, "exclusive": spec.exclusive}
+    facts |= {"asked_mib": request.mib, "exclusive": request.exclusive}
     granted = held.enter_context(
         lease(
-            spec.ask_mib,
+            request.mib,
             spec.card,
             {"step": spec.label, "experiment": spec.experiment},
             run.should_stop,
-            lambda ahead, overuse: run.log(messages.waiting(spec.card, spec.ask_mib, ahead, overuse)),
-            spec.exclusive,
-            [mib for mib, _ in spec.smaller],
+            lambda ahead, overuse: run.log(messages.waiting(spec.card, request.mib, ahead, overuse)),
+            request.exclusive,
+            [mib for mib, _ in request.smaller],
             spec.ticket,
         )
     )
@@ -128,7 +129,7 @@ def _take_lease(
         "ticket": granted.ticket,
         "lease_mib": granted.mib,
         "wait_s": granted.wait_s,
-        "asked_micro_batch": spec.micro_batch_of(granted.mib),
+        "asked_micro_batch": request.micro_batch_of(granted.mib),
     }
     return granted
 

@@ -94,15 +94,7 @@ class Local:
                 asked = memory_subprocess.plan_request(step, arguments, self.card, stop)
                 for event in asked.events():
                     listener.estimated(event)
-            child = ChildSpec(
-                **dict(spec),
-                parent=os.getpid(),
-                card=self.card,
-                ask_mib=asked.mib,
-                micro_batch=asked.micro_batch,
-                exclusive=asked.exclusive,
-                smaller=asked.smaller,
-            )
+            child = ChildSpec(**dict(spec), parent=os.getpid(), card=self.card, request=asked)
             threads = max(1, (os.cpu_count() or 1) // running)
             result = run_to_end(
                 lambda one: run_child(folder, one, threads, stop, listener.event, listener.log), child

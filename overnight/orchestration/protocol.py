@@ -1,10 +1,12 @@
 """spec.json, which a parent writes for the child that runs a step, and result.json, its answer."""
 
+from dataclasses import replace
 from typing import Any, Self
 
 from overnight.config import Values
 from overnight.errors import DoesNotFit, OutOfMemory
 from overnight.gpu.card import Card
+from overnight.memory.request import MemoryRequest
 from overnight.memory.usage import Usage
 
 PEAKS = ("peak_mib", "device_peak_mib", "other_processes_peak_mib", "host_peak_mib")
@@ -29,24 +31,15 @@ class ChildSpec(StepSpec):
 
     parent: int  # pid of the parent; the child is killed when it ends
     card: Card
-    ask_mib: int  # MiB to lease; 0: no lease
-    micro_batch: int | None = None  # samples on the card at once that the amount was asked for
-    exclusive: bool = False
-    smaller: tuple[tuple[int, int], ...] = ()  # (MiB, micro-batch) that will do as well, the largest first
+    request: MemoryRequest  # 0 MiB: no lease
     ticket: int | None = None  # the place in line of the child before, which gave its lease back
 
-    def micro_batch_of(self, granted_mib: int) -> int | None:
-        return next(
-            (size for mib, size in self.smaller if mib == granted_mib < self.ask_mib), self.micro_batch
-        )
-
     def after(self, result: "StepResult") -> Self:
-        """Of the next child: the same place in line, and the last micro-batch of this one."""
-        size = result.micro_batch or self.micro_batch
-        smaller = tuple((mib, less) for mib, less in self.smaller if size is None or less < size)
-        return self.model_copy(
-            update={"ticket": result.ticket or None, "micro_batch": size, "smaller": smaller}
-        )
+        """The next child has the same place in line, and begins with the last micro-batch of this one."""
+        size = result.micro_batch or self.request.micro_batch
+        smaller = tuple((mib, n) for mib, n in self.request.smaller if size is None or n < size)
+        request = replace(self.request, micro_batch=size, smaller=smaller)
+        return self.model_copy(update={"ticket": result.ticket or None, "request": request})
 
 
 class StepResult(Usage):

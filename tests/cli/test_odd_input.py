@@ -227,6 +227,7 @@ def test_a_child_that_cannot_write_its_result_says_why(tmp_path, monkeypatch) ->
     import signal
 
     from overnight.gpu.card import virtual
+    from overnight.memory.request import MemoryRequest
     from overnight.orchestration import child
     from overnight.orchestration.protocol import ChildSpec
 
@@ -242,7 +243,7 @@ def test_a_child_that_cannot_write_its_result_says_why(tmp_path, monkeypatch) ->
         key="",
         parent=1,
         card=virtual(),
-        ask_mib=0,
+        request=MemoryRequest(0),
     )
     (tmp_path / "spec.json").write_text(spec.model_dump_json())
     for name in ("die_with_parent", "_run", "atomic_write"):

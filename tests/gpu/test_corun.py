@@ -111,10 +111,7 @@ class Child(threading.Thread):
             key="",
             parent=os.getpid(),
             card=self.card,
-            ask_mib=self.asked.mib,
-            micro_batch=self.asked.micro_batch,
-            exclusive=self.asked.exclusive,
-            smaller=self.asked.smaller,
+            request=self.asked,
             uncapped=self.step.uncapped,
         )
         self.result = launcher.run_child(

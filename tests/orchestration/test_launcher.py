@@ -15,6 +15,7 @@ from overnight.gpu.card import Card
 from overnight.gpu.ledger.entries import Request
 from overnight.gpu.ledger.ledger import Ledger
 from overnight.gpu.monitor import PreemptionPolicy
+from overnight.memory.request import MemoryRequest
 from overnight.orchestration.launcher import Stop, run_child, run_to_end
 from overnight.orchestration.protocol import ChildSpec, StepResult
 from overnight.run import RecordingRun
@@ -44,7 +45,7 @@ class Parent:
         self.spec = ChildSpec(
             step="tests.support.steps_checkpointed:lasts", label="lasts", experiment="test",
             arguments=[params.model_dump(mode="json")], seed=5, key="k",
-            parent=os.getpid(), card=card, ask_mib=800, micro_batch=32,
+            parent=os.getpid(), card=card, request=MemoryRequest(800, 32),
         )  # fmt: skip
         self.result: StepResult | None = None
 
@@ -178,9 +179,10 @@ def test_a_training_whose_optimizer_never_has_room_ends(tmp_path):
 
 
 def test_what_one_child_left_the_next_begins_with():
-    spec = ChildSpec.model_construct(micro_batch=32, smaller=((500, 16), (300, 8)), ticket=None)
+    request = MemoryRequest(800, 32, smaller=((500, 16), (300, 8)))
+    spec = ChildSpec.model_construct(request=request, ticket=None)
     asked = spec.after(StepResult(code=RestartProcess.child_code, ticket=77, micro_batch=16))
-    assert (asked.ticket, asked.micro_batch, asked.smaller) == (77, 16, ((300, 8),))
+    assert (asked.ticket, asked.request) == (77, MemoryRequest(800, 16, smaller=((300, 8),)))
 
 
 def test_what_both_children_took_is_the_step_s():

@@ -9,6 +9,7 @@ from typing import Any
 
 from overnight import Params, Run, step
 from overnight.gpu.card import Card
+from overnight.memory.request import MemoryRequest
 from overnight.orchestration.protocol import ChildSpec, StepResult
 
 MIB = 1 << 20
@@ -28,7 +29,7 @@ def start(
     folder.mkdir()
     spec = ChildSpec(
         step=f"{__name__}:{name}", label=name, experiment="test", arguments=[{"mib": mib}], seed=0, key="k", parent=os.getpid(),
-        card=card, ask_mib=ask_mib,
+        card=card, request=MemoryRequest(ask_mib),
     )  # fmt: skip
     (folder / "spec.json").write_text(spec.model_dump_json())
     environment = {**os.environ, **{key: str(value) for key, value in pipes.items()}}

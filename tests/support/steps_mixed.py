@@ -11,6 +11,7 @@ from typing import Self
 
 from overnight import Params, Run, step
 from overnight.gpu.card import Card
+from overnight.memory.request import MemoryRequest
 from overnight.orchestration.protocol import ChildSpec, StepResult
 
 PATIENCE_S = 300
@@ -44,7 +45,7 @@ class Child:
         spec = ChildSpec(
             step=f"{__name__}:{name}", label=name, experiment="mixture", arguments=[{"rounds": rounds}],
             seed=0, key=folder.name,
-            parent=os.getpid(), card=card, ask_mib=ask_mib,
+            parent=os.getpid(), card=card, request=MemoryRequest(ask_mib),
         )  # fmt: skip
         (folder / "spec.json").write_text(spec.model_dump_json())
         ready_pipe, say = os.pipe()
