@@ -2,14 +2,16 @@
 
 import difflib
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from overnight.errors import ConfigError
-from overnight.memory import formulas
+from overnight.memory.formulas import MIB
 from tasks.rl.params import AgentParams
 
+FLOAT = 4  # bytes
 Act = Callable[[np.ndarray], np.ndarray]  # observations (N, ...) to actions (N,) or (N, A)
 
 
@@ -61,12 +63,12 @@ def spaces_of(params: AgentParams) -> dict[str, Any]:
     return {"algorithm": params.algorithm, "hidden": params.learner.hidden, **observation, **action}
 
 
-def memory(params: AgentParams) -> formulas.AgentMemory:
-    """Host memory of the learner: its two nets, and the steps that it remembers.
+def memory(params: AgentParams) -> tuple[float, float, float]:
+    """MiB of the learner on the host: its two nets, the steps that it remembers, and a batch.
 
-    The nets are those of actor and critic, or of values and their target.
-    Those of a rollout have the observation once, and action, return, advantage, value and probability as
-    single numbers beside it.
+    The nets, each with gradients and two moments, are of actor and critic, or of values and their target.
+    A step of a replay buffer has two observations, one of a rollout has one, and action, return, advantage,
+    value and probability as single numbers beside it.
     """
     env = make(params.env)
     seen, act = env.observation_space, env.action_space
@@ -74,16 +76,17 @@ def memory(params: AgentParams) -> formulas.AgentMemory:
     inside = int(getattr(seen, "n", 0)) or int(np.prod(seen.shape, dtype=int))
     outside = int(getattr(act, "n", 0)) or int(np.prod(act.shape, dtype=int))
     values, bytes_ = params.learner, int(np.prod(seen.shape, dtype=int)) * seen.dtype.itemsize
-    towers = [
-        [inside, *values.hidden, outside],
-        [inside, *values.hidden, outside if params.algorithm == "dqn" else 1],
-    ]
+    last = outside if params.algorithm == "dqn" else 1
+    towers = [[inside, *values.hidden, end] for end in (outside, last)]
+    weights = sum((a + 1) * b for net in towers for a, b in pairwise(net))
+    units = sum(sum(net[1:]) for net in towers)
     if params.algorithm == "dqn":
-        return formulas.agent(towers, bytes_, 8, params.dqn.buffer, values.batch)
-    single = int(np.prod(act.shape, dtype=int)) * formulas.FLOAT + 3 * formulas.FLOAT
-    return formulas.agent(
-        towers, bytes_, single, values.n_envs * params.ppo.n_steps, values.batch, doubled=False
-    )
+        remembered = params.dqn.buffer * (2 * bytes_ + 8 + 2 * FLOAT)
+    else:
+        action = int(np.prod(act.shape, dtype=int)) * FLOAT
+        remembered = values.n_envs * params.ppo.n_steps * (bytes_ + action + 5 * FLOAT)
+    batch = values.batch * (bytes_ + 3 * FLOAT * units)
+    return 4 * FLOAT * weights / MIB, remembered / MIB, batch / MIB
 
 
 def play(env: str, seeds: np.ndarray, act: Act, longest: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from overnight import Artifact, DataSpec, Run, step
-from overnight.memory import formulas
+from overnight.memory.formulas import Formula
 from tasks.rl.env import at_random, episode_seeds, make, memory, play, spaces_of
 from tasks.rl.params import AgentParams
 from tasks.rl.policy import acting, predictor
@@ -19,12 +19,11 @@ from tasks.shared.threads import one_thread
 __all__ = ["AgentParams", "predictor", "train_agent"]
 
 
-def agent_peak(params: AgentParams) -> formulas.Formula:
+def agent_peak(params: AgentParams) -> Formula:
     """Host memory of the nets and the remembered steps; the learner does not use the card."""
-    found = memory(params)
-    nets, remembered = found.nets / formulas.MIB, found.remembered / formulas.MIB
+    nets, remembered, batch = memory(params)
     why = f"nets {nets:,.1f} MiB, remembered steps {remembered:,.1f} MiB, on the processor"
-    return formulas.Formula(host_mib=found.mib, why=why)
+    return Formula(host_mib=nets + remembered + batch, why=why)
 
 
 @step(peak=agent_peak)

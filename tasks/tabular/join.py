@@ -14,10 +14,10 @@ from overnight.data.dataset import Dataset
 from overnight.data.entry import Entry
 from overnight.errors import DataError
 from overnight.gpu.card import Card
-from overnight.memory import formulas
+from overnight.memory.formulas import Formula
 from overnight.run import Run
 from overnight.step import step
-from tasks.tabular import columns, profile, rapids
+from tasks.tabular import columns, memory, profile, rapids
 
 if TYPE_CHECKING:
     import polars as pl
@@ -73,11 +73,11 @@ def tables_spec(params: TableParams, data: Entry) -> DataSpec | None:
     return DataSpec(rows=rows) if rows else None
 
 
-def tables_peak(params: TableParams, data: Entry) -> formulas.Formula:
+def tables_peak(params: TableParams, data: Entry) -> Formula:
     """What the join takes of the card, by the bytes of its tables."""
     if params.engine in ("streaming", "in-memory"):
-        return formulas.Formula(why=f"engine: {params.engine} runs on the processor")
-    return formulas.joined(data, list(dict.fromkeys([params.fact, *(join.table for join in params.joins)])))
+        return Formula(why=f"engine: {params.engine} runs on the processor")
+    return memory.joined(data, list(dict.fromkeys([params.fact, *(join.table for join in params.joins)])))
 
 
 def tables_probe(card: Card | None, params: TableParams, _data: Entry) -> dict[str, str]:

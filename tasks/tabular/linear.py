@@ -13,12 +13,12 @@ from overnight.config import Params, runtime_option
 from overnight.errors import DataError
 from overnight.gpu.card import Card
 from overnight.gpu.rmm import limit_memory
-from overnight.memory import formulas
+from overnight.memory.formulas import Formula
 from overnight.run import Run
 from overnight.step import step
 from tasks.shared import figures
 from tasks.shared.predictors import load_model
-from tasks.tabular import rapids
+from tasks.tabular import memory, rapids
 from tasks.tabular.encoding import Encoder, is_number
 
 if TYPE_CHECKING:
@@ -64,17 +64,15 @@ class ClassifierParams(Params):
     )
 
 
-def classifier_peak(params: ClassifierParams, table: DataSpec) -> formulas.Formula:
+def classifier_peak(params: ClassifierParams, table: DataSpec) -> Formula:
     """Nothing of the card with scikit-learn, which small tables take.
 
     With cuML what its matrix and its solver need.
     """
     if params.backend == "sklearn" or (params.backend == "auto" and 0 < table.rows < params.cuml_from_rows):
-        return formulas.Formula(
-            why=f"scikit-learn on the processor (cuML from {params.cuml_from_rows:,} rows on)"
-        )
+        return Formula(why=f"scikit-learn on the processor (cuML from {params.cuml_from_rows:,} rows on)")
     if not table.rows:
-        return formulas.Formula(
+        return Formula(
             needs="cuml",
             unknown="the rows of its table are unknown: run join_tables once, or write them into the set's "
             "entry",
@@ -82,7 +80,7 @@ def classifier_peak(params: ClassifierParams, table: DataSpec) -> formulas.Formu
     numbers = 2 * len(params.numeric)  # each has a flag for what is missing
     features = numbers + (params.levels + 2) * len(params.categorical)
     filled = numbers + len(params.categorical)  # one level of each
-    return formulas.fitted(table.rows, features, filled, MOST_CLASSES, "cuml")
+    return memory.fitted(table.rows, features, filled, MOST_CLASSES)
 
 
 def classifier_probe(card: Card | None, params: ClassifierParams, table: Artifact) -> dict[str, str]:

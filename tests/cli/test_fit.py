@@ -10,12 +10,12 @@ from overnight.cli.fit_suggestions import options
 from overnight.cli.main import main
 from overnight.gpu.card import Card
 from overnight.memory import history
-from overnight.memory.formulas import joined
 from overnight.memory.usage import Usage
 from overnight.orchestration.dry_run import planned_steps
 from overnight.paths import configs
 from overnight.training.recipe import TrainParams
 from tasks.graphs.nodes import GnnParams, train_gnn
+from tasks.tabular.memory import joined
 from tests.support.own_files import own_files
 
 CARD = Card(uuid="virtual", name="virtual", total_mib=8192, budget_mib=8192, count=True)

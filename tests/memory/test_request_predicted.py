@@ -7,11 +7,12 @@ import pytest
 from overnight import Artifact, Run, step
 from overnight.data.entry import DataFile, Entry
 from overnight.memory import history, request
-from overnight.memory.formulas import Formula, joined
+from overnight.memory.formulas import Formula
 from overnight.memory.history import History
 from overnight.memory.prediction import MemoryEstimate
 from overnight.memory.request import calibrated
 from overnight.memory.usage import Usage
+from tasks.tabular.memory import joined
 from tests.support.steps_sized import BUDGET, NetParams, PlainParams, card, ended, given, net
 
 __all__ = ["card"]

@@ -95,7 +95,7 @@ def test_out_of_memory_inside_the_optimizer_goes_on_in_a_fresh_child(card, tmp_p
     parent.run()
     first, second = parent.asked
     assert parent.result.code == 0, parent.result.error
-    assert (first.micro_batch, second.micro_batch) == (32, 16)
+    assert (first.request.micro_batch, second.request.micro_batch) == (32, 16)
     assert first.ticket is None
     assert second.ticket == parent.result.ticket > 0
     assert parent.result.out_of_memory
