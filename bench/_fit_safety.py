@@ -8,7 +8,7 @@ whole, as the reading has it.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from overnight.memory.prediction import Constants
+from overnight.memory.prediction import MARGIN, MARGIN_MIB
 
 CARDS_GB = (8, 10, 12, 16, 24)
 REFUSALS = 0.10
@@ -25,8 +25,7 @@ class Reading:
 
 def upper(mib: float) -> float:
     """The edge of a figure that has none yet."""
-    constants = Constants()
-    return mib * (1 + constants.margin) + constants.margin_mib
+    return mib * (1 + MARGIN) + MARGIN_MIB["cuda"]
 
 
 def judge(readings: Sequence[Reading], budgets_mib: Iterable[float]) -> list[str]:

@@ -37,8 +37,7 @@ from bench._fit_recipes import matrix
 from bench._fit_safety import CARDS_GB, Reading, judge, scaled, upper
 from bench._kernels import Kernels
 from bench._measure import live_peak
-from overnight.gpu.card import virtual
-from overnight.memory.prediction import Constants, estimate, traced
+from overnight.memory.prediction import estimate, traced
 from overnight.memory.trace import Trace, alive
 
 ERROR, SECONDS, RSS_MIB = 0.005, 3.0, 4096
@@ -51,10 +50,10 @@ def measured(name: str, kernels: Kernels) -> Row:
     """One case: predicted, then run."""
     make, micro = matrix()[name]
     here = traced(make(), micro, "cpu", kernels)
-    predicted, edge = here.peak(), estimate(here, micro, "cpu", 0.0, Constants.of(virtual()))
+    predicted, edge = here.peak(), estimate(here, micro, "cpu")
     began = time.process_time()
     card = traced(make(), micro, "cuda")
-    verdict = estimate(card, micro, "cuda", 0.0, Constants())
+    verdict = estimate(card, micro)
     seconds = time.process_time() - began
     again = traced(make(), micro, "cuda")
     gc.collect()

@@ -18,10 +18,11 @@ import torch
 
 from bench._fit_recipes import NetParams, atari_recipe, boxes, graph
 from overnight.gpu.card import RESERVE_MIB
+from overnight.gpu.cuda_context import UNMEASURED_MIB
 from overnight.memory.architectures.diffusion import ImageGeneration, predict_image_generation
 from overnight.memory.architectures.inference import Serving, layers_that_fit, predict_inference
 from overnight.memory.architectures.language import Tuning, predict_language
-from overnight.memory.prediction import Constants, MemoryEstimate, predict, silence
+from overnight.memory.prediction import MemoryEstimate, predict, silence
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "what-fits.md"
 CARDS, GIB = (8, 10, 12, 16, 24), 1024
@@ -202,7 +203,7 @@ def line(name: str, found: MemoryEstimate) -> str:
 def head() -> str:
     versions = ", ".join(f"{name} {importlib.metadata.version(name).partition('+')[0]}" for name in LIBRARIES)
     reserve = f"{RESERVE_MIB / GIB:g} GiB"
-    context = f"{Constants().context_mib:.0f} MiB"
+    context = f"{UNMEASURED_MIB} MiB"
     return f"""# What fits which card
 
 Predicted, not measured: made by `python -m bench.what_fits --write` from the nets' shapes alone, with

@@ -77,7 +77,7 @@ def verdict_of(step: PlannedStep, card: Card) -> Verdict:
             return _by_formula(step, card)
     except OvernightError as error:
         return Verdict(step.label, "unknown", why=str(error))
-    except FAILURES as error:
+    except (ArithmeticError, *FAILURES) as error:
         why = f"it cannot be built for its data: {type(error).__name__}: {error}"
         return Verdict(step.label, "unknown", why=why)
     if not step.step.gpu:
@@ -90,9 +90,8 @@ def constants(card: Card) -> Constants:
     from overnight.gpu.cuda_context import UNMEASURED_MIB, overhead
     from overnight.gpu.memory_limit import expands
 
-    if card.virtual:
-        return Constants(context_mib=float(UNMEASURED_MIB))
-    return Constants(context_mib=float(overhead(card)), expandable=expands(card))
+    context = float(UNMEASURED_MIB if card.virtual else overhead(card))
+    return Constants(context_mib=context, expandable=card.virtual or expands(card))
 
 
 def row(
@@ -135,7 +134,7 @@ def _by_trace(step: PlannedStep, card: Card) -> Verdict:
         return Verdict(step.label, "unknown", why=step.missing)
     recipe = step.step.recipe(step.params, spec)
     micro = recipe.params.micro_batch or recipe.params.batch
-    scaled = ScaledPredictions(recipe, "cuda", 0.0, constants(card))
+    scaled = ScaledPredictions(recipe, constants(card))
     found = scaled.exact(micro)
     if found.unknown:
         return row(step.label, found, card)

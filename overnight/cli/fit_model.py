@@ -99,13 +99,11 @@ class _Batches(ScaledPredictions):
 
     def __init__(self, tuning: Tuning, constants: Constants) -> None:
         with silence():
-            super().__init__(language_recipe(tuning), "cuda", 0.0, constants)
+            super().__init__(language_recipe(tuning), constants)
         self.tuning = tuning
 
-    def _traced(self, n: int) -> "Trace":
-        if n not in self.traces:
-            self.traces[n] = traced_language(self.tuning.model_copy(update={"batch": n}))
-        return self.traces[n]
+    def trace(self, n: int) -> "Trace":
+        return traced_language(self.tuning.model_copy(update={"batch": n}))
 
 
 def _tuning(tuning: Tuning, card: Card) -> Verdict:
@@ -128,7 +126,7 @@ def _cheaper(tuning: Tuning, card: Card) -> dict[str, float]:
     for values in CHEAPER:
         now = {name: getattr(tuning, name) for name in values}
         new = {n: v for n, v in values.items() if now[n] != v and now[n] in LOWERED.get(n, (now[n],))}
-        found = predict_language(tuning.model_copy(update=new), constants=constants(card)) if new else None
+        found = predict_language(tuning.model_copy(update=new), constants(card)) if new else None
         if found and found.fits(card.budget_mib):
             return {as_options(new): found.mib}
     return {}

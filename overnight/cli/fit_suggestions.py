@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from overnight.artifact import DataSpec
 from overnight.config import Params
 from overnight.errors import OvernightError
-from overnight.memory.prediction import MemoryEstimate
+from overnight.memory.prediction import MemoryEstimate, predict
 from overnight.memory.search import ScaledPredictions
 from overnight.orchestration.dry_run import PlannedStep
 
@@ -66,7 +66,7 @@ def _tried(
         recipe = step.step.recipe(params, spec)
     except (ValidationError, OvernightError, ValueError):
         return {}
-    found = scaled.of(recipe).exact(micro)
+    found = predict(recipe, micro, constants=scaled.constants)
     what = " ".join(f"{step.section}{name}={str(value).lower()}" for name, value in settings.items())
     return {} if found.unknown else {what: found}
 
@@ -87,7 +87,7 @@ def _smaller_images(
     while sides:  # by halves: memory grows with the side
         side = sides[len(sides) // 2]
         recipe = step.step.recipe(step.params, spec.model_copy(update={"shape": (spec.shape[0], side, side)}))
-        found = scaled.of(recipe).exact(micro)
+        found = predict(recipe, micro, constants=scaled.constants)
         fits = found.fits(budget_mib)
         best = {f"{above.section}{SIDE}={side}": found} if fits else best
         sides = sides[len(sides) // 2 + 1 :] if fits else sides[: len(sides) // 2]

@@ -81,7 +81,11 @@ def _fetch_archives(entry: Entry, folder: Path, progress: Progress | None) -> No
             unpack(packed, fresh, archive.inside, archive.limit)
             for file in _missing(entry, folder):
                 if (fresh / file.path).exists():
-                    _replace(folder / file.path, fresh / file.path)
+                    target = folder / file.path
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    if target.is_dir():
+                        shutil.rmtree(target)
+                    os.replace(fresh / file.path, target)
         finally:  # wrong once is wrong again: a damaged archive is not kept either
             shutil.rmtree(fresh, ignore_errors=True)
             if not given:
@@ -92,10 +96,3 @@ def _given(entry: Entry, archive: Archive) -> Path | None:
     """The archive that somebody put into one of the set's folders, if it is the right one."""
     there = [h / archive.name for h in entry.search_paths() if (h / archive.name).is_file()]
     return next((p for p in there if not archive.digests or digests.sha256(p) in archive.digests), None)
-
-
-def _replace(target: Path, source: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.is_dir():
-        shutil.rmtree(target)
-    os.replace(source, target)

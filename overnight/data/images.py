@@ -59,11 +59,7 @@ def opened(items: Iterable[Item], cleaned: CleaningCounts) -> "Iterator[tuple[It
         raise first
 
 
-def to_rgb(image: "Image") -> "Image":
-    return to_mode(image, "RGB")
-
-
-def to_mode(image: "Image", mode: str) -> "Image":
+def to_mode(image: "Image", mode: str = "RGB") -> "Image":
     """8 bits a channel, mode "RGB" or "L"; 16 bits are scaled, transparency is laid on white."""
     from PIL import Image, ImageCms
 

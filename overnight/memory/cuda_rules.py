@@ -20,7 +20,6 @@ aten = torch.ops.aten
 MIB = 2**20
 BLAS_WORKSPACE = 8320 * 1024  # of a cuBLAS handle, by torch's default (4096 KiB x 2 + 16 KiB x 8)
 BLAS_HANDLES = 2  # one for the thread of the forward pass, one for that of the backward pass
-GEMMS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten.linear")
 HALVES = (torch.float16, torch.bfloat16)
 FLASH_WIDTH = 256  # of a head; the memory-efficient kernel takes any
 
@@ -40,11 +39,7 @@ def workspace(func: Any, args: tuple[Any, ...], _kwargs: dict[str, Any], out: An
     else:
         return 0
     lying = operands[0].ndim == 4 and operands[0].is_contiguous(memory_format=torch.channels_last)
-    return _bytes(operands[1]) if lying else sum(_bytes(t) for t in operands)
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return int(operands[1].nbytes if lying else sum(t.nbytes for t in operands))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from overnight.memory.modules import by_own_loop, stays_on_device
+from overnight.memory.modules import stays_on_device
 from overnight.memory.tracer import Spare, Tracer
 from overnight.training.batches import Batch
 from overnight.training.recipe import Recipe
@@ -28,10 +28,7 @@ class FakeTensorContext:
         with _no_inference_mode(), self.mode, self.tracer:
             yield self
 
-    def model(self, recipe: Recipe[Any]) -> nn.Module:
-        return self.take(recipe.build, self.target == "cuda" and by_own_loop(recipe))
-
-    def take(self, build: Any, laid_out: bool = False) -> nn.Module:
+    def module(self, build: Any, laid_out: bool = False) -> nn.Module:
         """The module that build() makes on the meta device; laid_out: channels-last if it convolves."""
         with _outside(self.tracer), _outside(self.mode), torch.device("meta"):
             model: nn.Module = build()

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from overnight.config import Values
 from overnight.errors import FAILURES, OvernightError, one_line
-from overnight.gpu.card import Card
-from overnight.gpu.memory_limit import expands
+from overnight.gpu.cuda_context import UNMEASURED_MIB
 from overnight.memory.trace import Trace
 
 if TYPE_CHECKING:
@@ -21,7 +20,8 @@ if TYPE_CHECKING:
 
 Target = Literal["cuda", "cpu"]
 MIB = 2**20
-VIRTUAL_MARGIN_MIB = 8.0
+MARGIN = 0.03  # of the reserved memory, added to the upper edge
+MARGIN_MIB = {"cuda": 32.0, "cpu": 8.0}  # and this; the virtual card counts live bytes, without rounding
 _TRACING = threading.Lock()  # a trace changes operators of the whole process
 REASONS = {  # of torch's own exceptions
     "DataDependentOutputException": "it reads a value off the device and goes on by it",
@@ -38,19 +38,13 @@ class Unknown(OvernightError):
 
 
 class Constants(Values):
-    """What no trace shows; measured once per machine with a card."""
+    """What no trace shows of a card: MiB of the CUDA context, and whether segments are expandable."""
 
-    context_mib: float = 600.0  # CUDA context, kernels and library handles of a process, until measured
-    margin: float = 0.03  # of the reserved memory, added to the upper edge
-    margin_mib: float = 32.0
-    expandable: bool = True  # PYTORCH_ALLOC_CONF=expandable_segments:True, as overnight sets it
+    context_mib: float = UNMEASURED_MIB
+    expandable: bool = True
 
-    @classmethod
-    def of(cls, card: Card) -> "Constants":
-        """Of the allocator alone, as leases are sized. A virtual card counts live bytes."""
-        if card.virtual:
-            return cls(context_mib=0.0, margin_mib=VIRTUAL_MARGIN_MIB)
-        return cls(context_mib=0.0, expandable=expands(card))
+
+ASSUMED = Constants()
 
 
 @dataclass(frozen=True)
@@ -61,13 +55,11 @@ class MemoryEstimate:
     phase, operator: when the peak is. unknown: why there is no estimate. why: how it is known.
     """
 
-    target: str = "cuda"
     micro_batch: int = 0
     mib: float = 0.0
     low_mib: float = 0.0
     high_mib: float = 0.0
     needed_mib: float = 0.0
-    live_mib: float = 0.0
     parts: dict[str, float] = field(default_factory=dict)
     phase: str = ""
     operator: str = ""
@@ -109,7 +101,7 @@ def traced_calls(
 
     def run(world: "FakeTensorContext") -> None:
         with world.during("build"):
-            built = {name: world.take(build).eval() for name, (build, _) in modules.items()}
+            built = {name: world.module(build).eval() for name, (build, _) in modules.items()}
         for name, (_, call) in modules.items():
             with world.during(name), torch.no_grad():
                 call(built[name])
@@ -166,7 +158,7 @@ def predict(
     batch: Any = None,
     target: Target = "cuda",
     data_mib: float = 0.0,
-    constants: Constants | None = None,
+    constants: Constants = ASSUMED,
     **module: Any,
 ) -> MemoryEstimate:
     """The peak memory of training, without a card; `unknown` is set if it cannot be traced.
@@ -182,36 +174,40 @@ def predict(
 
         recipe, batch = as_recipe(recipe, batch, **module), 1
     micro = int(batch or recipe.params.micro_batch or recipe.params.batch)
+    sliced = recipe.eval_example is not None
+    return estimated(lambda: traced(recipe, micro, target), micro, target, data_mib, constants, sliced)
+
+
+def estimated(trace: Callable[[], Trace], micro: int, *how: Any) -> MemoryEstimate:
+    """As estimate(); `unknown` is set where the trace raises Unknown."""
     try:
-        trace = traced(recipe, micro, target)
-        sliced = recipe.eval_example is not None
-        return estimate(trace, micro, target, data_mib, constants or Constants(), sliced)
+        return estimate(trace(), micro, *how)
     except Unknown as error:
-        return MemoryEstimate(target, micro, unknown=str(error))
+        return MemoryEstimate(micro, unknown=str(error))
 
 
 def estimate(
-    trace: Trace, micro: int, target: Target, data_mib: float, constants: Constants, sliced: bool = False
+    trace: Trace,
+    micro: int,
+    target: Target = "cuda",
+    data_mib: float = 0.0,
+    constants: Constants = ASSUMED,
+    sliced: bool = False,
 ) -> MemoryEstimate:
     """sliced: its evaluation can be cut into slices."""
     from overnight.memory.allocator import BLOCK, reserved_bytes
 
     cuda = target == "cuda"
+    context = constants.context_mib if cuda else 0.0
     training = trace.without("evaluate") if sliced else trace
     peak = trace.peak(BLOCK if cuda else 1)
     least = training.peak(BLOCK if cuda else 1)
-    live = peak.bytes / MIB + data_mib
     held = [reserved_bytes(t, constants.expandable) if cuda else t.peak().bytes for t in (trace, training)]
     mib = held[0] / MIB + data_mib
-    context = constants.context_mib if cuda else 0.0
-    high, needed = (
-        (n / MIB + data_mib) * (1 + constants.margin) + constants.margin_mib + context for n in held
-    )
+    high, needed = ((n / MIB + data_mib) * (1 + MARGIN) + MARGIN_MIB[target] + context for n in held)
     low = (least.bytes - least.parts.get("workspace", 0)) / MIB + data_mib + context
     parts = {kind: size / MIB for kind, size in peak.parts.items()}
     parts["data"] = parts.get("data", 0.0) + data_mib
     if cuda:
-        parts |= {"fragments": max(0.0, mib - live), "context": context}
-    return MemoryEstimate(
-        target, micro, mib + context, low, high, needed, live, parts, peak.phase, peak.operator
-    )
+        parts |= {"fragments": max(0.0, mib - peak.bytes / MIB - data_mib), "context": context}
+    return MemoryEstimate(micro, mib + context, low, high, needed, parts, peak.phase, peak.operator)

@@ -21,12 +21,12 @@ STEPS = 3  # one that creates the optimizer's state, one with it, one after an e
 def run_program(recipe: Recipe[Any], micro: int, context: FakeTensorContext) -> None:
     own = by_own_loop(recipe)
     with context.during("build"):
-        model = context.model(recipe).train()
+        model = context.module(recipe.build, own and context.target == "cuda").train()
         trained: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         buffers = [b for b in model.buffers() if not is_packed(b)]
         average = [p.detach().clone() for p in trained] if recipe.ema else []
         optimizer = recipe.optimizer(model)
-        choose_kernels(context.target, optimizer, recipe)
+        _choose_kernels(context.target, optimizer, recipe)
         # the loop restores buffers after a failed step
         undo = [buffer.detach().clone() for buffer in buffers] if own else []
     with context.during("data"):
@@ -47,15 +47,7 @@ def run_program(recipe: Recipe[Any], micro: int, context: FakeTensorContext) -> 
                 context.label_state(model, optimizer, best)
 
 
-def precision(recipe: Recipe[Any], target: str) -> torch.dtype | None:
-    """What autocast lowers to; None for float32."""
-    asked = getattr(recipe.params, "precision", "auto")
-    if asked == "auto":
-        asked = "fp32" if target == "cpu" else "bf16"
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[asked]
-
-
-def choose_kernels(target: str, optimizer: torch.optim.Optimizer, recipe: Recipe[Any]) -> None:
+def _choose_kernels(target: str, optimizer: torch.optim.Optimizer, recipe: Recipe[Any]) -> None:
     """Let the optimizer update weights as on the target.
 
     A CPU updates one weight after the other; a card uses fused kernels, without temporaries. In a user's own
@@ -74,9 +66,12 @@ def _parts(recipe: Recipe[Any], micro: int, context: FakeTensorContext) -> list[
     return list(itertools.islice(recipe.micro_batches(whole, micro), 2))
 
 
-def cast(recipe: Recipe[Any], target: str) -> AbstractContextManager[Any]:
+def _cast(recipe: Recipe[Any], target: str) -> AbstractContextManager[Any]:
     """Always the CPU's, which cuda_rules makes behave as on a card."""
-    dtype = precision(recipe, target)
+    asked = recipe.params.precision
+    if asked == "auto":
+        asked = "fp32" if target == "cpu" else "bf16"
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(asked)
     return torch.autocast("cpu", dtype) if dtype else contextlib.nullcontext()
 
 
@@ -90,8 +85,8 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     for part in parts:
         with context.during("data"):
-            batch = on_device(recipe, part, context.target)
-        with context.during("forward"), cast(recipe, context.target):
+            batch = _on_device(recipe, part, context.target)
+        with context.during("forward"), _cast(recipe, context.target):
             loss, _ = recipe.loss(model, batch)
         del batch
         with context.during("backward"):
@@ -105,7 +100,7 @@ def _step(
         optimizer.step()
 
 
-def on_device(recipe: Recipe[Any], part: Batch, target: str) -> Batch:
+def _on_device(recipe: Recipe[Any], part: Batch, target: str) -> Batch:
     if target == "cpu" or stays_on_device(recipe):
         return dict(part)
     return {name: tensor.clone() for name, tensor in part.items()}
@@ -115,9 +110,9 @@ def _evaluate(recipe: Recipe[Any], model: nn.Module, part: Batch, context: FakeT
     """Example data, or a micro-batch when the recipe has none."""
     was = model.training
     model.eval()
-    with torch.inference_mode(), cast(recipe, context.target):
+    with torch.inference_mode(), _cast(recipe, context.target):
         if recipe.eval_example is None:
-            recipe.loss(model, on_device(recipe, part, context.target))
+            recipe.loss(model, _on_device(recipe, part, context.target))
         else:
             context.score(recipe, model)
     model.train(was)

@@ -142,7 +142,7 @@ class _Planner:
         spec = next((a.spec for a in self.arguments if isinstance(a, Artifact)), None)
         if self.step.recipe is None or spec in (None, DataSpec()):
             return None
-        with suppress(OvernightError, *FAILURES):  # the step itself will report it
+        with suppress(OvernightError, ArithmeticError, *FAILURES):  # the step itself will report it
             return self.step.recipe(self.params, spec)
         return None
 

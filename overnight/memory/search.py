@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from overnight.memory.prediction import Constants, MemoryEstimate, Target, Unknown, estimate, traced
+from overnight.memory.prediction import Constants, MemoryEstimate, estimated, traced
 from overnight.memory.request import micro_batches
 from overnight.memory.trace import Trace
 from overnight.memory.usage import half
@@ -20,22 +20,18 @@ class ScaledPredictions:
     it on. Where the two differ in more than sizes, every micro-batch is traced.
     """
 
-    def __init__(self, recipe: Any, target: Target, data_mib: float, constants: Constants) -> None:
+    def __init__(self, recipe: Any, constants: Constants) -> None:
         self.recipe = recipe
-        self.target = target
-        self.data_mib = data_mib
+        self.batch = recipe.params.batch
         self.constants = constants
         self.traces = dict[int, Trace]()
-
-    def of(self, recipe: Any) -> "ScaledPredictions":
-        return ScaledPredictions(recipe, self.target, self.data_mib, self.constants)
 
     def exact(self, n: int) -> MemoryEstimate:
         return self._estimate(n, lambda: self._traced(n))
 
     def near(self, n: int) -> MemoryEstimate:
-        batch = self.recipe.params.batch
-        one, other = (batch, 2 * batch) if n >= batch else (half(batch), half(half(batch)))
+        one = self.batch if n >= self.batch else half(self.batch)
+        other = 2 * self.batch if n >= self.batch else half(one)
 
         def between() -> Trace:
             found = self._traced(one).between(self._traced(other), (n - one) / (other - one))
@@ -45,22 +41,22 @@ class ScaledPredictions:
 
     def _traced(self, n: int) -> Trace:
         if n not in self.traces:
-            self.traces[n] = traced(self.recipe, n, self.target)
+            self.traces[n] = self.trace(n)
         return self.traces[n]
+
+    def trace(self, n: int) -> Trace:
+        return traced(self.recipe, n, "cuda")
 
     def _estimate(self, n: int, trace: Callable[[], Trace]) -> MemoryEstimate:
         sliced = self.recipe.eval_example is not None
-        try:
-            return estimate(trace(), n, self.target, self.data_mib, self.constants, sliced)
-        except Unknown as error:
-            return MemoryEstimate(self.target, n, unknown=str(error))
+        return estimated(trace, n, "cuda", 0.0, self.constants, sliced)
 
     def largest(self, budget_mib: float) -> MemoryEstimate | None:
         """Of the largest micro-batch above the effective batch that fits, else one that cuts it evenly.
 
         None when not even one sample fits.
         """
-        batch = self.recipe.params.batch
+        batch = self.batch
         if self.exact(batch).fits(budget_mib):
             found = largest(self.near, budget_mib, MOST, batch)
             n = found.micro_batch if found else batch

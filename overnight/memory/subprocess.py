@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from overnight.errors import DoesNotFit, Stopped
 from overnight.gpu.card import Card
+from overnight.gpu.memory_limit import expands
 from overnight.memory import history, request
 from overnight.memory.prediction import Constants, MemoryEstimate, predict
 from overnight.memory.request import MemoryRequest
@@ -42,7 +43,13 @@ def plan_request(
 ) -> MemoryRequest:
     """request.plan_request, with predictions made in a process of their own. Raises DoesNotFit, Stopped."""
     if _missing(step, arguments, card):
-        why = run(_question(step, arguments, card), COMMAND, should_stop, limit_s)
+        question = {
+            "step": step.address,
+            "arguments": [a.model_dump(mode="json") if hasattr(a, "model_dump") else a for a in arguments],
+            "card": card.model_dump(mode="json"),
+            "parent": os.getpid(),
+        }
+        why = run(question, COMMAND, should_stop, limit_s)
         for micro_batch in _missing(step, arguments, card):
             unknown = MemoryEstimate(micro_batch=micro_batch, unknown=why or "the process made no prediction")
             history.add_prediction(card, history.step_key(step, arguments), unknown)
@@ -88,16 +95,6 @@ def _environment() -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def _question(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card) -> dict[str, Any]:
-    plain = [a.model_dump(mode="json") if hasattr(a, "model_dump") else a for a in arguments]
-    return {
-        "step": step.address,
-        "arguments": plain,
-        "card": card.model_dump(mode="json"),
-        "parent": os.getpid(),
-    }
-
-
 def main() -> int:
     question = json.loads(sys.stdin.read())
     die_with_parent(int(question["parent"]))
@@ -108,9 +105,10 @@ def main() -> int:
     step, card = load_step(question["step"]), Card.model_validate(question["card"])
     arguments = step.from_json(question["arguments"])
     key = history.step_key(step, arguments)
+    constants = Constants(context_mib=0.0, expandable=card.virtual or expands(card))
 
     def predict_once(recipe: Any, micro_batch: int) -> MemoryEstimate:
-        found = predict(recipe, micro_batch, "cpu" if card.virtual else "cuda", constants=Constants.of(card))
+        found = predict(recipe, micro_batch, "cpu" if card.virtual else "cuda", constants=constants)
         history.add_prediction(card, key, found)
         return found
 

@@ -44,10 +44,7 @@ class Trace:
                     most, at = alive, index
             else:
                 alive -= rounded(self.sizes[~event], block)
-        return Peak(most, *self._moment(at), self._alive(at, block))
-
-    def _moment(self, index: int) -> tuple[str, str]:
-        return self.places[index] if self.places else ("", "")
+        return Peak(most, *(self.places[at] if self.places else ("", "")), self._alive(at, block))
 
     def _alive(self, at: int, block: int) -> dict[str, int]:
         """Bytes by kind after the event of that index."""

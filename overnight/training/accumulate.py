@@ -3,8 +3,8 @@
 The gradients stay those of the whole batch, but for what `split_effects` names.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NoReturn
 
@@ -84,22 +84,18 @@ class GradientAccumulation:
         averaged = len(parts) == 1 and not precision.scales
         loss = LossSum(state.done, state.epoch, state.index, averaged)
         for part in parts:
-            with self._counting(part) if self.gflop is None and count(part) else nullcontext():
+            with Flops() if self.gflop is None and count(part) else nullcontext() as flops:
                 with precision.cast():
                     returned = self.recipe.loss(state.model, self._moved(part))
                 if self.effects is None:
                     check_loss(returned)
                 counted = detached(returned[1])
                 precision.backward(returned[0] / divisor(counted) if loss.averaged else returned[0])
+            if flops is not None:
+                self.gflop = flops.total / count(part) / 1e9
             loss.add(returned[0], counted)
             del returned  # what its graph holds is freed before the next forward pass
         return loss
-
-    @contextmanager
-    def _counting(self, part: Batch) -> Iterator[None]:
-        with Flops() as flops:
-            yield
-        self.gflop = flops.total / count(part) / 1e9
 
     def optimizer_step(self, loss: LossSum, batch: Batch) -> None:
         """Update the weights; the first step decides what the next ones use.

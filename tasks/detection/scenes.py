@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from overnight import Artifact, Dataset, DataSpec, Params, Run, step
 from overnight.data.content import Boxes, BoxItem, CleaningCounts
 from overnight.data.entry import Entry
-from overnight.data.images import opened, to_rgb
+from overnight.data.images import opened, to_mode
 from overnight.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -95,7 +95,7 @@ def load_boxes(run: Run, params: SceneParams, data: Dataset) -> Artifact:
         splits[split] = []
         for item, image in opened(content.splits.get(split, ()), cleaned):
             splits[split].append(
-                (item.name, _letterbox(np.asarray(to_rgb(image)), item, params.size, cleaned))
+                (item.name, _letterbox(np.asarray(to_mode(image)), item, params.size, cleaned))
             )
             done += 1
             if done % 50 == 0:

@@ -57,7 +57,7 @@ def test_what_is_no_figure_poisons_nothing(card, odd):
 
 
 def test_a_prediction_is_found_again_by_the_code_that_made_it(card, monkeypatch):
-    known = MemoryEstimate("cpu", 64, 10.25, 9.5, 20.5, 20.5, parts={"weights": 1.5})
+    known = MemoryEstimate(64, 10.25, 9.5, 20.5, 20.5, parts={"weights": 1.5})
     history.add_prediction(card, "step", known)
     history.add_prediction(card, "step", MemoryEstimate(micro_batch=1, unknown="it reads a value"))
     assert History(card).prediction("step", 64) == known

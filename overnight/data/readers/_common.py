@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, BeforeValidator
 
@@ -41,13 +41,9 @@ def _once(classes: list[str]) -> list[str]:
     return classes
 
 
-def _listed(given: Any) -> Any:
-    return [given] if isinstance(given, str) else given
-
-
 Delimiter = Annotated[str, AfterValidator(_one_byte)]
 Classes = Annotated[list[str], AfterValidator(_once)]
-Files = Annotated[list[str], BeforeValidator(_listed)]
+Files = Annotated[list[str], BeforeValidator(lambda given: [given] if isinstance(given, str) else given)]
 
 
 def present(folder: Path, name: str) -> Path:

@@ -80,15 +80,15 @@ def predict_image_generation(
     painting: ImageGeneration, constants: "Constants | None" = None
 ) -> "MemoryEstimate":
     """The peak, whose `phase` is the net. Raises BadInput without the extra `diffusion`."""
-    from overnight.memory.prediction import Constants, MemoryEstimate, Unknown, predict, silence
+    from overnight.memory.prediction import ASSUMED, MemoryEstimate, Unknown, predict, silence
 
     try:
         with silence():
             if painting.method == "lora":
-                return predict(painting_recipe(painting), painting.batch, constants=constants)
-            return _painted(painting, constants or Constants())
+                return predict(painting_recipe(painting), painting.batch, constants=constants or ASSUMED)
+            return _painted(painting, constants or ASSUMED)
     except Unknown as error:
-        return MemoryEstimate("cuda", painting.batch, unknown=str(error))
+        return MemoryEstimate(painting.batch, unknown=str(error))
     except ImportError as error:
         raise BadInput(
             f"{error}; diffusion needs the extras llm and diffusion: make setup, "
@@ -116,7 +116,7 @@ def _painted(painting: ImageGeneration, constants: "Constants") -> "MemoryEstima
 
 
 def _with(found: "MemoryEstimate", mib: float) -> "MemoryEstimate":
-    names = ("mib", "low_mib", "high_mib", "needed_mib", "live_mib")
+    names = ("mib", "low_mib", "high_mib", "needed_mib")
     parts = {**found.parts, "weights": found.parts.get("weights", 0.0) + mib}
     return replace(found, **{name: getattr(found, name) + mib for name in names}, parts=parts)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
+from overnight.gpu.cuda_context import UNMEASURED_MIB
 from overnight.memory.architectures import Question
 from overnight.memory.architectures.shapes import Shape, shape_of
 from overnight.memory.architectures.weights import TRANSFORMERS, WAYS, Weights, read_header, weight_bytes
@@ -110,21 +111,20 @@ def _parts(serving: Serving) -> dict[str, float]:
     return {"weights": model.weights, "cache": cache, "copies": grown, "pass": work + whole}
 
 
-def predict_inference(serving: Serving, context_mib: float | None = None) -> "MemoryEstimate":
+def predict_inference(serving: Serving, context_mib: float = UNMEASURED_MIB) -> "MemoryEstimate":
     """Answering with the context full; the upper edge is without a fused attention kernel.
 
     Raises BadInput.
     """
-    from overnight.memory.prediction import Constants, MemoryEstimate
+    from overnight.memory.prediction import MemoryEstimate
 
     parts = {kind: size / MIB for kind, size in _parts(serving).items()}
-    context = Constants().context_mib if context_mib is None else context_mib
     scores = parts.pop("scores", 0.0)
     live = sum(parts.values())
-    high = (live + scores) * MARGIN + MARGIN_MIB + context
-    low = parts["weights"] + parts["cache"] + context
-    parts |= {"context": context}
-    return MemoryEstimate("cuda", serving.batch, live + context, low, high, high, live, parts, "generate", "")
+    high = (live + scores) * MARGIN + MARGIN_MIB + context_mib
+    low = parts["weights"] + parts["cache"] + context_mib
+    parts |= {"context": context_mib}
+    return MemoryEstimate(serving.batch, live + context_mib, low, high, high, parts, "generate")
 
 
 def most_context(serving: Serving, budget_mib: float) -> int:

@@ -81,13 +81,9 @@ def language_recipe(tuning: Tuning) -> "Recipe[Any]":
 
 def predict_language(tuning: Tuning, constants: "Constants | None" = None) -> "MemoryEstimate":
     """`unknown` is set for a model that cannot be traced; raises BadInput for nonsense."""
-    from overnight.memory.prediction import Constants, MemoryEstimate, Unknown, estimate
+    from overnight.memory.prediction import ASSUMED, estimated
 
-    try:
-        trace = traced_language(tuning)
-    except Unknown as error:
-        return MemoryEstimate("cuda", tuning.batch, unknown=str(error))
-    return estimate(trace, tuning.batch, "cuda", 0.0, constants or Constants())
+    return estimated(lambda: traced_language(tuning), tuning.batch, "cuda", 0.0, constants or ASSUMED)
 
 
 def traced_language(tuning: Tuning) -> "Trace":
@@ -128,7 +124,7 @@ def _check_build(tuning: Tuning) -> None:
             _model(tuning.model_copy(update={"layers": 1}))
     except ImportError as error:
         raise BadInput(f"{error}; {EXTRA}") from None
-    except FAILURES as error:
+    except (ArithmeticError, *FAILURES) as error:
         what = f"model {tuning.model!r} with method {tuning.method!r}"
         raise BadInput(f"{what} cannot be built: {one_line(error)}") from None
 
@@ -166,7 +162,7 @@ def _config(tuning: Tuning) -> Any:
         config = transformers.AutoConfig.for_model(values["model_type"], **known)
     except ImportError as error:
         raise BadInput(f"{error}; {EXTRA}") from None
-    except (*FAILURES, StrictDataclassError) as error:
+    except (ArithmeticError, *FAILURES, StrictDataclassError) as error:
         raise BadInput(f"model {tuning.model!r}: {one_line(error)}") from None
     if tuning.layers:
         config.num_hidden_layers = tuning.layers

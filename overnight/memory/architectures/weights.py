@@ -110,7 +110,7 @@ def read_header(path: Path) -> Weights:
         raise BadInput(
             f"{path}: {error.strerror or error}; give a .gguf, a .safetensors or its index"
         ) from None
-    except (*FAILURES, struct.error, MemoryError) as error:
+    except (*FAILURES, struct.error, OverflowError, MemoryError) as error:
         raise BadInput(
             f"{path}: no header of weights can be read ({type(error).__name__}: {str(error)[:80]}); "
             "is the file whole?"

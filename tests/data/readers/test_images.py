@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from overnight.data.content import CleaningCounts, ImageItem
-from overnight.data.images import DROPPED, decode, opened, to_mode, to_rgb
+from overnight.data.images import DROPPED, decode, opened, to_mode
 from overnight.errors import DataError
 
 
@@ -64,11 +64,11 @@ def test_floats_keep_their_range() -> None:
 def test_transparency_is_laid_on_white() -> None:
     clear = Image.new("RGBA", (1, 1), (255, 0, 0, 0))
     half = Image.new("LA", (1, 1), (0, 128))
-    assert to_rgb(clear).getpixel((0, 0)) == (255, 255, 255)
+    assert to_mode(clear).getpixel((0, 0)) == (255, 255, 255)
     assert abs(to_mode(half, "L").getpixel((0, 0)) - 127) <= 1
     palette = Image.new("P", (1, 1), 0)
     palette.info["transparency"] = 0
-    assert to_rgb(palette).getpixel((0, 0)) == (255, 255, 255)
+    assert to_mode(palette).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_of_an_animation_the_first_frame_is_taken() -> None:
@@ -76,7 +76,7 @@ def test_of_an_animation_the_first_frame_is_taken() -> None:
     Image.new("RGB", (2, 2), "red").save(
         stream, "GIF", save_all=True, append_images=[Image.new("RGB", (2, 2), "blue")]
     )
-    assert to_rgb(decode("x", stream.getvalue())).getpixel((0, 0)) == (255, 0, 0)
+    assert to_mode(decode("x", stream.getvalue())).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_images_that_do_not_decode_are_counted() -> None:

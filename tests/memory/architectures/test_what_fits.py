@@ -49,4 +49,4 @@ def test_the_page_has_every_row_and_says_that_nothing_was_measured():
 def test_what_is_unknown_never_fits():
     from overnight.memory import MemoryEstimate
 
-    assert "yes" not in what_fits.line("a net", MemoryEstimate("cuda", 1, unknown="it reads a value"))
+    assert "yes" not in what_fits.line("a net", MemoryEstimate(1, unknown="it reads a value"))
