@@ -6,17 +6,14 @@ other; odd lines are ignored. Above LIMIT_BYTES the file is written anew with th
 largest of each step and outcome.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter
-
+from overnight.config import Values
 from overnight.errors import FAILURES
 from overnight.files import atomic_write, source_sha256
 from overnight.gpu.card import Card
@@ -32,53 +29,42 @@ KEPT = 5
 FAMILY_RUNS = 50  # the last ones, whose errors count
 LARGEST = 10**8  # MiB; a larger figure is nonsense
 KINDS_OF_NET = ("arch", "recipe", "conv", "algorithm", "model")  # fields of Params that name one
-_ESTIMATE = TypeAdapter(MemoryEstimate)
 
 
-class _Line(NamedTuple):
-    """step: digest of what decides its memory; label: the family of a run, the version of a prediction."""
+class _Line(Values):
+    """What a step took, or what it was predicted to take. step: digest of what decides its memory."""
 
     step: str
-    label: str
-    value: Usage | MemoryEstimate
-
-    @classmethod
-    def parse(cls, text: bytes) -> "_Line":
-        found = json.loads(text)
-        if "used" in found:
-            return cls(found["step"], found["family"], Usage.model_validate(found["used"]))
-        return cls(found["step"], found["version"], _ESTIMATE.validate_python(found["estimate"]))
+    family: str = ""
+    used: Usage | None = None
+    version: str = ""
+    estimate: MemoryEstimate | None = None
 
     def dump(self) -> bytes:
-        if isinstance(self.value, Usage):
-            used = self.value.model_dump(mode="json", exclude_defaults=True)
-            whole = {"step": self.step, "family": self.label, "used": used}
-        else:
-            whole = {"step": self.step, "version": self.label, "estimate": asdict(self.value)}
-        return b"\n" + json.dumps(whole, allow_nan=False, separators=(",", ":")).encode()
+        return b"\n" + self.model_dump_json(exclude_defaults=True).encode()
 
     @property
     def sound(self) -> bool:
-        """NaN is not."""
-        figures = [value for value in vars(self.value).values() if isinstance(value, int | float)]
+        """NaN is not. Raises TypeError for an empty line."""
+        figures = [
+            value for value in vars(self.used or self.estimate).values() if isinstance(value, int | float)
+        ]
         return all(0 <= figure < LARGEST for figure in figures)
 
     @property
     def group(self) -> tuple[Any, ...]:
         """Lines of a group say the same of a step, with other figures."""
-        found = self.value
-        if isinstance(found, MemoryEstimate):
-            return self.step, found.micro_batch
-        sizes = (found.begun_with, found.ended_with)
-        return self.step, *sizes, *map(found.outcome, sizes), found.exclusive
+        if self.used is None:
+            return self.step, self.estimate and self.estimate.micro_batch
+        sizes = (self.used.begun_with, self.used.ended_with)
+        return self.step, *sizes, *map(self.used.outcome, sizes), self.used.exclusive
 
     @property
     def amount(self) -> float:
         """The cap that was filled, else the peak."""
-        found = self.value
-        if isinstance(found, MemoryEstimate):
+        if self.used is None:
             return 0.0
-        return found.cap_mib if found.hit_limit else found.peak_mib or 0.0
+        return self.used.cap_mib if self.used.hit_limit else self.used.peak_mib or 0.0
 
 
 class History:
@@ -87,18 +73,17 @@ class History:
 
     def runs(self, step: str) -> list[Usage]:
         """The latest last."""
-        return [line.value for line in self.lines if line.step == step and isinstance(line.value, Usage)]
+        return [line.used for line in self.lines if line.used and line.step == step]
 
     def family(self, name: str) -> list[Usage]:
         """The last runs that can be compared with their prediction."""
-        runs = [line.value for line in self.lines if line.label == name and isinstance(line.value, Usage)]
+        runs = [line.used for line in self.lines if line.used and line.family == name]
         return [run for run in runs if run.finished and run.prediction_error is not None][-FAMILY_RUNS:]
 
     def prediction(self, step: str, micro_batch: int) -> MemoryEstimate | None:
         """By today's code."""
-        own = [line.value for line in self.lines if (line.step, line.label) == (step, version())]
-        found = [one for one in own if isinstance(one, MemoryEstimate) and one.micro_batch == micro_batch]
-        return found[-1] if found else None
+        own = [line.estimate for line in self.lines if (line.step, line.version) == (step, version())]
+        return next((one for one in reversed(own) if one and one.micro_batch == micro_batch), None)
 
 
 def step_key(step: "Step[Any, Any]", arguments: Sequence[Any]) -> str:
@@ -121,7 +106,7 @@ def version() -> str:
 
 
 def add_prediction(card: Card, step: str, found: MemoryEstimate) -> None:
-    _append(card, _Line(step, version(), found))
+    _append(card, _Line(step=step, version=version(), estimate=found))
 
 
 def record_usage(
@@ -140,7 +125,7 @@ def record_usage(
         return
     if used.outcome(used.begun_with) or used.outcome(used.ended_with) or used.uncapped:
         params = arguments[0] if arguments else None
-        _append(card, _Line(step_key(step, arguments), family(step, params), used))
+        _append(card, _Line(step=step_key(step, arguments), family=family(step, params), used=used))
 
 
 # ---------------------------------------------------------------------- the file
@@ -157,7 +142,7 @@ def _read(path: Path) -> Iterator[_Line]:
         return
     for text in texts:
         with suppress(*FAILURES):
-            line = _Line.parse(text)
+            line = _Line.model_validate_json(text)
             if line.sound:
                 yield line
 
@@ -167,7 +152,7 @@ def _append(card: Card, line: _Line) -> None:
     path = _path(card)
     if not line.sound:
         return
-    with suppress(OSError, ValueError), hold(path.with_suffix(".lock"), "a step's history", wait=True):
+    with suppress(OSError), hold(path.with_suffix(".lock"), "a step's history", wait=True):
         if path.exists() and path.stat().st_size > LIMIT_BYTES:
             atomic_write(path, _compacted(list(_read(path))))
         with path.open("ab", buffering=0) as file:
