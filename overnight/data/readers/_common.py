@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator
 from overnight.data.archives import plain
 from overnight.data.content import CleaningCounts, ImageItem
 from overnight.data.images import of_array
-from overnight.errors import file_error
+from overnight.errors import DataError, file_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -149,3 +149,20 @@ def image_items(stem: str, images: "np.ndarray", labels: "np.ndarray") -> list[I
     """images: bytes (N, H, W) or (N, H, W, 3); labels: (N,)."""
     pairs = enumerate(zip(images, labels, strict=True))
     return [ImageItem(f"{stem}/{i}", of_array(image), int(label)) for i, (image, label) in pairs]
+
+
+def cleaned_edges(edges: "np.ndarray", nodes: int, cleaned: CleaningCounts, where: str) -> "np.ndarray":
+    """int64 (2, E) with the smaller node first, sorted, without loops and repeats."""
+    import numpy as np
+
+    if edges.size and (edges.min() < 0 or edges.max() >= nodes):
+        raise DataError(
+            f"{where}: an edge names node {edges.max()}, but there are {nodes} nodes (0 to {nodes - 1})"
+        )
+    low, high = np.minimum(edges[0], edges[1]), np.maximum(edges[0], edges[1])
+    loops = low == high
+    codes = low[~loops] * max(nodes, 1) + high[~loops]
+    unique = np.unique(codes)
+    cleaned["self loop dropped"] += int(loops.sum())
+    cleaned["repeated edge dropped"] += len(codes) - len(unique)
+    return np.stack([unique // max(nodes, 1), unique % max(nodes, 1)]).astype(np.int64)

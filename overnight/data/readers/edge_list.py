@@ -14,8 +14,16 @@ from pydantic import model_validator
 from overnight.config import Values
 from overnight.data.archives import plain
 from overnight.data.content import CleaningCounts, Features, Graph
-from overnight.data.readers._common import Classes, Delimiter, count_empty, expect, present, require, text
-from overnight.data.readers._graph import cleaned_edges
+from overnight.data.readers._common import (
+    Classes,
+    Delimiter,
+    cleaned_edges,
+    count_empty,
+    expect,
+    present,
+    require,
+    text,
+)
 from overnight.errors import DataError, file_error, one_line
 from overnight.paths import shown
 

@@ -2,8 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +99,8 @@ class _File:
             for at in range(self.file.metadata.row_group(group).num_rows):
                 row = len(items)
                 label = self._label(row, index, cleaned)
-                items.append(ImageItem(str(self.names[row]), self._opener(group, at, row), label))
+                opener = partial(self._open, group, at, row)
+                items.append(ImageItem(str(self.names[row]), opener, label))
         return items
 
     def _label(self, row: int, index: dict[str, int], cleaned: CleaningCounts) -> int:
@@ -116,20 +116,17 @@ class _File:
             self.path, f"row {row + 1} has the label {given!r}; the classes are {', '.join(index)}"
         )
 
-    def _opener(self, group: int, at: int, row: int) -> "Callable[[], Image]":
-        name = f"{shown(self.path)}: row {row + 1}"
-        return lambda: decode(name, self._bytes(group, at, name))
-
-    def _bytes(self, group: int, at: int, name: str) -> bytes:
+    def _open(self, group: int, at: int, row: int) -> "Image":
         import pyarrow as pa
 
+        name = f"{shown(self.path)}: row {row + 1}"
         try:
             with self.lock:
                 value = self.group(group)[at].as_py()
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{name}: its part of the file is damaged: {error}; get the file anew") from None
         found = value.get("bytes") if isinstance(value, dict) else value
-        return found if isinstance(found, bytes) else b""
+        return decode(name, found if isinstance(found, bytes) else b"")
 
     def _group(self, number: int) -> Any:
         return self.file.read_row_group(number, columns=[self.options.image]).column(0)

@@ -12,8 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from overnight.config import Values
 from overnight.data.content import CleaningCounts, Content, Graph, Images, Tables
 from overnight.data.readers import reader
-from overnight.data.readers._common import image_items
-from overnight.data.readers._graph import cleaned_edges
+from overnight.data.readers._common import cleaned_edges, image_items
 from overnight.errors import DataError, did_you_mean
 
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 from overnight.config import Values
 from overnight.data.archives import DAMAGED
 from overnight.data.content import CleaningCounts, Features, Graph
-from overnight.data.readers._common import Classes, class_names, present
-from overnight.data.readers._graph import cleaned_edges
+from overnight.data.readers._common import Classes, class_names, cleaned_edges, present
 from overnight.errors import file_error
 from overnight.paths import shown
 

@@ -1,6 +1,7 @@
 """Shapes of published language models, as their config.json gives them."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,21 +113,13 @@ class Shape:
         Raises BadInput where a size is missing or cannot be.
         """
         sizes = {name: sizes.get(name) for name in SIZES}
-        heads = sizes["heads"]
         if sizes["kv_heads"] is None:
-            sizes["kv_heads"] = heads
-        if (
-            sizes["head_dim"] is None
-            and isinstance(sizes["hidden"], int)
-            and isinstance(heads, int)
-            and heads
-        ):
-            sizes["head_dim"] = sizes["hidden"] // heads
-        wrong = [
-            f"{name}={n!r}"
-            for name, n in sizes.items()
-            if type(n) is not int or not 1 <= n <= (MOST_LAYERS if name == "layers" else MOST)
-        ]
+            sizes["kv_heads"] = sizes["heads"]
+        if sizes["head_dim"] is None:
+            with suppress(TypeError, ZeroDivisionError):  # then one of them is wrong
+                sizes["head_dim"] = sizes["hidden"] // sizes["heads"]
+        most = dict.fromkeys(SIZES, MOST) | {"layers": MOST_LAYERS}
+        wrong = [f"{k}={n!r}" for k, n in sizes.items() if type(n) is not int or not 1 <= n <= most[k]]
         if wrong:
             raise BadInput(
                 f"model {where!r} of the type {kind!r}: sizes must be positive whole numbers that can be, "

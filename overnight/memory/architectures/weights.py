@@ -11,38 +11,13 @@ from typing import Any, BinaryIO
 from overnight.errors import FAILURES, BadInput
 from overnight.memory.architectures.shapes import Shape
 
-BLOCKS = {  # bytes and weights of a block of the GGUF formats
-    "f32": (4, 1),
-    "f16": (2, 1),
-    "bf16": (2, 1),
-    "q4_0": (18, 32),
-    "q4_1": (20, 32),
-    "q5_0": (22, 32),
-    "q5_1": (24, 32),
-    "q8_0": (34, 32),
-    "q2_k": (84, 256),
-    "q3_k": (110, 256),
-    "q4_k": (144, 256),
-    "q5_k": (176, 256),
-    "q6_k": (210, 256),
-    "q8_k": (292, 256),
-}
-NUMBERS = {  # of the types in a GGUF file
-    0: "f32",
-    1: "f16",
-    2: "q4_0",
-    3: "q4_1",
-    6: "q5_0",
-    7: "q5_1",
-    8: "q8_0",
-    10: "q2_k",
-    11: "q3_k",
-    12: "q4_k",
-    13: "q5_k",
-    14: "q6_k",
-    15: "q8_k",
-    30: "bf16",
-}
+BLOCKS = {  # of the GGUF formats: number of the type in a file, bytes and weights of a block
+    "f32": (0, 4, 1), "f16": (1, 2, 1), "bf16": (30, 2, 1),
+    "q4_0": (2, 18, 32), "q4_1": (3, 20, 32), "q5_0": (6, 22, 32), "q5_1": (7, 24, 32), "q8_0": (8, 34, 32),
+    "q2_k": (10, 84, 256), "q3_k": (11, 110, 256), "q4_k": (12, 144, 256), "q5_k": (13, 176, 256),
+    "q6_k": (14, 210, 256), "q8_k": (15, 292, 256),
+}  # fmt: skip
+NUMBERS = {number: (block, weights) for number, block, weights in BLOCKS.values()}
 MIXES = {"q4_k_m": "q4_k", "q5_k_m": "q5_k"}  # of which some tensors are q6_k
 TRANSFORMERS = ("fp32", "fp16", "bf16", "int8", "nf4")
 LLAMA_CPP = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")
@@ -60,7 +35,7 @@ def tensor_bytes(shape: Shape, name: str, size: tuple[int, ...], way: str) -> in
     if way in TRANSFORMERS:
         return _of_transformers(name, size, count, way)
     kind = "f32" if len(size) == 1 else _of_gguf(shape, name, way)
-    block, weights = BLOCKS[kind]
+    _, block, weights = BLOCKS[kind]
     return -(-count // weights) * block
 
 
@@ -185,6 +160,6 @@ class _Reader:
         """Bytes."""
         self.text()
         sizes = [self.number("Q") for _ in range(self.number("I"))]
-        block, weights = BLOCKS[NUMBERS[self.number("I")]]
+        block, weights = NUMBERS[self.number("I")]
         self.number("Q")
         return int(-(-math.prod(sizes) // weights) * block)
