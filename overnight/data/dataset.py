@@ -103,9 +103,6 @@ def _counts(content: Content, wanted: Mapping[str, int]) -> dict[str, int]:
     return {split: len(items) for split, items in content.splits.items()}
 
 
-# -------------------------------------------------------------------------------- entries by name
-
-
 def of_kind(kind: Kind) -> AfterValidator:
     """What annotates a config's field that takes data sets of one kind alone."""
     return AfterValidator(lambda data: data.require_kind(kind))
@@ -138,9 +135,6 @@ def load_entry(name: str) -> Dataset:
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return cast("Dataset", found[0])
-
-
-# -------------------------------------------------------------------------------- for the command line
 
 
 def listing() -> list[dict[str, Any]]:

@@ -58,9 +58,6 @@ def as_on_cuda() -> Iterator[None]:
         lib._destroy()
 
 
-# ---------------------------------------------------------------------- autocast
-
-
 def _casts() -> Iterator[tuple[str, Callable[..., Any]]]:
     for whole in torch._C._dispatch_get_all_op_names():
         if not whole.startswith("aten::"):
@@ -116,9 +113,6 @@ def _to(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, Tensor) and value.dtype in (*HALVES, torch.float32):
         return value.to(dtype)
     return [_to(v, dtype) for v in value] if isinstance(value, list) else value
-
-
-# ---------------------------------------------------------------------- dropout, attention
 
 
 def _dropout(x: Tensor, p: float, train: bool) -> Tensor:

@@ -128,9 +128,6 @@ def record_usage(
         _append(card, _Line(step=step_key(step, arguments), family=family(step, params), used=used))
 
 
-# ---------------------------------------------------------------------- the file
-
-
 def _path(card: Card) -> Path:
     return card.folder / "history.jsonl"
 

@@ -75,9 +75,6 @@ class MemoryEstimate:
         return self.verdict(budget_mib) == "fits"
 
 
-# ---------------------------------------------------------------------- traces
-
-
 def traced(recipe: Any, micro: int, target: Target, spare: Callable[..., int] | None = None) -> Trace:
     """Allocations of training in micro-batches of `micro` samples. Raises Unknown.
 
@@ -148,9 +145,6 @@ def silence() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-# ---------------------------------------------------------------------- predictions
 
 
 def predict(

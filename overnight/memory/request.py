@@ -166,8 +166,6 @@ class _Planner:
             return [0]
         return micro_batches(self.batch)
 
-    # ------------------------------------------------------------------ estimates
-
     def estimate(self, size: int) -> MemoryEstimate:
         """By measurement, else by prediction, else by declaration; at least what smaller ones needed."""
         found = measured(self.runs, size) or self.predicted(size) or self.declared(size)
@@ -222,8 +220,6 @@ class _Planner:
         alone = [run for run in self.runs if run.finished and run.exclusive and run.begun_with == size]
         uncapped = [run for run in alone if self.step.uncapped or run.uncapped]
         return [run.device_peak_mib for run in uncapped if run.device_peak_mib][-LAST:]
-
-    # ------------------------------------------------------------------ the request
 
     def amount(self, found: MemoryEstimate) -> int:
         whole = found.high_mib + self.overhead_mib

@@ -130,9 +130,6 @@ def _largest_leaf(build: "Callable[[], nn.Module]") -> float:
     return max(each) / MIB
 
 
-# ---------------------------------------------------------------------- the nets
-
-
 def _parts(painting: ImageGeneration) -> "dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Any]]]":
     """Name -> (build, call) of each net that painting calls."""
     import torch
@@ -204,9 +201,6 @@ def _text(sizes: tuple[int, int, int, int], dtype: Any) -> Any:
     )
     config.vocab_size = 49408
     return transformers.CLIPTextModelWithProjection(config).to(dtype)
-
-
-# ---------------------------------------------------------------------- training
 
 
 def painting_recipe(painting: ImageGeneration) -> "Recipe[Any]":

@@ -63,9 +63,6 @@ def _of_gguf(shape: Shape, name: str, way: str) -> str:
     return "q5_k" if shared and plain == "q4_k" else plain
 
 
-# ---------------------------------------------------------------------- files
-
-
 @dataclass(frozen=True)
 class Weights:
     """Bytes of all weights, and the values of the model's sizes (GGUF only)."""
