@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 from pydantic import AfterValidator, model_validator
 
@@ -16,9 +16,6 @@ from overnight.data.fetch import fetch_missing
 from overnight.data.splits import cut
 from overnight.errors import ConfigError, DataError, did_you_mean
 from overnight.paths import datasets, shown
-
-if TYPE_CHECKING:
-    from overnight.data.download import Progress
 
 C = TypeVar("C", Tables, Images, Boxes, Graph, Texts)
 
@@ -36,11 +33,11 @@ class Dataset(Entry):
         except ConfigError as error:
             raise ValueError("; ".join(error.problems)) from None
 
-    def load(self, progress: "Progress | None" = None) -> Content:
+    def load(self) -> Content:
         """Raises DataError that says what is missing, damaged or not as expected."""
         reader = readers.reader(self.reader)
         options = validate(reader.Options, self.options, Source(datasets() / f"{self.name}.yaml"))
-        content = cut(reader.read(self.locate(progress), options, self.kind), self.splits)
+        content = cut(reader.read(self.locate(), options, self.kind), self.splits)
         check(self.name, self.expected, content)
         return replace(content, cleaned=CleaningCounts(+content.cleaned))
 
@@ -59,7 +56,7 @@ class Dataset(Entry):
             raise ValueError(f"data set {self.name!r} is of kind {self.kind!r}, expected {kind!r}{reason}")
         return self
 
-    def locate(self, progress: "Progress | None" = None, replace_damaged: bool = False) -> Path:
+    def locate(self, replace_damaged: bool = False) -> Path:
         """The first folder with every file as the entry says, downloaded if need be. Raises DataError."""
         damaged = list[str]()
         for folder in self.found():
@@ -69,7 +66,7 @@ class Dataset(Entry):
             damaged = damaged or problems
         if damaged and not replace_damaged:
             raise DataError(damaged)
-        return fetch_missing(self, progress)
+        return fetch_missing(self)
 
 
 def check(name: str, expected: DataSpec, content: Content) -> None:
@@ -166,9 +163,9 @@ def _row(name: str) -> dict[str, Any]:
     return row
 
 
-def fetch(name: str, progress: "Progress | None" = None) -> str:
+def fetch(name: str) -> str:
     """Download what is missing or damaged; returns where it is. Raises DataError."""
-    return shown(load_entry(name).locate(progress, replace_damaged=True))
+    return shown(load_entry(name).locate(replace_damaged=True))
 
 
 def verify(name: str) -> list[str]:

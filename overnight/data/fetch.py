@@ -6,14 +6,14 @@ from pathlib import Path
 
 from overnight.data import digests
 from overnight.data.archives import unpack
-from overnight.data.download import Progress, download
+from overnight.data.download import download
 from overnight.data.entry import Archive, DataFile, Entry
 from overnight.errors import DataError, file_error
 from overnight.locks import hold
 from overnight.paths import shown
 
 
-def fetch_missing(entry: Entry, progress: Progress | None = None) -> Path:
+def fetch_missing(entry: Entry) -> Path:
     """Download what is missing or damaged in the last of the entry's folders. Raises DataError.
 
     One process fetches a set at a time; others wait and find it done.
@@ -30,8 +30,8 @@ def fetch_missing(entry: Entry, progress: Progress | None = None) -> Path:
     with hold(folder / ".lock", f"fetching {entry.name}", wait=True):
         for file in _missing(entry, folder):
             if file.url:
-                download(file.url, folder / file.path, file.digests, file.bytes, progress)
-        _fetch_archives(entry, folder, progress)
+                download(file.url, folder / file.path, file.digests, file.bytes)
+        _fetch_archives(entry, folder)
     problems = entry.problems(folder)
     if problems:
         raise DataError(problems)
@@ -66,7 +66,7 @@ def _check_can_fetch(entry: Entry, folder: Path) -> None:
         )
 
 
-def _fetch_archives(entry: Entry, folder: Path, progress: Progress | None) -> None:
+def _fetch_archives(entry: Entry, folder: Path) -> None:
     """Unpack beside, then move name by name: a crash leaves nothing half."""
     for archive in entry.archives:
         if not _missing(entry, folder):
@@ -75,7 +75,7 @@ def _fetch_archives(entry: Entry, folder: Path, progress: Progress | None) -> No
         given = _given(entry, archive)
         packed = given or folder / f".{archive.name}"
         if not packed.exists():
-            download(archive.url, packed, archive.digests, archive.bytes, progress)
+            download(archive.url, packed, archive.digests, archive.bytes)
         shutil.rmtree(fresh, ignore_errors=True)
         try:
             unpack(packed, fresh, archive.inside, archive.limit)

@@ -20,10 +20,6 @@ def sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def quiet(*_: object) -> None:
-    """No progress."""
-
-
 def left(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
@@ -43,7 +39,7 @@ def write(checkout: Path, text: str) -> None:
 
 
 def rows(name: str = "made") -> list[tuple]:
-    return load_entry(name).load(quiet).frames["t"].collect().rows()
+    return load_entry(name).load().frames["t"].collect().rows()
 
 
 def entry_text(server, data: bytes) -> str:
@@ -59,7 +55,7 @@ def test_loading_fetches_what_is_missing_once(server, checkout) -> None:
     write(checkout, entry_text(server, b"a\n1\n"))
     assert [rows(), rows()] == [[(1,)], [(1,)]]
     assert len(server.asked) == 1
-    assert fetch("made", quiet) == "datasets/made"
+    assert fetch("made") == "datasets/made"
     assert len(server.asked) == 1
 
 
@@ -70,7 +66,7 @@ def test_fetch_replaces_a_damaged_file(server, checkout) -> None:
     (checkout / "datasets" / "made" / "sub" / "t.csv").write_bytes(b"a\n2\n")
     with pytest.raises(DataError, match="`overnight data fetch made` gets it anew"):
         rows()
-    fetch("made", quiet)
+    fetch("made")
     assert rows() == [(1,)]
 
 
