@@ -42,8 +42,6 @@ class BoxItem:
 
 @dataclass(frozen=True)
 class Images:
-    """By split ("train", "val", "test"; a split may be absent)."""
-
     classes: tuple[str, ...]
     splits: Mapping[str, Sequence[ImageItem]]
     cleaned: CleaningCounts = field(default_factory=CleaningCounts)
@@ -51,8 +49,6 @@ class Images:
 
 @dataclass(frozen=True)
 class Boxes:
-    """`cleaned` counts the boxes that were dropped or clipped, and why."""
-
     classes: tuple[str, ...]
     splits: Mapping[str, Sequence[BoxItem]]
     cleaned: CleaningCounts = field(default_factory=CleaningCounts)

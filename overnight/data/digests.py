@@ -45,7 +45,6 @@ def _files(path: Path) -> list[Path]:
 
 
 def _mark(path: Path) -> str:
-    """Sizes and times, which change when a file is written to."""
     stats = [(p.relative_to(path).as_posix(), p.stat()) for p in _files(path)]
     listed = "".join(f"{name} {stat.st_size} {stat.st_mtime_ns}\n" for name, stat in stats)
     return hashlib.sha256(listed.encode()).hexdigest()

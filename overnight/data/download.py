@@ -23,8 +23,6 @@ TRIES, TRIES_TO_CONNECT, CHUNK = 5, 2, 1 << 20
 
 
 class Announce:
-    """A printed line at the start, then every few seconds."""
-
     def __init__(self, every_s: float = 5) -> None:
         self.every_s, self.last = every_s, -1e9
 
@@ -145,7 +143,6 @@ def _copy(answer: Any, sink: IO[bytes], done: int, report: Callable[[int], None]
 
 
 def _accept(url: str, part: Path, target: Path, sha256: Sequence[str], size: int | None) -> None:
-    """Rename what is whole; throw away what is not what the entry says."""
     found = part.stat().st_size
     wrong = f"{found} bytes, expected {size}" if size is not None and found != size else ""
     if not wrong and sha256:

@@ -35,8 +35,6 @@ Inside = Annotated[str, AfterValidator(_inside)]
 
 
 class _Known(Values):
-    """What is known of a file before it is here."""
-
     # several: each will do. Of a folder: of what `sha256sum *` prints in it
     sha256: Sha256 | list[Sha256] = []
     bytes: int | None = Field(None, ge=0)
@@ -47,7 +45,7 @@ class _Known(Values):
 
 
 class DataFile(_Known):
-    """By its path inside the set's folder; a whole folder when it ends with /."""
+    """A whole folder when its path ends with /."""
 
     path: Inside
     url: Url | None = None

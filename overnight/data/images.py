@@ -37,7 +37,6 @@ def opener(path: Path) -> "Callable[[], Image]":
 
 
 def of_array(pixels: "np.ndarray") -> "Callable[[], Image]":
-    """What makes an image of bytes (H, W) or (H, W, 3) when it is called."""
     from PIL import Image
 
     return partial(Image.fromarray, pixels)

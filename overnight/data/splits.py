@@ -31,7 +31,6 @@ def stratified(labels: Sequence[int], fraction: float, seed: int = 0) -> list[in
 
 
 def cut(content: Content, splits: Mapping[str, float], seed: int = 0) -> Content:
-    """Cut the splits that are missing off "train"."""
     if not isinstance(content, Images | Boxes | Texts):
         return content
     for name, fraction in splits.items():
@@ -49,7 +48,6 @@ def cut(content: Content, splits: Mapping[str, float], seed: int = 0) -> Content
 
 
 def _label(item: object) -> int:
-    """The class; for boxes the rarest question is whether there are any."""
     if isinstance(item, tuple):
         return max(int(item[1]), 0)
     label = getattr(item, "label", None)

@@ -59,8 +59,6 @@ class _Pool:
 
 
 class Allocator:
-    """`reserved` and `allocated` are bytes."""
-
     def __init__(self, expandable: bool = True) -> None:
         self.expandable = expandable
         self.pools = {True: _Pool(), False: _Pool()}
@@ -139,7 +137,6 @@ def _joined(one: _Piece, other: _Piece) -> _Piece:
 
 
 def reserved_bytes(trace: Trace, expandable: bool = True) -> int:
-    """What the allocator has reserved at the end of a program."""
     model = Allocator(expandable)
     pieces = dict[int, _Piece]()
     for event in trace.events:

@@ -109,7 +109,6 @@ class _Softmax(torch.autograd.Function):
 
 
 def _to(value: Any, dtype: torch.dtype) -> Any:
-    """Tensors of single and half precision cast; anything else as it is."""
     if isinstance(value, Tensor) and value.dtype in (*HALVES, torch.float32):
         return value.to(dtype)
     return [_to(v, dtype) for v in value] if isinstance(value, list) else value

@@ -61,7 +61,6 @@ class _Line(Values):
 
     @property
     def amount(self) -> float:
-        """The cap that was filled, else the peak."""
         if self.used is None:
             return 0.0
         return self.used.cap_mib if self.used.hit_limit else self.used.peak_mib or 0.0
@@ -72,7 +71,6 @@ class History:
         self.lines = list(_read(_path(card)))
 
     def runs(self, step: str) -> list[Usage]:
-        """The latest last."""
         return [line.used for line in self.lines if line.used and line.step == step]
 
     def family(self, name: str) -> list[Usage]:

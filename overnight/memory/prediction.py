@@ -173,7 +173,7 @@ def predict(
 
 
 def estimated(trace: Callable[[], Trace], micro: int, *how: Any) -> MemoryEstimate:
-    """As estimate(); `unknown` is set where the trace raises Unknown."""
+    """As estimate(), with `unknown` set for Unknown."""
     try:
         return estimate(trace(), micro, *how)
     except Unknown as error:
@@ -188,7 +188,6 @@ def estimate(
     constants: Constants = ASSUMED,
     sliced: bool = False,
 ) -> MemoryEstimate:
-    """sliced: its evaluation can be cut into slices."""
     from overnight.memory.allocator import BLOCK, reserved_bytes
 
     cuda = target == "cuda"

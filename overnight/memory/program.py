@@ -67,7 +67,6 @@ def _parts(recipe: Recipe[Any], micro: int, context: FakeTensorContext) -> list[
 
 
 def _cast(recipe: Recipe[Any], target: str) -> AbstractContextManager[Any]:
-    """Always the CPU's, which cuda_rules makes behave as on a card."""
     asked = recipe.params.precision
     if asked == "auto":
         asked = "fp32" if target == "cpu" else "bf16"
@@ -107,7 +106,6 @@ def _on_device(recipe: Recipe[Any], part: Batch, target: str) -> Batch:
 
 
 def _evaluate(recipe: Recipe[Any], model: nn.Module, part: Batch, context: FakeTensorContext) -> None:
-    """Example data, or a micro-batch when the recipe has none."""
     was = model.training
     model.eval()
     with torch.inference_mode(), _cast(recipe, context.target):

@@ -66,7 +66,6 @@ class MemoryRequest:
         return events
 
     def micro_batch_of(self, granted_mib: int) -> int | None:
-        """The micro-batch that goes with an amount."""
         return next((n for mib, n in self.smaller if mib == granted_mib < self.mib), self.micro_batch)
 
     def usage(self) -> dict[str, float]:
@@ -226,12 +225,10 @@ class _Planner:
         return min(-int(-whole // ROUND_MIB) * ROUND_MIB, self.card.budget_mib)
 
     def exclusive(self, size: int) -> bool:
-        """By request, or for memory outside the cap that was not measured yet."""
         uncapped = self.step.uncapped or any(run.uncapped for run in self.runs)
         return bool(getattr(self.params, "exclusive", False)) or (uncapped and not self.device_peaks(size))
 
     def smaller(self, chosen: int, mib: int) -> tuple[tuple[int, int], ...]:
-        """Each for less than the one before."""
         found = list[tuple[int, int]]()
         for size in self.sizes if self.card.policy == "shrink" else []:
             other = self.estimate(size) if size < chosen else None

@@ -87,7 +87,6 @@ def largest(peak: Peak, budget_mib: float, most: int, start: int) -> MemoryEstim
 
 
 def _line(one: MemoryEstimate, other: MemoryEstimate, budget_mib: float) -> int:
-    """Where the line through two predictions meets the budget."""
     if one.micro_batch == other.micro_batch:
         return one.micro_batch
     slope = (one.needed_mib - other.needed_mib) / (one.micro_batch - other.micro_batch)

@@ -47,7 +47,6 @@ class Trace:
         return Peak(most, *(self.places[at] if self.places else ("", "")), self._alive(at, block))
 
     def _alive(self, at: int, block: int) -> dict[str, int]:
-        """Bytes by kind after the event of that index."""
         parts = Counter[str]()
         for number in alive(self.events[: at + 1]):
             parts[self.kinds[number]] += rounded(self.sizes[number], block)
@@ -72,8 +71,6 @@ class Trace:
 
 @dataclass(frozen=True)
 class Peak:
-    """parts: bytes by kind."""
-
     bytes: int
     phase: str
     operator: str

@@ -61,7 +61,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def note(self, tensor: Tensor, kind: str) -> None:
-        """Record the storage, if it is new or has grown."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         found = self.known.get(key)
@@ -74,7 +73,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.known[key] = (number, weakref.ref(storage, partial(self._end, key)))
 
     def ignore(self, tensor: Tensor) -> None:
-        """Ignore a storage that torch's allocator did not allocate."""
         storage = tensor.untyped_storage()
         self.ignored[storage._cdata] = weakref.ref(storage, partial(self._forget, storage._cdata))
 

@@ -51,7 +51,6 @@ class Usage(Values):
 
     @property
     def begun_with(self) -> int:
-        """The first micro-batch; 0 without one."""
         return self.asked_micro_batch or 0
 
     @property
@@ -99,7 +98,7 @@ class Usage(Values):
 
 
 def half(size: int) -> int:
-    """The next candidate below a micro-batch of `size` samples: half of it, rounded up."""
+    """The next smaller candidate: half of the micro-batch, rounded up."""
     return -(-size // 2)
 
 

@@ -77,7 +77,6 @@ class GradientAccumulation:
         return loss
 
     def forward_backward(self, batch: Batch) -> LossSum:
-        """Add the gradients of every micro-batch to .grad."""
         state = self.state
         precision = state.precision
         parts = self._split(batch, self.micro.size)
@@ -147,7 +146,6 @@ class GradientAccumulation:
         raise RollbackToCheckpoint(one_line(error), self.state.plan, fresh=True) from error
 
     def _settle(self, size: int) -> None:
-        """Decide where the data lie and whether to compile."""
         self.settled = True
         run = self.run
         state = self.state
@@ -161,7 +159,6 @@ class GradientAccumulation:
         run.metric(run.named("train/gflop_per_sample"), gflop)
 
     def _observe(self, batch: Batch, before: list[int]) -> None:
-        """Find out what splitting a batch changes, and whether the loss changes it."""
         self.changes_batch = versions(batch) != before
         used_rng = self.snapshot.used_rng()
         self.effects = split_effects(self.state.model, self.recipe.batch_dependent_loss, used_rng)
@@ -175,7 +172,6 @@ class GradientAccumulation:
             self.run.note(f"{why}; if it is a mean: {LOSS_CONTRACT}")
 
     def _moved(self, part: Batch) -> Batch:
-        """On the device; a copy for a loss that works in place on it."""
         moved = {name: tensor.to(self.state.device, non_blocking=True) for name, tensor in part.items()}
         if not self.changes_batch:
             return moved

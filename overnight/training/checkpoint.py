@@ -38,7 +38,6 @@ class CheckpointStore:
         self.last_failure = ""
 
     def due(self) -> bool:
-        """Every `every_s`, later where writing is slow."""
         return self.folder is not None and time.monotonic() >= self.next
 
     def save(self, identity: Identity, write: Callable[[Any], None], step: int) -> None:

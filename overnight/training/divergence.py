@@ -37,7 +37,6 @@ class LossSum:
         self.parts += 1
 
     def mean(self) -> float:
-        """Waits for the card."""
         return float(self.total) / float(divisor(self.count))
 
 
@@ -57,8 +56,6 @@ def detached(value: Tensor | float) -> float | Tensor:
 
 @dataclass(frozen=True)
 class Divergence:
-    """loss: per sample."""
-
     at: LossSum
     loss: float
 
@@ -128,7 +125,7 @@ def report(run: Run, found: Divergence, parameters: Mapping[str, Tensor], more: 
 
 
 def _as_json(value: Any) -> Any:
-    """NaN and infinities as text, which JSON has no numbers for."""
+    """NaN and infinities as text."""
     if isinstance(value, dict):
         return {name: _as_json(inner) for name, inner in value.items()}
     if isinstance(value, list):

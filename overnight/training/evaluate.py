@@ -43,7 +43,6 @@ def predict_in_batches(
 def predict_all(
     predict: Callable[[Tensor], Tensor], inputs: Tensor, device: torch.device, size: int = EVAL_BATCH
 ) -> Tensor:
-    """As predict_in_batches, in one float tensor."""
     return torch.cat(predict_in_batches(lambda part: predict(part).float(), inputs, device, size))
 
 
@@ -74,7 +73,6 @@ def evaluate(
     precision: Precision | None = None,
     eval_batches: EvalBatches | None = None,
 ) -> Scores:
-    """In eval mode; out of memory makes batches smaller."""
     device = next(model.parameters()).device
     cast = (precision or Precision(recipe.params.precision, device)).cast
 
@@ -116,7 +114,7 @@ def _retried(faults: int, limit: int) -> str:
 
 
 def plain_scores(scores: Any) -> Scores:
-    """As a checkpoint can hold them. Raises BadInput."""
+    """Raises BadInput."""
     if not isinstance(scores, Mapping):
         raise BadInput(f"evaluate of the recipe returned {type(scores).__name__}: {EXPECTED}")
     for name, value in scores.items():

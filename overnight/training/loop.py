@@ -176,7 +176,7 @@ def _log(run: Run, state: TrainState[Any], values: dict[str, float]) -> None:
 
 
 def _report_step(run: Run, state: TrainState[Any], loss: LossSum, read: bool) -> None:
-    """Log some of the steps, and where the micro-batch has changed. Raises Stopped."""
+    """Raises Stopped."""
     size = state.plan.micro.size
     if read or state.logged_size != size:
         state.logged_size = size

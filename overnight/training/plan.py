@@ -25,7 +25,6 @@ class MicroBatchState:
     grown: bool = False
 
     def succeeded(self, grow: bool) -> None:
-        """Count a good step; with `grow`, double the size when it is time."""
         self.good += 1
         if grow and self.size < self.largest and self.good >= self.patience:
             self.size = min(self.largest, self.size * 2)

@@ -40,7 +40,6 @@ class Prefetcher(Generic[Data]):
         return self.data is not self.host
 
     def batches(self, make: Callable[[Data], Iterable[Batch]], first: int) -> Iterator[Batch]:
-        """From number `first` on, also when the data move."""
         self.make = make
         while True:
             batch = next(self._inner or self._start(first), None)
@@ -72,7 +71,7 @@ class Prefetcher(Generic[Data]):
         return batch
 
     def close(self) -> None:
-        """Drop the batches made ahead, and end their thread."""
+        """Drop the batches made ahead."""
         inner = self._inner
         self._inner = None
         if isinstance(inner, Iterator) and hasattr(inner, "close"):

@@ -20,8 +20,6 @@ BATCH_CONTRACT = "a batch is a dict of tensors with the samples in their first d
 
 
 class TrainParams(Params):
-    """The values that every gradient-trained step has."""
-
     epochs: int = Field(10, ge=1)
     batch: int = Field(
         128, ge=1, description="samples an optimizer step sees, whatever the card holds at once"

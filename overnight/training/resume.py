@@ -78,7 +78,6 @@ def _register(run: Run, folder: Path, known: Sequence[str], logged_before: Mappi
 
 
 def latest(*steps: Mapping[str, int]) -> dict[str, int]:
-    """The last step of each metric in any of these."""
     found = dict[str, int]()
     for one in steps:
         for name, step in one.items():
@@ -87,7 +86,7 @@ def latest(*steps: Mapping[str, int]) -> dict[str, int]:
 
 
 def previous_attempts(key: str) -> tuple[str, ...]:
-    """Folders of the attempts at an unfinished step; none while a process trains it."""
+    """None while a process trains the step."""
     folder = checkpoints_of(key)
     if locks.holder(folder / "lock") is not None:
         return ()

@@ -91,7 +91,7 @@ class TrainState(Generic[Data]):
 
     @property
     def is_read(self) -> bool:
-        """Whether the loss of this step is fetched from the card and logged."""
+        """The loss of this step is then fetched from the card and logged."""
         every = max(1, self.total // READS)
         return self.done % every == every - 1 or self.done + 1 == self.total
 
@@ -113,13 +113,11 @@ class TrainState(Generic[Data]):
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        """With a warm-up for short trainings."""
         decay = min(self.recipe.ema, (1 + self.done) / (10 + self.done))
         torch._foreach_lerp_(self.average, list(self.weights.trainable.values()), 1 - decay)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The model has the average of its weights, if there is one."""
         self._swap()
         try:
             yield
@@ -136,7 +134,6 @@ class TrainState(Generic[Data]):
             average.copy_(kept)
 
     def end_epoch(self, scores: Scores) -> None:
-        """Keep the weights if no epoch before was better."""
         self.history.append(scores)
         name = self.recipe.monitor
         if self.best is None or rank(scores, name) >= rank(self.best.scores, name):

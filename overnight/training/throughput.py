@@ -24,8 +24,6 @@ FULL = 0.95  # of the lease: with more, it is full
 
 
 class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Of matrix products, convolutions and attention, forward and backward."""
-
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         from torch.utils.flop_counter import flop_registry
@@ -71,7 +69,6 @@ class ThroughputMeter:
 
 
 def memory_is_full(budget_mib: int | None, device: torch.device) -> bool:
-    """Of the whole card, or this process' part of it."""
     free, total = torch.cuda.mem_get_info(device)
     return free < FREE * total or bool(
         budget_mib and torch.cuda.memory_reserved(device) >= FULL * (budget_mib << 20)

@@ -32,7 +32,6 @@ class TrainedWeights:
         return {id(buffer) for buffer, version in self.packed if buffer._version == version}
 
     def live(self) -> Weights:
-        """The tensors themselves."""
         frozen = self.frozen_buffers()
         buffers = {name: b for name, b in self.model.named_buffers() if id(b) not in frozen}
         return {name: tensor.detach() for name, tensor in [*self.trainable.items(), *buffers.items()]}

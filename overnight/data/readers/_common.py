@@ -101,7 +101,6 @@ def text(path: Path) -> str:
 
 
 def lines(path: Path) -> list[str]:
-    """Those that are not blank."""
     return [line.strip() for line in text(path).split("\n") if line.strip()]
 
 

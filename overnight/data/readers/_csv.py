@@ -117,7 +117,6 @@ class Column:
         return value.alias(self.name)
 
     def wrong(self) -> pl.Expr:
-        """How many values are there but not of the type."""
         return self._is_wrong().sum().alias(self.name)
 
     def _is_wrong(self) -> pl.Expr:

@@ -78,7 +78,6 @@ class Package:
         return Path(places[0]) / self.below
 
     def version(self) -> str:
-        """Of its distributions."""
         names = packages_distributions().get(self.top, [])
         return " ".join(f"{name} {version(name)}" for name in sorted(set(names))) or self.top
 
@@ -133,7 +132,6 @@ def _tables(found: Any, options: Options) -> Tables | None:
 
 
 def _graph(found: Any, options: Options) -> Graph | None:
-    """Nodes in the graph's order, with one attribute as their class."""
     import numpy as np
 
     if not hasattr(found, "adjacency"):

@@ -28,7 +28,6 @@ def _problem(error: Any) -> str:
 
 
 def training(**parts: Any) -> "Recipe[Any]":
-    """A Recipe to trace one step of, without evaluation."""
     from overnight.training.recipe import Recipe, constant
 
     return Recipe(

@@ -35,8 +35,6 @@ ALIKE = (  # layers
 
 
 class Tuning(Question):
-    """Sizes are those of one micro-batch."""
-
     model: str  # a name of shapes.MODELS, or a config.json
     method: Literal["full", "lora", "qlora"] = "full"
     batch: int = Field(1, ge=1, le=2**16)  # sequences on the card at once
@@ -130,7 +128,6 @@ def _check_build(tuning: Tuning) -> None:
 
 
 def _model(tuning: Tuning) -> "nn.Module":
-    """Built on the current device: meta."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
     import transformers

@@ -65,8 +65,6 @@ def _whole(packed: Tensor, rows: int, columns: int, dtype: torch.dtype) -> Tenso
 
 
 class _Product(torch.autograd.Function):
-    """x W^T with W made whole and dropped, in the backward pass as well."""
-
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: Tensor, sizes: tuple[int, int, torch.dtype]) -> Tensor:
         ctx.packed, ctx.sizes = packed, sizes

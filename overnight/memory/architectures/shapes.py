@@ -94,8 +94,6 @@ SIZES = {  # of a Shape, and what a config.json calls them
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a decoder that its cache and its tensors follow from."""
-
     kind: str
     hidden: int
     inner: int

@@ -30,7 +30,6 @@ def weight_bytes(shape: Shape, way: str) -> int:
 
 
 def tensor_bytes(shape: Shape, name: str, size: tuple[int, ...], way: str) -> int:
-    """Only matrices of layers are quantised."""
     count = math.prod(size)
     if way in TRANSFORMERS:
         return _of_transformers(name, size, count, way)
@@ -154,7 +153,6 @@ class _Reader:
         return self.number({10: "Q", 11: "q", 12: "d"}[kind])
 
     def tensor(self) -> int:
-        """Bytes."""
         self.text()
         sizes = [self.number("Q") for _ in range(self.number("I"))]
         block, weights = NUMBERS[self.number("I")]
