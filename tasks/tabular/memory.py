@@ -65,11 +65,12 @@ def _on_disk(data: Entry) -> dict[str, int | None]:
     return {str(path): path.stat().st_size for path in home.rglob("*") if path.is_file()} if home else {}
 
 
-def fitted(rows: int, features: int, classes: int) -> Formula:
-    """A linear model on a dense float32 matrix."""
-    matrix = rows * features * FLOAT / MIB
+def fitted(rows: int, features: int, filled: int, classes: int) -> Formula:
+    """A linear model on a sparse float32 matrix; filled: most values of a row."""
+    matrix = rows * (2 * FLOAT * filled + FLOAT) / MIB  # values, columns, and where each row begins
+    scores = rows * classes * FLOAT / MIB
     weights = features * classes * FLOAT / MIB
-    high = SOLVER * matrix + 20 * weights  # L-BFGS keeps ten steps and their gradients
-    parts = {"data": matrix, "workspace": (SOLVER - 1) * matrix, "optimizer": 20 * weights}
-    why = f"a matrix of {rows:,} rows and at most {features:,} features"
-    return Formula(matrix, high, "cuml", parts=parts, why=why)
+    workspace = (SOLVER - 1) * matrix + 2 * scores
+    parts = {"data": matrix, "workspace": workspace, "optimizer": 20 * weights}  # L-BFGS keeps ten steps
+    why = f"a sparse matrix of {rows:,} rows, at most {filled:,} of {features:,} features in each"
+    return Formula(matrix, sum(parts.values()), "cuml", parts=parts, why=why)

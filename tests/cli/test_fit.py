@@ -4,7 +4,6 @@ import json
 from typing import Literal
 
 import pytest
-from tasks.tabular.memory import joined
 
 from overnight.cli.fit import describe_errors
 from overnight.cli.fit_suggestions import options
@@ -16,6 +15,7 @@ from overnight.orchestration.dry_run import planned_steps
 from overnight.paths import configs
 from overnight.training.recipe import TrainParams
 from tasks.graphs.nodes import GnnParams, train_gnn
+from tasks.tabular.memory import joined
 from tests.support.own_files import own_files
 
 CARD = Card(uuid="virtual", name="virtual", total_mib=8192, budget_mib=8192, count=True)

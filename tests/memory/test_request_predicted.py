@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-from tasks.tabular.memory import joined
 
 from overnight import Artifact, Run, step
 from overnight.data.entry import DataFile, Entry
@@ -13,6 +12,7 @@ from overnight.memory.history import History
 from overnight.memory.prediction import MemoryEstimate
 from overnight.memory.request import calibrated
 from overnight.memory.usage import Usage
+from tasks.tabular.memory import joined
 from tests.support.steps_sized import BUDGET, NetParams, PlainParams, card, ended, given, net
 
 __all__ = ["card"]
