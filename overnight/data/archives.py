@@ -22,8 +22,7 @@ from overnight.paths import shown, state
 
 LIMIT_BYTES = 200 * 10**9
 DAMAGED = (  # what the standard library raises for an archive that is damaged
-    OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, NotImplementedError,
-    RuntimeError,
+    OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, RuntimeError,
 )  # fmt: skip
 
 

@@ -71,7 +71,9 @@ def run(
     given: bytes | None = json.dumps(question).encode()
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     output = None
-    with subprocess.Popen(command, **pipes, cwd=root(), env=_environment(), process_group=0) as process:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+    environment = {**kept, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(command, **pipes, cwd=root(), env=environment, process_group=0) as process:
         try:
             while output is None:
                 if should_stop():
@@ -88,11 +90,6 @@ def run(
         return f"the process that predicts was ended by signal {-process.returncode}"
     last = (output.decode(errors="replace").strip().splitlines() or [""])[-1][:300]
     return f"the process that predicts ended with {process.returncode}: {last}" if process.returncode else ""
-
-
-def _environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
-    return {**kept, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def main() -> int:
