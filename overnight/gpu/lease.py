@@ -64,6 +64,8 @@ def lease(
     mib = _positive_int(mib, f"lease({mib!r})", "a whole number of MiB, 1 or more")
     if ticket is not None:
         _positive_int(ticket, f"lease({mib}, ticket={ticket!r})", "the ticket of an earlier lease")
+    if not isinstance(exclusive, bool):
+        raise BadInput(f"lease({mib}, exclusive={exclusive!r}): expected True or False")
     check_ledger(card)
     began = time.monotonic()
     with (

@@ -37,6 +37,8 @@ LINES = {
     if CALLS.search(line)
 }
 FILES = {file for file, _ in LINES}
+KINDS = ["os.link(", "fcntl.flock(", "os.listdir(", "os.close(", ".unlink("]  # a process may stop before any
+MOST_CALLS = 60
 
 
 def chosen(stories: int, derandomize: bool = False) -> settings:
@@ -73,7 +75,7 @@ class Player:
         return BUDGET if self.exclusive else self.mib
 
     def go(self, calls: int = 0) -> str:
-        """On by so many calls, or to the next sleep (0)."""
+        """On by so many calls, to the next sleep (0), or before the next of KINDS (MOST_CALLS + 1 and more)."""
         os.write(self._orders, bytes([calls]))
         self.said = os.read(self._reports, 1).decode()
         self.held = self.held or self.said == "h"
@@ -100,12 +102,18 @@ def _perform(
     for name, value in constants.items():
         setattr(waiter, name, value)
     ledger.POLL_S = 0.0
-    left = os.read(orders, 1)[0]
+    left = 0
+    kind = SLEEP
+
+    def listen() -> None:
+        nonlocal left, kind
+        order = os.read(orders, 1)[0]
+        left = order if order <= MOST_CALLS else 0
+        kind = KINDS[order - MOST_CALLS - 1] if order > MOST_CALLS else SLEEP
 
     def pause(word: bytes) -> None:
-        nonlocal left
         os.write(reports, word)
-        left = os.read(orders, 1)[0]
+        listen()
 
     def trace(frame: Any, event: str, _value: Any) -> Any:
         nonlocal left
@@ -114,10 +122,11 @@ def _perform(
         line = LINES.get((frame.f_code.co_filename, frame.f_lineno)) if event == "line" else None
         if line:
             left -= 1
-            if left == 0 or (left < 0 and SLEEP in line):
+            if left == 0 or (left < 0 and (kind in line or SLEEP in line)):
                 pause(b"s" if SLEEP in line else b".")
         return trace
 
+    listen()
     sys.settrace(trace)
     grant = ledger.Ledger(folder, BUDGET).acquire(mib, exclusive=exclusive)
     pause(b"h")
@@ -177,11 +186,28 @@ class Stories(RuleBasedStateMachine):
         self.players.append(Player(self.folder, mib, exclusive, self.constants))
 
     @precondition(lambda self: self.moving)
-    @rule(choice=st.integers(0, MOST - 1), calls=st.integers(1, 60))
+    @rule(
+        choice=st.integers(0, MOST - 1),
+        calls=st.integers(1, MOST_CALLS) | st.integers(MOST_CALLS + 1, MOST_CALLS + len(KINDS)),
+    )
     def go(self, choice: int, calls: int) -> None:
-        """One goes on by so many calls, or until it holds."""
+        """One goes on by so many calls or to one of a kind, or until it holds."""
         self.is_known = False
         self.moving[choice % len(self.moving)].go(calls)
+
+    @precondition(lambda self: len(self.holding) + len(self.moving) < MOST)
+    @rule(sizes=st.lists(st.integers(1, BUDGET), min_size=1, max_size=3), is_last_kept=st.booleans())
+    def pass_by(self, sizes: list[int], is_last_kept: bool) -> None:
+        """Some come, hold and give back while the others stand still; one that has to wait ends the line."""
+        self.is_known = False
+        for left, mib in reversed(list(enumerate(sizes))):
+            self.ask(mib, False)
+            player = self.players[-1]
+            player.go()
+            self.never_above_the_budget()
+            if player.said != "h" or (is_last_kept and left == 0):
+                return
+            player.go()
 
     @precondition(lambda self: self.holding)
     @rule(choice=st.integers(0, MOST - 1), calls=st.integers(1, 8))
@@ -247,6 +273,7 @@ class Stories(RuleBasedStateMachine):
                 for player in self.holding:
                     player.go()
                 self._settle()
+                assert self.holding or not self.moving, f"stuck: {self._told()}"
             type(self).grants += sum(p.held for p in self.players)
             found = ledger.Ledger(self.folder, BUDGET).requests()
             names = [path.name for path in self.folder.iterdir()]

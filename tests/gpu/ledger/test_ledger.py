@@ -15,6 +15,7 @@ import pytest
 import overnight
 from overnight.errors import BadInput, DoesNotFit, ServiceError, Stopped
 from overnight.gpu.card import check_driver, find
+from overnight.gpu.ledger import entries
 from overnight.gpu.ledger.ledger import Ledger
 from overnight.gpu.ledger.scheduler import Size
 from overnight.gpu.ledger.waiter import POLL_S, REENTER_S, Waiter
@@ -135,6 +136,19 @@ def test_a_ticket_that_is_still_in_use_takes_nothing_from_its_holder(tmp_path):
 def test_a_ticket_of_before_the_last_boot_is_none(tmp_path):
     with Ledger(tmp_path, 1000).acquire(400, ticket=1 << 62) as grant:
         assert grant.ticket < 1 << 62
+
+
+def test_a_grant_on_an_old_view_is_refused_though_its_number_is_free_again(tmp_path):
+    waiter = Waiter(tmp_path, 12, Size(8), {})
+    view = entries.snapshot(tmp_path)
+    for _ in range(3):
+        Ledger(tmp_path, 12).acquire(4).release()
+    with Ledger(tmp_path, 12).acquire(12, exclusive=False, ticket=1):
+        assert not (tmp_path / f"g-{view.grants + 1}").exists()
+        assert not entries.grant(waiter.request, view.grants + 1)
+        assert not (tmp_path / f"g-{view.grants + 1}").exists()
+        assert [r.mib for r in entries.holders(tmp_path)] == [12]
+    waiter.leave()
 
 
 def test_an_exclusive_request_lets_nobody_run_beside_it(tmp_path):
