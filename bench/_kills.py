@@ -177,7 +177,9 @@ def resumed(folders: list[Path]) -> Row:
 
 def compared(case: Row, folder: Path, whole: Whole, tracker: Tracker) -> Row:
     """What MLflow has of the run against what the spools hold and what an undisturbed training logs."""
-    runs = tracker.client.search_runs([tracker.experiment_id], f"tags.`overnight.key` = '{case['key']}'")
+    runs = tracker.client.search_runs(
+        [tracker.experiment_id], f"tags.`mlflow.overnight.key` = '{case['key']}'"
+    )
     mlflow, spools = (
         Counter(points) for points in (shipped(tracker, runs[0].info.run_id), logged(folders_of(case["key"])))
     )

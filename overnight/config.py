@@ -66,7 +66,11 @@ class Values(BaseModel):
             return f"is now called {cls.RENAMED[key]}"
         if key in cls.MEANINGLESS:
             return f"unknown key: {cls.MEANINGLESS[key]}"
-        hint = did_you_mean(key, cls.model_fields) or ";"
+        fields = cls.model_fields.items()
+        inside = [f"{name}.{key}" for name, f in fields if key in getattr(f.annotation, "model_fields", ())]
+        hint = (
+            f"; did you mean {' or '.join(inside)}?" if inside else did_you_mean(key, cls.model_fields) or ";"
+        )
         return f"unknown key{hint} allowed: {', '.join(sorted(cls.model_fields))}"
 
     def result_params(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ PORTION_METRICS = 1000  # MLflow takes no more at once
 FIELDS = {  # that an event of each kind must have, besides the `event` that names the kind; most have `at`
     "metrics": {"values", "step", "at"},  # numbers by name (NaN and infinities as text); at: unix time
     "param": {"name", "value"},  # a fact that was decided while running
+    "tags": {"values"},  # texts by name
     "note": {"text"},  # for the log and the run's description
     "log": {"text"},  # for the log alone
     "progress": {"done", "total", "text"},

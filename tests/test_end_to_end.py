@@ -49,7 +49,7 @@ def stripes(folder: Path, count: int) -> None:
 def home(tmp_path_factory):
     root = make_checkout(tmp_path_factory.mktemp("checkout"))
     (root / "datasets").mkdir()
-    for name in ("made", "broken"):
+    for name in ("made", "broken", "away"):
         (root / "datasets" / f"{name}.yaml").write_text(ENTRY)
     stripes(root / "datasets" / "made", 40)
     shutil.copytree(root / "datasets" / "made", root / "datasets" / "broken")
@@ -166,7 +166,10 @@ def test_the_model_is_used_through_pyfunc(night, home):
         (["run", "night", "experiments.made.cnn.epoch=3"], 2, "did you mean 'epochs'"),
         (["run", "night", "experiments.0.data=mada"], 2, "did you mean 'made'"),
         (["run", "nigth"], 2, "there is no such file"),
+        (["run", "night", "experiments.0.data=away"], 2, "there is no folder datasets/away"),
         (["data", "verify", "nothing"], 2, "unknown data set"),
+        (["rnu", "night"], 2, "did you mean 'run'"),
+        (["run", "long", "epochs=3"], 2, "did you mean cnn.epochs?"),
     ],
 )
 def test_bad_input_is_two_and_a_message(home, words, code, said):
@@ -208,7 +211,7 @@ def holders(root):
 def pair(root, *words):
     """Run two trainings; the first that holds the card is paused, so that it cannot end too early."""
     with ledger(root).acquire(12288):
-        process = start("run", "pair", *words)
+        process = start("run", "pair", *words, OVERNIGHT_VIRTUAL_MIB="12288")  # so that sizes are predicted
         until(
             lambda: len(ledger(root).requests()) == 3 or process.poll() is not None,
             "both to stand in line",
@@ -253,14 +256,18 @@ def test_an_exclusive_step_shares_the_card_with_nobody(home):
     assert (process.returncode, most) == (0, 1), process.communicate()[0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_all(home, number):
     process = start("run", "long")
     until(lambda: ledger(home).held_mib(), "the grant")
     process.send_signal(number)
     output, _ = process.communicate(timeout=300)  # the chaos suite measures it
     assert process.returncode == 1
-    assert "stopped by" in output
+    log = home / ".overnight" / "logs" / "closed-terminal.log"  # where it says its end without a terminal
+    said = log.read_text() if number == signal.SIGHUP else output
+    assert (
+        "stopped, since its terminal was closed" in said if number == signal.SIGHUP else "stopped by" in said
+    )
     assert ledger(home).requests() == []
     assert children(home) == []
     _, runs = mlflow_runs(home, "long")

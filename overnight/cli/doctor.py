@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from overnight.cli.service import night_problems
 from overnight.errors import OvernightError, ServiceError
 from overnight.gpu import cuda_context
 from overnight.gpu.card import VIRTUAL_MIB, Card, find, torch_cuda
@@ -157,8 +158,18 @@ def _disk() -> Row:
 
 def _services() -> list[Row]:
     from overnight.services import status
+    from overnight.services.commands import PROBLEMS
 
+    rows = []
+    for row in status():
+        if row["service"] == "user":
+            rows.append(_row("in use", True, f"by {row['note']}"))
+            continue
+        words = (row["state"], row["address"], row["note"])
+        rows.append(_row(row["service"], row["state"] not in PROBLEMS, " ".join(filter(None, words))))
+    are_up = any(row["service"] == "worker" and row["state"] == "ready" for row in status())
+    found = [*night_problems(are_up, shutil.disk_usage(root()).free / 2**30)]
     return [
-        _row(str(row["service"]), True, f"{row['state']} {row.get('address') or ''}".strip())
-        for row in status()
+        *rows,
+        {"check": "next night", "": "NOTE" if found else "ok", "found": "; ".join(found) or "runs"},
     ]

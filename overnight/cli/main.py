@@ -4,11 +4,14 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from overnight.errors import ConfigError, OvernightError
+from overnight.errors import ConfigError, OvernightError, did_you_mean
+
+VIEW = "/#/experiments?workflowType=machine_learning"  # MLflow opens a page for prompts and agents otherwise
 
 Arguments = dict[str, dict[str, Any]]  # what argparse is to know of each flag or word
 SWITCH = {"action": "store_true"}
@@ -54,8 +57,12 @@ MODEL: Arguments = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = argparse.Namespace(debug="--debug" in words)
     try:
+        _check_command(words)
+        arguments = _parser().parse_args(words)
+        _name_other_checkout()
         if arguments.command in (_run, _fit, _up, _data):
             _settle_data()
         code = int(arguments.command(arguments) or 0)
@@ -76,6 +83,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def _check_command(words: Sequence[str]) -> None:
+    """Raises ConfigError for a command that there is not."""
+    command = next((word for word in words if not word.startswith("-")), "")
+    if command and command not in COMMANDS:
+        hint = did_you_mean(command, COMMANDS) or ";"
+        raise ConfigError(f"unknown command {command!r}{hint} there are {', '.join(COMMANDS)}")
+
+
+def _name_other_checkout() -> None:
+    """A copied checkout's .venv runs the code of the one that it was made in."""
+    from overnight.paths import INSTALLED
+
+    here = Path.cwd()
+    found = (one for one in (here, *here.parents) if (one / "overnight" / "paths.py").is_file())
+    checkout = next(found, INSTALLED)
+    if checkout.resolve() != INSTALLED and "OVERNIGHT_ROOT" not in os.environ:
+        print(
+            f"overnight: this is the checkout {INSTALLED}, though you are in {checkout}; "
+            "for that one run `make setup` there and use its .venv",
+            file=sys.stderr,
+        )
+
+
 def _settle_data() -> None:
     """Make $OVERNIGHT_DATA absolute: children and services run in other folders. Raises DataError."""
     from overnight.data.entry import shared
@@ -89,7 +119,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="overnight", description="An experiment pipeline for a person who owns one GPU."
     )
     _add(parser, DEBUG)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(command=lambda _arguments: parser.print_help())
+    commands = parser.add_subparsers(metavar="COMMAND")
     for name, (command, about, arguments) in COMMANDS.items():
         sub = commands.add_parser(name, help=about, description=about)
         sub.set_defaults(command=command)
@@ -117,13 +148,16 @@ def _config(text: str) -> Path:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from overnight.orchestration.pipeline import card_for, load
+    from overnight.orchestration.pipeline import card_for, check_data, load
 
     path = _config(arguments.config)
     pipeline, experiment = load(path, arguments.overrides)
     if arguments.cpu:
         os.environ["OVERNIGHT_CPU"] = "1"
     print(card_for(experiment, arguments.cpu), flush=True)
+    check_data(experiment)
+    if arguments.detach:
+        return _detach(path, arguments.overrides)
     from overnight import services
 
     with services.ensure(f"overnight run {arguments.config}"):
@@ -136,6 +170,23 @@ def _run(arguments: argparse.Namespace) -> int:
     if state.is_completed():
         return 0
     return 3 if state.name == "DoesNotFit" else 1
+
+
+def _detach(path: Path, overrides: Sequence[str]) -> int:
+    from overnight import paths
+    from overnight.processes import start_python
+
+    log = paths.log_file(f"run-{time.strftime('%Y%m%d-%H%M%S')}")
+    words = ["-m", "overnight.cli.main", "run", str(path.resolve()), *overrides]
+    process = start_python(words, log, os.environ, stays=True)
+    print(f"runs as pid {process.pid}; `overnight watch` shows it; what it prints is in {paths.shown(log)}")
+    return 0
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from overnight.cli.watch import watch
+
+    return watch(arguments.run)
 
 
 def _fit(arguments: argparse.Namespace) -> int:
@@ -154,6 +205,7 @@ def _up(_arguments: argparse.Namespace) -> None:
 
     services.up()
     _rows(services.status(), False)
+    print(f"your runs and their curves: {services.settings().mlflow}{VIEW}", flush=True)
 
 
 def _down(arguments: argparse.Namespace) -> None:
@@ -207,7 +259,13 @@ def _doctor(arguments: argparse.Namespace) -> int:
         return 0
     rows = checks()
     _rows(rows, arguments.json)
-    return 0 if all(row[""] == "ok" for row in rows) else 1
+    return 1 if any(row[""] == "PROBLEM" for row in rows) else 0
+
+
+def _install(_arguments: argparse.Namespace) -> None:
+    from overnight.cli.service import install
+
+    print(install())
 
 
 def _data(arguments: argparse.Namespace) -> int:
@@ -236,9 +294,12 @@ def _rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
 
     from overnight.orchestration.terminal import table
 
+    texts = [["" if v is None else str(v) for v in row.values()] for row in rows]
     columns = [Column(name, overflow="fold") for name in (rows[0] if rows else ())]
-    texts = (["" if v is None else str(v) for v in row.values()] for row in rows)
-    Console().print(table(columns, texts), highlight=False)
+    for column, values in zip(columns, zip(*texts, strict=True), strict=True):  # an address is never wrapped
+        words = [word for value in values for word in value.split() if "://" in word]
+        column.min_width = max(map(len, words), default=None)
+    Console().print(table(columns, texts), highlight=False, crop=False)
 
 
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], str, Arguments]] = {
@@ -249,6 +310,18 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], str, Argum
             "config": CONFIG,
             "overrides": {**OVERRIDES, "help": "values laid over the file, e.g. cnn.epochs=3"},
             "--cpu": {**SWITCH, "help": "run on the CPU, with the virtual card"},
+            "--detach": {**SWITCH, "help": "run on when this terminal is closed"},
+        },
+    ),
+    "watch": (
+        _watch,
+        "the table of a run that was started elsewhere, until its end",
+        {
+            "run": {
+                "nargs": "?",
+                "default": "",
+                "help": "an experiment, or a run's name or id in Prefect; the newest when left out",
+            }
         },
     ),
     "fit": (
@@ -290,6 +363,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], str, Argum
             "--record": {"metavar": "FILE", "help": "write what the driver says of the card, for a report"},
         },
     ),
+    "install-service": (_install, "start the services with the machine, by systemd or Windows", {}),
     "data": (
         _data,
         "the data sets: list, fetch, verify",

@@ -19,7 +19,7 @@ def fetch_missing(entry: Entry) -> Path:
     One process fetches a set at a time; others wait and find it done.
     """
     folder = entry.search_paths()[-1]
-    _check_can_fetch(entry, folder)
+    check_can_fetch(entry, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -42,7 +42,8 @@ def _missing(entry: Entry, folder: Path) -> list[DataFile]:
     return [f for f in entry.files if entry.problem(folder, f)]
 
 
-def _check_can_fetch(entry: Entry, folder: Path) -> None:
+def check_can_fetch(entry: Entry, folder: Path) -> None:
+    """Raises DataError for a set that nothing but its owner can bring."""
     looked = " or ".join(shown(h) for h in entry.search_paths())
     if entry.package:
         raise DataError(

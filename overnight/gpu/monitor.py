@@ -172,7 +172,8 @@ class Monitor:
         self.maxima = {}
 
     def _report(self, host: dict[str, float]) -> None:
-        card = {f"card/{name}_mib": value for name, value in self.maxima.items()}
+        is_counted = not self.card.virtual or self.card.count
+        card = {f"card/{name}_mib": value for name, value in self.maxima.items() if is_counted}
         with suppress(OSError, DiskFull):  # a disk that was full for a moment must not end the monitor
             self.run.metrics({**host, **self._device_metrics(), **card}, self._reports)
         self._reports += 1

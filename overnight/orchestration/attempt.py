@@ -101,9 +101,14 @@ class Attempt:
         """Show it in the terminal and in Prefect; MLflow gets it from the step's folder."""
         row = self.pending.row
         kind = event["event"]
-        if row.state == "queued" and kind == "log" and self.pending.step.gpu:  # why it waits for the card
+        waits = kind == "wait" or (kind == "log" and self.pending.step.gpu)  # for a place, or for the card
+        if row.state == "queued" and waits:
             self.pipeline.display.change(row, "queued", event["text"])
-        elif row.state == "queued" and kind not in ("param", "log"):  # the grant itself is logged as a metric
+        elif row.state == "queued" and kind not in (
+            "param",
+            "log",
+            "wait",
+        ):  # the grant itself is logged as a metric
             self.pipeline.display.change(row, "running")
         if kind == "progress":
             self.pipeline.display.progress(row, event)

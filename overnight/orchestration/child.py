@@ -34,7 +34,7 @@ def main(folder: Path) -> int:
     die_with_parent(spec.parent)
     stop: list[int] = []
     facts = dict[str, Any]()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda n, _frame: stop.append(n))
     try:
         result = StepResult(code=0, value=_run(folder, spec, stop, facts))

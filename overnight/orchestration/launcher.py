@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,13 +17,14 @@ import psutil
 from overnight import events, processes
 from overnight.errors import DiskFull, RestartProcess, Stopped
 from overnight.gpu.card import Card
+from overnight.gpu.ledger.entries import Request
 from overnight.gpu.ledger.ledger import Ledger
 from overnight.memory import history
 from overnight.memory import subprocess as memory_subprocess
 from overnight.memory.request import MemoryRequest
 from overnight.orchestration.protocol import ChildSpec, StepResult, StepSpec
 from overnight.paths import root, state, steps
-from overnight.step import load_step
+from overnight.step import Step, load_step
 
 POLL_S = 0.2
 LOG = "log.txt"
@@ -85,15 +86,12 @@ class Local:
     card: Card
 
     def run(self, folder: Path, spec: StepSpec, stop: Stop, listener: Listener) -> StepResult:
-        with place(spec.label, stop, listener.log) as running:
+        with place(spec.label, stop, lambda line: listener.event({"event": "wait", "text": line})) as running:
             step = load_step(spec.step)
             arguments = step.from_json(spec.arguments)
             asked = MemoryRequest(0)
             if step.gpu:
-                listener.event({"event": "log", "text": "works out how much of the card it needs"})
-                asked = memory_subprocess.plan_request(step, arguments, self.card, stop)
-                for event in asked.events():
-                    listener.estimated(event)
+                asked = self._request(step, arguments, stop, listener)
             child = ChildSpec(**dict(spec), parent=os.getpid(), card=self.card, request=asked)
             threads = max(1, (os.cpu_count() or 1) // running)
             result = run_to_end(
@@ -103,6 +101,19 @@ class Local:
             if step.gpu:
                 history.record_usage(step, arguments, self.card, result, finished=result.code == 0)
             return result
+
+    def _request(
+        self, step: Step[Any, Any], arguments: list[Any], stop: Stop, listener: Listener
+    ) -> MemoryRequest:
+        """How much to ask; a nominal share of a virtual card that counts nothing."""
+        if self.card.virtual and not (self.card.count or os.environ.get("OVERNIGHT_VIRTUAL_MIB")):
+            share = min(self.card.budget_mib, max(step.vram_mib, self.card.budget_mib // 4))
+            return MemoryRequest(share, exclusive=bool(getattr(arguments[0], "exclusive", False)))
+        listener.event({"event": "log", "text": "works out how much of the card it needs"})
+        asked = memory_subprocess.plan_request(step, arguments, self.card, stop)
+        for event in asked.events():
+            listener.estimated(event)
+        return asked
 
 
 def run_to_end(start: Callable[[ChildSpec], StepResult], spec: ChildSpec) -> StepResult:
@@ -124,7 +135,12 @@ def place(label: str, stop: Stop, log: Callable[[str], None]) -> Iterator[int]:
     Children that wait for the card hold a place, too.
     """
     ledger = Ledger(state() / "slots", max(2, (os.cpu_count() or 2) // 2), "of the places on this host")
-    with ledger.acquire(1, {"step": label}, stop):
+
+    def waiting(ahead: Sequence[Request], _overuse: int) -> None:
+        names = ", ".join(str(one.owner.get("step", f"pid {one.pid}")) for one in ahead[:3])
+        log(f"waits for a place on this machine, behind {names}")
+
+    with ledger.acquire(1, {"step": label}, stop, waiting):
         if psutil.virtual_memory().available < FREE_HOST_BYTES:
             log("waiting: less than 1 GiB of host memory is free")
         while psutil.virtual_memory().available < FREE_HOST_BYTES:

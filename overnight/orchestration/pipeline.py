@@ -17,14 +17,17 @@ from typing import Any, Literal, Protocol
 from overnight import paths, services
 from overnight.artifact import Artifact
 from overnight.best_effort import best_effort, repeating
-from overnight.config import Experiment, Params, read, validate
-from overnight.errors import ConfigError, DoesNotFit
+from overnight.config import Experiment, Params, Values, parts_of, read, validate
+from overnight.data.entry import Entry
+from overnight.data.fetch import check_can_fetch
+from overnight.errors import ConfigError, DataError, DoesNotFit
 from overnight.gpu.card import Card, find
 from overnight.gpu.ledger.filesystem import check_ledger, check_slots
 from overnight.orchestration import provenance
 from overnight.orchestration.launcher import Launcher, Local, Stop, new_folder
 from overnight.orchestration.protocol import StepResult
-from overnight.orchestration.terminal import Display, StepRow
+from overnight.orchestration.terminal import ROWS, Display, StepRow
+from overnight.orchestration.terminal import scores as in_words
 from overnight.step import Builder, Pipeline, Step, building, flow_names, load_pipeline
 from overnight.tracking.backlog import Record
 from overnight.tracking.client import Tracker
@@ -168,17 +171,19 @@ def execute(path: Path, overrides: Sequence[str], engine: Engine) -> Outcome:
     """Run a config from beginning to end. Raises ConfigError, ServiceError before anything is started."""
     pipeline, experiment = load(path, overrides)
     card = card_for(experiment, cpu=bool(os.environ.get("OVERNIGHT_CPU")))  # `overnight run --cpu`
-    tracker = Tracker(services.environment()["MLFLOW_TRACKING_URI"], str(experiment.name))
+    check_data(experiment)
+    tracker = Tracker(services.environment()["MLFLOW_TRACKING_URI"], str(experiment.name), _about(path))
     tags = {**engine.tags(), "overnight.config": paths.shown(path), "overnight.flow": pipeline.name}
     with Display() as display:
         own = _own_run(tracker, experiment, {**provenance.tags(card), **tags}, path, overrides)
         run = PipelineRun(experiment, card, tracker, own, display, engine, Local(card), uploaders=[own])
         own.wait_until_open(run.stop, OPEN_S)
         display.say("\n".join([*read(path, overrides)[1].left_out, f"MLflow: {own.link()}"]))
-        # Two threads: a server that hangs stops one of them.
+        # A thread each: a server that hangs stops one of them.
         uploads = repeating(partial(_upload, run), POLL_S, LAST_S)
         cancellations = repeating(partial(_check_stop, run), POLL_S, LAST_S)
-        with _handlers(run.stop), uploads, cancellations:
+        shown = repeating(partial(_save_rows, run), POLL_S, LAST_S)
+        with _handlers(run.stop), uploads, cancellations, shown:
             try:
                 with building(run):
                     pipeline.body(experiment)
@@ -186,9 +191,38 @@ def execute(path: Path, overrides: Sequence[str], engine: Engine) -> Outcome:
                 run.stop.ask(f"the flow failed: {error}")
                 run.wait()
                 own.finish("FAILED", run.stop)
+                _save_rows(run, "failed", str(error))
                 raise
             run.wait()
     return _close(run)
+
+
+def check_data(experiment: Experiment) -> None:
+    """Raises DataError for data sets that are missing and cannot be fetched, all of them at once."""
+    entries = {entry.name: entry for entry in _entries(experiment)}
+    problems = list[str]()
+    for entry in (entry for entry in entries.values() if not entry.found()):
+        try:
+            check_can_fetch(entry, entry.search_paths()[-1])
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(problems)
+
+
+def _entries(values: Any) -> Iterator[Entry]:
+    if isinstance(values, Entry):
+        yield values
+    elif isinstance(values, Values):
+        for _name, value in values:
+            for _key, child in parts_of(value):
+                yield from _entries(child)
+
+
+def _about(path: Path) -> str:
+    """The first comment of a config."""
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.lstrip("# ") if first.startswith("#") else ""
 
 
 def _own_run(
@@ -230,12 +264,24 @@ def _close(run: PipelineRun) -> Outcome:
     elif run.failed:
         codes = {p.result.code if p.result is not None else None for p in run.failed}
         outcome = Outcome("does not fit" if codes == {DoesNotFit.child_code} else "failed", one_line)
-    run.own.log({"event": "note", "text": one_line, "at": time.time()})
-    run.own.log({"event": "metrics", "values": scores, "step": 0, "at": time.time()})
+    at = time.time()
+    run.own.log({"event": "note", "text": _description(run, one_line, scores), "at": at})
+    run.own.log({"event": "metrics", "values": scores, "step": 0, "at": at})
+    if scores:  # shown where runs are listed
+        name = f"{run.own.record.label}: {in_words(dict([*scores.items()][:1]), 1)}"
+        run.own.log({"event": "tags", "values": {"mlflow.runName": name}, "at": at})
     run.own.finish({"stopped": "KILLED", "done": "FINISHED"}.get(outcome.state, "FAILED"), run.stop)
+    _save_rows(run, outcome.state, one_line)
     run.display.console.print(run.display.summary())
     run.display.say(f"\n{one_line}\n{run.own.link()}")
     return outcome
+
+
+def _description(run: PipelineRun, one_line: str, scores: dict[str, float]) -> str:
+    """The sentence, the scores, and the way to Prefect's page."""
+    address = run.engine.tags().get("prefect.flow_run") if run.engine else ""
+    parts = [one_line, in_words(scores, 8), f"[the run in Prefect]({address})" if address else ""]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _one_line(run: PipelineRun) -> str:
@@ -258,6 +304,12 @@ def _upload(run: PipelineRun) -> None:
             run.uploaders.remove(uploader)
 
 
+def _save_rows(run: PipelineRun, state: str = "running", message: str = "") -> None:
+    """For `overnight watch`."""
+    with contextlib.suppress(OSError):  # a full disk
+        run.display.save(run.own.folder / ROWS, state, message, run.own.link())
+
+
 def _check_stop(run: PipelineRun) -> None:
     reason = run.engine.stop_reason()
     if reason == CANCELLED:
@@ -270,11 +322,27 @@ def _check_stop(run: PipelineRun) -> None:
 def _handlers(stop: Stop) -> Iterator[None]:
     """Ctrl-C and SIGTERM ask the run to stop; outside the main thread no handler can be set."""
     reasons: dict[int, str] = {signal.SIGINT: "stopped by Ctrl-C", signal.SIGTERM: "stopped by SIGTERM"}
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup leaves it
+        reasons[signal.SIGHUP] = "stopped, since its terminal was closed"
     if threading.current_thread() is not threading.main_thread():
         reasons = {}
-    before = {n: signal.signal(n, lambda number, _frame: stop.ask(reasons[number])) for n in reasons}
+
+    def ask(number: int, _frame: object) -> None:
+        if number == signal.SIGHUP:
+            _write_to_log()
+        stop.ask(reasons[number])
+
+    before = {number: signal.signal(number, ask) for number in reasons}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _write_to_log() -> None:
+    """What is printed from now on goes to a log: there is no terminal any more."""
+    log = os.open(paths.log_file("closed-terminal"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.close(log)

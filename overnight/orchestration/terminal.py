@@ -1,8 +1,11 @@
 """The terminal of a run: a live table, or plain lines where there is no terminal."""
 
+import json
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console, RenderableType
@@ -11,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
+from overnight.files import atomic_write
 from overnight.memory.usage import Usage
 
 STATES = {
@@ -24,6 +28,7 @@ STATES = {
 }
 QUIET = ("train/lr", "train/samples_per_s", "data/")
 PLAIN_EVERY_S = 10.0
+ROWS = "rows.json"  # in the folder of an experiment's own run: what its terminal shows
 
 
 @dataclass
@@ -38,6 +43,15 @@ class StepRow:
     wait_s: float = 0.0
     memory: str = ""
     printed_at: float = 0.0
+    first: tuple[float, float] | None = None  # monotonic time and share of the first progress
+
+    def left(self) -> str:
+        """About how long it still takes, by its pace since the first progress."""
+        if self.state != "running" or self.first is None or self.done <= self.first[1]:
+            return ""
+        at, share = self.first
+        left_s = (time.monotonic() - at) / (self.done - share) * (1 - self.done)
+        return f"about {left_s / 60:.0f} min left" if left_s > 90 else f"about {left_s:.0f} s left"
 
 
 class Display:
@@ -64,7 +78,24 @@ class Display:
 
     def say(self, line: str) -> None:
         """A line that stays; brackets in it are text."""
-        self.console.print(Text(line), highlight=False, soft_wrap=True)
+        with suppress(OSError):  # its terminal was closed
+            self.console.print(Text(line), highlight=False, soft_wrap=True)
+
+    def save(self, path: Path, state: str, message: str, link: str) -> None:
+        """Everything that is shown, for another process. Raises OSError."""
+        rows = [asdict(row) for row in self.rows]
+        atomic_write(path, json.dumps({"state": state, "message": message, "link": link, "rows": rows}))
+
+    def show(self, saved: dict[str, Any]) -> None:
+        """What another process has saved."""
+        before = {row.label: row for row in self.rows}
+        self.rows = [StepRow(**row) for row in saved.get("rows", [])]
+        for row in self.rows:
+            old = before.get(row.label, StepRow(""))
+            row.printed_at = old.printed_at
+            is_late = row.state == "running" and time.monotonic() - row.printed_at > PLAIN_EVERY_S
+            if not self._live and (is_late or row.state != old.state):
+                self._plain(row)
 
     def add(self, label: str) -> StepRow:
         row = StepRow(label)
@@ -85,6 +116,7 @@ class Display:
         """Plain output says so every 10 s."""
         row.done = event["done"] / max(event["total"], 1e-9)
         row.text = event["text"]
+        row.first = row.first or (time.monotonic(), row.done)
         if not self._live and time.monotonic() - row.printed_at > PLAIN_EVERY_S:
             self._plain(row)
 
@@ -92,7 +124,7 @@ class Display:
         row.printed_at = time.monotonic()
         share = f" {row.done:4.0%}" if row.state == "running" and row.done else ""
         state = f"{time.strftime('%H:%M:%S')}  {row.label:<24} {row.state}{share}"
-        self.say(f"{state}  {row.text}  {scores(row.scores, 3)}".rstrip())
+        self.say("  ".join(part for part in (state, row.left(), row.text, scores(row.scores, 3)) if part))
 
     def table(self) -> Table:
         columns = [Column(name, no_wrap=True) for name in ("step", "", "progress", "s")]
@@ -115,7 +147,7 @@ def _running(row: StepRow) -> list[RenderableType]:
     bar = ProgressBar(total=1.0, completed=row.done, width=20) if row.state == "running" else ""
     seconds = row.seconds or (time.monotonic() - row.began if row.began else 0.0)
     news = "" if row.state in ("failed", "not run", "stopped") else scores(row.scores, 2)
-    text = f"{row.text}  {news}".strip()
+    text = "  ".join(part for part in (row.left(), row.text, news) if part)
     return [Text(row.label), STATES[row.state], bar, f"{seconds:.0f}" if seconds else "", Text(text)]
 
 

@@ -75,7 +75,7 @@ class Reconciler:
             return []
         api = f"{self.settings.mlflow}/api/2.0/mlflow"
         experiments = ask(f"{api}/experiments/search", {"max_results": 1000}).get("experiments", [])
-        ours = f"tags.`overnight.state` = {json.dumps(Identity.mine().state)}"
+        ours = f"tags.`mlflow.overnight.state` = {json.dumps(Identity.mine().state)}"
         query = {
             "experiment_ids": [experiment["experiment_id"] for experiment in experiments],
             "filter": f"attributes.status = 'RUNNING' and {ours}",
@@ -83,14 +83,14 @@ class Reconciler:
         lines = []
         for run in ask(f"{api}/runs/search", query).get("runs", []):
             run_id = run["info"]["run_id"]
-            tags = {tag["key"]: tag["value"] for tag in run["data"].get("tags", [])}
+            tags = {tag["key"].removeprefix("mlflow."): tag["value"] for tag in run["data"].get("tags", [])}
             step = tags.get("overnight.folder", "")
             flow_run_id = tags.get("prefect.flow_run_id", "")
             why = _death_reason(Identity.from_tags(tags), flow_run_id, step)
             waits = step and backlog.is_pending(Path(step)) and not self.backlog_worker.failures
             if not why or waits:  # its events, perhaps with its end, are uploaded first
                 continue
-            note = append_note(tags.get(NOTE_TAG, ""), why)
+            note = append_note(tags.get(NOTE_TAG.removeprefix("mlflow."), ""), why)
             ask(f"{api}/runs/set-tag", {"run_id": run_id, "key": NOTE_TAG, "value": note})
             end_ms = int((_last_seen(flow_run_id, step) or time.time()) * 1000)
             ask(f"{api}/runs/update", {"run_id": run_id, "status": "KILLED", "end_time": end_ms})

@@ -79,7 +79,7 @@ class Service:
                 self._start()
         elif self.popen.poll() is not None:
             self._ended(self.popen.returncode)
-        elif not self.spec.once and (self.spec.port or self.state != "ready"):
+        elif not self.spec.once and (self.spec.database or self.state != "ready"):
             self._check()
 
     def _start(self) -> None:

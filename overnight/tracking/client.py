@@ -17,6 +17,9 @@ from overnight.events import Json
 
 DIGEST = "overnight.digest"  # tag of a logged model
 NOTE_TAG = "mlflow.note.content"
+# Tags that people do not read; MLflow's pages leave out what begins with "mlflow.".
+MACHINE = {f"overnight.{name}" for name in ("host", "state", "boot", "pid", "started", "folder", "key")}
+PRIMARY = "mlflow.experiment.primaryMetric.name"
 MAX_NOTE = 6000  # characters; MLflow takes 8000
 NOTE_START = 1500  # of which the first ones stay
 GAP = "(...)"
@@ -153,6 +156,7 @@ class Tracker:
         return bool(here and run.info.lifecycle_stage == "active")
 
     def find(self, tag: str, value: str) -> str | None:
+        (tag,) = hidden({tag: value})
         wanted = f"tags.`{tag}` = {json.dumps(value)}"
         found = self.client.search_runs([self.experiment_id], wanted, max_results=1)
         return str(found[0].info.run_id) if found else None
@@ -180,7 +184,8 @@ class Tracker:
     def tags(self, run_id: str, values: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        self.client.log_batch(run_id, tags=[RunTag(key, value[:MAX_TEXT]) for key, value in values.items()])
+        tags = [RunTag(key, value[:MAX_TEXT]) for key, value in hidden(values).items()]
+        self.client.log_batch(run_id, tags=tags)
 
     def metrics(self, run_id: str, events: Iterable[Json]) -> None:
         """MLflow keeps a point that is sent twice once.
@@ -265,6 +270,11 @@ def _pack(folder: Path, packed: Path) -> None:
             pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
             signature=signature,
         )
+
+
+def hidden(tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags, with names for MACHINE's that MLflow's pages do not show."""
+    return {f"mlflow.{name}" if name in MACHINE else name: value for name, value in tags.items()}
 
 
 def append_note(before: str, text: str) -> str:

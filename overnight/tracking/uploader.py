@@ -35,7 +35,7 @@ from overnight.tracking.client import (
 
 T = TypeVar("T")
 OPEN_S = 10.0  # how long a run waits for MLflow to open it before it begins without
-PATIENCE_S = 60.0  # at a step's end, without an answer of the server
+PATIENCE_S = 30.0  # at a step's end, without an answer of the server
 HURRIED_S = 5.0  # when the run is being stopped
 ABANDONED_S = 10.0  # for the folders of ended runs: the next try comes soon
 RETRY_S = 1.0
@@ -299,6 +299,8 @@ class Uploader:
             case "note":
                 self.run_state.note = append_note(self.run_state.note, event["text"])
                 tracker.tags(run_id, {NOTE_TAG: self.run_state.note})
+            case "tags":
+                tracker.tags(run_id, event["values"])
             case "data":
                 tracker.inputs(run_id, event, self.record.label)
             case "publish":

@@ -116,7 +116,7 @@ def trained(home: House, seed: int) -> tuple[float, int]:
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     epochs = [e for e in events if e["event"] == "metrics" and "val/accuracy" in e["values"]]
     times = [e["at"] for e in epochs]
-    (run,) = [r for r in home.mlflow_runs() if r["tags"].get("overnight.folder") == str(folder)]
+    (run,) = [r for r in home.mlflow_runs() if r["tags"].get("mlflow.overnight.folder") == str(folder)]
     there = {(m["step"], round(m["value"], 6)) for m in _history(home, run["run_id"], "val/accuracy")}
     wanted = {(e["step"], round(e["values"]["val/accuracy"], 6)) for e in epochs}
     return max((b - a for a, b in itertools.pairwise(times)), default=0.0), len(wanted - there)

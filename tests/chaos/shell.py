@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from overnight import services
 from overnight.services.settings import read_state
@@ -38,14 +37,17 @@ class Disk:
         self.folder = home.root / "mlruns"
         self.database = self.folder / "mlflow.db"
         self.folder.mkdir(exist_ok=True)
+        self.is_protected = False
         _mount("-t", "tmpfs", "-o", "size=200m", "none", str(self.folder))
 
     def remove(self) -> None:
         self.database.unlink()
 
     def protect(self) -> None:
-        """What holds it open for writing goes on with that: the file system is made read-only below it."""
-        wait(lambda: _remounted(self.folder, "ro"), "the read-only file system")
+        """What holds it open keeps that; whatever is opened from now on is read-only."""
+        _mount("--bind", str(self.folder), str(self.folder))
+        _mount("-o", "remount,bind,ro", str(self.folder))
+        self.is_protected = True
 
     def fill(self) -> None:
         with (self.folder / "filler").open("wb") as file:
@@ -59,17 +61,14 @@ class Disk:
                 with_room = shutil.disk_usage(self.folder).free
 
     def cure(self) -> None:
-        _remounted(self.folder, "rw")
+        if self.is_protected:
+            subprocess.run(["umount", str(self.folder)], check=True)
+        self.is_protected = False
         (self.folder / "filler").unlink(missing_ok=True)
 
     def close(self) -> None:
+        self.cure()
         subprocess.run(["umount", "-l", str(self.folder)], check=False)
-
-
-def _remounted(folder: Path, how: str) -> bool:
-    """A file that is open for writing forbids `ro`, but for a moment."""
-    done = subprocess.run(["mount", "-o", f"remount,{how}", str(folder)], check=False, capture_output=True)
-    return done.returncode == 0
 
 
 def note() -> str:

@@ -55,7 +55,7 @@ class Dial:
 @pytest.fixture
 def card(tmp_path, monkeypatch):
     monkeypatch.setenv("OVERNIGHT_CARD_DIR", str(tmp_path / "cards"))
-    return virtual()
+    return virtual(count=True)
 
 
 @pytest.fixture
@@ -193,6 +193,14 @@ def test_without_a_lease_the_card_is_not_looked_at(card, run):
     assert run.last("system/x") == 1.0
     assert not any(name.startswith("card/") for e in run.of("metrics") for name in e["values"])
     assert timeline.read(card) == []
+
+
+def test_a_machine_without_a_card_has_no_charts_of_one(card, run):
+    with lease(1000, card) as held:
+        monitor = Monitor(run, virtual(), held, Own(use=10, peak=20))
+        monitor.sample()
+        monitor.report({"system/x": 1.0})
+    assert {name for e in run.of("metrics") for name in e["values"]} == {"system/x"}
 
 
 def test_a_short_step_leaves_its_figures_too(card, run):

@@ -118,7 +118,9 @@ def tracker(home):
 
 
 def run_of(tracker, folder):
-    (found,) = tracker.client.search_runs([tracker.experiment_id], f"tags.`overnight.folder` = '{folder}'")
+    (found,) = tracker.client.search_runs(
+        [tracker.experiment_id], f"tags.`mlflow.overnight.folder` = '{folder}'"
+    )
     return found
 
 

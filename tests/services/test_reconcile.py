@@ -21,6 +21,7 @@ from overnight.services.reconcile import Reconciler, slots
 from overnight.services.settings import supervisor_lock
 from overnight.tracking import backlog
 from overnight.tracking.backlog import End, Record
+from overnight.tracking.client import hidden
 from tests.support.checkouts import answered, living_in, make_checkout, prefect, prefect_get, until
 
 pytestmark = pytest.mark.services
@@ -113,7 +114,7 @@ def test_open_runs_of_a_dead_process_are_closed_with_the_reason_and_no_others(ru
         for who, identity in (("dead", dead), ("alive", mine), ("elsewhere", elsewhere))
     }
     step = mlflow_run(
-        dead, flows["dead"], **{"mlflow.parentRunId": logged["dead"], "overnight.folder": str(running)}
+        dead, flows["dead"], **{"mlflow.parentRunId": logged["dead"], "mlflow.overnight.folder": str(running)}
     )
     until(lambda: state(flows["dead"])["type"] == "CRASHED" and task_state(tasks["dead"]) == "CRASHED")
     until(lambda: status(step)["status"] == status(logged["dead"])["status"] == "KILLED")
@@ -130,7 +131,7 @@ def test_open_runs_of_a_dead_process_are_closed_with_the_reason_and_no_others(ru
 def test_a_run_that_could_not_tell_its_end_ends_as_it_meant_to(running, dead):
     run, step = flow_run(dead), running / ".overnight" / "steps" / "told-nobody"
     with leaving(step):
-        logged = mlflow_run(dead, "", **{"overnight.folder": str(step)})
+        logged = mlflow_run(dead, "", **{"mlflow.overnight.folder": str(step)})
         record(logged, end=End(status="FINISHED", at=1.79e9)).write(step)
     with flow_processes.running(run):
         flow_processes.save_end(run, "COMPLETED", "Completed", "2 of 2 steps done")
@@ -146,7 +147,7 @@ def test_what_a_killed_run_has_left_in_its_spool_is_told_before_it_is_closed(run
     step = running / ".overnight" / "steps" / "killed"
     with leaving(step):
         logged = mlflow_run(
-            dead, "", **{"overnight.folder": str(step), "mlflow.note.content": "what happened before"}
+            dead, "", **{"mlflow.overnight.folder": str(step), "mlflow.note.content": "what happened before"}
         )
         record(logged).write(step)
         spool = EventLogRun(step)
@@ -243,7 +244,7 @@ def task_state(made):
 def mlflow_run(identity, flow_run_id, **more):
     tags = [
         {"key": k, "value": v}
-        for k, v in {**identity.tags(), "prefect.flow_run_id": flow_run_id, **more}.items()
+        for k, v in {**hidden(identity.tags()), "prefect.flow_run_id": flow_run_id, **more}.items()
     ]
     body = {"experiment_id": "0", "tags": tags, "start_time": int(1000 * time.time())}
     return answered(
