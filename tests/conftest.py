@@ -34,7 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     computing = {path for path in files if COMPUTING & set(path.relative_to(ROOT).parts)} - waiting
     places = dict.fromkeys(files, 0.0)
     for group in (waiting, computing):
-        ordered = [path for path in files if path in group]
+        # whole chains, which lie at the root, take longest: started last, one worker would play them alone
+        ordered = sorted((path for path in files if path in group), key=lambda path: len(path.parts))
         places |= {path: (number + 0.5) / len(ordered) for number, path in enumerate(ordered)}
     items.sort(key=lambda item: (places[item.path], files.index(item.path)))
 
