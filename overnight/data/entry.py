@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -11,6 +11,9 @@ from overnight.config import Values
 from overnight.data import digests, readers
 from overnight.errors import DataError
 from overnight.paths import datasets, root, shown
+
+if TYPE_CHECKING:
+    from overnight.data.readers._common import Package
 
 Kind = Literal["table", "images", "boxes", "graph", "text"]
 
@@ -94,7 +97,7 @@ class Entry(Values):
         return [place / (self.folder or self.name) for place in (*shared(), datasets())]
 
     @property
-    def package(self) -> readers.Package | None:
+    def package(self) -> "Package | None":
         """The installed package that brings the files; None where they lie below the data folders."""
         return readers.package_of(self.reader, self.options)
 

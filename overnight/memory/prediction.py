@@ -88,7 +88,6 @@ def traced(recipe: Any, micro: int, target: Target, spare: Callable[..., int] | 
 
 def traced_calls(
     modules: "Mapping[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Any]]]",
-    target: Target = "cuda",
 ) -> Trace:
     """Allocations of building all modules and calling one after the other. Raises Unknown.
 
@@ -103,7 +102,7 @@ def traced_calls(
             with world.during(name), torch.no_grad():
                 call(built[name])
 
-    return _trace(run, target, blas_handles=1)
+    return _trace(run, "cuda", blas_handles=1)
 
 
 def _trace(

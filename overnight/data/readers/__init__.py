@@ -3,23 +3,14 @@
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from overnight.config import Values
 from overnight.data.content import Content
 from overnight.errors import did_you_mean
 
-
-class Package(Protocol):
-    """An installed package that brings files of a data set."""
-
-    name: str
-
-    def folder(self) -> Path:
-        """Raises DataError when it is not installed."""
-
-    def version(self) -> str:
-        """What decides their content."""
+if TYPE_CHECKING:
+    from overnight.data.readers._common import Package
 
 
 class Reader(Protocol):
@@ -43,6 +34,6 @@ def reader(name: str) -> Reader:
     return cast("Reader", import_module(f"overnight.data.readers.{name}"))
 
 
-def package_of(name: str, options: Mapping[str, Any]) -> Package | None:
+def package_of(name: str, options: Mapping[str, Any]) -> "Package | None":
     found = getattr(reader(name), "package", None)
-    return cast("Package", found(options)) if found else None
+    return found(options) if found else None

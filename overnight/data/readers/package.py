@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 from importlib import import_module
-from importlib.metadata import packages_distributions, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from overnight.config import Values
 from overnight.data.content import CleaningCounts, Content, Graph, Images, Tables
 from overnight.data.readers import reader
-from overnight.data.readers._common import cleaned_edges, image_items
+from overnight.data.readers._common import Package, cleaned_edges, image_items
 from overnight.errors import DataError, did_you_mean
 
 
@@ -56,30 +54,6 @@ def read(folder: Path, options: Options, kind: str) -> Content:
             f"{kind}; expected a mapping with images and target, a networkx graph, or a data frame"
         )
     return content
-
-
-class Package:
-    """It is not imported (some take seconds)."""
-
-    def __init__(self, module: str, below: str) -> None:
-        self.name = f"package {module}"
-        self.module = module
-        self.top = module.partition(".")[0]
-        self.below = below
-
-    def folder(self) -> Path:
-        """Raises DataError when it is not installed."""
-        spec = find_spec(self.top)
-        places = list(spec.submodule_search_locations or []) if spec else []
-        if not places:
-            raise DataError(
-                f"package {self.module!r} is not installed here; `pip install` the package that brings it"
-            )
-        return Path(places[0]) / self.below
-
-    def version(self) -> str:
-        names = packages_distributions().get(self.top, [])
-        return " ".join(f"{name} {version(name)}" for name in sorted(set(names))) or self.top
 
 
 def package(options: Mapping[str, Any]) -> Package:
