@@ -11,9 +11,9 @@ help:  ## this list
 setup:  ## .venv with every dependency; at once when nothing has changed
 	@bin/setup
 
-demo: setup  ## the whole chain on data that is embedded: ETL, CNN, YOLO, graph, agent
+demo: setup  ## the whole chain on data that is embedded: ETL, CNN, YOLO, graph, agent (CPU=1: without the card)
 	$(BIN)/overnight up
-	$(BIN)/overnight run configs/demo.yaml
+	$(BIN)/overnight run configs/demo.yaml $(if $(CPU),--cpu)
 	@echo "Look around: MLflow (the address above) and Prefect keep running; 'make down' stops them."
 
 test: check  ## what has to pass before a change lands; no card needed

@@ -126,6 +126,13 @@ def test_the_driver_chooses_the_lock(driver: str, lock: str, says: str) -> None:
     assert ("overnight run --cpu" in why) == driver.startswith("550")
 
 
+def test_under_wsl2_the_driver_is_that_of_windows() -> None:
+    why = bash("choose_lock 572.16 5.15.167.4-microsoft-standard-WSL2").stdout
+    assert "the driver of Windows" in why
+    assert "make demo CPU=1" in why
+    assert "Windows" not in bash("choose_lock 572.16 6.8.0-generic").stdout
+
+
 def test_the_driver_is_read_from_nvidia_smi(tmp_path: Path) -> None:
     path = tools(tmp_path / "tools")
     assert bash("driver_of /nowhere nvidia-smi", str(path)).stdout == ""
@@ -254,7 +261,7 @@ def test_nothing_is_done_twice(checkout: Path, tmp_path: Path) -> None:
     path = tools(tmp_path / "tools")
     program(checkout / ".venv/bin/python", "#!/bin/sh\nexit 1\n")
     stamp = bash(
-        f"""cd '{checkout}'; read -r lock _ <<<"$(choose_lock "$(driver)")"; fingerprint "$lock" """,
+        f"""cd '{checkout}'; read -r lock _ <<<"$(choose_lock "$(driver)" "$(uname -r)")"; fingerprint "$lock" """,
         str(path),
     ).stdout
     (checkout / ".venv/setup.stamp").write_text(stamp)
