@@ -48,7 +48,7 @@ def test_the_experiments_exist() -> None:
 
     for line in commands("overnight"):
         if line[1] == "run":
-            load(_config(line[2]), line[3:])
+            load(_config(line[2]), [word for word in line[3:] if not word.startswith("--")])
 
 
 def test_the_files_exist() -> None:
