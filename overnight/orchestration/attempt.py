@@ -19,16 +19,22 @@ from overnight.training.resume import MONITOR, previous_attempts
 
 
 class Page(Protocol):
-    """A step's page in Prefect's UI. Nothing waits for it, and no failure of it reaches the step.
+    """A step's page in Prefect's UI. Nothing waits for it, and no failure of it reaches the step."""
 
-    tags: that lead from the MLflow run to the page.
-    """
+    def tags(self) -> dict[str, str]:
+        """That lead from the MLflow run to the page."""
 
-    def tags(self) -> dict[str, str]: ...
-    def log(self, line: str) -> None: ...
-    def link(self, address: str) -> None: ...
-    def progress(self, percent: float, text: str) -> None: ...
-    def finish(self, done: bool) -> None: ...
+    def log(self, line: str) -> None:
+        """A line of the step's log."""
+
+    def link(self, address: str) -> None:
+        """Where its MLflow run is."""
+
+    def progress(self, percent: float, text: str) -> None:
+        """How far the step is."""
+
+    def finish(self, done: bool) -> None:
+        """Show the last progress."""
 
 
 def run_step(run: PipelineRun, pending: Pending, arguments: list[Any], page: Page) -> Outcome:
