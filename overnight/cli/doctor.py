@@ -47,7 +47,7 @@ def checks() -> list[Row]:
     except ServiceError as error:
         found = _row("card", False, str(error))
     return [
-        _python(),
+        _row("python", (3, 11) <= sys.version_info < (3, 14), f"{platform.python_version()} in {sys.prefix}"),
         found,
         _ledger(card),
         _others(card),
@@ -60,11 +60,6 @@ def checks() -> list[Row]:
 
 def _row(check: str, ok: bool, found: str) -> Row:
     return {"check": check, "": "ok" if ok else "PROBLEM", "found": found}
-
-
-def _python() -> Row:
-    version = ".".join(map(str, sys.version_info[:3]))
-    return _row("python", (3, 11) <= sys.version_info < (3, 14), f"{version} in {sys.prefix}")
 
 
 def _ledger(card: Card) -> Row:

@@ -160,9 +160,8 @@ class FakeDevice:
         return self._programs
 
     def _read(self, path: Path) -> list[Program]:
-        lines = path.read_text(errors="replace").splitlines()
         found = []
-        for line in lines:
+        for line in path.read_text(errors="replace").splitlines():
             mib, *name = line.split(maxsplit=1) or [""]
             if mib.isascii() and mib.isdecimal() and len(mib) < 10:
                 found.append(Program(printable(name[0].strip()) if name else "other programs", mib=int(mib)))
@@ -216,9 +215,8 @@ def other_processes(card: Card, held: Iterable[Request], device: Device | None =
     """Processes without a lease, the largest first: all but the holders and their process groups."""
     ours = {os.getpid(), *(r.pid for r in held)}
     groups = {_group(pid) for pid in ours} - {0}
-    listed = (device or device_of(card)).programs(card)
-    found = [p for p in listed if not p.pid or (p.pid not in ours and _group(p.pid) not in groups)]
-    return sorted(found, key=lambda p: -(p.mib or 0))
+    listed = sorted((device or device_of(card)).programs(card), key=lambda p: -(p.mib or 0))
+    return [p for p in listed if not p.pid or (p.pid not in ours and _group(p.pid) not in groups)]
 
 
 def _group(pid: int) -> int:

@@ -119,12 +119,11 @@ def _process(request: Request) -> Any:
     """The process that made a request (psutil); None when it has ended."""
     import psutil
 
-    try:
+    with suppress(psutil.Error):
         process = psutil.Process(request.pid)
-        began = process.create_time() - psutil.boot_time()
-    except psutil.Error:
-        return None
-    return process if began <= request.ticket / 1e9 + CLOCKS_S else None
+        if process.create_time() - psutil.boot_time() <= request.ticket / 1e9 + CLOCKS_S:
+            return process
+    return None
 
 
 def _has_open(pid: int, path: Path) -> bool:

@@ -187,8 +187,7 @@ class PrefectEngine:
             return self.lost_worker()
         with get_client(sync_client=True) as client:
             state = client.read_flow_run(UUID(self.flow_run_id)).state
-        cancelled = state is not None and state.type.value in ("CANCELLING", "CANCELLED")
-        return CANCELLED if cancelled else ""
+        return CANCELLED if state and state.type.value in ("CANCELLING", "CANCELLED") else ""
 
     def lost_worker(self) -> str:
         """That the worker which started this process has died; empty while it lives."""

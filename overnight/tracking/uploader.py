@@ -117,11 +117,9 @@ class Uploader:
         return f"{why}; {self.waiting()} events wait in {shown(self.folder)} and are uploaded when it does"
 
     def waiting(self) -> int:
-        count = len(self._unwritten)
-        for log in (log for folder in self._folders for log in _logs(folder)):
-            start = self._offset(log) if self._is_open else 0
-            count += sum(1 for _event in events.read_all(log, start))
-        return count
+        logs = [log for folder in self._folders for log in _logs(folder)]
+        starts = [self._offset(log) if self._is_open else 0 for log in logs]
+        return len(self._unwritten) + sum(1 for one in map(events.read_all, logs, starts) for _event in one)
 
     def upload_all(self, patience_s: float = PATIENCE_S) -> bool:
         """Retry until the server has taken nothing for `patience_s`; whether it has all."""
