@@ -20,7 +20,7 @@ Writer = Callable[[Path], object]
 
 
 class DataSpec(Values):
-    """Shapes and counts of some data: enough to build a model for it without opening a file."""
+    """Enough to build a model for some data without opening a file."""
 
     shape: tuple[int, ...] = ()  # of one sample: (C, H, W) for images, (F,) for features
     dtype: str = "uint8"
@@ -35,7 +35,7 @@ class DataSpec(Values):
 
 
 class Artifact(Values):
-    """A finished folder: `arrays.safetensors` (named arrays), `meta.json` and any other files."""
+    """A folder with `arrays.safetensors` (named arrays), `meta.json` and any other files."""
 
     kind: str
     path: Path

@@ -39,7 +39,6 @@ def call_until_stopped(call: Callable[[], T], stop: Callable[[], bool], grace_s:
 
 
 def _start(call: Callable[[], object], name: str) -> threading.Thread:
-    """Run a call in a daemon thread, with the context variables of this one."""
     thread = threading.Thread(target=contextvars.copy_context().run, args=(call,), daemon=True, name=name)
     thread.start()
     return thread
@@ -47,10 +46,7 @@ def _start(call: Callable[[], object], name: str) -> threading.Thread:
 
 @contextlib.contextmanager
 def best_effort(note: Callable[[str], object] = lambda _text: None) -> Iterator[None]:
-    """Ignore and log any exception: for calls that only show something, or that are tried again later.
-
-    note: takes what went wrong.
-    """
+    """For calls that only show something, or that are tried again later. note: takes what went wrong."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - servers fail in many ways; training goes on

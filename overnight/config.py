@@ -74,7 +74,6 @@ class Values(BaseModel):
         return f"unknown key{hint} allowed: {', '.join(sorted(cls.model_fields))}"
 
     def result_params(self) -> dict[str, Any]:
-        """The values that decide a result, as JSON types."""
         return {
             name: _result_value(getattr(self, name))
             for name, field in type(self).model_fields.items()
@@ -174,7 +173,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Sou
 
 
 def _read_file(path: Path, source: Source, prefix: str, inside: tuple[Path, ...]) -> dict[str, Any]:
-    """One file with those it names; `prefix`: of the keys of its values, `inside`: the files that name it."""
+    """`prefix`: of the keys of its values, `inside`: the files that name it."""
     try:
         loader = _Loader(path.read_text(encoding="utf-8"))
         if any(path.samefile(other) for other in inside):
@@ -199,7 +198,7 @@ def _read_file(path: Path, source: Source, prefix: str, inside: tuple[Path, ...]
 
 
 def _section(value: Any, source: Source, prefix: str, inside: tuple[Path, ...], item: bool = False) -> Any:
-    """The value with every config that it names in its place. item: it stands in a list."""
+    """With every config that it names in its place. item: it stands in a list."""
     if isinstance(value, list):
         return [
             _section(child, source, f"{prefix}{index}.", inside, item=True)
@@ -264,7 +263,7 @@ def _lines(node: Any, path: Path, source: Source, prefix: str = "") -> Iterator[
 
 
 def _override(values: dict[str, Any], override: str, source: Source) -> None:
-    """Lay `a.b.c=value` over the file; an item of a list is named by its index or its `name`."""
+    """An item of a list is named by its index or its `name`."""
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     try:
@@ -339,7 +338,7 @@ def _explain(error: Any, source: Source, below: tuple[str, ...]) -> str:
 
 
 def _misplaced(values: Values, loc: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Keys of the whole experiment (flow, seed, card) inside a part; an item of a list may have a flow."""
+    """Keys of the whole experiment inside a part; an item of a list may have a flow."""
     if loc and isinstance(values, Experiment):
         allowed = {"name", "flow"} if loc[-1].isdigit() else {"name"}
         yield from ((loc, key) for key in TOP if key in values.model_fields_set - allowed)

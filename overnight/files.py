@@ -52,7 +52,6 @@ def atomic_write(path: Path, content: Content, durable: bool = False) -> None:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether no room is left on the disk, or in the user's quota."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -71,7 +70,6 @@ def file_sha256(path: Path) -> str:
 
 
 def tree_sha256(folder: Path) -> str:
-    """sha256 of the names and bytes of all files below a folder, in hex."""
     whole = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         whole.update(f"{file.relative_to(folder)}\0{file_sha256(file)}\n".encode())
@@ -93,7 +91,7 @@ def source_sha256(files: Iterable[Path]) -> str:
 
 @contextmanager
 def parsing(file: Path) -> Iterator[None]:
-    """In the block a Python file is parsed. Raises ConfigError that names the file, and the line."""
+    """Raises ConfigError that names the file, and the line."""
     name = f"{shown(file.parent)}/{file.name}"  # of a link, not of what it leads to
     try:
         yield

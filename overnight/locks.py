@@ -65,7 +65,7 @@ def holder(path: Path) -> Holder | None:
 
 @contextmanager
 def register(folder: Path, who: str) -> Iterator[None]:
-    """Be one of many users of something until the block or the process ends, by a locked file in *folder*."""
+    """Be one of many users of something, by a locked file in *folder*."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.lock"
     with hold(path, who):
@@ -90,7 +90,6 @@ def users(folder: Path) -> list[Holder]:
 
 
 def _lock(path: Path, wait: bool) -> int:
-    """An exclusively locked descriptor of the file that *path* names at this moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -118,7 +117,7 @@ def _flock(descriptor: int, path: Path, wait: bool) -> None:
 
 
 def same_file(descriptor: int, path: Path) -> bool:
-    """Whether the locked file is still the one at *path*, and was not removed or replaced meanwhile."""
+    """Whether it was not removed or replaced meanwhile."""
     mine = os.fstat(descriptor)
     try:
         there = path.stat()

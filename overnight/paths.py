@@ -14,7 +14,7 @@ def root() -> Path:
 
 
 def state() -> Path:
-    """Of services, step folders and the virtual card's ledger; made when missing."""
+    """Made when missing."""
     folder = root() / ".overnight"
     folder.mkdir(exist_ok=True)
     return folder
@@ -45,7 +45,7 @@ def mlruns() -> Path:
 
 
 def shown(path: Path) -> str:
-    """The path as a person would type it from the checkout."""
+    """As a person would type it from the checkout."""
     try:
         return str(path.resolve().relative_to(root().resolve()))
     except ValueError:
@@ -53,7 +53,7 @@ def shown(path: Path) -> str:
 
 
 def in_checkout(path: Path) -> Path | None:
-    """The path from the checkout that it lies in, which is the same in every checkout; None outside."""
+    """The same in every checkout; None outside."""
     whole = path.resolve()
     places = (root().resolve(), INSTALLED)
     return next((whole.relative_to(place) for place in places if whole.is_relative_to(place)), None)

@@ -133,14 +133,14 @@ class Identity:
         return {f"overnight.{name}": str(getattr(self, name)) for name in FIELDS}
 
     def ours(self) -> bool:
-        """Whether this checkout on this machine started it; other runs must never be closed."""
+        """Runs of other checkouts and machines must never be closed."""
         return self.host == socket.gethostname() and self.state == str(paths.state())
 
     def alive(self) -> bool:
         return Process(self.pid, f"{self.boot} {self.started}").alive()
 
     def death_reason(self, last_seen: float = 0.0) -> str:
-        """Why it counts as dead, for people; last_seen: unix time of its last sign of life, 0 if unknown."""
+        """For people; last_seen: unix time of its last sign of life, 0 if unknown."""
         clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(last_seen))
         when = f", last seen alive {clock}" if last_seen else ""
         if self.boot != boot():
@@ -228,7 +228,6 @@ def port_is_free(port: int) -> bool:
 
 
 def port_listener(port: int) -> str:
-    """For people, as far as this user may know."""
     with suppress(psutil.Error, OSError):
         for found in psutil.net_connections("tcp"):
             if found.pid and found.status == psutil.CONN_LISTEN and found.laddr.port == port:

@@ -116,7 +116,6 @@ class Run(ABC):
         self.publish(path, name.rpartition("/")[0])
 
     def publish(self, path: Path, folder: str = "") -> None:
-        """Show a file or a folder among the run's artifacts."""
         self._emit({"event": "publish", "path": str(path), "folder": folder})
 
     def save(
@@ -138,7 +137,7 @@ class Run(ABC):
         spec: DataSpec | None = None,
         example: "np.ndarray | None" = None,
     ) -> Artifact:
-        """Hand on a model: weights as safetensors, and who can use them.
+        """Hand on a model.
 
         predictor: "module:function" with function(folder) -> callable(array) -> array; it reads `config` from
         meta.json and the weights from weights.safetensors. example: an input for it, stored with the model.
@@ -184,7 +183,7 @@ class RecordingRun(Run):
         return [float(e["values"][name]) for e in self.of("metrics") if name in e["values"]]
 
     def last(self, name: str) -> float:
-        """The newest value of *name*; KeyError when it was never logged."""
+        """Raises KeyError when it was never logged."""
         values = self.curve(name)
         if not values:
             raise KeyError(name)

@@ -112,7 +112,7 @@ class Step(Generic[P, R]):
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
     def files(self) -> list[Path]:
-        """The files of its family (the folder directly below tasks/), sorted; else its own file alone."""
+        """Of its family (the folder directly below tasks/), sorted; else its own file alone."""
         file = Path(inspect.getfile(self.body)).resolve()
         match in_checkout(file) or file:
             case Path(parts=("tasks", name, _, *deeper)) if name != "shared":
@@ -125,7 +125,7 @@ class Step(Generic[P, R]):
 
 
 def _shape(value: Any) -> Any:
-    """An argument as what decides memory: shapes and counts."""
+    """As what decides memory: shapes and counts."""
     if isinstance(value, Artifact):
         return {"artifact": value.kind, "spec": value.spec.model_dump(mode="json")}
     if isinstance(value, Entry):
@@ -156,7 +156,6 @@ class Builder(ABC):
 
     @contextmanager
     def named(self, part: str) -> Iterator[None]:
-        """Steps submitted in the block carry the part's name."""
         before = self.part
         self.part = part
         try:
@@ -233,7 +232,7 @@ def flow_names() -> list[str]:
 
 
 def load_pipeline(name: str) -> Pipeline[Any, Any]:
-    """The @pipeline called as its file in flows/. Raises ConfigError with file and line of the mistake."""
+    """Raises ConfigError with file and line of the mistake."""
     try:
         found = getattr(importlib.import_module(f"flows.{name}"), name, None)
     except Exception as error:
@@ -246,7 +245,7 @@ def load_pipeline(name: str) -> Pipeline[Any, Any]:
 
 
 def place_of(name: str, error: Exception) -> str:
-    """FILE:LINE where a flow failed: in its own file, or in a task that it imports or calls."""
+    """FILE:LINE where a flow failed, in it or in a task."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{shown(Path(error.filename))}:{error.lineno}"
     folders = [folder for top in ("flows", "tasks") for folder in importlib.import_module(top).__path__]

@@ -57,7 +57,7 @@ def show(path: Path, overrides: Sequence[str], card: Card, as_json: bool) -> int
 
 
 def of_size(gib: float) -> Card:
-    """A card that is not in this machine, with the same reserve for other programs. Raises ConfigError."""
+    """With the same reserve for other programs. Raises ConfigError."""
     least = RESERVE_MIB / 1024
     if not (math.isfinite(gib) and least < gib <= MOST_GB):
         raise ConfigError(
@@ -69,7 +69,7 @@ def of_size(gib: float) -> Card:
 
 
 def verdict_of(step: PlannedStep, card: Card) -> Verdict:
-    """One step on one card, real or imagined, as CUDA would run it."""
+    """As CUDA would run it."""
     try:
         if step.step.recipe is not None:
             return _by_trace(step, card)
@@ -206,7 +206,7 @@ def _by_formula(step: PlannedStep, card: Card) -> Verdict:
 
 
 def print_verdicts(rows: Sequence[Verdict], card: Card, as_json: bool) -> int:
-    """To the terminal, or as JSON; 3 when a step does not fit, 2 when one is unknown, else 0."""
+    """3 when a step does not fit, 2 when one is unknown, else 0."""
     if as_json:
         print(json.dumps({"card": card.model_dump(), "steps": [asdict(row) for row in rows]}, indent=1))
     else:

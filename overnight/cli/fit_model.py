@@ -58,7 +58,7 @@ def show(arguments: argparse.Namespace, card: Card) -> int:
 
 
 def verdict_of(given: dict[str, Any], card: Card) -> Verdict:
-    """One model on one card. given: the flags of --model, without what was left out."""
+    """given: the flags of --model, without what was left out."""
     method = given.get("method", "infer")
     name = str(given["model"]).strip()
     if name.lower() in SIDES:
@@ -95,8 +95,6 @@ def _serving(serving: Serving, card: Card) -> Verdict:
 
 
 class _Batches(ScaledPredictions):
-    """Predictions of the same training for any batch."""
-
     def __init__(self, tuning: Tuning, constants: Constants) -> None:
         with silence():
             super().__init__(language_recipe(tuning), constants)

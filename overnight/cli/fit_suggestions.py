@@ -44,7 +44,7 @@ def changes(
 
 
 def options(params: Any) -> Iterator[tuple[str, Any]]:
-    """Settings of the step that would take less memory, with their cheaper value."""
+    """Settings that would take less memory, with their cheaper value."""
     fields = type(params).model_fields if isinstance(params, Params) else {}
     for name in [name for name in ("precision", "checkpointing", "optimizer") if name in fields]:
         now = getattr(params, name)

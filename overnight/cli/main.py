@@ -107,7 +107,7 @@ def _name_other_checkout() -> None:
 
 
 def _settle_data() -> None:
-    """Make $OVERNIGHT_DATA absolute: children and services run in other folders. Raises DataError."""
+    """Children and services run in other folders. Raises DataError."""
     from overnight.data.entry import shared
 
     for place in shared():
@@ -136,7 +136,7 @@ def _add(group: "argparse._ActionsContainer", arguments: Arguments) -> None:
 
 
 def _config(text: str) -> Path:
-    """A path, or the name of a file in configs/; a bare word that is neither is meant as a name."""
+    """A bare word that is no path is meant as a name in configs/."""
     from overnight.paths import configs
 
     path = Path(text)

@@ -133,7 +133,7 @@ def _process_name(pid: int) -> str:
 
 
 def printable(text: str) -> str:
-    """A name from another program, without control sequences of the terminal."""
+    """Without control sequences of the terminal."""
     return "".join(c for c in text if c.isprintable())
 
 
@@ -182,7 +182,6 @@ def reported_mib(request: Request) -> int:
 
 
 def other_processes_mib(card: Card, held: Iterable[Request], device: Device | None = None) -> int:
-    """What processes use that hold no lease."""
     held = list(held)
     used = (device or device_of(card)).used_mib(card, held)
     return max(0, used - sum(map(reported_mib, held)))
@@ -212,7 +211,7 @@ def steady_overuse_mib(card: Card, pause: Callable[[float], None] = time.sleep) 
 
 
 def other_processes(card: Card, held: Iterable[Request], device: Device | None = None) -> list[Program]:
-    """Processes without a lease, the largest first: all but the holders and their process groups."""
+    """The largest first: all but the holders and their process groups."""
     ours = {os.getpid(), *(r.pid for r in held)}
     groups = {_group(pid) for pid in ours} - {0}
     listed = sorted((device or device_of(card)).programs(card), key=lambda p: -(p.mib or 0))

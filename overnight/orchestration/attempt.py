@@ -38,7 +38,7 @@ class Page(Protocol):
 
 
 def run_step(run: PipelineRun, pending: Pending, arguments: list[Any], page: Page) -> Outcome:
-    """Run a step to its end. Every failure becomes an outcome with a reason, never an exception."""
+    """Every failure becomes an outcome with a reason, never an exception."""
     reason = run.obstacle(pending)
     if reason:
         return run.end(pending, "not run", reason)
@@ -104,7 +104,6 @@ class Attempt:
         self.event(event)
 
     def event(self, event: dict[str, Any]) -> None:
-        """Show it in the terminal and in Prefect; MLflow gets it from the step's folder."""
         row = self.pending.row
         kind = event["event"]
         waits = kind == "wait" or (kind == "log" and self.pending.step.gpu)  # for a place, or for the card

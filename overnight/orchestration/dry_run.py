@@ -51,7 +51,6 @@ class PlannedStep:
 
     @property
     def unknown(self) -> str:
-        """Why the shapes of its result are not known, and what to do."""
         lacking = next((a for a in self.above if a.spec is None), None)
         if lacking is not None:
             return lacking.unknown
@@ -86,7 +85,6 @@ class DryRun(Builder):
         return planned
 
     def _finished(self, step: Step[Any, Any], params: Any, given: Sequence[Any]) -> Artifact | None:
-        """The result of the last run with the same values and data, if it still exists."""
         arguments = [params, *(a.artifact if isinstance(a, PlannedStep) else a for a in given)]
         if any(a is None for a in arguments):
             return None
@@ -108,7 +106,7 @@ class DryRun(Builder):
 
 
 def planned_steps(path: Path, overrides: Sequence[str] = ()) -> list[PlannedStep]:
-    """Every step that the config would run. Raises ConfigError."""
+    """Raises ConfigError."""
     pipeline, experiment = load(path, overrides)
     found = DryRun(experiment)
     with building(found):

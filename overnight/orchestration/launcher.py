@@ -158,7 +158,6 @@ def run_child(
     follow: Callable[[dict[str, Any]], None],
     log: Callable[[str], None],
 ) -> StepResult:
-    """Run *spec* in a child and wait for it, passing on its events and its log lines."""
     start = _size(folder / events.CHILD)
     lines = Tail(folder / LOG)
     process = _start(folder, spec, threads)
@@ -217,7 +216,7 @@ def _result(folder: Path, returncode: int, stop: Stop) -> StepResult:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """The parent's, with the child's share of the cores and without the addresses of servers."""
+    """With the child's share of the cores and without the addresses of servers."""
     shares = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"), str(threads))
     variables = processes.with_proxies(os.environ).items()
     kept = {k: v for k, v in variables if not k.startswith(("PREFECT_", "MLFLOW_"))}
@@ -226,14 +225,12 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 class Tail:
-    """New lines of a growing log, from where it ends now."""
-
     def __init__(self, path: Path) -> None:
         self.path = path
         self._offset = _size(path)
 
     def read(self, last: bool) -> list[str]:
-        """Whole lines since the last call, of a flood its end alone; `last`: also one without its end."""
+        """Of a flood its end alone; `last`: also a line without its end."""
         size = _size(self.path)
         if size <= self._offset:
             return []

@@ -39,7 +39,7 @@ CANCELLED = "cancelled in Prefect"
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Pipeline[Any, Any], Experiment]:
-    """The flow a config names, and its checked values; ConfigError with every mistake."""
+    """Raises ConfigError with every mistake."""
     values, source = read(path, overrides)
     name = values.get("flow")
     if name not in flow_names():
@@ -168,7 +168,7 @@ def _plain(value: Any) -> str:
 
 
 def execute(path: Path, overrides: Sequence[str], engine: Engine) -> Outcome:
-    """Run a config from beginning to end. Raises ConfigError, ServiceError before anything is started."""
+    """Raises ConfigError, ServiceError before anything is started."""
     pipeline, experiment = load(path, overrides)
     card = card_for(experiment, cpu=bool(os.environ.get("OVERNIGHT_CPU")))  # `overnight run --cpu`
     check_data(experiment)
@@ -228,7 +228,6 @@ def _about(path: Path) -> str:
 def _own_run(
     tracker: Tracker, experiment: Experiment, tags: dict[str, str], path: Path, overrides: Sequence[str]
 ) -> Uploader:
-    """The experiment's own run, with everything that is logged once."""
     folder = new_folder(f"{experiment.name}-run")
     params = {"seed": str(experiment.seed), "config": paths.shown(path), "overrides": " ".join(overrides)}
     record = Record(

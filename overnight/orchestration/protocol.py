@@ -27,7 +27,7 @@ class StepSpec(Values):
 
 
 class ChildSpec(StepSpec):
-    """The same with what a launcher decided for this machine."""
+    """With what a launcher decided for this machine."""
 
     parent: int  # pid of the parent; the child is killed when it ends
     card: Card
@@ -43,8 +43,6 @@ class ChildSpec(StepSpec):
 
 
 class StepResult(Usage):
-    """How a step ended, and what it used."""
-
     code: int  # exit code of errors.py; 0: done
     ticket: int = 0  # its place in the card's line
     value: Any = None  # the returned artifact, as JSON

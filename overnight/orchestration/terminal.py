@@ -159,7 +159,7 @@ def _ended(row: StepRow) -> list[RenderableType]:
 
 
 def memory(used: Usage) -> str:
-    """The peak of a step in its part of the card, context included; of the host when it had no lease."""
+    """In its part of the card, context included; of the host when it had no lease."""
     if not used.lease_mib:
         return f"{used.host_peak_mib:,.0f} MiB of the host" if used.host_peak_mib else ""
     if used.peak_mib is None:

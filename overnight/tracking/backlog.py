@@ -76,7 +76,7 @@ class End(Values):
 
 
 class Record(Values):
-    """One attempt at a step, as its folder's record.json describes it."""
+    """One attempt at a step."""
 
     uri: str
     experiment: str
@@ -133,7 +133,7 @@ class BacklogWorker:
         self.next_start = 0.0
 
     def poll(self) -> list[str]:
-        """Start a process when folders are pending; a line for each thing done."""
+        """A line for each thing done."""
         if self.busy():
             return []
         lines = self._ended(self.popen.returncode) if self.popen is not None else []

@@ -146,7 +146,7 @@ class Uploader:
         self.release()
 
     def release(self) -> None:
-        """Let another process upload the folders."""
+        """Another process may upload the folders then."""
         self._locks.close()
         if self._writer is not None:
             self._writer.close()
@@ -332,7 +332,7 @@ def _logs(folder: Path) -> tuple[Path, Path]:
 
 
 def main() -> int:
-    """Upload every pending folder that no process uploads; 1 when something is left."""
+    """1 when something is left."""
     # The runs of experiments first: those of their steps hang below them.
     order = sorted(backlog.pending(), key=lambda step: bool(getattr(Record.read(step), "parent", "")))
     left = [step for step in order if not upload_folder(step)]

@@ -102,7 +102,7 @@ class Ledger:
             raise unusable(self.folder, error) from None
 
     def requests(self) -> list[Request]:
-        """Every live request with its metadata: holders first, then the queue in its order."""
+        """Holders first, then the queue in its order."""
         return [r.with_owner() for r in entries.snapshot(self.folder).requests]
 
     def held_mib(self) -> int:

@@ -22,8 +22,6 @@ OnWait = Callable[[list[Request], int], None]
 
 
 class Waiter:
-    """A request that waits, and what its owner knows of the others."""
-
     def __init__(
         self,
         folder: Path,
