@@ -9,7 +9,6 @@
 """
 
 import json
-import os
 import pickle
 import time
 from collections.abc import Callable, Iterator
@@ -49,8 +48,6 @@ class CheckpointStore:
             _write(self.folder, identity, write, step)
             self.last_failure = ""
         except UNSUITABLE as error:
-            with suppress(OSError):  # a full disk needs the room
-                (self.folder / "part").unlink(missing_ok=True)
             failure = f"no checkpoint: {_reason(self.folder, error)}"
             if failure != self.last_failure:
                 self.log(failure)
@@ -108,13 +105,9 @@ def refusal(facts: Path, identity: Identity) -> str:
 def _write(folder: Path, identity: Identity, write: Callable[[Any], None], step: int) -> None:
     """The state, then the facts that make it count, each renamed after its bytes are on the disk."""
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / "part"
-    with part.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    facts = {"identity": identity, "bytes": part.stat().st_size, "sha256": file_sha256(part)}
-    part.replace(folder / f"{step:08d}.pt")
+    state = folder / f"{step:08d}.pt"
+    atomic_write(state, write, durable=True)
+    facts = {"identity": identity, "bytes": state.stat().st_size, "sha256": file_sha256(state)}
     atomic_write(folder / f"{step:08d}.json", json.dumps(facts), durable=True)
     _delete_others(folder, step)
 
