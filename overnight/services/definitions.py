@@ -21,6 +21,7 @@ from overnight.services.settings import HOST, POOL, Settings
 
 WORKER = socket.gethostname()
 NO_ANSWER = "gives no answer"
+NO_WRITES = "takes no writes"
 ROOM_MIB = 32  # less on the disk of a database counts as full
 SET_TAG = "/api/2.0/mlflow/experiments/set-experiment-tag"
 ALIVE = {"experiment_id": "0", "key": "mlflow.overnight.alive", "value": "yes"}
@@ -143,7 +144,7 @@ def _problem(write: Callable[[], object]) -> str:
         write()
     except urllib.error.HTTPError as error:
         said = error.read(2000).decode(errors="replace")
-        return f"takes no writes: {one_line(said) or error}" if error.code >= 500 else ""
+        return f"{NO_WRITES}: {one_line(said) or error}" if error.code >= 500 else ""
     except (OSError, ValueError):
         return NO_ANSWER
     return ""

@@ -42,7 +42,7 @@ from overnight.services.settings import (
 
 TICK_S = 0.2
 HEALTH_S = 10.0  # between two checks of a healthy service
-STUCK_S = 20.0  # without writes, with no reason to be seen, until a service is started again
+STUCK_S = 60.0  # without writes, with no reason to be seen, until a service is started again
 IDLE = ("waiting", "retrying", "failed", "unhealthy")
 REMOVED = "its database was removed or replaced"
 PATIENCE_S = 120.0  # without an answer until a service counts as hung; a training machine is slow to answer

@@ -19,7 +19,6 @@ DIGEST = "overnight.digest"  # tag of a logged model
 NOTE_TAG = "mlflow.note.content"
 # Tags that people do not read; MLflow's pages leave out what begins with "mlflow.".
 MACHINE = {f"overnight.{name}" for name in ("host", "state", "boot", "pid", "started", "folder", "key")}
-PRIMARY = "mlflow.experiment.primaryMetric.name"
 MAX_NOTE = 6000  # characters; MLflow takes 8000
 NOTE_START = 1500  # of which the first ones stay
 GAP = "(...)"

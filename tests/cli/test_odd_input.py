@@ -3,6 +3,7 @@ never a traceback.
 """
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from overnight.cli import main
 from overnight.errors import ConfigError, DataError, StepFailed
 from overnight.orchestration.pipeline import load as load_config
+from overnight.paths import INSTALLED
 
 EDGES = {"edges": {"file": "e.csv", "source": "a", "target": "b"}}
 
@@ -53,6 +55,28 @@ def test_values_are_finite_and_a_name_is_one(tmp_path) -> None:
     (tmp_path / "x.yaml").write_text("flow: nightly\n")
     with pytest.raises(ConfigError, match="there is nothing to run"):
         load_config(tmp_path / "x.yaml")
+
+
+def test_inside_another_checkout_the_one_that_answers_is_named(tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "overnight").mkdir()
+    (tmp_path / "overnight" / "paths.py").touch()
+    (tmp_path / "deeper").mkdir()
+    for folder, is_named in ((tmp_path / "deeper", True), (INSTALLED / "configs", False), (Path("/"), False)):
+        monkeypatch.chdir(folder)
+        assert main.main(["ls"]) == 0
+        assert (f"this is the checkout {INSTALLED}" in capsys.readouterr().err) == is_named
+
+
+def test_without_a_command_there_is_help(capsys) -> None:
+    assert main.main([]) == 0
+    assert "install-service" in capsys.readouterr().out
+
+
+def test_an_address_is_never_wrapped(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    address = f"http://127.0.0.1:5007/{'x' * 60}"
+    main._rows([{"service": "a", "address": address, "note": "many words " * 9}], as_json=False)
+    assert address in capsys.readouterr().out
 
 
 def test_names_at_the_prompt(capsys) -> None:

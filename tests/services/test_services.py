@@ -347,6 +347,23 @@ def test_a_deployment_for_each_flow_and_a_night_that_is_due(running):
     assert [x["active_slots"] for x in limits if x["name"] == "gpu0-vram"] == [0]
 
 
+def test_a_changed_schedule_takes_effect_at_the_next_up_while_services_run(running):
+    file = running / "prefect.yaml"
+    before = file.read_text()
+    due = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}, "sort": "EXPECTED_START_TIME_ASC"}
+    try:
+        for cron, minute in (("7 4 * * *", 7), ("30 3 * * *", 30)):
+            file.write_text(before.replace("30 3 * * *", cron))
+            services.up()
+            (nightly,) = prefect("/deployments/filter", {"deployments": {"name": {"any_": ["nightly"]}}})
+            assert [one["schedule"]["cron"] for one in nightly["schedules"]] == [cron]
+            until(lambda: prefect("/flow_runs/filter", due), "the nights that are due")
+            starts = {run["expected_start_time"][14:16] for run in prefect("/flow_runs/filter", due)}
+            assert starts == {f"{minute:02}"}  # none is left of the schedule before
+    finally:
+        file.write_text(before)
+
+
 def test_a_plain_shell_in_the_checkout_starts_a_deployment_and_sees_it_fail_with_a_reason(running):
     env = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT") or k == "PREFECT_HOME"}
     env["PREFECT_HOME"] = str(running / "home-of-the-shell")  # not the user's own
