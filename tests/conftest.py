@@ -14,7 +14,8 @@ from tests.support.progress import FileProgress
 ROOT = Path(__file__).resolve().parent.parent
 
 
-COMPUTING = {"gpu", "memory", "no_card", "orchestration", "tasks", "training"}  # folders whose tests keep a core busy
+# folders whose tests keep a core busy
+COMPUTING = {"gpu", "memory", "no_card", "orchestration", "tasks", "training"}
 OWN_SETTINGS = ("OVERNIGHT_", "PREFECT_", "MLFLOW_")
 
 
