@@ -87,8 +87,7 @@ class Reconciler:
             step = tags.get("overnight.folder", "")
             flow_run_id = tags.get("prefect.flow_run_id", "")
             why = _death_reason(Identity.from_tags(tags), flow_run_id, step)
-            waits = step and backlog.is_pending(Path(step)) and not self.backlog_worker.failures
-            if not why or waits:  # its events, perhaps with its end, are uploaded first
+            if not why or (step and backlog.is_pending(Path(step))):  # what it wrote last is uploaded first
                 continue
             note = append_note(tags.get(NOTE_TAG.removeprefix("mlflow."), ""), why)
             ask(f"{api}/runs/set-tag", {"run_id": run_id, "key": NOTE_TAG, "value": note})

@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from overnight.processes import Identity, Process, boot
 from overnight.run import EventLogRun
 from overnight.services import definitions, flow_processes
 from overnight.services.reconcile import Reconciler, slots
-from overnight.services.settings import supervisor_lock
+from overnight.services.settings import Settings, supervisor_lock
 from overnight.tracking import backlog
 from overnight.tracking.backlog import End, Record
 from overnight.tracking.client import hidden
@@ -97,6 +99,38 @@ def test_torn_files_say_nothing(folder):
 
 def test_slots_are_gib_rounded_up():
     assert [slots(mib) for mib in (0, 1, 1024, 1025, 12288)] == [0, 1, 1, 2, 12]
+
+
+def test_no_verdict_is_given_before_what_the_dead_wrote_last_is_uploaded(folder, dead):
+    """However often its upload has failed, as on a disk that was full."""
+    step = folder / ".overnight" / "steps" / "dead"
+    step.mkdir(parents=True)
+    tags = hidden({**dead.tags(), "overnight.folder": str(step)})
+    run = {"info": {"run_id": "1"}, "data": {"tags": [{"key": k, "value": v} for k, v in tags.items()]}}
+    answers = {"experiments/search": {"experiments": []}, "runs/search": {"runs": [run]}}
+    asked = list[str]()
+
+    class Mlflow(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append(self.path.partition("mlflow/")[2])
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(answers.get(asked[-1], {})).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Mlflow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        reconciler = Reconciler(Settings("http://127.0.0.1:1/api", f"http://127.0.0.1:{server.server_port}"))
+        reconciler.backlog_worker.failures = 9
+        backlog.enqueue(step)
+        assert reconciler._close_mlflow_runs() == []
+        assert "runs/update" not in asked
+        backlog.mark_done(step)
+        assert len(reconciler._close_mlflow_runs()) == 1
+        assert "runs/update" in asked
+        server.shutdown()
 
 
 # ------------------------------------------------------------------------------------------------ with services
