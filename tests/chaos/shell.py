@@ -313,6 +313,26 @@ def missing_data(home: House) -> Measured:
     return shell.measured(exit_code=code, named=float("datasets/away" in shell.output), steps_begun=begun)
 
 
+def prefect_removed(home: House) -> Measured:
+    """The database of Prefect is removed while a run trains: it ends with its model, and the next run is as ever."""
+    home.up()
+    seed = next(numbers)
+    run = home.run("some", f"seed={seed}")
+    flows_kill.granted(home, seed, run)
+    for file in (home.root / ".overnight" / "services" / "prefect").glob("prefect.db*"):
+        file.unlink()
+    shown = "since its database was removed"
+    wait(
+        lambda: any(shown in r["note"] for r in services.status() if r["service"] == "prefect"),
+        "the new database",
+    )
+    code = run.wait()
+    shell = Shell(home)
+    second = shell("run", "short", f"seed={next(numbers)}")
+    shell.output += (home.root / "runs.log").read_text()
+    return shell.measured(exit_code=code, models=_models(home, seed), next_exit_code=second)
+
+
 def _described(home: House) -> Measured:
     """A run that finished while the disk was full is not said to be dead, then or later."""
     dead = [
@@ -333,6 +353,11 @@ SHELL: dict[str, tuple[Callable[[House], Measured], str, dict[str, str]]] = {
         {"exit_codes": "== 0"},
     ),
     "B5 shadowed": (shadowed, "packages tasks and flows on PYTHONPATH", {"exit_codes": "== 0"}),
+    "B6 prefect": (
+        prefect_removed,
+        "prefect.db removed during a run",
+        {"exit_code": "== 0", "models": "== 1", "next_exit_code": "== 0"},
+    ),
     "B8 wrong server": (
         wrong_server,
         "MLFLOW_TRACKING_URI=databricks",
