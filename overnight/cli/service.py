@@ -115,7 +115,6 @@ def _logind() -> str:
 
 
 def _output(*words: str) -> str:
-    """What a program says; empty when there is no such program."""
     if not shutil.which(words[0]):
         return ""
     done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)

@@ -35,7 +35,6 @@ def watch(wanted: str = "") -> int:
 
 
 def _read(folder: Path) -> dict[str, str]:
-    """What the run shows; a run that is dead has failed."""
     record = Record.read(folder)
     identity = Identity.from_tags(record.tags if record else {})
     is_alive = identity is not None and identity.alive()

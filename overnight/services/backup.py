@@ -15,7 +15,6 @@ KEPT = 3
 
 
 def due(program: str, database: Path) -> bool:
-    """Whether *database* exists and was last opened by another version of *program*."""
     return database.is_file() and _versions().get(program) != version(program)
 
 
@@ -41,7 +40,6 @@ def copy(program: str, database: Path) -> Path:
 
 
 def opened(program: str) -> None:
-    """Remember which version opened the database."""
     path = paths.services() / "versions.json"
     path.write_text(json.dumps({**_versions(), program: version(program)}))
 

@@ -55,7 +55,6 @@ def up() -> None:
 
 
 def down(force: bool = False) -> None:
-    """Stop everything, with `force` also the runs that need the services. Raises ServiceError."""
     paths.services().mkdir(parents=True, exist_ok=True)
     with locks.hold(start_lock(), "overnight down", wait=True):
         users = locks.users(users_folder())
@@ -74,12 +73,10 @@ def down(force: bool = False) -> None:
 
 
 def _end(pids: Sequence[int]) -> None:
-    """Leave time for a checkpoint; the processes end their own children."""
     stop([process for process in map(Process.of, pids) if process], RUN_GRACE_S)
 
 
 def status() -> list[Row]:
-    """The services, with those that are not ours, and who needs them."""
     now = settings()
     alive = locks.holder(supervisor_lock()) is not None  # else its last words are outdated
     saved = {row["service"]: row for row in read_state().get("rows", []) if alive}
@@ -127,7 +124,6 @@ def ensure(who: str = "") -> Iterator[None]:
 
 
 def _guard(done: threading.Event) -> None:
-    """Start the services again when their supervisor was killed, as long as this process needs them."""
     while not done.wait(GUARD_S):
         if not (settings().own_prefect or settings().own_mlflow) or locks.holder(supervisor_lock()):
             continue
@@ -187,7 +183,6 @@ def _check_ports(now: Settings) -> None:
 
 
 def _stop_leftovers() -> None:
-    """Stop the services that a killed supervisor has left behind. The caller holds the start lock."""
     rows = read_state().get("rows", [])
     stop([Process(row["pid"], row["started"]) for row in rows if row.get("pid")], STOP_S)
     state_file().unlink(missing_ok=True)

@@ -51,7 +51,6 @@ class ServiceSpec:
 
 
 def services(now: Settings) -> list[ServiceSpec]:
-    """Those that are ours to start, in order."""
     first = [_prefect(now)] if now.own_prefect else []
     first += [_mlflow(now)] if now.own_mlflow else []
     needs = ("prefect",) if now.own_prefect else ()
@@ -122,7 +121,6 @@ def _worker(now: Settings) -> ServiceSpec:
 
 
 def databases(now: Settings) -> list[tuple[str, Path]]:
-    """(program, file) of the databases that are ours."""
     return [(spec.name, spec.database) for spec in services(now) if spec.database]
 
 
@@ -139,7 +137,6 @@ def answers(url: str) -> bool:
 
 
 def _problem(write: Callable[[], object]) -> str:
-    """Why a server takes no write now; empty when it does."""
     try:
         write()
     except urllib.error.HTTPError as error:
@@ -164,7 +161,6 @@ def database_problem(path: Path | None) -> str:
 
 
 def port_problem(spec: ServiceSpec) -> str:
-    """Who has the port that a service is to listen on, and what helps; empty when it is free."""
     if not spec.port or port_is_free(spec.port):
         return ""
     lasting = ", or change api.url in prefect.toml for good" if spec.name == "prefect" else ""
@@ -173,7 +169,6 @@ def port_problem(spec: ServiceSpec) -> str:
 
 
 def _heartbeat(now: Settings) -> str:
-    """The worker's newest heartbeat as Prefect has it; empty when it has none."""
     try:
         found = ask_prefect(now, f"/work_pools/{POOL}/workers/filter", {})
     except (OSError, ValueError):
@@ -182,7 +177,6 @@ def _heartbeat(now: Settings) -> str:
 
 
 def ask_prefect(now: Settings, path: str, body: Any, method: str = "POST") -> Any:
-    """A request to Prefect's API, with the token that its CSRF protection wants."""
     client = str(uuid.uuid4())
     token = get(f"{now.prefect}/csrf-token?client={client}")["token"]
     return ask(
@@ -191,13 +185,11 @@ def ask_prefect(now: Settings, path: str, body: Any, method: str = "POST") -> An
 
 
 def get(url: str) -> Any:
-    """The JSON that a server answers; raises OSError."""
     with _opener.open(url, timeout=3) as response:
         return json.load(response)
 
 
 def ask(url: str, body: Any, headers: Mapping[str, str] = MappingProxyType({}), method: str = "POST") -> Any:
-    """A request with JSON, and the JSON that comes back, if any; raises OSError."""
     content = {"Content-Type": "application/json", **headers}
     request = urllib.request.Request(url, json.dumps(body).encode(), content, method=method)  # noqa: S310
     with _opener.open(request, timeout=5) as response:

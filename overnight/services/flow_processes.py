@@ -26,7 +26,6 @@ VARIABLE = "PREFECT__FLOW_RUN_ID"  # by which Prefect's worker names the run to 
 
 @contextmanager
 def running(flow_run_id: str) -> Iterator[None]:
-    """Hold the run's lock until the block ends, as the process that runs it."""
     path = _file(flow_run_id, "lock")
     done = threading.Event()
     with locks.hold(path, f"flow run {flow_run_id}"):
@@ -39,7 +38,6 @@ def running(flow_run_id: str) -> Iterator[None]:
 
 
 def save_end(flow_run_id: str, kind: str, name: str, message: str) -> None:
-    """Keep the final state before it is reported, in case that fails; ignored on a full disk."""
     with suppress(OSError):
         state = {"type": kind, "name": name, "message": message}
         atomic_write(_file(flow_run_id, "end"), json.dumps(state))
@@ -50,7 +48,6 @@ def runs_folder() -> Path:
 
 
 def held() -> dict[str, locks.Holder]:
-    """The runs whose process runs, and these processes."""
     holders = {path.stem: locks.holder(path) for path in sorted(runs_folder().glob("*.lock"))}
     return {flow_run_id: holder for flow_run_id, holder in holders.items() if holder}
 
@@ -62,18 +59,15 @@ def abandoned() -> list[str]:
 
 
 def end_of(flow_run_id: str) -> dict[str, str] | None:
-    """The final state (type, name, message) that the process was about to report."""
     saved = read_json(_file(flow_run_id, "end"))
     return saved if saved.keys() >= {"type", "name", "message"} else None
 
 
 def last_seen(flow_run_id: str) -> float:
-    """Unix time at which its process last touched the lock file; 0 when that is gone."""
     return _mtime(_file(flow_run_id, "lock"))
 
 
 def last_written(step: Path) -> float:
-    """Unix time of the last write to a step's folder; 0 when that is gone."""
     return max((_mtime(step / name) for name in STEP_FILES), default=0.0)
 
 
@@ -83,7 +77,6 @@ def forget(flow_run_id: str) -> None:
 
 
 def flow_run_of(pid: int) -> str:
-    """The run that Prefect's worker started a process for; empty for other processes."""
     return environment_of(pid).get(VARIABLE, "")
 
 

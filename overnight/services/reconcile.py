@@ -70,7 +70,6 @@ class Reconciler:
     # -------------------------------------------------------------------------------------------- MLflow
 
     def _close_mlflow_runs(self) -> list[str]:
-        """Mark the runs of dead processes as killed at the time when these were last seen."""
         if not self.settings.mlflow.startswith("http"):
             return []
         api = f"{self.settings.mlflow}/api/2.0/mlflow"
@@ -113,7 +112,6 @@ class Reconciler:
         return lines
 
     def _has_no_process(self, run: Json, worker_since: float) -> bool:
-        """Whether an open run without labels is dead: on our own server, and no process can be it."""
         since = datetime.fromisoformat(run["state"]["timestamp"]).timestamp()
         if not self.settings.own_prefect or time.time() - since < JUST_NOW_S:
             return False
@@ -136,7 +134,6 @@ class Reconciler:
         return [f"flow run {run['name']} ({run['id']}): closed as {state['type']}, since {why}"]
 
     def _correct_abandoned(self) -> list[str]:
-        """Correct the state of runs that left files, where it was not reported or reported wrongly."""
         lines = []
         for flow_run_id in flow_processes.abandoned():
             if time.time() - flow_processes.last_seen(flow_run_id) < JUST_NOW_S:
@@ -187,7 +184,6 @@ class Reconciler:
 
 
 def _death_reason(identity: Identity | None, flow_run_id: str, step: str = "") -> str:
-    """Why a run of this checkout is dead; empty when it is not, or belongs to another checkout."""
     if identity is None or not identity.ours():
         return ""
     # A process in another container has other pids, but the same locks.
@@ -197,7 +193,6 @@ def _death_reason(identity: Identity | None, flow_run_id: str, step: str = "") -
 
 
 def _last_seen(flow_run_id: str, step: str) -> float:
-    """Unix time of the last sign of life of a run's process; 0 where none is left."""
     written = flow_processes.last_written(Path(step)) if step else 0.0
     return max(flow_processes.last_seen(flow_run_id), written)
 
@@ -215,7 +210,6 @@ class VramLimitMirror:
         self.next_resend = 0.0
 
     def update(self, settings: Settings) -> None:
-        """Send changes, and every 20 s all of it."""
         now = time.monotonic()
         if now < self.next_update:
             return
@@ -241,7 +235,6 @@ def _limit(card: Card) -> Json:
 
 
 def slots(mib: int) -> int:
-    """GiB, a part of one counted as one."""
     return -(-mib // 1024)
 
 

@@ -62,7 +62,6 @@ class Deployment:
 
 
 def deployments() -> list[Deployment]:
-    """One for each file of flows/, with its schedule. Raises ServiceError about the schedules."""
     names = flow_names()
     schedules = read_schedules(paths.root() / "prefect.yaml", names)
     found = []
@@ -78,7 +77,6 @@ def deployments() -> list[Deployment]:
 
 
 def read_schedules(path: Path, names: list[str]) -> dict[str, Schedule]:
-    """The schedules by flow; none when there is no such file. Raises ServiceError, in one line."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         found = Schedules.model_validate(values).schedules
@@ -98,7 +96,6 @@ def read_schedules(path: Path, names: list[str]) -> dict[str, Schedule]:
 
 
 def local_timezone() -> str:
-    """The machine's timezone by its name in the tz database; UTC when it has none."""
     link = os.path.realpath("/etc/localtime").partition("zoneinfo/")[2]
     try:
         written = Path("/etc/timezone").read_text(encoding="utf-8").strip()
@@ -139,7 +136,6 @@ def main() -> int:
 
 
 def cron_schedules(wanted: list[Deployment]) -> "dict[str, CronSchedule]":
-    """Of the deployments that have one. Raises ServiceError, in one line, with those that Prefect refuses."""
     from prefect.client.schemas.schedules import CronSchedule
 
     found = {}
@@ -157,7 +153,6 @@ def cron_schedules(wanted: list[Deployment]) -> "dict[str, CronSchedule]":
 
 
 def fingerprint(wanted: list[Deployment]) -> str:
-    """Digest of everything that is registered; while it stays the same, the server has it already."""
     now = settings()
     path = paths.services() / "prefect" / "prefect.db"
     # A new database is registered again; one that is not ours, each time.
@@ -213,7 +208,6 @@ async def _register(wanted: list[Deployment]) -> None:
 
 
 def parameters_of(name: str) -> dict[str, Any]:
-    """The JSON schema of a flow's parameters, which are those of `flow_of` in orchestration/prefect.py."""
     from prefect.utilities.callables import parameter_schema
 
     def run(config: str = f"configs/{name}.yaml", overrides: list[str] = []) -> None:  # noqa: B006

@@ -52,7 +52,6 @@ class LocalOnly:
 
 
 def main() -> int:
-    """Serve on this machine alone."""
     import uvicorn
 
     parser = argparse.ArgumentParser(description=__doc__)

@@ -28,8 +28,6 @@ SILENCE = {  # no library of ours calls home
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the two servers are, and whether they are ours."""
-
     prefect: str  # address of Prefect's API
     mlflow: str  # MLflow's tracking URI
     own_prefect: bool = True
@@ -45,7 +43,6 @@ class Settings:
 
     @classmethod
     def asked(cls, env: Mapping[str, str]) -> Self:
-        """What the environment and prefect.toml ask for. Raises ServiceError."""
         prefect = f"http://{HOST}:{_port('OVERNIGHT_PREFECT_PORT', env) or _toml_port() or PREFECT_PORT}/api"
         mlflow = f"http://{HOST}:{_port('OVERNIGHT_MLFLOW_PORT', env) or MLFLOW_PORT}"
         theirs = env.get("PREFECT_API_URL", "").rstrip("/") or prefect
@@ -110,7 +107,6 @@ def supervisor_lock() -> Path:
 
 
 def start_lock() -> Path:
-    """Held for the moment in which services are started or stopped."""
     return paths.services() / "start.lock"
 
 
@@ -129,12 +125,10 @@ def users_folder() -> Path:
 
 
 def read_state() -> dict[str, Any]:
-    """The state that the supervisor wrote last; empty when there is none."""
     return read_json(state_file())
 
 
 def same(one: str, other: str) -> bool:
-    """Whether two addresses are the same place: localhost is 127.0.0.1."""
     one, other = (url.rstrip("/").replace("//localhost", f"//{HOST}") for url in (one, other))
     return one == other
 

@@ -167,7 +167,6 @@ class Service:
         say(f"{self.spec.name}: {note}")
 
     def renew(self, spec: ServiceSpec, base: dict[str, str]) -> None:
-        """Start it again now, with this environment."""
         self.spec = spec
         self.environment = {**base, **spec.environment}
         self.state = "waiting"
@@ -206,7 +205,6 @@ class Supervisor:
         self._written: Any = None
 
     def run(self, idle_timeout_s: float) -> None:
-        """Run until SIGTERM, or until no process has needed the services for so long."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: setattr(self, "stopping", True))
         self.write_state()
@@ -239,7 +237,6 @@ class Supervisor:
                 atomic_write(state_file(), json.dumps(state))
 
     def _reconcile(self, ready: set[str]) -> None:
-        """End orphans, close the runs of killed processes, and mirror the card's ledger in Prefect."""
         if "prefect" in ready:
             self.vram_limit.update(self.settings)
         if time.monotonic() - self.reconciled < RECONCILE_S:
@@ -278,7 +275,6 @@ class Supervisor:
             request_file().unlink(missing_ok=True)
 
     def _take_environment(self, given: dict[str, str], idle: set[str]) -> None:
-        """For what is not running, with its address."""
         os.environ.clear()
         os.environ.update(given)
         asked = Settings.asked(os.environ)
@@ -324,13 +320,11 @@ class Supervisor:
 
 
 def say(line: str) -> None:
-    """A line in the supervisor's log, whose disk may be full."""
     with suppress(OSError):
         print(line, flush=True)
 
 
 def inode(path: Path | None) -> int:
-    """Of a file; 0 when there is none."""
     try:
         return path.stat().st_ino if path else 0
     except OSError:
@@ -355,7 +349,6 @@ def tail(path: Path, lines: int = 2, start: int = 0) -> str:
 
 
 def main(idle_timeout_s: float) -> int:
-    """Be the supervisor, or leave at once when there is one."""
     paths.services().mkdir(parents=True, exist_ok=True)
     try:
         with locks.hold(supervisor_lock(), "the supervisor"):
