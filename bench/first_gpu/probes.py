@@ -285,7 +285,7 @@ def together() -> None:
     say(
         "exit codes", [process.wait(50) for process in both], all(process.returncode == 0 for process in both)
     )
-    measured = [] if on.virtual else cuda_context._measured(on)
+    measured = [] if on.virtual else cuda_context.measured(on)
     say("contexts measured, MiB", measured, not measured or max(measured) < 1.5 * min(measured))
 
 

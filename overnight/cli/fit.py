@@ -91,7 +91,7 @@ def constants(card: Card) -> Constants:
     from overnight.gpu.memory_limit import expands
 
     context = float(UNMEASURED_MIB if card.virtual else overhead(card))
-    return Constants(context_mib=context, expandable=card.virtual or expands(card))
+    return Constants(context_mib=context, expandable=expands(card))
 
 
 def row(

@@ -74,11 +74,11 @@ def try_expanding(card: Card, mib: int, kernel: str = "", script: str = TRIAL) -
         return
     environ = {**os.environ, "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
     command = [sys.executable, "-c", script, str(mib)]
-    try:
-        done = subprocess.run(command, env=environ, capture_output=True, timeout=TRIAL_S, check=False)
-        _keep(card, _trial(card), done.returncode == 0)
-    except subprocess.TimeoutExpired:
-        _keep(card, _trial(card), found=False)
+    works = False
+    with suppress(subprocess.SubprocessError):
+        subprocess.run(command, env=environ, capture_output=True, timeout=TRIAL_S, check=True)
+        works = True
+    _keep(card, _trial(card), works)
 
 
 def warm_up() -> int:

@@ -141,9 +141,9 @@ def prepare(
 
 
 def expands(card: Card) -> bool:
-    """Whether steps on this card run with expandable segments: as the user says, else where they work."""
-    asked = allocator_options(os.environ).get("expandable_segments")
-    return can_expand(card) if asked is None else asked == "True"
+    """Whether predictions may assume expandable segments: as the user says, else where they work."""
+    asked = allocator_options(os.environ).get("expandable_segments", str(can_expand(card)))
+    return card.virtual or asked == "True"
 
 
 def allocator_options(environ: Mapping[str, str]) -> dict[str, str]:

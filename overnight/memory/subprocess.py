@@ -102,7 +102,7 @@ def main() -> int:
     step, card = load_step(question["step"]), Card.model_validate(question["card"])
     arguments = step.from_json(question["arguments"])
     key = history.step_key(step, arguments)
-    constants = Constants(context_mib=0.0, expandable=card.virtual or expands(card))
+    constants = Constants(context_mib=0.0, expandable=expands(card))
 
     def predict_once(recipe: Any, micro_batch: int) -> MemoryEstimate:
         found = predict(recipe, micro_batch, "cpu" if card.virtual else "cuda", constants=constants)

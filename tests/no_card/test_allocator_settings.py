@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
+from overnight.cli.fit import constants
 from overnight.errors import BadInput
 from overnight.gpu import cuda_context, memory_limit
-from overnight.gpu.card import Card
+from overnight.gpu.card import Card, virtual
 from overnight.locks import holder
-from overnight.memory.prediction import Constants
 
 REAL = Card(
     uuid="GPU-1", name="NVIDIA GeForce RTX 3090 Ti", total_mib=24564, budget_mib=23000, driver="596.36"
@@ -85,12 +85,13 @@ def test_on_wsl2_segments_expand_only_after_a_trial_that_went_well(script, works
 
 
 def test_predictions_assume_what_steps_run_with(monkeypatch):
-    assert Constants.of(REAL).expandable
+    assert constants(REAL).expandable
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:False")
-    assert not Constants.of(REAL).expandable
+    assert not constants(REAL).expandable
     monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
     monkeypatch.setattr("platform.release", lambda: WSL2)
-    assert not Constants.of(REAL).expandable
+    assert not constants(REAL).expandable
+    assert constants(virtual()).expandable
 
 
 def test_no_other_step_makes_its_context_while_one_measures(tmp_path):
