@@ -204,7 +204,7 @@ class VramLimitMirror:
     """
 
     def __init__(self) -> None:
-        self.cards = real() or [virtual()]
+        self.cards = list[Card]()
         self.sent: dict[int, Json] = {}
         self.next_update = 0.0
         self.next_resend = 0.0
@@ -218,6 +218,7 @@ class VramLimitMirror:
             self.sent.clear()
             self.next_resend = now + RESEND_S
         try:
+            self.cards = self.cards or real() or [virtual()]
             for card in self.cards:
                 values = _limit(card)
                 if self.sent.get(card.index) != values:

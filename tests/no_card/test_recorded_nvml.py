@@ -14,9 +14,12 @@ from overnight.gpu.device_usage import NvmlDevice, other_processes, over_reserve
 from overnight.gpu.ledger.entries import Request
 from overnight.gpu.monitor import Monitor, watch
 from overnight.run import RecordingRun
+from overnight.services.reconcile import VramLimitMirror
+from overnight.services.settings import Settings
 from tests.support.recorded_nvml import play
 
 MIB = 1 << 20
+NOWHERE = Settings(prefect="http://127.0.0.1:1/api", mlflow="http://127.0.0.1:1")
 GTX, RTX = "NVIDIA GeForce GTX 1060 6GB", "NVIDIA GeForce RTX 4070 Ti"
 
 
@@ -181,6 +184,19 @@ def test_precision_is_chosen_by_the_capability(monkeypatch):
     assert find().fast_precision() == "bf16"
     library.found["cards"][0]["capability"] = [7, 5]
     assert find().fast_precision() == "fp16"
+
+
+@pytest.mark.parametrize("name", ["mismatch", "lost"])
+def test_a_driver_that_does_not_answer_keeps_no_service_from_running(monkeypatch, name):
+    """After an unattended update of the driver: the servers' supervisor shows the card's limit in Prefect."""
+    play(monkeypatch, name)
+    mirror = VramLimitMirror()
+    mirror.update(NOWHERE)
+    assert mirror.cards == []
+    play(monkeypatch, "linux")
+    mirror.next_update = 0.0
+    mirror.update(NOWHERE)
+    assert [card.name for card in mirror.cards] == [RTX]
 
 
 @pytest.mark.parametrize("name", ["linux", "wsl2", "wddm", "two_cards", "lost", "old_driver", "mismatch"])
