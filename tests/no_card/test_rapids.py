@@ -100,6 +100,8 @@ def test_the_signatures_are_those_of_the_locked_wheels():
     lock = (ROOT / "requirements-rapids.lock").read_text()
     for package, version in SIGNATURES["versions"].items():
         assert re.search(rf"^{package}==(\S+)", lock, re.MULTILINE)[1] == version
+    asked = f"cudf-polars {SIGNATURES['versions']['cudf-polars-cu13']}'s own translator"
+    assert asked in (ROOT / "docs" / "card.md").read_text()
 
 
 def test_the_names_that_are_used_are_there():
