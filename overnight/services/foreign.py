@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from overnight.errors import one_line
 from overnight.processes import PROXIES
+from overnight.services.settings import SILENCE
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -57,14 +58,14 @@ def mlflow_problem(address: str) -> str:
     is_server = parts.scheme in ("http", "https") and parts.hostname
     if not is_server and parts.scheme.partition("+")[0] not in DATABASES:
         return f"{variable}: expected http://HOST:PORT, or a database as sqlite:////folder/mlflow.db"
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
+    with _only({}, {**QUICK, **SILENCE}):
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
 
-    try:
-        with _only({}, QUICK):
+        try:
             MlflowClient(tracking_uri=address).search_experiments(max_results=1)
-    except (MlflowException, ImportError, OSError, ValueError) as error:
-        return f"{variable}: gives no answer: {one_line(error)}"
+        except (MlflowException, ImportError, OSError, ValueError) as error:
+            return f"{variable}: gives no answer: {one_line(error)}"
     return ""
 
 

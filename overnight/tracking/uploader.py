@@ -113,7 +113,7 @@ class Uploader:
         """Where a browser finds the run; how much waits for its server where that has not taken all."""
         if self._is_open and (self.concluded or self.record.end is None):
             return self.tracker.link(self.run_id)
-        why = f"MLflow takes nothing now ({self.problem})" if self.problem else "MLflow does not answer"
+        why = f"it takes nothing now ({self.problem})" if self.problem else "it has not answered yet"
         return f"{why}; {self.waiting()} events wait in {shown(self.folder)} and are uploaded when it does"
 
     def waiting(self) -> int:

@@ -155,9 +155,10 @@ class Shell:
     def __init__(self, home: House, **variables: str) -> None:
         self.home = home
         self.env = {**os.environ, **variables}
+        self.env.pop("OVERNIGHT_VIRTUAL_MIB")  # a card that counts is not what these are about
         self.output = ""
 
-    def __call__(self, *words: str, cwd: Path = ROOT, limit_s: float = 240, **variables: str) -> int:
+    def __call__(self, *words: str, cwd: Path = ROOT, limit_s: float = 900, **variables: str) -> int:
         command = [sys.executable, "-m", "overnight.cli.main", *words]
         done = subprocess.run(
             command,
@@ -400,7 +401,13 @@ def _case(harm: str, moment: str) -> Case:
 
 def _shell_case(name: str) -> Case:
     do, what, bars = SHELL[name]
-    return Case(f"shell: {name}", what, lambda _seed: do(flows_kill.house()), {**bars, "tracebacks": "== 0"})
+    return Case(
+        f"shell: {name}",
+        what,
+        lambda _seed: do(flows_kill.house()),
+        {**bars, "tracebacks": "== 0"},
+        limit_s=1800,
+    )
 
 
 def cases() -> list[Case]:
