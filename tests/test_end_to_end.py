@@ -275,6 +275,16 @@ def test_a_signal_ends_it_all(home, number):
     assert flow_runs()[0]["state_type"] == "CANCELLED"
 
 
+def test_a_detached_run_is_watched_to_its_end(home):
+    output, code = run("run", "long", "cnn.epochs=2", "--detach")
+    assert code == 0, output
+    output, code = run("watch")
+    assert code == 0, output
+    assert "2 of 2 steps done" in output
+    output, code = run("run", "long", "--detach", PREFECT_API_URL="http://127.0.0.1:1/api")
+    assert (code, "PREFECT_API_URL=http://127.0.0.1:1/api: gives no answer" in output) == (2, True), output
+
+
 def test_kill_9_of_the_parent_takes_the_child_and_frees_the_card(home):
     process = start("run", "long")
     until(lambda: ledger(home).held_mib(), "the grant")

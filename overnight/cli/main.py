@@ -157,7 +157,7 @@ def _run(arguments: argparse.Namespace) -> int:
     print(card_for(experiment, arguments.cpu), flush=True)
     check_data(experiment)
     if arguments.detach:
-        return _detach(path, arguments.overrides)
+        return _detach(path, [*arguments.overrides, *(["--cpu"] if arguments.cpu else [])])
     from overnight import services
 
     with services.ensure(f"overnight run {arguments.config}"):
@@ -172,13 +172,20 @@ def _run(arguments: argparse.Namespace) -> int:
     return 3 if state.name == "DoesNotFit" else 1
 
 
-def _detach(path: Path, overrides: Sequence[str]) -> int:
+def _detach(path: Path, options: Sequence[str]) -> int:
+    """Start it in a session of its own; return when it has begun, or with its code when it could not."""
     from overnight import paths
+    from overnight.cli.watch import is_begun
     from overnight.processes import start_python
 
     log = paths.log_file(f"run-{time.strftime('%Y%m%d-%H%M%S')}")
-    words = ["-m", "overnight.cli.main", "run", str(path.resolve()), *overrides]
+    words = ["-m", "overnight.cli.main", "run", str(path.resolve()), *options]
     process = start_python(words, log, os.environ, stays=True)
+    while process.poll() is None and not is_begun(process.pid):
+        time.sleep(0.2)
+    if process.poll():
+        print(log.read_text(), file=sys.stderr)
+        return process.returncode
     print(f"runs as pid {process.pid}; `overnight watch` shows it; what it prints is in {paths.shown(log)}")
     return 0
 

@@ -1,6 +1,7 @@
 """`overnight watch`: the table of a run that somebody else started, as its own terminal shows it."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from overnight.errors import BadInput
@@ -42,19 +43,25 @@ def _read(folder: Path) -> dict[str, str]:
     return saved if is_alive or saved["state"] != "running" else {**saved, "state": "failed", "message": GONE}
 
 
-def _find(wanted: str) -> Path:
-    found = dict[Path, set[str]]()
+def is_begun(pid: int) -> bool:
+    """Whether this process has begun a run."""
+    identities = (Identity.from_tags(record.tags) for _folder, record in _runs())
+    return any(one is not None and one.pid == pid and one.alive() for one in identities)
+
+
+def _runs() -> Iterator[tuple[Path, Record]]:
+    """The runs of experiments, the newest first."""
     for folder in sorted(steps().glob("*"), key=lambda f: f.stat().st_mtime, reverse=True):
         record = Record.read(folder)
         if record and not record.parent and (folder / "resolved.json").exists():
-            tags = record.tags
-            names = (record.experiment, tags.get("prefect.name", ""), tags.get("prefect.flow_run_id", ""))
-            found[folder] = {*names} - {""}
+            yield folder, record
+
+
+def _find(wanted: str) -> Path:
+    keys = ("prefect.name", "prefect.flow_run_id")
+    found = {folder: {r.experiment, *(r.tags.get(k, "") for k in keys)} - {""} for folder, r in _runs()}
     matching = [folder for folder, names in found.items() if not wanted or wanted in names]
     if not matching:
-        known = sorted({name for names in list(found.values())[:5] for name in names})
-        raise BadInput(
-            f"no run is called {wanted!r}; there are {', '.join(known)}" if known else "there is no run"
-        )
-    alive = [folder for folder in matching if _read(folder)["state"] == "running"]
-    return (alive or matching)[0]
+        known = ", ".join(sorted({name for names in list(found.values())[:5] for name in names}))
+        raise BadInput(f"no run is called {wanted!r}; there are {known}" if known else "there is no run yet")
+    return next((folder for folder in matching if _read(folder)["state"] == "running"), matching[0])
