@@ -121,8 +121,6 @@ def recording() -> dict[str, Any]:
             found = getattr(nvml, f"nvml{name}")(*arguments, **options)
         except nvml.NVMLError as error:
             return {"error": error.value}
-        except nvml.NVMLLibraryMismatchError:
-            return {"error": nvml.NVML_ERROR_FUNCTION_NOT_FOUND}
         if isinstance(found, list):
             return [[process.pid, process.usedGpuMemory] for process in found]
         fields = getattr(found, "_fields_", None)
@@ -130,19 +128,17 @@ def recording() -> dict[str, Any]:
 
     def card(index: int) -> Any:
         handle = ask("DeviceGetHandleByIndex", index)
-        if isinstance(handle, dict) and "error" in handle:
+        if isinstance(handle, dict):
             return handle
         answers = {name: ask(f"DeviceGet{question}", handle) for name, question in QUESTIONS.items()}
         answers["clock"] = ask("DeviceGetMaxClockInfo", handle, nvml.NVML_CLOCK_SM)
         answers["memory"] = ask("DeviceGetMemoryInfo", handle, version=nvml.nvmlMemory_v2)
         return {"uuid": f"GPU-00000000-0000-0000-0000-{index + 1:012}", **answers}
 
-    head = {"wsl2": on_wsl(), "kernel": platform.release().split("-")[0], "init": ask("Init")}
-    if head["init"] is not None:
-        return {**head, "init": head["init"]["error"], "cards": []}
+    started = ask("Init")
     count = ask("DeviceGetCount")
     cards = [card(index) for index in range(count)] if isinstance(count, int) else []
-    return {**head, "init": 0, "driver": ask("SystemGetDriverVersion"), "cards": cards}
+    return {"wsl2": on_wsl(), "init": started, "driver": ask("SystemGetDriverVersion"), "cards": cards}
 
 
 def _disk() -> Row:

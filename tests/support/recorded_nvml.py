@@ -64,14 +64,21 @@ def put_processes(found, size, array):
     return pynvml.NVML_SUCCESS
 
 
+def put_nothing(_found, *_rest):
+    return pynvml.NVML_SUCCESS
+
+
+def given(found, put, *rest):
+    return found["error"] if isinstance(found, dict) and "error" in found else put(found, *rest)
+
+
+def of_driver(name, put):
+    return lambda library, *rest: given(library.found[name], put, *rest)
+
+
 def of_card(name, put):
     """A function whose first argument is a card's handle."""
-
-    def call(library, handle, *rest):
-        found = library.card(handle).get(name, ABSENT)
-        return found["error"] if isinstance(found, dict) and "error" in found else put(found, *rest)
-
-    return call
+    return lambda library, handle, *rest: given(library.card(handle).get(name, ABSENT), put, *rest)
 
 
 def handle_of(number):
@@ -90,9 +97,9 @@ def by_uuid(library, uuid):
 
 
 FUNCTIONS = {
-    "nvmlInitWithFlags": lambda library, _flags: library.found["init"],
+    "nvmlInitWithFlags": of_driver("init", put_nothing),
     "nvmlShutdown": lambda _library: pynvml.NVML_SUCCESS,
-    "nvmlSystemGetDriverVersion": lambda library, *rest: put_text(library.found["driver"], *rest),
+    "nvmlSystemGetDriverVersion": of_driver("driver", put_text),
     "nvmlDeviceGetCount_v2": lambda library, out: put_number(len(library.found["cards"]), out),
     "nvmlDeviceGetHandleByIndex_v2": handle_of(lambda _library, index: index),
     "nvmlDeviceGetHandleByUUID": handle_of(by_uuid),
