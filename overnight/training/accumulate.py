@@ -138,7 +138,6 @@ class GradientAccumulation:
 
     def _restart_smaller(self, error: Exception, batch: Batch) -> NoReturn:
         """Go on in a fresh process with half the micro-batch: after such an error this one has no card."""
-        self.run.out_of_memory += 1
         parts = self._split(batch, self.micro.size)
         smaller = max(self.micro.least, max(map(count, parts)) // 2)
         if not self.micro.failed(smaller if smaller < self.micro.size else None, self.state.done):

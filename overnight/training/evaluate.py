@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from overnight.errors import BadInput, DoesNotFit, one_line
-from overnight.gpu.out_of_memory import is_out_of_memory
+from overnight.gpu.out_of_memory import is_out_of_memory, is_paging
 from overnight.run import Run
 from overnight.training.acceleration import Precision
 from overnight.training.out_of_memory import KINDS, does_not_fit, free
-from overnight.training.plan import EvalBatches
+from overnight.training.plan import EvalBatches, RollbackToCheckpoint
 from overnight.training.recipe import Recipe, Scores
 from overnight.training.state import TrainState
 
@@ -88,13 +88,16 @@ def evaluate(
 
 
 def validate(run: Run, state: TrainState[Any]) -> Scores:
-    """The scores on "val" as plain floats. Raises DoesNotFit, BadInput."""
+    """The scores on "val" as plain floats. Raises DoesNotFit, BadInput, RollbackToCheckpoint."""
     eval_batches = state.plan.eval_batches
     before = eval_batches.faults
     try:
         found = evaluate(state.recipe, state.model, state.data, "val", state.precision, eval_batches)
         return plain_scores(found)
     except KINDS as error:
+        if is_paging(error) and eval_batches.size > 1:
+            eval_batches.limit = eval_batches.size // 2
+            raise RollbackToCheckpoint(one_line(error), state.plan, fresh=True) from error
         if not is_out_of_memory(error):
             raise
         reason = one_line(error)

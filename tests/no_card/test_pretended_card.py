@@ -9,6 +9,7 @@ import torch
 from bench.first_gpu.bodies import BODIES, cnn
 from overnight.errors import DoesNotFit, OutOfMemory, RestartProcess
 from overnight.run import RecordingRun
+from overnight.training.evaluate import predict_all
 from overnight.training.loop import train
 from overnight.training.recipe import TrainParams
 from tests.support import small_trainings
@@ -117,6 +118,26 @@ def test_paging_that_fails_goes_on_in_a_fresh_process_with_less(tmp_path, monkey
     again.checkpoints = run.checkpoints
     small(again, monkeypatch)
     assert set(again.curve("train/micro_batch")) == {16}
+    assert again.last("val/accuracy") > 0.8
+
+
+def test_paging_that_fails_in_an_evaluation_goes_on_in_slices_of_half(tmp_path, monkeypatch):
+    def score(model, data, split):
+        logits = predict_all(model, data[f"{split}_x"], torch.device("cuda"), 50)
+        return {"accuracy": float((logits.argmax(1) == data[f"{split}_y"]).double().mean())}
+
+    monkeypatch.setattr("platform.release", lambda: WSL2)
+    run, again = on_card(tmp_path), on_card(tmp_path)
+    run.restarts = True
+    run.checkpoints = again.checkpoints = tmp_path / "checkpoints"
+    chosen = small_trainings.recipe(TrainParams(epochs=2, batch=32), evaluate=score)
+    lost = RuntimeError("CUDA driver error: device not ready")
+    options = {"failing": (torch.nn.functional.linear,), "evaluating": True}
+    with pretended_card(monkeypatch, errors=[None, lost], **options), pytest.raises(RestartProcess):
+        train(chosen, run, small_trainings.blobs())
+    with pretended_card(monkeypatch, largest=25, **options) as card:
+        train(chosen, again, small_trainings.blobs())
+    assert card.refused == 0
     assert again.last("val/accuracy") > 0.8
 
 

@@ -22,14 +22,15 @@ def on_cpu(value):
 class PretendedCard(TorchFunctionMode):
     """Turns the device "cuda" of every call into "cpu".
 
-    errors: raised in order, one each time that `failing` is called with gradients; None stands for a call that goes
-    well. largest: the most samples for which `failing` does not run out of memory. refused: the times it did.
+    errors: raised in order, one each time that `failing` is called with gradients (evaluating: without); None stands
+    for a call that goes well. largest: the most samples for which `failing` does not run out of memory. refused: the times it did.
     """
 
-    def __init__(self, errors=(), failing=SUMS, largest=None):
+    def __init__(self, errors=(), failing=SUMS, largest=None, evaluating=False):
         super().__init__()
         self.errors = list(errors)
         self.failing = failing
+        self.evaluating = evaluating
         self.largest = largest
         self.refused = 0
         self.reserved_mib = 500
@@ -40,7 +41,7 @@ class PretendedCard(TorchFunctionMode):
         if func is not torch.device.__new__ and func is not torch.device:
             args = tuple(on_cpu(a) for a in args)
             kwargs = {name: on_cpu(a) for name, a in kwargs.items()}
-        if func in self.failing and torch.is_grad_enabled():
+        if func in self.failing and torch.is_grad_enabled() != self.evaluating:
             self._fail(len(args[0]))
         return func(*args, **kwargs)
 
