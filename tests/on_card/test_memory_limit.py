@@ -80,6 +80,7 @@ def test_a_step_that_takes_all_it_can_stays_inside_its_lease(card, checkout, tmp
     if card.budget_mib < mib:
         pytest.skip(f"the card grants {card.budget_mib} MiB at most")
     before = used(card)
+    expands = cuda_context.can_expand(card)  # under WSL2 not before a step has tried
     process = start(tmp_path / "fill", card, "fill", mib, mib=64, SAY=pipes.say, GO=pipes.go)
     assert taken(card, before, process, pipes, tmp_path / "fill") <= mib + SLACK_MIB
     assert process.returncode == 0, result(tmp_path / "fill").error
@@ -88,7 +89,7 @@ def test_a_step_that_takes_all_it_can_stays_inside_its_lease(card, checkout, tmp
     assert found.cap_mib - 2 * 64 <= int(got) <= found.cap_mib
     assert found.peak_mib <= found.cap_mib
     assert found.hit_limit
-    assert expandable == "True"
+    assert expandable == str(expands)
 
 
 def test_the_context_is_measured(card, checkout, tmp_path):
