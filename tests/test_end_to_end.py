@@ -141,6 +141,15 @@ def test_mlflow_holds_the_runs_their_curves_pictures_inputs_and_links(night, hom
     assert any(name.startswith("system/") for name in trained.data.metrics)
     assert [i.dataset.name for i in runs["made/load_images"].inputs.dataset_inputs] == ["made"]
     assert parent.data.tags["prefect.flow_run_id"] == flow_runs()[0]["id"]
+    assert (
+        ": made/train_cnn/accuracy 0.9" in parent.info.run_name
+        or ": made/train_cnn/accuracy 1" in parent.info.run_name
+    )
+    sentence, scores, link = parent.data.tags["mlflow.note.content"].split("\n\n")
+    assert sentence.startswith("2 of 4 steps done")
+    assert "made/train_cnn/accuracy" in scores
+    assert link.startswith("[the run in Prefect](http")
+    assert len([name for name in parent.data.tags if not name.startswith("mlflow.")]) <= 6
     assert "does not decode" in broken.data.tags["mlflow.note.content"]
     assert "broken/train_cnn" not in runs
 

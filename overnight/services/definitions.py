@@ -24,7 +24,6 @@ NO_ANSWER = "gives no answer"
 NO_WRITES = "takes no writes"
 ROOM_MIB = 32  # less on the disk of a database counts as full
 SET_TAG = "/api/2.0/mlflow/experiments/set-experiment-tag"
-ALIVE = {"experiment_id": "0", "key": "mlflow.overnight.alive", "value": "yes"}
 AT_ONCE = 4  # flow runs of the worker; what runs on the card at once is decided by its leases
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy
 
@@ -97,12 +96,17 @@ def _mlflow(now: Settings) -> ServiceSpec:
     return ServiceSpec(
         "mlflow",
         command,
-        lambda _: _problem(lambda: ask(f"{now.mlflow}{SET_TAG}", ALIVE)),
+        lambda _: _problem(lambda: ask(f"{now.mlflow}{SET_TAG}", _new_tag())),
         database=database,
         address=now.mlflow,
         port=now.mlflow_port,
         variable="OVERNIGHT_MLFLOW_PORT",
     )
+
+
+def _new_tag() -> dict[str, str]:
+    """Another value each time: one that is there already is not written."""
+    return {"experiment_id": "0", "key": "mlflow.overnight.alive", "value": uuid.uuid4().hex}
 
 
 def _worker(now: Settings) -> ServiceSpec:

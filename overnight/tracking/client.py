@@ -119,7 +119,9 @@ class Tracker:
         nested = {"mlflow.parentRunId": parent} if parent else {}
         user = os.environ.get("USER", "unknown")
         source = {"mlflow.user": user, "mlflow.source.name": "overnight", "mlflow.source.type": "LOCAL"}
-        made = self.client.create_run(self.experiment_id, tags={**source, **tags, **nested}, run_name=name)
+        made = self.client.create_run(
+            self.experiment_id, tags={**source, **hidden(tags), **nested}, run_name=name
+        )
         return str(made.info.run_id)
 
     def reopen(self, run_id: str, tags: Mapping[str, str], parent: str | None = None) -> bool:

@@ -10,6 +10,7 @@ import sys
 import threading
 import urllib.error
 from collections.abc import Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -323,6 +324,17 @@ def test_a_run_chooses_no_command_no_variable_and_no_folder(running, wish):
     assert caught.value.code == 422
     (pool,) = prefect("/work_pools/filter", {})
     assert "{{" not in str(pool["base_job_template"])
+
+
+@pytest.mark.parametrize("server", ["prefect", "mlflow"])
+def test_a_server_whose_database_takes_no_writes_is_not_well(running, server):
+    spec = next(one for one in definitions.services(services.settings()) if one.name == server)
+    assert spec.problem(None) == ""
+    with closing(sqlite3.connect(spec.database, timeout=60, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")  # it can still be read
+        assert spec.problem(None)
+        other.execute("ROLLBACK")
+    until(lambda: spec.problem(None) == "", "the next write")
 
 
 def test_a_deployment_for_each_flow_and_a_night_that_is_due(running):

@@ -21,6 +21,11 @@ def test_a_deleted_experiment_of_that_name_is_taken_up_again(tracker):
     assert Tracker(tracker.uri, "made").experiment_id == tracker.experiment_id
 
 
+def test_a_new_experiment_is_described(tracker):
+    made = Tracker(tracker.uri, "another", "Leaves, at 64 px.")
+    assert tracker.client.get_experiment(made.experiment_id).tags[NOTE_TAG] == "Leaves, at 64 px."
+
+
 def test_a_tail_gives_whole_lines_only(tmp_path):
     tail = Tail(tmp_path / "log.txt")
     assert tail.read(last=True) == []
