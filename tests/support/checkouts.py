@@ -1,5 +1,6 @@
 """Checkouts of a test's own, with services on ports that were free."""
 
+import os
 import shutil
 import socket
 import time
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import pytest
 
 from overnight import services
@@ -82,6 +84,22 @@ def answered(call: Callable[[], Any]) -> Any:
 
     until(has_answered, "an answer")
     return answers[0]
+
+
+def processes(root: Path) -> list[psutil.Process]:
+    """Every living process that belongs to a checkout, but this one."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            belongs = (
+                process.environ().get("OVERNIGHT_ROOT") == str(root)
+                and process.status() != psutil.STATUS_ZOMBIE
+            )
+        except psutil.Error:
+            continue
+        if belongs and process.pid != os.getpid():
+            found.append(process)
+    return found
 
 
 def prefect(path: str, body: object, method: str = "POST") -> Any:
