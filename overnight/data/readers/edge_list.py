@@ -4,6 +4,7 @@ Features: json, id -> feature ids or values. Targets: csv, id -> class.
 """
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -177,11 +178,18 @@ def _pairs(bag: Any, vectors: bool, where: str, node: str) -> dict[str, float]:
     if isinstance(bag, list) and vectors:
         bag = dict(enumerate(bag))
     if isinstance(bag, dict) and all(isinstance(v, int | float) for v in bag.values()):
-        return {str(f): float(v) for f, v in bag.items()}
+        return {str(f): _number(v) for f, v in bag.items()}
     raise DataError(
         f"{where}: node {node!r} has features of an unknown form; expected [feature ids] or {{feature id: "
         f"value}}, or set vectors"
     )
+
+
+def _number(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _labels(
