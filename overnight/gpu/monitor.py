@@ -174,9 +174,11 @@ class Monitor:
     def _report(self, host: dict[str, float]) -> None:
         is_counted = not self.card.virtual or self.card.count
         card = {f"card/{name}_mib": value for name, value in self.maxima.items() if is_counted}
-        with suppress(OSError, DiskFull):  # a disk that was full for a moment must not end the monitor
-            self.run.metrics({**host, **self._device_metrics(), **card}, self._reports)
-        self._reports += 1
+        values = {**host, **self._device_metrics(), **card}
+        if values:
+            with suppress(OSError, DiskFull):  # a disk that was full for a moment must not end the monitor
+                self.run.metrics(values, self._reports)
+            self._reports += 1
         if self.lease is not None and self.maxima:
             timeline.append(self.card, self._point(self.lease))
 
