@@ -22,8 +22,8 @@ Description=Prefect, its worker and MLflow for {root}
 Type=oneshot
 RemainAfterExit=yes
 WorkingDirectory={root}
-{variables}ExecStart={python} -m overnight.cli.main up
-ExecStop={python} -m overnight.cli.main down --force
+{variables}ExecStart="{python}" -m overnight.cli.main up
+ExecStop="{python}" -m overnight.cli.main down --force
 TimeoutStartSec=600
 TimeoutStopSec=60
 
@@ -37,10 +37,11 @@ def install() -> str:
     if not SYSTEMD.is_dir():
         return _without_systemd()
     names = sorted(name for name in os.environ if name.startswith("OVERNIGHT_") or name in KEPT)
-    variables = "".join(f'Environment="{name}={os.environ[name]}"\n' for name in names)
+    variables = "".join(f'Environment="{name}={_escaped(os.environ[name])}"\n' for name in names)
     unit = unit_file()
     unit.parent.mkdir(parents=True, exist_ok=True)
-    unit.write_text(TEXT.format(root=paths.root(), variables=variables, python=sys.executable))
+    python = _escaped(sys.executable)
+    unit.write_text(TEXT.format(root=_root(), variables=variables, python=python))
     problem = _output("systemctl", "--user", "daemon-reload") or _output(
         "systemctl", "--user", "enable", UNIT
     )
@@ -48,6 +49,15 @@ def install() -> str:
     lines += [f"systemctl: {problem}"] if problem else []
     lines += [] if lingers() else [LINGER]
     return "\n".join(lines + ([_windows_line()] if is_wsl() else []))
+
+
+def _escaped(text: str) -> str:
+    """For a unit's quotes; systemd reads %h and the like as its own."""
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+
+
+def _root() -> str:
+    return str(paths.root()).replace("%", "%%")
 
 
 def _without_systemd() -> str:
@@ -87,7 +97,7 @@ def lingers() -> bool:
 
 def night_problems(are_up: bool, free_gib: float) -> Iterator[str]:
     """Why the next night would not run, or not after a restart of the machine."""
-    has_unit = unit_file().is_file() and f"WorkingDirectory={paths.root()}\n" in unit_file().read_text()
+    has_unit = unit_file().is_file() and f"WorkingDirectory={_root()}\n" in unit_file().read_text()
     if not are_up:
         yield "the services are down: `overnight up`" + (
             "" if has_unit else ", or `overnight install-service`"
@@ -117,5 +127,8 @@ def _logind() -> str:
 def _output(*words: str) -> str:
     if not shutil.which(words[0]):
         return ""
-    done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+    except subprocess.TimeoutExpired:
+        return ""
     return (done.stderr if done.returncode else done.stdout).strip()

@@ -32,10 +32,12 @@ def wsl(monkeypatch):
 
 def test_a_unit_says_up_for_this_checkout_with_its_settings(systemd, checkout, monkeypatch):
     monkeypatch.setenv("OVERNIGHT_MLFLOW_PORT", "5099")
+    monkeypatch.setenv("OVERNIGHT_DATA", 'my "100 %" data')
     said = service.install()
     text = service.unit_file().read_text()
     assert f"WorkingDirectory={checkout}\n" in text
     assert 'Environment="OVERNIGHT_MLFLOW_PORT=5099"' in text
+    assert 'Environment="OVERNIGHT_DATA=my \\"100 %%\\" data"' in text
     assert text.count("overnight.cli.main up\n") == 1
     assert "{" not in text
     assert (systemd / "asked").read_text().splitlines() == [
