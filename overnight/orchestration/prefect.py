@@ -18,7 +18,7 @@ from prefect.artifacts import create_link_artifact, create_progress_artifact, up
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.exceptions import Abort
+from prefect.exceptions import Abort, ObjectNotFound
 from prefect.logging import get_run_logger
 from prefect.runtime import deployment, flow_run, task_run
 from prefect.states import Cancelled, Completed, Crashed, Failed
@@ -26,7 +26,7 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 from overnight import locks, paths, services
 from overnight.best_effort import FireAndForget
 from overnight.config import read
-from overnight.errors import ConfigError, OvernightError, StepFailed
+from overnight.errors import ConfigError, OvernightError, StepFailed, one_line
 from overnight.orchestration.attempt import run_step
 from overnight.orchestration.pipeline import CANCELLED, Outcome, Pending, PipelineRun, execute
 from overnight.processes import Identity
@@ -50,9 +50,14 @@ def __getattr__(name: str) -> Flow[..., Any]:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def flow_of(name: str) -> Flow[..., Any]:
+def flow_of(name: str, ended: "list[State[Any]] | None" = None) -> Flow[..., Any]:
+    """The flow; its end is also put into `ended`, where Prefect may not take it."""
+
     def run(config: str = f"configs/{name}.yaml", overrides: list[str] = []) -> Any:  # noqa: B006
-        return _enter(name, config, overrides)
+        state = _enter(name, config, overrides)
+        if ended is not None:
+            ended.append(state)
+        return state
 
     run.__doc__ = load_pipeline(name).__doc__
     return flow(name=name, flow_run_name="{config}")(run)
@@ -60,10 +65,17 @@ def flow_of(name: str) -> Flow[..., Any]:
 
 def run_here(name: str, path: Path, overrides: Sequence[str] = ()) -> "State[Any]":
     """Run a config in this process. Raises Held when it is a night that runs already."""
+    ended = list[State[Any]]()
     with _alone(name, path):
-        state = cast("State[Any]", flow_of(name)(paths.shown(path), list(overrides), return_state=True))
+        try:
+            state = flow_of(name, ended)(paths.shown(path), list(overrides), return_state=True)
+        except (ObjectNotFound, HTTPError) as error:  # its database was removed, or takes nothing
+            if not ended:
+                raise StepFailed(f"the run broke off, since Prefect failed: {one_line(error)}") from error
+    if ended:
+        return ended[0]
     _raise_exception_of(state)
-    return state
+    return cast("State[Any]", state)
 
 
 def _raise_exception_of(state: "State[Any]") -> None:
@@ -84,7 +96,7 @@ def _enter(name: str, config: str, overrides: list[str]) -> Any:
     with flow_processes.running(flow_run_id):
         flow_processes.detach_from_worker_pipe()
         # For the reconciler; when the server does not take them, the files of flow_processes have to do.
-        with suppress(OSError, HTTPError), get_client(sync_client=True) as client:
+        with suppress(OSError, HTTPError, ObjectNotFound), get_client(sync_client=True) as client:
             client.update_flow_run_labels(flow_run.id, {**Identity.mine().tags()})
         if deployment.id:
             state = _by_deployment(name, config, overrides)
