@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 from httpx import HTTPError
@@ -68,14 +68,15 @@ def run_here(name: str, path: Path, overrides: Sequence[str] = ()) -> "State[Any
     ended = list[State[Any]]()
     with _alone(name, path):
         try:
-            state = flow_of(name, ended)(paths.shown(path), list(overrides), return_state=True)
+            run: Any = flow_of(name, ended)
+            state: State[Any] = run(paths.shown(path), list(overrides), return_state=True)
         except (ObjectNotFound, HTTPError) as error:  # its database was removed, or takes nothing
             if not ended:
                 raise StepFailed(f"the run broke off, since Prefect failed: {one_line(error)}") from error
     if ended:
         return ended[0]
     _raise_exception_of(state)
-    return cast("State[Any]", state)
+    return state
 
 
 def _raise_exception_of(state: "State[Any]") -> None:
