@@ -22,10 +22,11 @@ from overnight.data.dataset import load_entry
 from overnight.run import RecordingRun
 from overnight.training.batches import seeded
 from tasks.vision.augment import apply
-from tasks.vision.cnn import CnnParams, batches, train_cnn
+from tasks.vision.cnn import CnnParams, train_cnn
 from tasks.vision.load import load_images
 from tasks.vision.nets.layers import Scaled
 from tasks.vision.nets.resnet20 import Net
+from tasks.vision.training import batches
 
 Data = dict[str, Tensor]
 Row = dict[str, Any]

@@ -20,7 +20,8 @@ from overnight.artifact import Artifact
 from overnight.run import RecordingRun
 from overnight.training.evaluate import predict_all
 from overnight.training.loop import train
-from tasks.vision.cnn import cnn_recipe, prepared
+from tasks.vision.cnn import cnn_recipe
+from tasks.vision.training import prepared
 
 Row = dict[str, Any]
 

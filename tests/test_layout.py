@@ -130,6 +130,18 @@ def test_listing_loads_no_heavy_library(arguments: list[str]) -> None:
     assert python(script, ROOT)[-1] == "loaded [] 0"
 
 
+def test_flows_load_no_heavy_library() -> None:
+    heavy = (*HEAVY, "matplotlib", "scipy", "torchvision", "gymnasium", "stable_baselines3")
+    script = (
+        "import sys\nfrom overnight.step import flow_names, load_pipeline\n"
+        "print([load_pipeline(name).name for name in flow_names()])\n"
+        f"print([name for name in {heavy!r} if name in sys.modules])"
+    )
+    flows, loaded = python(script, ROOT)
+    assert "'nightly'" in flows
+    assert loaded == "[]"
+
+
 # ------------------------------------------------------------------------------------------------ how large things may grow
 
 

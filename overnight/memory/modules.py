@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from overnight.training.batches import Batch, split_by_sample
-from overnight.training.recipe import Recipe, TrainParams, constant
+from overnight.training.params import TrainParams
+from overnight.training.recipe import Recipe, constant
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 INPUT = "input"

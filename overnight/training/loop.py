@@ -16,9 +16,10 @@ from overnight.training.checkpoint import UNSUITABLE, CheckpointStore
 from overnight.training.divergence import LossSum, report
 from overnight.training.evaluate import validate
 from overnight.training.out_of_memory import free
+from overnight.training.params import TrainParams
 from overnight.training.plan import Plan, RollbackToCheckpoint, read_plan
 from overnight.training.prefetch import Prefetcher
-from overnight.training.recipe import Recipe, Scores, TrainParams
+from overnight.training.recipe import Recipe, Scores
 from overnight.training.state import TrainState
 from overnight.training.throughput import ThroughputMeter
 

@@ -5,98 +5,30 @@ task-aligned assignment (TOOD), quality and distribution focal loss (GFL), GIoU,
 (YOLOv4), COCO's average precision.
 """
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
-
-import numpy as np
-import torch
-from pydantic import Field
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from overnight import Artifact, DataSpec, Run, step
-from overnight.errors import DataError
-from overnight.training.batches import Batch, Batches
-from overnight.training.evaluate import predict_in_batches
-from overnight.training.loop import train
-from overnight.training.recipe import Recipe, Scores, TrainParams, cosine
-from tasks.detection import augment, report
-from tasks.detection.boxes import detections
-from tasks.detection.coco_ap import Precision, precision
-from tasks.detection.loss import detection_loss
-from tasks.detection.model import STRIDES, Yolo, decode, places
-from tasks.shared.figures import names as shown
-from tasks.shared.predictors import current_keys, load_model
+from tasks.detection.params import YoloParams
 
-Arrays = dict[str, np.ndarray]
-LIMIT = 100  # found boxes on one image
-LEAST = 0.001  # the lowest score that takes part in an evaluation
-SHOWN = 0.3  # the lowest score that is drawn
+if TYPE_CHECKING:
+    import numpy as np
+
+    from overnight.training.recipe import Recipe
+
+__all__ = ["YoloParams", "predictor", "train_yolo", "yolo_recipe"]
 
 
-class YoloParams(TrainParams):
-    """The detector and how it learns."""
-
-    RENAMED: ClassVar = {
-        "width": "width_multiplier",
-        "rate": "lr",
-        "decay": "weight_decay",
-        "flip": "flip_probability",
-        "flip_vertical": "flip_vertical_probability",
-        "scale": "scale_jitter",
-        "colour": "color_jitter",
-    }
-
-    epochs: int = Field(50, ge=1)
-    batch: int = Field(16, ge=1, description="images an optimizer step sees, whatever the card holds at once")
-    width_multiplier: float = Field(
-        1.0, gt=0, le=4, description="of all layers; 1.0 has about 2 M parameters"
-    )
-    lr: float = Field(2e-3, gt=0, description="learning rate of AdamW at its peak")
-    weight_decay: float = Field(0.02, ge=0, description="of AdamW; norms and biases do not decay")
-    flip_probability: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="chance of a left-right flip; 0 where left and right differ, as in digits",
-    )
-    flip_vertical_probability: float = Field(0.0, ge=0, le=1, description="chance of an up-down flip")
-    scale_jitter: float = Field(0.3, ge=0, description="0.3: images grow or shrink by up to 1.3")
-    translate: float = Field(0.1, ge=0, le=1, description="largest shift, as a share of the image")
-    color_jitter: float = Field(
-        0.2, ge=0, lt=1, description="0.2: brightness, contrast and saturation times 0.8 to 1.2"
-    )
-    mosaic: float = Field(
-        0.5, ge=0, le=1, description="share of images put together from four; none in the closing epochs"
-    )
-
-
-def yolo_recipe(params: YoloParams, spec: DataSpec) -> Recipe[Arrays]:
+def yolo_recipe(params: YoloParams, spec: DataSpec) -> "Recipe[dict[str, np.ndarray]]":
     """The training of a detector for images of `spec.shape` (3, H, W) with `spec.classes`.
 
     The loss is normalised by how much object the images hold (see detection_loss), a count that adds up over
     micro-batches.
     """
-    _checked(spec)
-    counts = max(1, spec.counts.get("train", 1))
-    steps = -(-counts // params.batch) * params.epochs
-    return Recipe(
-        build=lambda: Yolo(len(spec.classes), params.width_multiplier),
-        example_batch=lambda n: _example(params, spec, n),
-        batches=lambda data, generator: _batches(params, data, generator, closing=False),
-        final_epoch_batches=lambda data, generator: _batches(params, data, generator, closing=True),
-        steps_per_epoch=lambda data: -(-len(data["train_images"]) // params.batch),
-        loss=_loss,
-        optimizer=lambda model: _optimizer(model, params),
-        schedule=cosine(0.05, 0.02),
-        evaluate=lambda model, data, split: _measure(model, data, split, params, len(spec.classes)).scores,
-        eval_example=lambda: _sample(spec, min(params.batch, params.micro_batch or params.batch)),
-        params=params,
-        monitor="map50",
-        clip=10.0,
-        ema=min(0.999, 1 - 1 / max(4.0, 0.05 * steps)),
-    )
+    from tasks.detection import training
+
+    return training.recipe(params, spec)
 
 
 @step(gpu=True, recipe=yolo_recipe, vram_mib=3000)
@@ -108,29 +40,12 @@ def train_yolo(run: Run, params: YoloParams, boxes: Artifact) -> Artifact:
     in, (N, 100, 6) x1 y1 x2 y2 score class out. Raises DataError for a set without training images, or of a
     size that is no multiple of 32.
     """
-    spec, data = boxes.expect("boxes").spec, boxes.arrays()
-    recipe = yolo_recipe(params, spec)
-    if not len(data["train_images"]):
-        raise DataError(f"{boxes.path.name}: the split 'train' has no images; nothing can be learnt")
-    fitted = train(recipe, run, data)
-    tested = _measure(fitted.model, data, "test", params, len(spec.classes))
-    _report(run, fitted.model, tested, data, spec, fitted.epoch, fitted.scores)
-    example = data["test_images"][:2] if len(data["test_images"]) else data["train_images"][:2]
-    config = {
-        "classes": list(spec.classes),
-        "width_multiplier": params.width_multiplier,
-        "shape": list(spec.shape),
-    }
-    return run.save_model(
-        "tasks.detection.yolo:predictor",
-        fitted.model.state_dict(),
-        config,
-        spec,
-        np.ascontiguousarray(example.transpose(0, 2, 3, 1)),
-    )
+    from tasks.detection import training
+
+    return training.fit(run, params, boxes)
 
 
-def predictor(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
+def predictor(folder: Path) -> "Callable[[np.ndarray], np.ndarray]":
     """The model in `folder` as a function.
 
     Uint8 (N, H, W, 3) or (N, 3, H, W) -> (N, 100, 6) x1 y1 x2 y2 score class, padded with -1.
@@ -138,184 +53,6 @@ def predictor(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
     Images of another size than the model's are letterboxed to it; boxes come back in pixels of the images
     given.
     """
-    config, weights = load_model(folder)
-    config = current_keys(YoloParams, config)
-    model = Yolo(len(config["classes"]), config["width_multiplier"]).eval()
-    model.load_state_dict(weights)
-    height, width = config["shape"][1:]
+    from tasks.detection import training
 
-    def predict(images: np.ndarray) -> np.ndarray:
-        pixels = torch.from_numpy(np.ascontiguousarray(images))
-        pixels = pixels.permute(0, 3, 1, 2).contiguous() if pixels.shape[-1] == 3 else pixels
-        canvas, scale, offset = _letterboxed(pixels, height, width)
-        with torch.inference_mode():
-            found = torch.cat(
-                [_detect(model, part, 0.05) for part in _slices(canvas, 16)] or [torch.zeros(0, LIMIT, 6)]
-            )
-        corners = ((found[..., :4] - offset.repeat(2)) / scale).clamp(min=0)
-        return np.asarray(
-            torch.where(found[..., 5:] >= 0, torch.cat([corners, found[..., 4:]], -1), -1.0).numpy()
-        )
-
-    return predict
-
-
-def _checked(spec: DataSpec) -> tuple[int, int]:
-    """Height and width of the images."""
-    if (
-        len(spec.shape) != 3
-        or spec.shape[0] != 3
-        or any(side % STRIDES[-1] or side < 64 for side in spec.shape[1:])
-    ):
-        raise DataError(
-            f"images of shape {spec.shape}: a detector takes (3, H, W) with sides of 64 pixels or more, "
-            "divisible by 32"
-        )
-    if not spec.classes:
-        raise DataError("the data set names no classes; a detector needs at least one")
-    return spec.shape[1], spec.shape[2]
-
-
-def _example(params: YoloParams, spec: DataSpec, n: int) -> Batch:
-    """A made-up batch with the shapes, and at most the boxes, of a real one."""
-    height, width = _checked(spec)
-    boxes = max(1, spec.boxes) * (2 if params.mosaic else 1)
-    generator = torch.Generator().manual_seed(0)
-    corners = torch.rand(n, boxes, 2, 2, generator=generator).sort(2).values * torch.tensor([width, height])
-    return {
-        "images": torch.randint(0, 256, (n, 3, height, width), dtype=torch.uint8, generator=generator),
-        "boxes": corners.flatten(2),
-        "labels": torch.randint(0, len(spec.classes), (n, boxes), generator=generator),
-        **augment.draw(n, (0.5, 0.5), params.scale_jitter, params.translate, params.color_jitter, generator),
-    }
-
-
-def _sample(spec: DataSpec, n: int) -> Arrays:
-    """A made-up val split."""
-    boxes = max(1, spec.boxes)
-    return {
-        "val_images": np.zeros((n, *spec.shape), np.uint8),
-        "val_boxes": np.zeros((n, boxes, 4), np.float32),
-        "val_labels": np.full((n, boxes), -1, np.int64),
-    }
-
-
-def _batches(params: YoloParams, data: Arrays, generator: torch.Generator, closing: bool) -> Batches:
-    """One epoch, shuffled. The closing epochs see images as they are, but for flips: no mosaic, no jitter."""
-    images, boxes, labels = (
-        torch.from_numpy(data[f"train_{name}"]) for name in ("images", "boxes", "labels")
-    )
-    flips = (params.flip_probability, params.flip_vertical_probability)
-
-    def batch(index: Tensor, generator: torch.Generator) -> Batch:
-        found = {"images": images[index], "boxes": boxes[index], "labels": labels[index]}
-        if closing:
-            return found | augment.draw(len(index), flips, 0, 0, 0, generator)
-        found = augment.mosaic(found, params.mosaic, generator) if params.mosaic else found
-        return found | augment.draw(
-            len(index), flips, params.scale_jitter, params.translate, params.color_jitter, generator
-        )
-
-    order = torch.randperm(len(images), generator=generator)
-    return Batches(order.split(params.batch), batch, generator)  # type: ignore[no-untyped-call]
-
-
-def _loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    batch = augment.apply(batch)
-    images = batch["images"]
-    logits, sides = model(images)
-    return detection_loss(logits, sides, (images.shape[2], images.shape[3]), batch["boxes"], batch["labels"])
-
-
-def _optimizer(model: nn.Module, params: YoloParams) -> torch.optim.Optimizer:
-    """AdamW; norms and biases do not decay."""
-    heavy = [p for p in model.parameters() if p.ndim > 1]
-    light = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": heavy, "weight_decay": params.weight_decay}, {"params": light, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=params.lr)
-
-
-def _detect(model: nn.Module, images: Tensor, least: float) -> Tensor:
-    """(B, 100, 6) for images (B, 3, H, W) on the model's device."""
-    logits, sides = (output.float() for output in model(images))
-    centres, strides = places(images.shape[2], images.shape[3], logits.device)
-    found = decode(sides, centres, strides)
-    limits = torch.tensor([images.shape[3], images.shape[2]] * 2, device=found.device)
-    return detections(logits.sigmoid(), torch.minimum(found.clamp(min=0), limits), least, limit=LIMIT)
-
-
-@torch.inference_mode()
-def _found(model: nn.Module, images: np.ndarray, size: int) -> np.ndarray:
-    device = next(model.parameters()).device
-    parts = predict_in_batches(
-        lambda part: _detect(model, part, LEAST), torch.from_numpy(images), device, size
-    )
-    return np.asarray(torch.cat(parts or [torch.zeros(0, LIMIT, 6)]).numpy())
-
-
-def _slices(images: Tensor, size: int) -> Iterator[Tensor]:
-    return (images[i : i + size] for i in range(0, len(images), size))
-
-
-def _measure(model: nn.Module, data: Arrays, split: str, params: YoloParams, classes: int) -> Precision:
-    """Average precision on a split; an empty one has no scores."""
-    images, boxes, labels = (data[f"{split}_{name}"] for name in ("images", "boxes", "labels"))
-    found = _found(model, images, min(params.batch, params.micro_batch or params.batch))
-    return precision(list(found), list(boxes), list(labels), classes)
-
-
-def _report(
-    run: Run, model: nn.Module, tested: Precision, data: Arrays, spec: DataSpec, epoch: int, chosen: Scores
-) -> None:
-    """Test scores, pictures, and the sentence that says what happened."""
-    run.metrics({f"test/{name}": value for name, value in tested.scores.items()})
-    run.metrics({f"test/ap50/{_plain(spec.classes, kind)}": tested.ap[kind, 0] for kind in tested.seen})
-    images, boxes, labels = (data[f"test_{name}"] for name in ("images", "boxes", "labels"))
-    by = (
-        f"best epoch {epoch} by val mAP50 {chosen['map50']:.3f}"
-        if chosen
-        else f"epoch {epoch}, the last: val has no boxes to choose by"
-    )
-    if not tested.scores:
-        run.note(f"detector of {len(spec.classes)} classes: {by}; no boxes to test on")
-        return
-    found = _found(model, images[:8], 8)
-    run.picture(
-        "detections",
-        report.drawn(
-            images[:8], [f[f[:, 4] >= SHOWN] for f in found], boxes[:8], labels[:8], shown(spec.classes)
-        ),
-    )
-    run.picture("precision_recall", report.curves(tested, shown(spec.classes)))
-    scores = tested.scores
-    run.note(
-        f"detector: mAP50 {scores['map50']:.3f}, mAP50:95 {scores['map50_95']:.3f} on {len(images)} test "
-        f"images; {by}"
-    )
-
-
-def _plain(classes: tuple[str, ...], kind: int) -> str:
-    """A class as part of a metric's name: letters of any script, digits, - and _.
-
-    Its number where that is not unique.
-    """
-    names = [re.sub(r"[^\w\-]+", "_", name).strip("_") for name in classes]
-    name = names[kind]
-    return name if name and names.count(name) == 1 else f"{name}_{kind}".lstrip("_")
-
-
-def _letterboxed(images: Tensor, height: int, width: int) -> tuple[Tensor, float, Tensor]:
-    """The images on a grey canvas of the model's size, their scale, and the pixels (x, y) they moved by."""
-    if tuple(images.shape[2:]) == (height, width):
-        return images, 1.0, torch.zeros(2)
-    scale = min(height / images.shape[2], width / images.shape[3])
-    sides = [max(1, round(side * scale)) for side in images.shape[2:]]
-    small = (
-        nn.functional.interpolate(images.float(), sides, mode="bilinear", antialias=True)
-        .round()
-        .to(torch.uint8)
-    )
-    top, left = (height - sides[0]) // 2, (width - sides[1]) // 2
-    canvas = torch.full((len(images), 3, height, width), 114, dtype=torch.uint8)
-    canvas[:, :, top : top + sides[0], left : left + sides[1]] = small
-    return canvas, scale, torch.tensor([left, top])
+    return training.predictor(folder)

@@ -1,80 +1,31 @@
 """Classify the nodes of a graph with a graph convolutional network (Kipf & Welling 2017), full batch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from typing import TYPE_CHECKING
 
 from overnight.artifact import Artifact, DataSpec
-from overnight.events import Json
 from overnight.run import Run
 from overnight.step import step
-from overnight.training.batches import Batch
-from overnight.training.evaluate import evaluate
-from overnight.training.loop import train
-from overnight.training.recipe import Recipe, Scores, constant
-from tasks.graphs.network import Gnn, GnnParams
-from tasks.graphs.tensors import GraphTensors, example
-from tasks.shared import figures
-from tasks.shared.predictors import load_model, saved_params
-from tasks.shared.threads import one_thread
+from tasks.graphs.params import GnnParams
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    import numpy as np
+
+    from overnight.training.recipe import Recipe
+    from tasks.graphs.tensors import GraphTensors
 
 __all__ = ["GnnParams", "gnn_recipe", "predictor", "train_gnn"]
-SMALL = 100_000_000  # multiplications of a product
-DRAWN = 2000  # nodes in the picture of the embedding
 
 
-def gnn_recipe(params: GnnParams, spec: DataSpec) -> Recipe[GraphTensors]:
+def gnn_recipe(params: GnnParams, spec: DataSpec) -> "Recipe[GraphTensors]":
     """Adam on the cross entropy of the training nodes, weight decay on the first layer.
 
     Accuracy on "val" picks the epoch.
     """
+    from tasks.graphs import training
 
-    def batches(data: GraphTensors, _generator: torch.Generator) -> Iterator[Batch]:
-        yield data.batch(data.nodes["train"])
-
-    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        total = F.cross_entropy(
-            model(batch).float(), batch["labels"], reduction="sum", label_smoothing=params.label_smoothing
-        )
-        return total, torch.tensor(float(len(batch["labels"])))
-
-    def optimizer(model: nn.Module) -> torch.optim.Optimizer:
-        assert isinstance(model, Gnn)
-        first: dict[str, Any] = {"params": [model.first, model.bias], "weight_decay": params.weight_decay}
-        return torch.optim.Adam([first, {"params": list(model.rest.parameters())}], params.lr)
-
-    return Recipe(
-        build=lambda: Gnn(params, spec),
-        example_batch=lambda n: example(spec, params.conv, n),
-        batches=batches,
-        steps_per_epoch=lambda _data: 1,
-        loss=loss,
-        optimizer=optimizer,
-        schedule=constant,
-        evaluate=_evaluate,
-        params=params,
-        micro_batches=_whole,
-    )
-
-
-def _evaluate(model: nn.Module, data: GraphTensors, split: str) -> Scores:
-    batch = data.batch(data.nodes[split])
-    logits = model(batch).float()
-    loss = F.cross_entropy(logits, batch["labels"])
-    return {"accuracy": float((logits.argmax(1) == batch["labels"]).float().mean()), "loss": float(loss)}
-
-
-def _whole(batch: Batch, _size: int) -> Iterator[Batch]:
-    """A graph is not cut into micro-batches: every node needs its neighbours."""
-    yield batch
+    return training.recipe(params, spec)
 
 
 @step(gpu=True, recipe=gnn_recipe, vram_mib=1024)
@@ -85,111 +36,13 @@ def train_gnn(run: Run, params: GnnParams, graph: Artifact) -> Artifact:
     on a graph without edges), test/macro_f1; pictures: confusion matrix, and the hidden values in two
     dimensions. Raises OutOfMemory, Stopped.
     """
-    spec, arrays = graph.expect("graph").spec, graph.arrays()
-    recipe = gnn_recipe(params, spec)
-    with one_thread(_small(spec, params)):
-        alone = _without_edges(run, recipe, arrays, spec)
-        data = GraphTensors(arrays, spec, params.conv, run.device)
-        fitted = train(recipe, run, data)
-    model = fitted.model
-    assert isinstance(model, Gnn)
-    nodes = data.nodes["test"]
-    with torch.inference_mode():
-        predicted = model(data.batch(nodes)).argmax(1).cpu().numpy()
-        embedding = model.embed(data.batch(nodes))[nodes].float().cpu().numpy()
-    truth = data.labels[nodes].cpu().numpy()
-    scores = _scores(truth, predicted)
-    run.metrics({f"test/{name}": value for name, value in {**scores, "without_edges": alone}.items()})
-    run.picture("confusion", figures.confusion(truth, predicted, spec.classes))
-    run.picture("embedding", _embedding(embedding, truth, spec.classes, run.seed))
-    run.note(
-        f"{params.conv.upper()}: {100 * scores['accuracy']:.1f} % of {len(truth):,} test nodes, best epoch "
-        f"{fitted.epoch}; "
-        f"{100 * alone:.1f} % without the edges, {100 * scores['majority']:.1f} % by the commonest class"
-    )
-    return _save(run, params, spec, model, data)
+    from tasks.graphs import training
+
+    return training.fit(run, params, graph)
 
 
-def _small(spec: DataSpec, params: GnnParams) -> bool:
-    return (spec.nodes + 2 * spec.edges + spec.nonzeros) * params.hidden < SMALL
-
-
-class _Silent(Run):
-    """A run inside a run, for a baseline: it can be stopped, but logs nothing."""
-
-    def _emit(self, event: Json) -> None:
-        pass
-
-
-def _without_edges(
-    run: Run, recipe: Recipe[GraphTensors], arrays: dict[str, np.ndarray], spec: DataSpec
-) -> float:
-    """Test accuracy of the same network when every node stands alone."""
-    silent = _Silent(run.folder, run.seed, run.device, run.budget_mib)
-    silent.should_stop = run.should_stop
-    assert isinstance(recipe.params, GnnParams)
-    bare = {name: array for name, array in arrays.items() if name != "weights"} | {
-        "edges": np.zeros((2, 0), np.int64)
-    }
-    data = GraphTensors(bare, spec, recipe.params.conv, run.device)
-    return evaluate(recipe, train(recipe, silent, data).model, data, "test")["accuracy"]
-
-
-def _scores(truth: np.ndarray, predicted: np.ndarray) -> Scores:
-    """Accuracy and macro F1, beside the best that one class for every node achieves."""
-    from sklearn.metrics import f1_score
-
-    return {
-        "accuracy": float((truth == predicted).mean()),
-        "majority": float(np.bincount(truth).max() / len(truth)),
-        "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0)),
-    }
-
-
-def _embedding(values: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], seed: int) -> "Figure":
-    """Hidden values of at most DRAWN nodes on their two principal axes, one colour per class."""
-    from matplotlib.figure import Figure
-
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(values))[:DRAWN])
-    centred = values[chosen] - values[chosen].mean(0)
-    _, _, axes_2H = np.linalg.svd(centred, full_matrices=False)
-    points = centred @ axes_2H[:2].T if len(axes_2H) > 1 else np.repeat(centred, 2, 1)[:, :2]
-    figure = Figure(figsize=(7, 5.5), layout="constrained")
-    axes = figure.subplots()
-    for index, name in enumerate(classes):
-        mine = points[labels[chosen] == index]
-        axes.scatter(mine[:, 0], mine[:, 1], s=7, alpha=0.6, label=name)
-    if len(classes) <= 20:
-        axes.legend(markerscale=2, fontsize=8, loc="best")
-    axes.set_title("test nodes: hidden values on their two principal axes", fontsize=10)
-    axes.set(xticks=[], yticks=[])
-    return figure
-
-
-def _save(run: Run, params: GnnParams, spec: DataSpec, model: Gnn, data: GraphTensors) -> Artifact:
-    weights = {**model.state_dict(), **{f"graph.{name}": tensor for name, tensor in data.shared.items()}}
-    config = {
-        "params": params.model_dump(mode="json"),
-        "spec": spec.model_dump(mode="json"),
-        "classes": list(spec.classes),
-    }
-    return run.save_model(
-        "tasks.graphs.nodes:predictor", weights, config, spec, data.nodes["test"][:5].cpu().numpy()
-    )
-
-
-def predictor(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
+def predictor(folder: Path) -> "Callable[[np.ndarray], np.ndarray]":
     """Probabilities (n, classes) of nodes (n,) of the training graph, which the model carries."""
-    config, tensors = load_model(folder)
-    graph = {
-        name.removeprefix("graph."): tensors.pop(name) for name in list(tensors) if name.startswith("graph.")
-    }
-    model = Gnn(saved_params(GnnParams, config["params"]), DataSpec.model_validate(config["spec"])).eval()
-    model.load_state_dict(tensors)
+    from tasks.graphs import training
 
-    def predict(nodes: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            logits = model({"nodes": torch.from_numpy(np.asarray(nodes, np.int64).ravel()), **graph})
-        return np.asarray(logits.softmax(1))
-
-    return predict
+    return training.predictor(folder)

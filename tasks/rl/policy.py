@@ -60,7 +60,6 @@ def policy_of(model: Any, spaces: dict[str, Any]) -> nn.Sequential:
 
 
 def predictor(folder: Path) -> Act:
-    """Observations (N, ...) to actions: (N,) of numbers or (N, A) of vectors, by the model in that folder."""
     spaces, weights = load_model(folder)
     net = build(spaces)
     net.load_state_dict(weights)

@@ -3,18 +3,20 @@
 PPO (Schulman et al. 2017) or DQN (Mnih et al. 2015).
 """
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from overnight import Artifact, DataSpec, Run, step
 from overnight.memory.formulas import Formula
-from tasks.rl.env import at_random, episode_seeds, make, memory, play, spaces_of
+from tasks.rl.env import Act, at_random, episode_seeds, make, memory, play, spaces_of
 from tasks.rl.params import AgentParams
-from tasks.rl.policy import acting, predictor
-from tasks.rl.sb3 import Evaluation, learner
 from tasks.shared import figures
 from tasks.shared.threads import one_thread
+
+if TYPE_CHECKING:
+    from tasks.rl.sb3 import Evaluation
 
 __all__ = ["AgentParams", "predictor", "train_agent"]
 
@@ -36,6 +38,8 @@ def train_agent(run: Run, params: AgentParams) -> Artifact:
     test/random_return: random actions on the same episodes. Pictures: returns, lengths. Raises ConfigError:
     unknown environment, or spaces that the algorithm or an MLP cannot handle.
     """
+    from tasks.rl.sb3 import Evaluation, learner
+
     spaces = spaces_of(params)
     with one_thread():
         model = learner(run, params)
@@ -48,8 +52,17 @@ def train_agent(run: Run, params: AgentParams) -> Artifact:
     return run.save_model("tasks.rl.train:predictor", evaluation.best.state_dict(), spaces, spec, example)
 
 
-def _report(run: Run, params: AgentParams, spaces: dict[str, Any], evaluation: Evaluation) -> None:
+def predictor(folder: Path) -> Act:
+    """Observations (N, ...) to actions: (N,) of numbers or (N, A) of vectors, by the model in that folder."""
+    from tasks.rl import policy
+
+    return policy.predictor(folder)
+
+
+def _report(run: Run, params: AgentParams, spaces: dict[str, Any], evaluation: "Evaluation") -> None:
     """Test the policy that was kept, and a random one, on the same fresh episodes."""
+    from tasks.rl.policy import acting
+
     seeds = episode_seeds(run.seed, "test", params.test_episodes)
     returns, lengths = play(params.env, seeds, acting(evaluation.best, spaces), params.longest_episode)
     chance, _ = play(params.env, seeds, at_random(params.env, run.seed), params.longest_episode)
@@ -69,7 +82,7 @@ def _report(run: Run, params: AgentParams, spaces: dict[str, Any], evaluation: E
     )
 
 
-def _pictures(run: Run, params: AgentParams, evaluation: Evaluation, chance: float) -> None:
+def _pictures(run: Run, params: AgentParams, evaluation: "Evaluation", chance: float) -> None:
     steps, rewards, lengths = ([row[i] for row in evaluation.rollouts] for i in range(3))
     at, means, spread = ([row[i] for row in evaluation.evaluations] for i in range(3))
     lines = {"training, last 100 episodes": (steps, rewards), "evaluation": (at, means)}

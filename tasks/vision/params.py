@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from overnight.paths import root
-from overnight.training.recipe import TrainParams
+from overnight.training.params import TrainParams
 
 CHANNELS = {"resnet20": 16, "resnet18": 64, "speedrun": 64}
 

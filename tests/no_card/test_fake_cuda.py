@@ -10,7 +10,7 @@ from bench._fit_recipes import LmParams, boxes, graph, images, lm_recipe
 from overnight.training.acceleration import Precision, fuse
 from overnight.training.batches import count
 from overnight.training.prefetch import Prefetcher
-from tasks.detection.yolo import _detect
+from tasks.detection.training import _detect
 from tasks.vision import augment
 
 CARD = torch.device("cuda")

@@ -11,7 +11,7 @@ from flows.vision import Vision
 from overnight.config import Experiment, Params
 from overnight.errors import ConfigError
 from tasks.detection.yolo import YoloParams
-from tasks.graphs.network import GnnParams
+from tasks.graphs.params import GnnParams
 from tasks.shared.predictors import current_keys, saved_params
 from tasks.vision.params import CnnParams
 

@@ -207,7 +207,7 @@ def painting_recipe(painting: ImageGeneration) -> "Recipe[Any]":
     """LoRA of the U-Net; frozen nets encode pictures and prompts within the step."""
     import torch
 
-    from overnight.training.recipe import TrainParams
+    from overnight.training.params import TrainParams
 
     return training(
         build=functools.partial(_trained, painting),

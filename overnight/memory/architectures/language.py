@@ -61,7 +61,7 @@ def language_recipe(tuning: Tuning) -> "Recipe[Any]":
     """Raises BadInput for an unknown model."""
     import torch
 
-    from overnight.training.recipe import TrainParams
+    from overnight.training.params import TrainParams
 
     _check_sequence(tuning)
     _check_build(tuning)

@@ -12,8 +12,10 @@ from overnight.artifact import save
 from overnight.data.dataset import load_entry
 from overnight.errors import ConfigError, DataError, Stopped
 from tasks.vision.augment import apply, draw
-from tasks.vision.cnn import CnnParams, Net, batches, build, cnn_recipe, predictor, train_cnn
+from tasks.vision.cnn import CnnParams, cnn_recipe, predictor, train_cnn
 from tasks.vision.load import ImageParams, load_images
+from tasks.vision.nets.resnet20 import Net
+from tasks.vision.training import batches, build
 
 ROOT = Path(__file__).resolve().parents[3]
 DIGITS = CnnParams(epochs=8, batch=64, channels=12, blocks=2)

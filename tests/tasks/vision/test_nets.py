@@ -14,8 +14,10 @@ from overnight import DataSpec, RecordingRun
 from overnight.memory.prediction import traced
 from overnight.training.batches import seeded, since, split_by_sample
 from tasks.vision.augment import apply, draw, views
-from tasks.vision.cnn import CnnParams, Speedrun, batches, cnn_recipe, predictor, train_cnn
+from tasks.vision.cnn import CnnParams, cnn_recipe, predictor, train_cnn
+from tasks.vision.nets.speedrun import Speedrun
 from tasks.vision.optimizers import orthogonal
+from tasks.vision.training import batches
 from tests.tasks.vision.test_cnn import made
 
 pytestmark = pytest.mark.usefixtures("one_thread")

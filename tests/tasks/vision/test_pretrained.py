@@ -11,8 +11,9 @@ from torch import nn
 from overnight import DataSpec, RecordingRun
 from overnight.errors import DataError
 from overnight.night.key import key
-from tasks.vision.cnn import CnnParams, build, train_cnn
+from tasks.vision.cnn import CnnParams, train_cnn
 from tasks.vision.pretrained import cached, initial, read
+from tasks.vision.training import build
 from tests.tasks.vision.test_cnn import made
 
 SMALL, LARGE = (3, 12, 12), (3, 64, 64)
