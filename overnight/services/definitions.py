@@ -89,7 +89,7 @@ def _prefect(now: Settings) -> ServiceSpec:
 
 
 def _mlflow(now: Settings) -> ServiceSpec:
-    database = mlflow_database()
+    database = paths.mlruns() / "mlflow.db"
     command = ["-m", "overnight.services.server", "mlflow", "--port", str(now.mlflow_port)]
     command += ["--database", str(database), "--artifacts", str(paths.mlruns() / "artifacts")]
     command += ["--upgrade"] if backup.due("mlflow", database) else []
@@ -126,10 +126,6 @@ def _worker(now: Settings) -> ServiceSpec:
 
 def databases(now: Settings) -> list[tuple[str, Path]]:
     return [(spec.name, spec.database) for spec in services(now) if spec.database]
-
-
-def mlflow_database() -> Path:
-    return paths.mlruns() / "mlflow.db"
 
 
 def answers(url: str) -> bool:
