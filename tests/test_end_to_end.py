@@ -265,7 +265,9 @@ def test_an_exclusive_step_shares_the_card_with_nobody(home):
     assert (process.returncode, most) == (0, 1), process.communicate()[0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGHUP]
+)
 def test_a_signal_ends_it_all(home, number):
     process = start("run", "long")
     until(lambda: ledger(home).held_mib(), "the grant")
@@ -284,6 +286,7 @@ def test_a_signal_ends_it_all(home, number):
     assert flow_runs()[0]["state_type"] == "CANCELLED"
 
 
+@pytest.mark.slow
 def test_a_detached_run_is_watched_to_its_end(home):
     output, code = run("run", "long", "cnn.epochs=2", "--detach")
     assert code == 0, output
