@@ -104,7 +104,7 @@ def _show(report: list[Found], stopped: bool, took_s: float) -> None:
         print(f"{words[line['ok']]:6} {line['probe']:9} {line['key']:{width}}  {str(line['value'])[:160]}")
     if stopped:
         print("\nSTOP: a process took more of the card than its lease. Use none until it is known why.")
-    print(f"\n{took_s:.0f} s; {OUT.relative_to(ROOT)}")
+    print(f"\n{took_s:.0f} s; {os.path.relpath(OUT, ROOT)}")
 
 
 if __name__ == "__main__":

@@ -217,7 +217,8 @@ def memory() -> None:
 
     for dtype in (torch.float32, torch.bfloat16):
         conv = nn.Conv2d(64, 64, 3, padding=1).to(DEVICE, dtype)
-        inputs = torch.randn(8, 64, 128, 128, device=DEVICE, dtype=dtype).requires_grad_()
+        side = 128 if ON_CARD else 16
+        inputs = torch.randn(8, 64, side, side, device=DEVICE, dtype=dtype).requires_grad_()
         for room_mib in (4, 20, 40, 70, 120):
             found = _leaving(room_mib, partial(convolve, conv, inputs))
             say(f"{dtype} convolution with {room_mib} MiB left", *found)
