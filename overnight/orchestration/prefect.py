@@ -94,18 +94,19 @@ def _raise_exception_of(state: "State[Any]") -> None:
 def _enter(name: str, config: str, overrides: list[str]) -> Any:
     """The body of every flow; while this process lives, the supervisor knows that the run does."""
     flow_run_id = str(flow_run.id)
+    deployed = bool(deployment.id)  # asked now: at the end Prefect's database may be another one
     with flow_processes.running(flow_run_id):
         flow_processes.detach_from_worker_pipe()
         # For the reconciler; when the server does not take them, the files of flow_processes have to do.
         with suppress(OSError, HTTPError, ObjectNotFound), get_client(sync_client=True) as client:
             client.update_flow_run_labels(flow_run.id, {**Identity.mine().tags()})
-        if deployment.id:
+        if deployed:
             state = _by_deployment(name, config, overrides)
         else:
             state = as_state(execute(paths.root() / config, overrides, PrefectEngine()))
         wait_for_server(HURRIED_S if state.is_cancelled() else AWAY_S)
         flow_processes.save_end(flow_run_id, state.type.value, str(state.name), state.message or "")
-    if deployment.id and not state.is_completed():
+    if deployed and not state.is_completed():
         raise Abort(state.message)  # Prefect has the state: a worker that got it again would log a traceback
     return state
 
