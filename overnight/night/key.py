@@ -16,8 +16,8 @@ orchestration: that these cannot change a result is the contract of the lease an
 
 import ast
 import hashlib
+import importlib
 import importlib.metadata
-import importlib.util
 import inspect
 import json
 import platform
@@ -96,14 +96,17 @@ def covered_files(step: Step[Any, Any], more: Iterable[str] = ()) -> list[Path]:
 
 @cache
 def _module_file(name: str) -> Path | None:
-    """The file of a dotted name, which may end with a name that the module defines; None: no such module."""
+    """The file of a dotted name, which may end with a name that the module defines; None: no such module.
+
+    By paths: finding a module's spec would import what it lies in, and torch with it.
+    """
     while name.startswith(COVERED):
-        try:
-            spec = importlib.util.find_spec(name)
-        except ModuleNotFoundError:
-            spec = None
-        if spec is not None and spec.origin:
-            return Path(spec.origin).resolve()
+        top, *below = name.split(".")
+        for folder in importlib.import_module(top).__path__:
+            place = Path(folder, *below)
+            for file in (place / "__init__.py", place.with_name(f"{place.name}.py")):
+                if file.is_file():
+                    return file.resolve()
         name = name.rpartition(".")[0]
     return None
 

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -16,7 +17,7 @@ from httpx import HTTPError
 from prefect import Flow, allow_failure, flow, task
 from prefect.artifacts import create_link_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort, ObjectNotFound
 from prefect.logging import get_run_logger
@@ -199,9 +200,13 @@ class PrefectEngine:
     def stop_reason(self) -> str:
         if self.lost_worker() or not self.flow_run_id:
             return self.lost_worker()
-        with get_client(sync_client=True) as client:
-            state = client.read_flow_run(UUID(self.flow_run_id)).state
+        state = self._client.read_flow_run(UUID(self.flow_run_id)).state
         return CANCELLED if state and state.type.value in ("CANCELLING", "CANCELLED") else ""
+
+    @cached_property
+    def _client(self) -> SyncPrefectClient:
+        """For all questions of a run: each new one reads the machine's certificates."""
+        return get_client(sync_client=True)
 
     def lost_worker(self) -> str:
         """That the worker which started this process has died; empty while it lives."""

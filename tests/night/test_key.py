@@ -117,6 +117,7 @@ cases = {"cnn": (train_cnn, [CnnParams(), images], ()), "join": (join_tables, [T
 found = {}
 for name, (step, arguments, more) in cases.items():
     plain = key(step, 0, arguments)
+    assert "torch" not in sys.modules, "the key imported what it covers"
     covered = covered_files(step, more)
     texts = {path: path.read_text() for path in root.rglob("*.py")}
 
