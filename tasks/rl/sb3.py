@@ -102,9 +102,8 @@ class Evaluation:
             self.evaluate(model)
         if time.perf_counter() - self.progress_s > 0.5:
             self.progress_s = time.perf_counter()
-            self.run.progress(
-                min(done, params.total_steps), params.total_steps, f"best return {self.best_return:.1f}"
-            )
+            best = f"best return {self.best_return:.1f}" if self.evaluations else ""
+            self.run.progress(min(done, params.total_steps), params.total_steps, best)
         return params.stop_at is None or not self.evaluations or self.evaluations[-1][1] < params.stop_at
 
     def _log(self, model: Any, done: int) -> None:
