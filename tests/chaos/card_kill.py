@@ -79,7 +79,10 @@ def _removals(seed: int) -> Measured:
             waiters = [_lease(workers, choose.randint(1, BUDGET), 0.5) for _ in range(3)]
             for pid in waiters:
                 workers.in_line(pid)
-            shutil.rmtree(workers.card)
+            removed = workers.card.rename(
+                workers.card.with_name("removed")
+            )  # else it fills while it is emptied
+            shutil.rmtree(removed)
             settled = now() + SETTLED_S * NS
             time.sleep(2 * SETTLED_S)
             for pid in holders:
