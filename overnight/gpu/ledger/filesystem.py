@@ -128,6 +128,8 @@ def _try_grant(folder: Path, link: Link) -> str:
         except OSError as error:
             return _lacks("hard links", error)
         return "" if locked(second) else "has locks that do not hold"
+    except FileNotFoundError:  # somebody removed the folder: a request makes it again
+        return ""
     finally:
         os.close(descriptor)
         for name in (second, path):
@@ -136,6 +138,6 @@ def _try_grant(folder: Path, link: Link) -> str:
 
 
 def _lacks(feature: str, error: OSError) -> str:
-    if is_disk_full(error) or error.errno == errno.EROFS:
+    if is_disk_full(error) or error.errno in (errno.EROFS, errno.ENOENT):
         raise error
     return f"has no {feature}"

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,14 @@ def test_a_file_system_without_hard_links_is_found_by_trying(card):
     with pytest.raises(ServiceError, match="has no hard links; set OVERNIGHT_CARD_DIR"):
         check_ledger(card, link=no_links)
     assert list(card.folder.iterdir()) == []
+
+
+def test_a_folder_that_is_removed_while_it_is_tried_is_no_fault(card):
+    def remove(one, two):
+        shutil.rmtree(card.folder)
+        os.link(one, two)
+
+    check_ledger(card, link=remove)
 
 
 def test_a_full_disk_is_called_that(card):
