@@ -152,15 +152,16 @@ def _services() -> list[Row]:
     from overnight.services.commands import PROBLEMS
 
     rows = []
-    for row in status():
+    found = status()
+    for row in found:
         if row["service"] == "user":
             rows.append(_row("in use", True, f"by {row['note']}"))
             continue
         words = (row["state"], row["address"], row["note"])
         rows.append(_row(row["service"], row["state"] not in PROBLEMS, " ".join(filter(None, words))))
-    are_up = any(row["service"] == "worker" and row["state"] == "ready" for row in status())
-    found = [*night_problems(are_up, shutil.disk_usage(root()).free / 2**30)]
+    are_up = any(row["service"] == "worker" and row["state"] == "ready" for row in found)
+    problems = [*night_problems(are_up, shutil.disk_usage(root()).free / 2**30)]
     return [
         *rows,
-        {"check": "next night", "": "NOTE" if found else "ok", "found": "; ".join(found) or "runs"},
+        {"check": "next night", "": "NOTE" if problems else "ok", "found": "; ".join(problems) or "runs"},
     ]

@@ -11,8 +11,6 @@ from typing import Any
 
 from overnight.errors import ConfigError, OvernightError, did_you_mean
 
-VIEW = "/#/experiments?workflowType=machine_learning"  # MLflow opens a page for prompts and agents otherwise
-
 Arguments = dict[str, dict[str, Any]]  # what argparse is to know of each flag or word
 SWITCH = {"action": "store_true"}
 DEBUG: Arguments = {"--debug": {**SWITCH, "help": "show tracebacks"}}
@@ -209,10 +207,11 @@ def _fit(arguments: argparse.Namespace) -> int:
 
 def _up(_arguments: argparse.Namespace) -> None:
     from overnight import services
+    from overnight.tracking.client import TRAINING
 
     services.up()
     _rows(services.status(), False)
-    print(f"your runs and their curves: {services.settings().mlflow}{VIEW}", flush=True)
+    print(f"your runs and their curves: {services.settings().mlflow}/#/experiments?{TRAINING}", flush=True)
 
 
 def _down(arguments: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from overnight import paths
+from overnight.gpu.out_of_memory import on_wsl
 
 UNIT = "overnight.service"
 KEPT = ("MLFLOW_TRACKING_URI", "PREFECT_API_URL")
@@ -48,7 +49,7 @@ def install() -> str:
     lines = [f"wrote {unit}; it begins with the next start: `systemctl --user start {UNIT}` begins it now"]
     lines += [f"systemctl: {problem}"] if problem else []
     lines += [] if lingers() else [LINGER]
-    return "\n".join(lines + ([_windows_line()] if is_wsl() else []))
+    return "\n".join(lines + ([_windows_line()] if on_wsl() else []))
 
 
 def _escaped(text: str) -> str:
@@ -61,7 +62,7 @@ def _root() -> str:
 
 
 def _without_systemd() -> str:
-    if is_wsl():
+    if on_wsl():
         advice = (
             "WSL2 runs no systemd here: put `[boot]` and `systemd=true` into /etc/wsl.conf, or use this alone"
         )
@@ -87,10 +88,6 @@ def unit_file() -> Path:
     return Path(home) / "systemd" / "user" / UNIT
 
 
-def is_wsl() -> bool:
-    return "microsoft" in os.uname().release.lower()
-
-
 def lingers() -> bool:
     return Path("/var/lib/systemd/linger", getpass.getuser()).exists()
 
@@ -111,7 +108,7 @@ def night_problems(are_up: bool, free_gib: float) -> Iterator[str]:
     gnome = ("gsettings", "get", "org.gnome.settings-daemon.plugins.power", "sleep-inactive-ac-type")
     if "suspend" in _output(*gnome) or "IdleAction=suspend" in _logind():
         yield "the machine goes to sleep when it is idle: switch that off in its power settings"
-    if is_wsl():
+    if on_wsl():
         yield "Windows must not sleep: `powercfg /change standby-timeout-ac 0`"
     if _output("timedatectl", "show", "--property=NTPSynchronized", "--value") == "no":
         yield "the clock is not synchronised: `timedatectl set-ntp true`"

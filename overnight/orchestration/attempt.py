@@ -109,11 +109,8 @@ class Attempt:
         waits = kind == "wait" or (kind == "log" and self.pending.step.gpu)  # for a place, or for the card
         if row.state == "queued" and waits:
             self.pipeline.display.change(row, "queued", event["text"])
-        elif row.state == "queued" and kind not in (
-            "param",
-            "log",
-            "wait",
-        ):  # the grant itself is logged as a metric
+        # The grant itself is logged as a metric.
+        elif row.state == "queued" and kind not in ("param", "log", "wait"):
             self.pipeline.display.change(row, "running")
         if kind == "progress":
             self.pipeline.display.progress(row, event)

@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-from types import SimpleNamespace
 
 import pytest
 
@@ -24,9 +23,7 @@ def systemd(checkout, tmp_path, monkeypatch):
 
 
 def wsl(monkeypatch):
-    monkeypatch.setattr(
-        service.os, "uname", lambda: SimpleNamespace(release="5.15.1-microsoft-standard-WSL2")
-    )
+    monkeypatch.setattr("platform.release", lambda: "5.15.1-microsoft-standard-WSL2")
     monkeypatch.setenv("WSL_DISTRO_NAME", "Ubuntu-24.04")
 
 
