@@ -22,15 +22,12 @@ from overnight import paths
 STEP_MARK = "OVERNIGHT_STEP"  # variable in the environment of a step's process, and so of all that it starts
 KEPT = "OVERNIGHT_PROXIES"
 PROXIES = {
-    *("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ssl_cert_file", "ssl_cert_dir"),
-    *("requests_ca_bundle", "curl_ca_bundle", "prefect_api_ssl_cert_file", "prefect_api_auth_string"),
-    *(
-        "prefect_api_tls_insecure_skip_verify",
-        "prefect_server_api_auth_string",
-        "mlflow_tracking_insecure_tls",
-    ),
-    *("mlflow_tracking_server_cert_path", "mlflow_tracking_client_cert_path"),
-}
+    "http_proxy", "https_proxy", "all_proxy", "no_proxy",
+    "ssl_cert_file", "ssl_cert_dir", "requests_ca_bundle", "curl_ca_bundle",
+    "prefect_api_ssl_cert_file", "prefect_api_tls_insecure_skip_verify",
+    "prefect_api_auth_string", "prefect_server_api_auth_string",
+    "mlflow_tracking_insecure_tls", "mlflow_tracking_server_cert_path", "mlflow_tracking_client_cert_path",
+}  # fmt: skip
 FIELDS = ("host", "state", "boot", "pid", "started")
 LOG_BYTES = 10 << 20
 PR_SET_PDEATHSIG = 1

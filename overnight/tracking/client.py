@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
+
 from overnight.events import Json
 
 DIGEST = "overnight.digest"  # tag of a logged model
@@ -117,7 +119,7 @@ class Tracker:
 
     def open(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
         nested = {"mlflow.parentRunId": parent} if parent else {}
-        user = os.environ.get("USER", "unknown")
+        user = psutil.Process().username()  # a container may know no name: its number then
         source = {"mlflow.user": user, "mlflow.source.name": "overnight", "mlflow.source.type": "LOCAL"}
         made = self.client.create_run(
             self.experiment_id, tags={**source, **hidden(tags), **nested}, run_name=name
