@@ -31,7 +31,7 @@ def runtime_option(default: Any, description: str, **rules: Any) -> Any:
 
 
 class Values(BaseModel):
-    """Frozen, and closed to unknown keys."""
+    """Base of all values: frozen, unknown keys are refused."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=()

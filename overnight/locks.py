@@ -15,7 +15,7 @@ from overnight.errors import OvernightError
 
 @dataclass(frozen=True)
 class Holder:
-    """pid 0 when the file does not say (yet)."""
+    """Process that holds a lock; pid 0 when the file does not say (yet)."""
 
     pid: int
     who: str
@@ -76,7 +76,7 @@ def register(folder: Path, who: str) -> Iterator[None]:
 
 
 def users(folder: Path) -> list[Holder]:
-    """Files of ended processes are removed."""
+    """List the processes that use the folder; files of ended ones are removed."""
     alive = []
     for path in sorted(folder.glob("*.lock")):
         user = holder(path)

@@ -14,7 +14,7 @@ def root() -> Path:
 
 
 def state() -> Path:
-    """Made when missing."""
+    """Folder `.overnight` of the checkout; made when missing."""
     folder = root() / ".overnight"
     folder.mkdir(exist_ok=True)
     return folder
@@ -53,7 +53,7 @@ def shown(path: Path) -> str:
 
 
 def in_checkout(path: Path) -> Path | None:
-    """The same in every checkout; None outside."""
+    """Path relative to the checkout; None outside."""
     whole = path.resolve()
     places = (root().resolve(), INSTALLED)
     return next((whole.relative_to(place) for place in places if whole.is_relative_to(place)), None)

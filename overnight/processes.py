@@ -63,7 +63,7 @@ class Process:
         return stat is not None and stat[1] == self.started and stat[0] not in "ZX"
 
     def signal(self, number: int) -> None:
-        """To this process alone, not to its group."""
+        """Send a signal to this process alone, not to its group."""
         if self.alive():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(self.pid, number)
@@ -214,7 +214,7 @@ def kill_step_processes(folder: Path | None = None) -> list[int]:
 
 
 def port_is_free(port: int) -> bool:
-    """On 127.0.0.1."""
+    """Whether a server could listen on this port of 127.0.0.1."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

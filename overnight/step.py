@@ -125,7 +125,7 @@ class Step(Generic[P, R]):
 
 
 def _shape(value: Any) -> Any:
-    """As what decides memory: shapes and counts."""
+    """An argument reduced to what decides memory: shapes and counts."""
     if isinstance(value, Artifact):
         return {"artifact": value.kind, "spec": value.spec.model_dump(mode="json")}
     if isinstance(value, Entry):
@@ -218,7 +218,7 @@ pipeline = Pipeline  # `@pipeline` on `def vision(cfg: Vision, ...)`, in the fil
 
 
 def load_step(address: str) -> Step[Any, Any]:
-    """Of module:function. Raises BadInput."""
+    """Import the step of an address module:function. Raises BadInput."""
     found = pkgutil.resolve_name(address)
     if not isinstance(found, Step):
         raise BadInput(f"{address}: is no step; decorate the function with @step")

@@ -69,7 +69,7 @@ def of_size(gib: float) -> Card:
 
 
 def verdict_of(step: PlannedStep, card: Card) -> Verdict:
-    """As CUDA would run it."""
+    """Judge a step as CUDA would run it."""
     try:
         if step.step.recipe is not None:
             return _by_trace(step, card)

@@ -59,7 +59,7 @@ def recoded(path: Path, encoding: str) -> Path:
 
 
 def _made_once(path: Path, name: str, write: Callable[[IO[bytes]], None]) -> Path:
-    """Kept until the file changes."""
+    """Unpack once; what was made is kept until the file changes."""
     stat = path.stat()
     key = hashlib.sha256(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:20]
     target = state() / "unpacked" / key / name

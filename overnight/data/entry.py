@@ -45,7 +45,7 @@ class _Known(Values):
 
 
 class DataFile(_Known):
-    """A whole folder when its path ends with /."""
+    """A file of the set, or a whole folder when its path ends with /."""
 
     path: Inside
     url: Url | None = None

@@ -61,7 +61,7 @@ class Card(Values):
         return home / "overnight" / "cards" / self.uuid
 
     def fast_precision(self) -> str:
-        """The choice of `precision: auto`."""
+        """Precision that `precision: auto` chooses."""
         return "bf16" if self.capability >= 8 else "fp16"
 
     def __str__(self) -> str:

@@ -120,7 +120,7 @@ def _only_lease(mib: int, card: Card) -> Iterator[None]:
 
 
 def program_name(argument: str) -> str:
-    """For people, of sys.argv[0]."""
+    """Name for people of a program, from its sys.argv[0]."""
     file = Path(argument)
     if file.name == "ipykernel_launcher.py":
         return "a notebook"

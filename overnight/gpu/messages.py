@@ -43,7 +43,7 @@ def title(request: Request) -> str:
 
 
 def describe_other_processes(programs: Sequence[Program], total_mib: int) -> list[str]:
-    """One sum where the driver does not say more."""
+    """A part for each program; one sum where the driver does not say more."""
     sized = [p for p in programs if p.mib][:MAX_NAMED]
     if not sized:
         names = list(dict.fromkeys(p.name for p in programs)) or ["other programs"]

@@ -52,7 +52,7 @@ class FakeTensorContext:
         return found
 
     def score(self, recipe: Recipe[Any], model: nn.Module) -> None:
-        """Ends where values leave the device for numpy."""
+        """Run an evaluation up to where values leave the device for numpy."""
         with _outside(self.tracer), _outside(self.mode):
             data = recipe.eval_example() if recipe.eval_example else None
         try:

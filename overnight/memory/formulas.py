@@ -27,7 +27,7 @@ class Formula:
 
     @classmethod
     def of(cls, found: Any) -> "Formula | None":
-        """From what a step's `peak` returns."""
+        """Build it from what a step's `peak` returns."""
         return found if found is None or isinstance(found, cls) else cls(*found)
 
     def none_of(self, card: Card) -> bool:

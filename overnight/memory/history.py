@@ -45,7 +45,7 @@ class _Line(Values):
 
     @property
     def sound(self) -> bool:
-        """NaN is not. Raises TypeError for an empty line."""
+        """Whether each figure is a number that can be true. Raises TypeError for an empty line."""
         figures = [
             value for value in vars(self.used or self.estimate).values() if isinstance(value, int | float)
         ]
@@ -79,7 +79,7 @@ class History:
         return [run for run in runs if run.finished and run.prediction_error is not None][-FAMILY_RUNS:]
 
     def prediction(self, step: str, micro_batch: int) -> MemoryEstimate | None:
-        """By today's code."""
+        """Last prediction that today's code made."""
         own = [line.estimate for line in self.lines if (line.step, line.version) == (step, version())]
         return next((one for one in reversed(own) if one and one.micro_batch == micro_batch), None)
 

@@ -180,7 +180,7 @@ class _Planner:
         return replace(found, high_mib=_with_margin(device) - self.overhead_mib, why=why)
 
     def prediction(self, size: int) -> MemoryEstimate | None:
-        """0: for the whole batch."""
+        """Predicted peak of micro-batches of `size` samples; 0: of the whole batch."""
         if self.recipe is None:
             return None
         n = size or max(self.batch, 1)

@@ -22,7 +22,7 @@ class Page(Protocol):
     """A step's page in Prefect's UI. Nothing waits for it, and no failure of it reaches the step."""
 
     def tags(self) -> dict[str, str]:
-        """That lead from the MLflow run to the page."""
+        """Tags that lead from the MLflow run to the page."""
 
     def log(self, line: str) -> None:
         """A line of the step's log."""

@@ -95,7 +95,7 @@ class Engine(Protocol):
         """Run the step when those upstream have ended, well or not; sets `pending.ended` at the end."""
 
     def tags(self) -> dict[str, str]:
-        """That lead from MLflow to this run."""
+        """Tags that lead from MLflow to this run."""
 
     def stop_reason(self) -> str:
         """CANCELLED, or why else the run is to stop; may raise when its server does not answer."""
@@ -304,7 +304,7 @@ def _upload(run: PipelineRun) -> None:
 
 
 def _save_rows(run: PipelineRun, state: str = "running", message: str = "") -> None:
-    """For `overnight watch`."""
+    """Write the rows for `overnight watch`."""
     with contextlib.suppress(OSError):  # a full disk
         run.display.save(run.own.folder / ROWS, state, message, run.own.link())
 

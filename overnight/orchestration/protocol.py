@@ -13,7 +13,7 @@ PEAKS = ("peak_mib", "device_peak_mib", "other_processes_peak_mib", "host_peak_m
 
 
 class StepSpec(Values):
-    """Without anything that depends on the machine."""
+    """A step to run, without anything that depends on the machine."""
 
     step: str  # module:function
     label: str
@@ -27,7 +27,7 @@ class StepSpec(Values):
 
 
 class ChildSpec(StepSpec):
-    """With what a launcher decided for this machine."""
+    """The same with what a launcher decided for this machine."""
 
     parent: int  # pid of the parent; the child is killed when it ends
     card: Card

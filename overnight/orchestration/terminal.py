@@ -87,7 +87,7 @@ class Display:
         atomic_write(path, json.dumps({"state": state, "message": message, "link": link, "rows": rows}))
 
     def show(self, saved: dict[str, Any]) -> None:
-        """What another process has saved."""
+        """Show the rows that another process has saved."""
         before = {row.label: row for row in self.rows}
         self.rows = [StepRow(**row) for row in saved.get("rows", [])]
         for row in self.rows:
@@ -113,7 +113,7 @@ class Display:
             self._plain(row)
 
     def progress(self, row: StepRow, event: dict[str, Any]) -> None:
-        """Plain output says so every 10 s."""
+        """Show how far a step is; plain output says so every 10 s."""
         row.done = event["done"] / max(event["total"], 1e-9)
         row.text = event["text"]
         row.first = row.first or (time.monotonic(), row.done)

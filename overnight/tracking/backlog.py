@@ -98,7 +98,7 @@ class Record(Values):
             return None
 
     def write(self, folder: Path) -> Self:
-        """On a full disk the old one stays."""
+        """Write the record; on a full disk the old one stays."""
         with suppress(OSError):
             atomic_write(folder / RECORD, self.model_dump_json(indent=1))
         return self
@@ -133,7 +133,7 @@ class BacklogWorker:
         self.next_start = 0.0
 
     def poll(self) -> list[str]:
-        """A line for each thing done."""
+        """Start a process where folders wait; returns a line for each thing done."""
         if self.busy():
             return []
         lines = self._ended(self.popen.returncode) if self.popen is not None else []

@@ -227,7 +227,7 @@ class Tracker:
 
 
 def log_model(tracker: Tracker, run_id: str, name: str, folder: Path, digest: str) -> None:
-    """Unless the run has one of this digest already."""
+    """Log a saved model, unless the run has one of this digest already."""
     from mlflow.entities import LoggedModelOutput
 
     client = tracker.client

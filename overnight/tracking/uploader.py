@@ -83,7 +83,7 @@ class Uploader:
         return [*map(Path, self.record.earlier), self.folder]
 
     def log(self, event: Json) -> None:
-        """Never waits for a server."""
+        """Write an event; never waits for a server."""
         try:
             self._writer = self._writer or events.Writer(self.folder / events.PARENT)
             self._writer.write(event)
@@ -146,7 +146,7 @@ class Uploader:
         self.release()
 
     def release(self) -> None:
-        """Another process may upload the folders then."""
+        """Let another process upload the folders."""
         self._locks.close()
         if self._writer is not None:
             self._writer.close()
@@ -332,7 +332,7 @@ def _logs(folder: Path) -> tuple[Path, Path]:
 
 
 def main() -> int:
-    """1 when something is left."""
+    """Upload all pending folders; 1 when something is left."""
     # The runs of experiments first: those of their steps hang below them.
     order = sorted(backlog.pending(), key=lambda step: bool(getattr(Record.read(step), "parent", "")))
     left = [step for step in order if not upload_folder(step)]

@@ -68,7 +68,7 @@ def since(batches: Iterable[Batch], first: int) -> Iterator[Batch]:
 
 
 def samples(batches: Iterable[Batch], index: int) -> list[int]:
-    """Empty where they are not known."""
+    """Sample numbers; empty where they are not known."""
     return batches.order[index].tolist() if isinstance(batches, Batches) else []
 
 

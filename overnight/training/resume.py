@@ -86,7 +86,7 @@ def latest(*steps: Mapping[str, int]) -> dict[str, int]:
 
 
 def previous_attempts(key: str) -> tuple[str, ...]:
-    """None while a process trains the step."""
+    """Folders of earlier attempts; empty while a process trains the step."""
     folder = checkpoints_of(key)
     if locks.holder(folder / "lock") is not None:
         return ()

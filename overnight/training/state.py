@@ -32,7 +32,7 @@ READS = 400  # times in a training that losses are fetched from the card and log
 
 @dataclass
 class BestEpoch:
-    """From 1; the weights are on the host."""
+    """The best epoch, counted from 1; its weights are on the host."""
 
     weights: Weights
     scores: Scores

@@ -37,7 +37,7 @@ class TrainedWeights:
         return {name: tensor.detach() for name, tensor in [*self.trainable.items(), *buffers.items()]}
 
     def copied(self) -> Weights:
-        """On the host."""
+        """Copy the tensors to the host."""
         with _disable_current_modes():  # no counter is to take them for the card's
             return {name: tensor.to("cpu", copy=True) for name, tensor in self.live().items()}
 

@@ -170,7 +170,7 @@ def cleaned_edges(edges: "np.ndarray", nodes: int, cleaned: CleaningCounts, wher
 
 
 class Package:
-    """It is not imported (some take seconds)."""
+    """Files of an installed package, found without importing it (some take seconds)."""
 
     def __init__(self, module: str, below: str) -> None:
         self.name = f"package {module}"

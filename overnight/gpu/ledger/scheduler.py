@@ -19,7 +19,7 @@ class Size:
     exclusive: bool = False
 
     def weight(self, budget_mib: int) -> int:
-        """MiB that others cannot have."""
+        """MiB that no other request can have beside it."""
         return budget_mib if self.exclusive else self.mib
 
 

@@ -25,7 +25,7 @@ WAYS = (*TRANSFORMERS, *LLAMA_CPP)
 
 
 def weight_bytes(shape: Shape, way: str) -> int:
-    """way: one of WAYS."""
+    """Bytes of all weights; way: one of WAYS."""
     return sum(tensor_bytes(shape, name, size, way) for name, size in shape.tensors())
 
 
