@@ -43,12 +43,12 @@ def test_the_commands_exist() -> None:
 
 
 def test_the_experiments_exist() -> None:
-    from overnight.cli.main import _config
+    from overnight.cli.command import config_path
     from overnight.orchestration.pipeline import load
 
     for line in commands("overnight"):
         if line[1] == "run":
-            load(_config(line[2]), [word for word in line[3:] if not word.startswith("--")])
+            load(config_path(line[2]), [word for word in line[3:] if not word.startswith("--")])
 
 
 def test_the_files_exist() -> None:

@@ -4,19 +4,23 @@ import argparse
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from overnight.cli import run
+from overnight.cli.command import (
+    CONFIG,
+    DEBUG,
+    JSON,
+    OVERRIDES,
+    SWITCH,
+    Arguments,
+    Command,
+    config_path,
+    print_rows,
+)
 from overnight.errors import ConfigError, OvernightError, did_you_mean
 
-Arguments = dict[str, dict[str, Any]]  # what argparse is to know of each flag or word
-SWITCH = {"action": "store_true"}
-DEBUG: Arguments = {"--debug": {**SWITCH, "help": "show tracebacks"}}
-JSON: Arguments = {"--json": {**SWITCH, "help": "for programs"}}
-CONFIG = {"help": "a file of configs/, e.g. configs/vision.yaml or just vision"}
-OVERRIDES = {"nargs": "*", "metavar": "key=value"}
 MODEL: Arguments = {
     "--model": {"help": "sd-1.5, sdxl, a language model as llama-2-7b, a config.json or a .gguf"},
     "--method": {"choices": ("infer", "full", "lora", "qlora"), "help": "infer when left out"},
@@ -61,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_command(words)
         arguments = _parser().parse_args(words)
         _name_other_checkout()
-        if arguments.command in (_run, _fit, _up, _data):
+        if arguments.command in (run.COMMAND[0], _fit, _up, _data):
             _settle_data()
         code = int(arguments.command(arguments) or 0)
         sys.stdout.flush()
@@ -133,61 +137,6 @@ def _add(group: "argparse._ActionsContainer", arguments: Arguments) -> None:
         group.add_argument(name, **options)
 
 
-def _config(text: str) -> Path:
-    """A bare word that is no path is meant as a name in configs/."""
-    from overnight.paths import configs
-
-    path = Path(text)
-    named = configs() / (text if text.endswith(".yaml") else f"{text}.yaml")
-    try:
-        return path if path.exists() or ("/" in text and not named.exists()) else named
-    except OSError:  # a name that no file can have: reading it says so
-        return path
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    from overnight.orchestration.pipeline import card_for, check_data, load
-
-    path = _config(arguments.config)
-    pipeline, experiment = load(path, arguments.overrides)
-    if arguments.cpu:
-        os.environ["OVERNIGHT_CPU"] = "1"
-    print(card_for(experiment, arguments.cpu), flush=True)
-    check_data(experiment)
-    if arguments.detach:
-        return _detach(path, [*arguments.overrides, *(["--cpu"] if arguments.cpu else [])])
-    from overnight import services
-
-    with services.ensure(f"overnight run {arguments.config}"):
-        services.enter()
-        # the terminal shows our table; Prefect's UI keeps all
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-        from overnight.orchestration.prefect import run_here
-
-        state = run_here(pipeline.name, path.resolve(), arguments.overrides)
-    if state.is_completed():
-        return 0
-    return 3 if state.name == "DoesNotFit" else 1
-
-
-def _detach(path: Path, options: Sequence[str]) -> int:
-    """Start it in a session of its own; return when it has begun, or with its code when it could not."""
-    from overnight import paths
-    from overnight.cli.watch import is_begun
-    from overnight.processes import start_python
-
-    log = paths.log_file(f"run-{time.strftime('%Y%m%d-%H%M%S')}")
-    words = ["-m", "overnight.cli.main", "run", str(path.resolve()), *options]
-    process = start_python(words, log, os.environ, stays=True)
-    while process.poll() is None and not is_begun(process.pid):
-        time.sleep(0.2)
-    if process.poll():
-        print(log.read_text(), file=sys.stderr)
-        return process.returncode
-    print(f"runs as pid {process.pid}; `overnight watch` shows it; what it prints is in {paths.shown(log)}")
-    return 0
-
-
 def _watch(arguments: argparse.Namespace) -> int:
     from overnight.cli.watch import watch
 
@@ -202,7 +151,7 @@ def _fit(arguments: argparse.Namespace) -> int:
     card = find() if arguments.card is None else of_size(arguments.card)
     if fit_model.asked(arguments):
         return fit_model.show(arguments, card)
-    return show(_config(arguments.config), arguments.overrides, card, arguments.json)
+    return show(config_path(arguments.config), arguments.overrides, card, arguments.json)
 
 
 def _up(_arguments: argparse.Namespace) -> None:
@@ -210,7 +159,7 @@ def _up(_arguments: argparse.Namespace) -> None:
     from overnight.tracking.client import TRAINING
 
     services.up()
-    _rows(services.status(), False)
+    print_rows(services.status(), False)
     print(f"your runs and their curves: {services.settings().mlflow}/#/experiments?{TRAINING}", flush=True)
 
 
@@ -224,7 +173,7 @@ def _down(arguments: argparse.Namespace) -> None:
 def _status(arguments: argparse.Namespace) -> None:
     from overnight import services
 
-    _rows(services.status(), arguments.json)
+    print_rows(services.status(), arguments.json)
 
 
 def _gpu(arguments: argparse.Namespace) -> None:
@@ -254,7 +203,7 @@ def _ls(arguments: argparse.Namespace) -> None:
         first = text.partition("\n")[0]
         about = first.lstrip("# ") if first.startswith("#") else ""
         rows.append({"config": shown(path), "flow": values.get("flow", ""), "about": about})
-    _rows(rows, arguments.json)
+    print_rows(rows, arguments.json)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -264,7 +213,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
         Path(arguments.record).write_text(json.dumps(recording(), indent=1) + "\n", encoding="utf-8")
         return 0
     rows = checks()
-    _rows(rows, arguments.json)
+    print_rows(rows, arguments.json)
     return 1 if any(row[""] == "PROBLEM" for row in rows) else 0
 
 
@@ -280,7 +229,7 @@ def _data(arguments: argparse.Namespace) -> int:
     if (arguments.verb == "ls") == bool(arguments.names):
         raise ConfigError("`overnight data ls` takes no names; fetch and verify take those of data sets")
     if arguments.verb == "ls":
-        _rows(listing(), arguments.json)
+        print_rows(listing(), arguments.json)
         return 0
     if arguments.verb == "fetch":
         for name in arguments.names:
@@ -291,34 +240,8 @@ def _data(arguments: argparse.Namespace) -> int:
     return 2 if problems else 0
 
 
-def _rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(rows, indent=1, default=str, ensure_ascii=False))
-        return
-    from rich.console import Console
-    from rich.table import Column
-
-    from overnight.orchestration.terminal import table
-
-    texts = [["" if v is None else str(v) for v in row.values()] for row in rows]
-    columns = [Column(name, overflow="fold") for name in (rows[0] if rows else ())]
-    for column, values in zip(columns, zip(*texts, strict=True), strict=True):  # an address is never wrapped
-        words = [word for value in values for word in value.split() if "://" in word]
-        column.min_width = max(map(len, words), default=None)
-    Console().print(table(columns, texts), highlight=False, crop=False)
-
-
-COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], str, Arguments]] = {
-    "run": (
-        _run,
-        "run one experiment; starts the services when they are not up",
-        {
-            "config": CONFIG,
-            "overrides": {**OVERRIDES, "help": "values laid over the file, e.g. cnn.epochs=3"},
-            "--cpu": {**SWITCH, "help": "run on the CPU, with the virtual card"},
-            "--detach": {**SWITCH, "help": "run on when this terminal is closed"},
-        },
-    ),
+COMMANDS: dict[str, Command] = {
+    "run": run.COMMAND,
     "watch": (
         _watch,
         "the table of a run that was started elsewhere, until its end",

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from overnight.cli import main
+from overnight.cli import command, main
 from overnight.errors import ConfigError, DataError, StepFailed
 from overnight.orchestration.pipeline import load as load_config
 from overnight.paths import INSTALLED
@@ -28,7 +28,7 @@ EDGES = {"edges": {"file": "e.csv", "source": "a", "target": "b"}}
 )
 def test_an_override_that_yaml_cannot_make_a_value_of(override) -> None:
     with pytest.raises(ConfigError, match="the value is not readable as yaml"):
-        load_config(main._config("vision"), [override])
+        load_config(command.config_path("vision"), [override])
 
 
 @pytest.mark.parametrize(
@@ -48,10 +48,10 @@ def test_a_config_that_cannot_be_read(tmp_path) -> None:
 
 def test_values_are_finite_and_a_name_is_one(tmp_path) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config(main._config("vision"), ["cnn.lr=.inf", "name=' '"])
+        load_config(command.config_path("vision"), ["cnn.lr=.inf", "name=' '"])
     assert len(caught.value.problems) == 2
     with pytest.raises(ConfigError, match="at most 200"):
-        load_config(main._config("vision"), ["name=" + "x" * 600])
+        load_config(command.config_path("vision"), ["name=" + "x" * 600])
     (tmp_path / "x.yaml").write_text("flow: nightly\n")
     with pytest.raises(ConfigError, match="there is nothing to run"):
         load_config(tmp_path / "x.yaml")
@@ -75,7 +75,7 @@ def test_without_a_command_there_is_help(capsys) -> None:
 def test_an_address_is_never_wrapped(capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     address = f"http://127.0.0.1:5007/{'x' * 60}"
-    main._rows([{"service": "a", "address": address, "note": "many words " * 9}], as_json=False)
+    command.print_rows([{"service": "a", "address": address, "note": "many words " * 9}], as_json=False)
     assert address in capsys.readouterr().out
 
 
@@ -89,8 +89,8 @@ def test_names_at_the_prompt(capsys) -> None:
 def test_a_data_folder_that_is_not_there(monkeypatch, capsys) -> None:
     for wrong in ("/nonexistent", __file__):
         monkeypatch.setenv("OVERNIGHT_DATA", wrong)
-        for command in (["data", "ls"], ["data", "verify", "digits"], ["run", "vision"]):
-            assert main.main(command) == 2
+        for words in (["data", "ls"], ["data", "verify", "digits"], ["run", "vision"]):
+            assert main.main(words) == 2
             assert f"OVERNIGHT_DATA={wrong}: there is no such folder" in capsys.readouterr().err
 
 
@@ -284,6 +284,6 @@ def test_a_full_disk_is_the_reason_whichever_library_noticed() -> None:
 
 def test_a_checkout_that_cannot_be_written_to(checkout, capsys) -> None:
     (checkout / ".overnight").write_text("in the way")
-    for command in ("gpu", "doctor", "status"):
-        assert main.main([command]) == 2
+    for word in ("gpu", "doctor", "status"):
+        assert main.main([word]) == 2
         assert ".overnight: File exists" in capsys.readouterr().err

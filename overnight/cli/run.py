@@ -1,0 +1,65 @@
+"""`overnight run CONFIG`, in this terminal or detached from it."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from overnight.cli.command import CONFIG, OVERRIDES, SWITCH, Command, config_path
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from overnight.orchestration.pipeline import card_for, check_data, load
+
+    path = config_path(arguments.config)
+    pipeline, experiment = load(path, arguments.overrides)
+    if arguments.cpu:
+        os.environ["OVERNIGHT_CPU"] = "1"
+    print(card_for(experiment, arguments.cpu), flush=True)
+    check_data(experiment)
+    if arguments.detach:
+        return _detach(path, [*arguments.overrides, *(["--cpu"] if arguments.cpu else [])])
+    from overnight import services
+
+    with services.ensure(f"overnight run {arguments.config}"):
+        services.enter()
+        # the terminal shows our table; Prefect's UI keeps all
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+        from overnight.orchestration.prefect import run_here
+
+        state = run_here(pipeline.name, path.resolve(), arguments.overrides)
+    if state.is_completed():
+        return 0
+    return 3 if state.name == "DoesNotFit" else 1
+
+
+def _detach(path: Path, options: Sequence[str]) -> int:
+    """Start it in a session of its own; return when it has begun, or with its code when it could not."""
+    from overnight import paths
+    from overnight.cli.watch import is_begun
+    from overnight.processes import start_python
+
+    log = paths.log_file(f"run-{time.strftime('%Y%m%d-%H%M%S')}")
+    words = ["-m", "overnight.cli.main", "run", str(path.resolve()), *options]
+    process = start_python(words, log, os.environ, stays=True)
+    while process.poll() is None and not is_begun(process.pid):
+        time.sleep(0.2)
+    if process.poll():
+        print(log.read_text(), file=sys.stderr)
+        return process.returncode
+    print(f"runs as pid {process.pid}; `overnight watch` shows it; what it prints is in {paths.shown(log)}")
+    return 0
+
+
+COMMAND: Command = (
+    _run,
+    "run one experiment; starts the services when they are not up",
+    {
+        "config": CONFIG,
+        "overrides": {**OVERRIDES, "help": "values laid over the file, e.g. cnn.epochs=3"},
+        "--cpu": {**SWITCH, "help": "run on the CPU, with the virtual card"},
+        "--detach": {**SWITCH, "help": "run on when this terminal is closed"},
+    },
+)
