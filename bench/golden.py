@@ -21,7 +21,7 @@ from bench._baselines import Injector, faulty, images, plain_net, tensors
 from bench._rows import folder
 from overnight.artifact import Artifact
 from overnight.data.dataset import load_entry
-from overnight.orchestration.pipeline import load
+from overnight.orchestration.checks import load
 from overnight.paths import root
 from overnight.run import RecordingRun
 from overnight.training.loop import train

@@ -13,6 +13,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from overnight.config import Experiment
 from overnight.errors import ConfigError
+from overnight.night.notify import NightValues
 from overnight.step import flow_names, load_pipeline, pipeline
 
 FORM = "experiments: [cifar10.yaml, {config: graph.yaml, name: planes, gnn: {epochs: 9}}]"
@@ -43,7 +44,7 @@ def _other_flows() -> list[str]:
     return [name for name in flow_names() if name != "nightly"]
 
 
-class Nightly(Experiment):
+class Nightly(NightValues):
     """The experiments of a night: configs beside this file, with changes where an item is a mapping."""
 
     experiments: list[SerializeAsAny[Part]] = []

@@ -277,7 +277,8 @@ def _override(values: dict[str, Any], override: str, source: Source) -> None:
         source.problems.append(f"{OVERRIDE}{override!r}: the value is not readable as yaml")
     else:
         key = ".".join(found)
-        source.places[key] = f"{OVERRIDE}{override!r}"
+        shown_as = f"{dotted}=..." if "://" in text else override  # an address may be a secret
+        source.places[key] = f"{OVERRIDE}{shown_as!r}"
         _set(values, found, _section(value, source, f"{key}.", (source.path,), item=found[-1].isdigit()))
 
 

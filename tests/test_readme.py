@@ -44,7 +44,7 @@ def test_the_commands_exist() -> None:
 
 def test_the_experiments_exist() -> None:
     from overnight.cli.command import config_path
-    from overnight.orchestration.pipeline import load
+    from overnight.orchestration.checks import load
 
     for line in commands("overnight"):
         if line[1] == "run":
@@ -74,7 +74,7 @@ def test_two_yaml_files_make_an_experiment(tmp_path: Path) -> None:
         for n in range(6):
             Image.fromarray(np.full((40 + n, 50, 3), 20 * n, np.uint8)).save(folder / f"{n}.png")
     script = (
-        "from overnight.paths import configs\nfrom overnight.orchestration.pipeline import load\n"
+        "from overnight.paths import configs\nfrom overnight.orchestration.checks import load\n"
         "pipeline, experiment = load(configs() / 'leaves.yaml')\n"
         "print(pipeline.name, experiment.cnn.epochs, experiment.data.load().classes)"
     )
@@ -86,7 +86,7 @@ def test_two_yaml_files_make_an_experiment(tmp_path: Path) -> None:
 
 
 def test_the_night_can_be_loaded(tmp_path: Path) -> None:
-    from overnight.orchestration.pipeline import load
+    from overnight.orchestration.checks import load
 
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     night = tmp_path / "configs" / "night.yaml"

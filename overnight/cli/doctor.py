@@ -33,6 +33,8 @@ QUESTIONS = {  # about a card: NVML's function, and what of its answer
     "capability": "CudaComputeCapability",
     "cores": "NumGpuCores",
     "utilization": "UtilizationRates",
+    "energy_mj": "TotalEnergyConsumption",
+    "power_mw": "PowerUsage",
     "compute": "ComputeRunningProcesses",
     "graphics": "GraphicsRunningProcesses",
     "memory_v1": "MemoryInfo",

@@ -11,7 +11,7 @@ from overnight.cli.command import CONFIG, OVERRIDES, SWITCH, Command, config_pat
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from overnight.orchestration.pipeline import card_for, check_data, load
+    from overnight.orchestration.checks import card_for, check_data, load
 
     path = config_path(arguments.config)
     pipeline, experiment = load(path, arguments.overrides)

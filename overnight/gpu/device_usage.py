@@ -49,6 +49,12 @@ class Device(Protocol):
 
     def load_percent(self, card: Card) -> float | None: ...
 
+    def energy_j(self, card: Card) -> float | None:
+        """Taken since its driver was loaded; None where the card does not count it."""
+
+    def power_w(self, card: Card) -> float | None:
+        """Of the last moment; None where the card does not say it."""
+
 
 @cache
 def device_of(card: Card) -> Device:
@@ -78,6 +84,24 @@ class NvmlDevice:
 
         self._load = self._ask(card, load, self._load)
         return self._load
+
+    def energy_j(self, card: Card) -> float | None:
+        def counted(nvml: Any, handle: Any) -> float | None:
+            with suppress(
+                nvml.NVMLError
+            ):  # of a card or driver that does not know it: no reason to set it up anew
+                return float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
+            return None
+
+        return self._ask(card, counted, None)
+
+    def power_w(self, card: Card) -> float | None:
+        def power(nvml: Any, handle: Any) -> float | None:
+            with suppress(nvml.NVMLError):
+                return float(nvml.nvmlDeviceGetPowerUsage(handle)) / 1000
+            return None
+
+        return self._ask(card, power, None)
 
     def programs(self, card: Card) -> list[Program]:
         return self._ask(card, _programs, [])
@@ -169,6 +193,44 @@ class FakeDevice:
 
     def load_percent(self, card: Card) -> float | None:  # noqa: ARG002
         return None
+
+    def energy_j(self, card: Card) -> float | None:  # noqa: ARG002
+        return None
+
+    def power_w(self, card: Card) -> float | None:  # noqa: ARG002
+        return None
+
+
+class EnergyMeter:
+    """What the whole card takes, from its making on to the last `sample`.
+
+    By the card's counter; where it has none, by the power that it takes at each sample.
+    """
+
+    def __init__(
+        self, card: Card, device: Device | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.watt_hours: float | None = None  # None: not measured
+        self._card = card
+        self._device = device or device_of(card)
+        self._clock = clock
+        self._counted = self._device.energy_j(card)
+        self._at = clock()
+
+    def sample(self) -> None:
+        counted = self._device.energy_j(self._card)
+        before = self._counted
+        elapsed_s = self._clock() - self._at
+        self._counted = counted
+        self._at += elapsed_s
+        joules = None
+        if counted is not None and before is not None and counted >= before:  # it begins anew with the driver
+            joules = counted - before
+        elif counted is None:
+            power = self._device.power_w(self._card)
+            joules = None if power is None else power * elapsed_s
+        if joules is not None:
+            self.watt_hours = (self.watt_hours or 0.0) + joules / 3600
 
 
 def holders(card: Card) -> list[Request]:

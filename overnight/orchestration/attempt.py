@@ -71,6 +71,8 @@ class Attempt:
         self.folder = new_folder(pending.label)
         self.before = previous_attempts(self.key)
         self.uploader = Uploader(run.tracker, self.folder, self._record())
+        pending.key = self.key
+        pending.uploader = self.uploader
         self.linked = False
 
     def run(self) -> StepResult:

@@ -15,7 +15,7 @@ from overnight.errors import ConfigError, OvernightError
 from overnight.files import read_json
 from overnight.gpu.card import Card, find
 from overnight.night.key import key
-from overnight.orchestration.pipeline import load
+from overnight.orchestration.checks import load
 from overnight.step import Builder, Step, building, place_of
 
 

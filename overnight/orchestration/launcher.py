@@ -6,6 +6,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from overnight.memory import history
 from overnight.memory import subprocess as memory_subprocess
 from overnight.memory.request import MemoryRequest
 from overnight.orchestration.protocol import ChildSpec, StepResult, StepSpec
-from overnight.paths import root, state, steps
+from overnight.paths import log_file, root, state, steps
 from overnight.step import Step, load_step
 
 POLL_S = 0.2
@@ -54,6 +55,36 @@ class Stop:
         """Stop at the next checkpoint; asked again by a person, kill."""
         self.now = self.now or (bool(self.reason) and "Ctrl-C" in reason)
         self.reason = self.reason or reason
+
+
+@contextlib.contextmanager
+def stopped_by_signals(stop: Stop) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask the run to stop; outside the main thread no handler can be set."""
+    reasons: dict[int, str] = {signal.SIGINT: "stopped by Ctrl-C", signal.SIGTERM: "stopped by SIGTERM"}
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup leaves it
+        reasons[signal.SIGHUP] = "stopped, since its terminal was closed"
+    if threading.current_thread() is not threading.main_thread():
+        reasons = {}
+
+    def ask(number: int, _frame: object) -> None:
+        if number == signal.SIGHUP:
+            _write_to_log()
+        stop.ask(reasons[number])
+
+    before = {number: signal.signal(number, ask) for number in reasons}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _write_to_log() -> None:
+    """What is printed from now on goes to a log: there is no terminal any more."""
+    log = os.open(log_file("closed-terminal"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.close(log)
 
 
 def new_folder(label: str) -> Path:

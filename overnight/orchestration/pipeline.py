@@ -5,10 +5,9 @@ Prefect is behind the protocol Engine: `execute` runs inside a Prefect flow (pre
 
 import contextlib
 import os
-import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,18 +16,20 @@ from typing import Any, Literal, Protocol
 from overnight import paths, services
 from overnight.artifact import Artifact
 from overnight.best_effort import best_effort, repeating
-from overnight.config import Experiment, Params, Values, parts_of, read, validate
-from overnight.data.entry import Entry
-from overnight.data.fetch import check_can_fetch
-from overnight.errors import ConfigError, DataError, DoesNotFit
-from overnight.gpu.card import Card, find
-from overnight.gpu.ledger.filesystem import check_ledger, check_slots
+from overnight.config import Experiment, Params, read
+from overnight.errors import DoesNotFit
+from overnight.gpu.card import Card
+from overnight.gpu.device_usage import EnergyMeter
+from overnight.night import notify, record, report
+from overnight.night.notify import NightValues
 from overnight.orchestration import provenance
-from overnight.orchestration.launcher import Launcher, Local, Stop, new_folder
+from overnight.orchestration.checks import card_for, check_data, load
+from overnight.orchestration.launcher import Launcher, Local, Stop, new_folder, stopped_by_signals
 from overnight.orchestration.protocol import StepResult
 from overnight.orchestration.terminal import ROWS, Display, StepRow
 from overnight.orchestration.terminal import scores as in_words
-from overnight.step import Builder, Pipeline, Step, building, flow_names, load_pipeline
+from overnight.processes import Identity
+from overnight.step import Builder, Step, building
 from overnight.tracking.backlog import Record
 from overnight.tracking.client import Tracker
 from overnight.tracking.uploader import FOLDER, OPEN_S, Uploader
@@ -36,27 +37,6 @@ from overnight.tracking.uploader import FOLDER, OPEN_S, Uploader
 POLL_S = 2.0  # between two uploads, and two looks for a cancellation
 LAST_S = 2.0  # for the threads that poll, at the end: a server may hang
 CANCELLED = "cancelled in Prefect"
-
-
-def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Pipeline[Any, Any], Experiment]:
-    """Raises ConfigError with every mistake."""
-    values, source = read(path, overrides)
-    name = values.get("flow")
-    if name not in flow_names():
-        given = f"unknown flow {name!r}" if name else "is required and missing"
-        problem = f"{source.at(('flow',))}: flow: {given}; there are {', '.join(flow_names())}"
-        raise ConfigError([*source.problems, problem])
-    pipeline = load_pipeline(name)
-    experiment = validate(pipeline.experiment, values, source)
-    return pipeline, experiment.model_copy(update={"name": experiment.name or path.stem})
-
-
-def card_for(experiment: Experiment, cpu: bool) -> Card:
-    """Raises ServiceError or DiskFull where its steps could not take leases."""
-    card = find(experiment.card.use, cpu, experiment.card.count, experiment.card.policy)
-    check_ledger(card)
-    check_slots()
-    return card
 
 
 State = Literal["done", "failed", "does not fit", "stopped", "not run"]
@@ -70,14 +50,24 @@ class Outcome:
 
 @dataclass(eq=False)
 class Pending:
-    """A step that was submitted."""
+    """A step that was submitted.
+
+    key, uploader: of its last attempt; since: the remembered result that it is unchanged since; changed: parts
+    of its key that made it run again; promotion: what the gate found
+    """
 
     label: str
     step: Step[Any, Any]
     upstream: "list[Pending]"
     row: StepRow
+    key: str = ""
+    uploader: Uploader | None = None
+    since: record.Earlier | None = None
+    changed: list[str] = field(default_factory=list)
     result: StepResult | None = None
     reason: str = ""  # why there is no result
+    failure: record.Classified | None = None
+    promotion: dict[str, Any] | None = None
     future: Any = None  # of the engine
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -97,6 +87,9 @@ class Engine(Protocol):
     def tags(self) -> dict[str, str]:
         """Tags that lead from MLflow to this run."""
 
+    def show_report(self, text: str) -> None:
+        """Show the night's report, as markdown; no failure of it matters."""
+
     def stop_reason(self) -> str:
         """CANCELLED, or why else the run is to stop; may raise when its server does not answer."""
 
@@ -113,6 +106,9 @@ class PipelineRun(Builder):
     engine: Engine
     launcher: Launcher
     stop: Stop = field(default_factory=Stop)
+    started: float = field(default_factory=time.time)
+    energy: EnergyMeter | None = None
+    page: tuple[Path, report.Headline] | None = None  # of the night's report
     pending: list[Pending] = field(default_factory=list)
     uploaders: list[Uploader] = field(default_factory=list)
     _known: dict[str, Pending] = field(default_factory=dict)
@@ -176,47 +172,35 @@ def execute(path: Path, overrides: Sequence[str], engine: Engine) -> Outcome:
     tags = {**engine.tags(), "overnight.config": paths.shown(path), "overnight.flow": pipeline.name}
     with Display() as display:
         own = _own_run(tracker, experiment, {**provenance.tags(card), **tags}, path, overrides)
-        run = PipelineRun(experiment, card, tracker, own, display, engine, Local(card), uploaders=[own])
+        run = PipelineRun(
+            experiment,
+            card,
+            tracker,
+            own,
+            display,
+            engine,
+            Local(card),
+            energy=EnergyMeter(card),
+            uploaders=[own],
+        )
         own.wait_until_open(run.stop, OPEN_S)
         display.say("\n".join([*read(path, overrides)[1].left_out, f"MLflow: {own.link()}"]))
         # A thread each: a server that hangs stops one of them.
         uploads = repeating(partial(_upload, run), POLL_S, LAST_S)
         cancellations = repeating(partial(_check_stop, run), POLL_S, LAST_S)
         shown = repeating(partial(_save_rows, run), POLL_S, LAST_S)
-        with _handlers(run.stop), uploads, cancellations, shown:
+        with stopped_by_signals(run.stop), uploads, cancellations, shown:
             try:
                 with building(run):
                     pipeline.body(experiment)
             except BaseException as error:  # of the flow's code: the steps that it submitted are stopped
                 run.stop.ask(f"the flow failed: {error}")
                 run.wait()
-                own.finish("FAILED", run.stop)
-                _save_rows(run, "failed", str(error))
+                _end(run, "FAILED", "failed", str(error))
+                _announce(run)
                 raise
             run.wait()
     return _close(run)
-
-
-def check_data(experiment: Experiment) -> None:
-    """Raises DataError for data sets that are missing and cannot be fetched, all of them at once."""
-    entries = {entry.name: entry for entry in _entries(experiment)}
-    problems = list[str]()
-    for entry in (entry for entry in entries.values() if not entry.found()):
-        try:
-            check_can_fetch(entry, entry.search_paths()[-1])
-        except DataError as error:
-            problems += error.problems
-    if problems:
-        raise DataError(problems)
-
-
-def _entries(values: Any) -> Iterator[Entry]:
-    if isinstance(values, Entry):
-        yield values
-    elif isinstance(values, Values):
-        for _name, value in values:
-            for _key, child in parts_of(value):
-                yield from _entries(child)
 
 
 def _about(path: Path) -> str:
@@ -269,11 +253,18 @@ def _close(run: PipelineRun) -> Outcome:
     if scores:  # shown where runs are listed
         name = f"{run.own.record.label}: {in_words(dict([*scores.items()][:1]), 1)}"
         run.own.log({"event": "tags", "values": {"mlflow.runName": name}, "at": at})
-    run.own.finish({"stopped": "KILLED", "done": "FINISHED"}.get(outcome.state, "FAILED"), run.stop)
-    _save_rows(run, outcome.state, one_line)
+    _end(run, {"stopped": "KILLED", "done": "FINISHED"}.get(outcome.state, "FAILED"), outcome.state, one_line)
     run.display.console.print(run.display.summary())
     run.display.say(f"\n{one_line}\n{run.own.link()}")
+    _announce(run)
     return outcome
+
+
+def _end(run: PipelineRun, status: str, state: State, message: str) -> None:
+    """End the run in MLflow (status) and in its files (state)."""
+    _report(run, state, message)
+    run.own.finish(status, run.stop)
+    _save_rows(run, state, message)
 
 
 def _description(run: PipelineRun, one_line: str, scores: dict[str, float]) -> str:
@@ -303,10 +294,89 @@ def _upload(run: PipelineRun) -> None:
             run.uploaders.remove(uploader)
 
 
-def _save_rows(run: PipelineRun, state: str = "running", message: str = "") -> None:
-    """Write the rows for `overnight watch`."""
+def _save_rows(run: PipelineRun, state: record.Ending = "running", message: str = "") -> None:
+    """Write the rows for `overnight watch`, and the record for the report."""
     with contextlib.suppress(OSError):  # a full disk
         run.display.save(run.own.folder / ROWS, state, message, run.own.link())
+        _record(run, state, message).write(run.own.folder / record.FILE)
+
+
+def _record(run: PipelineRun, state: record.Ending, message: str) -> record.NightRecord:
+    own = run.own.record
+    ended: dict[str, Any] = {}
+    if run.energy:
+        run.energy.sample()
+    if state != "running":
+        ended = {"ended": time.time(), **record.of_timeline(run.card, run.started)}
+    return record.NightRecord(
+        experiment=own.experiment,
+        config=own.params.get("config", ""),
+        flow=own.tags.get("overnight.flow", ""),
+        started=run.started,
+        seen=time.time(),
+        outcome=state,
+        message=message,
+        link=_link(run, run.own),
+        prefect=own.tags.get("prefect.flow_run", ""),
+        commit=own.tags.get("mlflow.source.git.commit", ""),
+        process=Identity.mine().tags(),
+        card=record.of_card(run.card),
+        energy_wh=run.energy and run.energy.watt_hours,
+        price_per_kwh=run.experiment.price_per_kwh if isinstance(run.experiment, NightValues) else None,
+        steps=tuple(_step_record(run, pending) for pending in list(run.pending)),
+        **ended,
+    )
+
+
+def _step_record(run: PipelineRun, pending: Pending) -> record.StepRecord:
+    row = pending.row
+    uploader = pending.uploader
+    return record.StepRecord(
+        label=pending.label,
+        step=pending.step.address,
+        gpu=pending.step.gpu,
+        state=row.state,
+        reason=pending.reason,
+        began=row.began_at,
+        ended=row.ended_at,
+        scores=record.finite(row.scores),
+        run_id=uploader.run_id if uploader else "",
+        link=_link(run, uploader) if uploader else "",
+        key=pending.key,
+        folder=str(uploader.folder) if uploader else "",
+        failure=record.failure(pending.failure),
+        changed=tuple(pending.changed),
+        promotion=pending.promotion,
+        **record.memory(pending.result),
+        **record.unchanged(pending.since),
+    )
+
+
+def _report(run: PipelineRun, state: record.Ending, message: str) -> None:
+    """Build the page of a night, and show it in MLflow and Prefect. No failure of it reaches the night."""
+    if not isinstance(run.experiment, NightValues):
+        return
+    with best_effort(lambda why: run.display.say(f"there is no report: {why}")):
+        found = report.facts_of(_record(run, state, message))
+        path = report.build(run.own.folder.name, found, run.own.folder)
+        page = run.own.folder / report.FILE
+        run.own.log({"event": "publish", "path": str(page), "folder": "", "at": time.time()})
+        run.engine.show_report(report.markdown(found, path))
+        run.page = path, report.headline(found)
+
+
+def _announce(run: PipelineRun) -> None:
+    """Name the report, and send its first lines."""
+    if run.page and isinstance(run.experiment, NightValues):
+        path, headline = run.page
+        run.display.say(f"report: {path}")
+        with best_effort():
+            for line in notify.send(run.experiment.notify, *headline, run.stop()):
+                run.display.say(line)
+
+
+def _link(run: PipelineRun, uploader: Uploader) -> str:
+    return run.tracker.link(uploader.run_id) if uploader.run_id else ""
 
 
 def _check_stop(run: PipelineRun) -> None:
@@ -315,33 +385,3 @@ def _check_stop(run: PipelineRun) -> None:
         run.stop.reason = reason  # the worker's SIGTERM may have come first: it was sent for this
     elif reason:
         run.stop.ask(reason)
-
-
-@contextlib.contextmanager
-def _handlers(stop: Stop) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask the run to stop; outside the main thread no handler can be set."""
-    reasons: dict[int, str] = {signal.SIGINT: "stopped by Ctrl-C", signal.SIGTERM: "stopped by SIGTERM"}
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup leaves it
-        reasons[signal.SIGHUP] = "stopped, since its terminal was closed"
-    if threading.current_thread() is not threading.main_thread():
-        reasons = {}
-
-    def ask(number: int, _frame: object) -> None:
-        if number == signal.SIGHUP:
-            _write_to_log()
-        stop.ask(reasons[number])
-
-    before = {number: signal.signal(number, ask) for number in reasons}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _write_to_log() -> None:
-    """What is printed from now on goes to a log: there is no terminal any more."""
-    log = os.open(paths.log_file("closed-terminal"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    os.close(log)

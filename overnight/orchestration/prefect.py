@@ -15,7 +15,12 @@ from uuid import UUID
 
 from httpx import HTTPError
 from prefect import Flow, allow_failure, flow, task
-from prefect.artifacts import create_link_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State
@@ -41,6 +46,7 @@ HURRIED_S = 5.0  # the same for a run that was cancelled
 AGAIN_S = 0.5
 BROKE = "Flow run encountered an exception:"  # how Prefect begins the message of such an end
 PROGRESS_S = 5.0  # each update is a line of `prefect deployment run --watch`, too
+REPORT = "morning-report"  # key of the artifact
 LAST_S = 2.0  # at most, for the last of it
 
 
@@ -196,6 +202,11 @@ class PrefectEngine:
 
     def tags(self) -> dict[str, str]:
         return _links()
+
+    def show_report(self, text: str) -> None:
+        aside = FireAndForget()
+        aside(lambda: create_markdown_artifact(text, key=REPORT, description="the night, in short"))
+        aside.finish(LAST_S)
 
     def stop_reason(self) -> str:
         if self.lost_worker() or not self.flow_run_id:

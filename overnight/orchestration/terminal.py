@@ -40,6 +40,8 @@ class StepRow:
     scores: dict[str, float] = field(default_factory=dict)
     began: float = 0.0
     seconds: float = 0.0
+    began_at: float | None = None  # unix time, as `ended_at`
+    ended_at: float | None = None
     wait_s: float = 0.0
     memory: str = ""
     printed_at: float = 0.0
@@ -107,8 +109,10 @@ class Display:
         row.text = text
         if state == "running":
             row.began = time.monotonic()
+            row.began_at = time.time()
         if state in ("done", "failed", "stopped", "not run") and row.began:
             row.seconds = time.monotonic() - row.began
+            row.ended_at = time.time()
         if not self._live and state != "pending":
             self._plain(row)
 

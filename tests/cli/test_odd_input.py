@@ -10,7 +10,7 @@ import pytest
 
 from overnight.cli import command, main
 from overnight.errors import ConfigError, DataError, StepFailed
-from overnight.orchestration.pipeline import load as load_config
+from overnight.orchestration.checks import load as load_config
 from overnight.paths import INSTALLED
 
 EDGES = {"edges": {"file": "e.csv", "source": "a", "target": "b"}}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from overnight.orchestration.pipeline import load
+from overnight.orchestration.checks import load
 from overnight.paths import configs
 from overnight.run import RecordingRun
 

@@ -4,8 +4,8 @@ import pytest
 
 from overnight.config import read
 from overnight.errors import ConfigError
+from overnight.orchestration.checks import load
 from overnight.orchestration.dry_run import planned_steps
-from overnight.orchestration.pipeline import load
 from overnight.paths import configs
 
 VISION = "flow: vision\nseed: 4\ndata: digits\ncnn: {epochs: 2}\n"

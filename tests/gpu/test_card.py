@@ -11,7 +11,7 @@ from overnight.errors import ConfigError, ServiceError
 from overnight.gpu import device_usage
 from overnight.gpu.card import find, virtual
 from overnight.gpu.ledger.ledger import Ledger
-from overnight.orchestration.pipeline import load
+from overnight.orchestration.checks import load
 
 COMMAND = "import sys; from overnight.cli.main import main; sys.exit(main())"
 

@@ -13,7 +13,7 @@ from overnight.errors import Stopped
 from overnight.gpu import device_usage, messages
 from overnight.gpu.card import Card, virtual
 from overnight.gpu.cuda_context import UNMEASURED_MIB
-from overnight.gpu.device_usage import NvmlDevice, Program
+from overnight.gpu.device_usage import EnergyMeter, NvmlDevice, Program
 from overnight.gpu.lease import keep, lease, program_name, update_usage
 from overnight.gpu.ledger.entries import Request
 from overnight.gpu.ledger.ledger import Ledger
@@ -329,3 +329,51 @@ def test_a_step_says_for_whom_it_waits_and_runs_when_that_ends(card, checkout, t
     assert [e["text"] for e in said] == ["waiting for 400 MiB of the card, behind ollama (700 MiB, not ours)"]
     assert steps_leased.result(folder).lease_mib == 400
     assert steps_leased.result(folder).wait_s > 0
+
+
+class Meter(Driver):
+    """With a counter of energy (mJ), a power (mW), or neither (None)."""
+
+    def __init__(self, counted=None, power=None):
+        super().__init__()
+        self.counted, self.power = counted, power
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, _handle):
+        return self._given(self.counted)
+
+    def nvmlDeviceGetPowerUsage(self, _handle):
+        return self._given(self.power)
+
+    def _given(self, value):
+        if value is None:
+            raise self.NVMLError_NotSupported
+        return value
+
+
+def metered(driver, *readings):
+    """Watt-hours after samples at these times, each with what the driver then says."""
+    now = [0.0]
+    meter = EnergyMeter(REAL, NvmlDevice(driver), lambda: now[0])
+    for at, driver.counted, driver.power in readings:
+        now[0] = at
+        meter.sample()
+    return meter.watt_hours
+
+
+def test_energy_is_what_the_card_counts():
+    assert metered(Meter(1000, 50_000), (10, 3_601_000, 50_000), (20, 7_201_000, 0)) == pytest.approx(2.0)
+
+
+def test_energy_is_the_power_over_time_where_the_card_does_not_count():
+    assert metered(Meter(), (1800, None, 100_000), (3600, None, 200_000)) == pytest.approx(150.0)
+
+
+def test_a_counter_that_begins_anew_takes_nothing_back():
+    assert metered(
+        Meter(9_000_000), (10, 12_600_000, None), (20, 5, None), (30, 3_600_005, None)
+    ) == pytest.approx(2.0)
+
+
+def test_energy_that_no_driver_says_is_not_measured():
+    assert metered(Meter(), (10, None, None)) is None
+    assert EnergyMeter(virtual()).watt_hours is None

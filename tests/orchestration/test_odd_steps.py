@@ -13,6 +13,7 @@ from rich.console import Console
 from overnight import paths, processes
 from overnight.events import readable
 from overnight.files import atomic_write
+from overnight.gpu.card import virtual
 from overnight.orchestration import launcher
 from overnight.orchestration.attempt import run_step
 from overnight.orchestration.child import _failed
@@ -164,10 +165,10 @@ def test_a_score_of_an_odd_name_does_not_leave_the_run_open(checkout):
     own = Uploader(
         tracker, launcher.new_folder("odd"), Record(uri=tracker.uri, experiment="odd", label="odd")
     )
-    run = PipelineRun(SimpleNamespace(name="odd"), None, tracker, own, display, None, None)
+    run = PipelineRun(SimpleNamespace(name="odd"), virtual(), tracker, own, display, None, None)
     row = display.add("step")
     row.state, row.scores = "done", {"test/a(b)": 1.0, "test/accuracy": 0.5}
-    run.pending.append(Pending("step", None, [], row))
+    run.pending.append(Pending("step", SimpleNamespace(address="odd:step", gpu=False), [], row))
     assert _close(run).state == "done"
     run = tracker.client.get_run(own.run_id)
     assert run.data.metrics == {"step/a_b_": 1.0, "step/accuracy": 0.5}

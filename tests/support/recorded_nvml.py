@@ -111,6 +111,8 @@ FUNCTIONS = {
     "nvmlDeviceGetNumGpuCores": of_card("cores", put_number),
     "nvmlDeviceGetMaxClockInfo": of_card("clock", put_number),
     "nvmlDeviceGetUtilizationRates": of_card("utilization", put_fields),
+    "nvmlDeviceGetTotalEnergyConsumption": of_card("energy_mj", put_number),
+    "nvmlDeviceGetPowerUsage": of_card("power_mw", put_number),
     "nvmlDeviceGetComputeRunningProcesses_v3": of_card("compute", put_processes),
     "nvmlDeviceGetGraphicsRunningProcesses_v3": of_card("graphics", put_processes),
 }

@@ -1,0 +1,56 @@
+"""What is checked of a config before anything of its run starts: its values, the card, the data."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from overnight.config import Experiment, Values, parts_of, read, validate
+from overnight.data.entry import Entry
+from overnight.data.fetch import check_can_fetch
+from overnight.errors import ConfigError, DataError
+from overnight.gpu.card import Card, find
+from overnight.gpu.ledger.filesystem import check_ledger, check_slots
+from overnight.step import Pipeline, flow_names, load_pipeline
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Pipeline[Any, Any], Experiment]:
+    """Raises ConfigError with every mistake."""
+    values, source = read(path, overrides)
+    name = values.get("flow")
+    if name not in flow_names():
+        given = f"unknown flow {name!r}" if name else "is required and missing"
+        problem = f"{source.at(('flow',))}: flow: {given}; there are {', '.join(flow_names())}"
+        raise ConfigError([*source.problems, problem])
+    pipeline = load_pipeline(name)
+    experiment = validate(pipeline.experiment, values, source)
+    return pipeline, experiment.model_copy(update={"name": experiment.name or path.stem})
+
+
+def card_for(experiment: Experiment, cpu: bool) -> Card:
+    """Raises ServiceError or DiskFull where its steps could not take leases."""
+    card = find(experiment.card.use, cpu, experiment.card.count, experiment.card.policy)
+    check_ledger(card)
+    check_slots()
+    return card
+
+
+def check_data(experiment: Experiment) -> None:
+    """Raises DataError for data sets that are missing and cannot be fetched, all of them at once."""
+    entries = {entry.name: entry for entry in _entries(experiment)}
+    problems = list[str]()
+    for entry in (entry for entry in entries.values() if not entry.found()):
+        try:
+            check_can_fetch(entry, entry.search_paths()[-1])
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(problems)
+
+
+def _entries(values: Any) -> Iterator[Entry]:
+    if isinstance(values, Entry):
+        yield values
+    elif isinstance(values, Values):
+        for _name, value in values:
+            for _key, child in parts_of(value):
+                yield from _entries(child)
