@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from overnight.cli import run
+from overnight.cli import report, run
 from overnight.cli.command import (
     CONFIG,
     DEBUG,
@@ -242,6 +242,7 @@ def _data(arguments: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, Command] = {
     "run": run.COMMAND,
+    "report": report.COMMAND,
     "watch": (
         _watch,
         "the table of a run that was started elsewhere, until its end",
