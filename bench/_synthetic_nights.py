@@ -1,4 +1,4 @@
-"""Nights that were never run, of which all is known: records for a report, and beside each what is true of it.
+"""Nights that were never run: records for a report, and beside each what is true of it.
 
 Kills, failures of each class, skips, promotions, out of memory, other programs and odd texts are drawn with a
 seed; the truth is written down as it is drawn, never read back from a record.
@@ -33,7 +33,7 @@ STEPS = {  # label: (address, on the card, seconds, MiB, test score)
     "cartpole/train_agent": ("tasks.rl.train:train_agent", False, 700, 0, "test/return"),
 }
 FAILURES = (
-    ("out of memory", "CUDA out of memory. Tried to allocate 512 MiB", "lower its batch; `overnight fit cells` shows what fits"),
+    ("out of memory", "CUDA out of memory", "lower its batch; `overnight fit` shows what fits"),
     ("bad data", "train/<b>oak</b>/7.png: is no picture & cannot be read", "correct the file that is named"),
     ("not a number", "loss is nan at step 812", "lower its lr, or set precision: fp32"),
     ("killed by the system", "killed (signal 9)", "close other programs at night"),
@@ -136,7 +136,7 @@ def _step(
     run_id = f"{dice.getrandbits(128):032x}"
     truth.ran[label] = run_s
     value = 1 - 0.1 * dice.random() if score else 0.0
-    scores = {score: value, "train/loss": float("nan") if fails else 0.3} if score and not fails else {}
+    scores = {score: value, "train/loss": float("nan")} if score and not fails else {}
     return StepRecord(
         label=label,
         step=address,

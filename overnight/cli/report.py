@@ -25,7 +25,7 @@ COMMAND: Command = (
             "nargs": "?",
             "default": "",
             "metavar": "NIGHT",
-            "help": "an experiment, a day as 2026-11-30, or the name of a run's folder; the newest when left out",
+            "help": "an experiment, a day (2026-11-30), or the name of a run's folder; else the newest",
         },
         "--open": {**SWITCH, "help": "open it in the browser"},
     },

@@ -219,7 +219,8 @@ class Facts:
             yield _advice(step)
         if self.night.left_out:
             names = ", ".join(self.night.left_out[:3])
-            yield f"There was no time for {len(self.night.left_out)} steps ({names}): move done_by, or leave some out."
+            count = len(self.night.left_out)
+            yield f"There was no time for {count} steps ({names}): move done_by, or leave some out."
         waits = sum(step.wait_s for step in self.ran)
         if self.other_mib >= MUCH_MIB and waits >= LONG_WAIT_S:
             names = ", ".join(self.night.other_programs[:3]) or "other programs"

@@ -20,7 +20,10 @@ from overnight import paths, processes
 from overnight.config import Experiment, Values, runtime_option
 
 FORM = "{apprise: FILE}, {webhook: FILE} or {command: [PROGRAM, ...]}"
-IN_A_FILE = "an address would go to git and MLflow with the config: write it to a file, say .overnight/notify.txt, and name that"
+IN_A_FILE = (
+    "an address would go to git and MLflow with the config: write it to a file, "
+    "say .overnight/notify.txt, and name that"
+)
 HURRIED_S = 3.0  # for a run that is being stopped
 LONGEST_REASON = 200
 SENT, NOT_SENT = 0, 1
@@ -29,7 +32,8 @@ SENT, NOT_SENT = 0, 1
 class Notify(Values):
     """Where the first lines of a night's report go. All ways that are given are used; none is the default.
 
-    apprise, webhook: a file below the checkout with addresses, one a line; command: gets the text as its input
+    apprise, webhook: a file below the checkout with addresses, one a line
+    command: gets the text as its input
     """
 
     apprise: str = ""

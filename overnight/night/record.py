@@ -1,6 +1,7 @@
-"""What a run did, step by step: `night.json` in the folder of its own run. The report reads these files alone.
+"""What a run did, step by step: `night.json` in the folder of its own run.
 
-It is written every few seconds while the run lasts, and with the card's timeline at its end.
+The report reads these files alone. One is written every few seconds while the run lasts, and with the card's
+timeline at its end.
 """
 
 import math

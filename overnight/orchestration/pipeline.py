@@ -52,8 +52,8 @@ class Outcome:
 class Pending:
     """A step that was submitted.
 
-    key, uploader: of its last attempt; since: the remembered result that it is unchanged since; changed: parts
-    of its key that made it run again; promotion: what the gate found
+    key, uploader: of its last attempt; since: the remembered result that it is unchanged since
+    changed: parts of its key that made it run again; promotion: what the gate found
     """
 
     label: str
