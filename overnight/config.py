@@ -108,6 +108,17 @@ class CardChoice(Values):
         return choice
 
 
+class Gate(Values):
+    """When a new model replaces the champion (docs/promotion.md); losses are between 0 and 1."""
+
+    # by how much its loss on test items must be lower, at least
+    minimum_effect: float = Field(0.001, ge=0, lt=1)
+    alpha: float = Field(0.05, gt=0, lt=1)  # the share of years that may see a false promotion
+    margin: float = Field(0.05, ge=0, le=1)  # by how much the loss of one class may rise
+    size: float = Field(2.0, gt=0)  # how many times as large as the champion it may be
+    latency: float | None = Field(None, gt=0)  # how many times as long it may take; left out: any
+
+
 class Experiment(Values):
     """One config file: values for every step of one flow; may be part of a larger one."""
 
@@ -118,6 +129,7 @@ class Experiment(Values):
     card: CardChoice = runtime_option(
         CardChoice(), "index or UUID of the card, or {use, policy, count}; at the top of the file only"
     )
+    gate: Gate = runtime_option(Gate(), "when a new model replaces the champion")
 
     @classmethod
     def load(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
