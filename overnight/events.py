@@ -26,6 +26,9 @@ FIELDS = {  # that an event of each kind must have, besides the `event` that nam
     "data": {"name", "digest", "source", "spec"},  # a data set that went in
     "publish": {"path", "folder"},  # a file or folder to show among the run's artifacts, below `folder`
     "model": {"path"},  # the folder of a saved model; `digest`
+    "register": {"name", "digest", "flow", "tags"},  # a version in the registry of a model that was logged
+    # what a contest with the champion found; `former`: the champion's version, 0 for none
+    "judged": {"name", "digest", "evidence", "account", "former", "promotes", "at"},
     "continues": {"folders"},  # of the attempts that this one resumes
 }
 

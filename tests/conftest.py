@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import contextlib
 import gc
 import os
 import threading
@@ -178,6 +179,18 @@ def server() -> Iterator[Server]:
     found.http.shutdown()
     found.thread.join()
     found.http.server_close()
+
+
+@pytest.fixture(scope="session")
+def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A database of MLflow's, made once, since that takes seconds: tests share it, each with names of its own."""
+    from overnight.tracking.client import Tracker
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    with contextlib.chdir(folder):  # artifacts lie below it
+        tracker = Tracker(f"sqlite:///{folder}/mlflow.db", "made")
+        assert tracker.experiment_id
+    return tracker.uri
 
 
 @pytest.fixture(autouse=True, scope="module")

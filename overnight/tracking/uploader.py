@@ -32,6 +32,7 @@ from overnight.tracking.client import (
     mlflow_error,
     without_verdicts,
 )
+from overnight.tracking.registry import Registry
 
 T = TypeVar("T")
 OPEN_S = 10.0  # how long a run waits for MLflow to open it before it begins without
@@ -249,13 +250,16 @@ class Uploader:
     def _send_folder(self, folder: Path) -> None:
         """Send metrics together, the rest one by one; MLflow keeps what is sent again once."""
         for log in _logs(folder):
-            while (portion := events.read(log, self._offset(log))).end > self._offset(log):
-                self._send([event for event in portion.events if event["event"] == "metrics"])
-                for event in portion.events:
-                    if event["event"] != "metrics":
-                        self._send([event])
-                self._offsets[log] = portion.end
-                backlog.write_offset(log, self.run_id, portion.end)
+            self._send_log(log)
+
+    def _send_log(self, log: Path) -> None:
+        while (portion := events.read(log, self._offset(log))).end > self._offset(log):
+            self._send([event for event in portion.events if event["event"] == "metrics"])
+            for event in portion.events:
+                if event["event"] != "metrics":
+                    self._send([event])
+            self._offsets[log] = portion.end
+            backlog.write_offset(log, self.run_id, portion.end)
 
     def _offset(self, log: Path) -> int:
         if log not in self._offsets:
@@ -305,6 +309,9 @@ class Uploader:
                 tracker.publish(run_id, Path(event["path"]), event["folder"])
             case "model":
                 log_model(tracker, run_id, self.record.label, Path(event["path"]), event.get("digest", ""))
+            case "register" | "judged":
+                self._send_log(self.folder / events.CHILD)  # the child logged the model before its end
+                Registry(tracker).take(run_id, event)
             case "continues":
                 self._continue(event["folders"])
 

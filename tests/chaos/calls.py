@@ -4,16 +4,18 @@ A writer is a fork of this process that strace attaches to. What it leaves is re
 by the next one: nothing is torn, nothing that was finished is lost, nothing stays held.
 """
 
+import logging
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import chdir, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -21,8 +23,11 @@ from typing import Protocol
 from overnight import artifact, events
 from overnight.errors import OvernightError
 from overnight.gpu.ledger.ledger import Ledger
+from overnight.tracking.client import Tracker, mlflow_error
+from overnight.tracking.registry import EVIDENCE, PROMOTED, Registry
 from overnight.training.checkpoint import CheckpointStore
 from tests.chaos.case import Case, Measured
+from tests.support.models import Models
 
 REFUSED = "openat,mkdir,link,rename,unlink,unlinkat,rmdir,write,pwrite64,ftruncate,fsync,fdatasync"
 ENDED = f"{REFUSED},flock,close"
@@ -149,12 +154,53 @@ class Made:
             assert found.meta()["text"] == (self.folder / "a" / "text").read_text()
 
 
+class Promotion:
+    """The alias is on the old or the new version, with its evidence; what was cut off is done by the next one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.database = folder / "mlflow.db"
+        with chdir(folder):
+            self.made = Models(Registry(Tracker(f"sqlite:///{self.database}", "made")), "vision")
+            self.number = 0
+            self._next()
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it prints the traceback of each refusal
+
+    def _next(self) -> None:
+        """Register the version that the next writer promotes, and leave no connection to its fork."""
+        self.number += 1
+        self.made.register(str(self.number))
+        client = self.made.registry.client
+        for store in (client._get_registry_client().store, client._tracking_client.store):
+            store.engine.dispose()
+
+    def write(self) -> None:
+        try:
+            self.made.judge(str(self.number), former=self.number - 1, looks=self.number)
+        except mlflow_error() as error:
+            raise OSError(str(error)) from None
+
+    def check(self, done: bool) -> None:
+        with closing(sqlite3.connect(self.database)) as raw:
+            assert raw.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        now = self.made.champion()
+        assert now in ((self.number,) if done else (self.number - 1, self.number)), f"the champion is {now}"
+        champion = self.made.find().champion
+        if champion:
+            assert champion.facts(EVIDENCE)["why"] == f"{now} is better", "a champion without its evidence"
+            assert champion.facts(PROMOTED)["former"] == now - 1
+            assert self.made.find().account["looks"] >= now, "a look that is not counted"
+        self.write()
+        assert self.made.champion() == self.number, "what was cut off is not done"
+        self._next()
+
+
 WRITERS: dict[str, Callable[[Path], Writer]] = {
     "lease": Lease,
     "restored": Restored,
     "checkpoint": Checkpoint,
     "events": Events,
     "artifact": Made,
+    "promotion": Promotion,
 }
 
 
@@ -230,15 +276,20 @@ def cases() -> list[Case]:
     if reason:
         print(f"calls: skipped, {reason}", file=sys.stderr)
         return []
+    quick = [name for name in WRITERS if name != "promotion"]
     return [
         Case(f"calls_{fault}", f"writers at each of their system calls: {FAULTS[fault]}",
-             lambda _seed, fault=fault: _all(fault), {"damaged": "== 0", "calls": ">= 100"}, 300)
+             lambda _seed, fault=fault: _all(fault, quick), {"damaged": "== 0", "calls": ">= 100"}, 300)
+        for fault in FAULTS
+    ] + [
+        Case(f"promotion_{fault}", f"a promotion at each of its system calls: {FAULTS[fault]}",
+             lambda _seed, fault=fault: _all(fault, ["promotion"]), {"damaged": "== 0", "calls": ">= 50"}, 600)
         for fault in FAULTS
     ]  # fmt: skip
 
 
-def _all(fault: str) -> Measured:
-    swept = {writer: sweep(writer, fault) for writer in WRITERS}
+def _all(fault: str, writers: Sequence[str]) -> Measured:
+    swept = {writer: sweep(writer, fault) for writer in writers}
     counts = {f"{writer}_calls": float(s.calls) for writer, s in swept.items()}
     return {
         **counts,

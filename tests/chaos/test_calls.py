@@ -9,7 +9,9 @@ REFUSAL = refusal()
 
 @pytest.mark.skipif(bool(REFUSAL), reason=REFUSAL)
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize(
+    "writer", [pytest.param(name, marks=pytest.mark.slow if name == "promotion" else ()) for name in WRITERS]
+)
 def test_a_writer_leaves_nothing_torn_and_nothing_held(writer, fault):
     swept = sweep(writer, fault, every=4)
     assert swept.calls > 0
