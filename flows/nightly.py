@@ -16,7 +16,10 @@ from overnight.errors import ConfigError
 from overnight.night.notify import NightValues
 from overnight.step import flow_names, load_pipeline, pipeline
 
-FORM = "experiments: [cifar10.yaml, {config: graph.yaml, name: planes, gnn: {epochs: 9}}]"
+FORM = (
+    "experiments: [cifar10.yaml, {config: graph.yaml, name: planes, gnn: {epochs: 9}}, "
+    "{command: python my.py, vram: 2000, name: mine}]"
+)
 
 
 class Part(Experiment):
@@ -29,7 +32,7 @@ class Part(Experiment):
             raise ValueError(  # noqa: TRY004 - pydantic wants one
                 "expected a config, e.g. cifar10.yaml, or a mapping {config: cifar10.yaml, ...}"
             )
-        name = values.get("flow")
+        name = values.get("flow") or ("command" if "command" in values else None)
         if name not in _other_flows():
             given = f"unknown flow {name!r}" if name else "a flow or a config is required and missing"
             raise ValueError(f"{given}; there are {', '.join(_other_flows())}")
@@ -37,7 +40,7 @@ class Part(Experiment):
             experiment = load_pipeline(name).experiment
         except ConfigError as error:
             raise ValueError(str(error)) from error
-        return experiment.model_validate({**values, "name": values.get("name") or name})
+        return experiment.model_validate({**values, "flow": name, "name": values.get("name") or name})
 
 
 def _other_flows() -> list[str]:

@@ -211,6 +211,8 @@ def _read_file(path: Path, source: Source, prefix: str, inside: tuple[Path, ...]
 
 def _section(value: Any, source: Source, prefix: str, inside: tuple[Path, ...], item: bool = False) -> Any:
     """With every config that it names in its place. item: it stands in a list."""
+    if prefix.split(".")[-2:-1] == ["command"]:  # of a program: `python my.py settings.yaml`
+        return value
     if isinstance(value, list):
         return [
             _section(child, source, f"{prefix}{index}.", inside, item=True)

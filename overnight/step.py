@@ -55,6 +55,8 @@ class Step(Generic[P, R]):
     recipe: (params, DataSpec) -> Recipe, for a step that trains
     vram_mib: MiB to lease when neither a measurement nor a prediction exists; 0: the whole budget
     uncapped: it takes memory of the card that neither torch nor RMM allocates; it runs alone until measured
+    program: it runs a program of its own, which is watched as a whole: its process makes no CUDA context
+    reproducible: False where the same key may give another result, as of a clock or a service: always run
     spec: (params, *given) -> DataSpec of its result, or None when unknown
     peak: (params, *given) -> Formula or (low, high) MiB of the card, or None when unknown
     `given` are data set entries and the DataSpecs of upstream artifacts.
@@ -66,6 +68,8 @@ class Step(Generic[P, R]):
     recipe: "Callable[..., Recipe[Any]] | None" = None
     vram_mib: int = 0
     uncapped: bool = False
+    program: bool = False
+    reproducible: bool = True
     spec: Callable[..., DataSpec | None] | None = None
     peak: Callable[..., Any] | None = None
     probe: Callable[..., Mapping[str, str]] | None = None
@@ -131,7 +135,7 @@ def _shape(value: Any) -> Any:
     if isinstance(value, Entry):
         return value.model_dump(mode="json", include={"name", "kind", "reader", "options", "splits"})
     if isinstance(value, Params):
-        return value.model_dump(mode="json", exclude={"micro_batch", "exclusive"})
+        return value.model_dump(mode="json", exclude={"micro_batch", "exclusive", "vram_mib"})
     return value
 
 

@@ -93,7 +93,7 @@ def test_the_night_can_be_loaded(tmp_path: Path) -> None:
     night.write_text(blocks("yaml")[2])
     pipeline, experiment = load(night)
     assert pipeline.name == "nightly"
-    assert [part.name for part in experiment.experiments] == ["etl", "cifar10", "planes"]
+    assert [part.name for part in experiment.experiments] == ["etl", "cifar10", "planes", "mine"]
     assert experiment.experiments[2].gnn.epochs == 100
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from overnight.cli import exec as exec_
 from overnight.cli import report, run
 from overnight.cli.command import (
     CONFIG,
@@ -242,6 +243,7 @@ def _data(arguments: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, Command] = {
     "run": run.COMMAND,
+    "exec": exec_.COMMAND,
     "report": report.COMMAND,
     "watch": (
         _watch,

@@ -11,25 +11,28 @@ from overnight.cli.command import CONFIG, OVERRIDES, SWITCH, Command, config_pat
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    return run_config(config_path(arguments.config), arguments.overrides, arguments.cpu, arguments.detach)
+
+
+def run_config(path: Path, overrides: Sequence[str] = (), cpu: bool = False, detach: bool = False) -> int:
     from overnight.orchestration.checks import card_for, check_data, load
 
-    path = config_path(arguments.config)
-    pipeline, experiment = load(path, arguments.overrides)
-    if arguments.cpu:
+    pipeline, experiment = load(path, overrides)
+    if cpu:
         os.environ["OVERNIGHT_CPU"] = "1"
-    print(card_for(experiment, arguments.cpu), flush=True)
+    print(card_for(experiment, cpu), flush=True)
     check_data(experiment)
-    if arguments.detach:
-        return _detach(path, [*arguments.overrides, *(["--cpu"] if arguments.cpu else [])])
+    if detach:
+        return _detach(path, [*overrides, *(["--cpu"] if cpu else [])])
     from overnight import services
 
-    with services.ensure(f"overnight run {arguments.config}"):
+    with services.ensure(f"overnight run {path.stem}"):
         services.enter()
         # the terminal shows our table; Prefect's UI keeps all
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
         from overnight.orchestration.prefect import run_here
 
-        state = run_here(pipeline.name, path.resolve(), arguments.overrides)
+        state = run_here(pipeline.name, path.resolve(), overrides)
     if state.is_completed():
         return 0
     return 3 if state.name == "DoesNotFit" else 1

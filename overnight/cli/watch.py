@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from overnight.errors import BadInput
 from overnight.files import read_json
@@ -47,6 +48,15 @@ def is_begun(pid: int) -> bool:
     """Whether this process has begun a run."""
     identities = (Identity.from_tags(record.tags) for _folder, record in _runs())
     return any(one is not None and one.pid == pid and one.alive() for one in identities)
+
+
+def rows_of(pid: int) -> list[dict[str, Any]]:
+    """The steps of the newest run that this process has begun, as they were last shown."""
+    for folder, record in _runs():
+        identity = Identity.from_tags(record.tags)
+        if identity is not None and identity.pid == pid and identity.alive():
+            return list(read_json(folder / ROWS).get("rows", []))
+    return []
 
 
 def _runs() -> Iterator[tuple[Path, Record]]:

@@ -5,10 +5,12 @@ rests on what the whole card uses and what each lease holder reports; the rest b
 Their names, where the driver lists them, are for people only.
 
 On the virtual card holders use what they report, and the file `other_processes` of its folder lists other
-programs, a line `MIB [NAME]` for each: `echo 5100 ollama > .overnight/cards/virtual/other_processes`.
+programs, a line `MIB [pid=PID] [NAME]` for each:
+`echo 5100 ollama > .overnight/cards/virtual/other_processes`.
 """
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -21,8 +23,10 @@ from typing import Any, Protocol, TypeVar
 from overnight.gpu.card import Card, memory
 from overnight.gpu.ledger import entries
 from overnight.gpu.ledger.entries import Request, amount
+from overnight.processes import STEP_MARK, environment_of
 
 T = TypeVar("T")
+_LINE = re.compile(r"\s*(?P<mib>[0-9]{1,9})(\s+pid=(?P<pid>[0-9]{1,9}))?(?P<name>(\s.*)?)")
 RETRY_S = 5.0  # after the driver did not answer
 SECOND_SAMPLE_S = 0.4  # a holder's report is up to 0.3 s old
 
@@ -169,7 +173,9 @@ class FakeDevice:
         self._programs = list[Program]()
 
     def used_mib(self, card: Card, held: Iterable[Request]) -> int:
-        return sum(map(reported_mib, held)) + sum(p.mib or 0 for p in self.programs(card))
+        """What a program of a step uses is in the report of the step."""
+        others = (p for p in self.programs(card) if STEP_MARK not in environment_of(p.pid))
+        return sum(map(reported_mib, held)) + sum(p.mib or 0 for p in others)
 
     def programs(self, card: Card) -> list[Program]:
         path = card.folder / "other_processes"
@@ -181,14 +187,15 @@ class FakeDevice:
                 self._version = version
         except OSError:
             return []
-        return self._programs
+        return [p for p in self._programs if not p.pid or Path(f"/proc/{p.pid}").exists()]
 
     def _read(self, path: Path) -> list[Program]:
         found = []
         for line in path.read_text(errors="replace").splitlines():
-            mib, *name = line.split(maxsplit=1) or [""]
-            if mib.isascii() and mib.isdecimal() and len(mib) < 10:
-                found.append(Program(printable(name[0].strip()) if name else "other programs", mib=int(mib)))
+            parts = _LINE.fullmatch(line)
+            if parts:
+                name = printable(parts["name"].strip()) or "other programs"
+                found.append(Program(name, int(parts["pid"] or 0), int(parts["mib"])))
         return found
 
     def load_percent(self, card: Card) -> float | None:  # noqa: ARG002
@@ -241,6 +248,13 @@ def reported_mib(request: Request) -> int:
     """What a holder reports that it uses; its whole lease while it reports nothing."""
     use = amount(request.owner.get("use_mib"))
     return request.mib if use is None else round(use)
+
+
+def program_mib(card: Card, mark: str, device: Device | None = None) -> int | None:
+    """MiB of the processes whose environment has this mark of a step; None where the driver lists no such."""
+    listed = [p for p in (device or device_of(card)).programs(card) if p.pid and p.mib is not None]
+    own = [p.mib or 0 for p in listed if environment_of(p.pid).get(STEP_MARK) == mark]
+    return sum(own) if own or card.virtual else None
 
 
 def other_processes_mib(card: Card, held: Iterable[Request], device: Device | None = None) -> int:

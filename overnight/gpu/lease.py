@@ -1,6 +1,7 @@
 """lease(mib): hold a part of the card while a block runs; for steps, and for a user's own scripts."""
 
 import operator
+import os
 import sys
 import threading
 import time
@@ -22,6 +23,7 @@ from overnight.gpu.ledger.ledger import Grant, Ledger
 from overnight.gpu.ledger.waiter import REENTER_S, OnWait
 from overnight.gpu.memory_limit import MIB, CudaMeter
 
+HELD = "OVERNIGHT_LEASED_MIB"  # in the environment of a program that was started with a lease
 _this_thread = threading.local()  # `held`: MiB by the card's UUID
 
 
@@ -60,6 +62,11 @@ def lease(
 
     Raises DoesNotFit, Stopped, and BadInput for what is no amount, or inside another lease of this thread.
     """
+    if os.environ.get(HELD):
+        raise BadInput(
+            f"lease({mib}): this program was given {os.environ[HELD]} MiB of the card when it was started, "
+            "and could wait for itself; start it with --vram 0 (`vram: 0`), and it leases for itself"
+        )
     card = card or find()
     mib = _positive_int(mib, f"lease({mib!r})", "a whole number of MiB, 1 or more")
     if ticket is not None:

@@ -18,8 +18,9 @@ from overnight.errors import BadInput, DoesNotFit, OutOfMemory, ServiceError
 from overnight.gpu import cuda_context, rmm
 from overnight.gpu.card import Card
 from overnight.gpu.cuda_context import can_expand, overhead
-from overnight.gpu.device_usage import device_of
+from overnight.gpu.device_usage import Device, device_of, holders, program_mib, reported_mib
 from overnight.gpu.out_of_memory import NEAR, is_host_memory, is_out_of_memory
+from overnight.processes import STEP_MARK
 
 MIB = 1 << 20
 ALLOCATORS = [
@@ -111,6 +112,10 @@ class MemoryLimit:
             self._body_ran_out = True
             raise OutOfMemory(self.explain(error)) from error
 
+    def overrun(self) -> str:
+        """That it took more than its lease; empty when it did not."""
+        return ""
+
     def explain(self, error: BaseException) -> str:
         context = f" after {self.overhead_mib} MiB for the CUDA context" if self.overhead_mib else ""
         peak = f"; they came to {self.peak_mib():.0f} MiB at most" if self.meter else ""
@@ -119,6 +124,53 @@ class MemoryLimit:
             f"leaves its tensors {self.cap_mib} MiB{context}{peak}. Lower `micro_batch` (the effective "
             "batch stays) or `batch`, or let the step ask for more (vram_mib)"
         )
+
+
+class ProgramUse(MemoryLimit):
+    """What a program and all that it starts take of the card, contexts included; nothing limits them.
+
+    By the driver's list of processes; where it names none of them, by what the card holds more than before.
+    """
+
+    def __init__(self, lease_mib: int, card: Card, device: Device | None = None) -> None:
+        super().__init__(lease_mib, card.budget_mib - overhead(card), overhead(card))
+        self._card = card
+        self._device = device or device_of(card)
+        self._mark = os.environ.get(STEP_MARK, "")
+        self._most = 0
+        self._before = self._last = self._unreported()
+
+    def use_mib(self) -> float:
+        now = program_mib(self._card, self._mark, self._device)
+        if now is None:
+            before, self._last = self._last, self._unreported()
+            now = max(0, min(before, self._last) - self._before)  # a neighbour's report is up to 0.3 s old
+        self._most = max(self._most, now)
+        return now
+
+    def peak_mib(self) -> float:
+        return max(0, self._most - self.overhead_mib)
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "cap_mib": self.cap_mib,
+            "overhead_mib": min(self.overhead_mib, self._most),
+            "peak_mib": self.peak_mib(),
+            "device_peak_mib": self._most,
+            "uncapped": ("the program",),
+        }
+
+    def overrun(self) -> str:
+        if self._most <= self.lease_mib:
+            return ""
+        return (
+            f"took {self._most:,} MiB of the card and had asked for {self.lease_mib:,}: nothing caps a "
+            "program, so others may have run out of memory; its next run asks for what it took"
+        )
+
+    def _unreported(self) -> int:
+        held = [other for other in holders(self._card) if other.pid != os.getpid()]
+        return self._device.used_mib(self._card, held) - sum(map(reported_mib, held))
 
 
 def prepare(

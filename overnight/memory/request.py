@@ -78,6 +78,12 @@ class MemoryRequest:
         return asked | {"predicted_mib": found.mib} | edges
 
 
+def declared_mib(step: "Step[Any, Any]", params: Any) -> int | None:
+    """MiB of the card by the config (`vram_mib` of its Params), else by the step; None: by neither."""
+    given: int | None = getattr(params, "vram_mib", None)
+    return step.vram_mib or None if given is None else given
+
+
 def micro_batches(batch: int) -> list[int]:
     """Divisors of the batch, and its repeated halves; the largest first."""
     found = {n for n in range(1, batch + 1) if batch % n == 0}
@@ -96,6 +102,8 @@ def plan_request(
     not to fit.
     """
     planner = _Planner(step, arguments, card, predict)
+    if declared_mib(step, planner.params) == 0:
+        return MemoryRequest(0, why="declared: nothing of the card")
     if planner.formula is not None and planner.formula.none_of(card):
         return MemoryRequest(0, why="it runs on the processor here: nothing of the card")
     estimates = dict[int, MemoryEstimate]()
@@ -202,7 +210,7 @@ class _Planner:
         return MemoryEstimate(high_mib=high, needed_mib=high, why=why)
 
     def declared(self, size: int) -> MemoryEstimate:
-        whole = self.step.vram_mib or self.card.budget_mib
+        whole = declared_mib(self.step, self.params) or self.card.budget_mib
         mib = float(whole - self.overhead_mib)
         why = f"declared: {whole:,} MiB"
         if not size:
@@ -218,7 +226,7 @@ class _Planner:
         """Of the last runs that ran alone for memory outside the cap."""
         alone = [run for run in self.runs if run.finished and run.exclusive and run.begun_with == size]
         uncapped = [run for run in alone if self.step.uncapped or run.uncapped]
-        return [run.device_peak_mib for run in uncapped if run.device_peak_mib][-LAST:]
+        return [run.device_peak_mib for run in uncapped if run.device_peak_mib is not None][-LAST:]
 
     def amount(self, found: MemoryEstimate) -> int:
         whole = found.high_mib + self.overhead_mib

@@ -120,11 +120,15 @@ class Attempt:
         elif kind in ("note", "log"):
             row.text = event["text"]
             self.log(event["text"])
+            if kind == "note" and self.pending.step.program and len(self.pipeline.pending) > 1:
+                self.pipeline.display.say(f"{self.pending.label}: {event['text']}")
         elif kind == "metrics":
             row.scores |= {k: float(v) for k, v in event["values"].items() if not k.startswith(MONITOR)}
 
     def log(self, line: str) -> None:
         self.page.log(line)
+        if self.pending.step.program and len(self.pipeline.pending) == 1:  # `overnight exec` shows its output
+            self.pipeline.display.say(line)
 
     def _record(self) -> Record:
         run = self.pipeline

@@ -75,7 +75,7 @@ def _run(folder: Path, spec: ChildSpec, stop: list[int], facts: dict[str, Any]) 
         lease = _take_lease(held, run, spec, facts)
         if stop:
             raise Stopped("stopped before the start")
-        cap = _cap(lease, run, spec) if lease else None
+        cap = _cap(lease, run, spec, step.program) if lease else None
         began = time.monotonic()
         try:
             with (
@@ -85,16 +85,21 @@ def _run(folder: Path, spec: ChildSpec, stop: list[int], facts: dict[str, Any]) 
                 run.should_yield = monitor.preemption_reason
                 value = step.body(run, *_sized(arguments, facts.get("asked_micro_batch")))
         finally:
-            facts |= {
-                "run_s": time.monotonic() - began,
-                "host_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-                "micro_batch": run.micro_batch or facts.get("asked_micro_batch"),
-                "resident_mib": run.resident_mib,
-                **monitor.summary(),
-                **(cap.summary() if cap else {}),
-                **({"out_of_memory": True, "hit_limit": True} if run.out_of_memory else {}),
-            }
+            facts |= {"run_s": time.monotonic() - began, **monitor.summary(), **_used(run, cap, facts)}
     return value.model_dump(mode="json") if isinstance(value, Values) else value
+
+
+def _used(run: EventLogRun, cap: "MemoryLimit | None", facts: dict[str, Any]) -> dict[str, Any]:
+    if cap and cap.overrun():
+        run.note(cap.overrun())
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return {
+        "host_peak_mib": max(peaks) / 1024,
+        "micro_batch": run.micro_batch or facts.get("asked_micro_batch"),
+        "resident_mib": run.resident_mib,
+        **(cap.summary() if cap else {}),
+        **({"out_of_memory": True, "hit_limit": True} if run.out_of_memory else {}),
+    }
 
 
 def _sized(arguments: list[Any], micro_batch: int | None) -> list[Any]:
@@ -134,10 +139,14 @@ def _take_lease(
     return granted
 
 
-def _cap(lease: "Lease", run: EventLogRun, spec: ChildSpec) -> "MemoryLimit":
+def _cap(lease: "Lease", run: EventLogRun, spec: ChildSpec, is_program: bool) -> "MemoryLimit":
     from overnight.gpu import memory_limit
     from overnight.gpu.cuda_context import overhead
 
+    if is_program:
+        lease.update(use_mib=0)
+        run.budget_mib = lease.mib
+        return memory_limit.ProgramUse(lease.mib, spec.card)
     if not spec.card.virtual:
         # A holder that says nothing counts with its lease, and would hide other programs.
         lease.update(use_mib=overhead(spec.card))

@@ -22,7 +22,7 @@ from overnight.gpu.ledger.entries import Request
 from overnight.gpu.ledger.ledger import Ledger
 from overnight.memory import history
 from overnight.memory import subprocess as memory_subprocess
-from overnight.memory.request import MemoryRequest
+from overnight.memory.request import MemoryRequest, declared_mib
 from overnight.orchestration.protocol import ChildSpec, StepResult, StepSpec
 from overnight.paths import log_file, root, state, steps
 from overnight.step import Step, load_step
@@ -138,7 +138,10 @@ class Local:
     ) -> MemoryRequest:
         """How much to ask; a nominal share of a virtual card that counts nothing."""
         if self.card.virtual and not (self.card.count or os.environ.get("OVERNIGHT_VIRTUAL_MIB")):
-            share = min(self.card.budget_mib, max(step.vram_mib, self.card.budget_mib // 4))
+            declared = declared_mib(step, arguments[0])
+            if declared == 0:
+                return MemoryRequest(0)
+            share = min(self.card.budget_mib, max(declared or 0, self.card.budget_mib // 4))
             return MemoryRequest(share, exclusive=bool(getattr(arguments[0], "exclusive", False)))
         listener.event({"event": "log", "text": "works out how much of the card it needs"})
         asked = memory_subprocess.plan_request(step, arguments, self.card, stop)

@@ -6,7 +6,7 @@ the file flows/<flow>.py.
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,7 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from overnight import locks, paths, services
 from overnight.best_effort import FireAndForget
-from overnight.config import read
+from overnight.config import parts_of, read
 from overnight.errors import ConfigError, OvernightError, StepFailed, one_line
 from overnight.orchestration.attempt import run_step
 from overnight.orchestration.pipeline import CANCELLED, Outcome, Pending, PipelineRun, execute
@@ -160,7 +160,20 @@ def checked(name: str, config: str, overrides: Sequence[str] = ()) -> Path:
         raise ConfigError(
             f"{paths.shown(path)}: is a config of {other!r}; run it by the deployment {other}/{other}"
         )
+    if set(_commands(values)) - set(_commands(read(path)[0])):
+        raise ConfigError(
+            f"{paths.shown(path)}: a deployment runs the commands that stand in the file, in the "
+            "folders that it names; edit the file, or use `overnight run` for others"
+        )
     return path
+
+
+def _commands(values: Any) -> Iterator[str]:
+    """The programs that a config runs, with their folders."""
+    if isinstance(values, dict) and "command" in values:
+        yield f"{values['command']} in {values.get('cwd')}"
+    for _key, child in parts_of(values) if isinstance(values, dict | list) else ():
+        yield from _commands(child)
 
 
 def _alone(name: str, path: Path) -> AbstractContextManager[None]:

@@ -55,7 +55,7 @@ def test_every_mistake_of_every_experiment_is_reported_with_its_place(night):
     expected = [
         "experiments.7.cnn.lr=1': the list has the entries 0 to 3: small",
         "night.yaml:3: experiments.0.cnn.epoch: unknown key; did you mean 'epochs'?",
-        "night.yaml:4: experiments.1: unknown flow 'visin'; there are agent, detect, etl, graph, vision",
+        "night.yaml:4: experiments.1: unknown flow 'visin'; there are agent, command, detect, etl, graph, vision",
         "night.yaml:5: experiments.2: expected a config, e.g. cifar10.yaml",
         "night.yaml:6: experiments.3.data: unknown data set 'digitss'; did you mean 'digits'?",
         "override 'experiments.3.cnn.lrr=1': experiments.3.cnn.lrr: unknown key; did you mean 'lr'?",
@@ -132,6 +132,36 @@ def test_an_override_may_name_a_config(night, tmp_path):
     assert [(part.name, part.cnn.epochs) for part in experiment.experiments] == [("other", 9)]
     (problem,) = problems(path, "experiments.small=no.yaml")
     assert problem.startswith("override 'experiments.small=no.yaml': experiments.0: ")
+
+
+def test_an_item_may_be_a_command_of_any_program(night):
+    path = night(
+        "experiments:\n  - small.yaml\n"
+        "  - {command: python my.py settings.yaml, vram: 2000, name: mine}\n"
+        "  - {command: [nvidia-smi, -q], vram: 0, cwd: /tmp}\n"
+    )
+    _, experiment = load(path)
+    _, mine, other = experiment.experiments
+    assert (mine.name, mine.flow, mine.command) == ("mine", "command", "python my.py settings.yaml")
+    assert (other.name, other.command, other.vram) == ("command", ("nvidia-smi", "-q"), 0)
+    assert [planned.label for planned in planned_steps(path)][-2:] == [
+        "mine/run_program",
+        "command/run_program",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("{command: ' '}", "experiments.0.command: expected a line for the shell"),
+        ("{command: []}", "experiments.0.command: expected a line for the shell"),
+        ("{command: x, vram: -1}", "experiments.0.vram: input should be greater than or equal to 0"),
+        ("{command: x, vrm: 1}", "experiments.0.vrm: unknown key; did you mean 'vram'?"),
+        ("{config: small.yaml, command: x}", "experiments.0.command: unknown key"),
+    ],
+)
+def test_a_command_that_is_wrong_says_what_to_write(night, item, message):
+    assert message in "\n".join(problems(night(f"experiments: [{item}]")))
 
 
 @pytest.mark.parametrize("name", ["demo", "nightly"])

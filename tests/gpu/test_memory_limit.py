@@ -17,7 +17,9 @@ import pytest
 from overnight.errors import DoesNotFit, OutOfMemory, ServiceError
 from overnight.gpu import cuda_context, memory_limit, rmm
 from overnight.gpu.card import Card
-from overnight.gpu.memory_limit import MemoryLimit
+from overnight.gpu.device_usage import Program
+from overnight.gpu.memory_limit import MemoryLimit, ProgramUse
+from overnight.processes import STEP_MARK
 from tests.support.own_files import own_files
 from tests.support.steps_leased import events, losses, notes, result, start
 
@@ -299,3 +301,89 @@ def test_rapids_and_torch_share_one_cap():
     assert device.fractions == [pytest.approx(30 / 12000)]
     assert rmm.held(mr) == (3, 7)
     assert rmm.limit_memory(1000, mr, SimpleNamespace(cuda=device)) is limited
+
+
+class Listing:
+    """A card that lists these programs, or none of them where it does not know which they are."""
+
+    problem = ""
+
+    def __init__(self, used_mib: int = 0) -> None:
+        self.used = used_mib
+        self.listed: list[Program] = []
+
+    def used_mib(self, _card: Card, _held: Any) -> int:
+        return self.used
+
+    def programs(self, _card: Card) -> list[Program]:
+        return self.listed
+
+    def load_percent(self, _card: Card) -> None:
+        return None
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """A process that a step has started, and one of somebody else."""
+    monkeypatch.setenv(STEP_MARK, "this step")
+    command = [sys.executable, "-c", "print(flush=True); input()"]
+    both = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={STEP_MARK: mark})
+        for mark in ("this step", "another step")
+    ]
+    for process in both:
+        process.stdout.readline()
+    yield both
+    for process in both:
+        process.communicate()
+
+
+def test_a_program_is_watched_by_the_processes_that_its_step_started(program, tmp_path, monkeypatch):
+    monkeypatch.setenv("OVERNIGHT_CARD_DIR", str(tmp_path))
+    card = Listing(used_mib=900)
+    use = ProgramUse(2000, REAL, card)
+    own, other = (
+        Program("python", process.pid, mib) for process, mib in zip(program, (1500, 700), strict=True)
+    )
+    card.listed = [own, other, Program("Xorg", 1, 300)]
+    card.used = 9000
+    assert (use.use_mib(), use.overrun(), use.hit_limit) == (1500, "", False)
+    card.listed = [Program("python", own.pid, 2600), other]
+    use.use_mib()
+    card.listed = []
+    assert use.overrun().startswith(
+        "took 2,600 MiB of the card and had asked for 2,000: nothing caps a program"
+    )
+    found = use.summary()
+    assert found["peak_mib"] + found["overhead_mib"] == found["device_peak_mib"] == 2600
+
+
+def test_where_the_driver_lists_no_program_the_whole_card_is_watched(program, tmp_path, monkeypatch):
+    monkeypatch.setenv("OVERNIGHT_CARD_DIR", str(tmp_path))
+    card = Listing(used_mib=900)
+    use = ProgramUse(2000, REAL, card)
+    assert use.use_mib() == 0
+    card.listed = [Program("python", program[0].pid)]  # WSL2 names no size
+    card.used = 2400
+    assert use.use_mib() == 0  # a neighbour's report may be on its way
+    assert use.use_mib() == 1500
+    assert use.summary()["device_peak_mib"] == 1500
+
+
+def test_a_program_that_took_nothing_of_the_card_was_measured_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("OVERNIGHT_CARD_DIR", str(tmp_path))
+    use = ProgramUse(2000, REAL, Listing())
+    use.use_mib()
+    found = use.summary()
+    assert (found["peak_mib"], found["overhead_mib"], found["device_peak_mib"]) == (0, 0, 0)
+
+
+def test_a_program_with_a_lease_of_its_step_takes_none_of_its_own(tmp_path):
+    """It would wait for itself."""
+    script = "import overnight\nwith overnight.lease(100): pass"
+    env = {**os.environ, "OVERNIGHT_CARD_DIR": str(tmp_path), "OVERNIGHT_LEASED_MIB": "2000"}
+    ended = subprocess.run(
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False
+    )
+    assert "this program was given 2000 MiB of the card when it was started" in ended.stderr
+    assert "--vram 0" in ended.stderr

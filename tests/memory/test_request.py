@@ -14,6 +14,7 @@ from overnight.memory import history, request
 from overnight.memory.prediction import MemoryEstimate
 from overnight.memory.request import micro_batches
 from overnight.memory.usage import Usage
+from tasks.shared.program import ProgramParams, run_program
 from tests.support.steps_sized import (
     BUDGET,
     IMAGES,
@@ -384,3 +385,32 @@ def test_memory_that_no_cap_holds_makes_a_step_run_alone_until_it_is_measured(ca
         uncapped=("cupy",),
     )
     assert request.plan_request(plain, [PlainParams()], card).exclusive  # found out while it ran
+
+
+def test_a_program_declares_and_then_asks_for_what_it_took(card):
+    asked = [ProgramParams(command="mine", vram_mib=2000)]
+    first = request.plan_request(run_program, asked, card)
+    assert (first.mib, first.exclusive) == (2000 + -2000 % request.ROUND_MIB, True)
+    used = {"cap_mib": BUDGET, "lease_mib": 2000, "exclusive": True, "uncapped": ("the program",)}
+    taken = Usage(**used, peak_mib=2600, device_peak_mib=2600)
+    history.record_usage(run_program, asked, card, taken, finished=True)
+    for declared in (2000, None, 5000):  # what was measured wins
+        again = [ProgramParams(command="mine", vram_mib=declared)]
+        assert request.plan_request(run_program, again, card) == request.MemoryRequest(
+            2944, why="measured: it needs 2,600 MiB"
+        )
+    none = [ProgramParams(command="mine", vram_mib=0)]
+    assert request.plan_request(run_program, none, card).mib == 0
+    other = [ProgramParams(command="other")]
+    assert request.plan_request(run_program, other, card).mib == BUDGET
+    with pytest.raises(DoesNotFit, match="declared: 9,000 MiB"):
+        request.plan_request(run_program, [ProgramParams(command="large", vram_mib=9000)], card)
+
+
+def test_a_program_that_took_nothing_shares_the_card(card):
+    asked = [ProgramParams(command="mine")]
+    assert request.plan_request(run_program, asked, card).exclusive
+    taken = Usage(cap_mib=BUDGET, peak_mib=0, device_peak_mib=0, exclusive=True, uncapped=("the program",))
+    history.record_usage(run_program, asked, card, taken, finished=True)
+    again = request.plan_request(run_program, asked, card)
+    assert (again.mib, again.exclusive) == (request.LEAST_MARGIN_MIB, False)

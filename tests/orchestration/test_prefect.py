@@ -51,6 +51,24 @@ def test_a_deployment_runs_nothing_outside(checkout, config):
         checked("vision", config)
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "experiments.mine.command=reboot",
+        "experiments.mine.cwd=/tmp",
+        "experiments.0={command: reboot}",
+        "experiments=[{command: reboot}]",
+    ],
+)
+def test_a_deployment_runs_no_command_that_the_file_does_not_name(checkout, override):
+    (checkout / "configs" / "night.yaml").write_text(
+        "flow: nightly\nexperiments: [{config: vision.yaml}, {command: x, name: mine}]\n"
+    )
+    assert checked("nightly", "configs/night.yaml", ["experiments.mine.vram=3", "experiments.0.cnn.epochs=1"])
+    with pytest.raises(ConfigError, match="commands that stand in the file"):
+        checked("nightly", "configs/night.yaml", [override])
+
+
 def test_a_config_of_another_flow_names_the_deployment_to_take(checkout):
     with pytest.raises(
         ConfigError,
