@@ -41,6 +41,10 @@ class DataError(BadInput):
     """A data file is missing, damaged, or of another format than its entry says."""
 
 
+class Unavailable(DataError):
+    """A server that has the data gives no answer now."""
+
+
 class ServiceError(BadInput):
     """A service cannot start or cannot be reached, or the card cannot be used."""
 

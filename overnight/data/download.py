@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from overnight.data import digests
-from overnight.errors import DataError, DiskFull, file_error
+from overnight.errors import DataError, DiskFull, Unavailable, file_error
 from overnight.files import is_disk_full
 from overnight.paths import shown
 
@@ -52,8 +52,8 @@ def download(
 ) -> None:
     """Fetch *url* to *target*, verified; `<target>.part` is taken up again by the next call.
 
-    Raises DataError (refused, gone, wrong digest or size, connection lost TRIES times without a new byte) and
-    DiskFull.
+    Raises DataError (refused, gone, wrong digest or size), Unavailable (connection lost TRIES times without a
+    new byte) and DiskFull.
     """
     part = target.with_name(f"{target.name}.part")
     progress = progress or Announce()
@@ -68,7 +68,7 @@ def download(
             grown = (part.stat().st_size if part.exists() else 0) > before
             failures = 0 if grown else failures + 1
             if failures >= error.tries:
-                raise DataError(_advice(url, target, str(error))) from None
+                raise Unavailable(_advice(url, target, str(error))) from None
             time.sleep(pause_s * 2**failures)
         except OSError as error:
             if is_disk_full(error):

@@ -19,10 +19,11 @@ from overnight.config import Values
 from overnight.errors import DiskFull, OutOfMemory, OvernightError, Stopped
 from overnight.files import atomic_write, is_disk_full
 from overnight.gpu.out_of_memory import is_out_of_memory
+from overnight.night.failures import names_of
 from overnight.orchestration.protocol import ChildSpec, StepResult
 from overnight.processes import die_with_parent
 from overnight.run import EventLogRun
-from overnight.step import load_step
+from overnight.step import Step, load_step
 
 if TYPE_CHECKING:
     from overnight.gpu.lease import Lease
@@ -39,9 +40,9 @@ def main(folder: Path) -> int:
     try:
         result = StepResult(code=0, value=_run(folder, spec, stop, facts))
     except OvernightError as error:
-        result = _failed(error.child_code, str(error) or type(error).__name__)
+        result = _failed(error.child_code, str(error) or type(error).__name__, error)
     except SystemExit as error:
-        result = _failed(1, f"the step called sys.exit({error.code!r}) instead of returning")
+        result = _failed(1, f"the step called sys.exit({error.code!r}) instead of returning", error)
     except Exception as error:  # noqa: BLE001 - the border: it becomes a reason and an exit code
         with contextlib.suppress(OSError):  # its log may be on a disk that is full
             traceback.print_exc()
@@ -57,7 +58,6 @@ def _run(folder: Path, spec: ChildSpec, stop: list[int], facts: dict[str, Any]) 
     """The step's value, as JSON. Its usage goes into `facts`, however it ends."""
     from overnight.gpu import memory_limit
     from overnight.gpu.monitor import watch
-    from overnight.training.resume import acquire_checkpoints
 
     run = EventLogRun(folder, spec.seed)
     run.should_stop = lambda: bool(stop)
@@ -66,12 +66,7 @@ def _run(folder: Path, spec: ChildSpec, stop: list[int], facts: dict[str, Any]) 
     step = load_step(spec.step)
     arguments = step.from_json(spec.arguments)
     with contextlib.ExitStack() as held:
-        if step.recipe is not None:
-            held.enter_context(
-                acquire_checkpoints(
-                    run, spec.key, f"{spec.label} of {spec.experiment}", spec.earlier, spec.logged_before
-                )
-            )
+        _continue_earlier(held, run, step, spec)
         lease = _take_lease(held, run, spec, facts)
         if stop:
             raise Stopped("stopped before the start")
@@ -100,6 +95,19 @@ def _used(run: EventLogRun, cap: "MemoryLimit | None", facts: dict[str, Any]) ->
         **(cap.summary() if cap else {}),
         **({"out_of_memory": True, "hit_limit": True} if run.out_of_memory else {}),
     }
+
+
+def _continue_earlier(
+    held: contextlib.ExitStack, run: EventLogRun, step: Step[Any, Any], spec: ChildSpec
+) -> None:
+    """Go on where earlier attempts at the step have ended, in its log and from its checkpoint."""
+    from overnight.training.resume import acquire_checkpoints, continue_log
+
+    if step.recipe is None:
+        continue_log(run, spec.earlier, spec.logged_before)
+        return
+    who = f"{spec.label} of {spec.experiment}"
+    held.enter_context(acquire_checkpoints(run, spec.key, who, spec.earlier, spec.logged_before))
 
 
 def _sized(arguments: list[Any], micro_batch: int | None) -> list[Any]:
@@ -161,13 +169,14 @@ def _reason(error: Exception) -> StepResult:
     text = f"{type(error).__name__}: {error}"[:2000]
     # Libraries that write for themselves, such as safetensors, have errors of their own.
     if is_disk_full(error) or os.strerror(errno.ENOSPC) in text:
-        return _failed(DiskFull.child_code, f"the disk is full: {error}"[:2000])
-    return _failed(OutOfMemory.child_code if is_out_of_memory(error) else 1, text)
+        return _failed(DiskFull.child_code, f"the disk is full: {error}"[:2000], error)
+    return _failed(OutOfMemory.child_code if is_out_of_memory(error) else 1, text, error)
 
 
-def _failed(code: int, text: str) -> StepResult:
+def _failed(code: int, text: str, error: BaseException | None = None) -> StepResult:
     """Bytes in file names that are no text are replaced."""
-    return StepResult(code=code, error=text.encode(errors="replace").decode())
+    raised = names_of(error) if error else ()
+    return StepResult(code=code, error=text.encode(errors="replace").decode(), raised=raised)
 
 
 if __name__ == "__main__":

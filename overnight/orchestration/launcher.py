@@ -33,6 +33,7 @@ LOG_LINES = 200  # of a log that are shown at each poll; all of it stays in the 
 LOG_BYTES = 1 << 16
 STOP_GRACE_S = 18.0  # with the looks for a cancellation and the closing after it, less than 25 s
 FREE_HOST_BYTES = 1 << 30
+VMSTAT = Path("/proc/vmstat")
 REASONS = {  # of an exit code without a result
     -9: "killed (signal 9): by somebody, or by the kernel when the machine ran out of memory",
     -11: "crashed (segmentation fault)",
@@ -194,6 +195,7 @@ def run_child(
 ) -> StepResult:
     start = _size(folder / events.CHILD)
     lines = Tail(folder / LOG)
+    kills = oom_kills()
     process = _start(folder, spec, threads)
     asked = 0.0  # when it was asked to stop
     try:
@@ -206,7 +208,7 @@ def run_child(
             for line in lines.read(last=ended):
                 log(line)
             if ended:
-                return _result(folder, process.returncode, stop)
+                return _result(folder, process.returncode, stop, oom_kills() - kills)
             if stop() and not asked:
                 asked = time.monotonic()
                 _signal(process, signal.SIGTERM)
@@ -239,14 +241,25 @@ def _signal(process: "subprocess.Popen[bytes]", number: int) -> None:
         os.killpg(process.pid, number)
 
 
-def _result(folder: Path, returncode: int, stop: Stop) -> StepResult:
+def oom_kills() -> int:
+    """Processes that the kernel has killed since the boot because memory ran out (proc(5), vmstat)."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(VMSTAT.read_text().partition("\noom_kill ")[2].partition("\n")[0])
+    return 0
+
+
+def _result(folder: Path, returncode: int, stop: Stop, kills: int) -> StepResult:
+    """kills: of the kernel meanwhile, because memory ran out."""
     try:
         return StepResult.model_validate_json((folder / "result.json").read_text())
     except (OSError, ValueError):
         if stop():
             return StepResult(code=Stopped.child_code, error=f"{stop.reason}; killed before it could save")
         unexplained = f"ended with exit code {returncode} and no result; its log: {folder / LOG}"
-        return StepResult(code=returncode or 1, error=REASONS.get(returncode, unexplained))
+        reason = REASONS.get(returncode, unexplained)
+        if returncode == -signal.SIGKILL:
+            reason += f"; the kernel counts {kills} such kills meanwhile"
+        return StepResult(code=returncode or 1, error=reason)
 
 
 def _environment(threads: int) -> dict[str, str]:
@@ -281,6 +294,17 @@ class Tail:
             left_out = f"{skipped >> 20} MiB and {len(lines) - len(shown)} lines are not shown here"
             shown.append(f"(a flood of output: {left_out}; all of it is in {self.path})")
         return shown
+
+
+def log_tail(folder: Path) -> str:
+    """The end of what a step's process printed."""
+    path = folder / LOG
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, _size(path) - LOG_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def _size(path: Path) -> int:

@@ -47,6 +47,7 @@ class StepResult(Usage):
     ticket: int = 0  # its place in the card's line
     value: Any = None  # the returned artifact, as JSON
     error: str = ""
+    raised: tuple[str, ...] = ()  # names of what was raised (night.failures.names_of)
 
     def followed_by(self, after: "StepResult") -> "StepResult":
         """The ending of a later child of the same step, with what both used."""

@@ -66,15 +66,19 @@ def _register(run: Run, folder: Path, known: Sequence[str], logged_before: Mappi
     """
     file = folder / "run.json"
     mine = str(run.folder)
-    previous = [one for one in _attempts(file) if one != mine]
+    previous = [one for one in dict.fromkeys([*known, *_attempts(file)]) if one != mine]
     unknown = [one for one in previous if one not in known]
     if unknown:
         run.continues(unknown)
-    spools = [events.last_steps(Path(one) / events.CHILD) for one in [*previous, mine]]
-    last = latest(logged_before, *spools)
+    continue_log(run, [*previous, mine], logged_before)
+    atomic_write(file, json.dumps({"folders": [*previous, mine]}), durable=True)
+
+
+def continue_log(run: Run, folders: Sequence[str], logged_before: Mapping[str, int]) -> None:
+    """Set what the run must not log again: what its MLflow run has, and what the attempts in folders logged."""
+    last = latest(logged_before, *(events.last_steps(Path(one) / events.CHILD) for one in folders))
     run.logged_before = {name: step for name, step in last.items() if not name.startswith(MONITOR)}
     run.reports = 1 + max((step for name, step in last.items() if name.startswith(MONITOR)), default=-1)
-    atomic_write(file, json.dumps({"folders": [*previous, mine]}), durable=True)
 
 
 def latest(*steps: Mapping[str, int]) -> dict[str, int]:
