@@ -22,7 +22,13 @@ from overnight.paths import shown
 # The last three: errors of yaml's own parts that it does not turn into a YAMLError.
 MALFORMED = (yaml.YAMLError, ValueError, AttributeError, RecursionError)
 OVERRIDE = "override "
-TOP = ("flow", "name", "seed", "card")  # keys of a whole experiment, which its sections do not have
+TOP = (
+    "flow",
+    "name",
+    "seed",
+    "card",
+    "retry_after_s",
+)  # keys of a whole experiment, which its sections do not have
 
 
 def runtime_option(default: Any, description: str, **rules: Any) -> Any:
@@ -126,10 +132,18 @@ class Experiment(Values):
     # the MLflow experiment; the file's name when left out
     name: str | None = Field(None, max_length=200, pattern=r"\S")
     seed: int = Field(0, ge=0, lt=2**32)  # of every random choice; at the top of the file only
+    # several: all of it runs with as many seeds from `seed` on; the scores get a mean and an interval
+    seeds: int = Field(1, ge=1, le=100)  # at the top of the file only
     card: CardChoice = runtime_option(
         CardChoice(), "index or UUID of the card, or {use, policy, count}; at the top of the file only"
     )
     gate: Gate = runtime_option(Gate(), "when a new model replaces the champion")
+    # A dropped connection, a router that restarts, an outage of minutes; a longer one is for the next night.
+    retry_after_s: tuple[float, ...] = runtime_option(
+        (10.0, 60.0, 300.0),
+        "how long a step waits before each new try, when the network or room on the disk was missing; "
+        "[] for no new try; at the top of the file only",
+    )
 
     @classmethod
     def load(cls, path: Path, overrides: Sequence[str] = ()) -> Self:

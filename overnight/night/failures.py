@@ -47,6 +47,11 @@ class Failure(Values):
     def __str__(self) -> str:
         return f"{self.kind}; {self.fix}" if self.fix else self.kind
 
+    def lines(self, label: str, reason: str) -> list[str]:
+        """For the end of a run: what to do about a step, and what shows it beside the reason's first line."""
+        first = reason.partition("\n")[0]
+        return [f"{label}: {self}", *(f"    {line}" for line in self.evidence if line not in first)]
+
 
 class Ended(Protocol):
     """What is known of a step that failed (protocol.StepResult)."""

@@ -1,21 +1,33 @@
 """One attempt at a step: its MLflow run, its row in the terminal, its page in Prefect's UI."""
 
+import json
+import os
+import shutil
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
+from overnight import events, paths
 from overnight.artifact import Artifact
-from overnight.errors import OvernightError, Stopped
+from overnight.errors import OvernightError, Stopped, one_line
+from overnight.files import atomic_write
 from overnight.memory import usage
-from overnight.night.key import key
+from overnight.night.failures import classify, names_of
+from overnight.night.key import key, parts
 from overnight.orchestration import provenance
-from overnight.orchestration.launcher import LOG, new_folder
+from overnight.orchestration.launcher import LOG, POLL_S, log_tail, new_folder
 from overnight.orchestration.pipeline import Outcome, Pending, PipelineRun
 from overnight.orchestration.protocol import StepResult, StepSpec
 from overnight.orchestration.terminal import memory
 from overnight.tracking.backlog import Record
 from overnight.tracking.uploader import FOLDER, OPEN_S, Uploader
 from overnight.training.resume import MONITOR, previous_attempts
+
+PARTS = "parts.json"  # of the step's key, in its folder
+FAILURE = "overnight.failure"  # tag: the kind of failure that ended the run
+FREED_BYTES = 64 << 20  # less may be what logs and caches come and go by
 
 
 class Page(Protocol):
@@ -42,34 +54,93 @@ def run_step(run: PipelineRun, pending: Pending, arguments: list[Any], page: Pag
     reason = run.obstacle(pending)
     if reason:
         return run.end(pending, "not run", reason)
-    result = _result_of(lambda: Attempt(run, pending, arguments, page).run())
+    result = _last_result(run, pending, arguments, page)
     pending.result = result
     if result.code == 0:
         return run.end(pending, "done")
+    pending.failure = pending.failure or classify(result)
     reason = result.error.strip() or f"failed without a reason (code {result.code})"
-    return run.end(pending, "stopped" if result.code == Stopped.child_code else "failed", reason)
+    if result.code == Stopped.child_code:
+        return run.end(pending, "stopped", reason)
+    return run.end(pending, "failed", f"{reason}\n{pending.failure}")
+
+
+def _last_result(run: PipelineRun, pending: Pending, arguments: list[Any], page: Page) -> StepResult:
+    """Of the last attempt: after a failure that may pass, another one continues the same MLflow run."""
+    folders = list[str]()
+
+    def attempt() -> StepResult:
+        made = Attempt(run, pending, arguments, page, folders)
+        folders.append(str(made.folder))
+        return made.run()
+
+    result = _result_of(attempt)
+    room = _room()
+    for wait_s in run.experiment.retry_after_s:
+        failure = pending.failure
+        if failure is None or not failure.transient:
+            break
+        run.display.change(pending.row, "queued", f"{failure.kind}: tries again in {wait_s:.0f} s")
+        page.log(f"{failure.kind}: {one_line(result.error)}; tries again in {wait_s:.0f} s")
+        until = time.monotonic() + wait_s
+        while time.monotonic() < until and not run.stop():
+            time.sleep(POLL_S)
+        if run.stop():
+            pending.failure = None
+            return StepResult(code=Stopped.child_code, error=f"{run.stop.reason}, after: {result.error}")
+        if failure.kind != "disk" or _is_freed(room):
+            pending.failure = None
+            result = _result_of(attempt)
+            room = _room()
+    return result
+
+
+def _room() -> dict[Path, int]:
+    """Free bytes where a step may write."""
+    places = (
+        paths.state(),
+        Path(os.environ.get("OVERNIGHT_DATA") or paths.datasets()),
+        tempfile.gettempdir(),
+    )
+    return {Path(place): shutil.disk_usage(place).free for place in places if Path(place).is_dir()}
+
+
+def _is_freed(before: dict[Path, int]) -> bool:
+    return any(free - before.get(place, free) > FREED_BYTES for place, free in _room().items())
 
 
 def _result_of(call: Callable[[], StepResult]) -> StepResult:
     try:
         return call()
     except OvernightError as error:
-        return StepResult(code=error.child_code, error=str(error))
+        return StepResult(code=error.child_code, error=str(error), raised=names_of(error))
     except Exception as error:  # noqa: BLE001 - the border: other branches go on
-        return StepResult(code=1, error=f"{type(error).__name__}: {error}")
+        return StepResult(code=1, error=f"{type(error).__name__}: {error}", raised=names_of(error))
 
 
 class Attempt:
-    """A Listener that passes on what happens to MLflow, the terminal and Prefect."""
+    """A Listener that passes on what happens to MLflow, the terminal and Prefect.
 
-    def __init__(self, run: PipelineRun, pending: Pending, arguments: list[Any], page: Page) -> None:
+    earlier: folders of the attempts in this run, whose MLflow run it continues.
+    """
+
+    def __init__(
+        self,
+        run: PipelineRun,
+        pending: Pending,
+        arguments: list[Any],
+        page: Page,
+        earlier: Sequence[str] = (),
+    ) -> None:
         self.pipeline = run
         self.pending = pending
         self.page = page
         self.arguments: list[Any] = [a.artifact if isinstance(a, Pending) else a for a in arguments]
-        self.key = key(pending.step, run.experiment.seed, self.arguments, run.card)
+        self.key = key(pending.step, pending.seed, self.arguments, run.card)
         self.folder = new_folder(pending.label)
-        self.before = previous_attempts(self.key)
+        made_of = parts(pending.step, pending.seed, self.arguments, run.card)
+        atomic_write(self.folder / PARTS, json.dumps(made_of, indent=1))
+        self.before = tuple(dict.fromkeys([*previous_attempts(self.key), *earlier]))
         self.uploader = Uploader(run.tracker, self.folder, self._record())
         pending.key = self.key
         pending.uploader = self.uploader
@@ -91,7 +162,7 @@ class Attempt:
             label=self.pending.label,
             experiment=str(run.experiment.name),
             arguments=[a.model_dump(mode="json") if hasattr(a, "model_dump") else a for a in self.arguments],
-            seed=run.experiment.seed,
+            seed=self.pending.seed,
             key=self.key,
             uncapped=self.pending.step.uncapped,
             earlier=self.before,
@@ -141,7 +212,7 @@ class Attempt:
             "overnight.attempts": str(len(self.before) + 1),
         }
         tags |= {f"input.{a.kind}": a.digest for a in self.arguments if hasattr(a, "digest")}
-        params = {"seed": run.experiment.seed, **_flat(self.arguments[0])}
+        params = {"seed": self.pending.seed, **_flat(self.arguments[0])}
         return Record(
             uri=run.tracker.uri,
             experiment=str(run.experiment.name),
@@ -172,8 +243,10 @@ class Attempt:
         self.pending.row.memory = memory(result)
         for event in usage.usage_metrics(result):
             self._take(event)
-        if result.code:
-            self.uploader.log({"event": "note", "text": result.error, "at": at})
+        for event in self._failed(result) if result.code else ():
+            self.uploader.log({**event, "at": at})
+        if result.code == 0 and self.before:
+            self.uploader.log({"event": "tags", "values": {FAILURE: ""}, "at": at})
         if log.exists():
             self.uploader.log({"event": "publish", "path": str(log), "folder": "", "at": at})
         status = {0: "FINISHED", Stopped.child_code: "KILLED"}.get(result.code, "FAILED")
@@ -183,6 +256,15 @@ class Attempt:
         for line in self.uploader.refused:
             self.log(f"MLflow refused {line}")
         self.page.finish(result.code == 0)
+
+    def _failed(self, result: StepResult) -> list[dict[str, Any]]:
+        """Events that say why; set the failure."""
+        logged = events.read_all(self.folder / events.CHILD)
+        notes = [event["text"] for event in logged if event["event"] == "note"]
+        self.pending.failure = failure = classify(result, log_tail(self.folder), notes)
+        texts = (result.error, str(failure), "\n".join(f"- {line}" for line in failure.evidence))
+        tags = {"event": "tags", "values": {FAILURE: failure.kind}}
+        return [tags, *({"event": "note", "text": text} for text in texts)]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

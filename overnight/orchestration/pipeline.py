@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,8 +21,9 @@ from overnight.errors import DoesNotFit
 from overnight.gpu.card import Card
 from overnight.gpu.device_usage import EnergyMeter
 from overnight.night import notify, record, report
+from overnight.night.failures import Failure
 from overnight.night.notify import NightValues
-from overnight.orchestration import provenance
+from overnight.orchestration import provenance, seeds
 from overnight.orchestration.checks import card_for, check_data, load
 from overnight.orchestration.launcher import Launcher, Local, Stop, new_folder, stopped_by_signals
 from overnight.orchestration.protocol import StepResult
@@ -60,13 +61,14 @@ class Pending:
     step: Step[Any, Any]
     upstream: "list[Pending]"
     row: StepRow
+    seed: int = 0
     key: str = ""
     uploader: Uploader | None = None
     since: record.Earlier | None = None
     changed: list[str] = field(default_factory=list)
     result: StepResult | None = None
     reason: str = ""  # why there is no result
-    failure: record.Classified | None = None
+    failure: Failure | None = None  # of the last attempt
     promotion: dict[str, Any] | None = None
     future: Any = None  # of the engine
     ended: threading.Event = field(default_factory=threading.Event)
@@ -105,6 +107,7 @@ class PipelineRun(Builder):
     display: Display
     engine: Engine
     launcher: Launcher
+    seed: int = 0  # of the steps that are submitted now
     stop: Stop = field(default_factory=Stop)
     started: float = field(default_factory=time.time)
     energy: EnergyMeter | None = None
@@ -115,11 +118,12 @@ class PipelineRun(Builder):
 
     def submit(self, step: Step[Any, Any], arguments: list[Any]) -> Pending:
         """The same step with the same arguments runs once."""
-        identity = f"{step.address} {[id(a) if isinstance(a, Pending) else _plain(a) for a in arguments]}"
+        given = [id(a) if isinstance(a, Pending) else _plain(a) for a in arguments]
+        identity = f"{self.seed} {step.address} {given}"
         if identity not in self._known:
             label = self._label(step.name)
             upstream = [a for a in arguments if isinstance(a, Pending)]
-            pending = Pending(label, step, upstream, self.display.add(label))
+            pending = Pending(label, step, upstream, self.display.add(label), seed=self.seed)
             self._known[identity] = pending
             self.pending.append(pending)
             self.engine.submit(self, pending, arguments)
@@ -127,6 +131,7 @@ class PipelineRun(Builder):
 
     def _label(self, name: str) -> str:
         label = self.label(name)
+        label = f"{seeds.prefix(self.seed)}{label}" if self.experiment.seeds > 1 else label
         same = sum(p.label == label or p.label.startswith(f"{label}-") for p in self.pending)
         return f"{label}-{same + 1}" if same else label
 
@@ -192,7 +197,8 @@ def execute(path: Path, overrides: Sequence[str], engine: Engine) -> Outcome:
         with stopped_by_signals(run.stop), uploads, cancellations, shown:
             try:
                 with building(run):
-                    pipeline.body(experiment)
+                    for run.seed in seeds.seeds_of(experiment):
+                        pipeline.body(experiment.model_copy(update={"seed": run.seed}))
             except BaseException as error:  # of the flow's code: the steps that it submitted are stopped
                 run.stop.ask(f"the flow failed: {error}")
                 run.wait()
@@ -241,21 +247,27 @@ def _close(run: PipelineRun) -> Outcome:
         for k, v in p.row.scores.items()
         if k.startswith("test/")
     }
+    varied = seeds.spreads(scores)
+    scores = seeds.as_metrics(varied) | scores
     outcome = Outcome("done", one_line)
     if run.stop():
         outcome = Outcome("stopped", run.stop.reason)
     elif run.failed:
         codes = {p.result.code if p.result is not None else None for p in run.failed}
         outcome = Outcome("does not fit" if codes == {DoesNotFit.child_code} else "failed", one_line)
+    failures = [line for p in run.failed if p.failure for line in p.failure.lines(p.label, p.reason)]
+    if not run.stop():  # the reason of a stop is compared (prefect._by_deployment)
+        outcome = replace(outcome, message="\n".join([outcome.message, *failures]))
     at = time.time()
-    run.own.log({"event": "note", "text": _description(run, one_line, scores), "at": at})
+    for text in (_description(run, one_line, scores), "\n".join(failures)):
+        run.own.log({"event": "note", "text": text, "at": at})
     run.own.log({"event": "metrics", "values": scores, "step": 0, "at": at})
     if scores:  # shown where runs are listed
         name = f"{run.own.record.label}: {in_words(dict([*scores.items()][:1]), 1)}"
         run.own.log({"event": "tags", "values": {"mlflow.runName": name}, "at": at})
     _end(run, {"stopped": "KILLED", "done": "FINISHED"}.get(outcome.state, "FAILED"), outcome.state, one_line)
     run.display.console.print(run.display.summary())
-    run.display.say(f"\n{one_line}\n{run.own.link()}")
+    run.display.say("\n".join(["", one_line, *seeds.in_words(varied), *failures, run.own.link()]))
     _announce(run)
     return outcome
 
