@@ -248,7 +248,7 @@ def oom_kills() -> int:
     return 0
 
 
-def _result(folder: Path, returncode: int, stop: Stop, kills: int) -> StepResult:
+def _result(folder: Path, returncode: int, stop: Stop, kills: int = 0) -> StepResult:
     """kills: of the kernel meanwhile, because memory ran out."""
     try:
         return StepResult.model_validate_json((folder / "result.json").read_text())

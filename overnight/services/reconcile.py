@@ -1,5 +1,6 @@
 """Corrects what Prefect and MLflow show: closes runs whose process is gone, and mirrors the card's ledger.
 
+A night that crashed is started again: its finished steps are kept, the others go on from their checkpoints.
 Which process runs a run stands in Prefect's labels, MLflow's tags and a locked file. A run is closed when
 this checkout on this machine started it and its process is gone; runs of other checkouts, machines and
 programs are never touched. Only open runs are queried, since both servers filter by state; when there are
@@ -7,10 +8,11 @@ more than one request returns, the rest is found when these are closed.
 """
 
 import json
+import re
 import time
 import urllib.error
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,11 @@ JUST_NOW_S = 10  # an unlabelled run that has just begun may be about to get its
 PENDING_S = 60  # a worker starts the process of a run at once
 WHY = "its process is gone: killed, or the machine went down"
 PARAMETERS = {"config", "overrides"}  # of every flow of this program
+NIGHT = "nightly"  # the flow whose deployed runs are started again
+AGAIN = "started again: "  # tag, with a number
+MOST_AGAIN = 2  # what takes the machine down twice in a night would do so again
+SAME_NIGHT_S = 18 * 3600.0  # since its start
+EXIT_CODE = re.compile(r"status code:? (\d+)")  # of Prefect's worker; a signal has a negative one
 MIRROR_S = 2.0
 RESEND_S = 20.0  # a person or another program may have changed the limit
 UNAVAILABLE_S = 10.0  # a server that hangs must not take the supervisor's time
@@ -44,6 +51,7 @@ class Reconciler:
         self.settings = settings
         self.closed: dict[str, str] = {}  # flow runs that were closed, and why
         self.open_task_runs = set[str]()  # of ended flow runs, at the last check
+        self.judged = set[str]()  # crashed nights that are started again, or are not to be
         self.backlog_worker = BacklogWorker(environment)
 
     def reconcile(self, worker_since: float) -> list[str]:
@@ -58,6 +66,7 @@ class Reconciler:
             partial(self._close_flow_runs, worker_since),
             self._correct_abandoned,
             self._close_task_runs,
+            self._start_again,
         ]
         for parts in (mlflow, prefect):
             try:
@@ -175,12 +184,65 @@ class Reconciler:
         self.open_task_runs = {task["id"] for task in found}
         return lines
 
+    def _start_again(self) -> list[str]:
+        """Start deployed nights again that crashed, each once; none that failed, or that a person cancelled.
+
+        A night that runs meanwhile stops the new run at its lock (prefect._alone).
+        """
+        lines = []
+        since = {"after_": datetime.fromtimestamp(time.time() - SAME_NIGHT_S, UTC).isoformat()}
+        crashed = {"start_time": since, "state": {"type": {"any_": ["CRASHED"]}}}
+        nights = {"flows": {"name": {"any_": [NIGHT]}}}
+        for run in self._prefect("/flow_runs/filter", {**nights, "flow_runs": crashed}):
+            if run["id"] in self.judged or self._is_alive(run):
+                continue
+            later = {"start_time": {"after_": run["start_time"] or run["expected_start_time"]}}
+            others = self._prefect("/flow_runs/filter", {**nights, "flow_runs": later})
+            again = _times_again(run) + 1
+            if self._may_go_on(run, others) and again <= MOST_AGAIN:
+                body = {
+                    "parameters": run["parameters"],
+                    "tags": [f"{AGAIN}{again} of {MOST_AGAIN}"],
+                    "idempotency_key": f"again-{run['id']}",  # a supervisor that is killed here asks twice
+                }
+                self._prefect(f"/deployments/{run['deployment_id']}/create_flow_run", body)
+                lines.append(f"flow run {run['name']} ({run['id']}): started again, since it crashed")
+            self.judged.add(run["id"])
+        return lines
+
+    def _is_alive(self, run: Json) -> bool:
+        identity = Identity.from_tags(run.get("labels") or {})
+        return run["id"] in flow_processes.held() or (identity is not None and identity.alive())
+
+    def _may_go_on(self, run: Json, others: list[Json]) -> bool:
+        """Whether a crashed night is one of this checkout, would not crash at once again, and is the last."""
+        identity = Identity.from_tags(run.get("labels") or {})
+        ours = self.settings.own_prefect if identity is None else identity.ours()
+        code = EXIT_CODE.search(run["state"].get("message") or "")
+        has_exited = code is not None and int(code[1]) < 128
+        config = run["parameters"].get("config")
+        newer = [
+            one
+            for one in others
+            if one["id"] != run["id"]
+            and one["parameters"].get("config") == config
+            and one["state_type"] not in ("SCHEDULED", "CANCELLED")  # at the lock of the night
+        ]
+        in_pool = bool(run.get("deployment_id")) and run.get("work_pool_name") == POOL
+        return ours and in_pool and not has_exited and not newer
+
     def _prefect(self, path: str, wanted: Json) -> list[Json]:
         found: list[Json] = ask_prefect(self.settings, path, wanted)
         return found
 
     def _set_state(self, kind: str, run_id: str, state: Json) -> None:
         ask_prefect(self.settings, f"/{kind}/{run_id}/set_state", {"state": state, "force": True})
+
+
+def _times_again(run: Json) -> int:
+    """How often the night of this run has been started again before it."""
+    tags = [tag.removeprefix(AGAIN) for tag in run.get("tags") or () if tag.startswith(AGAIN)]
+    return max((int(tag.partition(" ")[0]) for tag in tags), default=0)
 
 
 def _death_reason(identity: Identity | None, flow_run_id: str, step: str = "") -> str:

@@ -30,6 +30,12 @@ PATIENCE_S = 180.0
 OPEN = ("RUNNING", "PENDING", "CANCELLING")
 TRAINING = "flow: vision\ndata: made\ncnn: {{epochs: {epochs}, batch: 16, channels: 8, blocks: 1}}\n"
 
+NIGHT = """flow: nightly
+experiments:
+  - {flow: vision, name: one, data: made, cnn: {epochs: 900, batch: 16, channels: 8, blocks: 1, checkpoint_s: 1}}
+  - {flow: vision, name: two, data: made, cnn: {epochs: 2, batch: 16, channels: 8, blocks: 1}}
+"""
+
 
 class House:
     """The checkout; its variables are those of this process, too, so that `overnight.services` speaks of it."""
@@ -45,6 +51,7 @@ class House:
         os.environ |= {f"OVERNIGHT_{name}": value for name, value in ours.items()} | {"OMP_NUM_THREADS": "1"}
         for name, epochs in (("short", 2), ("some", 600), ("outage", 1200), ("long", 100_000)):
             (self.root / "configs" / f"{name}.yaml").write_text(TRAINING.format(epochs=epochs))
+        (self.root / "configs" / "night.yaml").write_text(NIGHT)
         self.ledger = Ledger(self.root / ".overnight" / "cards" / "virtual", BUDGET_MIB)
         self.started: list[subprocess.Popen[str]] = []
 
@@ -61,9 +68,9 @@ class House:
         self.started.append(process)
         return process
 
-    def deploy(self, config: str, *overrides: str) -> str:
+    def deploy(self, config: str, *overrides: str, flow: str = "vision") -> str:
         """The same by the worker; the id of the flow run."""
-        (found,) = self.prefect("/deployments/filter", {"deployments": {"name": {"any_": ["vision"]}}})
+        (found,) = self.prefect("/deployments/filter", {"deployments": {"name": {"any_": [flow]}}})
         parameters = {"config": f"configs/{config}.yaml", "overrides": list(overrides)}
         made: str = self.prefect(f"/deployments/{found['id']}/create_flow_run", {"parameters": parameters})[
             "id"

@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import psutil
 
-from tests.chaos._house import House, observed, wait
+from overnight.files import read_json
+from tests.chaos._house import OPEN, House, observed, wait
 from tests.chaos.case import Case, Measured
 
 ROUNDS = 4
@@ -215,6 +218,46 @@ def everything(home: House, tally: Tally, rng: random.Random, seed: int) -> None
     tally.ended(home, seed + 1, CRASHED)
 
 
+def night(home: House, tally: Tally, rng: random.Random, seed: int) -> None:
+    """A night of the worker goes on by itself: its process, the worker, or all is killed, `overnight up` follows."""
+    first = home.deploy("night", f"seed={seed}", flow="nightly")
+    granted(home, seed)
+    wait(lambda: _checkpoints(home), "a checkpoint")
+    time.sleep(rng.uniform(0, 2))
+    victims = (
+        lambda: [home.flow_process(first)],
+        lambda: [home.pid_of("worker")],
+        lambda: [p.pid for p in home.processes()],
+    )
+    since = kill(*victims[seed // 2 % 3]())
+    wait(lambda: not home.flow_process(first), "the killed night to end", CLOSE_S)
+    home.up()
+
+    def runs() -> list[dict[str, Any]]:
+        return [r for r in home.flow_runs() if f"seed={seed}" in r["parameters"].get("overrides", [])]
+
+    wait(lambda: len(runs()) == 2, "the night to start again", CLOSE_S)
+    tally.close_s = max(tally.close_s, time.monotonic() - since)
+    wait(lambda: all(r["state_type"] not in OPEN for r in runs()), "its end", 300)
+    tally.closed(home, time.monotonic())
+    found = {r["id"]: r["state_type"] for r in runs()}
+    crashed = found.pop(first)
+    tally.wrong += (
+        [] if (crashed, [*found.values()]) == ("CRASHED", ["COMPLETED"]) else [f"{crashed}, {found}"]
+    )
+    logs = list((home.root / ".overnight" / "steps").glob("*one-train_cnn*/events.jsonl"))
+    resumed = [log for log in logs if "goes on after optimizer step" in log.read_text() and _is_of(log, seed)]
+    tally.wrong += [] if resumed else [f"seed={seed}: no step went on from its checkpoint"]
+
+
+def _checkpoints(home: House) -> list[Path]:
+    return list((home.root / ".overnight" / "checkpoints").glob("*/*/*.json"))
+
+
+def _is_of(log: Path, seed: int) -> bool:
+    return bool(read_json(log.with_name("spec.json")).get("seed") == seed)
+
+
 def _done(tally: Tally, run: "subprocess.Popen[str]", expected: int) -> None:
     code = run.wait()
     tally.wrong += [f"exit code {code}, not {expected}"] if code != expected else []
@@ -256,5 +299,6 @@ def cases() -> list[Case]:
         ("server", "Prefect's: training goes on", server),
         ("supervisor", "all services go with it and come back", supervisor),
         ("everything", "at once, then `overnight up`", everything),
+        ("night", "it is started again, and goes on from its checkpoint", night),
     ]
     return [_case(name, what, once, number) for number, (name, what, once) in enumerate(kinds, 1)]

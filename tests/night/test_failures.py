@@ -284,7 +284,7 @@ def judged(tmp_path_factory) -> list[tuple[str, str, Failure]]:
     folder = tmp_path_factory.mktemp("none")
     for kind, what, code in PROCESSES:
         made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        found.append((kind, what, classify(_result(folder, made.returncode, Stop(), 0), made.stderr)))
+        found.append((kind, what, classify(_result(folder, made.returncode, Stop()), made.stderr)))
         if made.returncode < 0:  # as a shell says it
             shell = StepResult(code=128 - made.returncode, error="")
             found.append((kind, f"{what} of a shell", classify(shell, made.stderr)))

@@ -229,6 +229,46 @@ def test_the_limit_follows_the_ledger_and_heals(running):
     until(lambda: shown()["active_slots"] == 0)
 
 
+def test_a_night_that_crashed_is_started_again_and_no_other(running, dead):
+    (nightly,) = prefect("/deployments/filter", {"deployments": {"name": {"any_": ["nightly"]}}})
+
+    def night(name, kind, message="", tags=()):
+        parameters = {
+            "config": f"configs/{name}.yaml",
+            "overrides": [],
+        }  # of no file: started again, it fails
+        body = {"state": {"type": "RUNNING"}, "parameters": parameters, "tags": list(tags)}
+        run = prefect(f"/deployments/{nightly['id']}/create_flow_run", body)["id"]
+        prefect(f"/flow_runs/{run}/labels", dead.tags(), method="PATCH")
+        if kind != "RUNNING":
+            said = {"state": {"type": kind, "message": message}, "force": True}
+            prefect(f"/flow_runs/{run}/set_state", said)
+        return run
+
+    def runs_of(name):
+        found = prefect("/flow_runs/filter", {"flow_runs": {"deployment_id": {"any_": [nightly["id"]]}}})
+        return [r for r in found if r["parameters"].get("config") == f"configs/{name}.yaml"]
+
+    ends = {
+        night("cancelled", "CANCELLING"): "CANCELLED",
+        night("failed", "FAILED", "1 of 2 steps done"): "FAILED",
+        night("often", "RUNNING", tags=["started again: 2 of 2"]): "CRASHED",
+        night("broken", "CRASHED", "Process exited with status code: 1. It has a bug."): "CRASHED",
+        night("killed", "RUNNING"): "CRASHED",  # the last: when it is started again, the others were judged
+    }
+    (again,) = until(
+        lambda: [r for r in runs_of("killed") if r["id"] not in ends], "the night to start again"
+    )
+    assert again["tags"] == ["started again: 1 of 2"]
+    until(lambda: state(again["id"])["type"] == "FAILED")
+    until(lambda: {run: state(run)["type"] for run in ends} == ends)
+    later = Reconciler(services.settings())  # of a supervisor that was started anew
+    later.reconcile(0.0)
+    later.reconcile(0.0)
+    names = ("cancelled", "failed", "often", "broken", "killed")
+    assert [len(runs_of(name)) for name in names] == [1, 1, 1, 1, 2]
+
+
 @pytest.mark.slow
 def test_a_run_starts_the_services_again_when_their_supervisor_is_killed(running):
     code = "from overnight import services\nwith services.ensure('a run'):\n    print('in', flush=True)\n    input()"
