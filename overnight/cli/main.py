@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from overnight.cli import exec as exec_
-from overnight.cli import report, run
+from overnight.cli import past, report, run
 from overnight.cli.command import (
     CONFIG,
     DEBUG,
@@ -287,6 +287,9 @@ COMMANDS: dict[str, Command] = {
         },
     ),
     "ls": (_ls, "the experiments in configs/", JSON),
+    "bundle": past.BUNDLE,
+    "diff": past.DIFF,
+    "replay": past.REPLAY,
     "doctor": (
         _doctor,
         "what this machine has, and which problems it has",
