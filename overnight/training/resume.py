@@ -75,7 +75,7 @@ def _register(run: Run, folder: Path, known: Sequence[str], logged_before: Mappi
 
 
 def continue_log(run: Run, folders: Sequence[str], logged_before: Mapping[str, int]) -> None:
-    """Set what the run must not log again: what its MLflow run has, and what the attempts in folders logged."""
+    """Set what the run must not log again: what its MLflow run has, and what attempts in folders logged."""
     last = latest(logged_before, *(events.last_steps(Path(one) / events.CHILD) for one in folders))
     run.logged_before = {name: step for name, step in last.items() if not name.startswith(MONITOR)}
     run.reports = 1 + max((step for name, step in last.items() if name.startswith(MONITOR)), default=-1)
