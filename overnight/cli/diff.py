@@ -29,8 +29,9 @@ def changed_parts(before: Mapping[str, str], after: Mapping[str, str]) -> dict[s
                 is_data = leaf.rpartition(".")[2] in ("digest", "artifact") or ".files." in leaf
                 found.setdefault("data" if is_data else "values", []).append(_arrow(leaf, *values))
         elif kind in ("code", "file"):
-            how = "" if old and new else " (new)" if new else " (removed)"
-            found.setdefault("code" if kind == "code" else "data", []).append(f"{rest}{how}")
+            how = "" if new else " (removed)"
+            word = rest + (how if old else " (new)")
+            found.setdefault("code" if kind == "code" else "data", []).append(word)
         else:
             of = {"version": "versions", "choice": "choices", "seed": "seed"}.get(kind, "values")
             found.setdefault(of, []).append(_arrow(rest or "", old, new).strip())
