@@ -27,6 +27,7 @@ TOP = (
     "name",
     "seed",
     "card",
+    "seeds",
     "retry_after_s",
 )  # keys of a whole experiment, which its sections do not have
 
