@@ -204,12 +204,12 @@ def _promotion(label: str, dice: random.Random, truth: Truth) -> dict[str, Any] 
     truth.judged[label] = (promoted, difference - half, difference + half)
     return {
         "name": label.partition("/")[0],
-        "version": dice.randint(2, 30),
-        "promoted": promoted,
-        "difference": difference,
+        "champion": dice.randint(2, 30),
+        "promotes": promoted,
+        "gain": difference,
         "low": difference - half,
         "high": difference + half,
-        "reason": "On the same test items the new model is compared with the champion, item by item.",
+        "reason": f"{'' if promoted else 'not '}promoted, against the champion, item by item",
     }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median
+from typing import Any
 
 from overnight.night.record import NightRecord, StepRecord
 
@@ -14,6 +15,8 @@ MOST_TRENDS = 12
 ENOUGH = 5  # earlier values, to say that a score is out of line
 LONG_WAIT_S = 600.0
 MUCH_MIB = 1024  # of other programs, to name them
+NOTHING_FOUND = {"name": "", "champion": 0, "promotes": False, "reason": ""}
+UNDECIDED = ("not judged", "not registered")  # how the reason begins where the gate could not decide
 RAN = ("done", "failed", "stopped", "cut off")
 LOWER_IS_BETTER = ("loss", "error", "rmse", "mae", "mse", "perplexity", "brier", "ece", "nll")
 
@@ -170,12 +173,13 @@ class Facts:
         return int(max([*measured, *(moment.other for moment in self.night.timeline)], default=0))
 
     @property
-    def promoted(self) -> list[StepRecord]:
-        return [step for step in self.night.steps if step.promotion and step.promotion.get("promoted")]
+    def judged(self) -> list[tuple[StepRecord, dict[str, Any]]]:
+        """Steps whose model the gate has looked at, with what it says."""
+        return [(step, {**NOTHING_FOUND, **step.promotion}) for step in self.night.steps if step.promotion]
 
     @property
-    def judged(self) -> list[StepRecord]:
-        return [step for step in self.night.steps if step.promotion]
+    def promoted(self) -> list[StepRecord]:
+        return [step for step, found in self.judged if found["promotes"]]
 
     @property
     def has_forecast(self) -> bool:
@@ -217,6 +221,9 @@ class Facts:
             yield f"The run {why}: `overnight run {name}` goes on where it was."
         for step in self.failed:
             yield _advice(step)
+        for step, found in self.judged:
+            if str(found["reason"]).startswith(UNDECIDED):
+                yield f"{step.label}: its model is {cut(found['reason'], 300)}"
         if self.night.left_out:
             names = ", ".join(self.night.left_out[:3])
             count = len(self.night.left_out)

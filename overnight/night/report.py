@@ -84,6 +84,7 @@ def _environment() -> "Environment":
     made.filters["first_line"] = lambda text: text.strip().partition("\n")[0]
     made.filters["hours"] = lambda hours: f"{hours:.1f}" if hours < 100 else f"{hours:.0f}"
     made.filters["signed"] = lambda value: f"{value:+.3g}"
+    made.filters["breaks"] = _breaks
     made.tests["web"] = lambda text: text.startswith(("http://", "https://"))
     return made
 
@@ -97,6 +98,13 @@ def _codes(text: str) -> Any:
         Markup("<code>{}</code>").format(part) if number % 2 else escape(part)
         for number, part in enumerate(parts)
     )
+
+
+def _breaks(label: str) -> Any:
+    """A label that may go on in the next line after a slash."""
+    from markupsafe import Markup
+
+    return Markup("/<wbr>").join(label.split("/"))
 
 
 class Headline(NamedTuple):

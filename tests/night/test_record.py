@@ -31,7 +31,7 @@ def test_a_record_is_read_as_it_was_written(checkout):
         step="tasks.vision.cnn:train_cnn",
         scores=record.finite({"test/accuracy": 0.5, "train/loss": float("nan")}),
         failure=record.Failure(kind="disk", evidence=("no space left",), fix="free some room"),
-        promotion={"promoted": True},
+        promotion={"promotes": True},
     )
     folder = saved("20261130-033000-nightly-run-a", steps=(step,))
     found = record.read(folder / record.FILE)

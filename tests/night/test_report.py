@@ -109,6 +109,29 @@ def test_there_are_never_more_than_five_things_to_do():
     assert lines[-1] == "5 more, further down this page."
 
 
+def test_a_model_that_the_gate_could_not_judge_is_something_to_do():
+    kept = {
+        "name": "a",
+        "champion": 3,
+        "promotes": False,
+        "reason": "not promoted, against the champion: it is worse",
+    }
+    lost = {
+        "name": "b",
+        "champion": 0,
+        "promotes": False,
+        "reason": "not judged: the alias was removed; `overnight promote b@3`",
+    }
+    found = Facts(night(step(promotion=kept), step("b/train", promotion=lost)))
+    assert found.to_do == ["b/train: its model is not judged: the alias was removed; `overnight promote b@3`"]
+    page = read(found)
+    assert [row.text_of("decision") for row in page.rows("champions").values()] == [
+        "not promoted",
+        "not promoted",
+    ]
+    assert page.text_of("n-promoted") == "0"
+
+
 def test_other_programs_are_named_where_steps_waited_for_them():
     waited = step(wait_s=1800, other_processes_peak_mib=5100)
     assert Facts(night(waited, other_programs=("ollama",))).to_do == [
