@@ -19,7 +19,7 @@ from pathlib import Path
 from bench._synthetic_nights import PRICE, Made, Truth, nights
 
 BAR_S, BAR_BYTES = 5.0, 1_000_000
-VOID = {"meta", "br", "rect", "line", "polygon", "polyline", "circle"}
+VOID = {"meta", "br", "wbr", "rect", "line", "polygon", "polyline", "circle"}
 UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
