@@ -1,5 +1,6 @@
 """The command as a person types it, in its own checkout: what it runs, what it leaves, how it ends."""
 
+import json
 import os
 import re
 import shutil
@@ -22,6 +23,8 @@ pytestmark = pytest.mark.services
 ENTRY = "kind: images\nreader: image_folder\n"
 CONFIG = """
 flow: nightly
+price_per_kwh: 0.31
+notify: {command: tee message.txt}
 experiments:
   - {flow: vision, name: made, data: made, cnn: {epochs: 4, batch: 16, channels: 8, blocks: 1, lr: 0.1}}
   - {flow: vision, name: broken, data: broken}
@@ -120,6 +123,27 @@ def test_a_broken_branch_fails_with_its_reason_and_the_others_go_on(night, home)
     assert "Traceback" not in output
     assert "object at 0x" not in output
     assert [r["state_type"] for r in flow_runs()][:1] == ["FAILED"]
+
+
+def test_the_night_has_a_report_in_its_folder_in_mlflow_and_in_prefect_and_sends_its_first_lines(night, home):
+    output, _code = night
+    (page,) = (home / ".overnight" / "reports").glob("*.html")
+    assert f"report: {page}" in output
+    assert "message by command: sent" in output
+    assert "2 steps done, 1 failed, 1 not run." in page.read_text()
+    assert (home / "message.txt").read_text().startswith("night: 2 steps done, 1 failed, 1 not run.\n")
+    client, runs = mlflow_runs(home, "night")
+    run_id = next(r.info.run_id for name, r in runs.items() if name.startswith("night "))
+    assert "report.html" in [file.path for file in client.list_artifacts(run_id)]
+    shown = {found["key"]: found["data"] for found in prefect("/artifacts/filter", {"sort": "ID_DESC"})}
+    assert shown["morning-report"].startswith("**2 steps done, 1 failed, 1 not run.**")
+    record = json.loads(page.with_suffix(".json").read_text())
+    states = {step["label"]: step["state"] for step in record["steps"]}
+    assert (states["made/train_cnn"], states["broken/load_images"]) == ("done", "failed")
+    trained = next(step for step in record["steps"] if step["label"] == "made/train_cnn")
+    assert trained["run_id"] == runs["made/train_cnn"].info.run_id
+    assert trained["began"] < trained["ended"]
+    assert (record["outcome"], record["price_per_kwh"]) == ("failed", 0.31)
 
 
 def test_mlflow_holds_the_runs_their_curves_pictures_inputs_and_links(night, home):
