@@ -63,6 +63,7 @@ class Graph:
     """edges: int64 (2, E), each undirected edge once, no self loops; labels: int64 (N,), -1 unlabelled.
 
     masks: bool (N,) by split, or empty; weights: float32 (E,) above 0, or None: every edge counts the same.
+    ids: what the source calls each node; empty: their numbers.
     """
 
     edges: "np.ndarray"
@@ -73,6 +74,7 @@ class Graph:
     masks: Mapping[str, "np.ndarray"] = field(default_factory=dict)
     cleaned: CleaningCounts = field(default_factory=CleaningCounts)
     weights: "np.ndarray | None" = None
+    ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,17 @@
 """Images as they come: any size, any mode."""
 
+import base64
+import binascii
 import io
+import struct
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from overnight.data.content import BoxItem, CleaningCounts, ImageItem
-from overnight.errors import DataError, one_line
+from overnight.errors import FAILURES, BadInput, DataError, one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,10 +19,18 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item", ImageItem, BoxItem)
 DROPPED = "image that does not decode dropped"
+ORIENTATION = 0x0112  # of EXIF
+SLACK = 1e-3  # beyond 0..1, by rounding
+SMALL = 64  # pixels of a side up to which an example is stored without loss
+MOST_PATH = 64  # characters; shorter text without a file of its name is no base64 either
+SHAPES = "(height, width), (height, width, channels) or (channels, height, width) with 1, 3 or 4 channels"
 
 
-def decode(name: str, data: bytes) -> "Image":
-    """The first frame, whole; raises DataError when it does not decode."""
+def decode(name: str, data: bytes, as_stored: bool = False) -> "Image":
+    """The first frame, whole, turned as its EXIF says; raises DataError when it does not decode.
+
+    as_stored: leave it as its pixels lie.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -29,11 +41,21 @@ def decode(name: str, data: bytes) -> "Image":
         if isinstance(error, UnidentifiedImageError):
             why = "its bytes are of no format that Pillow knows"
         raise DataError(f"{name}: expected an image, but it does not decode: {why}") from None
+    return image if as_stored else _upright(image)
+
+
+def _upright(image: "Image") -> "Image":
+    """A photograph as its EXIF says that it is seen."""
+    from PIL import ImageOps
+
+    with suppress(SyntaxError, struct.error, *FAILURES):  # damaged EXIF
+        if image.getexif().get(ORIENTATION, 1) != 1:
+            return ImageOps.exif_transpose(image)
     return image
 
 
-def opener(path: Path) -> "Callable[[], Image]":
-    return lambda: decode(str(path), path.read_bytes())
+def opener(path: Path, as_stored: bool = False) -> "Callable[[], Image]":
+    return lambda: decode(str(path), path.read_bytes(), as_stored)
 
 
 def of_array(pixels: "np.ndarray") -> "Callable[[], Image]":
@@ -91,3 +113,83 @@ def _scaled(image: "Image") -> "Image":
     elif high <= 1 and image.mode == "F":
         top = 1.0
     return Image.fromarray(np.rint(values * (255 / top)).clip(0, 255).astype(np.uint8))
+
+
+# ------------------------------------------------------------------------------------------------ as given
+
+
+def as_image(given: object, name: str) -> "Image":
+    """The image that a person sees, given as a path, bytes, base64 text, an array, or an image of Pillow.
+
+    Arrays have one of SHAPES, with whole numbers 0..255, uint16 of the full range, or floats 0..1. Raises
+    BadInput for another scale or shape.
+    """
+    import numpy as np
+    from PIL import Image
+
+    if isinstance(given, Image.Image):
+        return _upright(given)
+    if isinstance(given, bytes | bytearray | memoryview):
+        return decode(name, bytes(given))
+    if isinstance(given, str | Path):
+        return _of_text(str(given))
+    try:
+        array = np.asarray(given)
+    except ValueError:  # rows of unequal length
+        array = np.empty(0, object)
+    return Image.fromarray(_to_bytes(_to_hwc(array, name), name))
+
+
+def as_text(pixels: "np.ndarray") -> str:
+    """uint8 (1 or 3, H, W) as text that as_image reads back; a large one loses some detail."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0).copy())
+    kind = "png" if max(image.size) <= SMALL else "jpeg"
+    file = io.BytesIO()
+    image.save(file, kind, quality=90)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _of_text(text: str) -> "Image":
+    with suppress(OSError):  # too long for a path
+        if Path(text).is_file():
+            return decode(text, Path(text).read_bytes())
+    head, _, rest = text.partition(",")
+    encoded = rest if head.startswith("data:") else text
+    try:
+        if len(encoded) < MOST_PATH and encoded is text:
+            raise binascii.Error
+        data = base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        raise BadInput(f"{text[:200]}: there is no such file, and it is no image in base64") from None
+    return decode("the image in base64", data)
+
+
+def _to_hwc(array: "np.ndarray", name: str) -> "np.ndarray":
+    """(H, W) or (H, W, 3 | 4)."""
+    shape = array.shape
+    last = array.ndim == 3 and shape[2] in (1, 3, 4)
+    if array.ndim == 3 and not last and shape[0] in (1, 3, 4):
+        array, last = array.transpose(1, 2, 0), True
+    if array.dtype.kind not in "buif" or not array.size or not (array.ndim == 2 or last):
+        raise BadInput(f"{name}: {array.dtype} of shape {shape} is no image; one image is {SHAPES}")
+    return array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+
+
+def _to_bytes(array: "np.ndarray", name: str) -> "np.ndarray":
+    import numpy as np
+
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    low = float(array.min())
+    high = float(array.max())
+    tops = {"b": 1.0, "f": 1.0 if high <= 1 + SLACK else 255.0}
+    top = 65535.0 if array.dtype == np.uint16 else tops.get(array.dtype.kind, 255.0)
+    between = array.dtype.kind == "f" and 1 + SLACK < high < 2  # neither of 0..1 nor of 0..255
+    if not (low >= -SLACK and high <= top + SLACK) or between:  # also where one is nan
+        raise BadInput(
+            f"{name}: its {array.dtype} values go from {low:g} to {high:g}; give whole numbers 0..255 or floats "
+            "0..1, before any normalisation"
+        )
+    return np.asarray(np.rint(array.astype(np.float64) * (255 / top)).clip(0, 255).astype(np.uint8))

@@ -61,7 +61,8 @@ def link_rows(run: Run, params: LinkParams, table: Artifact) -> Artifact:
     edges, weights = _links(frame, nodes["\0node"], params, run.seed)
     features = nodes.select(list(params.features)).to_numpy().astype(np.float32)
     features = np.where(np.isfinite(features), features, _means(features, cleaned))
-    graph = Graph(edges, nodes.height, features, labels, classes, cleaned=cleaned, weights=weights)
+    ids = tuple(nodes["\0node"])
+    graph = Graph(edges, nodes.height, features, labels, classes, cleaned=cleaned, weights=weights, ids=ids)
     saved = arrays.save(
         run,
         graph,

@@ -96,7 +96,8 @@ def read(folder: Path, options: Options, _kind: str) -> Graph:
         features = _features(pairs, index, cleaned)
     labels, classes = _labels(names, options, index, cleaned, folder)
     count_empty(classes, labels.tolist(), cleaned)
-    return Graph(edges, len(index), features, labels, classes, {}, cleaned)
+    ids = () if list(index) == list(map(str, range(len(index)))) else tuple(index)
+    return Graph(edges, len(index), features, labels, classes, {}, cleaned, ids=ids)
 
 
 def _table(folder: Path, options: _Csv) -> "pl.DataFrame":

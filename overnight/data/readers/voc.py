@@ -9,13 +9,16 @@ from pydantic import Field
 
 from overnight.config import Values
 from overnight.data.content import Boxes, BoxItem, CleaningCounts
-from overnight.data.images import opener
+from overnight.data.images import ORIENTATION, opener
 from overnight.data.readers._common import IMAGE_ENDINGS, Classes, count_empty, lines, present
-from overnight.errors import DataError, file_error
+from overnight.errors import FAILURES, DataError, file_error
 from overnight.paths import shown
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL.Image import Image
+
+QUARTERS = (5, 6, 7, 8)  # values of EXIF's orientation that swap width and height
 
 
 class Options(Values):
@@ -36,7 +39,7 @@ def read(folder: Path, options: Options, _kind: str) -> Boxes:
         split: [_annotation(folder, options, name, pictures, cleaned) for name in names]
         for split, names in _splits(folder, options, pictures).items()
     }
-    names = {name for items in found.values() for _, labels, _ in items for name in labels}
+    names = {name for items in found.values() for _, _, labels, _ in items for name in labels}
     classes = tuple(options.classes or sorted(names))
     splits = {split: [_item(*item, classes, cleaned) for item in items] for split, items in found.items()}
     labels = [label for items in splits.values() for item in items for label in item.labels.tolist()]
@@ -69,8 +72,8 @@ def _splits(folder: Path, options: Options, pictures: dict[str, Path]) -> dict[s
 
 def _annotation(
     folder: Path, options: Options, name: str, pictures: dict[str, Path], cleaned: CleaningCounts
-) -> "tuple[Path, list[str], np.ndarray]":
-    """Class names, and corners (n, 4) in pixels."""
+) -> "tuple[Path, bool, list[str], np.ndarray]":
+    """The picture, whether its boxes refer to it as stored, class names, and corners (n, 4) in pixels."""
     if name not in pictures:
         raise DataError(
             f"{shown(folder / options.images / name)}.*: there is no such image, but a list of the set "
@@ -88,21 +91,37 @@ def _annotation(
         cleaned["difficult box dropped"] += len(objects) - len(easy)
         objects = easy
     corners = [_corners(element, xml) for element in objects]
-    boxes, kept = _clipped(corners, _size(pictures[name]), options.first_pixel, cleaned)
+    size, as_stored = _size(pictures[name], tree)
+    boxes, kept = _clipped(corners, size, options.first_pixel, cleaned)
     labels = [(objects[i].findtext("name") or "").strip() for i in kept]
     cleaned["image without boxes kept"] += not labels
-    return pictures[name], labels, boxes
+    return pictures[name], as_stored, labels, boxes
 
 
-def _size(picture: Path) -> tuple[float, float]:
-    """By the image's own header; infinite when it cannot be read, as it is left out when it is opened."""
-    from PIL import Image
+def _size(picture: Path, tree: ET.Element) -> tuple[tuple[float, float], bool]:
+    """By the image's own header, and whether its annotation states the size of the pixels as stored.
+
+    A photograph that its EXIF turns by a quarter has two sizes. Infinite when the header cannot be read, as
+    such an image is left out when it is opened.
+    """
+    from PIL import Image as Pillow
 
     try:
-        with Image.open(picture) as image:
-            return image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return math.inf, math.inf
+        with Pillow.open(picture) as image:
+            stored = image.size
+            turned = _orientation(image) in QUARTERS
+    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError):
+        return (math.inf, math.inf), False
+    stated = tuple((tree.findtext(f"size/{side}") or "").strip() for side in ("width", "height"))
+    as_stored = turned and stored[0] != stored[1] and stated == tuple(map(str, stored))
+    return (stored[::-1] if turned and not as_stored else stored), as_stored
+
+
+def _orientation(image: "Image") -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except FAILURES:  # damaged EXIF
+        return 1
 
 
 def _corners(element: ET.Element, xml: Path) -> list[float]:
@@ -138,11 +157,16 @@ def _clipped(
 
 
 def _item(
-    path: Path, names: list[str], boxes: "np.ndarray", classes: tuple[str, ...], cleaned: CleaningCounts
+    path: Path,
+    as_stored: bool,
+    names: list[str],
+    boxes: "np.ndarray",
+    classes: tuple[str, ...],
+    cleaned: CleaningCounts,
 ) -> BoxItem:
     import numpy as np
 
     cleaned.update(f"box of the unlisted class {name!r} dropped" for name in names if name not in classes)
     known = [i for i, name in enumerate(names) if name in classes]
     labels = np.array([classes.index(names[i]) for i in known], dtype=np.int64)
-    return BoxItem(path.name, opener(path), boxes[known], labels)
+    return BoxItem(path.name, opener(path, as_stored), boxes[known], labels)
