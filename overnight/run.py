@@ -15,6 +15,7 @@ from overnight.artifact import Artifact, DataSpec, Writer
 from overnight.data.content import CleaningCounts
 from overnight.errors import Stopped
 from overnight.events import Json
+from overnight.predictor import Interface
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,12 +136,12 @@ class Run(ABC):
         weights: "Mapping[str, torch.Tensor]",
         config: Json,
         spec: DataSpec | None = None,
-        example: "np.ndarray | None" = None,
+        interface: Interface | None = None,
     ) -> Artifact:
         """Hand on a model.
 
-        predictor: "module:function" with function(folder) -> callable(array) -> array; it reads `config` from
-        meta.json and the weights from weights.safetensors. example: an input for it, stored with the model.
+        predictor: "module:function" with function(folder) -> Predictor; it reads `config` and `interface`
+        from meta.json and the weights from weights.safetensors.
         """
 
         def write(path: Path) -> None:
@@ -148,9 +149,10 @@ class Run(ABC):
 
             save_file({name: w.detach().cpu().contiguous().clone() for name, w in weights.items()}, path)
 
-        arrays = None if example is None else {"example": example}
         meta = {"predictor": predictor, "config": config}
-        saved = self.save("model", spec, arrays, meta, {"weights.safetensors": write})
+        if interface is not None:
+            meta["interface"] = interface.model_dump(mode="json")
+        saved = self.save("model", spec, None, meta, {"weights.safetensors": write})
         self._emit({"event": "model", "path": str(saved.path), "digest": saved.digest})
         return saved
 

@@ -14,6 +14,7 @@ LAYERS = (  # lowest first; a package knows only those before it
     {"errors", "paths", "config", "files", "locks", "events", "processes", "best_effort"},
     {"gpu"},
     {"artifact"},
+    {"predictor"},
     {"data"},
     {"run"},
     {"training"},
@@ -26,7 +27,7 @@ LAYERS = (  # lowest first; a package knows only those before it
     {"cli"},
 )
 RANK = {name: number for number, names in enumerate(LAYERS) for name in names}
-WIDTH, ROOT_MODULES, SMALL = 110, 12, 80
+WIDTH, ROOT_MODULES, SMALL = 110, 13, 80
 FILE_LINES, TEST_LINES = 400, 500
 HEAVY = ("torch", "prefect", "mlflow", "polars", "sklearn", "pandas")  # seconds to import
 BANNED = re.compile(

@@ -189,7 +189,7 @@ def _to_bytes(array: "np.ndarray", name: str) -> "np.ndarray":
     between = array.dtype.kind == "f" and 1 + SLACK < high < 2  # neither of 0..1 nor of 0..255
     if not (low >= -SLACK and high <= top + SLACK) or between:  # also where one is nan
         raise BadInput(
-            f"{name}: its {array.dtype} values go from {low:g} to {high:g}; give whole numbers 0..255 or floats "
-            "0..1, before any normalisation"
+            f"{name}: its {array.dtype} values go from {low:g} to {high:g}; give whole numbers 0..255 or "
+            "floats 0..1, before any normalisation"
         )
     return np.asarray(np.rint(array.astype(np.float64) * (255 / top)).clip(0, 255).astype(np.uint8))

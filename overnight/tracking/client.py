@@ -4,12 +4,9 @@ import json
 import logging
 import os
 import re
-import shutil
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,7 +42,6 @@ REFUSED = (
     "PERMISSION_DENIED",
 )
 UNFIT = (400, 413, 422)  # answers to an upload that would be the same again
-REQUIREMENTS = ("mlflow", "numpy", "pydantic", "pyyaml", "safetensors", "torch")  # of a model
 V = TypeVar("V")
 
 
@@ -224,55 +220,6 @@ class Tracker:
 
     def close(self, run_id: str, status: str, at: float | None = None) -> None:
         self.client.set_terminated(run_id, status, None if at is None else int(at * 1000))
-
-
-def log_model(tracker: Tracker, run_id: str, name: str, folder: Path, digest: str) -> None:
-    """Log a saved model, unless the run has one of this digest already."""
-    from mlflow.entities import LoggedModelOutput
-
-    client = tracker.client
-    outputs: Any = client.get_run(run_id).outputs
-    logged = [one.model_id for one in (outputs.model_outputs if outputs else [])]
-    if any(client.get_logged_model(model_id).tags.get(DIGEST) == digest for model_id in logged):
-        return
-    packed = folder.parent / "mlflow_model"
-    shutil.rmtree(packed, ignore_errors=True)
-    _pack(folder, packed)
-    model = client.create_logged_model(
-        tracker.experiment_id,
-        name=re.sub(r"[^\w -]", "-", name),
-        source_run_id=run_id,
-        tags={DIGEST: digest},
-    )
-    client.log_model_artifacts(model.model_id, str(packed))
-    client.finalize_logged_model(model.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
-    shutil.rmtree(packed)
-
-
-def _pack(folder: Path, packed: Path) -> None:
-    import mlflow.pyfunc
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    code = Path(__file__).resolve().parents[2]
-    signature = None
-    if (folder / "arrays.safetensors").is_file():
-        from safetensors.numpy import load_file
-
-        example = load_file(folder / "arrays.safetensors")["example"]
-        signature = ModelSignature(inputs=Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))]))
-    with warnings.catch_warnings():
-        # It asks for an input example, which would run the model in this process.
-        warnings.simplefilter("ignore")
-        mlflow.pyfunc.save_model(
-            str(packed),
-            python_model=str(Path(__file__).with_name("pyfunc.py")),
-            artifacts={"model": str(folder)},
-            code_paths=[str(code / "overnight"), str(code / "tasks")],
-            pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
-            signature=signature,
-        )
 
 
 def hidden(tags: Mapping[str, str]) -> dict[str, str]:

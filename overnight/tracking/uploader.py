@@ -28,10 +28,10 @@ from overnight.tracking.client import (
     Tracker,
     allowed,
     append_note,
-    log_model,
     mlflow_error,
     without_verdicts,
 )
+from overnight.tracking.models import log_model
 from overnight.tracking.registry import Registry
 
 T = TypeVar("T")

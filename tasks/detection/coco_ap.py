@@ -38,18 +38,26 @@ def precision(
 
     Rows with a negative class are padding.
     """
+    matched, true = _matched(found, boxes, labels, classes)
+    ap, curves = np.full((classes, len(THRESHOLDS)), np.nan), np.full((classes, len(RECALLS)), np.nan)
+    for kind in (kind for kind in range(classes) if true[kind]):
+        levels = _precision_at_recall(np.concatenate(matched[kind]), true[kind])
+        ap[kind], curves[kind] = levels.mean(1), levels[0]
+    return Precision(ap, curves)
+
+
+def _matched(
+    found: Sequence[np.ndarray], boxes: Sequence[np.ndarray], labels: Sequence[np.ndarray], classes: int
+) -> tuple[list[list[np.ndarray]], list[int]]:
+    """For each class the matches of every image that has it, and how many true boxes there are."""
     matched: list[list[np.ndarray]] = [[] for _ in range(classes)]
     true = [0] * classes
     for detections, truth, kinds in zip(found, boxes, labels, strict=True):
         for kind in {int(k) for k in (*detections[:, 5], *kinds) if k >= 0}:
             ours, theirs = detections[detections[:, 5] == kind], truth[kinds == kind]
             true[kind] += len(theirs)
-            matched[kind].append(_match(ours, theirs))
-    ap, curves = np.full((classes, len(THRESHOLDS)), np.nan), np.full((classes, len(RECALLS)), np.nan)
-    for kind in (kind for kind in range(classes) if true[kind]):
-        levels = _precision_at_recall(np.concatenate(matched[kind]), true[kind])
-        ap[kind], curves[kind] = levels.mean(1), levels[0]
-    return Precision(ap, curves)
+            matched[kind].append(match(ours, theirs))
+    return matched, true
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -60,7 +68,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.asarray(shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-9))
 
 
-def _match(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+def match(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """For each detection of one image and class: its score, then whether it hits at each threshold (K, 11).
 
     The better score picks first.
@@ -75,6 +83,31 @@ def _match(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
         hits[row] = open_to[np.arange(len(THRESHOLDS)), best] >= 0
         free[np.flatnonzero(hits[row]), best[hits[row]]] = False
     return np.column_stack([ours[:, 4], hits])
+
+
+def best_threshold(
+    found: Sequence[np.ndarray], boxes: Sequence[np.ndarray], labels: Sequence[np.ndarray], classes: int
+) -> float | None:
+    """The score from which on detections have the best F1 at overlap 0.5, all classes together.
+
+    None where no image has a box or a detection.
+    """
+    matched, counts = _matched(found, boxes, labels, classes)
+    true = sum(counts)
+    ordered = np.concatenate([np.zeros((0, 11)), *(rows for some in matched for rows in some)])
+    ordered = ordered[np.argsort(-ordered[:, 0], kind="stable")]
+    if not true or not len(ordered):
+        return None
+    at_each = 2 * ordered[:, 1].cumsum() / (np.arange(1, len(ordered) + 1) + true)
+    return float(ordered[at_each.argmax(), 0])
+
+
+def f1(found: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> float:
+    """Of one image at overlap 0.5: found (K, 6), true boxes (M, 4) and labels (M,); 1 where both are none."""
+    found, boxes, labels = found[found[:, 5] >= 0], boxes[labels >= 0], labels[labels >= 0]
+    kinds = {int(kind) for kind in (*found[:, 5], *labels)}
+    hits = sum(int(match(found[found[:, 5] == k], boxes[labels == k])[:, 1].sum()) for k in kinds)
+    return 2 * hits / (len(found) + len(labels)) if len(found) + len(labels) else 1.0
 
 
 def _precision_at_recall(rows: np.ndarray, true: int) -> np.ndarray:

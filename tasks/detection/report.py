@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SMALLEST, LARGEST = 480, 1600  # pixels of the longer side of a drawn image
+DPI = 100
+
 
 def drawn(
     images: np.ndarray,
@@ -36,6 +39,21 @@ def drawn(
         for row in ours[::-1]:
             _labelled(axes, row, classes)
     figure.suptitle("test images: found (solid, with score) and true (dashed)")
+    return figure
+
+
+def on_image(image: np.ndarray, found: np.ndarray, classes: Sequence[str]) -> "Figure":
+    """One image (H, W, 3) in its own pixels, large ones smaller, with found boxes (k, 6)."""
+    from matplotlib.figure import Figure
+
+    height, width = image.shape[:2]
+    scale = min(max(1.0, SMALLEST / max(height, width)), LARGEST / max(height, width))
+    figure = Figure(figsize=(width * scale / DPI, height * scale / DPI), dpi=DPI)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    axes.imshow(image, interpolation="nearest" if scale > 1 else None, aspect="auto")
+    for row in found[::-1]:
+        _labelled(axes, row, classes)
     return figure
 
 

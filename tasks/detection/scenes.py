@@ -143,21 +143,32 @@ def compose_scenes(run: Run, params: ComposeParams, images: Artifact) -> Artifac
 # ------------------------------------------------------------------------------------------------ letterbox
 
 
+def on_canvas(image: np.ndarray, high: int, wide: int) -> tuple[np.ndarray, tuple[int, int], tuple[int, int]]:
+    """An image (H, W, 3) centred on a grey canvas, as large as it can be.
+
+    Returns the canvas (high, wide, 3), width and height of the image there, and the pixels left of and above
+    it.
+    """
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    scale = min(high / height, wide / width)
+    sides = max(1, round(width * scale)), max(1, round(height * scale))
+    left, top = (wide - sides[0]) // 2, (high - sides[1]) // 2
+    canvas = np.full((high, wide, 3), GREY, np.uint8)
+    canvas[top : top + sides[1], left : left + sides[0]] = np.asarray(
+        Image.fromarray(image).resize(sides, Image.Resampling.BILINEAR)
+    )
+    return canvas, sides, (left, top)
+
+
 def _letterbox(image: np.ndarray, item: BoxItem, size: int, cleaned: CleaningCounts) -> Scene:
     """One image and its boxes on the canvas.
 
     A box is cut at the image's edge; what is left thinner than a pixel is dropped.
     """
-    from PIL import Image
-
     height, width = image.shape[:2]
-    scale = size / max(height, width)
-    sides = max(1, round(width * scale)), max(1, round(height * scale))
-    left, top = (size - sides[0]) // 2, (size - sides[1]) // 2
-    canvas = np.full((size, size, 3), GREY, np.uint8)
-    canvas[top : top + sides[1], left : left + sides[0]] = np.asarray(
-        Image.fromarray(image).resize(sides, Image.Resampling.BILINEAR)
-    )
+    canvas, sides, (left, top) = on_canvas(image, size, size)
     edges = np.array([width, height, width, height], np.float32)
     boxes = np.clip(np.asarray(item.boxes, np.float32).reshape(-1, 4), 0, edges)
     cleaned["box clipped to its image"] += int((boxes != item.boxes).any(-1).sum()) if len(boxes) else 0

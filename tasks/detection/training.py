@@ -1,27 +1,26 @@
-"""How a detector is trained, scored, saved and used; yolo.py has the step."""
+"""How a detector is trained, scored and saved; yolo.py has the step."""
 
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from overnight import Artifact, DataSpec, Run
+from overnight.data.images import as_text
 from overnight.errors import DataError
+from overnight.predictor import Column, Interface
 from overnight.training.batches import Batch, Batches
 from overnight.training.evaluate import predict_in_batches
 from overnight.training.loop import train
 from overnight.training.recipe import Recipe, Scores, cosine
 from tasks.detection import augment, report
 from tasks.detection.boxes import detections
-from tasks.detection.coco_ap import Precision, precision
+from tasks.detection.coco_ap import Precision, best_threshold, precision
 from tasks.detection.loss import detection_loss
 from tasks.detection.model import STRIDES, Yolo, decode, places
 from tasks.detection.params import YoloParams
 from tasks.shared.figures import names as shown
-from tasks.shared.predictors import current_keys, load_model
 
 Arrays = dict[str, np.ndarray]
 LIMIT = 100  # found boxes on one image
@@ -59,42 +58,39 @@ def fit(run: Run, params: YoloParams, boxes: Artifact) -> Artifact:
     fitted = train(made, run, data)
     tested = _measure(fitted.model, data, "test", params, len(spec.classes))
     _report(run, fitted.model, tested, data, spec, fitted.epoch, fitted.scores)
-    example = data["test_images"][:2] if len(data["test_images"]) else data["train_images"][:2]
+    val = found(fitted.model, data["val_images"], _evaluated_at_once(params))
+    least = (
+        best_threshold(list(val), list(data["val_boxes"]), list(data["val_labels"]), len(spec.classes))
+        or SHOWN
+    )
     config = {
         "classes": list(spec.classes),
         "width_multiplier": params.width_multiplier,
         "shape": list(spec.shape),
+        "least_score": least,
     }
-    return run.save_model(
-        "tasks.detection.yolo:predictor",
-        fitted.model.state_dict(),
-        config,
-        spec,
-        np.ascontiguousarray(example.transpose(0, 2, 3, 1)),
+    interface = _interface(
+        spec, least, data["test_images" if len(data["test_images"]) else "train_images"][0]
     )
+    state = fitted.model.state_dict()
+    return run.save_model("tasks.detection.predictor:predictor", state, config, spec, interface)
 
 
-def predictor(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
-    config, weights = load_model(folder)
-    config = current_keys(YoloParams, config)
-    model = Yolo(len(config["classes"]), config["width_multiplier"]).eval()
-    model.load_state_dict(weights)
-    height, width = config["shape"][1:]
-
-    def predict(images: np.ndarray) -> np.ndarray:
-        pixels = torch.from_numpy(np.ascontiguousarray(images))
-        pixels = pixels.permute(0, 3, 1, 2).contiguous() if pixels.shape[-1] == 3 else pixels
-        canvas, scale, offset = _letterboxed(pixels, height, width)
-        with torch.inference_mode():
-            found = torch.cat(
-                [_detect(model, part, 0.05) for part in _slices(canvas, 16)] or [torch.zeros(0, LIMIT, 6)]
-            )
-        corners = ((found[..., :4] - offset.repeat(2)) / scale).clamp(min=0)
-        return np.asarray(
-            torch.where(found[..., 5:] >= 0, torch.cat([corners, found[..., 4:]], -1), -1.0).numpy()
-        )
-
-    return predict
+def _interface(spec: DataSpec, least: float, example: np.ndarray) -> Interface:
+    numbers = ("score", "x1", "y1", "x2", "y2")
+    return Interface(
+        kind="images",
+        about=f"Detector: {len(spec.classes)} classes, boxes in pixels of the image as it is seen; "
+        f"by default those of score {least:.2f} and more, which is best on val",
+        inputs=(Column(name="image", type="any", dimensions=(0, 2, 3)),),
+        outputs=(
+            Column(name="image", type="long"),
+            Column(name="class", type="string"),
+            *(Column(name=name, type="double") for name in numbers),
+        ),
+        options={"least_score": least},
+        example=({"image": as_text(example)},),
+    )
 
 
 def _checked(spec: DataSpec) -> tuple[int, int]:
@@ -172,33 +168,34 @@ def _optimizer(model: nn.Module, params: YoloParams) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=params.lr)
 
 
-def _detect(model: nn.Module, images: Tensor, least: float) -> Tensor:
+def detect(model: nn.Module, images: Tensor, least: float) -> Tensor:
     """(B, 100, 6) for images (B, 3, H, W) on the model's device."""
     logits, sides = (output.float() for output in model(images))
     centres, strides = places(images.shape[2], images.shape[3], logits.device)
-    found = decode(sides, centres, strides)
-    limits = torch.tensor([images.shape[3], images.shape[2]] * 2, device=found.device)
-    return detections(logits.sigmoid(), torch.minimum(found.clamp(min=0), limits), least, limit=LIMIT)
+    boxes = decode(sides, centres, strides)
+    limits = torch.tensor([images.shape[3], images.shape[2]] * 2, device=boxes.device)
+    return detections(logits.sigmoid(), torch.minimum(boxes.clamp(min=0), limits), least, limit=LIMIT)
 
 
 @torch.inference_mode()
-def _found(model: nn.Module, images: np.ndarray, size: int) -> np.ndarray:
+def found(model: nn.Module, images: np.ndarray, size: int, least: float = LEAST) -> np.ndarray:
+    """(N, 100, 6) x1 y1 x2 y2 score class in images (N, 3, H, W), `size` of them at once; -1 pads."""
     device = next(model.parameters()).device
     parts = predict_in_batches(
-        lambda part: _detect(model, part, LEAST), torch.from_numpy(images), device, size
+        lambda part: detect(model, part, least), torch.from_numpy(images), device, size
     )
     return np.asarray(torch.cat(parts or [torch.zeros(0, LIMIT, 6)]).numpy())
-
-
-def _slices(images: Tensor, size: int) -> Iterator[Tensor]:
-    return (images[i : i + size] for i in range(0, len(images), size))
 
 
 def _measure(model: nn.Module, data: Arrays, split: str, params: YoloParams, classes: int) -> Precision:
     """Average precision on a split; an empty one has no scores."""
     images, boxes, labels = (data[f"{split}_{name}"] for name in ("images", "boxes", "labels"))
-    found = _found(model, images, min(params.batch, params.micro_batch or params.batch))
-    return precision(list(found), list(boxes), list(labels), classes)
+    boxes_found = found(model, images, _evaluated_at_once(params))
+    return precision(list(boxes_found), list(boxes), list(labels), classes)
+
+
+def _evaluated_at_once(params: YoloParams) -> int:
+    return min(params.batch, params.micro_batch or params.batch)
 
 
 def _report(
@@ -216,11 +213,11 @@ def _report(
     if not tested.scores:
         run.note(f"detector of {len(spec.classes)} classes: {by}; no boxes to test on")
         return
-    found = _found(model, images[:8], 8)
+    best = found(model, images[:8], 8)
     run.picture(
         "detections",
         report.drawn(
-            images[:8], [f[f[:, 4] >= SHOWN] for f in found], boxes[:8], labels[:8], shown(spec.classes)
+            images[:8], [f[f[:, 4] >= SHOWN] for f in best], boxes[:8], labels[:8], shown(spec.classes)
         ),
     )
     run.picture("precision_recall", report.curves(tested, shown(spec.classes)))
@@ -239,20 +236,3 @@ def _plain(classes: tuple[str, ...], kind: int) -> str:
     names = [re.sub(r"[^\w\-]+", "_", name).strip("_") for name in classes]
     name = names[kind]
     return name if name and names.count(name) == 1 else f"{name}_{kind}".lstrip("_")
-
-
-def _letterboxed(images: Tensor, height: int, width: int) -> tuple[Tensor, float, Tensor]:
-    """The images on a grey canvas of the model's size, their scale, and the pixels (x, y) they moved by."""
-    if tuple(images.shape[2:]) == (height, width):
-        return images, 1.0, torch.zeros(2)
-    scale = min(height / images.shape[2], width / images.shape[3])
-    sides = [max(1, round(side * scale)) for side in images.shape[2:]]
-    small = (
-        nn.functional.interpolate(images.float(), sides, mode="bilinear", antialias=True)
-        .round()
-        .to(torch.uint8)
-    )
-    top, left = (height - sides[0]) // 2, (width - sides[1]) // 2
-    canvas = torch.full((len(images), 3, height, width), 114, dtype=torch.uint8)
-    canvas[:, :, top : top + sides[0], left : left + sides[1]] = small
-    return canvas, scale, torch.tensor([left, top])

@@ -5,8 +5,6 @@ task-aligned assignment (TOOD), quality and distribution focal loss (GFL), GIoU,
 (YOLOv4), COCO's average precision.
 """
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overnight import Artifact, DataSpec, Run, step
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 
     from overnight.training.recipe import Recipe
 
-__all__ = ["YoloParams", "predictor", "train_yolo", "yolo_recipe"]
+__all__ = ["YoloParams", "train_yolo", "yolo_recipe"]
 
 
 def yolo_recipe(params: YoloParams, spec: DataSpec) -> "Recipe[dict[str, np.ndarray]]":
@@ -36,23 +34,10 @@ def train_yolo(run: Run, params: YoloParams, boxes: Artifact) -> Artifact:
     """Train on the images of a "boxes" artifact; val chooses the epoch by map50, test is only reported.
 
     Logs test/map50, test/map50_95 (COCO's definitions) and test/ap50/<class>, detections drawn on test
-    images, precision-recall curves. Hands on a model: images uint8 (N, H, W, 3) or (N, 3, H, W) of any size
-    in, (N, 100, 6) x1 y1 x2 y2 score class out. Raises DataError for a set without training images, or of a
-    size that is no multiple of 32.
+    images, precision-recall curves. Hands on a model: images of any size and form in, a row for each box out,
+    with the score of best F1 on val as its threshold. Raises DataError for a set without training images, or
+    of a size that is no multiple of 32.
     """
     from tasks.detection import training
 
     return training.fit(run, params, boxes)
-
-
-def predictor(folder: Path) -> "Callable[[np.ndarray], np.ndarray]":
-    """The model in `folder` as a function.
-
-    Uint8 (N, H, W, 3) or (N, 3, H, W) -> (N, 100, 6) x1 y1 x2 y2 score class, padded with -1.
-
-    Images of another size than the model's are letterboxed to it; boxes come back in pixels of the images
-    given.
-    """
-    from tasks.detection import training
-
-    return training.predictor(folder)

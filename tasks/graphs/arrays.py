@@ -69,7 +69,7 @@ def save(run: Run, graph: Graph, name: str, shares: Shares, scale: Scale, blank:
             **{f"nodes/{k}": v for k, v in spec.counts.items()},
         }
     )
-    return run.save("graph", spec, arrays, {"classes": list(graph.classes)})
+    return run.save("graph", spec, arrays, {"classes": list(graph.classes), "nodes": list(graph.ids)})
 
 
 def split(

@@ -1,7 +1,5 @@
 """Classify the nodes of a graph with a graph convolutional network (Kipf & Welling 2017), full batch."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overnight.artifact import Artifact, DataSpec
@@ -10,12 +8,10 @@ from overnight.step import step
 from tasks.graphs.params import GnnParams
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from overnight.training.recipe import Recipe
     from tasks.graphs.tensors import GraphTensors
 
-__all__ = ["GnnParams", "gnn_recipe", "predictor", "train_gnn"]
+__all__ = ["GnnParams", "gnn_recipe", "train_gnn"]
 
 
 def gnn_recipe(params: GnnParams, spec: DataSpec) -> "Recipe[GraphTensors]":
@@ -39,10 +35,3 @@ def train_gnn(run: Run, params: GnnParams, graph: Artifact) -> Artifact:
     from tasks.graphs import training
 
     return training.fit(run, params, graph)
-
-
-def predictor(folder: Path) -> "Callable[[np.ndarray], np.ndarray]":
-    """Probabilities (n, classes) of nodes (n,) of the training graph, which the model carries."""
-    from tasks.graphs import training
-
-    return training.predictor(folder)

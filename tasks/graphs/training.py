@@ -1,7 +1,6 @@
 """How a graph network is trained, scored and saved; nodes.py has the step."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from overnight.artifact import Artifact, DataSpec
 from overnight.events import Json
+from overnight.predictor import Column, Interface, class_columns
 from overnight.run import Run
 from overnight.training.batches import Batch
 from overnight.training.evaluate import evaluate
@@ -20,13 +20,13 @@ from tasks.graphs.network import Gnn
 from tasks.graphs.params import GnnParams
 from tasks.graphs.tensors import GraphTensors, example
 from tasks.shared import figures
-from tasks.shared.predictors import load_model, saved_params
 from tasks.shared.threads import one_thread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SMALL = 100_000_000  # multiplications of a product
+EXAMPLES = 3  # nodes
 DRAWN = 2000  # nodes in the picture of the embedding
 
 
@@ -94,7 +94,7 @@ def fit(run: Run, params: GnnParams, graph: Artifact) -> Artifact:
         f"{fitted.epoch}; "
         f"{100 * alone:.1f} % without the edges, {100 * scores['majority']:.1f} % by the commonest class"
     )
-    return _save(run, params, spec, model, data)
+    return _save(run, params, graph, model, data)
 
 
 def _small(spec: DataSpec, params: GnnParams) -> bool:
@@ -153,29 +153,23 @@ def _embedding(values: np.ndarray, labels: np.ndarray, classes: tuple[str, ...],
     return figure
 
 
-def _save(run: Run, params: GnnParams, spec: DataSpec, model: Gnn, data: GraphTensors) -> Artifact:
+def _save(run: Run, params: GnnParams, graph: Artifact, model: Gnn, data: GraphTensors) -> Artifact:
+    spec = graph.spec
     weights = {**model.state_dict(), **{f"graph.{name}": tensor for name, tensor in data.shared.items()}}
+    names: list[str] = graph.meta()["nodes"]
     config = {
         "params": params.model_dump(mode="json"),
         "spec": spec.model_dump(mode="json"),
         "classes": list(spec.classes),
+        "nodes": names,
     }
-    return run.save_model(
-        "tasks.graphs.nodes:predictor", weights, config, spec, data.nodes["test"][:5].cpu().numpy()
+    test = data.nodes["test"][:EXAMPLES].tolist()
+    interface = Interface(
+        kind="nodes",
+        about=f"{params.conv.upper()}: {len(spec.classes)} classes of the {spec.nodes:,} nodes of a graph, "
+        "which the model carries",
+        inputs=(Column(name="node", type="string" if names else "long"),),
+        outputs=(Column(name="node", type="string"), *class_columns(spec.classes)),
+        example=tuple({"node": names[i] if names else i} for i in test),
     )
-
-
-def predictor(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
-    config, tensors = load_model(folder)
-    graph = {
-        name.removeprefix("graph."): tensors.pop(name) for name in list(tensors) if name.startswith("graph.")
-    }
-    model = Gnn(saved_params(GnnParams, config["params"]), DataSpec.model_validate(config["spec"])).eval()
-    model.load_state_dict(tensors)
-
-    def predict(nodes: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            logits = model({"nodes": torch.from_numpy(np.asarray(nodes, np.int64).ravel()), **graph})
-        return np.asarray(logits.softmax(1))
-
-    return predict
+    return run.save_model("tasks.graphs.predictor:predictor", weights, config, spec, interface)

@@ -12,15 +12,16 @@ from overnight.memory.formulas import MIB
 from tasks.rl.params import AgentParams
 
 FLOAT = 4  # bytes
+FRAMES, HIGHEST = 200, 200  # of a recorded episode at most, and about how many pixels high
 Act = Callable[[np.ndarray], np.ndarray]  # observations (N, ...) to actions (N,) or (N, A)
 
 
-def make(env: str) -> Any:
+def make(env: str, **options: Any) -> Any:
     """The environment of that id, or ConfigError with the nearest one."""
     import gymnasium
 
     try:
-        return gymnasium.make(env)
+        return gymnasium.make(env, **options)
     except gymnasium.error.DependencyNotInstalled as error:
         raise ConfigError(f"agent.env: {env!r} needs a package that is not installed: {error}") from None
     except (gymnasium.error.Error, ImportError) as error:
@@ -105,6 +106,46 @@ def play(env: str, seeds: np.ndarray, act: Act, longest: int) -> tuple[np.ndarra
     for world in worlds:
         world.close()
     return returns, lengths
+
+
+def record(
+    env: str, seed: int, act: Act, longest: int, draws: bool = True
+) -> tuple[list[tuple[Any, float]], list[np.ndarray]]:
+    """Play an episode: its actions with their rewards, and pictures uint8 (H, W, 3) of at most FRAMES steps.
+
+    draws: whether pictures are made. Raises ConfigError where the environment draws none.
+    """
+    if draws and "rgb_array" not in make(env).metadata.get("render_modes", ()):
+        raise ConfigError(f"{env} draws no pictures (rgb_array is none of its render modes)")
+    world = make(env, render_mode="rgb_array") if draws else make(env)
+    now, _ = world.reset(seed=seed)
+    steps = list[tuple[Any, float]]()
+    frames = [_frame(world)] if draws else []
+    every, over = 1, False
+    while not over:
+        action = act(np.asarray(now)[None])[0]
+        now, reward, terminated, truncated, _ = world.step(action)
+        steps.append((action, float(reward)))
+        over = terminated or truncated or len(steps) >= longest
+        if draws and (over or len(steps) % every == 0):
+            frames.append(_frame(world))
+        if len(frames) > FRAMES:
+            frames, every = frames[::2], 2 * every
+    world.close()
+    return steps, frames
+
+
+def _frame(world: Any) -> np.ndarray:
+    """A picture of the environment as it is. Raises ConfigError where what draws it is not installed."""
+    import gymnasium
+
+    try:
+        frame = world.render()
+    except (gymnasium.error.Error, ImportError) as error:
+        raise ConfigError(f"the renderer is missing: {error}") from None
+    if frame is None:
+        raise ConfigError("the environment draws no pictures")
+    return np.asarray(frame)[:: max(1, len(frame) // HIGHEST), :: max(1, len(frame) // HIGHEST)]
 
 
 def episode_seeds(seed: int, purpose: str, episodes: int) -> np.ndarray:

@@ -67,8 +67,22 @@ class AgentParams(Params):
         ge=1,
         description="steps after which an evaluation ends an episode that the environment does not",
     )
+    return_bounds: tuple[float, float] | None = Field(
+        None,
+        description="lowest and highest return of an episode, by which agents are compared; by random play "
+        "and the environment's reward threshold when left out",
+    )
     ppo: PpoParams = PpoParams()
     dqn: DqnParams = DqnParams()
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        """A lowest and a highest."""
+        if self.return_bounds and self.return_bounds[0] >= self.return_bounds[1]:
+            raise ValueError(
+                f"return_bounds {list(self.return_bounds)}: write the lowest, then the highest return"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_effect(self) -> Self:

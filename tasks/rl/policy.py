@@ -1,6 +1,5 @@
 """The acting net in plain torch: what is evaluated during training is what is saved and served."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,6 @@ from torch import nn
 
 from overnight.errors import DataError
 from tasks.rl.env import Act
-from tasks.shared.predictors import load_model
 
 
 def build(spaces: dict[str, Any]) -> nn.Sequential:
@@ -24,26 +22,30 @@ def build(spaces: dict[str, Any]) -> nn.Sequential:
 
 def acting(net: nn.Module, spaces: dict[str, Any]) -> Act:
     """Observations (N, ...) to the actions (N,) or (N, A) that the policy finds best."""
+    return lambda observations: best(spaces, outputs(net, spaces, observations))
 
-    @torch.inference_mode()
-    def act(observations: np.ndarray) -> np.ndarray:
-        given = np.asarray(observations)
-        if given.shape[1:] != tuple(spaces["shape"]):
-            raise DataError(f"the policy takes observations of {('N', *spaces['shape'])}, not {given.shape}")
-        states = spaces.get("states")
-        flat = (
-            np.eye(states, dtype=np.float32)[given.astype(int)]
-            if states
-            else given.reshape(len(given), -1).astype(np.float32)
-        )
-        out: np.ndarray = net(torch.from_numpy(flat)).numpy()
-        return (
-            out.argmax(1)
-            if "actions" in spaces
-            else out.clip(spaces["low"], spaces["high"]).astype(np.float32)
-        )
 
-    return act
+@torch.inference_mode()
+def outputs(net: nn.Module, spaces: dict[str, Any], observations: np.ndarray) -> np.ndarray:
+    """What the net puts out for observations (N, ...): a number for each action, or the action itself."""
+    given = np.asarray(observations)
+    if given.shape[1:] != tuple(spaces["shape"]):
+        raise DataError(f"the policy takes observations of {('N', *spaces['shape'])}, not {given.shape}")
+    states = spaces.get("states")
+    flat = (
+        np.eye(states, dtype=np.float32)[given.astype(int)]
+        if states
+        else given.reshape(len(given), -1).astype(np.float32)
+    )
+    found: np.ndarray = net(torch.from_numpy(flat)).numpy()
+    return found
+
+
+def best(spaces: dict[str, Any], out: np.ndarray) -> np.ndarray:
+    """The actions (N,) or (N, A) by what the net put out."""
+    if "actions" in spaces:
+        return np.asarray(out.argmax(1))
+    return np.asarray(out.clip(spaces["low"], spaces["high"]).astype(np.float32))
 
 
 def policy_of(model: Any, spaces: dict[str, Any]) -> nn.Sequential:
@@ -57,10 +59,3 @@ def policy_of(model: Any, spaces: dict[str, Any]) -> nn.Sequential:
     net = build(spaces)
     net.load_state_dict(nn.Sequential(*theirs).state_dict())
     return net.eval()
-
-
-def predictor(folder: Path) -> Act:
-    spaces, weights = load_model(folder)
-    net = build(spaces)
-    net.load_state_dict(weights)
-    return acting(net.eval(), spaces)

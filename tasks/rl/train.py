@@ -3,14 +3,14 @@
 PPO (Schulman et al. 2017) or DQN (Mnih et al. 2015).
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from overnight import Artifact, DataSpec, Run, step
 from overnight.memory.formulas import Formula
-from tasks.rl.env import Act, at_random, episode_seeds, make, memory, play, spaces_of
+from overnight.predictor import Column, Interface, Type
+from tasks.rl.env import at_random, episode_seeds, make, memory, play, spaces_of
 from tasks.rl.params import AgentParams
 from tasks.shared import figures
 from tasks.shared.threads import one_thread
@@ -18,7 +18,7 @@ from tasks.shared.threads import one_thread
 if TYPE_CHECKING:
     from tasks.rl.sb3 import Evaluation
 
-__all__ = ["AgentParams", "predictor", "train_agent"]
+__all__ = ["AgentParams", "train_agent"]
 
 
 def agent_peak(params: AgentParams) -> Formula:
@@ -32,7 +32,7 @@ def agent_peak(params: AgentParams) -> Formula:
 def train_agent(run: Run, params: AgentParams) -> Artifact:
     """Train an agent; evaluations during training pick the policy, fresh episodes at the end test it.
 
-    Out: artifact "model" whose predictor maps observations (N, ...) to actions. Runs on the CPU, where a
+    Out: artifact "model", which tells the action for an observation. Runs on the CPU, where a
     small MLP is fastest. Logs rollout/ep_rew_mean and rollout/ep_len_mean (of the last 100 episodes), losses,
     train/steps_per_s, val/mean_return; at the end test/mean_return and test/std_return beside
     test/random_return: random actions on the same episodes. Pictures: returns, lengths. Raises ConfigError:
@@ -47,16 +47,38 @@ def train_agent(run: Run, params: AgentParams) -> Artifact:
         model.learn(params.total_steps, callback=evaluation)
         evaluation.evaluate(model)
         _report(run, params, spaces, evaluation)
-    example = np.stack([make(params.env).reset(seed=i)[0] for i in range(4)])
-    spec = DataSpec(shape=example.shape[1:], dtype=str(example.dtype))
-    return run.save_model("tasks.rl.train:predictor", evaluation.best.state_dict(), spaces, spec, example)
+    example = make(params.env).reset(seed=0)[0]
+    spec = DataSpec(shape=np.shape(example), dtype=str(np.asarray(example).dtype))
+    config = {
+        **spaces,
+        "env": params.env,
+        "longest_episode": params.longest_episode,
+        "episodes": params.test_episodes,
+        "return_bounds": params.return_bounds,
+    }
+    interface = _interface(params, spaces, example)
+    return run.save_model(
+        "tasks.rl.predictor:predictor", evaluation.best.state_dict(), config, spec, interface
+    )
 
 
-def predictor(folder: Path) -> Act:
-    """Observations (N, ...) to actions: (N,) of numbers or (N, A) of vectors, by the model in that folder."""
-    from tasks.rl import policy
-
-    return policy.predictor(folder)
+def _interface(params: AgentParams, spaces: dict[str, Any], example: Any) -> Interface:
+    """Observations in, actions out, with a probability for each where the policy has them."""
+    actions = spaces.get("actions")
+    if actions is None:
+        outputs = [Column(name=f"action_{i}", type="double") for i in range(len(spaces["low"]))]
+    else:
+        outputs = [Column(name="action", type="long")]
+        many = actions if params.algorithm == "ppo" else 0
+        outputs += [Column(name=f"probability_{action}", type="double") for action in range(many)]
+    number: Type = "long" if "states" in spaces else "double"
+    return Interface(
+        kind="observations",
+        about=f"{params.algorithm.upper()} on {params.env}",
+        inputs=(Column(name="observation", type=number, dimensions=(len(spaces["shape"]),)),),
+        outputs=tuple(outputs),
+        example=({"observation": np.asarray(example).tolist()},),
+    )
 
 
 def _report(run: Run, params: AgentParams, spaces: dict[str, Any], evaluation: "Evaluation") -> None:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from tasks.tabular.columns import Type, cast
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
 
 MISSING, OTHER = "(missing)", "(other)"
+WHOLE = 2**53  # floats below hold every whole number
 
 
 @dataclass(frozen=True)
@@ -98,20 +101,6 @@ class Encoder:
             ),
         ]
 
-    def frame(self, rows: np.ndarray) -> "pl.DataFrame":
-        """Rows of mixed values as the columns they stand for."""
-        import polars as pl
-
-        missing: Mapping[object, None] = dict.fromkeys(("", "nan", "None"))
-        columns = {}
-        for index, name in enumerate([*self.numeric, *self.categorical]):
-            texts = [
-                None if value is None or str(value) in missing else str(value) for value in rows[:, index]
-            ]
-            column = pl.Series(name, texts, dtype=pl.String)
-            columns[name] = column.cast(pl.Float64, strict=False) if name in self.numeric else column
-        return pl.DataFrame(columns)
-
 
 def _levels(column: "pl.Series", most: int) -> list[str]:
     """The most frequent levels, ties by name, then the two for what is missing or rare."""
@@ -137,6 +126,60 @@ def _numbers(frame: "pl.DataFrame", names: list[str]) -> np.ndarray:
         return np.empty((frame.height, 0))
     values = frame.select(pl.col(name).cast(pl.Float64) for name in names).to_numpy()
     return np.where(np.isfinite(values), values, np.nan)
+
+
+def kind_of(dtype: "pl.DataType") -> Type:
+    """What a column of this type is declared as."""
+    import polars as pl
+
+    if dtype in (pl.Boolean, pl.Date):
+        return "bool" if dtype == pl.Boolean else "date"
+    if dtype.is_integer():
+        return "int"
+    if dtype.is_numeric():
+        return "float"
+    return "datetime" if isinstance(dtype, pl.Datetime) else "text"
+
+
+def as_levels(frame: "pl.DataFrame", kinds: "Mapping[str, Type]") -> "pl.DataFrame":
+    """The columns that `kinds` names as text, the same for 3, 3.0 and "3" of a column of kind int.
+
+    A value that is not of its kind becomes OTHER, a missing one stays null.
+    """
+    import polars as pl
+
+    frame = frame.with_columns(
+        _blanks_as_null(name, frame.schema[name], kind) for name, kind in kinds.items()
+    )
+    texts = []
+    for name, kind in kinds.items():
+        typed = _plain(name, frame.schema[name]) if kind == "text" else cast(name, frame.schema[name], kind)
+        text = (pl.col(name) if typed is None else typed).cast(pl.String)
+        unseen = pl.col(name).is_not_null() & text.is_null()
+        texts.append(pl.when(unseen).then(pl.lit(OTHER)).otherwise(text).alias(name))
+    return frame.with_columns(texts)
+
+
+def _blanks_as_null(name: str, dtype: "pl.DataType", kind: Type) -> "pl.Expr":
+    import polars as pl
+
+    if dtype.is_float():
+        return pl.col(name).fill_nan(None)
+    if dtype == pl.String and kind != "text":
+        return pl.when(pl.col(name).str.strip_chars() != "").then(pl.col(name))
+    return pl.col(name)
+
+
+def _plain(name: str, dtype: "pl.DataType") -> "pl.Expr":
+    """Whole numbers that are floats without their point: pandas keeps numbers with gaps as floats."""
+    import polars as pl
+
+    at = pl.col(name)
+    if not dtype.is_float():
+        return at
+    whole = (at == at.floor()) & (at.abs() < WHOLE)
+    digits = at.cast(pl.Int64, strict=False).cast(pl.String)
+    return pl.when(whole).then(digits).otherwise(at.cast(pl.String))
 
 
 def is_number(dtype: "pl.DataType") -> bool:

@@ -1,8 +1,8 @@
 """Predict a class from a row of a table: logistic regression, the baseline to beat."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,12 +14,14 @@ from overnight.errors import DataError
 from overnight.gpu.card import Card
 from overnight.gpu.rmm import limit_memory
 from overnight.memory.formulas import Formula
+from overnight.predictor import Column, Interface, class_columns
+from overnight.predictor import Type as ColumnType
 from overnight.run import Run
 from overnight.step import step
 from tasks.shared import figures
-from tasks.shared.predictors import load_model
 from tasks.tabular import memory, rapids
-from tasks.tabular.encoding import Encoder, is_number
+from tasks.tabular.columns import Type
+from tasks.tabular.encoding import Encoder, as_levels, is_number, kind_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -27,6 +29,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_CLASSES = 50
+EXAMPLE_ROWS = 3
+TYPES: dict[Type, ColumnType] = {
+    "int": "long",
+    "float": "double",
+    "bool": "boolean",
+    "text": "string",
+    "date": "string",
+    "datetime": "string",
+}
 
 
 class ClassifierParams(Params):
@@ -98,13 +109,17 @@ def fit_classifier(run: Run, params: ClassifierParams, table: Artifact) -> Artif
     against the rest, averaged); pictures: ROC and calibration, and the largest weights. Raises DataError for
     a column that is missing or of the wrong type.
     """
-    frame, labels, classes = _labelled(run, params, table.expect("table"))
-    train, test = _split(run, params, frame, labels)
-    encoder = Encoder.fit(frame[train], params.numeric, params.categorical, params.levels)
-    codes = encoder.codes(frame)
-    matrix = encoder.matrix(codes)
+    import torch
+
+    frame, labels, classes, rows = labelled(params, table.expect("table"))
+    run.metrics({"rows/in": rows, "rows/without_class": rows - frame.height})
+    train, test = split(params, frame, labels, run.seed)
+    kinds = {name: kind_of(frame.schema[name]) for name in (*params.numeric, *params.categorical)}
+    known = as_levels(frame, {name: kinds[name] for name in params.categorical})
+    encoder = Encoder.fit(known[train], params.numeric, params.categorical, params.levels)
+    matrix = encoder.matrix(encoder.codes(known))
     weights, bias = _fit(run, params, matrix[train], labels[train], len(classes))
-    probabilities = _softmax(matrix[test] @ weights.T + bias)
+    probabilities = softmax(matrix[test] @ weights.T + bias)
     scores = _scores(labels[train], labels[test], probabilities)
     run.metrics(
         {
@@ -114,19 +129,27 @@ def fit_classifier(run: Run, params: ClassifierParams, table: Artifact) -> Artif
     )
     _draw(run, encoder, weights, classes, labels[test], probabilities)
     auc = f"ROC AUC {scores['roc_auc']:.3f}, " if "roc_auc" in scores else ""
+    about = " or ".join(classes) if len(classes) < 5 else f"{len(classes)} classes"
+    part = "later" if params.order else "held-out"
     run.note(
-        f"{' or '.join(classes) if len(classes) < 5 else f'{len(classes)} classes'}: "
-        f"{auc}{100 * scores['accuracy']:.1f} % of {len(test):,} {'later' if params.order else 'held-out'} "
-        "rows, "
+        f"{about}: {auc}{100 * scores['accuracy']:.1f} % of {len(test):,} {part} rows, "
         f"{100 * scores['majority']:.1f} % by always saying the commonest class"
     )
-    return _save(run, encoder, weights, bias, classes, codes[test[:5]])
+    config = {
+        "classes": classes,
+        "encoder": asdict(encoder),
+        "kinds": kinds,
+        "params": params.model_dump(mode="json"),
+        "seed": run.seed,
+    }
+    interface = _interface(f"Logistic regression: {about}, by {params.target}", frame[test], kinds, classes)
+    tensors = {"weights": torch.from_numpy(weights), "bias": torch.from_numpy(bias)}
+    spec = DataSpec(classes=tuple(classes))
+    return run.save_model("tasks.tabular.predictor:predictor", tensors, config, spec, interface)
 
 
-def _labelled(
-    run: Run, params: ClassifierParams, table: Artifact
-) -> "tuple[pl.DataFrame, np.ndarray, list[str]]":
-    """The rows that have a class, their class numbers, and the classes in order."""
+def labelled(params: ClassifierParams, table: Artifact) -> "tuple[pl.DataFrame, np.ndarray, list[str], int]":
+    """The rows that have a class, their class numbers, the classes in order, and the number of all rows."""
     import polars as pl
 
     frame = pl.scan_parquet(table.path / "table.parquet")
@@ -153,7 +176,6 @@ def _labelled(
             f"classifier: target {params.target!r} does not work: {str(error).splitlines()[0]}"
         ) from None
     known = rows.drop_nulls("\0class")
-    run.metrics({"rows/in": rows.height, "rows/without_class": rows.height - known.height})
     classes = sorted(known["\0class"].unique().to_list())
     if not 2 <= len(classes) <= MOST_CLASSES:
         raise DataError(
@@ -165,11 +187,11 @@ def _labelled(
         .replace_strict({c: i for i, c in enumerate(classes)}, return_dtype=pl.Int64)
         .to_numpy()
     )
-    return known.drop("\0class"), labels, classes
+    return known.drop("\0class"), labels, classes, rows.height
 
 
-def _split(
-    run: Run, params: ClassifierParams, frame: "pl.DataFrame", labels: np.ndarray
+def split(
+    params: ClassifierParams, frame: "pl.DataFrame", labels: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers of both parts; rows that are equal by the order column stay together."""
     if params.order:
@@ -185,7 +207,7 @@ def _split(
         from overnight.data.splits import stratified
 
         late = np.zeros(len(labels), bool)
-        late[stratified(labels.tolist(), params.test, run.seed)] = True
+        late[stratified(labels.tolist(), params.test, seed)] = True
     train, test = np.flatnonzero(~late), np.flatnonzero(late)
     if not len(test) or len(np.unique(labels[train])) < 2:
         raise DataError(
@@ -304,36 +326,40 @@ def _largest(names: Sequence[str], weights: np.ndarray, classes: Sequence[str], 
     return figure
 
 
-def _save(
-    run: Run, encoder: Encoder, weights: np.ndarray, bias: np.ndarray, classes: list[str], example: np.ndarray
-) -> Artifact:
-    import torch
-
-    tensors = {"weights": torch.from_numpy(weights), "bias": torch.from_numpy(bias)}
-    config = {"classes": classes, "encoder": asdict(encoder)}
-    return run.save_model(
-        "tasks.tabular.linear:predictor", tensors, config, DataSpec(classes=tuple(classes)), example
+def _interface(
+    about: str, test: "pl.DataFrame", kinds: "Mapping[str, Type]", classes: Sequence[str]
+) -> Interface:
+    """Columns by name and type, and rows as an example: those without a gap where there are some."""
+    rows = test.select(list(kinds))
+    whole = rows.drop_nulls()
+    types: dict[str, ColumnType] = {
+        name: "double" if kind == "int" and rows[name].null_count() else TYPES[kind]
+        for name, kind in kinds.items()
+    }
+    empty: dict[ColumnType, Any] = {"double": 0.0, "long": 0, "boolean": False}
+    example = [
+        {
+            name: empty.get(types[name]) if value is None else _plain(value, types[name])
+            for name, value in row.items()
+        }
+        for row in (whole if whole.height else rows).head(EXAMPLE_ROWS).to_dicts()
+    ]
+    return Interface(
+        kind="rows",
+        about=about,
+        inputs=tuple(Column(name=name, type=kind) for name, kind in types.items()),
+        outputs=class_columns(classes),
+        example=tuple(example),
     )
 
 
-def predictor(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Probabilities (n, classes) of rows (n, numeric + categorical columns, in the order of the config).
-
-    Rows of text or mixed objects hold the values as the table had them (None or nan: missing); rows of
-    numbers hold level indices.
-    """
-    config, tensors = load_model(folder)
-    encoder = Encoder(**config["encoder"])
-    weights = tensors["weights"].numpy()
-    bias = tensors["bias"].numpy()
-
-    def predict(rows: np.ndarray) -> np.ndarray:
-        codes = rows.astype(np.float64) if rows.dtype.kind in "fiub" else encoder.codes(encoder.frame(rows))
-        return _softmax(encoder.matrix(codes) @ weights.T + bias)
-
-    return predict
+def _plain(value: Any, kind: ColumnType) -> Any:
+    """As JSON has it."""
+    if kind == "double":
+        return float(value) if math.isfinite(value) else 0.0
+    return value if kind in ("long", "boolean") else str(value)
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
+def softmax(logits: np.ndarray) -> np.ndarray:
     powers = np.exp(logits - logits.max(1, keepdims=True))
     return np.asarray(powers / powers.sum(1, keepdims=True))

@@ -1,7 +1,5 @@
 """Convolutional nets for labelled images of any size, trained with batched augmentation."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overnight.artifact import Artifact, DataSpec
@@ -10,12 +8,11 @@ from overnight.step import step
 from tasks.vision.params import CnnParams
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
     from overnight.training.recipe import Recipe
 
-__all__ = ["CnnParams", "cnn_recipe", "predictor", "train_cnn"]
+__all__ = ["CnnParams", "cnn_recipe", "train_cnn"]
 
 
 def cnn_recipe(params: CnnParams, spec: DataSpec) -> "Recipe[dict[str, Tensor]]":
@@ -32,8 +29,8 @@ def cnn_recipe(params: CnnParams, spec: DataSpec) -> "Recipe[dict[str, Tensor]]"
 def train_cnn(run: Run, params: CnnParams, images: Artifact) -> Artifact:
     """Train a classifier of images; val picks the epoch, test is only reported.
 
-    In: artifact "images". Out: artifact "model" whose predictor maps uint8 (N, C, H, W) to probabilities (N,
-    classes). Logs test/accuracy beside test/majority (always the class most frequent in train), test/loss,
+    In: artifact "images". Out: artifact "model", which tells the class of an image of any size and form. Logs
+    test/accuracy beside test/majority (always the class most frequent in train), test/loss,
     test/balanced_accuracy, a table by class, the confusion matrix, the most confident mistakes, and
     test/accuracy_tta where asked for. Raises DataError: fewer than two classes, weights that do not fit.
     Source: He et al. 2016, table 1 and section 4.2; Jordan 2024 (arXiv:2404.00498); one cycle: Smith 2018.
@@ -41,10 +38,3 @@ def train_cnn(run: Run, params: CnnParams, images: Artifact) -> Artifact:
     from tasks.vision import training
 
     return training.fit(run, params, images)
-
-
-def predictor(folder: Path) -> "Callable[[np.ndarray], np.ndarray]":
-    """uint8 (N, C, H, W) -> float32 probabilities (N, classes), by the model in that folder."""
-    from tasks.vision import training
-
-    return training.predictor(folder)

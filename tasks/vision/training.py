@@ -1,10 +1,8 @@
 """How a convolutional net is trained, scored and saved; cnn.py has the step."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,13 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from overnight.artifact import Artifact, DataSpec
+from overnight.data.images import as_text
 from overnight.errors import DataError
+from overnight.predictor import Column, Interface, class_columns
 from overnight.run import Run
 from overnight.training.batches import Batch, Batches
 from overnight.training.evaluate import EVAL_BATCH, predict_all
 from overnight.training.loop import train
 from overnight.training.recipe import Recipe, Scores
-from tasks.shared.predictors import load_model, saved_params
 from tasks.shared.threads import one_thread
 from tasks.vision import augment
 from tasks.vision.nets.layers import Scaled
@@ -118,18 +117,22 @@ def fit(run: Run, params: CnnParams, images: Artifact) -> Artifact:
         fitted = train(
             replace(made, build=lambda: prepared(made.build(), data["train_images"], weights)), run, data
         )
-        probabilities = _probabilities(fitted.model, data["test_images"])
+        probabilities = probabilities_of(fitted.model, data["test_images"])
         averaged = _over_views(fitted.model, data["test_images"], bool(params.flip)) if params.tta else None
     report(run, images, data, probabilities, averaged)
     tell(run, data, probabilities, fitted, params.epochs)
     config = {"spec": images.spec.model_dump(mode="json"), "params": params.model_dump(mode="json")}
-    return run.save_model(
-        "tasks.vision.cnn:predictor",
-        fitted.model.state_dict(),
-        config,
-        images.spec,
-        data["test_images"][:4].numpy(),
+    classes, (height, width) = images.spec.classes, images.spec.shape[1:]
+    example = {"image": as_text(data["test_images"][0].numpy())}
+    interface = Interface(
+        kind="images",
+        about=f"{params.arch}: {len(classes)} classes of images, seen at {width} x {height} px",
+        inputs=(Column(name="image", type="any", dimensions=(0, 2, 3)),),
+        outputs=class_columns(classes),
+        example=(example,),
     )
+    state = fitted.model.state_dict()
+    return run.save_model("tasks.vision.predictor:predictor", state, config, images.spec, interface)
 
 
 def _layer(params: CnnParams, spec: DataSpec) -> int:
@@ -150,7 +153,7 @@ def prepared(net: nn.Module, images: Tensor, weights: dict[str, Tensor] | None =
 
 
 @torch.inference_mode()
-def _probabilities(model: nn.Module, images: Tensor) -> np.ndarray:
+def probabilities_of(model: nn.Module, images: Tensor) -> np.ndarray:
     found: np.ndarray = predict_all(model, images, next(model.parameters()).device).softmax(1).numpy()
     return found
 
@@ -166,21 +169,3 @@ def _over_views(model: nn.Module, images: Tensor, flip: bool) -> np.ndarray:
 
     found: np.ndarray = predict_all(mean, images, next(model.parameters()).device).softmax(1).numpy()
     return found
-
-
-def predictor(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
-    config, weights = load_model(folder)
-    spec = DataSpec.model_validate(config["spec"])
-    net = build(spec, saved_params(CnnParams, config["params"]))
-    net.load_state_dict(weights)
-    net.eval()
-
-    def predict(images: np.ndarray) -> np.ndarray:
-        array = np.asarray(images)
-        if array.dtype != np.uint8 or array.shape[1:] != spec.shape:
-            raise DataError(
-                f"the model takes uint8 images of {('N', *spec.shape)}, not {array.dtype} of {array.shape}"
-            )
-        return _probabilities(net, torch.from_numpy(array))
-
-    return predict

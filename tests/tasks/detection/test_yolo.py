@@ -1,19 +1,23 @@
 """The detector: what its loss promises, and that it learns."""
 
-import json
-
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from overnight import DataSpec, RecordingRun
 from overnight.artifact import save
-from overnight.errors import DataError
+from overnight.errors import BadInput, DataError
 from tasks.detection import augment
 from tasks.detection.boxes import detections
+from tasks.detection.coco_ap import precision
 from tasks.detection.loss import detection_loss
 from tasks.detection.model import Yolo, decode, places
-from tasks.detection.yolo import YoloParams, predictor, train_yolo, yolo_recipe
+from tasks.detection.predictor import Detector
+from tasks.detection.scenes import on_canvas
+from tasks.detection.yolo import YoloParams, train_yolo, yolo_recipe
+from tests.support.loaded import by_mlflow
 
 KINDS = ("square", "cross")
 
@@ -83,7 +87,8 @@ def test_it_learns_made_up_shapes(tmp_path):
         color_jitter=0,
     )
     run = RecordingRun(tmp_path, seed=1)
-    model = train_yolo.body(run, params, scenes(tmp_path, {"train": 64, "val": 20, "test": 40}))
+    data = scenes(tmp_path, {"train": 64, "val": 20, "test": 40})
+    model = train_yolo.body(run, params, data)
     assert run.last("test/map50") > 0.8
     assert 0.3 < run.last("test/map50_95") <= run.last("test/map50")
     assert {name for name in KINDS if run.last(f"test/ap50/{name}") > 0.7} == set(KINDS)
@@ -92,37 +97,74 @@ def test_it_learns_made_up_shapes(tmp_path):
         "precision_recall.png",
     }
     assert f"mAP50 {run.last('test/map50'):.3f}" in run.of("note")[0]["text"]
-    check_predictor(model)
+    check_predictor(run, model, data, tmp_path)
 
 
-def check_predictor(model):
-    """The saved model finds an object, in every layout and size it is given."""
-    detect = predictor(model.path)
-    whole = shapes(3, 96, seed=9, most=1)
-    found = detect(whole["images"])
-    assert found.shape == (3, 100, 6)
-    assert found.dtype == np.float32
-    for rows, box, label in zip(found, whole["boxes"][:, 0], whole["labels"][:, 0], strict=True):
-        assert np.abs(rows[0, :4] - box).max() < 8
-        assert rows[0, 5] == label
-    assert np.array_equal(found, detect(np.ascontiguousarray(whole["images"].transpose(0, 2, 3, 1))))
-    tall = np.full(
-        (3, 3, 288, 192), 114, np.uint8
-    )  # twice as large, and not square: boxes come back in its own pixels
-    tall[:, :, 48:240] = whole["images"].repeat(2, 2).repeat(2, 3)
-    again = detect(tall)
-    boxes = 2 * whole["boxes"][:, 0] + [
-        0,
-        48,
-        0,
-        48,
-    ]  # of a size it was not trained on: one of the three may be missed
-    assert (
-        sum(np.abs(rows[:10, :4] - box).max(-1).min() < 16 for rows, box in zip(again, boxes, strict=True))
-        >= 2
+def check_predictor(run, model, data, folder):
+    """The model in MLflow finds what was logged, and the same objects in every layout, size and form."""
+    loaded = by_mlflow(model, folder / "packed")
+    arrays = data.arrays("test_images", "test_boxes", "test_labels")
+    every = loaded.predict(list(arrays["test_images"]), {"least_score": 0.001})
+    found = [
+        np.column_stack([rows[["x1", "y1", "x2", "y2", "score"]], rows["class"].map(KINDS.index)])
+        for rows in (every[every["image"] == i] for i in range(40))
+    ]
+    again = precision(found, arrays["test_boxes"], arrays["test_labels"], 2).scores
+    for name, value in again.items():
+        assert value == pytest.approx(run.last(f"test/{name}"), abs=1e-6)
+    usual = loaded.predict(list(arrays["test_images"]))
+    assert usual["score"].min() >= model.meta()["config"]["least_score"]
+    losses = Detector(model.path).item_losses(data)
+    assert 0 <= losses.loss.min() <= losses.loss.mean() < 0.4
+    assert set(losses.group) == {*KINDS, "(no object)"}
+    whole = arrays["test_images"][0]
+    want = usual[usual["image"] == 0]
+    forms = [whole.transpose(1, 2, 0), whole / 255, Image.fromarray(whole.transpose(1, 2, 0))]
+    for given in forms:
+        pd.testing.assert_frame_equal(loaded.predict(given), want, check_exact=False, atol=0.01)
+    large = Image.fromarray(
+        np.pad(whole.repeat(3, 1).repeat(3, 2), ((0, 0), (96, 0), (0, 0))).transpose(1, 2, 0)
     )
-    assert detect(whole["images"][:0]).shape == (0, 100, 6)
-    assert json.loads((model.path / "meta.json").read_text())["predictor"] == "tasks.detection.yolo:predictor"
+    boxes = loaded.predict(large)  # boxes come back in pixels of the image given, below a black band
+    assert boxes.empty or (boxes[["x2", "y2"]].max() <= [288, 384]).all()
+    turned = Image.fromarray(whole.transpose(1, 2, 0)[::-1, ::-1].copy())
+    turned.getexif()[0x0112] = 3  # a photograph that was taken upside down
+    turned.save(folder / "turned.png", exif=turned.getexif())
+    pd.testing.assert_frame_equal(
+        loaded.predict(str(folder / "turned.png")), want, check_exact=False, atol=0.01
+    )
+
+
+def test_boxes_return_to_the_pixels_of_an_image_of_any_size(tmp_path):
+    """A detector that finds nothing true still places the boxes of its canvas within a pixel."""
+    run = RecordingRun(tmp_path)
+    model = train_yolo.body(run, YoloParams(**SMALL), scenes(tmp_path, {"train": 4, "val": 4}, size=64))
+    detector = Detector(model.path)
+    pixels = np.random.default_rng(0).integers(0, 256, (150, 333, 3), dtype=np.uint8)
+    canvas, sides, offset = on_canvas(pixels, 64, 64)
+    inside = detector.predict(pd.DataFrame({"image": [canvas]}), least_score=0.001)
+    outside = detector.predict(pd.DataFrame({"image": [pixels]}), least_score=0.001)
+    assert len(inside) == len(outside) > 0
+    for low, high, side, left, length in (
+        ("x1", "x2", sides[0], offset[0], 333),
+        ("y1", "y2", sides[1], offset[1], 150),
+    ):
+        for name in (low, high):
+            want = ((inside[name] - left) * length / side).clip(0, length)
+            assert (outside[name] - want).abs().max() < 1e-3
+    drawn = detector.draw(pd.DataFrame({"image": [pixels]}), outside, tmp_path)
+    with Image.open(drawn[0]) as picture:
+        assert abs(picture.width / picture.height - 333 / 150) < 0.02
+    assert detector.predict(pd.DataFrame({"image": []})).empty
+    for given, why in (
+        ([np.zeros((5, 4, 7))], "is no image"),
+        (["nowhere.jpg"], "no such file"),
+        ([pixels / 100 - 1], "go from -1 to"),
+    ):
+        with pytest.raises(BadInput, match=why):
+            detector.predict(pd.DataFrame({"image": given}))
+    with pytest.raises(BadInput, match="least_score is 2"):
+        detector.predict(pd.DataFrame({"image": [pixels]}), least_score=2)
 
 
 def test_the_same_seed_gives_the_same_weights(tmp_path):
@@ -139,7 +181,7 @@ def test_one_class_and_images_without_boxes_and_empty_splits(tmp_path):
     model = train_yolo.body(run, YoloParams(**SMALL), data)
     assert "val has no boxes to choose by" in run.of("note")[0]["text"]
     assert not run.curve("test/map50")
-    assert predictor(model.path)(np.zeros((1, 64, 64, 3), np.uint8)).shape == (1, 100, 6)
+    assert model.meta()["interface"]["options"] == {"least_score": 0.3}
 
 
 def test_training_on_nothing_but_background_stays_finite(tmp_path):

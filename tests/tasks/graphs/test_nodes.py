@@ -5,9 +5,11 @@ its floors on real graphs.
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
+from mlflow.exceptions import MlflowException
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from overnight import Artifact, DataSpec, RecordingRun, artifact
@@ -16,9 +18,11 @@ from overnight.data.dataset import load_entry
 from overnight.errors import Stopped
 from tasks.graphs.arrays import Shares, save
 from tasks.graphs.load import GraphParams, load_graph
-from tasks.graphs.nodes import GnnParams, gnn_recipe, predictor, train_gnn
+from tasks.graphs.nodes import GnnParams, gnn_recipe, train_gnn
+from tasks.graphs.predictor import NodeClassifier
 from tasks.graphs.sparse import csr, spmm
 from tasks.graphs.tensors import GraphTensors, example
+from tests.support.loaded import by_mlflow
 
 
 @pytest.fixture(autouse=True)
@@ -145,16 +149,23 @@ def test_weights_of_edges_count(tmp_path: Path) -> None:
     assert scores[0] > scores[1] + 0.1
 
 
-def test_the_saved_model_carries_its_graph_and_says_the_same(tmp_path: Path) -> None:
+def test_the_model_in_mlflow_carries_its_graph_and_scores_what_was_logged(tmp_path: Path) -> None:
     graph = blocks(tmp_path / "g", "sparse")
     run, model = trained(tmp_path, graph)
-    predict, arrays = predictor(model.path), graph.arrays()
+    loaded, arrays = by_mlflow(model, tmp_path / "packed"), graph.arrays()
     test = np.flatnonzero(arrays["test_mask"])
-    found = predict(test)
-    assert found.shape == (len(test), 3)
-    np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
-    assert (found.argmax(1) == arrays["labels"][test]).mean() == pytest.approx(run.last("test/accuracy"))
-    np.testing.assert_allclose(predict(model.arrays()["example"]), found[:5], rtol=1e-5)
+    truth = [graph.spec.classes[label] for label in arrays["labels"][test]]
+    found = loaded.predict(pd.DataFrame({"node": test}))
+    assert list(found) == ["node", "class", "probability", "probability_a", "probability_b", "probability_c"]
+    assert (found["class"] == truth).mean() == pytest.approx(run.last("test/accuracy"), abs=1e-6)
+    for given in (test.astype(float), test.astype(str), list(map(int, test))):
+        pd.testing.assert_frame_equal(loaded.predict(given), found)
+    pd.testing.assert_frame_equal(loaded.predict(loaded.input_example), found[:3])
+    losses = NodeClassifier(model.path).item_losses(graph)
+    assert 1 - losses.loss.mean() == pytest.approx(run.last("test/accuracy"), abs=1e-9)
+    assert losses.item.tolist() == test.astype(str).tolist()
+    with pytest.raises(MlflowException, match=r"2 of 3 nodes are not in the graph.*'300', 'x'; it has 300"):
+        loaded.predict([0, 300, "x"])
 
 
 def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:

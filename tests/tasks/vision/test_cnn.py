@@ -4,18 +4,22 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from overnight import Artifact, DataSpec, RecordingRun
 from overnight.artifact import save
 from overnight.data.dataset import load_entry
 from overnight.errors import ConfigError, DataError, Stopped
 from tasks.vision.augment import apply, draw
-from tasks.vision.cnn import CnnParams, cnn_recipe, predictor, train_cnn
+from tasks.vision.cnn import CnnParams, cnn_recipe, train_cnn
 from tasks.vision.load import ImageParams, load_images
 from tasks.vision.nets.resnet20 import Net
+from tasks.vision.predictor import ImageClassifier
 from tasks.vision.training import batches, build
+from tests.support.loaded import by_mlflow
 
 ROOT = Path(__file__).resolve().parents[3]
 DIGITS = CnnParams(epochs=8, batch=64, channels=12, blocks=2)
@@ -72,21 +76,32 @@ def test_what_happened_can_be_read_and_looked_at(trained: tuple[RecordingRun, Ar
     assert f"{run.last('test/accuracy'):.1%} of 359 test images" in run.of("note")[-1]["text"]
 
 
-def test_the_saved_model_scores_what_was_logged(
-    trained: tuple[RecordingRun, Artifact], digits: Artifact
+def test_the_model_in_mlflow_scores_what_was_logged(
+    trained: tuple[RecordingRun, Artifact], digits: Artifact, tmp_path: Path
 ) -> None:
     run, model = trained
-    predict, arrays = predictor(model.path), digits.arrays("test_images", "test_labels")
-    probabilities = predict(arrays["test_images"])
-    assert probabilities.shape == (359, 10)
-    assert probabilities.sum(1) == pytest.approx(np.ones(359), abs=1e-5)
-    assert (probabilities.argmax(1) == arrays["test_labels"]).mean() == pytest.approx(
-        run.last("test/accuracy")
-    )
-    with pytest.raises(DataError, match="uint8"):
-        predict(arrays["test_images"].astype(np.float32))
-    with pytest.raises(DataError, match=r"\('N', 1, 8, 8\)"):
-        predict(np.zeros((2, 3, 8, 8), np.uint8))
+    items = load_images_raw(digits)
+    found = by_mlflow(model, tmp_path / "packed").predict(pd.DataFrame({"image": items}))
+    truth = [digits.spec.classes[label] for label in digits.arrays("test_labels")["test_labels"]]
+    assert list(found)[:3] == ["class", "probability", "probability_0"]
+    assert (found["class"] == truth).mean() == pytest.approx(run.last("test/accuracy"), abs=1e-6)
+    assert found.filter(like="probability_").sum(axis=1).to_numpy() == pytest.approx(np.ones(359), abs=1e-5)
+    losses = ImageClassifier(model.path).item_losses(digits)
+    assert 1 - losses.loss.mean() == pytest.approx(run.last("test/accuracy"), abs=1e-9)
+    assert len(set(losses.item)) == 359
+
+
+def load_images_raw(images: Artifact) -> list[object]:
+    """The test images as a user has them: every one in another form."""
+    pixels = [one[0] for one in images.arrays("test_images")["test_images"]]
+    forms = [
+        lambda array: array,
+        Image.fromarray,
+        lambda array: array / 255,
+        lambda array: np.repeat(array[..., None], 3, 2),
+        lambda array: array[None].astype(np.int64),
+    ]
+    return [forms[i % len(forms)](array) for i, array in enumerate(pixels)]
 
 
 def test_equal_seeds_give_equal_weights(tmp_path: Path) -> None:

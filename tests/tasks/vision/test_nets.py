@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from pydantic import ValidationError
@@ -14,9 +15,10 @@ from overnight import DataSpec, RecordingRun
 from overnight.memory.prediction import traced
 from overnight.training.batches import seeded, since, split_by_sample
 from tasks.vision.augment import apply, draw, views
-from tasks.vision.cnn import CnnParams, cnn_recipe, predictor, train_cnn
+from tasks.vision.cnn import CnnParams, cnn_recipe, train_cnn
 from tasks.vision.nets.speedrun import Speedrun
 from tasks.vision.optimizers import orthogonal
+from tasks.vision.predictor import ImageClassifier
 from tasks.vision.training import batches
 from tests.tasks.vision.test_cnn import made
 
@@ -56,7 +58,8 @@ def test_every_architecture_learns(name, tmp_path):
     model = train_cnn.body(run, params, made(tmp_path))
     assert run.last("test/accuracy") >= 0.95
     assert run.curve("train/loss")[-1] < run.curve("train/loss")[0]
-    assert predictor(model.path)(np.zeros((2, 3, 12, 12), np.uint8)).shape == (2, 2)
+    frame = pd.DataFrame({"image": [np.zeros((12, 12, 3), np.uint8)] * 2})
+    assert ImageClassifier(model.path).predict(frame).shape == (2, 4)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 17, 23), (3, 5, 5), (4, 9, 70)])

@@ -1,0 +1,217 @@
+"""Models in MLflow: packed from code and safetensors, described so that they can be used."""
+
+import json
+import re
+import shutil
+import warnings
+from functools import reduce
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from overnight import predictor
+from overnight.errors import BadInput, did_you_mean, one_line
+from overnight.paths import state
+from overnight.predictor import Column, Interface
+from overnight.tracking.client import DIGEST, NOTE_TAG, Tracker, mlflow_error
+
+REQUIREMENTS = ("mlflow", "numpy", "pandas", "pydantic", "pyyaml", "safetensors", "torch")  # of every model
+MORE: dict[str, tuple[str, ...]] = {
+    "rows": ("polars", "pyarrow", "scipy"),
+    "images": ("pillow",),
+    "nodes": ("scipy", "torch-geometric"),
+    "observations": ("gymnasium",),
+}
+MODEL_ID = re.compile(r"\bm-[0-9a-f]{32}\b")
+RUN_ID = re.compile(r"(?<![0-9a-zA-Z-])[0-9a-f]{32}(?![0-9a-zA-Z])")
+MOST = 6000  # characters of a description
+SCORES = ("test/", "val/")  # metrics of the run that stand on the model's page
+
+
+def log_model(tracker: Tracker, run_id: str, name: str, folder: Path, digest: str) -> None:
+    """Log a saved model with the params and scores of its run, unless the run has one of this digest."""
+    from mlflow.entities import LoggedModelOutput, Metric
+
+    client = tracker.client
+    run: Any = client.get_run(run_id)
+    logged = [one.model_id for one in (run.outputs.model_outputs if run.outputs else [])]
+    if any(client.get_logged_model(model_id).tags.get(DIGEST) == digest for model_id in logged):
+        return
+    packed = folder.parent / "mlflow_model"
+    shutil.rmtree(packed, ignore_errors=True)
+    pack(folder, packed)
+    about = _interface(folder)
+    tags = {DIGEST: digest} | ({NOTE_TAG: _description(about)} if about else {})
+    model = client.create_logged_model(
+        tracker.experiment_id,
+        name=re.sub(r"[^\w -]", "-", name),
+        source_run_id=run_id,
+        tags=tags,
+        params=dict(run.data.params),
+    )
+    client.log_model_artifacts(model.model_id, str(packed))
+    client.finalize_logged_model(model.model_id, "READY")
+    scores = [
+        Metric(m.key, m.value, m.timestamp, m.step, model_id=model.model_id)
+        for m in run.data._metric_objs
+        if m.key.startswith(SCORES)
+    ]
+    if scores:
+        client.log_batch(run_id, metrics=scores)
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+    shutil.rmtree(packed)
+
+
+def pack(folder: Path, packed: Path) -> None:
+    """The model artifact in a folder as MLflow's format; neither it nor torch is loaded here."""
+    import mlflow.pyfunc
+
+    code = Path(__file__).resolve().parents[2]
+    about = _interface(folder)
+    names = REQUIREMENTS + (MORE[about.kind] if about else ())
+    with warnings.catch_warnings():
+        # It asks for an input example where the model has none.
+        warnings.simplefilter("ignore")
+        mlflow.pyfunc.save_model(
+            str(packed),
+            python_model=str(Path(__file__).with_name("pyfunc.py")),
+            artifacts={"model": str(folder)},
+            code_paths=[str(code / "overnight"), str(code / "tasks")],
+            pip_requirements=[f"{name}=={version(name)}" for name in names],
+            signature=_signature(about) if about else None,
+            input_example=[dict(row) for row in about.example] if about and about.example else None,
+        )
+
+
+def find_model(tracker: Tracker, name: str) -> str:
+    """The id of a logged model.
+
+    name: of a registered model (its champion, else its newest version), with @3 or @alias; the id or link of
+    a model or of a run that logged one. Raises BadInput.
+    """
+    model = MODEL_ID.search(name)
+    if model:
+        return model[0]
+    run = RUN_ID.search(name)
+    return _of_run(tracker, run[0]) if run else _registered(tracker, name)
+
+
+def _of_run(tracker: Tracker, run_id: str) -> str:
+    """Of the run, or of the only one of the steps below it that has a model."""
+    client = tracker.client
+    try:
+        run: Any = client.get_run(run_id)
+    except mlflow_error() as error:
+        if not tracker.refuses(error):
+            raise
+        raise BadInput(
+            f"MLflow has no run {run_id}; copy its id or its address from the run's page"
+        ) from None
+    below = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    found = {one.info.run_name: _newest_output(one) for one in (run, *below)}
+    models = {label: model for label, model in found.items() if model}
+    if len(models) == 1:
+        return next(iter(models.values()))
+    if not models:
+        raise BadInput(f"the run {run_id} has no model; name a run that trained one, or a registered model")
+    listed = ", ".join(f"{label}: {model}" for label, model in models.items())
+    raise BadInput(f"the run {run_id} has {len(models)} models; name one of them: {listed}")
+
+
+def _newest_output(run: Any) -> str:
+    outputs = run.outputs.model_outputs if run.outputs else []
+    return str(outputs[-1].model_id) if outputs else ""
+
+
+def _registered(tracker: Tracker, name: str) -> str:
+    client = tracker.client
+    plain, _, which = name.partition("@")
+    versions = sorted(
+        client.search_model_versions(f"name = {json.dumps(plain)}"), key=lambda v: -int(v.version)
+    )
+    if not versions:
+        known = [model.name for model in client.search_registered_models()]
+        hint = (
+            did_you_mean(plain, known) or f"; there are {', '.join(known) or 'none yet: run an experiment'}"
+        )
+        raise BadInput(f"no registered model is called {plain!r}, and no folder{hint}")
+    aliases = client.get_registered_model(plain).aliases or {}
+    wanted = aliases.get(which or "champion", which or versions[0].version)
+    found = next((version for version in versions if str(version.version) == str(wanted)), None)
+    if found is None:
+        there = ", ".join(
+            [*(f"@{version.version}" for version in versions[::-1]), *(f"@{name}" for name in aliases)]
+        )
+        raise BadInput(f"{plain} has no version or alias {which!r}; there are {there}")
+    if not found.model_id:
+        raise BadInput(f"version {found.version} of {plain} names no model that was logged; train it again")
+    return str(found.model_id)
+
+
+def fetch_model(tracker: Tracker, model_id: str) -> Path:
+    """The folder of a logged model in MLflow's format, downloaded once. Raises BadInput without one."""
+    from mlflow.artifacts import download_artifacts
+
+    folder = state() / "models" / model_id
+    if folder.is_dir():
+        return folder
+    part = folder.with_name(f".{model_id}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        where = tracker.client.get_logged_model(model_id).artifact_location
+        got = download_artifacts(artifact_uri=where, dst_path=str(part), tracking_uri=tracker.uri)
+    except mlflow_error() as error:
+        if not tracker.refuses(error):
+            raise
+        raise BadInput(f"MLflow has no model {model_id}: {one_line(error)}") from None
+    Path(got).replace(folder)
+    shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def artifact_in(folder: Path) -> Path | None:
+    """The model artifact in a folder: itself, in MLflow's format, or as a step handed it on; else None."""
+    places = (folder, *sorted(folder.glob("artifacts/*")), folder / "out" / "model")
+    return next((place for place in places if (place / "weights.safetensors").is_file()), None)
+
+
+def _interface(folder: Path) -> Interface | None:
+    """None for a model that says nothing of what it takes."""
+    try:
+        return predictor.interface(folder)
+    except BadInput:
+        return None
+
+
+def _signature(about: Interface) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ParamSchema, ParamSpec, Schema
+
+    inputs = Schema([_column(column) for column in about.inputs])
+    outputs = Schema([_column(column) for column in about.outputs])
+    options = [ParamSpec(name, "double", default) for name, default in about.options.items()]
+    params: Any = ParamSchema(options) if options else None
+    signature = ModelSignature(inputs, outputs, params)
+    # The model itself checks what it is given: MLflow's own check refuses the whole number 3 for a double.
+    signature._is_signature_from_type_hint = True
+    return signature
+
+
+def _column(column: Column) -> Any:
+    from mlflow.types import ColSpec, DataType
+    from mlflow.types.schema import AnyType, Array
+
+    if column.type == "any":
+        return ColSpec(AnyType(), column.name)  # type: ignore[no-untyped-call]
+    plain: Any = DataType[column.type]
+    depth = column.dimensions[0]
+    return ColSpec(reduce(lambda inner, _: Array(inner), range(depth), plain), column.name)
+
+
+def _description(about: Interface) -> str:
+    """For the model's page: what it is, and what goes in and comes out."""
+    inputs = ", ".join(f"`{column.name}` ({column.type})" for column in about.inputs)
+    outputs = ", ".join(f"`{column.name}`" for column in about.outputs)
+    options = "".join(f"\n\nOption `{name}`: {value:g} by default." for name, value in about.options.items())
+    return f"{about.about}.\n\nIn: {inputs}.\n\nOut: {outputs}.{options}"[:MOST]

@@ -1,0 +1,167 @@
+"""A classifier of rows as MLflow loads it: columns by name, whatever their order and type."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from mlflow.exceptions import MlflowException
+
+from overnight import Artifact, DataSpec, RecordingRun, artifact
+from overnight.errors import BadInput
+from tasks.tabular.linear import ClassifierParams, fit_classifier
+from tasks.tabular.predictor import RowClassifier
+from tests.support.loaded import by_mlflow
+
+ROWS = 1200
+PARAMS = {
+    "target": "paid",
+    "numeric": ["x", "seats", "gaps", "member"],
+    "categorical": ["shop", "month", "code", "rare", "day"],
+    "order": "hour",
+}
+
+
+def table(folder: Path) -> Artifact:
+    """Every kind of column that people have; most of them matter."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(50, 10, ROWS)
+    shop = rng.choice(["a", "b", "ç"], ROWS)
+    month = rng.integers(1, 13, ROWS)
+    code = rng.choice(["01", "02", "30"], ROWS)
+    logit = (x - 50) / 5 + 2 * (shop == "ç") + (month > 6) - 2 * (code == "01")
+    frame = pl.DataFrame(
+        {
+            "x": x,
+            "seats": rng.integers(0, 9, ROWS),
+            "gaps": np.where(np.arange(ROWS) % 7 == 0, np.nan, x),
+            "member": rng.random(ROWS) < 0.5,
+            "shop": shop,
+            "month": month,
+            "code": code,
+            "rare": [None if i % 3 == 0 else "old" for i in range(ROWS)],
+            "day": pl.Series([17_000 + i % 5 for i in range(ROWS)], dtype=pl.Int32).cast(pl.Date),
+            "hour": np.arange(ROWS) // 10,
+            "paid": rng.random(ROWS) < 1 / (1 + np.exp(-logit)),
+        }
+    )
+    frame = frame.with_columns(pl.col("gaps").fill_nan(None))
+    return artifact.save(
+        folder / "table", "table", DataSpec(rows=ROWS), files={"table.parquet": frame.write_parquet}
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[RecordingRun, Artifact, Artifact]:
+    folder = tmp_path_factory.mktemp("rows")
+    run = RecordingRun(folder)
+    data = table(folder)
+    return run, fit_classifier.body(run, ClassifierParams.model_validate(PARAMS), data), data
+
+
+@pytest.fixture(scope="module")
+def model(made: tuple[RecordingRun, Artifact, Artifact], tmp_path_factory: pytest.TempPathFactory) -> object:
+    return by_mlflow(made[1], tmp_path_factory.mktemp("packed") / "model")
+
+
+@pytest.fixture
+def test_rows(made: tuple[RecordingRun, Artifact, Artifact]) -> pd.DataFrame:
+    return pl.read_parquet(made[2].path / "table.parquet").filter(pl.col("hour") >= 96).to_pandas()
+
+
+def test_the_logged_scores_come_from_raw_rows(made, model, test_rows) -> None:
+    run = made[0]
+    found = model.predict(test_rows)
+    truth = test_rows["paid"].astype(str).str.lower()
+    assert list(found) == ["class", "probability", "probability_false", "probability_true"]
+    assert (found["class"] == truth).mean() == pytest.approx(run.last("test/accuracy"), abs=1e-6)
+    chosen = np.where(truth == "true", found["probability_true"], found["probability_false"])
+    assert -np.log(chosen).mean() == pytest.approx(run.last("test/log_loss"), abs=1e-6)
+    assert run.last("test/accuracy") > run.last("test/majority") + 0.1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows[rows.columns[::-1]],
+        lambda rows: rows.assign(
+            seats=rows["seats"].astype(float), month=rows["month"].astype(float), more="?"
+        ),
+        lambda rows: rows.assign(x=rows["x"].astype(object), month=rows["month"].astype(str) + ".0"),
+        lambda rows: rows.astype(str).replace({"nan": None, "None": None, "NaT": None}),
+        lambda rows: rows.assign(member=rows["member"].astype(int), shop=rows["shop"].astype("category")),
+        lambda rows: rows.assign(day=pd.to_datetime(rows["day"])),
+        lambda rows: rows.to_dict("records"),
+        lambda rows: rows.convert_dtypes(),
+        lambda rows: rows.sample(frac=1, random_state=0).sort_index(),
+    ],
+    ids=["order", "floats", "objects", "text", "category", "times", "records", "nullable", "index"],
+)
+def test_columns_are_known_by_name_in_any_order_and_type(model, test_rows, change) -> None:
+    want = model.predict(test_rows)
+    pd.testing.assert_frame_equal(model.predict(change(test_rows)), want, check_exact=False, atol=1e-9)
+
+
+def test_one_row_is_a_row(model, test_rows) -> None:
+    want = model.predict(test_rows[:1])
+    pd.testing.assert_frame_equal(model.predict(test_rows.iloc[0]), want)
+    pd.testing.assert_frame_equal(model.predict(test_rows.iloc[0].to_dict()), want)
+    assert model.predict(test_rows[:0]).shape == (0, 4)
+
+
+def test_missing_and_unseen_values_have_their_weights(made, model, test_rows) -> None:
+    predictor = RowClassifier(made[1].path)
+    missing = test_rows[:3].assign(x=[None, np.nan, pd.NA], shop=None, month=np.nan)
+    assert model.predict(missing)["probability"].notna().all()
+    unseen = test_rows[:2].assign(shop=["nowhere", "(other)"], month=["abc", 77], code=[30, 30.0])
+    known = predictor.predict(unseen)
+    assert known["probability_true"].iloc[0] != known["probability_true"].iloc[1]  # another x
+    same = predictor.predict(unseen.assign(shop="(other)", month=99, code="30"))
+    pd.testing.assert_frame_equal(known, same)
+
+
+def test_a_missing_column_is_refused_by_its_name(model, test_rows) -> None:
+    with pytest.raises(MlflowException, match="column 'month' is missing"):
+        model.predict(test_rows.drop(columns="month"))
+    with pytest.raises(MlflowException, match="'month' is missing; did you mean your 'Month'"):
+        model.predict(test_rows.rename(columns={"month": "Month"}))
+    with pytest.raises(MlflowException, match="'x' takes numbers; row 1 has 'tall'"):
+        model.predict(test_rows[:2].assign(x=["1.5", "tall"]))
+    with pytest.raises(MlflowException, match="takes a table with the columns 'x', 'seats'"):
+        model.predict(test_rows[["x", "seats"]].to_numpy())
+    twice = pd.concat([test_rows, test_rows[["x"]]], axis=1)
+    with pytest.raises(MlflowException, match="'x' is there 2 times"):
+        model.predict(twice)
+
+
+def test_the_signature_names_columns_and_types(made, model) -> None:
+    inputs = {column.name: str(column.type) for column in model.metadata.signature.inputs}
+    assert inputs == {
+        "x": "DataType.double",
+        "seats": "DataType.long",
+        "gaps": "DataType.double",
+        "member": "DataType.boolean",
+        **dict.fromkeys(("shop", "code", "rare", "day"), "DataType.string"),
+        "month": "DataType.long",
+    }
+    assert model.predict(model.input_example).shape == (3, 4)
+
+
+def test_losses_of_items_are_those_of_the_logged_accuracy(made) -> None:
+    run, model, data = made
+    found = RowClassifier(model.path).item_losses(data)
+    assert 1 - found.loss.mean() == pytest.approx(run.last("test/accuracy"), abs=1e-9)
+    assert len(set(found.item)) == len(found.loss) == len(found.cluster) == len(found.group) == 240
+    assert len(set(found.cluster)) == 24  # rows of an hour are no independent evidence
+    assert set(found.group) == {"false", "true"}
+
+
+def test_a_folder_without_a_model_is_refused(made, tmp_path: Path) -> None:
+    from overnight import predictor
+
+    with pytest.raises(BadInput, match="is no model"):
+        predictor.load(made[2].path)
+    with pytest.raises(BadInput, match=r"no readable meta\.json"):
+        predictor.load(tmp_path)
+    assert type(predictor.load(made[1].path)).__name__ == "RowClassifier"
