@@ -7,7 +7,9 @@ the file flows/<flow>.py.
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,11 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterExpectedStartTime,
+)
 from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort, ObjectNotFound
 from prefect.logging import get_run_logger
@@ -32,11 +39,12 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 from overnight import locks, paths, services
 from overnight.best_effort import FireAndForget
 from overnight.config import parts_of, read
-from overnight.errors import ConfigError, OvernightError, StepFailed, one_line
+from overnight.errors import ConfigError, OvernightError, StepFailed, Stopped, one_line
+from overnight.night.calendar import GRACE, reason_to_skip
 from overnight.orchestration.attempt import run_step
 from overnight.orchestration.pipeline import CANCELLED, Outcome, Pending, PipelineRun, execute
 from overnight.processes import Identity
-from overnight.services import flow_processes
+from overnight.services import flow_processes, register
 from overnight.services.definitions import answers
 from overnight.services.settings import ENTRYPOINT, settings
 from overnight.step import flow_names, load_pipeline
@@ -44,6 +52,7 @@ from overnight.step import flow_names, load_pipeline
 AWAY_S = 180.0  # how long the end of a run waits for Prefect: a server that starts again on a busy machine
 HURRIED_S = 5.0  # the same for a run that was cancelled
 AGAIN_S = 0.5
+TURN_S = 2.0  # between two looks whether the night before has ended
 BROKE = "Flow run encountered an exception:"  # how Prefect begins the message of such an end
 PROGRESS_S = 5.0  # each update is a line of `prefect deployment run --watch`, too
 REPORT = "morning-report"  # key of the artifact
@@ -132,10 +141,16 @@ def _by_deployment(name: str, config: str, overrides: list[str]) -> "State[Any]"
     engine = PrefectEngine(os.getppid())
     try:
         path = checked(name, config, overrides)
-        with services.ensure(f"{deployment.name} ({config})"), _alone(name, path):
-            state = as_state(execute(path, overrides, engine))
+        missed = _missed(name)
+        if missed.reason:
+            state: State[Any] = Cancelled(name="Skipped", message=missed.reason)
+        else:
+            with services.ensure(f"{deployment.name} ({config})"), _in_turn(name, path, engine, missed.waits):
+                state = as_state(execute(path, overrides, engine))
     except locks.Held as held:
         state = Cancelled(message=f"not started, since a night never overlaps itself: {held.by}")
+    except Stopped as stopped:
+        state = Cancelled(message=str(stopped))
     except OvernightError as error:
         state = Failed(message=str(error))
     if state.is_cancelled() and state.message == engine.lost_worker():  # not by a person
@@ -182,6 +197,51 @@ def _alone(name: str, path: Path) -> AbstractContextManager[None]:
         return nullcontext()
     lock = paths.state() / "locks" / f"{paths.shown(path).replace('/', '-')}.lock"
     return locks.hold(lock, f"{paths.shown(path)} as {flow_run.name or 'a run by hand'}")
+
+
+@contextmanager
+def _in_turn(name: str, path: Path, engine: "PrefectEngine", waits: bool) -> Iterator[None]:
+    """`_alone`, after the nights before it where it waits for them. Raises Held, Stopped."""
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(_alone(name, path))
+                break
+            except locks.Held:
+                if not waits:
+                    raise
+            reason = engine.stop_reason()
+            if reason:
+                raise Stopped(reason)
+            time.sleep(TURN_S)
+        yield
+
+
+@dataclass(frozen=True)
+class Missed:
+    """What becomes of a scheduled run that is late. reason: why it is skipped; waits: for those before it."""
+
+    reason: str = ""
+    waits: bool = False
+
+
+def _missed(name: str) -> Missed:
+    """By prefect.yaml; a run that a person asked for, or that goes on after a crash, is never skipped."""
+    now = datetime.now(UTC)
+    with suppress(OSError, HTTPError, ObjectNotFound), get_client(sync_client=True) as client:
+        own = client.read_flow_run(UUID(str(flow_run.id)))
+        due = own.expected_start_time
+        if not own.auto_scheduled or own.run_count > 1 or due is None or now - due <= GRACE:
+            return Missed()
+        same = FlowRunFilter(
+            deployment_id=FlowRunFilterDeploymentId(any_=[UUID(str(deployment.id))]),
+            expected_start_time=FlowRunFilterExpectedStartTime(after_=due, before_=now),
+        )
+        others = client.read_flow_runs(flow_run_filter=same, limit=200)
+        newer = [run.expected_start_time for run in others if run.auto_scheduled and run.expected_start_time]
+        policy = register.policy(name)
+        return Missed(reason_to_skip(policy, due, newer, now.astimezone()), policy == "all")
+    return Missed()
 
 
 def as_state(outcome: Outcome) -> "State[Any]":

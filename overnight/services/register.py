@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,7 @@ from pydantic import Field, ValidationError, field_validator
 from overnight import paths
 from overnight.config import Values
 from overnight.errors import ConfigError, ServiceError
+from overnight.night.calendar import Policy
 from overnight.services.settings import ENTRYPOINT, POOL, SOME_BROKEN, settings
 from overnight.step import flow_names, load_pipeline
 
@@ -29,12 +31,13 @@ if TYPE_CHECKING:
     from prefect.client.schemas.schedules import CronSchedule
 
 POOL_VERSION = 2  # of the work pool, which is made anew when this changes
-FORM = 'schedules: {nightly: {cron: "30 3 * * *", timezone: Europe/Berlin}}'
+FORM = 'schedules: {nightly: {cron: "30 3 * * *", timezone: Europe/Berlin, missed: latest}}'
 
 
 class Schedule(Values):
     cron: str
     timezone: str = Field("", validate_default=False, description="the machine's own when left out")
+    missed: Policy = "latest"  # what becomes of runs that were due while the machine was off
 
     @field_validator("timezone")
     @classmethod
@@ -93,6 +96,15 @@ def read_schedules(path: Path, names: list[str]) -> dict[str, Schedule]:
             f"prefect.yaml: schedules: no flow is called {', '.join(unknown)}; there are {', '.join(names)}"
         )
     return found
+
+
+def policy(name: str) -> Policy:
+    """What becomes of the missed runs of a flow; a prefect.yaml that cannot be read stops no night."""
+    with suppress(ServiceError):
+        found = read_schedules(paths.root() / "prefect.yaml", flow_names()).get(name)
+        if found:
+            return found.missed
+    return "latest"
 
 
 def local_timezone() -> str:

@@ -55,6 +55,15 @@ def test_a_timezone_may_be_given(tmp_path):
     assert (found["nightly"].cron, found["nightly"].timezone) == ("0 1 * * *", "Europe/Berlin")
 
 
+def test_what_becomes_of_missed_runs_is_said_beside_the_schedule(tmp_path, monkeypatch):
+    monkeypatch.setenv("OVERNIGHT_ROOT", str(tmp_path))
+    assert register.policy("nightly") == "latest"
+    (tmp_path / "prefect.yaml").write_text("schedules: {nightly: {cron: '0 1 * * *', missed: skip}}")
+    assert (register.policy("nightly"), register.policy("etl")) == ("skip", "latest")
+    (tmp_path / "prefect.yaml").write_text("schedules: [")
+    assert register.policy("nightly") == "latest"
+
+
 @pytest.mark.parametrize("text", ["", "schedules: {}"])
 def test_a_file_without_schedules_has_none(tmp_path, text):
     assert schedules(tmp_path, text) == read_schedules(tmp_path / "missing.yaml", NAMES) == {}
@@ -75,6 +84,10 @@ def test_a_file_without_schedules_has_none(tmp_path, text):
         (
             "schedules: {etl: {cron: '0 1 * * *', timezone: Europe/Berlni}}",
             "unknown timezone 'Europe/Berlni'",
+        ),
+        (
+            "schedules: {etl: {cron: '0 1 * * *', missed: never}}",
+            "schedules.etl.missed: Input should be 'latest', 'all' or 'skip'",
         ),
     ],
 )
