@@ -54,7 +54,7 @@ def took(command: list[str]) -> dict[str, float]:
 def pair() -> dict[str, dict[str, float]]:
     with tempfile.TemporaryDirectory(prefix="overnight-bench-") as folder:
         bare = took([sys.executable, "-c", BARE, folder])
-    run = took([str(Path(sys.executable).with_name("overnight")), "run", "cora"])
+    run = took([str(Path(sys.executable).with_name("overnight")), "run", "cora", "--fresh"])
     return {"bare": bare, "run": run}
 
 

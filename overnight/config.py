@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     ModelWrapValidatorHandler,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -29,6 +30,7 @@ TOP = (
     "card",
     "seeds",
     "retry_after_s",
+    "fresh",
 )  # keys of a whole experiment, which its sections do not have
 
 
@@ -145,6 +147,14 @@ class Experiment(Values):
         "how long a step waits before each new try, when the network or room on the disk was missing; "
         "[] for no new try; at the top of the file only",
     )
+
+    # run steps again though their results are remembered: all, or those of a name, a label, or a night's part
+    fresh: bool | tuple[str, ...] = runtime_option(False, "true, or steps; at the top alone")
+
+    @field_validator("fresh", mode="before")
+    @classmethod
+    def _one_or_several(cls, given: Any) -> Any:
+        return [name for name in given.split(",") if name] if isinstance(given, str) else given
 
     @classmethod
     def load(cls, path: Path, overrides: Sequence[str] = ()) -> Self:

@@ -22,6 +22,7 @@ FIELDS = {  # that an event of each kind must have, besides the `event` that nam
     "tags": {"values"},  # texts by name
     "note": {"text"},  # for the log and the run's description
     "log": {"text"},  # for the log alone
+    "provisional": {"text"},  # why the result is not to be remembered
     "progress": {"done", "total", "text"},
     "data": {"name", "digest", "source", "spec"},  # a data set that went in
     "publish": {"path", "folder"},  # a file or folder to show among the run's artifacts, below `folder`

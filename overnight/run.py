@@ -89,6 +89,11 @@ class Run(ABC):
         """One sentence for the log and the run's description: what happened."""
         self._emit({"event": "note", "text": text})
 
+    def provisional(self, why: str) -> None:
+        """Note that the result is not what was asked for (no network): the next run does it again."""
+        self.note(why)
+        self._emit({"event": "provisional", "text": why})
+
     def log(self, text: str) -> None:
         """A line for the log alone."""
         self._emit({"event": "log", "text": text})

@@ -244,7 +244,9 @@ def holders(root):
 def pair(root, *words):
     """Run two trainings; the first that holds the card is paused, so that it cannot end too early."""
     with ledger(root).acquire(12288):
-        process = start("run", "pair", *words, OVERNIGHT_VIRTUAL_MIB="12288")  # so that sizes are predicted
+        process = start(
+            "run", "pair", *words, "fresh=true", OVERNIGHT_VIRTUAL_MIB="12288"
+        )  # so that sizes are predicted
         until(
             lambda: len(ledger(root).requests()) == 3 or process.poll() is not None,
             "both to stand in line",

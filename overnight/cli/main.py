@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from overnight.cli import clean, past, report, run
 from overnight.cli import exec as exec_
-from overnight.cli import past, report, run
 from overnight.cli.command import (
     CONFIG,
     DEBUG,
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.Namespace(debug="--debug" in words)
     try:
         _check_command(words)
-        arguments = _parser().parse_args(words)
+        arguments = _parsed(words)
         _name_other_checkout()
         if arguments.command in (run.COMMAND[0], _fit, _up, _data):
             _settle_data()
@@ -115,6 +115,16 @@ def _settle_data() -> None:
 
     for place in shared():
         os.environ["OVERNIGHT_DATA"] = str(place.resolve())
+
+
+def _parsed(words: Sequence[str]) -> argparse.Namespace:
+    """As argparse does it, and also overrides that come after an option, which it does not expect there."""
+    arguments, late = _parser().parse_known_args(words)
+    if late and not ("overrides" in arguments and all("=" in word and word[0] != "-" for word in late)):
+        _parser().error(f"unrecognized arguments: {' '.join(late)}")
+    if late:
+        arguments.overrides += late
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -299,6 +309,7 @@ COMMANDS: dict[str, Command] = {
         },
     ),
     "install-service": (_install, "start the services with the machine, by systemd or Windows", {}),
+    "clean": clean.COMMAND,
     "data": (
         _data,
         "the data sets: list, fetch, verify",

@@ -8,16 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from overnight.cli.command import CONFIG, OVERRIDES, SWITCH, Command, config_path
+from overnight.errors import ConfigError
+
+ALL = "true"  # of --fresh
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    _sort_fresh(arguments)
     return run_config(config_path(arguments.config), arguments.overrides, arguments.cpu, arguments.detach)
 
 
 def run_config(path: Path, overrides: Sequence[str] = (), cpu: bool = False, detach: bool = False) -> int:
     from overnight.orchestration.checks import card_for, check_data, load
+    from overnight.orchestration.dry_run import check_fresh
 
     pipeline, experiment = load(path, overrides)
+    check_fresh(path, overrides)
     if cpu:
         os.environ["OVERNIGHT_CPU"] = "1"
     print(card_for(experiment, cpu), flush=True)
@@ -36,6 +42,23 @@ def run_config(path: Path, overrides: Sequence[str] = (), cpu: bool = False, det
     if state.is_completed():
         return 0
     return 3 if state.name == "DoesNotFit" else 1
+
+
+def _sort_fresh(arguments: argparse.Namespace) -> None:
+    """`--fresh` becomes an override; the word after it may be meant as the config, or as an override."""
+    step = arguments.fresh
+    words = [word for word in (arguments.config, *arguments.overrides) if word is not None]
+    if step not in (None, ALL) and (not words or "=" in words[0]):
+        words, step = [step, *words], ALL
+    elif step and "=" in step:
+        words, step = [*words, step], ALL
+    if not words:
+        raise ConfigError(
+            "overnight run: name a config, e.g. `overnight run vision`; `overnight ls` lists them"
+        )
+    arguments.config, *arguments.overrides = words
+    if step:
+        arguments.overrides.append(f"fresh={step}")
 
 
 def _detach(path: Path, options: Sequence[str]) -> int:
@@ -60,8 +83,14 @@ COMMAND: Command = (
     _run,
     "run one experiment; starts the services when they are not up",
     {
-        "config": CONFIG,
+        "config": {**CONFIG, "nargs": "?"},
         "overrides": {**OVERRIDES, "help": "values laid over the file, e.g. cnn.epochs=3"},
+        "--fresh": {
+            "nargs": "?",
+            "const": ALL,
+            "metavar": "STEP",
+            "help": "run it though nothing changed: every step, or this one, e.g. train_cnn",
+        },
         "--cpu": {**SWITCH, "help": "run on the CPU, with the virtual card"},
         "--detach": {**SWITCH, "help": "run on when this terminal is closed"},
     },

@@ -1,4 +1,4 @@
-"""sha256 of files and trees, remembered by size and modification time."""
+"""sha256 of files and trees, remembered by size, modification time and change time."""
 
 import hashlib
 import json
@@ -46,7 +46,9 @@ def _files(path: Path) -> list[Path]:
 
 def _mark(path: Path) -> str:
     stats = [(p.relative_to(path).as_posix(), p.stat()) for p in _files(path)]
-    listed = "".join(f"{name} {stat.st_size} {stat.st_mtime_ns}\n" for name, stat in stats)
+    # A copy may bring the modification time of another file with it; the change time is the kernel's.
+    marks = (f"{name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}\n" for name, stat in stats)
+    listed = "".join(marks)
     return hashlib.sha256(listed.encode()).hexdigest()
 
 

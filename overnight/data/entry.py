@@ -135,16 +135,22 @@ class Entry(Values):
         return f"{shown(path)}: sha256 {digest}, expected {expected}: damaged or changed; {anew}"
 
     def identity(self) -> dict[str, Any]:
-        """How it is read and cut, and digests of the entry, else of the files here."""
+        """How it is read and cut, and digests of the files here; of the entry where they are not here."""
         how = self.model_dump(mode="json", include={"kind", "reader", "options", "splits"})
         if self.package:
             return {**how, "package": self.package.version()}
         folder = next(iter(self.found()), None)
-        files = {}
-        for file in self.files:
-            here = folder and digests.sha256(folder / file.path) if not file.digests else None
-            files[file.path] = file.digests[0] if file.digests else here
-        return {**how, "files": files or {".": folder and digests.sha256(folder)}}
+        if folder is None:
+            return {**how, "files": {file.path: next(iter(file.digests), None) for file in self.files}}
+        names = [file.path for file in self.files] or ["."]
+        return {**how, "files": {name: _digest(folder / name) for name in names}}
+
+
+def _digest(path: Path) -> str:
+    try:
+        return digests.sha256(path)
+    except OSError as error:  # the step that reads it says so
+        return f"cannot be read: {error.strerror}"
 
 
 def shared() -> list[Path]:

@@ -18,6 +18,7 @@ from pydantic import Field, field_validator, model_validator
 
 from overnight import paths, processes
 from overnight.config import Experiment, Values, runtime_option
+from overnight.night.clean import Keep
 
 FORM = "{apprise: FILE}, {webhook: FILE} or {command: [PROGRAM, ...]}"
 IN_A_FILE = (
@@ -73,6 +74,7 @@ class NightValues(Experiment):
 
     price_per_kwh: float | None = runtime_option(None, "for the cost in the report", ge=0)
     notify: Notify = runtime_option(Notify(), f"who gets the first lines of the report: {FORM}")
+    keep: Keep = runtime_option(Keep(), "what stays on the disk after it")
 
 
 def send(notify: Notify, title: str, lines: Sequence[str], is_stopping: bool = False) -> list[str]:

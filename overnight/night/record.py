@@ -23,7 +23,7 @@ from overnight.processes import Identity
 
 FILE = "night.json"
 MOMENTS = 480  # of a timeline that are kept: the maxima between each and the one before
-Ending = Literal["running", "done", "failed", "does not fit", "stopped", "not run"]
+Ending = Literal["running", "done", "unchanged", "failed", "does not fit", "stopped", "not run"]
 
 
 class _Part(Values):

@@ -1,6 +1,7 @@
 """One attempt at a step: its MLflow run, its row in the terminal, its page in Prefect's UI."""
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -11,23 +12,30 @@ from typing import Any, Protocol
 
 from overnight import events, paths
 from overnight.artifact import Artifact
+from overnight.best_effort import best_effort
+from overnight.config import Experiment
 from overnight.errors import OvernightError, Stopped, one_line
 from overnight.files import atomic_write
 from overnight.memory import usage
+from overnight.night import results
 from overnight.night.failures import classify, names_of
-from overnight.night.key import key, parts
+from overnight.night.key import digest, parts
+from overnight.night.results import Result
 from overnight.orchestration import provenance
 from overnight.orchestration.launcher import LOG, POLL_S, log_tail, new_folder
 from overnight.orchestration.pipeline import Outcome, Pending, PipelineRun
 from overnight.orchestration.protocol import StepResult, StepSpec
-from overnight.orchestration.terminal import memory
+from overnight.orchestration.terminal import QUIET, memory
+from overnight.paths import steps
 from overnight.tracking.backlog import Record
+from overnight.tracking.client import Tracker
 from overnight.tracking.uploader import FOLDER, OPEN_S, Uploader
 from overnight.training.resume import MONITOR, previous_attempts
 
 PARTS = "parts.json"  # of the step's key, in its folder
 FAILURE = "overnight.failure"  # tag: the kind of failure that ended the run
 FREED_BYTES = 64 << 20  # less may be what logs and caches come and go by
+SINCE = "overnight.unchanged_since"  # tag of a skipped step's run: the run that made its result
 
 
 class Page(Protocol):
@@ -56,6 +64,8 @@ def run_step(run: PipelineRun, pending: Pending, arguments: list[Any], page: Pag
         return run.end(pending, "not run", reason)
     result = _last_result(run, pending, arguments, page)
     pending.result = result
+    if result.code == 0 and pending.since:
+        return run.end(pending, "unchanged", f"unchanged since {pending.since.name}")
     if result.code == 0:
         return run.end(pending, "done")
     pending.failure = pending.failure or classify(result)
@@ -136,24 +146,49 @@ class Attempt:
         self.pending = pending
         self.page = page
         self.arguments: list[Any] = [a.artifact if isinstance(a, Pending) else a for a in arguments]
-        self.key = key(pending.step, pending.seed, self.arguments, run.card)
+        self.parts = self._parts()
+        self.key = pending.key = digest(self.parts)
+        pending.since, pending.why = self._recall()
+        self.provisional = False  # the result must not be remembered
         self.folder = new_folder(pending.label)
-        made_of = parts(pending.step, pending.seed, self.arguments, run.card)
-        atomic_write(self.folder / PARTS, json.dumps(made_of, indent=1))
-        self.before = tuple(dict.fromkeys([*previous_attempts(self.key), *earlier]))
+        atomic_write(self.folder / PARTS, json.dumps(self.parts, indent=1))
+        before = () if pending.since else (*previous_attempts(self.key), *earlier)
+        self.before = tuple(dict.fromkeys(before))
         self.uploader = Uploader(run.tracker, self.folder, self._record())
-        pending.key = self.key
         pending.uploader = self.uploader
         self.linked = False
 
+    def _parts(self) -> dict[str, str]:
+        return parts(self.pending.step, self.pending.seed, self.arguments, self.pipeline.card)
+
+    def _recall(self) -> tuple[Result | None, str]:
+        """The remembered result that it takes, or why it runs: empty when it never ran here."""
+        step = self.pending.step
+        if not step.reproducible:
+            return None, "runs every time: it is declared not to be reproducible"
+        if asked_fresh(self.pipeline.experiment, self.pending.label, step.name):
+            return None, "runs again, as asked for"
+        found = results.recall(self.key)
+        if isinstance(found, Result):
+            return _with_its_run(found), ""
+        before = results.last(step.address, self.pending.label, str(self.pipeline.experiment.name))
+        if before and before.key != self.key:
+            self.pending.changed = results.changed(before.parts, self.parts)
+            found = found or f"since {before.name}: {results.in_words(before.parts, self.parts)}"
+        return None, f"runs again: {found}" if found else ""
+
     def run(self) -> StepResult:
+        if self.pending.since:
+            return self._skip(self.pending.since)
         run = self.pipeline
-        run.display.change(self.pending.row, "queued")
+        run.display.change(self.pending.row, "queued", self.pending.why)
         for given in self.arguments:
             if isinstance(given, Artifact):
                 spec = given.spec.model_dump(mode="json")
                 data = {"name": given.kind, "digest": given.digest, "source": str(given.path), "spec": spec}
                 self.uploader.log({"event": "data", **data, "at": time.time()})
+        if self.pending.why:
+            self.uploader.log({"event": "note", "text": self.pending.why, "at": time.time()})
         self.uploader.wait_until_open(run.stop, OPEN_S)
         run.uploaders.append(self.uploader)
         self._link()
@@ -170,7 +205,46 @@ class Attempt:
         )
         result = _result_of(lambda: run.launcher.run(self.folder, step, run.stop, self))
         self._close(result)
+        if result.code == 0 and not self.provisional:
+            self._remember(result)
         return result
+
+    def _skip(self, since: Result) -> StepResult:
+        """A short run of MLflow with the scores and a link to the run that made them."""
+        self.pending.row.scores |= since.scores
+        at = time.time()
+        made = f"[{since.name}]({since.link})" if since.link else since.name
+        self.uploader.log({"event": "metrics", "values": since.scores, "step": 0, "at": at})
+        self.uploader.log({"event": "note", "text": f"unchanged since {made}", "at": at})
+        self.uploader.finish("FINISHED", self.pipeline.stop)
+        self._link()
+        value = since.artifact and since.artifact.model_dump(mode="json")
+        return StepResult(code=0, value=value)
+
+    def _remember(self, result: StepResult) -> None:
+        """Unless its code or data changed while it ran: which of them the child read is unknown then."""
+        # The step has ended well, whatever a full disk or a file that is being edited says.
+        with best_effort(lambda why: self._say(f"not remembered: {why}")):
+            now = self._parts()
+            if now != self.parts:
+                self._say(f"not remembered: meanwhile changed {results.in_words(self.parts, now)}")
+                return
+            scores = self.pending.row.scores.items()
+            made = Result(
+                key=self.key,
+                parts=self.parts,
+                step=self.pending.step.address,
+                label=self.pending.label,
+                experiment=str(self.pipeline.experiment.name),
+                value=results.in_state(result.value),
+                scores={k: v for k, v in scores if math.isfinite(v) and not k.startswith(QUIET)},
+                folder=self.folder.name,
+                run_id=self.uploader.run_id,
+                link=self.uploader.link() if self.uploader.run_id else "",
+                at=time.time(),
+                run_s=result.run_s,
+            )
+            results.remember(made)
 
     def estimated(self, event: dict[str, Any]) -> None:
         self._take(event)
@@ -188,6 +262,8 @@ class Attempt:
         if kind == "progress":
             self.pipeline.display.progress(row, event)
             self.page.progress(100 * event["done"] / max(event["total"], 1e-9), event["text"])
+        elif kind == "provisional":
+            self.provisional = True
         elif kind in ("note", "log"):
             row.text = event["text"]
             self.log(event["text"])
@@ -201,6 +277,10 @@ class Attempt:
         if self.pending.step.program and len(self.pipeline.pending) == 1:  # `overnight exec` shows its output
             self.pipeline.display.say(line)
 
+    def _say(self, line: str) -> None:
+        self.log(line)
+        self.pipeline.display.say(f"{self.pending.label}: {line}")
+
     def _record(self) -> Record:
         run = self.pipeline
         tags = {
@@ -211,6 +291,8 @@ class Attempt:
             FOLDER: str(self.folder),
             "overnight.attempts": str(len(self.before) + 1),
         }
+        if self.pending.since:
+            tags[SINCE] = self.pending.since.run_id
         tags |= {f"input.{a.kind}": a.digest for a in self.arguments if hasattr(a, "digest")}
         params = {"seed": self.pending.seed, **_flat(self.arguments[0])}
         return Record(
@@ -265,6 +347,24 @@ class Attempt:
         texts = (result.error, str(failure), "\n".join(f"- {line}" for line in failure.evidence))
         tags = {"event": "tags", "values": {FAILURE: failure.kind}}
         return [tags, *({"event": "note", "text": text} for text in texts)]
+
+
+def asked_fresh(experiment: Experiment, label: str, name: str) -> bool:
+    """By `fresh`: all, or the label, the step's name or the night's part is named."""
+    if isinstance(experiment.fresh, bool):
+        return experiment.fresh
+    return bool({label, name, *label.split("/")} & {*experiment.fresh})
+
+
+def _with_its_run(found: Result) -> Result:
+    """MLflow may have opened its run later, or anew when its database was removed."""
+    record = Record.read(steps() / found.folder)
+    if record is None or record.run_id in ("", found.run_id):
+        return found
+    link = ""
+    with best_effort():
+        link = Tracker(record.uri, record.experiment).link(record.run_id)
+    return found.model_copy(update={"run_id": record.run_id, "link": link})
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -54,3 +54,9 @@ def _entries(values: Any) -> Iterator[Entry]:
         for _name, value in values:
             for _key, child in parts_of(value):
                 yield from _entries(child)
+
+
+def about(path: Path) -> str:
+    """The first comment of a config."""
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.lstrip("# ") if first.startswith("#") else ""

@@ -3,17 +3,15 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from overnight import paths
 from overnight.artifact import Artifact, DataSpec
 from overnight.config import Experiment, Params, Values, parts_of
 from overnight.data.entry import Entry
-from overnight.errors import ConfigError, OvernightError
-from overnight.files import read_json
+from overnight.errors import ConfigError, OvernightError, did_you_mean
 from overnight.gpu.card import Card, find
+from overnight.night import results
 from overnight.night.key import key
 from overnight.orchestration.checks import load
 from overnight.step import Builder, Step, building, place_of
@@ -88,21 +86,10 @@ class DryRun(Builder):
         arguments = [params, *(a.artifact if isinstance(a, PlannedStep) else a for a in given)]
         if any(a is None for a in arguments):
             return None
-        try:
-            value = self._done.get(key(step, self.seed, arguments, self.card))
-        except (OvernightError, OSError):
-            return None
-        return Artifact.model_validate(value) if value else None
-
-    @cached_property
-    def _done(self) -> dict[str, Any]:
-        """Results by key, of the newest run that has one."""
-        done = dict[str, Any]()
-        for folder in sorted(paths.steps().glob("*"), key=lambda f: f.stat().st_mtime):
-            result = read_json(folder / "result.json")
-            if result.get("code") == 0 and result.get("value"):
-                done[str(read_json(folder / "spec.json").get("key"))] = result["value"]
-        return done
+        with contextlib.suppress(OvernightError, OSError):
+            found = results.find(key(step, self.seed, arguments, self.card))
+            return found.artifact if found else None
+        return None
 
 
 def planned_steps(path: Path, overrides: Sequence[str] = ()) -> list[PlannedStep]:
@@ -118,6 +105,19 @@ def planned_steps(path: Path, overrides: Sequence[str] = ()) -> list[PlannedStep
             where = place_of(pipeline.name, error)
             raise ConfigError(f"{where}: {type(error).__name__}: {error}") from error
     return found.steps
+
+
+def check_fresh(path: Path, overrides: Sequence[str] = ()) -> None:
+    """Raises ConfigError where `fresh` names what is no step, nor a part of the night."""
+    _pipeline, experiment = load(path, overrides)
+    if isinstance(experiment.fresh, bool):
+        return
+    found = planned_steps(path, overrides)
+    known = {name for one in found for name in (one.label, one.step.name, one.label.partition("/")[0])}
+    wrong = [name for name in experiment.fresh if name not in known]
+    if wrong:
+        hint = did_you_mean(wrong[0], known) or ";"
+        raise ConfigError(f"fresh: no step is called {wrong[0]!r}{hint} there are {', '.join(sorted(known))}")
 
 
 def _sections(values: Any, where: str) -> Iterator[tuple[int, str]]:

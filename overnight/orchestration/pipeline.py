@@ -21,10 +21,12 @@ from overnight.errors import DoesNotFit
 from overnight.gpu.card import Card
 from overnight.gpu.device_usage import EnergyMeter
 from overnight.night import notify, record, report
+from overnight.night.clean import clean_after
 from overnight.night.failures import Failure
 from overnight.night.notify import NightValues
+from overnight.night.results import Result
 from overnight.orchestration import provenance, seeds
-from overnight.orchestration.checks import card_for, check_data, load
+from overnight.orchestration.checks import about, card_for, check_data, load
 from overnight.orchestration.launcher import Launcher, Local, Stop, new_folder, stopped_by_signals
 from overnight.orchestration.protocol import StepResult
 from overnight.orchestration.terminal import ROWS, Display, StepRow
@@ -40,7 +42,7 @@ LAST_S = 2.0  # for the threads that poll, at the end: a server may hang
 CANCELLED = "cancelled in Prefect"
 
 
-State = Literal["done", "failed", "does not fit", "stopped", "not run"]
+State = Literal["done", "unchanged", "failed", "does not fit", "stopped", "not run"]
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,11 @@ class Pending:
     seed: int = 0
     key: str = ""
     uploader: Uploader | None = None
-    since: record.Earlier | None = None
-    changed: list[str] = field(default_factory=list)
+    since: Result | None = None  # the remembered result that it has, when it was skipped
+    changed: list[str] = field(default_factory=list)  # parts of its key, against its last result
     result: StepResult | None = None
-    reason: str = ""  # why there is no result
+    reason: str = ""  # why there is no result, or since when it is unchanged
+    why: str = ""  # why it ran again
     failure: Failure | None = None  # of the last attempt
     promotion: dict[str, Any] | None = None
     future: Any = None  # of the engine
@@ -137,7 +140,7 @@ class PipelineRun(Builder):
 
     def end(self, pending: Pending, state: State, reason: str = "") -> Outcome:
         pending.reason = reason
-        self.display.change(pending.row, state, reason.partition("\n")[0])
+        self.display.change(pending.row, state, reason.partition("\n")[0].removeprefix("unchanged "))
         return Outcome(state, reason)
 
     def obstacle(self, pending: Pending) -> str:
@@ -173,7 +176,7 @@ def execute(path: Path, overrides: Sequence[str], engine: Engine) -> Outcome:
     pipeline, experiment = load(path, overrides)
     card = card_for(experiment, cpu=bool(os.environ.get("OVERNIGHT_CPU")))  # `overnight run --cpu`
     check_data(experiment)
-    tracker = Tracker(services.environment()["MLFLOW_TRACKING_URI"], str(experiment.name), _about(path))
+    tracker = Tracker(services.environment()["MLFLOW_TRACKING_URI"], str(experiment.name), about(path))
     tags = {**engine.tags(), "overnight.config": paths.shown(path), "overnight.flow": pipeline.name}
     with Display() as display:
         own = _own_run(tracker, experiment, {**provenance.tags(card), **tags}, path, overrides)
@@ -207,12 +210,6 @@ def execute(path: Path, overrides: Sequence[str], engine: Engine) -> Outcome:
                 raise
             run.wait()
     return _close(run)
-
-
-def _about(path: Path) -> str:
-    """The first comment of a config."""
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
-    return first.lstrip("# ") if first.startswith("#") else ""
 
 
 def _own_run(
@@ -269,6 +266,8 @@ def _close(run: PipelineRun) -> Outcome:
     run.display.console.print(run.display.summary())
     run.display.say("\n".join(["", one_line, *seeds.in_words(varied), *failures, run.own.link()]))
     _announce(run)
+    if isinstance(run.experiment, NightValues):
+        clean_after(run.experiment.keep, run.tracker, run.display.say)
     return outcome
 
 
@@ -287,10 +286,11 @@ def _description(run: PipelineRun, one_line: str, scores: dict[str, float]) -> s
 
 
 def _one_line(run: PipelineRun) -> str:
-    done = [p for p in run.pending if p.row.state == "done"]
+    done = [p for p in run.pending if p.row.state in ("done", "unchanged")]
+    unchanged = sum(p.row.state == "unchanged" for p in done)
     stopped = [p for p in run.pending if p.row.state == "stopped"]
     rest = len(run.pending) - len(done) - len(run.failed) - len(stopped)
-    parts = [f"{len(done)} of {len(run.pending)} steps done"]
+    parts = [f"{len(done)} of {len(run.pending)} steps done{f' ({unchanged} unchanged)' * bool(unchanged)}"]
     parts += [f"{p.label} failed: {p.reason.splitlines()[0]}" for p in run.failed]
     parts += [f"{p.label} stopped" for p in stopped]
     parts += [f"{rest} not run"] if rest else []
@@ -348,7 +348,7 @@ def _step_record(run: PipelineRun, pending: Pending) -> record.StepRecord:
         step=pending.step.address,
         gpu=pending.step.gpu,
         state=row.state,
-        reason=pending.reason,
+        reason=pending.reason or pending.why,
         began=row.began_at,
         ended=row.ended_at,
         scores=record.finite(row.scores),

@@ -42,6 +42,7 @@ from overnight.config import parts_of, read
 from overnight.errors import ConfigError, OvernightError, StepFailed, Stopped, one_line
 from overnight.night.calendar import GRACE, reason_to_skip
 from overnight.orchestration.attempt import run_step
+from overnight.orchestration.dry_run import check_fresh
 from overnight.orchestration.pipeline import CANCELLED, Outcome, Pending, PipelineRun, execute
 from overnight.processes import Identity
 from overnight.services import flow_processes, register
@@ -180,6 +181,8 @@ def checked(name: str, config: str, overrides: Sequence[str] = ()) -> Path:
             f"{paths.shown(path)}: a deployment runs the commands that stand in the file, in the "
             "folders that it names; edit the file, or use `overnight run` for others"
         )
+    if values.get("fresh"):
+        check_fresh(path, overrides)
     return path
 
 
@@ -246,8 +249,8 @@ def _missed(name: str) -> Missed:
 
 def as_state(outcome: Outcome) -> "State[Any]":
     """Below a task run that is Cancelled Prefect starts nothing."""
-    if outcome.state == "done":
-        return Completed(message=outcome.message)
+    if outcome.state in ("done", "unchanged"):
+        return Completed(name="Unchanged" if outcome.state == "unchanged" else None, message=outcome.message)
     if outcome.state == "stopped":
         return Cancelled(message=outcome.message)
     names = {"failed": "Failed", "does not fit": "DoesNotFit", "not run": "NotRun"}

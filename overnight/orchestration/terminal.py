@@ -22,6 +22,7 @@ STATES = {
     "queued": "[yellow]queued",
     "running": "[cyan]running",
     "done": "[green]done",
+    "unchanged": "[green]unchanged",
     "failed": "[red]failed",
     "stopped": "[yellow]stopped",
     "not run": "[dim]not run",
@@ -110,7 +111,7 @@ class Display:
         if state == "running":
             row.began = time.monotonic()
             row.began_at = time.time()
-        if state in ("done", "failed", "stopped", "not run") and row.began:
+        if state not in ("pending", "queued", "running") and row.began:
             row.seconds = time.monotonic() - row.began
             row.ended_at = time.time()
         if not self._live and state != "pending":
@@ -158,8 +159,9 @@ def _running(row: StepRow) -> list[RenderableType]:
 def _ended(row: StepRow) -> list[RenderableType]:
     ran = f"{row.seconds:.1f} s" if row.seconds else ""
     waited = f"{row.wait_s:.1f} s" if row.wait_s >= 0.1 else ""
-    result = row.text if row.state != "done" else scores(row.scores, 4)
-    return [Text(row.label), STATES[row.state], ran, waited, row.memory, Text(result)]
+    news = scores(row.scores, 4) if row.state in ("done", "unchanged") else ""
+    result = [part for part in (news, "" if row.state == "done" else row.text) if part]
+    return [Text(row.label), STATES[row.state], ran, waited, row.memory, Text("  ".join(result))]
 
 
 def memory(used: Usage) -> str:

@@ -39,19 +39,19 @@ def enqueue_all(uri: str) -> None:
 
 
 def mark_done(step: Path) -> None:
-    for path in _entries():
+    for path in entries():
         if path.stem == step.name:
             path.unlink(missing_ok=True)
 
 
 def is_pending(step: Path) -> bool:
-    return any(path.stem == step.name for path in _entries())
+    return any(path.stem == step.name for path in entries())
 
 
 def pending() -> list[Path]:
     """The folders that no process uploads; entries of folders that were removed are deleted."""
     found = list[Path]()
-    for path in _entries():
+    for path in entries():
         with suppress(FileNotFoundError):  # just marked as done
             found.append(Path(path.read_text()))
     for step in found:
@@ -65,8 +65,11 @@ def uploading(step: Path) -> AbstractContextManager[None]:
     return locks.hold(step / LOCK, f"the upload of {step.name}")
 
 
-def _entries() -> list[Path]:
-    """One file a step, in any folder below services/: earlier versions used another one."""
+def entries() -> list[Path]:
+    """The files that name what MLflow does not have, one a step.
+
+    In any folder below services/: earlier versions used another one.
+    """
     return sorted(paths.services().glob("*/*.step"), key=lambda path: path.name)
 
 

@@ -30,10 +30,11 @@ OPTIONAL = (
 )  # scale of the pixels, by the training images when the file has none; counters
 
 
-def initial(params: CnnParams, net: Weights, note: Note) -> Weights | None:
+def initial(params: CnnParams, net: Weights, note: Note, provisional: Note | None = None) -> Weights | None:
     """What a net with the state `net` begins with, by `init`; None: from scratch.
 
-    Raises DataError when a file's weights do not fit.
+    provisional: takes why published weights are not here, though they may be the next time. Raises DataError
+    when a file's weights do not fit.
     """
     if params.init == "scratch" or (params.init == "auto" and params.arch != "resnet18"):
         return None
@@ -50,7 +51,7 @@ def initial(params: CnnParams, net: Weights, note: Note) -> Weights | None:
         )
         return None
     url, folder = published(), Path(torch.hub.get_dir()) / "checkpoints"
-    there = cached(url, folder, note)
+    there = cached(url, folder, provisional or note)
     return None if there is None else fitting(read(there), net, params.arch, there.name, note)
 
 

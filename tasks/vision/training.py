@@ -112,7 +112,7 @@ def fit(run: Run, params: CnnParams, images: Artifact) -> Artifact:
         )
     data = {name: torch.from_numpy(array) for name, array in images.arrays().items()}
     made = recipe(params, images.spec)
-    weights = initial(params, made.build().state_dict(), run.note)
+    weights = initial(params, made.build().state_dict(), run.note, run.provisional)
     with one_thread(_layer(params, images.spec) < SMALL):
         fitted = train(
             replace(made, build=lambda: prepared(made.build(), data["train_images"], weights)), run, data

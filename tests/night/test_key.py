@@ -1,5 +1,6 @@
 """The key: it changes with what decides a result and with nothing else."""
 
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -16,6 +17,7 @@ from overnight.errors import ConfigError
 from overnight.files import source_sha256
 from overnight.gpu.card import Card
 from overnight.night.key import covered_files, key, library_versions, parts
+from tasks.vision.cnn import CnnParams, train_cnn
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,7 +35,7 @@ def count(run: Run, params: CountParams, source: Artifact | None = None) -> Arti
 
 def test_the_key_follows_values_data_seed_and_nothing_else(tmp_path):
     one = Artifact(kind="images", path=tmp_path, digest="d1", spec=DataSpec(nodes=3))
-    moved = Artifact(kind="images", path=tmp_path / "elsewhere", digest="d1")
+    moved = Artifact(kind="images", path=tmp_path / "elsewhere", digest="d1", spec=DataSpec(nodes=3))
     other = Artifact(kind="images", path=tmp_path, digest="d2")
     plain = key(count, 0, [CountParams(), one])
     assert plain == key(count, 0, [CountParams(micro_batch=8, exclusive=True), moved])
@@ -41,8 +43,9 @@ def test_the_key_follows_values_data_seed_and_nothing_else(tmp_path):
         key(count, 0, [CountParams(upto=4), one]),
         key(count, 1, [CountParams(), one]),
         key(count, 0, [CountParams(), other]),
+        key(count, 0, [CountParams(), one.model_copy(update={"spec": DataSpec(nodes=4)})]),
     }
-    assert len(different | {plain}) == 4
+    assert len(different | {plain}) == 5
 
 
 def test_a_data_set_enters_the_key_by_its_digests():
@@ -53,6 +56,60 @@ def test_a_data_set_enters_the_key_by_its_digests():
 
     assert key(count, 0, [entry("a")]) == key(count, 0, [entry("a", "other words")])
     assert key(count, 0, [entry("a")]) != key(count, 0, [entry("b")])
+
+
+def test_of_several_allowed_files_the_one_that_is_here_enters_the_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("OVERNIGHT_ROOT", str(tmp_path))
+    file = tmp_path / "datasets" / "x" / "a.csv"
+    file.parent.mkdir(parents=True)
+    either = [hashlib.sha256(text).hexdigest() for text in (b"one", b"two")]
+    entry = Dataset(name="x", kind="table", reader="csv", files=[DataFile(path="a.csv", sha256=either)])
+    missing = key(count, 0, [entry])
+    file.write_bytes(b"one")
+    assert key(count, 0, [entry]) == missing  # what is downloaded is no change
+    file.write_bytes(b"two")
+    assert key(count, 0, [entry]) != missing
+
+
+def test_the_content_of_a_file_that_a_value_names_enters_the_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("OVERNIGHT_ROOT", str(tmp_path))
+
+    class FileParams(Params):
+        words: dict[str, Path]
+
+    params = FileParams(words={"stop": Path("stop.txt")})
+    (tmp_path / "stop.txt").write_text("a")
+    plain = key(count, 0, [params])
+    (tmp_path / "stop.txt").write_text("b")
+    assert key(count, 0, [params]) != plain
+
+
+def test_the_file_of_weights_that_a_net_begins_with_enters_its_key(tmp_path):
+    file = tmp_path / "net.safetensors"
+    images = Artifact(kind="images", path=tmp_path, digest="d")
+    file.write_bytes(b"one")
+    plain = parts(train_cnn, 0, [CnnParams(init=str(file)), images])
+    file.write_bytes(b"two")
+    now = parts(train_cnn, 0, [CnnParams(init=str(file)), images])
+    assert {name for name in now if now[name] != plain[name]} == {"argument params"}
+
+
+def test_the_module_that_a_value_names_is_covered(tmp_path, monkeypatch):
+    monkeypatch.setenv("OVERNIGHT_ROOT", str(tmp_path))
+
+    class EnvParams(Params):
+        env: dict[str, list[str]]
+
+    (tmp_path / "my_envs.py").write_text("import networkx\n")
+    found = parts(count, 0, [EnvParams(env={"some": ["my_envs:Maze-v0", "polars:x", "12:30", "a: b"]})])
+    assert {"code my_envs.py", "version networkx", "version polars"} <= set(found)
+
+
+def test_the_reader_inside_a_package_is_covered():
+    entry = Dataset(
+        name="x", kind="table", reader="package", options={"module": "x", "reader": "csv", "folder": "y"}
+    )
+    assert "code overnight/data/readers/csv.py" in parts(count, 0, [entry.model_copy(update={"files": []})])
 
 
 def test_a_name_enters_the_parts_so_that_two_keys_can_be_compared():
@@ -204,6 +261,7 @@ def family(tmp_path, monkeypatch):
     monkeypatch.setenv("OVERNIGHT_ROOT", str(root))
     for name, text in {
         "tasks/toy/params.py": "SIZE = 1\n",
+        "tasks/toy/other.py": "SIZE = 2\n",
         "other.py": "x = 1\n",
         "flows/toy.py": STEP,
     }.items():
@@ -227,21 +285,44 @@ STEP = """from overnight import Params, Run, step
 
 @step
 def train_toy(run: Run, params: Params) -> None:
+    from tasks.toy.params import SIZE
     run.note('x')
 """
 NETS = "tasks/toy/nets/small.py"
 
 
 def names(step):
-    return [file.name for file in covered_files(step)]
+    return {file.name for file in covered_files(step)} - {"__init__.py"}
 
 
-def test_a_step_in_a_subfolder_is_covered_with_its_whole_family(family):
-    assert names(family(NETS)) == ["small.py", "params.py"]
+def test_a_step_is_covered_with_what_it_imports_of_its_family(family):
+    assert names(family(NETS)) == {"small.py", "params.py"}
 
 
-def test_a_step_beside_tasks_is_covered_alone(family):
-    assert names(family("flows/toy.py")) == ["toy.py"]
+@pytest.mark.parametrize(
+    "line",
+    ["import_module(f'tasks.toy.{x}')", "from importlib import import_module as load", "__import__(x)"],
+)
+def test_a_file_that_imports_by_name_is_covered_with_its_whole_family(family, line):
+    step = family(NETS)
+    (family.root / "tasks" / "toy" / "params.py").write_text(f"SIZE = 1\ndef f(x):\n    {line}\n")
+    assert names(step) == {"small.py", "other.py", "params.py"}
+
+
+@pytest.mark.parametrize(
+    "line", ["import mine", "from mine import x", "from tasks.toy import other", "X = 'tasks.toy.other:f'"]
+)
+def test_code_anywhere_in_the_checkout_is_covered_when_it_is_imported(family, line):
+    (family.root / "mine.py").write_text("x = 1\n")
+    step = family(NETS)
+    params = family.root / "tasks" / "toy" / "params.py"
+    params.write_text(f"{line}\n{params.read_text()}")
+    assert ("mine.py" in names(step)) == ("mine" in line)
+    assert ("other.py" in names(step)) == ("other" in line)
+
+
+def test_a_step_beside_tasks_is_covered_with_what_it_imports(family):
+    assert names(family("flows/toy.py")) == {"toy.py", "params.py"}
 
 
 def test_what_an_editor_leaves_in_a_family_is_not_covered(family):
@@ -249,7 +330,7 @@ def test_what_an_editor_leaves_in_a_family_is_not_covered(family):
     (toy / ".#params.py").symlink_to("me@here.1:2")
     (toy / ".ipynb_checkpoints").mkdir()
     (toy / ".ipynb_checkpoints" / "params.py").write_text("SIZE = 0\n")
-    assert names(family(NETS)) == ["small.py", "params.py"]
+    assert names(family(NETS)) == {"small.py", "params.py"}
 
 
 @pytest.mark.parametrize(
@@ -267,7 +348,7 @@ def test_a_file_of_the_family_that_is_no_python_is_named(family, text, said):
 def test_a_file_of_the_family_that_cannot_be_read_is_named(family):
     (family.root / "tasks" / "toy" / "lost.py").symlink_to("nowhere")
     with pytest.raises(ConfigError, match=r"tasks/toy/lost\.py: cannot be read: No such file"):
-        covered_files(family(NETS))
+        family(NETS).memory_key([])
 
 
 @pytest.mark.parametrize("line", ["from ...shared.figures import x", "from ...shared import figures"])

@@ -93,13 +93,13 @@ def test_it_is_run_by_hand(home):
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters", "message"),
+    ("name", "parameters", "message", "states"),
     [
-        ("toy", {"overrides": ["count.upto=6"]}, "1 of 1 steps done"),
-        ("nightly", {"config": "configs/night.yaml"}, "2 of 2 steps done"),
+        ("toy", {"overrides": ["count.upto=5"]}, "1 of 1 steps done (1 unchanged)", {"Unchanged"}),
+        ("nightly", {"config": "configs/night.yaml"}, "2 of 2 steps done", {"Completed"}),
     ],
 )
-def test_its_deployment_and_a_night_run_it(home, name, parameters, message):
+def test_its_deployment_and_a_night_run_it(home, name, parameters, message, states):
     made = prefect(f"/deployments/{deployments()[name]['id']}/create_flow_run", {"parameters": parameters})
     wanted = {"flow_runs": {"id": {"any_": [made["id"]]}}}
 
@@ -111,6 +111,8 @@ def test_its_deployment_and_a_night_run_it(home, name, parameters, message):
 
     ended = until(state, f"the end of {name}")
     assert (ended["type"], ended["message"]) == ("COMPLETED", message)
+    steps = prefect("/task_runs/filter", wanted)
+    assert {step["state_name"] for step in steps} == states
 
 
 @pytest.mark.slow

@@ -32,8 +32,8 @@ def home(tmp_path_factory):
         yield root
 
 
-def start(seed):
-    command = [sys.executable, "-m", "overnight.cli.main", "run", "made", f"seed={seed}"]
+def start(seed, *words):
+    command = [sys.executable, "-m", "overnight.cli.main", "run", "made", f"seed={seed}", *words]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -105,8 +105,8 @@ def story(home):
 
 @pytest.fixture(scope="module")
 def whole(home, story):
-    """The same training, undisturbed; its folder."""
-    process = start(story)
+    """The same training again, undisturbed; its folder."""
+    process = start(story, "--fresh")
     output, _ = process.communicate()
     assert process.returncode == 0, output
     return spools(home, story)[-1]
