@@ -20,18 +20,17 @@ from overnight.config import Experiment, Params, read
 from overnight.errors import DoesNotFit
 from overnight.gpu.card import Card
 from overnight.gpu.device_usage import EnergyMeter
-from overnight.night import notify, record, report
+from overnight.night import record
 from overnight.night.clean import clean_after
 from overnight.night.failures import Failure
 from overnight.night.notify import NightValues
 from overnight.night.results import Result
-from overnight.orchestration import provenance, seeds
+from overnight.orchestration import provenance, reporting, seeds
 from overnight.orchestration.checks import about, card_for, check_data, load
 from overnight.orchestration.launcher import Launcher, Local, Stop, new_folder, stopped_by_signals
 from overnight.orchestration.protocol import StepResult
 from overnight.orchestration.terminal import ROWS, Display, StepRow
 from overnight.orchestration.terminal import scores as in_words
-from overnight.processes import Identity
 from overnight.step import Builder, Step, building
 from overnight.tracking.backlog import Record
 from overnight.tracking.client import Tracker
@@ -114,7 +113,7 @@ class PipelineRun(Builder):
     stop: Stop = field(default_factory=Stop)
     started: float = field(default_factory=time.time)
     energy: EnergyMeter | None = None
-    page: tuple[Path, report.Headline] | None = None  # of the night's report
+    page: reporting.Page | None = None  # of the night's report
     pending: list[Pending] = field(default_factory=list)
     uploaders: list[Uploader] = field(default_factory=list)
     _known: dict[str, Pending] = field(default_factory=dict)
@@ -206,7 +205,7 @@ def execute(path: Path, overrides: Sequence[str], engine: Engine) -> Outcome:
                 run.stop.ask(f"the flow failed: {error}")
                 run.wait()
                 _end(run, "FAILED", "failed", str(error))
-                _announce(run)
+                reporting.announce(run)
                 raise
             run.wait()
     return _close(run)
@@ -265,7 +264,7 @@ def _close(run: PipelineRun) -> Outcome:
     _end(run, {"stopped": "KILLED", "done": "FINISHED"}.get(outcome.state, "FAILED"), outcome.state, one_line)
     run.display.console.print(run.display.summary())
     run.display.say("\n".join(["", one_line, *seeds.in_words(varied), *failures, run.own.link()]))
-    _announce(run)
+    reporting.announce(run)
     if isinstance(run.experiment, NightValues):
         clean_after(run.experiment.keep, run.tracker, run.display.say)
     return outcome
@@ -273,7 +272,7 @@ def _close(run: PipelineRun) -> Outcome:
 
 def _end(run: PipelineRun, status: str, state: State, message: str) -> None:
     """End the run in MLflow (status) and in its files (state)."""
-    _report(run, state, message)
+    run.page = reporting.build(run, state, message)
     run.own.finish(status, run.stop)
     _save_rows(run, state, message)
 
@@ -310,85 +309,7 @@ def _save_rows(run: PipelineRun, state: record.Ending = "running", message: str 
     """Write the rows for `overnight watch`, and the record for the report."""
     with contextlib.suppress(OSError):  # a full disk
         run.display.save(run.own.folder / ROWS, state, message, run.own.link())
-        _record(run, state, message).write(run.own.folder / record.FILE)
-
-
-def _record(run: PipelineRun, state: record.Ending, message: str) -> record.NightRecord:
-    own = run.own.record
-    ended: dict[str, Any] = {}
-    if run.energy:
-        run.energy.sample()
-    if state != "running":
-        ended = {"ended": time.time(), **record.of_timeline(run.card, run.started)}
-    return record.NightRecord(
-        experiment=own.experiment,
-        config=own.params.get("config", ""),
-        flow=own.tags.get("overnight.flow", ""),
-        started=run.started,
-        seen=time.time(),
-        outcome=state,
-        message=message,
-        link=_link(run, run.own),
-        prefect=own.tags.get("prefect.flow_run", ""),
-        commit=own.tags.get("mlflow.source.git.commit", ""),
-        process=Identity.mine().tags(),
-        card=record.of_card(run.card),
-        energy_wh=run.energy and run.energy.watt_hours,
-        price_per_kwh=run.experiment.price_per_kwh if isinstance(run.experiment, NightValues) else None,
-        steps=tuple(_step_record(run, pending) for pending in list(run.pending)),
-        **ended,
-    )
-
-
-def _step_record(run: PipelineRun, pending: Pending) -> record.StepRecord:
-    row = pending.row
-    uploader = pending.uploader
-    return record.StepRecord(
-        label=pending.label,
-        step=pending.step.address,
-        gpu=pending.step.gpu,
-        state=row.state,
-        reason=pending.reason or pending.why,
-        began=row.began_at,
-        ended=row.ended_at,
-        scores=record.finite(row.scores),
-        run_id=uploader.run_id if uploader else "",
-        link=_link(run, uploader) if uploader else "",
-        key=pending.key,
-        folder=str(uploader.folder) if uploader else "",
-        failure=record.failure(pending.failure),
-        changed=tuple(pending.changed),
-        promotion=pending.promotion,
-        **record.memory(pending.result),
-        **record.unchanged(pending.since),
-    )
-
-
-def _report(run: PipelineRun, state: record.Ending, message: str) -> None:
-    """Build the page of a night, and show it in MLflow and Prefect. No failure of it reaches the night."""
-    if not isinstance(run.experiment, NightValues):
-        return
-    with best_effort(lambda why: run.display.say(f"there is no report: {why}")):
-        found = report.facts_of(_record(run, state, message))
-        path = report.build(run.own.folder.name, found, run.own.folder)
-        page = run.own.folder / report.FILE
-        run.own.log({"event": "publish", "path": str(page), "folder": "", "at": time.time()})
-        run.engine.show_report(report.markdown(found, path))
-        run.page = path, report.headline(found)
-
-
-def _announce(run: PipelineRun) -> None:
-    """Name the report, and send its first lines."""
-    if run.page and isinstance(run.experiment, NightValues):
-        path, headline = run.page
-        run.display.say(f"report: {path}")
-        with best_effort():
-            for line in notify.send(run.experiment.notify, *headline, run.stop()):
-                run.display.say(line)
-
-
-def _link(run: PipelineRun, uploader: Uploader) -> str:
-    return run.tracker.link(uploader.run_id) if uploader.run_id else ""
+        reporting.record_of(run, state, message).write(run.own.folder / record.FILE)
 
 
 def _check_stop(run: PipelineRun) -> None:
