@@ -272,7 +272,7 @@ def _close(run: PipelineRun) -> Outcome:
 
 def _end(run: PipelineRun, status: str, state: State, message: str) -> None:
     """End the run in MLflow (status) and in its files (state)."""
-    run.page = reporting.build(run, state, message)
+    reporting.build(run, state, message)
     run.own.finish(status, run.stop)
     _save_rows(run, state, message)
 

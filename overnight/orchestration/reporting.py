@@ -124,19 +124,17 @@ def _link(run: Run, uploader: Uploader) -> str:
     return run.tracker.link(uploader.run_id) if uploader.run_id else ""
 
 
-def build(run: Run, state: record.Ending, message: str) -> Page | None:
+def build(run: Run, state: record.Ending, message: str) -> None:
     """Build the page of a night, and show it in MLflow and Prefect. No failure of it reaches the night."""
-    made: Page | None = None
     if not isinstance(run.experiment, NightValues):
-        return made
+        return
     with best_effort(lambda why: run.display.say(f"there is no report: {why}")):
         found = report.facts_of(record_of(run, state, message))
         path = report.build(run.own.folder.name, found, run.own.folder)
         page = str(run.own.folder / report.FILE)
         run.own.log({"event": "publish", "path": page, "folder": "", "at": time.time()})
         run.engine.show_report(report.markdown(found, path))
-        made = (path, report.headline(found))
-    return made
+        run.page = path, report.headline(found)
 
 
 def announce(run: Run) -> None:
