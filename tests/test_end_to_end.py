@@ -120,6 +120,7 @@ def test_a_broken_branch_fails_with_its_reason_and_the_others_go_on(night, home)
     assert "2 of 4 steps done" in output
     assert "broken/load_images failed" in output
     assert "not run: broken/load_images failed" in output
+    assert "broken/load_images: bad data; correct the file" in output
     assert "Traceback" not in output
     assert "object at 0x" not in output
     assert [r["state_type"] for r in flow_runs()][:1] == ["FAILED"]

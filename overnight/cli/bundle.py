@@ -104,10 +104,13 @@ def _texts(run: Recorded) -> Iterator[tuple[str, str]]:
 
 
 def _summary(run: Recorded, steps: list[Recorded]) -> str:
-    lines = [f"{run.name}, {run.began}, commit {commit() or 'unknown'}, card {find_card()}", ""]
+    tags = run.record.tags
+    code = tags.get("mlflow.source.git.commit") or "unknown"
+    lines = [f"{run.name}, {run.began}", f"commit {code}, now {commit()}"]
+    lines += [f"card {tags.get('overnight.card', 'unknown')}", ""]
     for step in steps:
         failure = step.failure
-        ended = "no result" if step.result is None else f"code {step.result.code}"
+        ended = "no result" if step.result is None else "done"
         lines += [f"{step.began}  {step.record.label}: {failure or ended}"]
         lines += [f"    {line}" for line in failure.evidence] if failure else []
     return "\n".join([*lines, ""])

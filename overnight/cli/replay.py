@@ -63,6 +63,7 @@ def replay(found: Recorded, display: Display) -> tuple[str, list[str]]:
 
     Raises BadInput when it cannot run again, or does not come to its end.
     """
+    found = found.origin()
     spec = _spec(found)
     step = load_step(spec.step)
     arguments = step.from_json(spec.arguments)
@@ -76,7 +77,9 @@ def replay(found: Recorded, display: Display) -> tuple[str, list[str]]:
     fresh = {"key": f"replay-{secrets.token_hex(8)}", "earlier": (), "logged_before": {}}
     listener = Shown(display, f"replay of {spec.label}")
     result = Local(card).run(folder, spec.model_copy(update=fresh), Stop(), listener)
-    display.change(listener.row, "done" if result.code == 0 else "failed", one_line(result.error))
+    display.change(
+        listener.row, "done" if result.code == 0 else "failed", result.error and one_line(result.error)
+    )
     if result.code:
         failure = classify(result, log_tail(folder))
         why = f"; changed since: {changed}" if changed else ""

@@ -30,6 +30,9 @@ Kind = Literal[
 MOST_EVIDENCE = 5
 LOG_LINES = 15  # of a log without a traceback
 COMMON = ("BaseException", "Exception", "object")
+PROGRAM = re.compile(
+    r"the command (?:ended with exit code (\d+)|was ended by signal (\d+))"
+)  # tasks/shared/program
 NO_RESULT = "and no result; its log"  # in the reason of a process that wrote none
 OURS = re.compile(r"/(tasks|flows|overnight)/[\w/]+\.py$")
 FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+)')
@@ -279,12 +282,13 @@ def names_of(error: BaseException) -> tuple[str, ...]:
 def _judge(ended: Ended, log: str) -> tuple[Kind, str, bool]:
     if ended.code in BY_CODE:
         return BY_CODE[ended.code]
-    number = -ended.code if ended.code < 0 else ended.code - 128
-    explained = bool(ended.raised) or (0 < ended.code < 128 and NO_RESULT not in ended.error)
-    if not explained and number in BY_SIGNAL:
+    code = _process_code(ended)
+    is_silent = code is not None
+    number = -code if code is not None and code < 0 else (code or 0) - 128
+    if number in BY_SIGNAL:
         return *BY_SIGNAL[number], False
-    texts = ["\n".join([*ended.raised, ended.error])] if explained else []
-    texts += [] if ended.raised else [_last_error(log)]
+    texts = [] if is_silent else ["\n".join([*ended.raised, ended.error])]
+    texts += [] if ended.raised and not is_silent else [_last_error(log)]
     for text, rule in itertools.product(texts, RULES):
         found = re.search(rule.words, text, re.MULTILINE)
         if found:
@@ -292,12 +296,21 @@ def _judge(ended: Ended, log: str) -> tuple[Kind, str, bool]:
     return _unknown(ended, number, log)
 
 
+def _process_code(ended: Ended) -> int | None:
+    """Exit code of a process that left nothing but its log: a step's own, or a user's program; else None."""
+    program = PROGRAM.match(ended.error)
+    if program:
+        return int(program[1]) if program[1] else -int(program[2])
+    is_explained = ended.raised or (0 < ended.code < 128 and NO_RESULT not in ended.error)
+    return None if is_explained else ended.code
+
+
 def _unknown(ended: Ended, number: int, log: str) -> tuple[Kind, str, bool]:
     if ended.code == OutOfMemory.child_code:
         return "out of memory", CARD_FIX, False
     if ended.code == BadInput.child_code:
         return "bad data", "correct what is named, and run it again", False
-    if not ended.raised and number in {*signal.Signals}:
+    if number in {*signal.Signals}:
         return "bug", CRASHED_FIX, False
     where = _place(log)
     return "bug", f"correct {where}" if where else "read its log; `overnight bundle RUN` gathers it", False
@@ -329,7 +342,7 @@ def _evidence(ended: Ended, log: str, notes: Sequence[str]) -> Iterator[str]:
     found = [one_line(line) for line in ended.error.splitlines()[:2] if line.strip()]
     where = _place(log)
     found += [f"raised at {where}"] if where else []
-    if not ended.raised:
+    if not ended.raised or PROGRAM.match(ended.error):
         found += [one_line(line) for line in _last_error(log).splitlines()[-3:] if line.strip()]
     found += [one_line(note) for note in notes[-2:]]
     yield from list(dict.fromkeys(found))[:MOST_EVIDENCE]

@@ -88,8 +88,8 @@ def _last_result(run: PipelineRun, pending: Pending, arguments: list[Any], page:
     room = _room()
     for wait_s in run.experiment.retry_after_s:
         failure = pending.failure
-        if failure is None or not failure.transient:
-            break
+        if failure is None or not failure.transient or pending.step.program:
+            break  # of a program it is not known what doing it twice does
         run.display.change(pending.row, "queued", f"{failure.kind}: tries again in {wait_s:.0f} s")
         page.log(f"{failure.kind}: {one_line(result.error)}; tries again in {wait_s:.0f} s")
         until = time.monotonic() + wait_s

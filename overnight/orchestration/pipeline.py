@@ -255,8 +255,7 @@ def _close(run: PipelineRun) -> Outcome:
     if not run.stop():  # the reason of a stop is compared (prefect._by_deployment)
         outcome = replace(outcome, message="\n".join([outcome.message, *failures]))
     at = time.time()
-    for text in (_description(run, one_line, scores), "\n".join(failures)):
-        run.own.log({"event": "note", "text": text, "at": at})
+    run.own.log({"event": "note", "text": _description(run, [one_line, *failures], scores), "at": at})
     run.own.log({"event": "metrics", "values": scores, "step": 0, "at": at})
     if scores:  # shown where runs are listed
         name = f"{run.own.record.label}: {in_words(dict([*scores.items()][:1]), 1)}"
@@ -277,10 +276,10 @@ def _end(run: PipelineRun, status: str, state: State, message: str) -> None:
     _save_rows(run, state, message)
 
 
-def _description(run: PipelineRun, one_line: str, scores: dict[str, float]) -> str:
-    """The sentence, the scores, and the way to Prefect's page."""
+def _description(run: PipelineRun, lines: list[str], scores: dict[str, float]) -> str:
+    """The sentence and what to do, the scores, and the way to Prefect's page."""
     address = run.engine.tags().get("prefect.flow_run") if run.engine else ""
-    parts = [one_line, in_words(scores, 8), f"[the run in Prefect]({address})" if address else ""]
+    parts = ["\n".join(lines), in_words(scores, 8), f"[the run in Prefect]({address})" if address else ""]
     return "\n\n".join(part for part in parts if part)
 
 

@@ -10,6 +10,7 @@ from overnight import events, paths
 from overnight.errors import BadInput, did_you_mean
 from overnight.files import read_json
 from overnight.night.failures import Failure, classify
+from overnight.orchestration.attempt import SINCE
 from overnight.orchestration.launcher import log_tail
 from overnight.orchestration.protocol import StepResult, StepSpec
 from overnight.tracking.backlog import Record
@@ -58,6 +59,11 @@ class Recorded:
         values = read_json(self.folder / "result.json")
         return StepResult.model_validate(values) if values else None
 
+    def origin(self) -> "Recorded":
+        """Of a step that was skipped, the one that made its result. Raises BadInput when that was removed."""
+        since = self.record.tags.get(SINCE, "")
+        return find(since, step=True) if since else self
+
     @property
     def notes(self) -> list[str]:
         return [event["text"] for event in self.events() if event["event"] == "note"]
@@ -104,9 +110,9 @@ def find(wanted: str, step: bool = False) -> Recorded:
     wanted: EXPERIMENT, EXPERIMENT/STEP, the id of a run in MLflow or Prefect, or a folder below .overnight.
     """
     every = [one for one in recorded() if one.is_step or not step]
-    found = next((one for one in every if wanted in _names(one) or _has_id(one, wanted)), None)
-    if found is not None:
-        return found
+    found = [one for one in every if wanted in _names(one) or _has_id(one, wanted)]
+    if found:
+        return found[0]
     if not every:
         raise BadInput("there is no run yet; `overnight run CONFIG` makes one")
     names = list(dict.fromkeys(one.name for one in every))

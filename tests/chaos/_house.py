@@ -32,7 +32,7 @@ TRAINING = "flow: vision\ndata: made\ncnn: {{epochs: {epochs}, batch: 16, channe
 
 NIGHT = """flow: nightly
 experiments:
-  - {flow: vision, name: one, data: made, cnn: {epochs: 900, batch: 16, channels: 8, blocks: 1, checkpoint_s: 1}}
+  - {flow: vision, name: one, data: made, cnn: {epochs: 500, batch: 16, channels: 8, blocks: 1, checkpoint_s: 1}}
   - {flow: vision, name: two, data: made, cnn: {epochs: 2, batch: 16, channels: 8, blocks: 1}}
 """
 

@@ -58,9 +58,15 @@ def again(found: Recorded):
 
 
 def test_a_reproducible_step_is_bit_equal(recorded):
-    verdict, lines = again(recorded())
+    made = recorded()
+    verdict, lines = again(made)
     assert verdict == "bit-equal"
     assert "same digest" in lines[0]
+    made.record.update(made.folder, run_id="a" * 32)
+    skipped = new_folder("draws")
+    tags = {"overnight.unchanged_since": "a" * 32}
+    Record(uri="u", experiment="exp", label="draws", parent=made.record.parent, tags=tags).write(skipped)
+    assert Recorded.read(skipped).origin().folder == made.folder
 
 
 @pytest.mark.slow

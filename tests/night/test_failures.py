@@ -285,6 +285,10 @@ def judged(tmp_path_factory) -> list[tuple[str, str, Failure]]:
     for kind, what, code in PROCESSES:
         made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         found.append((kind, what, classify(_result(folder, made.returncode, Stop()), made.stderr)))
+        how = "ended with exit code {}" if made.returncode > 0 else "was ended by signal {}"
+        said = f"the command {how.format(abs(made.returncode))}; its output is in log.txt"
+        program = StepResult(code=1, error=said, raised=("overnight.errors.OvernightError",))
+        found.append((kind, f"{what} of a program", classify(program, made.stderr)))
         if made.returncode < 0:  # as a shell says it
             shell = StepResult(code=128 - made.returncode, error="")
             found.append((kind, f"{what} of a shell", classify(shell, made.stderr)))
