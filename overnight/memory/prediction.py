@@ -53,6 +53,7 @@ class MemoryEstimate:
 
     needed_mib: upper edge without the evaluation, which can be cut into slices. parts: add up to `mib`.
     phase, operator: when the peak is. unknown: why there is no estimate. why: how it is known.
+    whole: the recipe cannot split a batch.
     """
 
     micro_batch: int = 0
@@ -65,6 +66,7 @@ class MemoryEstimate:
     operator: str = ""
     unknown: str = ""
     why: str = ""
+    whole: bool = False
 
     def verdict(self, budget_mib: float) -> Literal["fits", "does not fit", "unknown"]:
         if self.unknown:

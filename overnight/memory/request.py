@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from overnight.artifact import Artifact, DataSpec
-from overnight.errors import FAILURES, DoesNotFit, OvernightError
+from overnight.errors import DoesNotFit, OvernightError
 from overnight.gpu.card import Card
 from overnight.gpu.cuda_context import overhead
 from overnight.gpu.out_of_memory import NEAR
@@ -38,7 +38,7 @@ RAISE = 1.25  # of a cap that was filled
 DOUBLE = 2.0  # of a cap that was too small, until a run has finished since
 LARGEST_SHARE = 0.97  # a cap above this share of the room, once filled, is not tried again
 ERROR_SLACK = 0.01
-Predict = Callable[[Any, int], MemoryEstimate | None]  # (recipe, micro-batch)
+Predict = Callable[[int], MemoryEstimate | None]  # of a micro-batch
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,12 @@ def plan_request(
     )
 
 
+def spec_of(arguments: Sequence[Any]) -> DataSpec | None:
+    """Shapes of the data that a step trains on; None while they are unknown."""
+    found = next((a.spec for a in arguments if isinstance(a, Artifact)), DataSpec())
+    return None if found == DataSpec() else found
+
+
 class _Planner:
     """Estimates are of the allocator, without the CUDA context."""
 
@@ -144,16 +150,6 @@ class _Planner:
         self.predictions = dict[int, MemoryEstimate | None]()
 
     @cached_property
-    def recipe(self) -> Any:
-        """None without a recipe, for data of unknown shape or that it refuses."""
-        spec = next((a.spec for a in self.arguments if isinstance(a, Artifact)), None)
-        if self.step.recipe is None or spec in (None, DataSpec()):
-            return None
-        with suppress(OvernightError, ArithmeticError, *FAILURES):  # the step itself will report it
-            return self.step.recipe(self.params, spec)
-        return None
-
-    @cached_property
     def formula(self) -> Formula | None:
         """The step's own; None without one, or for data of unknown shape."""
         given = [a.spec if isinstance(a, Artifact) else a for a in self.arguments[1:]]
@@ -169,9 +165,10 @@ class _Planner:
         given = getattr(self.params, "micro_batch", None)
         if given:
             return [int(given)]
-        if self.step.recipe is None or not self.batch or not _splittable(self.recipe):
+        if self.step.recipe is None or not self.batch:
             return [0]
-        return micro_batches(self.batch)
+        found = self.prediction(self.batch)
+        return [0] if found and found.whole else micro_batches(self.batch)
 
     def estimate(self, size: int) -> MemoryEstimate:
         """By measurement, else by prediction, else by declaration; at least what smaller ones needed."""
@@ -188,14 +185,16 @@ class _Planner:
         return replace(found, high_mib=_with_margin(device) - self.overhead_mib, why=why)
 
     def prediction(self, size: int) -> MemoryEstimate | None:
-        """Predicted peak of micro-batches of `size` samples; 0: of the whole batch."""
-        if self.recipe is None:
+        """Predicted peak of micro-batches of `size` samples; 0: of the whole batch.
+
+        None without a recipe, or for data of unknown shape.
+        """
+        if self.step.recipe is None or spec_of(self.arguments) is None:
             return None
         n = size or max(self.batch, 1)
         if n not in self.predictions:
             stored = self.history.prediction(self.key, n)
-            made = self.predict(self.recipe, n) if self.predict and not stored else None
-            self.predictions[n] = stored or made
+            self.predictions[n] = stored or (self.predict(n) if self.predict else None)
         return self.predictions[n]
 
     def predicted(self, size: int) -> MemoryEstimate | None:
@@ -320,13 +319,3 @@ def _larger_budget(card: Card) -> str:
     if card.virtual:
         return "set OVERNIGHT_VIRTUAL_MIB higher"
     return "set OVERNIGHT_RESERVE_MIB lower if the desktop needs less"
-
-
-def _splittable(recipe: Any) -> bool:
-    if recipe is None:
-        return True
-    import torch
-
-    with suppress(KeyError):  # it splits by more than the number of samples
-        return len(list(recipe.micro_batches({"samples": torch.empty(2, 1)}, 1))) > 1
-    return True

@@ -13,10 +13,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overnight.errors import DoesNotFit, Stopped
+from overnight.errors import FAILURES, DoesNotFit, OvernightError, Stopped, one_line
 from overnight.gpu.card import Card
 from overnight.gpu.memory_limit import expands
 from overnight.memory import history, request
@@ -59,7 +60,7 @@ def plan_request(
 def _missing(step: "Step[Any, Any]", arguments: Sequence[Any], card: Card) -> list[int]:
     found = list[int]()
     with contextlib.suppress(DoesNotFit):
-        request.plan_request(step, arguments, card, lambda _recipe, micro_batch: found.append(micro_batch))
+        request.plan_request(step, arguments, card, found.append)
     return found
 
 
@@ -102,16 +103,36 @@ def main() -> int:
     step, card = load_step(question["step"]), Card.model_validate(question["card"])
     arguments = step.from_json(question["arguments"])
     key = history.step_key(step, arguments)
-    constants = Constants(context_mib=0.0, expandable=expands(card))
 
-    def predict_once(recipe: Any, micro_batch: int) -> MemoryEstimate:
-        found = predict(recipe, micro_batch, "cpu" if card.virtual else "cuda", constants=constants)
+    def predict_once(micro_batch: int) -> MemoryEstimate:
+        found = _predicted(step, arguments, card, micro_batch)
         history.add_prediction(card, key, found)
         return found
 
     with contextlib.suppress(DoesNotFit):
         request.plan_request(step, arguments, card, predict_once)
     return 0
+
+
+def _predicted(
+    step: "Step[Any, Any]", arguments: Sequence[Any], card: Card, micro_batch: int
+) -> MemoryEstimate:
+    assert step.recipe is not None
+    try:
+        recipe: Any = step.recipe(arguments[0], request.spec_of(arguments))
+    except (OvernightError, ArithmeticError, *FAILURES) as error:  # the step itself will report it
+        return MemoryEstimate(micro_batch, unknown=f"its recipe cannot be built: {one_line(error)}")
+    constants = Constants(context_mib=0.0, expandable=expands(card))
+    found = predict(recipe, micro_batch, "cpu" if card.virtual else "cuda", constants=constants)
+    return replace(found, whole=not splittable(recipe))
+
+
+def splittable(recipe: Any) -> bool:
+    import torch
+
+    with contextlib.suppress(KeyError):  # it splits by more than the number of samples
+        return len(list(recipe.micro_batches({"samples": torch.empty(2, 1)}, 1))) > 1
+    return True
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from overnight.gpu.memory_limit import NEAR
 from overnight.memory import history, request
 from overnight.memory.prediction import MemoryEstimate
 from overnight.memory.request import micro_batches
+from overnight.memory.subprocess import splittable
 from overnight.memory.usage import Usage
 from tasks.shared.program import ProgramParams, run_program
 from tests.support.steps_sized import (
@@ -35,14 +36,14 @@ __all__ = ["card"]
 
 def between(low, high):
     """A prediction with these edges, for every micro-batch."""
-    return lambda _recipe, size: MemoryEstimate(
+    return lambda size: MemoryEstimate(
         micro_batch=size, mib=high, low_mib=low, high_mib=high, needed_mib=high
     )
 
 
-def in_proportion(_recipe, size):
+def in_proportion(size):
     """100 to 200 MiB a sample."""
-    return between(100.0 * size, 200.0 * size)(_recipe, size)
+    return between(100.0 * size, 200.0 * size)(size)
 
 
 # ---------------------------------------------------------------------- what is asked
@@ -122,7 +123,12 @@ def test_a_step_that_says_nothing_gets_the_whole_budget_until_it_is_measured(car
 
 
 def test_what_cannot_be_cut_has_no_micro_batch(card):
-    assert request.plan_request(graph, given(), card).micro_batch is None
+    assert [splittable(one.recipe(None, None)) for one in (net, graph)] == [True, False]
+    whole = MemoryEstimate(micro_batch=64, mib=100, high_mib=100, needed_mib=100, whole=True)
+    asked = request.plan_request(graph, given(), card, {64: whole}.__getitem__)
+    assert (asked.mib, asked.micro_batch) == (128, None)
+    history.add_prediction(card, history.step_key(graph, given()), whole)
+    assert request.plan_request(graph, given(), card, pytest.fail) == asked
 
 
 def test_what_is_known_not_to_fit_is_refused_with_what_to_change(card, monkeypatch):

@@ -68,7 +68,7 @@ def prediction_and_need(off=1.0, more=0.0, margin=0.1):
     """A prediction of 20 MiB and 10 a sample, and the true need: that times `off`, and `more` MiB."""
     mid = lambda size: 20 + 10.0 * size
 
-    def predict(_recipe, size):
+    def predict(size):
         low, high = mid(size) * (1 - margin), mid(size) * (1 + margin)
         return MemoryEstimate(micro_batch=size, mib=mid(size), low_mib=low, high_mib=high, needed_mib=high)
 
@@ -95,7 +95,7 @@ def test_nights_end_with_the_largest_that_fits_by_prediction_and_in_truth(card, 
     predict, need = prediction_and_need(off, more)
     tight = card.model_copy(update={"budget_mib": budget})
     sizes = (1, 2, 4, 8, 16, 32, 64)
-    truth = max(n for n in sizes if max(need(n) * 1.09, predict(None, n).high_mib) < budget)
+    truth = max(n for n in sizes if max(need(n) * 1.09, predict(n).high_mib) < budget)
     found = nights(tight, predict, need)
     assert found[-1] >= truth
     assert need(found[-1]) <= budget
@@ -113,7 +113,7 @@ def test_a_neighbour_that_made_it_small_once_does_not_keep_it_small(card):
 
 def test_a_stored_prediction_takes_the_place_of_a_trace(card):
     predict, _need = prediction_and_need()
-    history.add_prediction(card, history.step_key(net, given()), predict(None, 64))
+    history.add_prediction(card, history.step_key(net, given()), predict(64))
     asked = request.plan_request(net, given(), card, pytest.fail)
     assert (asked.micro_batch, asked.mib, asked.why) == (64, 768, "predicted: 594 to 726 MiB")
     assert asked.usage() == {
@@ -133,7 +133,7 @@ def test_data_that_lay_on_the_card_for_speed_alone_are_asked_for_and_refuse_noth
         cap_mib=1024,
         lease_mib=1024,
         peak_mib=need(32) + 150,
-        predicted_mib=predict(None, 32).mib,
+        predicted_mib=predict(32).mib,
         resident_mib=150,
     )
     history.record_usage(net, given(), card, used, finished=True)
@@ -169,7 +169,7 @@ def test_the_errors_of_a_family_move_the_edges_outwards(card):
     )  # what cannot be cut smaller needs as much more
     context = replace(BAND, mib=700, low_mib=680, high_mib=730, needed_mib=720, parts={"context": 600.0})
     assert calibrated(context, History(card).family("net")).high_mib == pytest.approx(751)
-    assert request.plan_request(net, given(), card, lambda *_: BAND).mib == 192
+    assert request.plan_request(net, given(), card, lambda _size: BAND).mib == 192
 
 
 def test_the_errors_of_another_family_or_of_long_ago_move_nothing(card, monkeypatch):

@@ -89,28 +89,49 @@ def test_a_crash_costs_the_prediction_alone_and_happens_once(card):
 
 
 PARENT = """
+    import json
     import sys
     from overnight.artifact import Artifact, DataSpec
-    from overnight.memory import subprocess
     from overnight.gpu.card import Card
+    from overnight.memory import subprocess
+    from overnight.orchestration import attempt
+    from tasks.graphs.nodes import GnnParams, train_gnn
     from tasks.vision.cnn import CnnParams, train_cnn
 
-    card = Card(uuid="virtual", name="virtual", total_mib=8192, budget_mib=8192, count=True)
-    images = Artifact(kind="images", path="/made", digest="d", spec=DataSpec.model_validate_json(sys.argv[1]))
-    values = [CnnParams(batch=16, channels=8, blocks=1), images]
-    first = subprocess.plan_request(train_cnn, values, card, lambda: False)
-    second = subprocess.plan_request(train_cnn, values, card, lambda: sys.exit("asked again"))
-    import json
-    traced = [m for m in sys.modules if m in ("overnight.memory.program", "overnight.memory.fake_tensors")]
-    print(json.dumps([first.why, first.predicted.unknown, first == second, traced]))
+    uuid, spec, command = sys.argv[1:]
+    subprocess.COMMAND = json.loads(command) or subprocess.COMMAND
+    card = Card(uuid=uuid, name="made", total_mib=9216, budget_mib=8192, count=True, capability=8.9)
+    given = Artifact(kind="images", path="/made", digest="d", spec=DataSpec.model_validate_json(spec))
+    step = train_gnn if given.spec.nodes else train_cnn
+    values = [GnnParams(hidden=8) if given.spec.nodes else CnnParams(batch=16, channels=8, blocks=1), given]
+    attempt.key(step, 1, values, card)
+    first = subprocess.plan_request(step, values, card, lambda: False)
+    second = subprocess.plan_request(step, values, card, lambda: sys.exit("asked again"))
+    print(json.dumps([first.why, first.predicted.unknown, first.micro_batch, first == second, "torch" in sys.modules]))
 """
+GRAPH = DataSpec(shape=(16,), classes=tuple("abc"), nodes=90, edges=200)
+
+
+def flow(uuid, spec, command=()):
+    """What the process of a flow asks for on that card, and whether torch is loaded in it then."""
+    arguments = [uuid, spec.model_dump_json(), json.dumps(command)]
+    done = subprocess.run(
+        [*HERE, textwrap.dedent(PARENT), *arguments], capture_output=True, check=True, text=True
+    )
+    return json.loads(done.stdout)
+
+
+def test_no_torch_is_loaded_where_the_flow_runs(card):
+    why, unknown, micro_batch, same, has_torch = flow("GPU-1", DIGITS, ["false"])
+    assert why.startswith("declared: ")
+    assert (unknown, micro_batch) == ("the process that predicts ended with 1: ", 16)
+    assert (same, has_torch) == (True, False)
 
 
 @pytest.mark.slow
-def test_nothing_is_traced_where_the_flow_runs(card):
-    command = [*HERE, textwrap.dedent(PARENT), DIGITS.model_dump_json()]
-    why, note, same, traced = json.loads(
-        subprocess.run(command, capture_output=True, check=True, text=True).stdout
-    )
+@pytest.mark.parametrize("uuid", ["virtual", "GPU-1"])
+@pytest.mark.parametrize(("spec", "micro_batch"), [(DIGITS, 16), (GRAPH, None)], ids=["cut", "whole"])
+def test_nothing_is_traced_where_the_flow_runs(card, uuid, spec, micro_batch):
+    why, unknown, *rest = flow(uuid, spec)
     assert why.startswith("predicted: ")
-    assert (note, same, traced) == ("", True, [])
+    assert (unknown, *rest) == ("", micro_batch, True, False)
