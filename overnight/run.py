@@ -104,9 +104,13 @@ class Run(ABC):
             self.log(f"data: {reason}: {times}")
             self.metric(f"data/{reason.replace(' ', '_')}", times)
 
-    def progress(self, done: float, total: float, text: str = "") -> None:
-        """How far the step is; also the place where a requested stop takes effect (raises Stopped)."""
-        self._emit({"event": "progress", "done": float(done), "total": float(total), "text": text})
+    def progress(self, done: float, total: float, text: str = "", at_most: bool = False) -> None:
+        """How far the step is; also the place where a requested stop takes effect (raises Stopped).
+
+        at_most: it may end before `total`.
+        """
+        amounts = {"done": float(done), "total": float(total), "at_most": at_most}
+        self._emit({"event": "progress", **amounts, "text": text})
         if self.should_stop():
             raise Stopped(f"stopped at {done:g} of {total:g} {text}".rstrip())
 

@@ -47,14 +47,16 @@ class StepRow:
     memory: str = ""
     printed_at: float = 0.0
     first: tuple[float, float] | None = None  # monotonic time and share of the first progress
+    at_most: bool = False  # it may end earlier than its progress says
 
     def left(self) -> str:
-        """About how long it still takes, by its pace since the first progress."""
+        """How long it still takes, by its pace since the first progress."""
         if self.state != "running" or self.first is None or self.done <= self.first[1]:
             return ""
         at, share = self.first
         left_s = (time.monotonic() - at) / (self.done - share) * (1 - self.done)
-        return f"about {left_s / 60:.0f} min left" if left_s > 90 else f"about {left_s:.0f} s left"
+        amount = f"{left_s / 60:.0f} min" if left_s > 90 else f"{left_s:.0f} s"
+        return f"{'at most' if self.at_most else 'about'} {amount} left"
 
 
 class Display:
@@ -121,6 +123,7 @@ class Display:
         """Show how far a step is; plain output says so every 10 s."""
         row.done = event["done"] / max(event["total"], 1e-9)
         row.text = event["text"]
+        row.at_most = event.get("at_most", False)
         row.first = row.first or (time.monotonic(), row.done)
         if not self._live and time.monotonic() - row.printed_at > PLAIN_EVERY_S:
             self._plain(row)

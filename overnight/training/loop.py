@@ -183,7 +183,14 @@ def _report_step(run: Run, state: TrainState[Any], loss: LossSum, read: bool) ->
         state.logged_size = size
         _log(run, state, {"train/loss": loss.mean(), "train/lr": state.rate, "train/micro_batch": size})
     if read or run.should_stop():
-        run.progress(state.done, state.total, f"epoch {state.epoch + 1}/{state.recipe.params.epochs}")
+        _progress(run, state, state.epoch + 1)
+
+
+def _progress(run: Run, state: TrainState[Any], epoch: int) -> None:
+    """Raises Stopped."""
+    params = state.recipe.params
+    may_end_early = params.patience is not None
+    run.progress(state.done, state.total, f"epoch {epoch}/{params.epochs}", at_most=may_end_early)
 
 
 def _yield_card(run: Run, store: CheckpointStore) -> None:
@@ -209,7 +216,7 @@ def _evaluate(run: Run, state: TrainState[Any], loader: Prefetcher[Any]) -> None
                 f"({', '.join(scores)}): the last one is kept"
             )
         state.end_epoch(scores)
-    run.progress(state.done, state.total, f"epoch {state.epoch}/{state.recipe.params.epochs}")
+    _progress(run, state, state.epoch)
 
 
 def _best_epoch(run: Run, state: TrainState[Any]) -> TrainResult:

@@ -103,7 +103,8 @@ class Evaluation:
         if time.perf_counter() - self.progress_s > 0.5:
             self.progress_s = time.perf_counter()
             best = f"best return {self.best_return:.1f}" if self.evaluations else ""
-            self.run.progress(min(done, params.total_steps), params.total_steps, best)
+            so_far = min(done, params.total_steps)
+            self.run.progress(so_far, params.total_steps, best, at_most=params.stop_at is not None)
         return params.stop_at is None or not self.evaluations or self.evaluations[-1][1] < params.stop_at
 
     def _log(self, model: Any, done: int) -> None:

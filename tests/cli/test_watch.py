@@ -56,3 +56,5 @@ def test_the_time_that_is_left_follows_the_pace_since_the_first_progress():
     assert row.left() == "about 5 min left"
     row.done = 0.7
     assert row.left() == "about 30 s left"
+    Display(Console(file=io.StringIO())).progress(row, {"done": 7, "total": 10, "text": "", "at_most": True})
+    assert row.left() == "at most 30 s left"
