@@ -21,6 +21,10 @@ AMBIGUOUS = re.compile(
 )
 # of WSL2's driver when it can no longer page; the context is of no use after that (microsoft/WSL issue 41176)
 PAGING = re.compile(r"CUDA (driver )?error: (device not ready|unknown error)", re.IGNORECASE)
+PAGING_FAILED = (
+    "with WSL2 that is mostly memory which Windows' driver could not page: close programs that use the card, "
+    "or keep more for them with OVERNIGHT_RESERVE_MIB"
+)
 NEAR = 0.95  # of the cap: a peak above it may have been held down by the cap
 HOST_MESSAGES = re.compile(r"DefaultCPUAllocator|Cannot allocate memory \(12\)|bad_alloc$", re.IGNORECASE)
 

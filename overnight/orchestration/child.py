@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from overnight.config import Values
 from overnight.errors import DiskFull, OutOfMemory, OvernightError, Stopped
 from overnight.files import atomic_write, is_disk_full
-from overnight.gpu.out_of_memory import is_out_of_memory
+from overnight.gpu.out_of_memory import PAGING_FAILED, is_out_of_memory, is_paging
 from overnight.night.failures import names_of
 from overnight.orchestration.protocol import ChildSpec, StepResult
 from overnight.processes import die_with_parent
@@ -170,6 +170,8 @@ def _reason(error: Exception) -> StepResult:
     # Libraries that write for themselves, such as safetensors, have errors of their own.
     if is_disk_full(error) or os.strerror(errno.ENOSPC) in text:
         return _failed(DiskFull.child_code, f"the disk is full: {error}"[:2000], error)
+    if is_paging(error):
+        return _failed(OutOfMemory.child_code, f"{text} ({PAGING_FAILED})", error)
     return _failed(OutOfMemory.child_code if is_out_of_memory(error) else 1, text, error)
 
 

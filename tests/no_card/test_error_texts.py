@@ -110,6 +110,10 @@ def test_paging_that_fails_is_known_on_wsl2_alone(monkeypatch, text, release, fo
     monkeypatch.setattr("platform.release", lambda: release)
     assert is_paging(RuntimeError(text)) is found
     assert not is_out_of_memory(RuntimeError(text))
+    ended = _reason(RuntimeError(text))  # outside a training, which would go on with less
+    assert ended.code == (OutOfMemory.child_code if found else 1)
+    assert ("OVERNIGHT_RESERVE_MIB" in ended.error) == found
+    assert not ended.out_of_memory  # its lease was not too small
 
 
 def test_errors_of_compilers_are_caught_by_their_own_classes(monkeypatch):
