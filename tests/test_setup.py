@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from overnight.gpu.card import CAPABILITY
+
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = [ROOT / "requirements.lock", ROOT / "requirements-rapids.lock"]
 
@@ -146,6 +148,40 @@ def test_the_driver_is_read_from_nvidia_smi(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("capability", "lock"),
+    [
+        ("6.1", "requirements.lock"),
+        ("7.0", "requirements.lock"),
+        ("7.5", "requirements-rapids.lock"),
+        ("8.9", "requirements-rapids.lock"),
+        ("12.0", "requirements-rapids.lock"),
+        ("", "requirements-rapids.lock"),
+    ],
+)
+def test_a_card_without_kernels_is_named_and_gets_no_rapids(capability: str, lock: str) -> None:
+    chosen, _, why = bash(f"choose_lock 580.65.06 6.8.0-generic '{capability}'").stdout.partition(" ")
+    assert chosen == lock
+    assert (f"the card has compute capability {capability}," in why) == (lock == "requirements.lock")
+    assert ("make demo CPU=1" in why) == (lock == "requirements.lock")
+    old = bash(f"choose_lock 550.120 6.8.0-generic '{capability}'").stdout
+    assert ("Update the driver" in old) == (lock != "requirements.lock")  # it would not help
+
+
+def test_the_least_capability_is_that_of_the_program() -> None:
+    assert bash("echo $CAPABILITY_MIN").stdout == f"{CAPABILITY}\n"
+
+
+def test_the_capability_is_that_of_the_best_card(tmp_path: Path) -> None:
+    path = tools(tmp_path / "tools")
+    assert bash("capability_of nvidia-smi", str(path)).stdout == ""
+    program(path / "nvidia-smi", "#!/bin/sh\necho 6.1\necho 12.0\necho 8.9\n")
+    assert bash("capability_of nvidia-smi", str(path)).stdout == "12.0\n"
+    for text in ('Field "compute_cap" is not a valid field to query.', "[N/A]"):
+        program(path / "nvidia-smi", f"#!/bin/sh\necho '{text}'\nexit 2\n")
+        assert bash("capability_of nvidia-smi", str(path)).stdout == ""
+
+
+@pytest.mark.parametrize(
     ("system", "fits"),
     [("Linux x86_64", True), ("Linux aarch64", False), ("Darwin arm64", False), ("Darwin x86_64", False)],
 )
@@ -268,6 +304,8 @@ def test_nothing_is_done_twice(checkout: Path, tmp_path: Path) -> None:
     assert "up to date" in setup(checkout, path).stdout
     program(path / "python3.13", "#!/bin/sh\necho 3.13\n")
     assert "up to date" not in setup(checkout, path, "--check", PYTHON="python3.13").stdout
+    program(path / "nvidia-smi", "#!/bin/sh\ncase $1 in *driver*) echo 580.65;; *) echo 6.1;; esac\n")
+    assert "up to date" in setup(checkout, path).stdout  # RAPIDS would not run on that card
     with (checkout / "pyproject.toml").open("a") as file:
         file.write("# another dependency\n")
     assert "up to date" not in setup(checkout, path, "--check").stdout
