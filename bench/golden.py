@@ -69,7 +69,7 @@ FIGURES = (
     "peak",
 )
 FAULTS = {"forward": {2, 30}, "backward": {5}, "optimizer": {8}, "evaluation": {2}}
-TIMED = ("samples_per_s", "tflops", "usage/", "card/", "system/", "steps_per_s", "frames_per_s", "_s", "fps")
+TIMED = ("samples_per_s", "tflops", "system/", "steps_per_s", "frames_per_s", "_s", "fps")
 
 
 def curves(make: Callable[[], Recipe[Any]], data: Any, faults: bool) -> dict[str, list[float]]:

@@ -165,7 +165,7 @@ def test_mlflow_holds_the_runs_their_curves_pictures_inputs_and_links(night, hom
     assert {"confusion.png", "log.txt"} <= {a.path for a in client.list_artifacts(trained.info.run_id)}
     assert any(name.startswith("system/") for name in trained.data.metrics)
     assert [i.dataset.name for i in runs["made/load_images"].inputs.dataset_inputs] == ["made"]
-    assert parent.data.tags["prefect.flow_run_id"] == flow_runs()[0]["id"]
+    assert parent.data.tags["mlflow.prefect.flow_run_id"] == flow_runs()[0]["id"]
     assert (
         ": made/train_cnn/accuracy 0.9" in parent.info.run_name
         or ": made/train_cnn/accuracy 1" in parent.info.run_name
@@ -174,7 +174,11 @@ def test_mlflow_holds_the_runs_their_curves_pictures_inputs_and_links(night, hom
     assert sentence.startswith("2 of 4 steps done")
     assert "made/train_cnn/accuracy" in scores
     assert link.startswith("[the run in Prefect](http")
-    assert len([name for name in parent.data.tags if not name.startswith("mlflow.")]) <= 6
+    assert "[all runs of the experiment](http" in link
+    assert parent.data.metrics["score"] == parent.data.metrics["made/train_cnn/accuracy"]
+    for run in (parent, *runs.values()):
+        assert {name for name in run.data.tags if not name.startswith("mlflow.")} == {"card"}
+        assert "[the run in Prefect](http" in run.data.tags["mlflow.note.content"]
     assert "does not decode" in broken.data.tags["mlflow.note.content"]
     assert "broken/train_cnn" not in runs
 
@@ -274,8 +278,8 @@ def test_steps_that_fit_run_together_and_their_sizes_are_in_mlflow(home):
         "16",
     )
     assert (params["usage/peak_mib"], params["usage/exclusive"]) == ("not measured", "False")
-    assert "usage/peak_mib" not in metrics
-    assert metrics["usage/wait_s"] > 0
+    assert "system/usage_peak_mib" not in metrics
+    assert metrics["system/usage_wait_s"] > 0
     assert "MiB" in params["usage/why"]
 
 

@@ -173,7 +173,7 @@ class Monitor:
 
     def _report(self, host: dict[str, float]) -> None:
         is_counted = not self.card.virtual or self.card.count
-        card = {f"card/{name}_mib": value for name, value in self.maxima.items() if is_counted}
+        card = {f"system/card_{name}_mib": value for name, value in self.maxima.items() if is_counted}
         values = {**host, **self._device_metrics(), **card}
         if values:
             with suppress(OSError, DiskFull):  # a disk that was full for a moment must not end the monitor

@@ -17,11 +17,6 @@ AS_PARAMS = (  # so that runs can be searched by them
     "exclusive",
     "uncapped",
 )
-LOGGED_AS = {  # names in MLflow that differ from the field's, kept so that runs of all ages compare
-    "hit_limit": "met_cap",
-    "uncapped": "outside",
-    "other_processes_peak_mib": "foreign_peak_mib",
-}
 
 
 class Usage(Values):
@@ -106,19 +101,16 @@ def usage_metrics(used: Usage) -> list[dict[str, Any]]:
     """Events, however the step ended; values that were not measured are left out."""
     fields = {name: getattr(used, name) for name in Usage.model_fields if name != "finished"}
     values = {name: value for name, value in fields.items() if value is not None}
-    metrics = {_logged(name): float(v) for name, v in values.items() if isinstance(v, int | float)}
-    if used.prediction_error is not None:
-        metrics["usage/prediction_error"] = used.prediction_error
+    values |= {} if used.prediction_error is None else {"prediction_error": used.prediction_error}
+    numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+    # MLflow shows the charts of system/ after those of the model.
+    metrics = {f"system/usage_{name}": value for name, value in numbers.items()}
     events = [event("metrics", values=metrics, step=0)]
     if used.lease_mib:
         empty = {"peak_mib": "not measured", "predicted_mib": "", "asked_micro_batch": "", "micro_batch": ""}
         shown = {**empty, **values, "uncapped": ", ".join(used.uncapped)}
-        events += [event("param", name=_logged(name), value=str(shown[name])) for name in AS_PARAMS]
+        events += [event("param", name=f"usage/{name}", value=str(shown[name])) for name in AS_PARAMS]
     return events
-
-
-def _logged(field: str) -> str:
-    return f"usage/{LOGGED_AS.get(field, field)}"
 
 
 def event(kind: str, **fields: Any) -> dict[str, Any]:

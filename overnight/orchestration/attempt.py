@@ -23,7 +23,7 @@ from overnight.night.key import digest, parts
 from overnight.night.results import Result
 from overnight.orchestration import provenance
 from overnight.orchestration.launcher import LOG, POLL_S, log_tail, new_folder
-from overnight.orchestration.pipeline import Outcome, Pending, PipelineRun
+from overnight.orchestration.pipeline import Outcome, Pending, PipelineRun, prefect_link
 from overnight.orchestration.protocol import StepResult, StepSpec
 from overnight.orchestration.terminal import QUIET, memory
 from overnight.paths import steps
@@ -329,6 +329,7 @@ class Attempt:
             self.uploader.log({**event, "at": at})
         if result.code == 0 and self.before:
             self.uploader.log({"event": "tags", "values": {FAILURE: ""}, "at": at})
+        self.uploader.log({"event": "note", "text": prefect_link(self.uploader.record.tags), "at": at})
         if log.exists():
             self.uploader.log({"event": "publish", "path": str(log), "folder": "", "at": at})
         status = {0: "FINISHED", Stopped.child_code: "KILLED"}.get(result.code, "FAILED")

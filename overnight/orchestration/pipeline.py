@@ -7,7 +7,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from overnight.orchestration.terminal import ROWS, Display, StepRow
 from overnight.orchestration.terminal import scores as in_words
 from overnight.step import Builder, Step, building
 from overnight.tracking.backlog import Record
-from overnight.tracking.client import Tracker
+from overnight.tracking.client import SCORE, Tracker
 from overnight.tracking.uploader import FOLDER, OPEN_S, Uploader
 
 POLL_S = 2.0  # between two uploads, and two looks for a cancellation
@@ -256,10 +256,7 @@ def _close(run: PipelineRun) -> Outcome:
         outcome = replace(outcome, message="\n".join([outcome.message, *failures]))
     at = time.time()
     run.own.log({"event": "note", "text": _description(run, [one_line, *failures], scores), "at": at})
-    run.own.log({"event": "metrics", "values": scores, "step": 0, "at": at})
-    if scores:  # shown where runs are listed
-        name = f"{run.own.record.label}: {in_words(dict([*scores.items()][:1]), 1)}"
-        run.own.log({"event": "tags", "values": {"mlflow.runName": name}, "at": at})
+    _log_scores(run, scores, at)
     _end(run, {"stopped": "KILLED", "done": "FINISHED"}.get(outcome.state, "FAILED"), outcome.state, one_line)
     run.display.console.print(run.display.summary())
     run.display.say("\n".join(["", one_line, *seeds.in_words(varied), *failures, run.own.link()]))
@@ -267,6 +264,17 @@ def _close(run: PipelineRun) -> Outcome:
     if isinstance(run.experiment, NightValues):
         clean_after(run.experiment.keep, run.tracker, run.display.say)
     return outcome
+
+
+def _log_scores(run: PipelineRun, scores: dict[str, float], at: float) -> None:
+    """With the first of them in the run's name, and as the metric that the list of runs shows."""
+    run.own.log({"event": "metrics", "values": scores, "step": 0, "at": at})
+    for label, value in [*scores.items()][:1]:
+        step, _, score = label.rpartition("/")
+        # The list cuts a name after about 20 characters.
+        name = f"{in_words({score: value}, 1)}, {step}, {run.own.record.label}"
+        run.own.log({"event": "tags", "values": {"mlflow.runName": name}, "at": at})
+        run.own.log({"event": "metrics", "values": {SCORE: value}, "step": 0, "at": at})
 
 
 def _end(run: PipelineRun, status: str, state: State, message: str) -> None:
@@ -277,10 +285,17 @@ def _end(run: PipelineRun, status: str, state: State, message: str) -> None:
 
 
 def _description(run: PipelineRun, lines: list[str], scores: dict[str, float]) -> str:
-    """The sentence and what to do, the scores, and the way to Prefect's page."""
-    address = run.engine.tags().get("prefect.flow_run") if run.engine else ""
-    parts = ["\n".join(lines), in_words(scores, 8), f"[the run in Prefect]({address})" if address else ""]
+    """The sentence and what to do, the scores, the ways to Prefect's page and to the list of runs."""
+    found = run.tracker.list_link() if run.own.run_id else ""
+    links = [prefect_link(run.own.record.tags), f"[all runs of the experiment]({found})" if found else ""]
+    parts = ["\n".join(lines), in_words(scores, 8), " - ".join(filter(None, links))]
     return "\n\n".join(part for part in parts if part)
+
+
+def prefect_link(tags: Mapping[str, str]) -> str:
+    """Markdown that leads to the page of a run; empty without one."""
+    address = tags.get("prefect.flow_run")
+    return f"[the run in Prefect]({address})" if address else ""
 
 
 def _one_line(run: PipelineRun) -> str:

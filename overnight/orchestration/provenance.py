@@ -27,7 +27,7 @@ MAX_DIFF = 1_000_000
 def tags(card: Card) -> dict[str, str]:
     return {
         **Identity.mine().tags(),
-        "overnight.card": str(card),
+        "card": str(card),
         "mlflow.source.git.commit": commit(),
     }
 

@@ -16,13 +16,18 @@ from overnight.events import Json
 
 DIGEST = "overnight.digest"  # tag of a logged model
 NOTE_TAG = "mlflow.note.content"
-# Tags that people do not read; MLflow's pages leave out what begins with "mlflow.".
-MACHINE = {f"overnight.{name}" for name in ("host", "state", "boot", "pid", "started", "folder", "key")}
+# What the names of tags that people do not read begin with; MLflow's pages leave out "mlflow.".
+MACHINE = ("overnight.", "prefect.", "input.")
 MAX_NOTE = 6000  # characters; MLflow takes 8000
 NOTE_START = 1500  # of which the first ones stay
 GAP = "(...)"
 VERDICT = r"its process \(pid \d+\) is gone|the machine went down or was started again"
 TRAINING = "workflowType=machine_learning"  # MLflow's pages open for language model traces otherwise
+SCORE = "score"  # metric of an experiment's own run, which its list of runs shows
+# What MLflow keeps for its button "Share": the columns of the list; without it no metric is among them.
+VIEW = "scores"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+COLUMNS = {"selectedColumns": [f"metrics.`{SCORE}`", "attributes.`Models`", "attributes.`Dataset`"]}
 MAX_NAME = 200  # of a metric or param; MLflow takes 250
 MAX_TEXT = 6000  # of a param or tag in MLflow
 QUIET = {
@@ -90,11 +95,13 @@ class Tracker:
     def _found(self) -> Any:
         found = self.client.get_experiment_by_name(self.experiment)
         if found is None:
-            tags = {"mlflow.experimentKind": "custom_model_development"}
+            tags = {"mlflow.experimentKind": "custom_model_development", VIEW_TAG: json.dumps(COLUMNS)}
             tags |= {NOTE_TAG: self.about} if self.about else {}
             return self.client.get_experiment(self.client.create_experiment(self.experiment, tags=tags))
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
+        if VIEW_TAG not in found.tags:  # of an earlier version
+            self.client.set_experiment_tag(found.experiment_id, VIEW_TAG, json.dumps(COLUMNS))
         return found
 
     @property
@@ -173,6 +180,12 @@ class Tracker:
             return self.uri
         return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{run_id}?{TRAINING}"
 
+    def list_link(self) -> str:
+        """Where a browser finds the runs of the experiment with their scores; empty without a server."""
+        if not self.uri.startswith("http"):
+            return ""
+        return f"{self.uri}/#/experiments/{self.experiment_id}/runs?{TRAINING}&viewStateShareKey={VIEW}"
+
     def params(self, run_id: str, values: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
 
@@ -224,7 +237,7 @@ class Tracker:
 
 def hidden(tags: Mapping[str, str]) -> dict[str, str]:
     """The tags, with names for MACHINE's that MLflow's pages do not show."""
-    return {f"mlflow.{name}" if name in MACHINE else name: value for name, value in tags.items()}
+    return {f"mlflow.{name}" if name.startswith(MACHINE) else name: value for name, value in tags.items()}
 
 
 def append_note(before: str, text: str) -> str:

@@ -18,7 +18,7 @@ from overnight.files import atomic_write, read_json
 from overnight.paths import state
 from overnight.run import Run
 
-MONITOR = ("system/", "card/")  # measured anew by every attempt: their steps count reports and go on counting
+MONITOR = "system/"  # measured anew by every attempt: their steps count reports and go on counting
 
 
 def checkpoints_of(key: str) -> Path:

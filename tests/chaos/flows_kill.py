@@ -77,7 +77,7 @@ class Tally:
         runs = [
             r
             for r in home.mlflow_runs()
-            if r["tags"].get("prefect.flow_run_id") in ids and "mlflow.parentRunId" not in r["tags"]
+            if r["tags"].get("mlflow.prefect.flow_run_id") in ids and "mlflow.parentRunId" not in r["tags"]
         ]
         found = [(r["state_type"], expected[0], "Prefect") for r in flows] + [
             (r["status"], expected[1], "MLflow") for r in runs

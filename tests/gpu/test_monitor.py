@@ -119,14 +119,14 @@ def test_the_most_since_the_last_report_is_logged(card, run):
         ):
             monitor.sample()
         monitor.report({"system/x": 1.0})
-        assert run.last("card/own_mib") == 700  # between two looks, but its own peak knows
-        assert run.last("card/used_mib") == 560
-        assert run.last("card/other_processes_mib") == 500
-        assert run.last("card/leased_mib") == 1000
+        assert run.last("system/card_own_mib") == 700  # between two looks, but its own peak knows
+        assert run.last("system/card_used_mib") == 560
+        assert run.last("system/card_other_processes_mib") == 500
+        assert run.last("system/card_leased_mib") == 1000
         assert run.last("system/x") == 1.0
         monitor.sample()
         monitor.report({})
-        assert run.last("card/own_mib") == 60
+        assert run.last("system/card_own_mib") == 60
         first, second = timeline.read(card)
         assert (
             first.step,
@@ -191,7 +191,7 @@ def test_without_a_lease_the_card_is_not_looked_at(card, run):
     monitor.sample()
     monitor.report({"system/x": 1.0})
     assert run.last("system/x") == 1.0
-    assert not any(name.startswith("card/") for e in run.of("metrics") for name in e["values"])
+    assert not any(name.startswith("system/card_") for e in run.of("metrics") for name in e["values"])
     assert timeline.read(card) == []
 
 
@@ -206,7 +206,7 @@ def test_a_machine_without_a_card_has_no_charts_of_one(card, run):
 def test_a_short_step_leaves_its_figures_too(card, run):
     with lease(1000, card) as held, watch(run, card, held, Own(use=300, peak=300)):
         pass
-    assert run.last("card/own_mib") == 300
+    assert run.last("system/card_own_mib") == 300
     assert len(timeline.read(card)) == 2  # the grant, and the end
 
 

@@ -48,26 +48,25 @@ def test_a_run_holds_what_was_asked_granted_and_taken():
         "wait_s": 3,
         "micro_batch": 16,
     }
-    assert {name: metrics[f"usage/{name}"] for name in wanted} == wanted
-    assert (metrics["usage/met_cap"], metrics["usage/out_of_memory"], metrics["usage/exclusive"]) == (
-        1,
-        1,
-        0,
-    )
+    assert {name: metrics[f"system/usage_{name}"] for name in wanted} == wanted
+    flags = [metrics[f"system/usage_{name}"] for name in ("hit_limit", "out_of_memory", "exclusive")]
+    assert flags == [1, 1, 0]
+    # MLflow's group of system metrics holds what has one part after system/.
+    assert {name.rpartition("/")[0] for name in metrics} == {"system"}
     assert params["usage/asked_micro_batch"] == "64"
-    assert params["usage/outside"] == "cupy, jax"
+    assert params["usage/uncapped"] == "cupy, jax"
     assert params["usage/peak_mib"] == "300.4"
 
 
 def test_what_was_not_measured_is_no_zero():
     metrics, params = logged(TOOK.model_copy(update={"peak_mib": None, "other_processes_peak_mib": None}))
-    assert not {"usage/peak_mib", "usage/foreign_peak_mib"} & metrics.keys()
+    assert not {"system/usage_peak_mib", "system/usage_other_processes_peak_mib"} & metrics.keys()
     assert params["usage/peak_mib"] == "not measured"
 
 
 def test_a_step_without_a_lease_has_its_times_and_the_host_alone():
     metrics, params = logged(StepResult(code=1, run_s=2.0, host_peak_mib=50.0))
-    assert (metrics["usage/run_s"], metrics["usage/host_peak_mib"], params) == (2.0, 50.0, {})
+    assert (metrics["system/usage_run_s"], metrics["system/usage_host_peak_mib"], params) == (2.0, 50.0, {})
 
 
 @pytest.mark.parametrize(
@@ -101,7 +100,7 @@ def test_what_was_predicted_stands_beside_what_was_measured():
         "predicted_high_mib": 120,
         "prediction_error": pytest.approx(0.03),
     }
-    assert {name: metrics[f"usage/{name}"] for name in wanted} == wanted
+    assert {name: metrics[f"system/usage_{name}"] for name in wanted} == wanted
     assert params["usage/predicted_mib"] == "100"
     for other in (
         {"micro_batch": 16},
@@ -109,7 +108,7 @@ def test_what_was_predicted_stands_beside_what_was_measured():
         {"peak_mib": None},
     ):  # then the two say nothing of each other
         metrics, _ = logged(TOOK.model_copy(update={**asked.usage(), **clean, **other}))
-        assert "usage/prediction_error" not in metrics
+        assert "system/usage_prediction_error" not in metrics
     assert MemoryRequest(512).usage() == {"asked_mib": 512}
 
 

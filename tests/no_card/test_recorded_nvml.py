@@ -143,8 +143,8 @@ def test_the_monitor_digests_what_every_driver_says(monkeypatch, tmp_path, name)
         monitor.sample()
     monitor.close()
     used_mib = (library.found["cards"][0].get("memory") or {"used": 982 * MIB})["used"] >> 20
-    assert run.last("card/used_mib") == used_mib
-    assert run.last("card/other_processes_mib") == used_mib
+    assert run.last("system/card_used_mib") == used_mib
+    assert run.last("system/card_other_processes_mib") == used_mib
     assert run.of("note") == []
 
 
@@ -159,7 +159,7 @@ def test_a_driver_that_is_lost_meanwhile_is_noted_once_and_ends_nothing(monkeypa
     assert [note["text"].partition("(")[0] for note in run.of("note")] == [
         "the card does not say what it uses "
     ]
-    assert run.last("card/used_mib") == 700
+    assert run.last("system/card_used_mib") == 700
 
 
 def test_what_the_monitor_cannot_digest_is_noted_and_ends_no_step(tmp_path):

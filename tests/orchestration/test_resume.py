@@ -136,7 +136,7 @@ def test_all_attempts_are_one_run_of_mlflow_that_ends_well(home, story, whole, t
     attempts = [folder for folder in spools(home, story) if folder != whole]
     run = run_of(tracker, attempts[-1])  # it names the newest
     assert len(attempts) == 3
-    assert (run.info.status, run.data.tags["overnight.attempts"]) == ("FINISHED", "3")
+    assert (run.info.status, run.data.tags["mlflow.overnight.attempts"]) == ("FINISHED", "3")
     assert [tracker.find("overnight.folder", str(folder)) for folder in attempts[:-1]] == [None] * 2
     notes = run.data.tags["mlflow.note.content"]
     assert notes.count("goes on after optimizer step") == 2
@@ -160,4 +160,4 @@ def test_each_attempt_keeps_what_it_took(home, story, whole, tracker):
     run = run_of(tracker, [folder for folder in spools(home, story) if folder != whole][-1])
     logged = sorted(name for name in run.data.params if name.startswith("usage/lease_mib"))
     assert logged == ["usage/lease_mib.2", "usage/lease_mib.3"]  # the first was killed before it could say it
-    assert {step for step, _ in points(tracker, run)["usage/run_s"]} == {1, 2}
+    assert {step for step, _ in points(tracker, run)["system/usage_run_s"]} == {1, 2}

@@ -159,7 +159,7 @@ def test_the_second_time_nothing_runs_and_each_step_names_the_run_it_comes_from(
     assert {run.info.run_name for run in again} == set(made)
     for run in again:
         assert run.info.status == "FINISHED"
-        assert run.data.tags[SINCE] == made[run.info.run_name]
+        assert run.data.tags[f"mlflow.{SINCE}"] == made[run.info.run_name]
         assert run.data.tags[NOTE_TAG].startswith("unchanged since [")
         assert run.data.metrics == {"test/sum": 3.0 if run.info.run_name.endswith("0") else 6.0}
     assert second.artifact.meta() == {"even": True, "above": first.artifact.digest}

@@ -318,7 +318,7 @@ def task_state(made):
 def mlflow_run(identity, flow_run_id, **more):
     tags = [
         {"key": k, "value": v}
-        for k, v in {**hidden(identity.tags()), "prefect.flow_run_id": flow_run_id, **more}.items()
+        for k, v in {**hidden({**identity.tags(), "prefect.flow_run_id": flow_run_id}), **more}.items()
     ]
     body = {"experiment_id": "0", "tags": tags, "start_time": int(1000 * time.time())}
     return answered(

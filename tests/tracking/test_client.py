@@ -7,7 +7,7 @@ import pytest
 from overnight.orchestration.launcher import Tail
 from overnight.orchestration.terminal import scores
 from overnight.tracking.backlog import read_offset, write_offset
-from overnight.tracking.client import MAX_NOTE, NOTE_TAG, Tracker, append_note
+from overnight.tracking.client import MAX_NOTE, NOTE_TAG, VIEW_TAG, Tracker, append_note
 
 
 @pytest.fixture
@@ -24,6 +24,22 @@ def test_a_deleted_experiment_of_that_name_is_taken_up_again(tracker):
 def test_a_new_experiment_is_described(tracker):
     made = Tracker(tracker.uri, "another", "Leaves, at 64 px.")
     assert tracker.client.get_experiment(made.experiment_id).tags[NOTE_TAG] == "Leaves, at 64 px."
+
+
+def test_the_list_of_runs_shows_the_score_also_of_an_experiment_of_before(tracker):
+    before = tracker.client.create_experiment("before")
+    for made in (tracker.experiment_id, Tracker(tracker.uri, "before").experiment_id):
+        view = json.loads(tracker.client.get_experiment(made).tags[VIEW_TAG])
+        assert view["selectedColumns"][0] == "metrics.`score`"
+    assert made == before
+
+
+def test_what_people_do_not_read_is_hidden_and_still_found(tracker):
+    tags = {"overnight.step": "tasks.a:b", "prefect.flow_run_id": "7", "input.images": "d", "card": "virtual"}
+    run_id = tracker.open("step", tags)
+    shown = tracker.client.get_run(run_id).data.tags
+    assert {name for name in shown if not name.startswith("mlflow.")} == {"card"}
+    assert all(tracker.find(name, value) == run_id for name, value in tags.items())
 
 
 def test_a_tail_gives_whole_lines_only(tmp_path):
