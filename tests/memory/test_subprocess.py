@@ -129,8 +129,9 @@ def test_no_torch_is_loaded_where_the_flow_runs(card):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("uuid", ["virtual", "GPU-1"])
-@pytest.mark.parametrize(("spec", "micro_batch"), [(DIGITS, 16), (GRAPH, None)], ids=["cut", "whole"])
+@pytest.mark.parametrize(
+    ("uuid", "spec", "micro_batch"), [("GPU-1", DIGITS, 16), ("virtual", GRAPH, None)], ids=["cut", "whole"]
+)
 def test_nothing_is_traced_where_the_flow_runs(card, uuid, spec, micro_batch):
     why, unknown, *rest = flow(uuid, spec)
     assert why.startswith("predicted: ")
