@@ -27,7 +27,7 @@ MAX_DIFF = 1_000_000
 def tags(card: Card) -> dict[str, str]:
     return {
         **Identity.mine().tags(),
-        "card": str(card),
+        "card": "none (virtual)" if card.virtual else f"{card.name}, driver {card.driver}",
         "mlflow.source.git.commit": commit(),
     }
 

@@ -27,7 +27,7 @@ SCORE = "score"  # metric of an experiment's own run, which its list of runs sho
 # What MLflow keeps for its button "Share": the columns of the list; without it no metric is among them.
 VIEW = "scores"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
-COLUMNS = {"selectedColumns": [f"metrics.`{SCORE}`", "attributes.`Models`", "attributes.`Dataset`"]}
+COLUMNS = {"selectedColumns": [f"metrics.`{SCORE}`"]}
 MAX_NAME = 200  # of a metric or param; MLflow takes 250
 MAX_TEXT = 6000  # of a param or tag in MLflow
 QUIET = {
