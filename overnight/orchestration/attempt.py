@@ -33,7 +33,7 @@ from overnight.tracking.uploader import FOLDER, OPEN_S, Uploader
 from overnight.training.resume import MONITOR, previous_attempts
 
 PARTS = "parts.json"  # of the step's key, in its folder
-FAILURE = "overnight.failure"  # tag: the kind of failure that ended the run
+FAILURE = "failure"  # tag: the kind of failure that ended the run
 FREED_BYTES = 64 << 20  # less may be what logs and caches come and go by
 SINCE = "overnight.unchanged_since"  # tag of a skipped step's run: the run that made its result
 

@@ -108,8 +108,8 @@ def test_a_lost_connection_is_tried_again_in_the_same_run(pipeline):
         "network: ConnectionResetError: reset; tries again in 0 s"
     ] * 2
     (logged,) = runs_of(run)
-    assert (logged.info.status, logged.data.tags["overnight.failure"]) == ("FINISHED", "")
-    assert logged.data.tags["overnight.attempts"] == "3"
+    assert (logged.info.status, logged.data.tags["failure"]) == ("FINISHED", "")
+    assert logged.data.tags["mlflow.overnight.attempts"] == "3"
     assert "network; look at the network" in logged.data.tags[NOTE_TAG]
 
 
@@ -121,7 +121,7 @@ def test_a_bug_is_not_tried_again_and_the_run_says_what_it_is(pipeline):
     assert outcome.message.splitlines()[1].startswith("bug; ")
     assert (pending.failure.kind, len(run.launcher.specs)) == ("bug", 1)
     (logged,) = runs_of(run)
-    assert (logged.info.status, logged.data.tags["overnight.failure"]) == ("FAILED", "bug")
+    assert (logged.info.status, logged.data.tags["failure"]) == ("FAILED", "bug")
     assert "- attempt 1" in logged.data.tags[NOTE_TAG]
     said = _close(run)
     assert "fails: bug; " in said.message
