@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from overnight.night.facts import Facts, Trend, clock
+from overnight.night.facts import NIGHTS, Facts, Trend, clock
 from overnight.night.record import Moment, StepRecord
 
 WIDTH = 1000.0
@@ -172,7 +172,8 @@ class NightColumn:
 
 def night_columns(facts: Facts) -> list[NightColumn]:
     most = max((len(one.night.steps) for one in facts.nights), default=0) or 1
-    return [_column(one, most, number) for number, one in enumerate(facts.nights)]
+    first = NIGHTS - len(facts.nights)  # the last one is always at the right edge
+    return [_column(one, most, number) for number, one in enumerate(facts.nights, first)]
 
 
 def _column(facts: Facts, most: int, number: int) -> NightColumn:

@@ -12,6 +12,7 @@ from overnight.night.record import NightRecord, StepRecord
 NIGHTS = 30  # of the trends
 MOST_TO_DO = 5
 MOST_TRENDS = 12
+RECENT = 5  # runs, whose median a step is expected to take
 ENOUGH = 5  # earlier values, to say that a score is out of line
 LONG_WAIT_S = 600.0
 MUCH_MIB = 1024  # of other programs, to name them
@@ -183,7 +184,17 @@ class Facts:
 
     @property
     def has_forecast(self) -> bool:
-        return any(step.forecast_s for step in self.night.steps)
+        return any(self.expected_s(step) for step in self.ran)
+
+    def expected_s(self, step: StepRecord) -> float | None:
+        """How long it was expected to run: its forecast, else what it took the nights before."""
+        took = [
+            one.run_s
+            for night in self.earlier
+            for one in night.steps
+            if one.label == step.label and one.state == "done" and one.run_s
+        ]
+        return step.forecast_s or (median(took[-RECENT:]) if took else None)
 
     # ------------------------------------------------------------------------------------------- trends
 
@@ -308,6 +319,12 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s" if minutes < 10 and rest else f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def hours(amount: float) -> str:
+    if amount < 1:
+        return f"{amount:.2f}"
+    return f"{amount:.1f}" if amount < 100 else f"{amount:.0f}"
 
 
 def mib(amount: float) -> str:

@@ -82,7 +82,7 @@ def _environment() -> "Environment":
         "slug": lambda text: text.replace(" ", "-"),
     }
     made.filters["first_line"] = lambda text: text.strip().partition("\n")[0]
-    made.filters["hours"] = lambda hours: f"{hours:.1f}" if hours < 100 else f"{hours:.0f}"
+    made.filters["hours"] = facts.hours
     made.filters["signed"] = lambda value: f"{value:+.3g}"
     made.filters["breaks"] = _breaks
     made.tests["web"] = lambda text: text.startswith(("http://", "https://"))
