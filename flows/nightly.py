@@ -14,7 +14,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from overnight.config import Experiment
 from overnight.errors import ConfigError
 from overnight.night.notify import NightValues
-from overnight.step import flow_names, load_pipeline, pipeline
+from overnight.step import flow_names, is_wanted, load_pipeline, pipeline
 
 FORM = (
     "experiments: [cifar10.yaml, {config: graph.yaml, name: planes, gnn: {epochs: 9}}, "
@@ -80,5 +80,6 @@ class Nightly(NightValues):
 @pipeline
 def nightly(cfg: Nightly) -> None:
     """Run all experiments of a list, equal steps once; a night never overlaps itself."""
-    for part in cfg.experiments:
-        load_pipeline(str(part.flow)).part(str(part.name), part)
+    for part in sorted(cfg.experiments, key=lambda part: -part.priority):
+        if is_wanted(str(part.name)):
+            load_pipeline(str(part.flow)).part(str(part.name), part)

@@ -134,6 +134,7 @@ class Experiment(Values):
     flow: str | None = None  # which file of flows/ runs it; at the top of the file only
     # the MLflow experiment; the file's name when left out
     name: str | None = Field(None, max_length=200, pattern=r"\S")
+    priority: float = runtime_option(0, "of an experiment in a night: the higher is begun first")
     seed: int = Field(0, ge=0, lt=2**32)  # of every random choice; at the top of the file only
     # several: all of it runs with as many seeds from `seed` on; the scores get a mean and an interval
     seeds: int = Field(1, ge=1, le=100)  # at the top of the file only

@@ -49,6 +49,10 @@ class ServiceError(BadInput):
     """A service cannot start or cannot be reached, or the card cannot be used."""
 
 
+class TooLate(BadInput):
+    """The time that a run is to be done by has passed."""
+
+
 class OutOfMemory(OvernightError):
     """A step needed more memory than its lease."""
 

@@ -150,6 +150,7 @@ def step(body: Any = None, /, **fields: Any) -> Any:
 
 class Builder(ABC):
     part = ""
+    left_out: frozenset[str] = frozenset()  # parts of a night that are not run
 
     @abstractmethod
     def submit(self, step: Step[Any, Any], arguments: list[Any]) -> Any:
@@ -186,6 +187,11 @@ def current_builder() -> Builder:
     if builder is None:
         raise RuntimeError("a step was called outside a pipeline: call step.body(run, params, ...) instead")
     return builder
+
+
+def is_wanted(part: str) -> bool:
+    """Whether a part of a night is to run: there may be no time for it."""
+    return part not in current_builder().left_out
 
 
 class Pipeline(Generic[P, T]):

@@ -183,8 +183,9 @@ def _down(arguments: argparse.Namespace) -> None:
 
 def _status(arguments: argparse.Namespace) -> None:
     from overnight import services
+    from overnight.cli.watch import running
 
-    print_rows(services.status(), arguments.json)
+    print_rows([*services.status(), *running()], arguments.json)
 
 
 def _gpu(arguments: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def run_config(path: Path, overrides: Sequence[str] = (), cpu: bool = False, detach: bool = False) -> int:
-    from overnight.orchestration.checks import card_for, check_data, load
+    from overnight.orchestration.checks import card_for, check_data, end_time, load
     from overnight.orchestration.dry_run import check_fresh
 
     pipeline, experiment = load(path, overrides)
@@ -28,6 +28,7 @@ def run_config(path: Path, overrides: Sequence[str] = (), cpu: bool = False, det
         os.environ["OVERNIGHT_CPU"] = "1"
     print(card_for(experiment, cpu), flush=True)
     check_data(experiment)
+    end_time(experiment)
     if detach:
         return _detach(path, [*overrides, *(["--cpu"] if cpu else [])])
     from overnight import services

@@ -2,17 +2,20 @@
 
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from overnight.errors import BadInput
 from overnight.files import read_json
+from overnight.night.record import nights
 from overnight.orchestration.terminal import ROWS, Display
 from overnight.paths import steps
 from overnight.processes import Identity
 from overnight.tracking.backlog import Record
 
 POLL_S = 0.5
+NEWEST = 20  # runs that are looked at
 GONE = "its process is gone: killed, or the machine went down"
 CODES = {"done": 0, "does not fit": 3}
 
@@ -57,6 +60,24 @@ def rows_of(pid: int) -> list[dict[str, Any]]:
         if identity is not None and identity.pid == pid and identity.alive():
             return list(read_json(folder / ROWS).get("rows", []))
     return []
+
+
+def running() -> list[dict[str, Any]]:
+    """A row of `overnight status` for each run that runs: since when, and when it is expected to end."""
+    rows = list[dict[str, Any]]()
+    for name, night in islice(nights(), NEWEST):
+        if not night.alive:
+            continue
+        expected = read_json(steps() / name / ROWS).get("expected", "")
+        since = time.strftime("%H:%M:%S", time.localtime(night.started))
+        row = {
+            "service": "run",
+            "state": "running",
+            "address": night.link,
+            "pid": night.process["overnight.pid"],
+        }
+        rows.append({**row, "since": since, "note": ": ".join(filter(None, (night.experiment, expected)))})
+    return rows
 
 
 def _runs() -> Iterator[tuple[Path, Record]]:

@@ -1,15 +1,20 @@
 """What is checked of a config before anything of its run starts: its values, the card, the data."""
 
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from overnight.config import Experiment, Values, parts_of, read, validate
 from overnight.data.entry import Entry
 from overnight.data.fetch import check_can_fetch
-from overnight.errors import ConfigError, DataError
+from overnight.errors import ConfigError, DataError, TooLate
 from overnight.gpu.card import Card, find
 from overnight.gpu.ledger.filesystem import check_ledger, check_slots
+from overnight.night.calendar import deadline
+from overnight.night.notify import NightValues
+from overnight.services.register import local_timezone
 from overnight.step import Pipeline, flow_names, load_pipeline
 
 
@@ -54,6 +59,16 @@ def _entries(values: Any) -> Iterator[Entry]:
         for _name, value in values:
             for _key, child in parts_of(value):
                 yield from _entries(child)
+
+
+def end_time(experiment: Experiment) -> float | None:
+    """When it is to be done (unix time), by this machine's clock. Raises TooLate."""
+    if not isinstance(experiment, NightValues) or experiment.done_by is None:
+        return None
+    try:
+        return deadline(experiment.done_by, datetime.now(ZoneInfo(local_timezone()))).timestamp()
+    except ValueError as error:
+        raise TooLate(str(error)) from None
 
 
 def about(path: Path) -> str:

@@ -163,13 +163,18 @@ def run_to_end(start: Callable[[ChildSpec], StepResult], spec: ChildSpec) -> Ste
     return result
 
 
+def places() -> int:
+    """For children on this host."""
+    return max(2, (os.cpu_count() or 2) // 2)
+
+
 @contextlib.contextmanager
 def place(label: str, stop: Stop, log: Callable[[str], None]) -> Iterator[int]:
     """Hold one of the places for children on this host, and yield how many are held.
 
     Children that wait for the card hold a place, too.
     """
-    ledger = Ledger(state() / "slots", max(2, (os.cpu_count() or 2) // 2), "of the places on this host")
+    ledger = Ledger(state() / "slots", places(), "of the places on this host")
 
     def waiting(ahead: Sequence[Request], _overuse: int) -> None:
         names = ", ".join(str(one.owner.get("step", f"pid {one.pid}")) for one in ahead[:3])

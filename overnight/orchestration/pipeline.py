@@ -25,16 +25,16 @@ from overnight.night.clean import clean_after
 from overnight.night.failures import Failure
 from overnight.night.notify import NightValues
 from overnight.night.results import Result
-from overnight.orchestration import provenance, reporting, seeds
-from overnight.orchestration.checks import about, card_for, check_data, load
-from overnight.orchestration.launcher import Launcher, Local, Stop, new_folder, stopped_by_signals
+from overnight.orchestration import planning, provenance, reporting, seeds
+from overnight.orchestration.checks import about, card_for, check_data, end_time, load
+from overnight.orchestration.launcher import Launcher, Local, Stop, stopped_by_signals
+from overnight.orchestration.planning import Forecast
 from overnight.orchestration.protocol import StepResult
 from overnight.orchestration.terminal import ROWS, Display, StepRow
 from overnight.orchestration.terminal import scores as in_words
 from overnight.step import Builder, Step, building
-from overnight.tracking.backlog import Record
 from overnight.tracking.client import SCORE, Tracker
-from overnight.tracking.uploader import FOLDER, OPEN_S, Uploader
+from overnight.tracking.uploader import OPEN_S, Uploader
 
 POLL_S = 2.0  # between two uploads, and two looks for a cancellation
 LAST_S = 2.0  # for the threads that poll, at the end: a server may hang
@@ -113,6 +113,7 @@ class PipelineRun(Builder):
     stop: Stop = field(default_factory=Stop)
     started: float = field(default_factory=time.time)
     energy: EnergyMeter | None = None
+    forecast: Forecast = field(default_factory=Forecast)
     page: reporting.Page | None = None  # of the night's report
     pending: list[Pending] = field(default_factory=list)
     uploaders: list[Uploader] = field(default_factory=list)
@@ -175,23 +176,13 @@ def execute(path: Path, overrides: Sequence[str], engine: Engine) -> Outcome:
     pipeline, experiment = load(path, overrides)
     card = card_for(experiment, cpu=bool(os.environ.get("OVERNIGHT_CPU")))  # `overnight run --cpu`
     check_data(experiment)
+    forecast = planning.make(pipeline, experiment, card, end_time(experiment))
     tracker = Tracker(services.environment()["MLFLOW_TRACKING_URI"], str(experiment.name), about(path))
     tags = {**engine.tags(), "overnight.config": paths.shown(path), "overnight.flow": pipeline.name}
     with Display() as display:
-        own = _own_run(tracker, experiment, {**provenance.tags(card), **tags}, path, overrides)
-        run = PipelineRun(
-            experiment,
-            card,
-            tracker,
-            own,
-            display,
-            engine,
-            Local(card),
-            energy=EnergyMeter(card),
-            uploaders=[own],
-        )
-        own.wait_until_open(run.stop, OPEN_S)
-        display.say("\n".join([*read(path, overrides)[1].left_out, f"MLflow: {own.link()}"]))
+        own = provenance.own_run(tracker, experiment, {**provenance.tags(card), **tags}, path, overrides)
+        run = PipelineRun(experiment, card, tracker, own, display, engine, Local(card), forecast=forecast)
+        _open(run, read(path, overrides)[1].left_out)
         # A thread each: a server that hangs stops one of them.
         uploads = repeating(partial(_upload, run), POLL_S, LAST_S)
         cancellations = repeating(partial(_check_stop, run), POLL_S, LAST_S)
@@ -211,28 +202,13 @@ def execute(path: Path, overrides: Sequence[str], engine: Engine) -> Outcome:
     return _close(run)
 
 
-def _own_run(
-    tracker: Tracker, experiment: Experiment, tags: dict[str, str], path: Path, overrides: Sequence[str]
-) -> Uploader:
-    folder = new_folder(f"{experiment.name}-run")
-    params = {"seed": str(experiment.seed), "config": paths.shown(path), "overrides": " ".join(overrides)}
-    record = Record(
-        uri=tracker.uri,
-        experiment=str(experiment.name),
-        label=f"{experiment.name} {time.strftime('%Y-%m-%d %H:%M')}",
-        tags={**tags, FOLDER: str(folder)},
-        params={**params, **provenance.versions()},
-    )
-    own = Uploader(tracker, folder, record)
-    files = {
-        path.name: path.read_text(encoding="utf-8"),
-        "resolved.json": experiment.model_dump_json(indent=1),
-        "uncommitted.diff": provenance.dirty_diff(),
-    }
-    for name in filter(files.get, files):
-        (folder / name).write_text(files[name], encoding="utf-8")
-        own.log({"event": "publish", "path": str(folder / name), "folder": "config", "at": time.time()})
-    return own
+def _open(run: PipelineRun, without_effect: list[str]) -> None:
+    run.energy = EnergyMeter(run.card)
+    run.uploaders.append(run.own)
+    run.left_out = run.forecast.left_out
+    run.own.wait_until_open(run.stop, OPEN_S)
+    lines = [*without_effect, *run.forecast.lines(), f"MLflow: {run.own.link()}"]
+    run.display.say("\n".join(lines))
 
 
 def _close(run: PipelineRun) -> Outcome:
@@ -308,6 +284,7 @@ def _one_line(run: PipelineRun) -> str:
     parts += [f"{p.label} stopped" for p in stopped]
     parts += [f"{rest} not run"] if rest else []
     parts += [run.stop.reason] if run.stop() else []
+    parts += run.forecast.in_words()
     return "; ".join(parts)
 
 
@@ -321,12 +298,15 @@ def _upload(run: PipelineRun) -> None:
 
 def _save_rows(run: PipelineRun, state: record.Ending = "running", message: str = "") -> None:
     """Write the rows for `overnight watch`, and the record for the report."""
+    run.display.expect(run.forecast.now(run.display.rows) if state == "running" else "")
     with contextlib.suppress(OSError):  # a full disk
         run.display.save(run.own.folder / ROWS, state, message, run.own.link())
         reporting.record_of(run, state, message).write(run.own.folder / record.FILE)
 
 
 def _check_stop(run: PipelineRun) -> None:
+    if run.forecast.reason_to_stop():
+        run.stop.ask(run.forecast.reason_to_stop())
     reason = run.engine.stop_reason()
     if reason == CANCELLED:
         run.stop.reason = reason  # the worker's SIGTERM may have come first: it was sent for this

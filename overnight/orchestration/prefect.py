@@ -39,7 +39,7 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 from overnight import locks, paths, services
 from overnight.best_effort import FireAndForget
 from overnight.config import parts_of, read
-from overnight.errors import ConfigError, OvernightError, StepFailed, Stopped, one_line
+from overnight.errors import ConfigError, OvernightError, StepFailed, Stopped, TooLate, one_line
 from overnight.night.calendar import GRACE, reason_to_skip
 from overnight.orchestration.attempt import run_step
 from overnight.orchestration.dry_run import check_fresh
@@ -152,6 +152,8 @@ def _by_deployment(name: str, config: str, overrides: list[str]) -> "State[Any]"
         state = Cancelled(message=f"not started, since a night never overlaps itself: {held.by}")
     except Stopped as stopped:
         state = Cancelled(message=str(stopped))
+    except TooLate as error:
+        state = Cancelled(name="Skipped", message=f"skipped: {error}")
     except OvernightError as error:
         state = Failed(message=str(error))
     if state.is_cancelled() and state.message == engine.lost_worker():  # not by a person

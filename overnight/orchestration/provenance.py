@@ -1,13 +1,21 @@
 """Provenance of a run: the code, its uncommitted changes, the packages, the machine."""
 
 import subprocess
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
+from overnight.config import Experiment
 from overnight.gpu.card import Card
-from overnight.paths import root
+from overnight.orchestration.launcher import new_folder
+from overnight.paths import root, shown
 from overnight.processes import Identity
+from overnight.tracking.backlog import Record
+from overnight.tracking.client import Tracker
+from overnight.tracking.uploader import FOLDER, Uploader
 
 PACKAGES = (
     "torch",
@@ -57,3 +65,28 @@ def _git(*words: str) -> str:
     with suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     return ""
+
+
+def own_run(
+    tracker: Tracker, experiment: Experiment, tags: dict[str, str], path: Path, overrides: Sequence[str]
+) -> Uploader:
+    """Of the experiment itself, with its config as it was written and as it was read."""
+    folder = new_folder(f"{experiment.name}-run")
+    params = {"seed": str(experiment.seed), "config": shown(path), "overrides": " ".join(overrides)}
+    record = Record(
+        uri=tracker.uri,
+        experiment=str(experiment.name),
+        label=f"{experiment.name} {time.strftime('%Y-%m-%d %H:%M')}",
+        tags={**tags, FOLDER: str(folder)},
+        params={**params, **versions()},
+    )
+    own = Uploader(tracker, folder, record)
+    files = {
+        path.name: path.read_text(encoding="utf-8"),
+        "resolved.json": experiment.model_dump_json(indent=1),
+        "uncommitted.diff": dirty_diff(),
+    }
+    for name in filter(files.get, files):
+        (folder / name).write_text(files[name], encoding="utf-8")
+        own.log({"event": "publish", "path": str(folder / name), "folder": "config", "at": time.time()})
+    return own

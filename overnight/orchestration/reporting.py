@@ -13,6 +13,7 @@ from overnight.memory.usage import Usage
 from overnight.night import notify, record, report
 from overnight.night.notify import NightValues
 from overnight.orchestration.launcher import Stop
+from overnight.orchestration.planning import Forecast
 from overnight.orchestration.terminal import Display, StepRow
 from overnight.processes import Identity
 from overnight.step import Step
@@ -60,6 +61,7 @@ class Run(Protocol):
     stop: Stop
     started: float
     energy: EnergyMeter | None
+    forecast: Forecast
     page: Page | None
 
     @property
@@ -90,6 +92,8 @@ def record_of(run: Run, state: record.Ending, message: str) -> record.NightRecor
         process=Identity.mine().tags(),
         card=record.of_card(run.card),
         energy_wh=run.energy and run.energy.watt_hours,
+        expected_end=run.forecast.expected,
+        left_out=run.forecast.steps,
         price_per_kwh=values.price_per_kwh if isinstance(values, NightValues) else None,
         steps=tuple(_step_record(run, pending) for pending in list(run.pending)),
         **ended,
@@ -105,6 +109,7 @@ def _step_record(run: Run, pending: StepOfRun) -> record.StepRecord:
         gpu=pending.step.gpu,
         state=row.state,
         reason=pending.reason or pending.why,
+        forecast_s=run.forecast.seconds(pending.label),
         began=row.began_at,
         ended=row.ended_at,
         scores=record.finite(row.scores),

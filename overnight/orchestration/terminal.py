@@ -29,6 +29,7 @@ STATES = {
 }
 QUIET = ("train/lr", "train/samples_per_s", "data/")
 PLAIN_EVERY_S = 10.0
+EXPECTED_EVERY_S = 60.0
 ROWS = "rows.json"  # in the folder of an experiment's own run: what its terminal shows
 
 
@@ -67,6 +68,8 @@ class Display:
         if not self.console.is_terminal:
             self.console.width = max(self.console.width, 140)  # a log file has no edge
         self.rows: list[StepRow] = []
+        self.expected = ""  # when the run is expected to end
+        self._expected_at = 0.0  # when that was printed
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
@@ -89,12 +92,24 @@ class Display:
     def save(self, path: Path, state: str, message: str, link: str) -> None:
         """Everything that is shown, for another process. Raises OSError."""
         rows = [asdict(row) for row in self.rows]
-        atomic_write(path, json.dumps({"state": state, "message": message, "link": link, "rows": rows}))
+        said = {"state": state, "message": message, "link": link, "expected": self.expected}
+        atomic_write(path, json.dumps({**said, "rows": rows}))
+
+    def expect(self, text: str) -> None:
+        """Show when the run is expected to end; plain output says so when it changes, once a minute."""
+        is_new = text not in ("", self.expected) and time.monotonic() - self._expected_at > EXPECTED_EVERY_S
+        if not self._live and (is_new or (text and not self.expected)):
+            self._expected_at = time.monotonic()
+            self.say(f"{time.strftime('%H:%M:%S')}  {text}")
+            self.expected = text
+        elif self._live or not text:
+            self.expected = text
 
     def show(self, saved: dict[str, Any]) -> None:
         """Show the rows that another process has saved."""
         before = {row.label: row for row in self.rows}
         self.rows = [StepRow(**row) for row in saved.get("rows", [])]
+        self.expect(saved.get("expected", ""))
         for row in self.rows:
             old = before.get(row.label, StepRow(""))
             row.printed_at = old.printed_at
@@ -137,7 +152,10 @@ class Display:
     def table(self) -> Table:
         columns = [Column(name, no_wrap=True) for name in ("step", "", "progress", "s")]
         columns[3].justify = "right"
-        return table([*columns, Column(overflow="ellipsis")], map(_running, self.rows))
+        made = table([*columns, Column(overflow="ellipsis")], map(_running, self.rows))
+        made.caption = self.expected or None
+        made.caption_justify = "left"
+        return made
 
     def summary(self) -> Table:
         figures = [Column(name, justify="right") for name in ("ran", "waited", "peak")]
