@@ -163,6 +163,11 @@ class Facts:
         return [step for step in self.ran if step.lease_mib]
 
     @cached_property
+    def over_lease(self) -> list[StepRecord]:
+        """Steps that took more than they were granted, which only programs of the user's own can."""
+        return [step for step in self.leased if (step.peak_mib or 0) + step.overhead_mib > step.lease_mib]
+
+    @cached_property
     def survived(self) -> list[StepRecord]:
         """Steps that met out of memory and came to their end."""
         return [step for step in self.of("done") if step.out_of_memory]

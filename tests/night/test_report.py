@@ -132,6 +132,16 @@ def test_a_model_that_the_gate_could_not_judge_is_something_to_do():
     assert page.text_of("n-promoted") == "0"
 
 
+def test_a_program_that_took_more_than_it_asked_for_is_named_as_such():
+    greedy = step("greedy", lease_mib=3000, peak_mib=4700, overhead_mib=300)
+    modest = step("modest", lease_mib=3000, peak_mib=2700, overhead_mib=300)
+    page = read(Facts(night(greedy, modest)))
+    assert [one.attributes["data-step"] for one in page.all(name="over")] == ["greedy"]
+    assert page.text_of("over").startswith("greedy took 4.9 GiB and had asked for 2.9 GiB.")
+    bad = {label: bool(list(row.all(name="bad"))) for label, row in page.rows("memory").items()}
+    assert bad == {"greedy": True, "modest": False}
+
+
 def test_other_programs_are_named_where_steps_waited_for_them():
     waited = step(wait_s=1800, other_processes_peak_mib=5100)
     assert Facts(night(waited, other_programs=("ollama",))).to_do == [
