@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from overnight.cli import clean, past, report, run
+from overnight.cli import clean, past, predict, report, run, serve
 from overnight.cli import exec as exec_
 from overnight.cli.command import (
     CONFIG,
@@ -118,12 +118,14 @@ def _settle_data() -> None:
 
 
 def _parsed(words: Sequence[str]) -> argparse.Namespace:
-    """As argparse does it, and also overrides that come after an option, which it does not expect there."""
+    """As argparse does it, and also overrides and inputs after an option, which it does not expect there."""
     arguments, late = _parser().parse_known_args(words)
-    if late and not ("overrides" in arguments and all("=" in word and word[0] != "-" for word in late)):
+    places = [name for name in ("overrides", "inputs") if name in arguments]
+    fits = all(word[0] != "-" and ("=" in word or places == ["inputs"]) for word in late)
+    if late and not (places and fits):
         _parser().error(f"unrecognized arguments: {' '.join(late)}")
     if late:
-        arguments.overrides += late
+        setattr(arguments, places[0], [*getattr(arguments, places[0]), *late])
     return arguments
 
 
@@ -255,6 +257,8 @@ def _data(arguments: argparse.Namespace) -> int:
 COMMANDS: dict[str, Command] = {
     "run": run.COMMAND,
     "exec": exec_.COMMAND,
+    "predict": predict.COMMAND,
+    "serve": serve.COMMAND,
     "report": report.COMMAND,
     "watch": (
         _watch,

@@ -22,7 +22,7 @@ MORE: dict[str, tuple[str, ...]] = {
     "nodes": ("scipy", "torch-geometric"),
     "observations": ("gymnasium",),
 }
-MODEL_ID = re.compile(r"\bm-[0-9a-f]{32}\b")
+MODEL_ID = re.compile(r"(?<![0-9a-zA-Z-])m-[0-9a-f]{32}(?![0-9a-zA-Z])")
 RUN_ID = re.compile(r"(?<![0-9a-zA-Z-])[0-9a-f]{32}(?![0-9a-zA-Z])")
 MOST = 6000  # characters of a description
 SCORES = ("test/", "val/")  # metrics of the run that stand on the model's page
@@ -143,9 +143,10 @@ def _registered(tracker: Tracker, name: str) -> str:
             [*(f"@{version.version}" for version in versions[::-1]), *(f"@{name}" for name in aliases)]
         )
         raise BadInput(f"{plain} has no version or alias {which!r}; there are {there}")
-    if not found.model_id:
-        raise BadInput(f"version {found.version} of {plain} names no model that was logged; train it again")
-    return str(found.model_id)
+    source = MODEL_ID.search(found.source or "")  # MLflow's database keeps no model_id
+    if source is None:
+        raise BadInput(f"version {found.version} of {plain} is of no model that was logged; train it again")
+    return source[0]
 
 
 def fetch_model(tracker: Tracker, model_id: str) -> Path:
