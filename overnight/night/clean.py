@@ -7,7 +7,7 @@ yet, and the results behind a model version with an alias (a champion), with tho
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from overnight.processes import Identity
 from overnight.tracking import backlog
 from overnight.tracking.backlog import Record
 from overnight.tracking.client import Tracker
+from overnight.tracking.registry import PROMOTED, Model, Registry, Version
 
 DAY_S = 86400.0
 STAMP = "%Y%m%d-%H%M%S"  # how the name of a step's folder begins
@@ -37,7 +38,7 @@ class Keep(Values):
     steps: int = Field(60, ge=1, description="days: the folders of steps, with their logs")
     checkpoints: int = Field(14, ge=1, description="days: of trainings that did not end")
     results: int = Field(10, ge=1, description="of each step: the newest used, with their artifacts")
-    versions: int = Field(10, ge=1, description="of each registered model, beside those with an alias")
+    versions: int = Field(10, ge=1, description="of each registered model, beside champions")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Removal:
 
 @dataclass
 class Needed:
-    """What must stay. since: the start of the oldest open run; texts: tags of the versions with an alias."""
+    """What must stay. since: the start of the oldest open run; texts: tags of the champions."""
 
     since: float = float("inf")
     texts: str = ""
@@ -67,7 +68,8 @@ class Needed:
         return in_use or one.key in self.texts or bool(one.artifact and one.artifact.digest in self.texts)
 
     def folder(self, path: Path) -> bool:
-        return path.name in self.folders or began(path) >= self.since - MARGIN_S
+        named = path.name in self.folders or path.name in self.texts
+        return named or began(path) >= self.since - MARGIN_S
 
 
 def clean(keep: Keep, tracker: Tracker, dry_run: bool = False) -> tuple[list[dict[str, Any]], list[str]]:
@@ -77,21 +79,27 @@ def clean(keep: Keep, tracker: Tracker, dry_run: bool = False) -> tuple[list[dic
     """
     problems = list[str]()
     texts: str | None = None
-    old = list[Any]()
-    with best_effort(
-        lambda why: problems.append(f"results and models stay, since MLflow does not answer: {why}")
-    ):
-        old = old_versions(tracker, keep.versions)
-        texts = aliased(tracker)
+    old = list[tuple[str, Version]]()
+    sources = set[str]()
+    registry = Registry(tracker)
+    with best_effort(lambda why: problems.append(f"results and models stay: MLflow does not answer: {why}")):
+        kept = list[Version]()
+        for model in filter(None, map(registry.find, registry.names())):
+            needed = needed_versions(registry, model)
+            late = {one.number for one in model.versions[keep.versions :]} - needed
+            old += [(model.name, one) for one in model.versions if one.number in late]
+            sources |= {one.source for one in model.versions if one.number not in late}
+            kept += [one for one in model.versions if one.number in needed]
+        texts = json.dumps([one.tags for one in kept])
     removals = plan(keep, texts, time.time())
-    why = f"beyond the newest {keep.versions}, and without an alias"
+    why = f"beyond the newest {keep.versions}, and no champion"
     rows = [one.row() for one in removals]
     rows += [
-        {"what": "version", "place": f"{one.name} {one.version}", "why": why, "MiB": None} for one in old
+        {"what": "version", "place": f"{name}@{one.number}", "why": why, "MiB": None} for name, one in old
     ]
     if not dry_run:
         problems += remove(removals)
-        problems += remove_versions(tracker, old)
+        problems += remove_versions(registry, old, sources)
     return rows, problems
 
 
@@ -115,7 +123,7 @@ def began(folder: Path) -> float:
 def plan(keep: Keep, texts: str | None, now: float) -> list[Removal]:
     """What is to be removed but model versions, in this order.
 
-    texts: tags of the model versions with an alias; None when they are unknown: results and artifacts stay.
+    texts: tags of the champions; None when they are unknown: results and artifacts stay.
     """
     checkpoints = list(_checkpoints(now - keep.checkpoints * DAY_S))
     gone = {removal.path.name for removal in checkpoints}
@@ -241,47 +249,28 @@ def _remove(one: Removal) -> None:
 # ------------------------------------------------------------------------------------------------ models
 
 
-def aliased(tracker: Tracker) -> str:
-    """Tags of the model versions that have an alias, as one text. Raises what MLflow does."""
-    client = tracker.client
-    every = [(model, number) for model in _models(client) for number in set(model.aliases.values())]
-    return json.dumps([client.get_model_version(model.name, number).tags for model, number in every])
+def needed_versions(registry: Registry, model: Model) -> set[int]:
+    """Those with an alias, the last champion, and those that a rollback would return to."""
+    found = registry.client.get_registered_model(model.name)
+    needed = {int(number) for number in (found.aliases or {}).values()}
+    last = model.last_champion()
+    needed |= {last.number} if last else set()
+    promoted = (version.facts(PROMOTED) for version in model.versions if version.number in needed)
+    return needed | {int(facts.get("former") or 0) for facts in promoted}
 
 
-def _models(client: Any) -> list[Any]:
-    page = client.search_registered_models(max_results=100)
-    found = list(page)
-    while page.token:
-        page = client.search_registered_models(max_results=100, page_token=page.token)
-        found += page
-    return found
-
-
-def old_versions(tracker: Tracker, most: int) -> list[Any]:
-    """MLflow's versions beyond the newest `most` of each model, without those with an alias."""
-    found = list[Any]()
-    for model in _models(tracker.client):
-        quote = '"' if "'" in model.name else "'"
-        named = f"name = {quote}{model.name}{quote}"
-        every = tracker.client.search_model_versions(named, max_results=10_000)
-        every = sorted(every, key=lambda one: -int(one.version))
-        kept = {str(number) for number in model.aliases.values()}
-        found += [one for one in every[most:] if str(one.version) not in kept]
-    return found
-
-
-def remove_versions(tracker: Tracker, old: Iterable[Any]) -> list[str]:
-    """Remove the versions, and the files of models that no other version has; returns what failed."""
+def remove_versions(registry: Registry, old: Sequence[tuple[str, Version]], others: set[str]) -> list[str]:
+    """Remove versions, and the files of their models; returns what failed. others: sources that stay."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     problems = list[str]()
-    client = tracker.client
-    for one in old:
+    for name, version in old:
         with best_effort(problems.append):  # the next night tries again
-            client.delete_model_version(one.name, str(one.version))
-            if one.model_id and not client.search_model_versions(f"source_path = '{one.source}'"):
-                place = client.get_logged_model(one.model_id).artifact_location
-                client.delete_logged_model(one.model_id)
-                repository: Any = get_artifact_repository(place, tracking_uri=tracker.uri)
-                repository.delete_artifacts()
+            registry.client.delete_model_version(name, str(version.number))
+            model_id = version.source.removeprefix("models:/")
+            if model_id != version.source and version.source not in others:
+                place = registry.client.get_logged_model(model_id).artifact_location
+                registry.client.delete_logged_model(model_id)
+                files: Any = get_artifact_repository(place, tracking_uri=registry.tracker.uri)
+                files.delete_artifacts()
     return problems

@@ -8,7 +8,7 @@ import pytest
 
 from overnight import locks
 from overnight.night import results
-from overnight.night.clean import STAMP, Keep, clean, old_versions, plan, remove
+from overnight.night.clean import STAMP, Keep, clean, plan, remove
 from overnight.night.key import digest
 from overnight.night.results import Result, remember
 from overnight.paths import services, state, steps
@@ -16,6 +16,7 @@ from overnight.processes import Identity
 from overnight.tracking import backlog
 from overnight.tracking.backlog import End, Record
 from overnight.tracking.client import Tracker
+from overnight.tracking.registry import Registry
 
 DAY = 86400.0
 
@@ -75,6 +76,11 @@ def test_what_a_champion_needs_stays_with_what_it_was_made_of(checkout):
     above = result(images, 0, 20, digest_of="a" * 64)
     champion = result(model, 1, 30, digest_of="b" * 64, upstream='{"digest": "%s"}' % ("a" * 64))
     result(other, 2, 10)
+    assert planned(
+        Keep(results=1), json.dumps([{"overnight.artifact": f"steps/{other.name}/out/model"}])
+    ) == {("result", results.file_of(one.key)) for one in (above, champion)} | {
+        ("artifact", folder / "out") for folder in (images, model)
+    }
     for tags in ({"overnight.key": champion.key}, {"evidence": json.dumps({"x": "b" * 64})}):
         assert planned(Keep(results=1), json.dumps([tags])) == set()
     assert ("result", results.file_of(above.key)) in planned(Keep(results=1))
@@ -152,21 +158,21 @@ def test_what_cannot_be_removed_is_said(checkout):
 
 
 @pytest.mark.slow
-def test_versions_beyond_the_newest_go_but_not_those_with_an_alias(checkout):
+def test_versions_beyond_the_newest_go_but_no_champion_nor_the_one_before(checkout):
     tracker = Tracker(f"sqlite:///{checkout}/mlflow.db", "x")
-    client = tracker.client
-    client.create_registered_model("it's odd")
-    for number in range(4):
-        client.create_model_version(
-            "it's odd", f"file://{checkout}/{number}", tags={"overnight.key": f"k{number}"}
-        )
-    client.set_registered_model_alias("it's odd", "champion", "1")
-    assert [one.version for one in old_versions(tracker, 2)] in (["2"], [2])
+    client, name = tracker.client, "a net"
+    client.create_registered_model(name)
+    for number in range(7):
+        client.create_model_version(name, f"file://{checkout}/{number}")
+    Registry(tracker).promote(name, 2)
+    Registry(tracker).promote(name, 4)
+    client.set_registered_model_alias(name, "mine", "1")
     rows, problems = clean(Keep(versions=2), tracker, dry_run=True)
-    assert ([row["place"] for row in rows], problems) == (["it's odd 2"], [])
+    assert ([row["place"] for row in rows], problems) == (["a net@5", "a net@3"], [])
     assert clean(Keep(versions=2), tracker)[1] == []
     left = client.search_model_versions()
-    assert sorted(int(one.version) for one in left) == [1, 3, 4]
+    assert sorted(int(one.version) for one in left) == [1, 2, 4, 6, 7]
+    assert Registry(tracker).rollback(name) == (4, 2)
 
 
 def test_without_mlflow_results_and_versions_stay(checkout):
