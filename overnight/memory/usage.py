@@ -98,13 +98,18 @@ def half(size: int) -> int:
 
 
 def usage_metrics(used: Usage) -> list[dict[str, Any]]:
-    """Events, however the step ended; values that were not measured are left out."""
+    """Events, however the step ended; of the metrics, those that were not measured or are 0 are left out.
+
+    A run's page in MLflow begins with those of system/: of what is a param, only the peaks are there.
+    """
     fields = {name: getattr(used, name) for name in Usage.model_fields if name != "finished"}
     values = {name: value for name, value in fields.items() if value is not None}
     values |= {} if used.prediction_error is None else {"prediction_error": used.prediction_error}
-    numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
-    # MLflow shows the charts of system/ after those of the model.
-    metrics = {f"system/usage_{name}": value for name, value in numbers.items()}
+    numbers = {
+        name: float(value) for name, value in values.items() if isinstance(value, int | float) and value
+    }
+    left_out = {*AS_PARAMS} - {"peak_mib", "predicted_mib"}
+    metrics = {f"system/usage_{name}": value for name, value in numbers.items() if name not in left_out}
     events = [event("metrics", values=metrics, step=0)]
     if used.lease_mib:
         empty = {"peak_mib": "not measured", "predicted_mib": "", "asked_micro_batch": "", "micro_batch": ""}
