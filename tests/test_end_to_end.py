@@ -168,7 +168,8 @@ def test_mlflow_holds_the_runs_their_curves_pictures_inputs_and_links(night, hom
     assert parent.data.tags["mlflow.prefect.flow_run_id"] == flow_runs()[0]["id"]
     assert parent.info.run_name.startswith(("accuracy 0.9", "accuracy 1"))
     assert ", made/train_cnn, night" in parent.info.run_name
-    sentence, scores, link = parent.data.tags["mlflow.note.content"].split("\n\n")
+    sentence, below = parent.data.tags["mlflow.note.content"].split("\n\n")
+    scores, link = below.split("  \n")
     assert sentence.startswith("2 of 4 steps done")
     assert "made/train_cnn/accuracy" in scores
     assert link.startswith("[the run in Prefect](http")

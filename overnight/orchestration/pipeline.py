@@ -244,13 +244,13 @@ def _close(run: PipelineRun) -> Outcome:
 
 def _log_scores(run: PipelineRun, scores: dict[str, float], at: float) -> None:
     """With the first of them in the run's name, and as the metric that the list of runs shows."""
-    run.own.log({"event": "metrics", "values": scores, "step": 0, "at": at})
     for label, value in [*scores.items()][:1]:
         step, _, score = label.rpartition("/")
         # The list cuts a name after about 20 characters.
         name = f"{in_words({score: value}, 1)}, {step}, {run.own.record.label}"
         run.own.log({"event": "tags", "values": {"mlflow.runName": name}, "at": at})
         run.own.log({"event": "metrics", "values": {SCORE: value}, "step": 0, "at": at})
+    run.own.log({"event": "metrics", "values": scores, "step": 0, "at": at})
 
 
 def _end(run: PipelineRun, status: str, state: State, message: str) -> None:
@@ -261,11 +261,17 @@ def _end(run: PipelineRun, status: str, state: State, message: str) -> None:
 
 
 def _description(run: PipelineRun, lines: list[str], scores: dict[str, float]) -> str:
-    """The sentence and what to do, the scores, the ways to Prefect's page and to the list of runs."""
+    """The sentence and what to do, a score of each step, the ways to Prefect's page and to the list of runs.
+
+    MLflow shows the first five lines.
+    """
+    names = [*scores]
+    main = [names[:1], *([name for name in names if name.startswith(f"{p.label}/")][:1] for p in run.pending)]
+    shown = {name: scores[name] for first in main for name in first}
     found = run.tracker.list_link() if run.own.run_id else ""
     links = [prefect_link(run.own.record.tags), f"[all runs of the experiment]({found})" if found else ""]
-    parts = ["\n".join(lines), in_words(scores, 8), " - ".join(filter(None, links))]
-    return "\n\n".join(part for part in parts if part)
+    below = [in_words(shown, 8), " - ".join(filter(None, links))]
+    return "\n".join([*lines, "", "  \n".join(filter(None, below))])
 
 
 def prefect_link(tags: Mapping[str, str]) -> str:
