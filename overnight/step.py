@@ -136,6 +136,8 @@ def _shape(value: Any) -> Any:
         return value.model_dump(mode="json", include={"name", "kind", "reader", "options", "splits"})
     if isinstance(value, Params):
         return value.model_dump(mode="json", exclude={"micro_batch", "exclusive", "vram_mib"})
+    if isinstance(value, list):
+        return [_shape(one) for one in value]
     return value
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from overnight.cli import clean, past, predict, report, run, serve
+from overnight.cli import clean, models, past, predict, promote, report, rollback, run, serve
 from overnight.cli import exec as exec_
 from overnight.cli.command import (
     CONFIG,
@@ -301,6 +301,9 @@ COMMANDS: dict[str, Command] = {
             "--cpu": {**SWITCH, "help": "the virtual card"},
         },
     ),
+    "models": models.COMMAND,
+    "promote": promote.COMMAND,
+    "rollback": rollback.COMMAND,
     "ls": (_ls, "the experiments in configs/", JSON),
     "bundle": past.BUNDLE,
     "diff": past.DIFF,

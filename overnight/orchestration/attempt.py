@@ -22,6 +22,7 @@ from overnight.night.failures import classify, names_of
 from overnight.night.key import digest, parts
 from overnight.night.results import Result
 from overnight.orchestration import provenance
+from overnight.orchestration.judging import Contest
 from overnight.orchestration.launcher import LOG, POLL_S, log_tail, new_folder
 from overnight.orchestration.pipeline import Outcome, Pending, PipelineRun, prefect_link
 from overnight.orchestration.protocol import StepResult, StepSpec
@@ -204,10 +205,22 @@ class Attempt:
             logged_before=self.uploader.run_state.steps,
         )
         result = _result_of(lambda: run.launcher.run(self.folder, step, run.stop, self))
+        self._judge(result)
         self._close(result)
         if result.code == 0 and not self.provisional:
             self._remember(result)
         return result
+
+    def _judge(self, result: StepResult) -> None:
+        """Register a model that was made, and let the gate decide whether it is the champion."""
+        model = Artifact.model_validate(result.value) if result.code == 0 and result.value else None
+        if model is None or model.kind != "model":
+            return
+        run = self.pipeline
+        of = (run.experiment, self.pending.label, self.pending.step, self.key, self.arguments)
+        contest = Contest(*of, model, self.folder, self.uploader, self.log)
+        self.pending.promotion = facts = contest.hold(run.launcher, run.stop)
+        run.display.say(f"{self.pending.label}: model {facts['name']}: {facts['reason']}")
 
     def _skip(self, since: Result) -> StepResult:
         """A short run of MLflow with the scores and a link to the run that made them."""

@@ -1,21 +1,29 @@
 """What is checked of a config before anything of its run starts: its values, the card, the data."""
 
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from overnight import services
+from overnight.best_effort import call_until_stopped
 from overnight.config import Experiment, Values, parts_of, read, validate
 from overnight.data.entry import Entry
 from overnight.data.fetch import check_can_fetch
-from overnight.errors import ConfigError, DataError, TooLate
+from overnight.errors import ConfigError, DataError, Stopped, TooLate
 from overnight.gpu.card import Card, find
 from overnight.gpu.ledger.filesystem import check_ledger, check_slots
 from overnight.night.calendar import deadline
 from overnight.night.notify import NightValues
 from overnight.services.register import local_timezone
 from overnight.step import Pipeline, flow_names, load_pipeline
+from overnight.tracking.client import Tracker, mlflow_error
+from overnight.tracking.registry import Registry, model_name, name_problem
+
+NAMES_S = 5.0  # for the registry's answer, before a run begins
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Pipeline[Any, Any], Experiment]:
@@ -41,9 +49,9 @@ def card_for(experiment: Experiment, cpu: bool) -> Card:
 
 def check_data(experiment: Experiment) -> None:
     """Raises DataError for data sets that are missing and cannot be fetched, all of them at once."""
-    entries = {entry.name: entry for entry in _entries(experiment)}
+    named = {entry.name: entry for entry in entries(experiment)}
     problems = list[str]()
-    for entry in (entry for entry in entries.values() if not entry.found()):
+    for entry in (entry for entry in named.values() if not entry.found()):
         try:
             check_can_fetch(entry, entry.search_paths()[-1])
         except DataError as error:
@@ -52,13 +60,14 @@ def check_data(experiment: Experiment) -> None:
         raise DataError(problems)
 
 
-def _entries(values: Any) -> Iterator[Entry]:
+def entries(values: Any) -> Iterator[Entry]:
+    """The data sets that a config names."""
     if isinstance(values, Entry):
         yield values
     elif isinstance(values, Values):
         for _name, value in values:
             for _key, child in parts_of(value):
-                yield from _entries(child)
+                yield from entries(child)
 
 
 def end_time(experiment: Experiment) -> float | None:
@@ -71,7 +80,34 @@ def end_time(experiment: Experiment) -> float | None:
         raise TooLate(str(error)) from None
 
 
-def about(path: Path) -> str:
-    """The first comment of a config."""
+def tracker_for(experiment: Experiment, path: Path) -> Tracker:
+    """Raises ConfigError for a name that a model of another flow has."""
     first = path.read_text(encoding="utf-8").partition("\n")[0]
-    return first.lstrip("# ") if first.startswith("#") else ""
+    about = first.lstrip("# ") if first.startswith("#") else ""
+    tracker = Tracker(services.environment()["MLFLOW_TRACKING_URI"], str(experiment.name), about)
+    check_names(tracker, experiment)
+    return tracker
+
+
+def check_names(tracker: Tracker, experiment: Experiment) -> None:
+    """Raises ConfigError for names of registered models that another flow has, as far as MLflow answers."""
+    until = time.monotonic() + NAMES_S
+    with suppress(Stopped, OSError, mlflow_error()):
+        problems = call_until_stopped(
+            lambda: _taken_names(Registry(tracker), experiment), lambda: time.monotonic() > until, 0.0
+        )
+        if problems:
+            raise ConfigError(problems)
+
+
+def _taken_names(registry: Registry, experiment: Experiment) -> list[str]:
+    parts = [
+        child for _, value in experiment for _, child in parts_of(value) if isinstance(child, Experiment)
+    ]
+    named = {str(one.name): str(one.flow) for one in [experiment, *parts] if one.name and one.flow}
+    there = set(registry.names())
+    found = [
+        (registry.find(model_name(name)), flow) for name, flow in named.items() if model_name(name) in there
+    ]
+    problems = [name_problem(model, flow) for model, flow in found if model]
+    return [problem for problem in problems if problem]

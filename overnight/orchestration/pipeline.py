@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from overnight import paths, services
+from overnight import paths
 from overnight.artifact import Artifact
 from overnight.best_effort import best_effort, repeating
 from overnight.config import Experiment, Params, read
@@ -26,7 +26,7 @@ from overnight.night.failures import Failure
 from overnight.night.notify import NightValues
 from overnight.night.results import Result
 from overnight.orchestration import planning, provenance, reporting, seeds
-from overnight.orchestration.checks import about, card_for, check_data, end_time, load
+from overnight.orchestration.checks import card_for, check_data, end_time, load, tracker_for
 from overnight.orchestration.launcher import Launcher, Local, Stop, stopped_by_signals
 from overnight.orchestration.planning import Forecast
 from overnight.orchestration.protocol import StepResult
@@ -177,7 +177,7 @@ def execute(path: Path, overrides: Sequence[str], engine: Engine) -> Outcome:
     card = card_for(experiment, cpu=bool(os.environ.get("OVERNIGHT_CPU")))  # `overnight run --cpu`
     check_data(experiment)
     forecast = planning.make(pipeline, experiment, card, end_time(experiment))
-    tracker = Tracker(services.environment()["MLFLOW_TRACKING_URI"], str(experiment.name), about(path))
+    tracker = tracker_for(experiment, path)
     tags = {**engine.tags(), "overnight.config": paths.shown(path), "overnight.flow": pipeline.name}
     with Display() as display:
         own = provenance.own_run(tracker, experiment, {**provenance.tags(card), **tags}, path, overrides)

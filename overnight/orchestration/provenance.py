@@ -54,6 +54,11 @@ def commit() -> str:
     return f"{head}+" if head and dirty_diff() else head
 
 
+def has_commit(name: str) -> bool:
+    """Whether a commit is in the checkout's history."""
+    return bool(_git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip())
+
+
 @cache
 def dirty_diff() -> str:
     text = _git("diff", "HEAD", "--", "*.py", "*.yaml", "*.toml", "Makefile")

@@ -27,7 +27,7 @@ from overnight.tracking.client import Tracker, mlflow_error
 from overnight.tracking.registry import EVIDENCE, PROMOTED, Registry
 from overnight.training.checkpoint import CheckpointStore
 from tests.chaos.case import Case, Measured
-from tests.support.models import Models
+from tests.support.registered import Models
 
 REFUSED = "openat,mkdir,link,rename,unlink,unlinkat,rmdir,write,pwrite64,ftruncate,fsync,fdatasync"
 ENDED = f"{REFUSED},flock,close"

@@ -16,7 +16,7 @@ from overnight.tracking.registry import (
     model_name,
     name_problem,
 )
-from tests.support.models import Models
+from tests.support.registered import Models
 
 
 @pytest.fixture
