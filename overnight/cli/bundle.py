@@ -107,7 +107,7 @@ def _summary(run: Recorded, steps: list[Recorded]) -> str:
     tags = run.record.tags
     code = tags.get("mlflow.source.git.commit") or "unknown"
     lines = [f"{run.name}, {run.began}", f"commit {code}, now {commit()}"]
-    lines += [f"card {tags.get('overnight.card', 'unknown')}", ""]
+    lines += [f"card {tags.get('card') or tags.get('overnight.card', 'unknown')}", ""]
     for step in steps:
         failure = step.failure
         ended = "no result" if step.result is None else "done"

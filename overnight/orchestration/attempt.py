@@ -358,7 +358,8 @@ class Attempt:
         logged = events.read_all(self.folder / events.CHILD)
         notes = [event["text"] for event in logged if event["event"] == "note"]
         self.pending.failure = failure = classify(result, log_tail(self.folder), notes)
-        texts = (result.error, str(failure), "\n".join(f"- {line}" for line in failure.evidence))
+        more = [f"- {line}" for line in failure.evidence if line not in result.error]
+        texts = (result.error, str(failure), "\n".join(more))
         tags = {"event": "tags", "values": {FAILURE: failure.kind}}
         return [tags, *({"event": "note", "text": text} for text in texts)]
 
