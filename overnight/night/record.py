@@ -4,6 +4,7 @@ The report reads these files alone. One is written every few seconds while the r
 timeline at its end.
 """
 
+import glob
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -232,7 +233,7 @@ def read(path: Path) -> NightRecord | None:
 
 def nights(experiment: str = "") -> Iterator[tuple[str, NightRecord]]:
     """(name of its folder, record) of every run of that experiment, or of all, the newest first."""
-    like = f"*-{experiment.replace('/', '-')}-run-*" if experiment else "*"
+    like = f"*-{glob.escape(experiment.replace('/', '-'))}-run-*" if experiment else "*"
     files = {path.stem: path for path in reports().glob(f"{like}.json")}
     files |= {path.parent.name: path for path in paths.steps().glob(f"{like}/{FILE}")}
     for name in sorted(files, reverse=True):

@@ -103,3 +103,9 @@ def test_a_record_whose_folder_was_removed_is_known_by_its_report(checkout):
     folder.rename(record.reports() / folder.name)
     (record.reports() / folder.name / record.FILE).rename(record.reports() / f"{folder.name}.json")
     assert [name for name, _night in record.nights("nightly")] == [folder.name]
+
+
+def test_the_nights_of_an_experiment_are_found_whatever_it_is_called(checkout):
+    folder = saved("20261130-033000-tables[a-b]-run-a", experiment="tables[a/b]")
+    saved("20261130-033100-other-run-b", experiment="other")
+    assert [name for name, _night in record.nights("tables[a/b]")] == [folder.name]
