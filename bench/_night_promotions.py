@@ -38,22 +38,10 @@ def returns(items: int, years: int, rng: np.random.Generator) -> Draw:
     return lambda r: np.clip(hard + 0.2 * r.standard_normal((years, items)), 0, 1)
 
 
-def crops(items: int, years: int, rng: np.random.Generator) -> Draw:
-    """Four crops of each image, on which a model errs together; averaged, as the gate does with clusters."""
-    ambiguous = rng.random((years, items // 4)) < AMBIGUOUS
-
-    def draw(r: np.random.Generator) -> Losses:
-        together = (r.random(ambiguous.shape) < 0.5) & ambiguous
-        return together.astype(np.float64)
-
-    return draw
-
-
 EQUAL = {
     "2,000 items": (coins, 2000),
     "200 items": (coins, 200),
     "100 episodes": (returns, 100),
-    "400 images, 4 crops each": (crops, 1600),
 }
 
 
@@ -135,7 +123,6 @@ def power(before: int, runs: int, items: int = 10_000, nights: int = 10) -> dict
 
 
 def results(runs: int) -> Iterator[tuple[str, dict[str, float]]]:
-    yield "equal models, 2,000 items", false_years("2,000 items", Gate().minimum_effect)
     for kind in EQUAL:
         yield f"equal models, {kind}, minimum effect 0", false_years(kind, 0.0)
     yield "other rules, 2,000 items", other_rules()
