@@ -91,10 +91,11 @@ def tracker_for(experiment: Experiment, path: Path) -> Tracker:
 
 def check_names(tracker: Tracker, experiment: Experiment) -> None:
     """Raises ConfigError for names of registered models that another flow has, as far as MLflow answers."""
+    registry = Registry(tracker)  # loads MLflow, which takes seconds on a busy machine
     until = time.monotonic() + NAMES_S
     with suppress(Stopped, OSError, mlflow_error()):
         problems = call_until_stopped(
-            lambda: _taken_names(Registry(tracker), experiment), lambda: time.monotonic() > until, 0.0
+            lambda: _taken_names(registry, experiment), lambda: time.monotonic() > until, 0.0
         )
         if problems:
             raise ConfigError(problems)
