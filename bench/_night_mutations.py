@@ -20,7 +20,7 @@ from tests.test_end_to_end import ENTRY, stripes
 NIGHT = """# A small night.
 flow: nightly
 experiments:
-  - {flow: vision, name: made, data: made, cnn: {epochs: 1, batch: 16, channels: 4, blocks: 1}}
+  - {flow: vision, name: made, data: made, cnn: {epochs: 1, batch: 16, channels: 8, blocks: 1}}
   - flow: etl
     name: trips
     data: trips
@@ -222,7 +222,8 @@ CHANGES = [
             "tasks/vision/training.py", "a classifier needs two classes", "a classifier wants two classes"
         ),
     ),
-    Change("versions", "of Polars", (JOIN, FIT), released("polars")),
+    # The reader of the graph can read tables too.
+    Change("versions", "of Polars", (JOIN, FIT, GRAPH), released("polars")),
     Change("versions", "of Gymnasium", (AGENT,), released("gymnasium")),
     Change("versions", "of a library that no step imports", (), released("mlflow")),
     Change(

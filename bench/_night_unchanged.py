@@ -20,8 +20,8 @@ NIGHT = """
 flow: nightly
 experiments:
   - etl.yaml
-  - {config: cifar10.yaml, cnn: {epochs: 1, channels: 4}}
-  - {config: fashion.yaml, cnn: {epochs: 1, channels: 4}}
+  - {config: cifar10.yaml, cnn: {epochs: 1, channels: 8}}
+  - {config: fashion.yaml, cnn: {epochs: 1, channels: 8}}
   - {config: bccd.yaml, name: cells, scenes: {size: 96}, yolo: {epochs: 1}}
   - {config: facebook.yaml, name: pages, gnn: {epochs: 3}}
   - {config: cora.yaml, name: papers, gnn: {epochs: 3}}
