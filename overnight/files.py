@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ UNREADABLE = (OSError, ValueError, RecursionError)  # missing, damaged, or neste
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 COMPUTES = (ast.Call, ast.Await, ast.NamedExpr)  # what may do more than show a value
 MESSAGES = ("note", "log", "progress")  # methods of Run whose text is for people
+_parsing = threading.Lock()
 Content = str | bytes | Callable[[IO[bytes]], object]
 
 
@@ -103,9 +105,15 @@ def parsing(file: Path) -> Iterator[None]:
         raise ConfigError(f"{name}: cannot be read: {error.strerror}") from None
 
 
+def syntax_tree(text: bytes) -> ast.Module:
+    """Of Python code, one thread at a time: CPython counts their depths together (its issue 106905)."""
+    with _parsing:
+        return ast.parse(text)
+
+
 @cache
 def _normalized_ast(text: bytes) -> str:
-    tree = ast.parse(text)
+    tree = syntax_tree(text)
     blank = _BlankTexts()
     for node in ast.walk(tree):
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:

@@ -36,7 +36,7 @@ from overnight.artifact import Artifact
 from overnight.config import Params, Values, parts_of
 from overnight.data import digests
 from overnight.data.entry import Entry
-from overnight.files import parsing, source_sha256
+from overnight.files import parsing, source_sha256, syntax_tree
 from overnight.gpu.card import Card
 from overnight.paths import INSTALLED, in_checkout, root, shown
 from overnight.step import Step
@@ -171,7 +171,7 @@ def _imported(path: Path) -> tuple[str, ...]:
 def _imports(text: bytes, package: tuple[str, ...]) -> tuple[str, ...]:
     """Dotted names that a file imports, anywhere in it, with those of `from module import name`."""
     found = list[str]()
-    for node in _that_run(ast.parse(text)):
+    for node in _that_run(syntax_tree(text)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -198,7 +198,7 @@ def _that_run(tree: ast.AST) -> Iterator[ast.AST]:
 
 @cache
 def _imports_by_name(text: bytes) -> bool:
-    nodes = ast.walk(ast.parse(text))
+    nodes = ast.walk(syntax_tree(text))
     return any(getattr(node, field, "") in BY_NAME for node in nodes for field in ("attr", "id", "name"))
 
 
