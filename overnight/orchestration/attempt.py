@@ -13,7 +13,6 @@ from typing import Any, Protocol
 from overnight import events, paths
 from overnight.artifact import Artifact
 from overnight.best_effort import best_effort
-from overnight.config import Experiment
 from overnight.errors import OvernightError, Stopped, one_line
 from overnight.files import atomic_write
 from overnight.memory import usage
@@ -22,6 +21,7 @@ from overnight.night.failures import classify, names_of
 from overnight.night.key import digest, parts
 from overnight.night.results import Result
 from overnight.orchestration import provenance
+from overnight.orchestration.checks import asked_fresh
 from overnight.orchestration.judging import Contest
 from overnight.orchestration.launcher import LOG, POLL_S, log_tail, new_folder
 from overnight.orchestration.pipeline import Outcome, Pending, PipelineRun, prefect_link
@@ -362,13 +362,6 @@ class Attempt:
         texts = (result.error, str(failure), "\n".join(more))
         tags = {"event": "tags", "values": {FAILURE: failure.kind}}
         return [tags, *({"event": "note", "text": text} for text in texts)]
-
-
-def asked_fresh(experiment: Experiment, label: str, name: str) -> bool:
-    """By `fresh`: all, or the label, the step's name or the night's part is named."""
-    if isinstance(experiment.fresh, bool):
-        return experiment.fresh
-    return bool({label, name, *label.split("/")} & {*experiment.fresh})
 
 
 def _with_its_run(found: Result) -> Result:

@@ -70,6 +70,13 @@ def entries(values: Any) -> Iterator[Entry]:
                 yield from entries(child)
 
 
+def asked_fresh(experiment: Experiment, label: str, name: str) -> bool:
+    """By `fresh`: all, or the label, the step's name or the night's part is named."""
+    if isinstance(experiment.fresh, bool):
+        return experiment.fresh
+    return bool({label, name, *label.split("/")} & {*experiment.fresh})
+
+
 def end_time(experiment: Experiment) -> float | None:
     """When it is to be done (unix time), by this machine's clock. Raises TooLate."""
     if not isinstance(experiment, NightValues) or experiment.done_by is None:

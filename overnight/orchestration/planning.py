@@ -12,6 +12,7 @@ from overnight.gpu.card import Card
 from overnight.night import forecast, record
 from overnight.night.forecast import Job, Known, Machine, Plan
 from overnight.orchestration import seeds
+from overnight.orchestration.checks import asked_fresh
 from overnight.orchestration.dry_run import DryRun, PlannedStep
 from overnight.orchestration.launcher import STOP_GRACE_S, places
 from overnight.orchestration.terminal import StepRow
@@ -88,7 +89,7 @@ def make(pipeline: Pipeline[Any, Any], experiment: Experiment, card: Card, until
             steps = _steps(pipeline, experiment.model_copy(update={"seed": seed}), left_out)
             if not left_out:
                 first.update({before + step.label: step for step in steps})
-            jobs += [_job(step, before, known, first) for step in steps]
+            jobs += [_job(experiment, step, before, known, first) for step in steps]
         return jobs
 
     with suppress(OvernightError, *FAILURES):
@@ -112,13 +113,20 @@ def _steps(
     return dry.steps
 
 
-def _job(step: PlannedStep, before: str, known: dict[str, Known], first: dict[str, PlannedStep]) -> Job:
+def _job(
+    experiment: Experiment,
+    step: PlannedStep,
+    before: str,
+    known: dict[str, Known],
+    first: dict[str, PlannedStep],
+) -> Job:
     """before: how its label begins. A step that two parts need is known by the label of the first of them."""
     same = [label for label, one in first.items() if _is_same(one, step) and label.startswith(before)]
     labels = [before + step.label, *same]
     part = step.label.partition("/")[0] if "/" in step.label else ""
     above = tuple(before + one.label for one in step.above)
-    is_unchanged = step.artifact is not None and step.step.reproducible
+    is_fresh = not step.step.reproducible or asked_fresh(experiment, step.label, step.step.name)
+    is_unchanged = step.artifact is not None and not is_fresh
     found = UNCHANGED if is_unchanged else next((known[label] for label in labels if label in known), None)
     return Job(labels[0], part, above, found)
 

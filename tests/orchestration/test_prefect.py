@@ -3,13 +3,14 @@
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 import flows
 from overnight import locks
-from overnight.errors import ConfigError
+from overnight.errors import ConfigError, Stopped
 from overnight.orchestration import prefect
 from overnight.orchestration.prefect import checked
 
@@ -88,6 +89,35 @@ def test_a_night_by_hand_does_not_overlap_another(checkout):
     lock = checkout / ".overnight" / "locks" / "configs-nightly.yaml.lock"
     with locks.hold(lock, "the first night"), pytest.raises(locks.Held, match="the first night"):
         prefect.run_here("nightly", path)
+
+
+class Asked:
+    """A run that is asked whether it is to stop, each time it finds the lock held."""
+
+    def __init__(self, release, reason=""):
+        self.release, self.reason = release, reason
+
+    def stop_reason(self):
+        self.release()
+        return self.reason
+
+
+def test_a_missed_night_waits_for_the_one_before_it_where_all_are_run(checkout):
+    path = checkout / "configs" / "nightly.yaml"
+    lock = checkout / ".overnight" / "locks" / "configs-nightly.yaml.lock"
+    with ExitStack() as before:
+        before.enter_context(locks.hold(lock, "the night before"))
+        with pytest.raises(locks.Held), prefect._in_turn("nightly", path, Asked(before.close), waits=False):
+            pass
+        with (
+            pytest.raises(Stopped, match="cancelled"),
+            prefect._in_turn("nightly", path, Asked(lambda: None, "cancelled"), waits=True),
+        ):
+            pass
+        assert "the night before" in str(locks.holder(lock))
+        with prefect._in_turn("nightly", path, Asked(before.close), waits=True):
+            assert "a run by hand" in str(locks.holder(lock))
+    assert locks.holder(lock) is None
 
 
 RUN = """
