@@ -1,10 +1,13 @@
 """Files that are written whole or not at all, JSON that may be missing, digests."""
 
+import gc
 import hashlib
+import threading
+from pathlib import Path
 
 import pytest
 
-from overnight.files import atomic_write, file_sha256, read_json, source_sha256, tree_sha256
+from overnight.files import atomic_write, file_sha256, read_json, source_sha256, syntax_tree, tree_sha256
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -54,3 +57,39 @@ def test_digests(tmp_path) -> None:
 def atomic_write_in(path) -> None:
     path.parent.mkdir(exist_ok=True)
     atomic_write(path, path.name)
+
+
+class Cycle:
+    """Garbage whose end lets another thread run."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+    def __del__(self) -> None:
+        threading.Event().wait(0)
+
+
+def test_threads_parse_code_at_once() -> None:
+    """With ast.parse it breaks: a collection inside it lets another thread parse, too."""
+    text = Path(__file__).read_bytes()
+    broken = list[str]()
+
+    def parse() -> None:
+        for _ in range(20):
+            _garbage = [Cycle() for _ in range(50)]
+            try:
+                syntax_tree(text)
+            except SystemError as error:
+                broken.append(str(error))
+
+    before = gc.get_threshold()
+    gc.set_threshold(200)
+    try:
+        threads = [threading.Thread(target=parse) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        gc.set_threshold(*before)
+    assert broken == []
