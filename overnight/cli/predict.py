@@ -113,8 +113,9 @@ def _print_json(
 
 def _show(interface: "Interface", table: "pd.DataFrame", files: Sequence[Path], notes: Sequence[str]) -> None:
     print(interface.about)
-    wanted = [column.name for column in interface.outputs if column.name in table]
-    first = [name for name in table if name not in wanted][:2] + wanted
+    answers = [column.name for column in interface.outputs if column.name in table]
+    wanted = [name for name in answers if not name.startswith("probability_")]
+    first = [name for name in table if name not in answers][:2] + wanted
     rows = table[first[:COLUMNS]].head(SHOWN).round(4).to_dict("records")
     print_rows([{str(name): value for name, value in row.items()} for row in rows], False)
     print(f"{len(table):,} rows" + (f", the first {SHOWN} above" if len(table) > SHOWN else ""))

@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+import tempfile
 import warnings
+from contextlib import suppress
 from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +24,7 @@ MORE: dict[str, tuple[str, ...]] = {
     "nodes": ("scipy", "torch-geometric"),
     "observations": ("gymnasium",),
 }
+NO_NAME = r"[^\w -]"  # what the name of a logged model may not have
 MODEL_ID = re.compile(r"(?<![0-9a-zA-Z-])m-[0-9a-f]{32}(?![0-9a-zA-Z])")
 RUN_ID = re.compile(r"(?<![0-9a-zA-Z-])[0-9a-f]{32}(?![0-9a-zA-Z])")
 MOST = 6000  # characters of a description
@@ -44,7 +47,7 @@ def log_model(tracker: Tracker, run_id: str, name: str, folder: Path, digest: st
     tags = {DIGEST: digest} | ({NOTE_TAG: _description(about)} if about else {})
     model = client.create_logged_model(
         tracker.experiment_id,
-        name=re.sub(r"[^\w -]", "-", name),
+        name=re.sub(NO_NAME, "-", name),
         source_run_id=run_id,
         tags=tags,
         params=dict(run.data.params),
@@ -86,8 +89,8 @@ def pack(folder: Path, packed: Path) -> None:
 def find_model(tracker: Tracker, name: str) -> str:
     """The id of a logged model.
 
-    name: of a registered model (its champion, else its newest version), with @3 or @alias; the id or link of
-    a model or of a run that logged one. Raises BadInput.
+    name: of a registered model (its champion, else its newest version), with @3 or @alias; of an experiment
+    whose models are not registered; the id or link of a model or of a run that logged one. Raises BadInput.
     """
     model = MODEL_ID.search(name)
     if model:
@@ -129,12 +132,15 @@ def _registered(tracker: Tracker, name: str) -> str:
     versions = sorted(
         client.search_model_versions(f"name = {json.dumps(plain)}"), key=lambda v: -int(v.version)
     )
+    trained = "" if versions or which else _newest_trained(tracker, plain)
+    if trained:
+        return trained
     if not versions:
         known = [model.name for model in client.search_registered_models()]
         hint = (
             did_you_mean(plain, known) or f"; there are {', '.join(known) or 'none yet: run an experiment'}"
         )
-        raise BadInput(f"no registered model is called {plain!r}, and no folder{hint}")
+        raise BadInput(f"no model, and no experiment that trained one, is called {plain!r}{hint}")
     aliases = client.get_registered_model(plain).aliases or {}
     wanted = aliases.get(which or "champion", which or versions[0].version)
     found = next((version for version in versions if str(version.version) == str(wanted)), None)
@@ -149,6 +155,20 @@ def _registered(tracker: Tracker, name: str) -> str:
     return source[0]
 
 
+def _newest_trained(tracker: Tracker, name: str) -> str:
+    """The newest model that a step of an experiment of this name logged; empty where there is none."""
+    client = tracker.client
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    start = re.sub(NO_NAME, "-", f"{name}/")
+    found = client.search_logged_models(
+        experiments,
+        filter_string=f"name LIKE '{start}%'",
+        order_by=[{"field_name": "creation_timestamp", "ascending": False}],
+        max_results=50,
+    )
+    return next((str(model.model_id) for model in found if model.name.removeprefix(start).isidentifier()), "")
+
+
 def fetch_model(tracker: Tracker, model_id: str) -> Path:
     """The folder of a logged model in MLflow's format, downloaded once. Raises BadInput without one."""
     from mlflow.artifacts import download_artifacts
@@ -156,18 +176,17 @@ def fetch_model(tracker: Tracker, model_id: str) -> Path:
     folder = state() / "models" / model_id
     if folder.is_dir():
         return folder
-    part = folder.with_name(f".{model_id}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    folder.parent.mkdir(exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
     try:
         where = tracker.client.get_logged_model(model_id).artifact_location
         got = download_artifacts(artifact_uri=where, dst_path=str(part), tracking_uri=tracker.uri)
+        with suppress(OSError):  # another command was faster
+            Path(got).replace(folder)
     except mlflow_error() as error:
-        if not tracker.refuses(error):
-            raise
-        raise BadInput(f"MLflow has no model {model_id}: {one_line(error)}") from None
-    Path(got).replace(folder)
-    shutil.rmtree(part, ignore_errors=True)
+        raise BadInput(f"the model {model_id} does not come from MLflow: {one_line(error)}") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return folder
 
 

@@ -91,7 +91,7 @@ def test_a_model_is_found_by_run_link_name_version_and_alias(made, tracker, logg
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("shop", "no registered model is called 'shop'.*did you mean 'shops'"),
+        ("shop", "trained one, is called 'shop'.*did you mean 'shops'"),
         ("shops@7", "shops has no version or alias '7'; there are @1"),
         ("shops@worst", "no version or alias 'worst'.*@best"),
         (ABSENT, f"MLflow has no run {ABSENT}"),
@@ -107,5 +107,5 @@ def test_a_name_that_nothing_has_is_refused_with_those_there_are(
 def test_a_run_without_a_model_and_a_model_that_is_gone_are_refused(tracker, checkout) -> None:
     with pytest.raises(BadInput, match="has no model; name a run that trained one"):
         find_model(tracker, tracker.open("empty", {}))
-    with pytest.raises(BadInput, match=f"MLflow has no model m-{ABSENT}"):
+    with pytest.raises(BadInput, match=f"the model m-{ABSENT} does not come from MLflow"):
         fetch_model(tracker, f"m-{ABSENT}")
