@@ -73,6 +73,8 @@ def match(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 
     The better score picks first.
     """
+    # Levels of recall are compared in double precision: 0.7 as a float32 is another level.
+    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
     ours = ours[np.argsort(-ours[:, 4], kind="stable")]
     hits = np.zeros((len(ours), len(THRESHOLDS)), bool)
     overlaps = iou(ours[:, :4], theirs)
