@@ -56,7 +56,7 @@ def graph(nodes: int = 300) -> Artifact:
     arrays |= {"edges": edges, "features": random.normal(size=(nodes, 16)).astype(np.float32)}
     arrays["labels"] = (np.arange(nodes) % 4).astype(np.int64)
     spec = DataSpec(shape=(16,), classes=tuple("abcd"), nodes=nodes, edges=edges.shape[1])
-    return save(folder() / "graph", "graph", spec, arrays)
+    return save(folder() / "graph", "graph", spec, arrays, {"nodes": []})
 
 
 def cnn(run: Run, **values: Any) -> Artifact:

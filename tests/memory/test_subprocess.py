@@ -104,7 +104,7 @@ PARENT = """
     given = Artifact(kind="images", path="/made", digest="d", spec=DataSpec.model_validate_json(spec))
     step = train_gnn if given.spec.nodes else train_cnn
     values = [GnnParams(hidden=8) if given.spec.nodes else CnnParams(batch=16, channels=8, blocks=1), given]
-    attempt.key(step, 1, values, card)
+    attempt.parts(step, 1, values, card)
     first = subprocess.plan_request(step, values, card, lambda: False)
     second = subprocess.plan_request(step, values, card, lambda: sys.exit("asked again"))
     print(json.dumps([first.why, first.predicted.unknown, first.micro_batch, first == second, "torch" in sys.modules]))

@@ -171,5 +171,5 @@ def test_a_score_of_an_odd_name_does_not_leave_the_run_open(checkout):
     run.pending.append(Pending("step", SimpleNamespace(address="odd:step", gpu=False), [], row))
     assert _close(run).state == "done"
     run = tracker.client.get_run(own.run_id)
-    assert run.data.metrics == {"step/a_b_": 1.0, "step/accuracy": 0.5}
+    assert run.data.metrics == {"score": 1.0, "step/a_b_": 1.0, "step/accuracy": 0.5}
     assert run.info.status == "FINISHED"
