@@ -22,12 +22,12 @@ LEFT = (
     "aten._local_scalar",
 )
 CASES = {
-    "resnet20": lambda: images(RGB, channels=4, blocks=1, batch=8),
-    "resnet20 grey": lambda: images(GREY, channels=4, blocks=1, batch=8),
-    "resnet20 augmented": lambda: images(RGB, channels=4, blocks=1, batch=8, flip=True, crop=4, cutout=8),
-    "resnet20 grey, stem 2": lambda: images(GREY, channels=4, blocks=1, batch=8, stem=2, crop=2),
-    "resnet20 adamw, ema": lambda: images(RGB, channels=4, blocks=1, batch=8, optimizer="adamw", ema=0.9),
-    "resnet18": lambda: images(RGB, arch="resnet18", channels=4, batch=8, init="scratch", cutout=4),
+    "resnet20": lambda: images(RGB, channels=8, blocks=1, batch=8),
+    "resnet20 grey": lambda: images(GREY, channels=8, blocks=1, batch=8),
+    "resnet20 augmented": lambda: images(RGB, channels=8, blocks=1, batch=8, flip=True, crop=4, cutout=8),
+    "resnet20 grey, stem 2": lambda: images(GREY, channels=8, blocks=1, batch=8, stem=2, crop=2),
+    "resnet20 adamw, ema": lambda: images(RGB, channels=8, blocks=1, batch=8, optimizer="adamw", ema=0.9),
+    "resnet18": lambda: images(RGB, arch="resnet18", channels=8, batch=8, init="scratch", cutout=4),
     "speedrun": lambda: images(RGB, arch="speedrun", channels=8, batch=8, optimizer="muon", flip="alternating", crop=2),
     "yolo": lambda: boxes(64, width_multiplier=0.25, batch=4),
     "yolo plain": lambda: boxes(64, width_multiplier=0.25, batch=4, mosaic=0, scale_jitter=0, color_jitter=0),

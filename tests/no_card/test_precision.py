@@ -62,8 +62,8 @@ def test_augmentation_of_the_classifier_moves_bytes_alone():
 @pytest.mark.parametrize(
     "recipe",
     [
-        images((3, 32, 32), channels=4, blocks=1, batch=8),
-        images((3, 32, 32), arch="resnet18", channels=4, batch=8, init="scratch"),
+        images((3, 32, 32), channels=8, blocks=1, batch=8),
+        images((3, 32, 32), arch="resnet18", channels=8, batch=8, init="scratch"),
         images((3, 32, 32), arch="speedrun", channels=8, batch=8),
         boxes(64, width_multiplier=0.25, batch=4),
         graph(60, 200, 16, hidden=8),

@@ -99,7 +99,7 @@ def test_values_of_a_model_saved_before_have_todays_names() -> None:
         "width_multiplier": 0.5,
         "classes": ["a"],
     }
-    assert saved_params(CnnParams, CnnParams(channels=4).model_dump(mode="json")) == CnnParams(channels=4)
+    assert saved_params(CnnParams, CnnParams(channels=8).model_dump(mode="json")) == CnnParams(channels=8)
 
 
 @pytest.mark.parametrize(

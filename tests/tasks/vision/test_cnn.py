@@ -105,7 +105,7 @@ def load_images_raw(images: Artifact) -> list[object]:
 
 
 def test_equal_seeds_give_equal_weights(tmp_path: Path) -> None:
-    images, params = made(tmp_path), CnnParams(epochs=2, batch=16, channels=4, blocks=1, flip=True, crop=2)
+    images, params = made(tmp_path), CnnParams(epochs=2, batch=16, channels=8, blocks=1, flip=True, crop=2)
     digests = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         (tmp_path / name).mkdir()
@@ -117,7 +117,7 @@ def test_equal_seeds_give_equal_weights(tmp_path: Path) -> None:
 def test_both_optimizers_learn(optimizer: str, tmp_path: Path) -> None:
     run = RecordingRun(tmp_path)
     train_cnn.body(
-        run, CnnParams(epochs=8, batch=10, channels=4, blocks=1, optimizer=optimizer, lr=0.02), made(tmp_path)
+        run, CnnParams(epochs=8, batch=10, channels=8, blocks=1, optimizer=optimizer, lr=0.02), made(tmp_path)
     )
     assert run.last("test/accuracy") > 0.9
 
@@ -127,7 +127,7 @@ def test_both_optimizers_learn(optimizer: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("classes", [2, 1000])
 def test_the_net_takes_any_size(shape: tuple[int, ...], stem: int, classes: int) -> None:
     spec = DataSpec(shape=shape, classes=tuple(map(str, range(classes))))
-    recipe = cnn_recipe(CnnParams(channels=4, blocks=1, stem=stem), spec)
+    recipe = cnn_recipe(CnnParams(channels=8, blocks=1, stem=stem), spec)
     batch = recipe.example_batch(2)
     loss, count = recipe.loss(recipe.build().train(), batch)
     loss.backward()
@@ -207,7 +207,7 @@ def test_constants_come_from_train_alone_and_travel_with_the_model(tmp_path: Pat
     from safetensors.torch import load_file
 
     images = made(tmp_path)
-    model = train_cnn.body(RecordingRun(tmp_path), CnnParams(epochs=1, channels=4, blocks=1), images)
+    model = train_cnn.body(RecordingRun(tmp_path), CnnParams(epochs=1, channels=8, blocks=1), images)
     weights, train = (
         load_file(model.path / "weights.safetensors"),
         images.arrays("train_images")["train_images"] / 255,
@@ -222,7 +222,7 @@ def test_a_class_without_images_and_flat_images_do_no_harm(tmp_path: Path) -> No
     spec = DataSpec(shape=(1, 8, 8), classes=("a", "b", "never"), counts={"train": 6, "val": 6, "test": 6})
     run = RecordingRun(tmp_path)
     train_cnn.body(
-        run, CnnParams(epochs=1, channels=4, blocks=1), save(tmp_path / "flat", "images", spec, arrays)
+        run, CnnParams(epochs=1, channels=8, blocks=1), save(tmp_path / "flat", "images", spec, arrays)
     )
     assert run.last("test/majority") == pytest.approx(4 / 6)
     assert np.isfinite(run.curve("test/loss")).all()
@@ -232,7 +232,7 @@ def test_it_stops_when_asked_and_refuses_other_artifacts(tmp_path: Path) -> None
     run = RecordingRun(tmp_path)
     run.should_stop = lambda: True
     with pytest.raises(Stopped):
-        train_cnn.body(run, CnnParams(channels=4, blocks=1), made(tmp_path))
+        train_cnn.body(run, CnnParams(channels=8, blocks=1), made(tmp_path))
     with pytest.raises(DataError, match="expected an artifact of kind 'images'"):
         train_cnn.body(run, CnnParams(), save(tmp_path / "graph", "graph"))
     with pytest.raises(DataError, match="two classes"):
