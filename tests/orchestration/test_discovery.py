@@ -77,7 +77,17 @@ def home(tmp_path_factory):
 
 def test_the_next_up_registers_what_changed(home):
     found = deployments()
-    assert sorted(found) == ["agent", "command", "detect", "etl", "foreign", "graph", "nightly", "toy", "vision"]
+    assert sorted(found) == [
+        "agent",
+        "command",
+        "detect",
+        "etl",
+        "foreign",
+        "graph",
+        "nightly",
+        "toy",
+        "vision",
+    ]
     assert found["vision"]["entrypoint"] == "overnight.orchestration.prefect.deployment_vision"
     assert found["toy"]["description"] == "Count up to a number."
     (schedule,) = found["toy"]["schedules"]
