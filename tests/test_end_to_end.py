@@ -188,10 +188,11 @@ def test_the_model_is_used_through_pyfunc(night, home):
 
     _, runs = mlflow_runs(home, "night")
     mlflow.set_tracking_uri(services.environment()["MLFLOW_TRACKING_URI"])
-    model = mlflow.pyfunc.load_model(f"runs:/{runs['made/train_cnn'].info.run_id}/made-train_cnn")
+    trained = runs["made/train_cnn"]
+    model = mlflow.pyfunc.load_model(f"runs:/{trained.info.run_id}/made-train_cnn")
     images = sorted(map(str, (home / "datasets" / "made" / "test" / "standing").glob("*.png")))
     assert (model.predict(images)["class"] == "standing").mean() > 0.9
-    page = mlflow.get_logged_model(model.model_id)
+    page = mlflow.get_logged_model(trained.outputs.model_outputs[0].model_id)
     assert {m.key: m.value for m in page.metrics}["test/accuracy"] > 0.9
     assert "resnet20: 2 classes of images" in page.tags["mlflow.note.content"]
 
