@@ -92,7 +92,16 @@ AWAY_FIX = "look at the network and at the server's address; run it again when t
 REFUSES = r"(?!408|425|429)4\d\d"  # HTTP codes that stay; the others pass
 TRACE_FIX = "run it with CUDA_LAUNCH_BLOCKING=1 to find the line that failed"
 
+CRASHED_FIX = (
+    "run it again; if it crashes again, a library is at fault: send the file of `overnight bundle RUN`"
+)
 RULES = (
+    Rule(  # what glibc prints when it finds the heap or the stack damaged
+        "bug",
+        r"double free or corruption|free\(\): invalid|(malloc|realloc|munmap_chunk)\(\): "
+        r"|corrupted (size vs|double-linked|unsorted)|stack smashing detected",
+        CRASHED_FIX,
+    ),
     Rule("stopped", r"\bKeyboardInterrupt\b", "run it again: it goes on where it was"),
     Rule(
         "bad data",
@@ -250,9 +259,6 @@ BY_SIGNAL: dict[int, tuple[Kind, str]] = {
     ),
     signal.SIGILL: ("bug", "install packages that are built for this CPU"),
 }
-CRASHED_FIX = (
-    "run it again; if it crashes again, a library is at fault: send the file of `overnight bundle RUN`"
-)
 
 
 def classify(ended: Ended, log: str = "", notes: Sequence[str] = ()) -> Failure:

@@ -250,6 +250,8 @@ PROCESSES = [  # kind, what, code that ends a process
     ("stopped", "SIGINT", "import os, signal; signal.signal(2, signal.SIG_DFL); os.kill(os.getpid(), 2)"),
     ("bug", "SIGSEGV", "import ctypes; ctypes.string_at(0)"),
     ("bug", "abort", "import os; os.abort()"),
+    ("bug", "a damaged heap", "import os; os.write(2, b'corrupted size vs. prev_size\\n'); os.abort()"),
+    ("bug", "a double free", "import os; os.write(2, b'free(): invalid next size (fast)\\n'); os.abort()"),
     ("bug", "SIGFPE", "import os; os.kill(os.getpid(), 8)"),
     ("bug", "an import at the start", "import nothing_of_this_name"),
     ("bug", "an exit", "import sys; sys.exit(3)"),
