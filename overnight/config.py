@@ -230,7 +230,8 @@ def _read_file(path: Path, source: Source, prefix: str, inside: tuple[Path, ...]
     except MALFORMED as error:
         raise ConfigError(f"{shown(path)}: not readable as yaml: {one_line(error)}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{shown(path)}: expected 'key: value' lines, found {type(values).__name__}")
+        given = "nothing" if values is None else f"a {type(values).__name__}"
+        raise ConfigError(f"{shown(path)}: expected 'key: value' lines, found {given}")
     source.places |= {f"{prefix}{key}": f"{shown(path)}:{line}" for key, line in lines.items()}
     return {key: _section(value, source, f"{prefix}{key}.", (*inside, path)) for key, value in values.items()}
 

@@ -65,8 +65,8 @@ def test_every_mistake_is_reported_at_once_with_its_place_and_the_nearest_key(tm
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "expected 'key: value' lines, found NoneType"),
-        ("- a\n- b", "found list"),
+        ("", "expected 'key: value' lines, found nothing"),
+        ("- a\n- b", "found a list"),
         ("net: {epochs: 1", "not readable as yaml"),
         ("net: {epochs: 1}\nnet: {epochs: 2}", "written twice"),
         ("seed: 1", "net: is required and missing"),

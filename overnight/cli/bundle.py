@@ -62,9 +62,14 @@ def bundle(run: Recorded, file: Path) -> Path:
     """Write the zip. Raises BadInput when the file is there already."""
     if file.exists():
         raise BadInput(f"{paths.shown(file)}: is there already; name another file")
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
-        for name, text in _texts(run):
-            packed.writestr(name, redacted(text))
+    part = file.with_name(f".{file.name}.part")
+    try:
+        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as packed:
+            for name, text in _texts(run):
+                packed.writestr(name, redacted(text))
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
     return file
 
 

@@ -25,6 +25,8 @@ def _exec(arguments: argparse.Namespace) -> int:
         raise BadInput("no command was given; write it as `overnight exec --vram 2000 -- python my.py --x 1`")
     if shutil.which(words[0]) is None:
         raise BadInput(f"{words[0]}: there is no such program on the PATH, and no such file that can be run")
+    if arguments.vram is not None and arguments.vram < 0:
+        raise BadInput(f"--vram {arguments.vram}: expected MiB of the card, 0 or more")
     code = run_config(_write_config(words, arguments.name, arguments.vram), cpu=arguments.cpu)
     ran = [row["scores"]["exit_code"] for row in rows_of(os.getpid()) if "exit_code" in row["scores"]]
     return int(ran[0]) if ran else code

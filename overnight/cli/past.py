@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from overnight.cli.command import JSON, Command
+from overnight.errors import BadInput
 
 RUN = {"help": "an experiment, EXPERIMENT/STEP, the id of a run in MLflow or Prefect, or its folder"}
 
@@ -24,6 +25,10 @@ def _diff(arguments: argparse.Namespace) -> None:
     from overnight.orchestration.recorded import find
 
     one, other = find(arguments.a), find(arguments.b)
+    if one.folder == other.folder:
+        raise BadInput(
+            f"both names mean the run of {one.began}; name the other by its id, as MLflow shows it"
+        )
     found = diff(one, other)
     if arguments.json:
         print(json.dumps(found, indent=1, ensure_ascii=False))

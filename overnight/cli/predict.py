@@ -6,6 +6,7 @@ import glob
 import json
 import shutil
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -62,7 +63,9 @@ def _target(arguments: argparse.Namespace) -> Path:
     from overnight.paths import state
 
     if arguments.out:
-        folder = Path(arguments.out).expanduser()
+        folder = Path(arguments.out).absolute()
+        if not folder.name:
+            raise BadInput(f"--out {folder}: name a folder below it")
         if folder.exists() and not folder.is_dir():
             raise BadInput(f"--out {folder}: is a file; name a folder")
         return folder
@@ -98,9 +101,17 @@ def _answers(
             return found.assign(image=names[found["image"].to_numpy()]), notes
         found.insert(0, "image", names)
         return found, notes
-    clash = {name: f"input {name}" for name in frame if name in found}
-    given = frame.rename(columns=clash).reset_index(drop=True)
-    return found if model.interface.kind == "nodes" else given.join(found), notes
+    return found if model.interface.kind == "nodes" else _beside(frame, found), notes
+
+
+def _beside(given: "pd.DataFrame", found: "pd.DataFrame") -> "pd.DataFrame":
+    """Both tables as one; columns of *given* that have a name of an answer become `input NAME`."""
+    names = list[str]()
+    for name in map(str, given):
+        while name in found or name in names:
+            name = f"input {name}"  # noqa: PLW2901 - until it is free
+        names.append(name)
+    return given.set_axis(names, axis=1).reset_index(drop=True).join(found)
 
 
 def _print_json(
@@ -185,8 +196,10 @@ def _matches(pattern: Path) -> list[str]:
 
 def _nodes(one: str) -> list[Any]:
     path = Path(one)
-    if not (path.suffix.lower() in TABLES and path.is_file()):
+    if path.suffix.lower() not in TABLES:
         return [one]
+    if not path.is_file():
+        raise BadInput(f"{one}: there is no such file; this model takes {WANTED['nodes']}")
     table = _frame(path)
     column = "node" if "node" in table else table.columns[0]
     return list(table[column])
@@ -196,7 +209,8 @@ def _table(path: Path, interface: "Interface") -> "pd.DataFrame":
     from overnight.predictor import to_frame
 
     if not path.is_file():
-        raise BadInput(f"{path}: there is no such file; this model takes {WANTED[interface.kind]}")
+        found = "is a folder" if path.is_dir() else "there is no such file"
+        raise BadInput(f"{path}: {found}; this model takes {WANTED[interface.kind]}")
     if path.suffix.lower() != ".npy":
         return _frame(path)
     import numpy as np
@@ -215,7 +229,7 @@ def _frame(path: Path) -> "pd.DataFrame":
         if path.suffix.lower() == ".parquet":
             return pd.read_parquet(path)
         table = pd.read_csv(path, dtype=str, sep=_delimiter(path), encoding="utf-8-sig")
-    except (*FAILURES, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+    except (*FAILURES, EOFError, zlib.error, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise BadInput(f"{path}: expected a table as CSV or Parquet: {one_line(error)}") from None
     return table.rename(columns=lambda name: name.strip())
 

@@ -10,7 +10,7 @@ WHY: Arguments = {"--why": {"default": "", "metavar": "TEXT", "help": "kept with
 
 def _promote(arguments: argparse.Namespace) -> None:
     name, at, number = arguments.version.rpartition("@")
-    if not at or not name or not number.isdigit():
+    if not at or not name or not number.isdecimal():
         raise BadInput(
             f"{arguments.version}: write it as NAME@VERSION, e.g. vision@3; `overnight models` lists them"
         )

@@ -104,7 +104,8 @@ class Detector:
         for number, given in enumerate(list(frame["image"])[:DRAWN]):
             image = np.asarray(to_mode(as_image(given, f"image {number}")))
             name = Path(given).stem if isinstance(given, str | Path) and len(str(given)) < 1000 else "image"
-            paths.append(folder / f"{number:03d}-{name}.png")
+            short = name.encode()[:80].decode(errors="ignore")  # a file's name has at most 255 bytes
+            paths.append(folder / f"{number:03d}-{short}.png")
             mine = rows[(found["image"] == number).to_numpy()]
             report.on_image(image, mine, drawable(self.classes)).savefig(paths[-1])
         return paths

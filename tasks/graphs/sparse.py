@@ -23,7 +23,6 @@ class Csr(NamedTuple):
 
 def csr(matrix: "sp.csr_matrix") -> Csr:
     """The matrix as tensors; int32 is what the fast kernels take."""
-    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
     return Csr(
         torch.from_numpy(matrix.indptr.astype("int32")),
         torch.from_numpy(matrix.indices.astype("int32")),
@@ -58,6 +57,7 @@ def _(
 
 
 def _product(starts: Tensor, columns: Tensor, values: Tensor, dense: Tensor) -> Tensor:
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
     size = (len(starts) - 1, len(dense))
     return torch.sparse_csr_tensor(starts, columns, values, size, check_invariants=False) @ dense.contiguous()
 

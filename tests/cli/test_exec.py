@@ -98,7 +98,7 @@ def test_exec_shows_the_output_and_ends_with_the_code_of_its_command(home):
             2,
             "no-such-program: there is no such program on the PATH",
         ),
-        (["--vram", "-1", "true"], 2, "vram: input should be greater than or equal to 0"),
+        (["--vram", "-1", "true"], 2, "--vram -1: expected MiB of the card, 0 or more"),
     ],
 )
 def test_a_command_that_cannot_run_is_refused_before_anything_starts(checkout, capsys, words, code, said):

@@ -1,5 +1,6 @@
 """`overnight predict` on a folder of a model: every kind of input, and what is written."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -87,6 +88,9 @@ def test_images_of_files_folders_and_patterns(images: Path, tmp_path: Path) -> N
         (["{images}", "--example", "{file}"], "--example: is the model's own input"),
         (["{rows}", "{file}"], "the column 'x' is missing"),
         (["{rows}", "none.csv"], "none.csv: there is no such file"),
+        (["{rows}", "{folder}"], "is a folder; this model takes CSV or Parquet"),
+        (["{rows}", "{cut}"], "a.txt.gz: expected a table as CSV or Parquet"),
+        (["{rows}", "--example", "--out", "/"], "--out /: name a folder below it"),
         (["{folder}/", "x.csv"], "there is no model in this folder"),
         (["{images}", "--example", "--out", "{file}"], "is a file; name a folder"),
     ],
@@ -95,12 +99,24 @@ def test_what_cannot_be_predicted_is_said_and_nothing_is_written(
     rows, images: Path, tmp_path: Path, capsys, words: list[str], said: str
 ) -> None:
     (tmp_path / "a.txt").write_text("a,b\n1,2\n")
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a,b\n1,2\n")[:-9])
     places = {"images": images, "rows": rows[0].path, "folder": tmp_path, "file": tmp_path / "a.txt"}
+    places["cut"] = tmp_path / "a.txt.gz"
     given = [word.format(**places) for word in words]
     out = [] if "--out" in given else ["--out", str(tmp_path / "out")]
     assert main(["predict", *given, *out]) == 2
     assert said in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "a.txt.gz"]
+
+
+def test_answers_are_written_here_and_can_be_asked_again(rows, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", str(rows[0].path), "--example", "--out", "."]) == 0
+    assert main(["predict", str(rows[0].path), "predictions.csv", "--out", "again"]) == 0
+    assert main(["predict", str(rows[0].path), "again/predictions.csv", "--out", "third", "--json"]) == 0
+    assert "input input class" in capsys.readouterr().out
+    columns = pd.read_csv(tmp_path / "third" / "predictions.csv").columns
+    assert {"class", "input class", "input input class"} <= set(columns)
 
 
 @pytest.mark.slow
