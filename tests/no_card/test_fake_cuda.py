@@ -10,7 +10,7 @@ from bench._fit_recipes import LmParams, boxes, graph, images, lm_recipe
 from overnight.training.acceleration import Precision, fuse
 from overnight.training.batches import count
 from overnight.training.prefetch import Prefetcher
-from tasks.detection.training import _detect
+from tasks.detection.training import detect
 from tasks.vision import augment
 
 CARD = torch.device("cuda")
@@ -104,7 +104,7 @@ def test_the_views_of_test_time_augmentation_stay_on_the_card(fake, flip, shape)
 def test_predictions_of_the_detector_and_the_graph_net_stay_on_the_card(fake):
     model = moved(boxes(64, width_multiplier=0.25, batch=2).build()).eval()
     with until_it_leaves_the_card():
-        assert _detect(model, torch.empty(2, 3, 64, 64, dtype=torch.uint8, device=CARD), 0.1).is_cuda
+        assert detect(model, torch.empty(2, 3, 64, 64, dtype=torch.uint8, device=CARD), 0.1).is_cuda
     for case in ("gcn", "gcn sparse, 3 layers", "sage", "gat sparse"):
         recipe = CASES[case]()
         net = moved(recipe.build()).eval()
