@@ -13,7 +13,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from overnight.config import Experiment
 from overnight.errors import ConfigError
-from overnight.night.notify import NightValues
+from overnight.night.settings import NightValues
 from overnight.step import flow_names, is_wanted, load_pipeline, pipeline
 
 FORM = (

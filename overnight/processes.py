@@ -34,6 +34,11 @@ PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
 
+def user_name() -> str:
+    """Of this process's user: a number where the machine, such as a container, knows no name."""
+    return str(psutil.Process().username())
+
+
 def without_proxies(env: Mapping[str, str]) -> dict[str, str]:
     """Without proxies and certificates, which servers of this machine need not; the steps get them back."""
     found = {name: value for name, value in env.items() if name.lower() in PROXIES}

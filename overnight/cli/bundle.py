@@ -4,7 +4,6 @@ Left out are the artifacts of steps. Replaced in every file are home folders (by
 whose names look secret, tokens, passwords in addresses, and the names of the user and the machine.
 """
 
-import getpass
 import json
 import os
 import platform
@@ -24,6 +23,7 @@ from overnight.gpu.card import find as find_card
 from overnight.orchestration.launcher import LOG_BYTES, log_tail
 from overnight.orchestration.provenance import commit
 from overnight.orchestration.recorded import Recorded
+from overnight.processes import user_name
 
 SERVICES = ("supervisor", "worker", "prefect", "mlflow", "ship")
 SERVICE_BYTES = 1 << 14  # of each log
@@ -83,7 +83,7 @@ def redacted(text: str) -> str:
         text = re.sub(rf"{re.escape(folder)}(?![\w.-])", "~", text)
     for pattern, instead in PATTERNS:
         text = pattern.sub(instead, text)
-    for name, instead in ((socket.gethostname(), "<host>"), (getpass.getuser(), "<user>")):
+    for name, instead in ((socket.gethostname(), "<host>"), (user_name(), "<user>")):
         if len(name) > 4:  # a shorter one is a word of the text as well: root
             text = re.sub(rf"\b{re.escape(name)}\b", instead, text)
     return text

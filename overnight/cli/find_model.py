@@ -14,7 +14,7 @@ def find(name: str) -> Path:
     """The folder of a model artifact; one in MLflow is downloaded to .overnight/models. Raises BadInput."""
     from overnight.tracking.models import artifact_in
 
-    folder = Path(name).expanduser()
+    folder = Path(name)
     found = artifact_in(folder) if folder.is_dir() else None
     if found is None and folder.is_dir() and folder.name != name:
         raise BadInput(

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from overnight.cli.command import JSON, Command, print_rows
-from overnight.errors import BadInput, did_you_mean, one_line
+from overnight.errors import BadInput, one_line
 
 if TYPE_CHECKING:
     from overnight.tracking.registry import Model, Registry, Version
@@ -33,14 +33,8 @@ def registry(who: str) -> "Iterator[Registry]":
 
 def _models(arguments: argparse.Namespace) -> None:
     with registry("overnight models") as found:
-        names = found.names()
-        if arguments.name and arguments.name not in names:
-            hint = (
-                did_you_mean(arguments.name, names)
-                or f"; there are {', '.join(names) or 'none yet: train one'}"
-            )
-            raise BadInput(f"{arguments.name}: the registry has no such model{hint}")
-        models = [found.find(name) for name in names if arguments.name in ("", name)]
+        names = [] if arguments.name else found.names()
+        models = [found.existing(arguments.name)] if arguments.name else [*map(found.find, names)]
     rows = [row for model in models if model for row in _rows(model, bool(arguments.name))]
     if not rows and not arguments.json:
         print("no model is registered yet; every training registers its own")

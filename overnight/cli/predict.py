@@ -176,7 +176,7 @@ def _images(inputs: Sequence[str]) -> list[str]:
 
     found = list[str]()
     for one in inputs:
-        path = Path(one).expanduser()
+        path = Path(one)
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS)
             inside = [str(file) for file in files if not file.name.startswith(".") and file.is_file()]

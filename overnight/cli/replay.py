@@ -13,10 +13,10 @@ from typing import Any
 
 from overnight import events
 from overnight.artifact import Artifact
-from overnight.cli.diff import changed_parts
 from overnight.errors import BadInput, one_line
 from overnight.files import file_sha256, read_json, tree_sha256
 from overnight.gpu.card import find as find_card
+from overnight.night.changes import changed_parts
 from overnight.night.failures import classify
 from overnight.night.key import parts
 from overnight.orchestration import seeds

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from overnight.errors import BadInput
+from overnight.errors import BadInput, did_you_mean
 from overnight.files import read_json
 from overnight.night.record import nights
 from overnight.orchestration.terminal import ROWS, Display
@@ -93,6 +93,7 @@ def _find(wanted: str) -> Path:
     found = {folder: {r.experiment, *(r.tags.get(k, "") for k in keys)} - {""} for folder, r in _runs()}
     matching = [folder for folder, names in found.items() if not wanted or wanted in names]
     if not matching:
-        known = ", ".join(sorted({name for names in list(found.values())[:5] for name in names}))
-        raise BadInput(f"no run is called {wanted!r}; there are {known}" if known else "there is no run yet")
+        known = list(dict.fromkeys(record.experiment for _folder, record in _runs()))
+        hint = did_you_mean(wanted, known) or f"; the newest are {', '.join(known[:5])}"
+        raise BadInput(f"no run is called {wanted!r}{hint}" if known else "there is no run yet")
     return next((folder for folder in matching if _read(folder)["state"] == "running"), matching[0])

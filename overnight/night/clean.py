@@ -85,7 +85,7 @@ def clean(keep: Keep, tracker: Tracker, dry_run: bool = False) -> tuple[list[dic
     with best_effort(lambda why: problems.append(f"results and models stay: MLflow does not answer: {why}")):
         kept = list[Version]()
         for model in filter(None, map(registry.find, registry.names())):
-            needed = needed_versions(registry, model)
+            needed = needed_versions(model)
             late = {one.number for one in model.versions[keep.versions :]} - needed
             old += [(model.name, one) for one in model.versions if one.number in late]
             sources |= {one.source for one in model.versions if one.number not in late}
@@ -249,10 +249,9 @@ def _remove(one: Removal) -> None:
 # ------------------------------------------------------------------------------------------------ models
 
 
-def needed_versions(registry: Registry, model: Model) -> set[int]:
+def needed_versions(model: Model) -> set[int]:
     """Those with an alias, the last champion, and those that a rollback would return to."""
-    found = registry.client.get_registered_model(model.name)
-    needed = {int(number) for number in (found.aliases or {}).values()}
+    needed = {*model.aliases.values()}
     last = model.last_champion()
     needed |= {last.number} if last else set()
     promoted = (version.facts(PROMOTED) for version in model.versions if version.number in needed)

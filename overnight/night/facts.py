@@ -12,7 +12,6 @@ from overnight.night.record import NightRecord, StepRecord
 NIGHTS = 30  # of the trends
 MOST_TO_DO = 5
 MOST_TRENDS = 12
-RECENT = 5  # runs, whose median a step is expected to take
 ENOUGH = 5  # earlier values, to say that a score is out of line
 LONG_WAIT_S = 600.0
 MUCH_MIB = 1024  # of other programs, to name them
@@ -189,17 +188,7 @@ class Facts:
 
     @property
     def has_forecast(self) -> bool:
-        return any(self.expected_s(step) for step in self.ran)
-
-    def expected_s(self, step: StepRecord) -> float | None:
-        """How long it was expected to run: its forecast, else what it took the nights before."""
-        took = [
-            one.run_s
-            for night in self.earlier
-            for one in night.steps
-            if one.label == step.label and one.state == "done" and one.run_s
-        ]
-        return step.forecast_s or (median(took[-RECENT:]) if took else None)
+        return any(step.forecast_s for step in self.ran)
 
     # ------------------------------------------------------------------------------------------- trends
 

@@ -319,6 +319,8 @@ def _unknown(ended: Ended, number: int, log: str) -> tuple[Kind, str, bool]:
     if number in {*signal.Signals}:
         return "bug", CRASHED_FIX, False
     where = _place(log)
+    if not where and PROGRAM.match(ended.error):
+        return "bug", "read what the program printed: `log.txt` of its run in MLflow", False
     return "bug", f"correct {where}" if where else "read its log; `overnight bundle RUN` gathers it", False
 
 

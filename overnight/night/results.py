@@ -4,7 +4,6 @@ Paths are relative to the state folder, so that a checkout can be moved. A resul
 can be read, belongs to its key, and the artifact's folder still has the digest that it was made with.
 """
 
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,6 @@ from overnight.night.key import Reasons, digest
 from overnight.paths import shown, state
 
 CODE = "code "  # how the parts of a key begin that are code
-MOST = 4  # changed parts that are named
 
 
 class Result(Values):
@@ -144,37 +142,3 @@ def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """Names of the parts that differ, code last."""
     names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
     return sorted(names, key=lambda name: name.startswith(CODE))
-
-
-def in_words(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """What differs, as a person calls it: `params.epochs 3 -> 4, tasks/vision/cnn.py`."""
-    words = [word for name in changed(before, now) for word in _words(name, before.get(name), now.get(name))]
-    more = len(words) - MOST
-    return ", ".join([*words[:MOST], *([f"and {more} more"] if more > 0 else [])])
-
-
-def _words(name: str, before: str | None, now: str | None) -> list[str]:
-    kind, _, rest = name.partition(" ")
-    if kind in ("code", "file"):
-        once = " (removed)" if before else " (new)"
-        return [rest if before and now else rest + once]
-    if kind != "argument":
-        return [f"{rest or name} {before} -> {now}" if before and now else rest or name]
-    old, new = (dict(_leaves(json.loads(text or "null"), rest)) for text in (before, now))
-    return [
-        f"{key} {old.get(key)} -> {new.get(key)}" if _short(old.get(key), new.get(key)) else key
-        for key in {**new, **old}
-        if old.get(key) != new.get(key)
-    ]
-
-
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, child in value.items():
-            yield from _leaves(child, f"{name}.{key}")
-    else:
-        yield name, value
-
-
-def _short(*values: Any) -> bool:
-    return all(len(str(value)) <= 30 for value in values)

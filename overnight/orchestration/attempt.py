@@ -17,6 +17,7 @@ from overnight.errors import OvernightError, Stopped, one_line
 from overnight.files import atomic_write
 from overnight.memory import usage
 from overnight.night import results
+from overnight.night.changes import in_words
 from overnight.night.failures import classify, names_of
 from overnight.night.key import digest, parts
 from overnight.night.results import Result
@@ -175,7 +176,7 @@ class Attempt:
         before = results.last(step.address, self.pending.label, str(self.pipeline.experiment.name))
         if before and before.key != self.key:
             self.pending.changed = results.changed(before.parts, self.parts)
-            found = found or f"since {before.name}: {results.in_words(before.parts, self.parts)}"
+            found = found or f"since {before.name}: {in_words(before.parts, self.parts)}"
         return None, f"runs again: {found}" if found else ""
 
     def run(self) -> StepResult:
@@ -217,8 +218,17 @@ class Attempt:
         if model is None or model.kind != "model":
             return
         run = self.pipeline
-        of = (run.experiment, self.pending.label, self.pending.step, self.key, self.arguments)
-        contest = Contest(*of, model, self.folder, self.uploader, self.log)
+        contest = Contest(
+            experiment=run.experiment,
+            label=self.pending.label,
+            step=self.pending.step,
+            key=self.key,
+            arguments=self.arguments,
+            model=model,
+            folder=self.folder,
+            uploader=self.uploader,
+            log=self.log,
+        )
         self.pending.promotion = facts = contest.hold(run.launcher, run.stop)
         run.display.say(f"{self.pending.label}: model {facts['name']}: {facts['reason']}")
 
@@ -240,7 +250,7 @@ class Attempt:
         with best_effort(lambda why: self._say(f"not remembered: {why}")):
             now = self._parts()
             if now != self.parts:
-                self._say(f"not remembered: meanwhile changed {results.in_words(self.parts, now)}")
+                self._say(f"not remembered: meanwhile changed {in_words(self.parts, now)}")
                 return
             scores = self.pending.row.scores.items()
             made = Result(

@@ -17,7 +17,7 @@ from overnight.errors import ConfigError, DataError, Stopped, TooLate
 from overnight.gpu.card import Card, find
 from overnight.gpu.ledger.filesystem import check_ledger, check_slots
 from overnight.night.calendar import deadline
-from overnight.night.notify import NightValues
+from overnight.night.settings import NightValues
 from overnight.services.register import local_timezone
 from overnight.step import Pipeline, flow_names, load_pipeline
 from overnight.tracking.client import Tracker, mlflow_error

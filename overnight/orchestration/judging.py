@@ -15,7 +15,7 @@ from overnight.artifact import Artifact
 from overnight.best_effort import call_until_stopped
 from overnight.config import Experiment, parts_of
 from overnight.data.entry import Entry
-from overnight.errors import OvernightError, Stopped, one_line
+from overnight.errors import BadInput, OvernightError, Stopped, one_line
 from overnight.files import source_sha256, tree_sha256
 from overnight.night.evidence import level
 from overnight.night.gate import PRINCIPLE, JudgeParams, Verdict, account_of, decide, judge
@@ -27,7 +27,8 @@ from overnight.orchestration.protocol import StepSpec
 from overnight.orchestration.seeds import PREFIX as SEED
 from overnight.paths import state
 from overnight.step import Step, flow_names
-from overnight.tracking.client import mlflow_error
+from overnight.tracking.client import Tracker, mlflow_error
+from overnight.tracking.models import MODEL_ID, artifact_in, fetch_model
 from overnight.tracking.registry import (
     EVIDENCE,
     FOLDER,
@@ -193,7 +194,7 @@ class Contest:
             raise NotJudged(f"not judged: {stop.reason}")
         folder = self.folder / "judge"
         folder.mkdir(exist_ok=True)
-        other = champion_folder(Registry(self.uploader.tracker), champion, folder / "champion")
+        other = champion_folder(self.uploader.tracker, champion)
         if other is None:
             raise NotJudged(
                 f"not judged: the champion, version {champion.number}, is gone: neither "
@@ -273,13 +274,14 @@ def _flow(name: str, experiment: Experiment) -> str:
     return name if name in flow_names() else str(experiment.flow)
 
 
-def champion_folder(registry: Registry, version: Version, folder: Path) -> Path | None:
-    """Of its saved model: where it was made, else downloaded from MLflow to `folder`; None: gone."""
+def champion_folder(tracker: Tracker, version: Version) -> Path | None:
+    """Of its saved model: where it was made, else downloaded from MLflow; None: gone."""
     here = state() / version.tags.get(FOLDER, "-")
     if here.is_dir() and tree_sha256(here) == version.digest:
         return here
-    with suppress(OSError, mlflow_error()):
-        found = registry.fetch(version, folder)
+    logged = MODEL_ID.search(version.source)
+    with suppress(OSError, BadInput, mlflow_error()):
+        found = artifact_in(fetch_model(tracker, logged[0])) if logged else None
         if found is not None and tree_sha256(found) == version.digest:
             return found
     return None

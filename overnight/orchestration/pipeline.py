@@ -23,8 +23,8 @@ from overnight.gpu.device_usage import EnergyMeter
 from overnight.night import record
 from overnight.night.clean import clean_after
 from overnight.night.failures import Failure
-from overnight.night.notify import NightValues
 from overnight.night.results import Result
+from overnight.night.settings import NightValues
 from overnight.orchestration import planning, provenance, reporting, seeds
 from overnight.orchestration.checks import card_for, check_data, end_time, load, tracker_for
 from overnight.orchestration.launcher import Launcher, Local, Stop, stopped_by_signals

@@ -11,7 +11,7 @@ from overnight.gpu.card import Card
 from overnight.gpu.device_usage import EnergyMeter
 from overnight.memory.usage import Usage
 from overnight.night import notify, record, report
-from overnight.night.notify import NightValues
+from overnight.night.settings import NightValues
 from overnight.orchestration.launcher import Stop
 from overnight.orchestration.planning import Forecast
 from overnight.orchestration.terminal import Display, StepRow

@@ -10,9 +10,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
-
 from overnight.events import Json
+from overnight.processes import user_name
 
 DIGEST = "overnight.digest"  # tag of a logged model
 NOTE_TAG = "mlflow.note.content"
@@ -122,7 +121,7 @@ class Tracker:
 
     def open(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
         nested = {"mlflow.parentRunId": parent} if parent else {}
-        user = psutil.Process().username()  # a container may know no name: its number then
+        user = user_name()
         source = {"mlflow.user": user, "mlflow.source.name": "overnight", "mlflow.source.type": "LOCAL"}
         made = self.client.create_run(
             self.experiment_id, tags={**source, **hidden(tags), **nested}, run_name=name

@@ -1,6 +1,5 @@
 """Models in MLflow: packed from code and safetensors, described so that they can be used."""
 
-import json
 import re
 import shutil
 import tempfile
@@ -12,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from overnight import predictor
-from overnight.errors import BadInput, did_you_mean, one_line
+from overnight.errors import BadInput, one_line
 from overnight.paths import state
 from overnight.predictor import Column, Interface
 from overnight.tracking.client import DIGEST, NOTE_TAG, Tracker, mlflow_error
+from overnight.tracking.registry import ALIAS, Model, Registry, Version
 
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pydantic", "pyyaml", "safetensors", "torch")  # of every model
 MORE: dict[str, tuple[str, ...]] = {
@@ -127,32 +127,31 @@ def _newest_output(run: Any) -> str:
 
 
 def _registered(tracker: Tracker, name: str) -> str:
-    client = tracker.client
+    registry = Registry(tracker)
     plain, _, which = name.partition("@")
-    versions = sorted(
-        client.search_model_versions(f"name = {json.dumps(plain)}"), key=lambda v: -int(v.version)
-    )
-    trained = "" if versions or which else _newest_trained(tracker, plain)
+    model = registry.find(plain)
+    trained = _newest_trained(tracker, plain) if model is None and not which else ""
     if trained:
         return trained
-    if not versions:
-        known = [model.name for model in client.search_registered_models()]
-        hint = (
-            did_you_mean(plain, known) or f"; there are {', '.join(known) or 'none yet: run an experiment'}"
-        )
-        raise BadInput(f"no model, and no experiment that trained one, is called {plain!r}{hint}")
-    aliases = client.get_registered_model(plain).aliases or {}
-    wanted = aliases.get(which or "champion", which or versions[0].version)
-    found = next((version for version in versions if str(version.version) == str(wanted)), None)
-    if found is None:
-        there = ", ".join(
-            [*(f"@{version.version}" for version in versions[::-1]), *(f"@{name}" for name in aliases)]
-        )
-        raise BadInput(f"{plain} has no version or alias {which!r}; there are {there}")
-    source = MODEL_ID.search(found.source or "")  # MLflow's database keeps no model_id
+    model = model or registry.existing(plain)
+    version = _version(model, which)
+    source = MODEL_ID.search(version.source)  # MLflow's database keeps no model_id
     if source is None:
-        raise BadInput(f"version {found.version} of {plain} is of no model that was logged; train it again")
+        raise BadInput(f"version {version.number} of {plain} is of no model that was logged; train it again")
     return source[0]
+
+
+def _version(model: Model, which: str) -> Version:
+    """By its number or alias; the champion, else the newest when neither is given. Raises BadInput."""
+    newest = model.versions[0].number if model.versions else 0
+    numbers = {"": model.aliases.get(ALIAS, newest), **model.aliases}
+    number = int(which) if which.isdecimal() else numbers.get(which, 0)
+    version = model.version(number)
+    if version is None:
+        there = [f"@{one.number}" for one in model.versions[::-1]] + [f"@{alias}" for alias in model.aliases]
+        asked = f"version or alias {which!r}" if which else "version"
+        raise BadInput(f"{model.name} has no {asked}; there are {', '.join(there) or 'none: train one'}")
+    return version
 
 
 def _newest_trained(tracker: Tracker, name: str) -> str:

@@ -6,18 +6,17 @@ written again, so that a process that is killed at any of them leaves the alias 
 with its evidence.
 """
 
-import getpass
 import json
 import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from overnight.errors import BadInput, did_you_mean
 from overnight.events import Json
+from overnight.processes import user_name
 from overnight.tracking.client import DIGEST, Tracker, mlflow_error
 
 ALIAS = "champion"
@@ -54,8 +53,15 @@ class Model:
 
     name: str
     tags: dict[str, str] = field(default_factory=dict)
-    champion: Version | None = None
+    aliases: dict[str, int] = field(default_factory=dict)
     versions: tuple[Version, ...] = ()
+
+    @property
+    def champion(self) -> Version | None:
+        return self.version(self.aliases.get(ALIAS, 0))
+
+    def version(self, number: int) -> Version | None:
+        return next((version for version in self.versions if version.number == number), None)
 
     @property
     def account(self) -> Json:
@@ -101,13 +107,20 @@ class Registry:
         try:
             found = self.client.get_registered_model(name)
         except mlflow_error() as error:
-            if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
+            if not self.tracker.refuses(error):
                 raise
             return None
-        versions = self._versions(name)
-        number = int((found.aliases or {}).get(ALIAS, 0))
-        champion = next((version for version in versions if version.number == number), None)
-        return Model(name, dict(found.tags or {}), champion, versions)
+        aliases = {alias: int(number) for alias, number in (found.aliases or {}).items()}
+        return Model(name, dict(found.tags or {}), aliases, self._versions(name))
+
+    def existing(self, name: str) -> Model:
+        """Raises BadInput for a name that the registry does not have."""
+        model = self.find(name)
+        if model is None:
+            names = self.names()
+            hint = did_you_mean(name, names) or f"; there are {', '.join(names) or 'none yet: train one'}"
+            raise BadInput(f"{name}: the registry has no such model{hint}")
+        return model
 
     def _versions(self, name: str) -> tuple[Version, ...]:
         wanted = f"name = '{name}'"
@@ -210,7 +223,7 @@ class Registry:
 
     def promote(self, name: str, number: int, why: str = "") -> int:
         """Make a version the champion by hand; the number of the former one, 0 for none. Raises BadInput."""
-        model = self._existing(name)
+        model = self.existing(name)
         numbers = [version.number for version in model.versions]
         if number not in numbers:
             there = ", ".join(map(str, sorted(numbers))) or "none"
@@ -222,12 +235,12 @@ class Registry:
             )
         if any(version.number == number and WITHDRAWN in version.tags for version in model.versions):
             self.client.delete_model_version_tag(name, str(number), WITHDRAWN)
-        self._promote(name, number, {"at": time.time(), "former": former, "by": _user(), "why": why})
+        self._promote(name, number, {"at": time.time(), "former": former, "by": user_name(), "why": why})
         return former
 
     def rollback(self, name: str, why: str = "") -> tuple[int, int]:
         """Return to the champion before; (from, to). Raises BadInput where there was none."""
-        model = self._existing(name)
+        model = self.existing(name)
         last = model.champion or model.last_champion()
         former = int(last.facts(PROMOTED).get("former") or 0) if last else 0
         if model.champion is None and last is not None:
@@ -244,17 +257,9 @@ class Registry:
                 f"{', '.join(map(str, sorted(there))) or 'its versions, of which there is none'}"
             )
         if former != last.number:
-            self._tag(name, last.number, WITHDRAWN, {"at": time.time(), "by": _user(), "why": why})
+            self._tag(name, last.number, WITHDRAWN, {"at": time.time(), "by": user_name(), "why": why})
         self.client.set_registered_model_alias(name, ALIAS, str(former))
         return last.number, former
-
-    def _existing(self, name: str) -> Model:
-        model = self.find(name)
-        if model is None:
-            names = self.names()
-            hint = did_you_mean(name, names) or f"; there are {', '.join(names) or 'none yet: train one'}"
-            raise BadInput(f"{name}: the registry has no such model{hint}")
-        return model
 
     def _promote(self, name: str, number: int, facts: Json) -> None:
         self._tag(name, number, PROMOTED, facts)
@@ -262,16 +267,6 @@ class Registry:
 
     def _tag(self, name: str, number: int, tag: str, facts: Mapping[str, Any]) -> None:
         self.client.set_model_version_tag(name, str(number), tag, json.dumps(facts, ensure_ascii=False))
-
-    def fetch(self, version: Version, folder: Path) -> Path | None:
-        """The folder of a version's saved model, downloaded from MLflow; None where MLflow has none."""
-        from mlflow.artifacts import download_artifacts
-
-        folder.mkdir(parents=True, exist_ok=True)
-        place = {"dst_path": str(folder), "tracking_uri": self.tracker.uri}
-        got = Path(download_artifacts(artifact_uri=version.source, **place))
-        found = (meta.parent for meta in sorted(got.rglob("meta.json")))
-        return next(found, None)
 
 
 def name_problem(model: Model, flow: str) -> str:
@@ -288,13 +283,6 @@ def name_problem(model: Model, flow: str) -> str:
 
 def _is_newer(model: Model, event: Json) -> bool:
     return float(model.account.get("began", 0)) < float(event["account"].get("began", 0))
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container may know no name
-        return "somebody"
 
 
 def day(at: float) -> str:

@@ -43,7 +43,7 @@ def test_a_run_whose_process_is_gone_has_failed_and_another_name_is_refused(chec
     saved("vision", "running", pid=2**22 + 1)
     assert watch() == 1
     assert "its process is gone" in capsys.readouterr().out
-    with pytest.raises(BadInput, match="no run is called 'visoin'; there are brave-vision"):
+    with pytest.raises(BadInput, match="no run is called 'visoin'; did you mean 'vision'"):
         watch("visoin")
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from overnight.config import read, validate
 from overnight.errors import ConfigError
-from overnight.night.notify import NightValues, Notify, main, send
+from overnight.night.notify import Notify, main, send
+from overnight.night.settings import NightValues
 from overnight.orchestration.checks import load
 
 SECRET = "https://hooks.example/T0/s3cr3t"

@@ -8,8 +8,9 @@ import pytest
 
 from overnight import artifact
 from overnight.night import results
+from overnight.night.changes import in_words
 from overnight.night.key import digest
-from overnight.night.results import Result, in_words, recall, remember
+from overnight.night.results import Result, recall, remember
 from overnight.paths import state, steps
 
 PARTS = {

@@ -27,7 +27,7 @@ def coin(folder: Path, errors: float, seed: int) -> Artifact:
     """A model that load() loads as a Coin."""
     config = {"errors": errors, "seed": seed}
     meta = {"predictor": f"{__name__}:Coin", "interface": {}, "config": config}
-    return save(folder, "model", meta=meta)
+    return save(folder, "model", meta=meta, files={"weights.safetensors": lambda path: path.touch()})
 
 
 def items(folder: Path, count: int, name: str = "item") -> Artifact:

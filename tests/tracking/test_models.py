@@ -91,7 +91,7 @@ def test_a_model_is_found_by_run_link_name_version_and_alias(made, tracker, logg
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("shop", "trained one, is called 'shop'.*did you mean 'shops'"),
+        ("shop", "shop: the registry has no such model; did you mean 'shops'"),
         ("shops@7", "shops has no version or alias '7'; there are @1"),
         ("shops@worst", "no version or alias 'worst'.*@best"),
         (ABSENT, f"MLflow has no run {ABSENT}"),

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from overnight.errors import BadInput
-from overnight.tracking.client import DIGEST, Tracker
+from overnight.tracking.client import Tracker
 from overnight.tracking.registry import (
     ACCOUNT,
     ALIAS,
@@ -154,21 +154,6 @@ def test_names_are_those_that_the_registry_takes(made):
     assert model_name("a/b: 50%") == "a-b- 50-"
     made.registry.client.create_registered_model(model_name('it\'s "größe" 猫/`x`'))
     assert model_name('it\'s "größe" 猫/`x`') in made.registry.names()
-
-
-def test_a_model_is_fetched_whole(made, tmp_path):
-    from overnight.artifact import save
-
-    saved = save(
-        tmp_path / "model", "model", meta={"predictor": "x"}, files={"a/w": lambda p: p.write_text("w")}
-    )
-    made.register(saved.digest, saved.path)
-    version = made.find().of_digest(saved.digest)
-    found = made.registry.fetch(version, tmp_path / "there")
-    from overnight.files import tree_sha256
-
-    assert tree_sha256(found) == saved.digest
-    assert version.tags[DIGEST] == saved.digest
 
 
 def test_a_model_that_waited_for_the_server_is_the_champion_only_if_there_is_no_other(made):
