@@ -299,7 +299,9 @@ def test_an_exclusive_step_shares_the_card_with_nobody(home):
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGHUP]
 )
 def test_a_signal_ends_it_all(home, number):
+    before = signal.signal(number, signal.SIG_DFL)  # `nohup make test` ignores SIGHUP, and its children do
     process = start("run", "long")
+    signal.signal(number, before)
     until(lambda: ledger(home).held_mib(), "the grant")
     process.send_signal(number)
     output, _ = process.communicate(timeout=300)  # the chaos suite measures it
