@@ -183,11 +183,11 @@ def test_mlflow_holds_the_runs_their_curves_pictures_inputs_and_links(night, hom
     assert "broken/train_cnn" not in runs
 
 
-def test_the_model_is_used_through_pyfunc(night, home):
+def test_the_model_is_used_through_pyfunc(night, home, monkeypatch):
     import mlflow
 
     _, runs = mlflow_runs(home, "night")
-    mlflow.set_tracking_uri(services.environment()["MLFLOW_TRACKING_URI"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", services.environment()["MLFLOW_TRACKING_URI"])
     trained = runs["made/train_cnn"]
     model = mlflow.pyfunc.load_model(f"runs:/{trained.info.run_id}/made-train_cnn")
     images = sorted(map(str, (home / "datasets" / "made" / "test" / "standing").glob("*.png")))

@@ -41,7 +41,9 @@ def logged(made: tuple[RecordingRun, Artifact, Artifact], tracker: Tracker) -> t
     return step, whole
 
 
-def test_the_page_of_a_model_has_its_scores_params_description_and_example(made, tracker, logged) -> None:
+def test_the_page_of_a_model_has_its_scores_params_description_and_example(
+    made, tracker, logged, monkeypatch
+) -> None:
     import mlflow
 
     (found,) = tracker.client.search_logged_models([tracker.experiment_id])
@@ -57,7 +59,7 @@ def test_the_page_of_a_model_has_its_scores_params_description_and_example(made,
     assert (found.params["numeric"], found.tags[DIGEST]) == ("x", made[1].digest)
     assert found.tags[NOTE_TAG].startswith("Logistic regression: false or true, by paid.\n\nIn: `x` (double)")
     assert found.source_run_id == logged[0]
-    mlflow.set_tracking_uri(tracker.uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)  # set_tracking_uri would keep it
     model = mlflow.pyfunc.load_model(f"models:/{found.model_id}")
     rows = pl.read_parquet(made[2].path / "table.parquet").filter(pl.col("hour") >= 96).to_pandas()
     right = model.predict(rows)["class"] == rows["paid"].astype(str).str.lower()
