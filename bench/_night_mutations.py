@@ -25,7 +25,7 @@ experiments:
     name: trips
     data: trips
     tables: {fact: trips, joins: [{table: places, by: {place: name}, take: [height]}]}
-    classifier: {target: "CASE WHEN late > 5 THEN 'late' ELSE 'in time' END", numeric: [distance, height]}
+    predictor: {target: "CASE WHEN late > 5 THEN 'late' ELSE 'in time' END", numeric: [distance, height]}
   - {flow: graph, name: club, data: karate, gnn: {epochs: 2}}
   - {flow: agent, name: pole, agent: {total_steps: 512, eval_every: 512}}
 """
@@ -35,7 +35,7 @@ about: made up
 files: [{path: trips.csv}, {path: places.csv}]
 options: {tables: {trips: trips.csv, places: places.csv}}
 """
-IMAGES, CNN, JOIN, FIT = "made/load_images", "made/train_cnn", "trips/join_tables", "trips/fit_classifier"
+IMAGES, CNN, JOIN, FIT = "made/load_images", "made/train_cnn", "trips/join_tables", "trips/fit_table"
 GRAPH, GNN, AGENT = "club/load_graph", "club/train_gnn", "pole/train_agent"
 EVERY = (IMAGES, CNN, JOIN, FIT, GRAPH, GNN, AGENT)
 PICTURE = "datasets/made/train/lying/3.png"
@@ -168,7 +168,7 @@ CHANGES = [
         (IMAGES, CNN),
         of_config("data: made,", "data: made, images: {size: 16},"),
     ),
-    Change("values", "a column of the classifier", (FIT,), of_config("[distance, height]", "[distance]")),
+    Change("values", "a column of the predictor", (FIT,), of_config("[distance, height]", "[distance]")),
     Change("values", "epochs of the graph's net", (GNN,), of_config("gnn: {epochs: 2}", "gnn: {epochs: 3}")),
     Change("values", "steps of the agent", (AGENT,), of_config("total_steps: 512", "total_steps: 768")),
     Change("values", "the seed", EVERY, of_config("flow: nightly", "flow: nightly\nseed: 1")),

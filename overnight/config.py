@@ -200,7 +200,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Sou
     """A yaml mapping with dotted overrides laid over it; mistakes are gathered in the Source.
 
     A section may be another config beside this one: `etl: etl.yaml`, or with changes
-    `etl: {config: etl.yaml, classifier: null}`; its flow, name, seed and card are left out. An item of a list
+    `etl: {config: etl.yaml, predictor: null}`; its flow, name, seed and card are left out. An item of a list
     keeps its flow, and is named as the file unless the changes give a name.
     """
     source = Source(path)

@@ -13,7 +13,7 @@ from overnight.predictor import ItemLosses
 from tasks.shared.predictors import load_model, saved_params
 from tasks.tabular.columns import Type, cast
 from tasks.tabular.encoding import Encoder, as_levels
-from tasks.tabular.linear import ClassifierParams, labelled, softmax, split
+from tasks.tabular.fit import FitParams, labelled, softmax, split
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,7 @@ class RowClassifier:
         self.classes: list[str] = config["classes"]
         self.encoder = Encoder(**config["encoder"])
         self.kinds: dict[str, Type] = config["kinds"]
-        self.params = saved_params(ClassifierParams, config["params"])
+        self.params = saved_params(FitParams, config["params"])
         self.seed: int = config["seed"]
         self.weights = tensors["weights"].numpy()
         self.bias = tensors["bias"].numpy()

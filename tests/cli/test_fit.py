@@ -123,8 +123,8 @@ def test_what_runs_on_the_processor_takes_nothing_of_the_card(capsys):
         1e6 * (2 * 8 * 4 + 8 + 8) / 2**20, rel=0.1
     )  # two observations of 8 numbers, action, reward, end
     code, rows = fit(capsys, "etl")
-    assert (code, rows["fit_classifier"]["verdict"], rows["fit_classifier"]["mib"]) == (0, "fits", 0)
-    assert "scikit-learn" in rows["fit_classifier"]["why"]
+    assert (code, rows["fit_table"]["verdict"], rows["fit_table"]["mib"]) == (0, "fits", 0)
+    assert "scikit-learn" in rows["fit_table"]["why"]
     assert 600 < rows["join_tables"]["mib"] < 2048
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from overnight import Artifact, RecordingRun
 from overnight.cli.main import main
 from tasks.rl.train import AgentParams, train_agent
-from tasks.tabular.linear import ClassifierParams, fit_classifier
+from tasks.tabular.fit import FitParams, fit_table
 from tasks.vision.cnn import CnnParams, train_cnn
 from tests.tasks.detection.test_yolo import SMALL, scenes
 from tests.tasks.tabular.test_predictor import PARAMS, table
@@ -24,9 +24,7 @@ from tests.tasks.vision.test_cnn import made as brightness
 def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Path]:
     run = RecordingRun(tmp_path_factory.mktemp("rows"))
     data = table(run.folder)
-    return fit_classifier.body(
-        run, ClassifierParams.model_validate(PARAMS), data
-    ), data.path / "table.parquet"
+    return fit_table.body(run, FitParams.model_validate(PARAMS), data), data.path / "table.parquet"
 
 
 @pytest.fixture(scope="module")

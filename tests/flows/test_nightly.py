@@ -168,6 +168,4 @@ def test_a_command_that_is_wrong_says_what_to_write(night, item, message):
 def test_the_table_that_two_experiments_need_is_joined_once(name):
     labels = [planned.label for planned in planned_steps(configs() / f"{name}.yaml")]
     assert [label for label in labels if "join_tables" in label] == ["etl/join_tables"]
-    assert {"etl/fit_classifier", "planes/link_rows", "planes/train_gnn", "cartpole/train_agent"} <= set(
-        labels
-    )
+    assert {"etl/fit_table", "planes/link_rows", "planes/train_gnn", "cartpole/train_agent"} <= set(labels)

@@ -244,13 +244,13 @@ def test_what_a_probe_chooses_is_part_of_the_key():
 
 
 def test_probes_of_the_tables_follow_the_card_and_the_values():
-    from tasks.tabular.linear import ClassifierParams, fit_classifier
+    from tasks.tabular.fit import FitParams, fit_table
 
     card = Card(uuid="virtual", name="virtual", total_mib=1024, budget_mib=1024)
     table = Artifact(kind="table", path="/made", digest="d", spec=DataSpec(rows=10))
     values = {"target": "a", "numeric": ["b"]}
-    automatic = fit_classifier.choices(card, [ClassifierParams(**values), table])
-    asked = fit_classifier.choices(card, [ClassifierParams(**values, backend="cuml"), table])
+    automatic = fit_table.choices(card, [FitParams(**values), table])
+    asked = fit_table.choices(card, [FitParams(**values, backend="cuml"), table])
     assert (automatic, asked) == ({"backend": "sklearn"}, {"backend": "cuml"})
 
 

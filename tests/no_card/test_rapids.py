@@ -19,8 +19,8 @@ from overnight.data.dataset import Dataset
 from overnight.errors import ServiceError
 from overnight.gpu import rmm
 from tasks.tabular import rapids
+from tasks.tabular.fit import FitParams, fit_peak, fit_table
 from tasks.tabular.join import TableParams, join_tables
-from tasks.tabular.linear import ClassifierParams, classifier_peak, fit_classifier
 from tests.support.recorded_nvml import play
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -204,9 +204,7 @@ def test_cuml_takes_the_sparse_matrix(on_card, monkeypatch, tmp_path):
         tmp_path / "t", "table", DataSpec(rows=400), files={"table.parquet": frame.write_parquet}
     )
     run = RecordingRun(tmp_path, device="cuda", budget_mib=800)
-    fit_classifier.body(
-        run, ClassifierParams(target="paid", numeric=["x"], categorical=["shop"], backend="cuml"), table
-    )
+    fit_table.body(run, FitParams(target="paid", numeric=["x"], categorical=["shop"], backend="cuml"), table)
     assert {e["name"]: e["value"] for e in run.of("param")}["backend"] == "cuml"
     assert all(sp.issparse(matrix) and matrix.format == "csr" for matrix in seen)
     assert len(seen) == 1
@@ -214,8 +212,8 @@ def test_cuml_takes_the_sparse_matrix(on_card, monkeypatch, tmp_path):
 
 def test_the_formula_of_cuml_counts_what_is_filled(monkeypatch):
     """A table as that of the flights: 1 M rows, 11 numbers and 6 columns of at most 200 levels."""
-    params = ClassifierParams(target="late", numeric=list("abcdefghijk"), categorical=list("lmnopq"))
-    found = classifier_peak(params, DataSpec(rows=1_000_000))
+    params = FitParams(target="late", numeric=list("abcdefghijk"), categorical=list("lmnopq"))
+    found = fit_peak(params, DataSpec(rows=1_000_000))
     filled_mib = 1_000_000 * (2 * 11 + 6) * 8 / MIB
     assert filled_mib <= found.low < 1.1 * filled_mib
     assert found.high < 6 * filled_mib

@@ -47,9 +47,16 @@ def test_every_graph_experiment_loads(name: str) -> None:
 
 def test_the_experiment_on_tables_predicts_from_what_is_known_before() -> None:
     cfg = Etl.load(paths.configs() / "etl.yaml")
-    assert cfg.classifier is not None
-    used = set(cfg.classifier.numeric + cfg.classifier.categorical)
+    assert cfg.predictor is not None
+    used = set(cfg.predictor.numeric + cfg.classifier.categorical)
     assert not used & {"dep_time", "dep_delay", "arr_time", "arr_delay", "air_time"}
+
+
+def test_the_section_of_before_is_refused_with_its_name_of_today(tmp_path: Path) -> None:
+    text = (paths.configs() / "etl.yaml").read_text().replace("\npredictor:", "\nclassifier:")
+    (tmp_path / "old.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="classifier: is now called predictor"):
+        Etl.load(tmp_path / "old.yaml")
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from overnight import Artifact, RecordingRun
 from overnight.errors import BadInput
 from overnight.tracking.client import DIGEST, NOTE_TAG, Tracker
 from overnight.tracking.models import artifact_in, fetch_model, find_model, log_model
-from tasks.tabular.linear import ClassifierParams, fit_classifier
+from tasks.tabular.fit import FitParams, fit_table
 from tests.tasks.tabular.test_predictor import PARAMS, table
 
 ABSENT = "0" * 32
@@ -17,7 +17,7 @@ ABSENT = "0" * 32
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[RecordingRun, Artifact, Artifact]:
     run = RecordingRun(tmp_path_factory.mktemp("rows"))
     data = table(run.folder)
-    return run, fit_classifier.body(run, ClassifierParams.model_validate(PARAMS), data), data
+    return run, fit_table.body(run, FitParams.model_validate(PARAMS), data), data
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +33,11 @@ def logged(made: tuple[RecordingRun, Artifact, Artifact], tracker: Tracker) -> t
     """The run of the step, below one of an experiment, and that one."""
     run, model, _data = made
     whole = tracker.open("shops", {})
-    step = tracker.open("shops/fit_classifier", {}, whole)
+    step = tracker.open("shops/fit_table", {}, whole)
     tracker.params(step, {"numeric": "x", "seed": 0})
     tracker.metrics(step, [{**event, "at": 1.0} for event in run.of("metrics")])
     for _ in range(2):  # as when the first answer was lost
-        log_model(tracker, step, "shops/fit_classifier", model.path, model.digest)
+        log_model(tracker, step, "shops/fit_table", model.path, model.digest)
     return step, whole
 
 

@@ -194,7 +194,7 @@ def everything(run, folder):
     run.data("made", "d" * 64, "datasets/made.yaml")
     (folder / "a.txt").write_text("x")
     run.publish(folder / "a.txt", "pictures")
-    run.save_model("tasks.tabular.linear:predictor", {"weight": torch.ones(2)}, {})
+    run.save_model("tasks.tabular.fit:predictor", {"weight": torch.ones(2)}, {})
 
 
 @pytest.mark.parametrize("told", [0, 1, 3, 6])

@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 
 from overnight import Artifact, DataSpec, RecordingRun, artifact
 from overnight.errors import BadInput
-from tasks.tabular.linear import ClassifierParams, fit_classifier
+from tasks.tabular.fit import FitParams, fit_table
 from tasks.tabular.predictor import RowClassifier
 from tests.support.loaded import by_mlflow
 
@@ -57,7 +57,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[RecordingRun, Artifa
     folder = tmp_path_factory.mktemp("rows")
     run = RecordingRun(folder)
     data = table(folder)
-    return run, fit_classifier.body(run, ClassifierParams.model_validate(PARAMS), data), data
+    return run, fit_table.body(run, FitParams.model_validate(PARAMS), data), data
 
 
 @pytest.fixture(scope="module")

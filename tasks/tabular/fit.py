@@ -40,7 +40,7 @@ TYPES: dict[Type, ColumnType] = {
 }
 
 
-class ClassifierParams(Params):
+class FitParams(Params):
     """What to predict, and from which columns.
 
     Choosing ones known before the answer is, is up to these values.
@@ -75,7 +75,7 @@ class ClassifierParams(Params):
     )
 
 
-def classifier_peak(params: ClassifierParams, table: DataSpec) -> Formula:
+def fit_peak(params: FitParams, table: DataSpec) -> Formula:
     """Nothing of the card with scikit-learn, which small tables take.
 
     With cuML what its matrix and its solver need.
@@ -94,15 +94,15 @@ def classifier_peak(params: ClassifierParams, table: DataSpec) -> Formula:
     return memory.fitted(table.rows, features, filled, MOST_CLASSES)
 
 
-def classifier_probe(card: Card | None, params: ClassifierParams, table: Artifact) -> dict[str, str]:
+def fit_probe(card: Card | None, params: FitParams, table: Artifact) -> dict[str, str]:
     """The library that will fit: their solvers end at slightly different weights."""
     large = table.spec.rows >= params.cuml_from_rows
     automatic = "cuml" if large and rapids.cuml_choice(card) else "sklearn"
     return {"backend": automatic if params.backend == "auto" else params.backend}
 
 
-@step(gpu=True, vram_mib=1024, peak=classifier_peak, probe=classifier_probe)
-def fit_classifier(run: Run, params: ClassifierParams, table: Artifact) -> Artifact:
+@step(gpu=True, vram_mib=1024, peak=fit_peak, probe=fit_probe)
+def fit_table(run: Run, params: FitParams, table: Artifact) -> Artifact:
     """A table -> logistic regression over scaled numbers and one-hot levels.
 
     Logs test/accuracy beside test/majority, test/log_loss beside test/log_loss_prior, test/roc_auc (one
@@ -148,7 +148,7 @@ def fit_classifier(run: Run, params: ClassifierParams, table: Artifact) -> Artif
     return run.save_model("tasks.tabular.predictor:predictor", tensors, config, spec, interface)
 
 
-def labelled(params: ClassifierParams, table: Artifact) -> "tuple[pl.DataFrame, np.ndarray, list[str], int]":
+def labelled(params: FitParams, table: Artifact) -> "tuple[pl.DataFrame, np.ndarray, list[str], int]":
     """The rows that have a class, their class numbers, the classes in order, and the number of all rows."""
     import polars as pl
 
@@ -191,7 +191,7 @@ def labelled(params: ClassifierParams, table: Artifact) -> "tuple[pl.DataFrame, 
 
 
 def split(
-    params: ClassifierParams, frame: "pl.DataFrame", labels: np.ndarray, seed: int
+    params: FitParams, frame: "pl.DataFrame", labels: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers of both parts; rows that are equal by the order column stay together."""
     if params.order:
@@ -218,7 +218,7 @@ def split(
 
 
 def _fit(
-    run: Run, params: ClassifierParams, matrix: "sp.csr_matrix", labels: np.ndarray, classes: int
+    run: Run, params: FitParams, matrix: "sp.csr_matrix", labels: np.ndarray, classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights (classes, features) and bias (classes,) of a softmax.
 
@@ -242,13 +242,13 @@ def _fit(
     return weights, bias
 
 
-def _sklearn_model(params: ClassifierParams) -> Any:
+def _sklearn_model(params: FitParams) -> Any:
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(C=params.strength, max_iter=params.iterations)
 
 
-def _cuml_model(run: Run, params: ClassifierParams) -> Any:
+def _cuml_model(run: Run, params: FitParams) -> Any:
     limit_memory(run.budget_mib)
     from cuml.linear_model import LogisticRegression
 

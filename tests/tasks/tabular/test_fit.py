@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from overnight import Artifact, DataSpec, RecordingRun, artifact
 from overnight.errors import DataError
-from tasks.tabular.linear import ClassifierParams, fit_classifier
+from tasks.tabular.fit import FitParams, fit_table
 from tasks.tabular.predictor import RowClassifier
 
 ROWS = 4000
@@ -44,7 +44,7 @@ def fitted(tmp_path: Path, data: Artifact, seed: int = 0, **params: object) -> t
     run = RecordingRun(tmp_path / "run", seed=seed)
     run.folder.mkdir(exist_ok=True)
     given = {"target": "paid", "numeric": ["x", "noise", "one"], "categorical": ["shop"], **params}
-    return run, fit_classifier.body(run, ClassifierParams(**given), data)
+    return run, fit_table.body(run, FitParams(**given), data)
 
 
 def test_it_finds_what_decides_and_beats_the_majority(tmp_path: Path) -> None:
