@@ -101,7 +101,8 @@ class Run(ABC):
     def cleaned(self, counts: CleaningCounts) -> None:
         """Odd data that a rule took care of: logged line by line and as metrics."""
         for reason, times in sorted(counts.items()):
-            self.log(f"data: {reason}: {times}")
+            where = f" (first: {counts.first[reason]})" if reason in counts.first else ""
+            self.log(f"data: {reason}: {times}{where}")
             self.metric(f"data/{reason.replace(' ', '_')}", times)
 
     def progress(self, done: float, total: float, text: str = "", at_most: bool = False) -> None:

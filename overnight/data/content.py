@@ -12,7 +12,23 @@ if TYPE_CHECKING:
 
 
 class CleaningCounts(Counter[str]):
-    """How often each rule for odd data was applied: {"box of zero size dropped": 2}."""
+    """How often each rule for odd data was applied: {"box of zero size dropped": 2}.
+
+    first: where a rule was first applied, where that was said.
+    """
+
+    def __init__(self, counts: Mapping[str, int] | None = None) -> None:
+        self.first: dict[str, str] = dict(getattr(counts, "first", {}))
+        super().__init__(counts or {})
+
+    def at(self, rule: str, where: str) -> None:
+        self[rule] += 1
+        self.first.setdefault(rule, where)
+
+    def __pos__(self) -> "CleaningCounts":
+        found = CleaningCounts(super().__pos__())
+        found.first = {rule: where for rule, where in self.first.items() if rule in found}
+        return found
 
 
 @dataclass(frozen=True)

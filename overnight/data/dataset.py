@@ -10,7 +10,7 @@ from pydantic import AfterValidator, model_validator
 from overnight.artifact import DataSpec
 from overnight.config import Source, Values, read, validate
 from overnight.data import digests, readers
-from overnight.data.content import Boxes, CleaningCounts, Content, Graph, Images, Tables, Texts
+from overnight.data.content import Boxes, Content, Graph, Images, Tables, Texts
 from overnight.data.entry import Entry, Kind
 from overnight.data.fetch import fetch_missing
 from overnight.data.splits import cut
@@ -39,7 +39,7 @@ class Dataset(Entry):
         options = validate(reader.Options, self.options, Source(datasets() / f"{self.name}.yaml"))
         content = cut(reader.read(self.locate(), options, self.kind), self.splits)
         check(self.name, self.expected, content)
-        return replace(content, cleaned=CleaningCounts(+content.cleaned))
+        return replace(content, cleaned=+content.cleaned)
 
     def load_as(self, wanted: type[C]) -> C:
         """Raises DataError when it is of another kind."""

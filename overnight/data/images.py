@@ -20,17 +20,15 @@ if TYPE_CHECKING:
 Item = TypeVar("Item", ImageItem, BoxItem)
 DROPPED = "image that does not decode dropped"
 ORIENTATION = 0x0112  # of EXIF
+QUARTERS = (5, 6, 7, 8)  # its values that swap width and height
 SLACK = 1e-3  # beyond 0..1, by rounding
 SMALL = 64  # pixels of a side up to which an example is stored without loss
 MOST_PATH = 64  # characters; shorter text without a file of its name is no base64 either
 SHAPES = "(height, width), (height, width, channels) or (channels, height, width) with 1, 3 or 4 channels"
 
 
-def decode(name: str, data: bytes, as_stored: bool = False) -> "Image":
-    """The first frame, whole, turned as its EXIF says; raises DataError when it does not decode.
-
-    as_stored: leave it as its pixels lie.
-    """
+def decode(name: str, data: bytes) -> "Image":
+    """The first frame, whole, turned as its EXIF says; raises DataError when it does not decode."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -41,7 +39,7 @@ def decode(name: str, data: bytes, as_stored: bool = False) -> "Image":
         if isinstance(error, UnidentifiedImageError):
             why = "its bytes are of no format that Pillow knows"
         raise DataError(f"{name}: expected an image, but it does not decode: {why}") from None
-    return image if as_stored else _upright(image)
+    return _upright(image)
 
 
 def _upright(image: "Image") -> "Image":
@@ -54,8 +52,40 @@ def _upright(image: "Image") -> "Image":
     return image
 
 
-def opener(path: Path, as_stored: bool = False) -> "Callable[[], Image]":
-    return lambda: decode(str(path), path.read_bytes(), as_stored)
+def header(path: Path) -> tuple[tuple[int, int], int] | None:
+    """Width and height as the pixels are stored, and EXIF's orientation (1 to 8); None: it cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            size = image.size
+            try:
+                orientation = int(image.getexif().get(ORIENTATION, 1))
+            except (SyntaxError, struct.error, *FAILURES):  # damaged EXIF
+                orientation = 1
+            if image.format == "TIFF" and orientation in QUARTERS:  # Pillow tells the size as seen
+                size = size[::-1]
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+    return size, orientation if orientation in range(1, 9) else 1
+
+
+def as_seen(boxes: "np.ndarray", size: tuple[float, float], orientation: int) -> "np.ndarray":
+    """Boxes (n, 4) over an image as stored, of this width and height, where EXIF's orientation shows them."""
+    import numpy as np
+
+    width, height = size
+    x1, y1, x2, y2 = boxes.T
+    if orientation in (2, 3, 7, 8):
+        x1, x2 = width - x2, width - x1
+    if orientation in (3, 4, 6, 7):
+        y1, y2 = height - y2, height - y1
+    sides = [y1, x1, y2, x2] if orientation in QUARTERS else [x1, y1, x2, y2]
+    return np.stack(sides, axis=1)
+
+
+def opener(path: Path) -> "Callable[[], Image]":
+    return lambda: decode(str(path), path.read_bytes())
 
 
 def of_array(pixels: "np.ndarray") -> "Callable[[], Image]":
@@ -80,10 +110,12 @@ def opened(items: Iterable[Item], cleaned: CleaningCounts) -> "Iterator[tuple[It
         raise first
 
 
-def to_mode(image: "Image", mode: str = "RGB") -> "Image":
+def to_mode(image: "Image", mode: str = "RGB", cleaned: CleaningCounts | None = None) -> "Image":
     """8 bits a channel, mode "RGB" or "L"; 16 bits are scaled, transparency is laid on white."""
     from PIL import Image, ImageCms
 
+    if cleaned is not None:
+        cleaned[f"image of mode {image.mode} converted"] += image.mode not in ("L", "RGB")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _scaled(image)
     if image.mode == "LAB":

@@ -30,7 +30,7 @@ class SceneParams(Params):
 
     size: int = SIZE
     val: float = Field(
-        0.2, gt=0, lt=1, description="share of train that is cut for val when the set has none"
+        0.2, ge=0, lt=1, description="share of train that is cut for val when the set has none; off: none"
     )
 
 
@@ -84,9 +84,9 @@ def load_boxes(run: Run, params: SceneParams, data: Dataset) -> Artifact:
     """Letterbox every image with its boxes to a square of `params.size` px, centred on grey.
 
     Out: artifact "boxes": {split}_images uint8 (N, 3, H, W), {split}_boxes float32 (N, M, 4) in pixels of the
-    canvas padded with 0, {split}_labels int64 (N, M) padded with -1. A missing val is cut from train, seeded;
-    a missing test stays empty. Logs what was cleaned. Raises DataError for another kind of data set, and for
-    one without training images.
+    canvas padded with 0, {split}_labels int64 (N, M) padded with -1. A missing val is cut from train, seeded,
+    unless params.val is off; a missing test stays empty. Logs what was cleaned. Raises DataError for another
+    kind of data set, and for one without training images.
     """
     content = data.load_as(Boxes)
     cleaned, done = CleaningCounts(content.cleaned), 0
@@ -95,17 +95,24 @@ def load_boxes(run: Run, params: SceneParams, data: Dataset) -> Artifact:
         splits[split] = []
         for item, image in opened(content.splits.get(split, ()), cleaned):
             splits[split].append(
-                (item.name, _letterbox(np.asarray(to_mode(image)), item, params.size, cleaned))
+                (
+                    item.name,
+                    _letterbox(np.asarray(to_mode(image, cleaned=cleaned)), item, params.size, cleaned),
+                )
             )
             done += 1
             if done % 50 == 0:
                 run.progress(done, max(done, sum(data.expected.counts.values())), f"{split} images")
     if not splits["train"]:
         raise DataError(f"data set {data.name!r}: the split 'train' has no images; see its entry")
-    if "val" not in content.splits:
+    if "val" not in content.splits and params.val:
         splits["train"], splits["val"] = _cut(splits["train"], params.val, run.seed)
         run.log(f"data: the set has no val split: {len(splits['val'])} images of train are its val now")
-    run.cleaned(CleaningCounts(+cleaned))
+    trained = {int(label) for _, (_, _, labels) in splits["train"] for label in labels}
+    for number, name in enumerate(content.classes):
+        if number not in trained:
+            cleaned.at("class without a training box", name)
+    run.cleaned(+cleaned)
     return _handed_on(run, data.name, splits, content.classes, params.size)
 
 

@@ -68,7 +68,7 @@ def load_images(run: Run, params: ImageParams, data: Dataset) -> Artifact:
     splits = {name: _decode(run, params, name, items[name], cleaned) for name in SPLITS}
     empty = len(set(range(len(content.classes))) - set(splits["train"].labels))
     cleaned.update({"class without a training image": empty})
-    run.cleaned(CleaningCounts(+cleaned))
+    run.cleaned(+cleaned)
     return _save(run, params, data.name, content.classes, splits)
 
 
@@ -149,9 +149,7 @@ def _array(image: "Image", params: ImageParams, cleaned: CleaningCounts) -> np.n
     from PIL.Image import Resampling
 
     grey = params.channels == 1 if params.channels else image.mode.startswith(GREY)
-    if image.mode not in ("L", "RGB"):
-        cleaned[f"image of mode {image.mode} converted"] += 1
-    image = to_mode(image, "L" if grey else "RGB")
+    image = to_mode(image, "L" if grey else "RGB", cleaned)
     if params.size and image.size != (params.size, params.size):
         cleaned["image resized"] += 1
         image = image.resize((params.size, params.size), Resampling.BILINEAR)

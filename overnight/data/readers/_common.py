@@ -1,6 +1,7 @@
 """What several readers need."""
 
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
@@ -13,13 +14,30 @@ from overnight.data.archives import plain
 from overnight.data.content import CleaningCounts, ImageItem
 from overnight.data.images import of_array
 from overnight.errors import DataError, file_error
+from overnight.paths import shown
 
 if TYPE_CHECKING:
     import numpy as np
 
 IMAGE_ENDINGS = frozenset(
-    {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".pnm"}
-)
+    {
+        ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".jp2", ".j2k", ".jpx", ".jpf", ".avif",
+        ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff", ".tga", ".pbm", ".pgm", ".ppm", ".pnm", ".pfm",
+    }
+)  # fmt: skip
+# folders and files that systems leave beside the user's own, in lower case; those that start with a dot too
+LEAVINGS = frozenset(
+    {
+        "__macosx", "@eadir", "#recycle", "@recycle", "@recently-snapshot", "lost+found", "$recycle.bin",
+        "recycler", "system volume information", "found.000", "__pycache__", "thumbs.db", "ehthumbs.db",
+        "desktop.ini", "icon\r",
+    }
+)  # fmt: skip
+USUAL = {  # what folders of a split are called
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
 MOST_CLASSES = 100_000
 SIGNATURES = {
     b"PK\x03\x04": "zip", b"\x1f\x8b": "gzip", b"PAR1": "parquet", b"\x93NUMPY": "npy", b"\x89PNG": "png",
@@ -104,6 +122,63 @@ def text(path: Path) -> str:
 
 def lines(path: Path) -> list[str]:
     return [line.strip() for line in text(path).split("\n") if line.strip()]
+
+
+def is_leaving(name: str) -> bool:
+    return name.startswith(".") or name.lower() in LEAVINGS
+
+
+def folders(folder: Path) -> list[Path]:
+    """Those directly below it that are the user's own, sorted."""
+    return sorted(d for d in folder.iterdir() if d.is_dir() and not is_leaving(d.name))
+
+
+def files_below(folder: Path, cleaned: CleaningCounts | None = None) -> list[Path]:
+    """At any depth, sorted; what systems leave there is passed over, and counted if it is a folder."""
+    found = list[Path]()
+    for place, below, names in os.walk(folder, followlinks=True):
+        left = [name for name in below if is_leaving(name)]
+        below[:] = [name for name in below if name not in left]
+        for name in left:
+            if cleaned is not None:
+                cleaned.at("folder of the system's own passed over", shown(Path(place, name)))
+        found += [Path(place, name) for name in names if not is_leaving(name)]
+    return sorted(found)
+
+
+def usual_splits(folder: Path) -> dict[str, Path]:
+    """The folders in it that are called as splits usually are; none without one for train."""
+    there = {d.name.lower(): d for d in folders(folder)} if folder.is_dir() else {}
+    found = {split: next((there[n] for n in names if n in there), None) for split, names in USUAL.items()}
+    homes = {split: home for split, home in found.items() if home is not None}
+    return homes if "train" in homes else {}
+
+
+def tidy(name: str | None, what: str, cleaned: CleaningCounts) -> str:
+    """A class's name without blanks around or doubled, in one Unicode form; empty when there is none."""
+    found = unicodedata.normalize("NFC", " ".join((name or "").split()))
+    cleaned[f"{what} with blanks or accents in another form tidied"] += bool(found) and found != name
+    return found
+
+
+def count_alike(classes: Iterable[str], cleaned: CleaningCounts) -> None:
+    """Classes whose names differ by case, blanks or accents' form alone are kept apart, and named."""
+    seen = dict[str, str]()
+    for name in classes:
+        key = unicodedata.normalize("NFKC", " ".join(name.split())).casefold()
+        if seen.setdefault(key, name) != name:
+            cleaned[f"classes {seen[key]!r} and {name!r} of nearly one name kept apart"] += 1
+
+
+def check_met(met: int, whole: int, where: Path, said: str, one: Sequence[str], other: Sequence[str]) -> None:
+    """Raises DataError when less than half of what is meant to meet does.
+
+    said: what meets with what, and what to do, with {met} and {whole} in it; one, other: names of both sides.
+    """
+    if 2 * met >= whole:
+        return
+    sides = " beside ".join(", ".join(map(repr, side[:3])) or "none" for side in (one, other))
+    raise file_error(where, f"{said.format(met=met, whole=whole)} (there are {sides})")
 
 
 def require(path: Path, columns: Iterable[str], there: Sequence[str]) -> None:

@@ -1,140 +1,213 @@
-"""PASCAL VOC: JPEGImages/, one xml for each image in Annotations/, lists of names in ImageSets/Main/."""
+"""PASCAL VOC: images, one xml for each, and lists of names or a folder for each split."""
 
-import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-from xml.etree import ElementTree as ET
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from overnight.config import Values
 from overnight.data.content import Boxes, BoxItem, CleaningCounts
-from overnight.data.images import ORIENTATION, opener
-from overnight.data.readers._common import IMAGE_ENDINGS, Classes, count_empty, lines, present
-from overnight.errors import FAILURES, DataError, file_error
-from overnight.paths import shown
+from overnight.data.images import QUARTERS, as_seen, header, opener
+from overnight.data.readers._common import Classes, check_met, count_alike, count_empty
+from overnight.data.readers._voc_annotation import NAMELESS, Annotation, Damaged, parse
+from overnight.data.readers._voc_layout import Layout, Pair, pairs_by_split
+from overnight.errors import file_error
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL.Image import Image
 
-QUARTERS = (5, 6, 7, 8)  # values of EXIF's orientation that swap width and height
+MISFIT = "image of another size than its annotation states left out"
+Size = tuple[float, float]  # width, height
 
 
-class Options(Values):
-    images: str = "JPEGImages"
-    annotations: str = "Annotations"
-    splits: dict[str, str] = {}  # list of names by split; ImageSets/Main/{train,val,test}.txt when left out
+class Options(Layout):
     classes: Classes = []  # in the order of their indices; the sorted names that occur when left out
     # 1: corners count from 1 and include their pixel, as in PASCAL's own files
     first_pixel: int = Field(0, ge=0, le=1)
     drop_difficult: bool = False
+    # images without an annotation; background when left out, if they are fewer than half
+    unannotated: Literal["background", "drop"] | None = None
+    # what boxes of photographs that EXIF turns refer to where no size tells: as the rest, else seen
+    orientation: Literal["seen", "stored"] | None = None
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """An image as it is seen, with float32 boxes (n, 4) in its pixels and their classes' names."""
+
+    image: Path
+    boxes: "np.ndarray"
+    names: list[str]
 
 
 def read(folder: Path, options: Options, _kind: str) -> Boxes:
     """A box of zero size is dropped, one that leaves its image is clipped."""
     cleaned = CleaningCounts()
-    pictures = _pictures(folder / options.images, cleaned)
-    found = {
-        split: [_annotation(folder, options, name, pictures, cleaned) for name in names]
-        for split, names in _splits(folder, options, pictures).items()
-    }
-    names = {name for items in found.values() for _, _, labels, _ in items for name in labels}
-    classes = tuple(options.classes or sorted(names))
-    splits = {split: [_item(*item, classes, cleaned) for item in items] for split, items in found.items()}
+    pairs = pairs_by_split(folder, options, cleaned)
+    annotations = _annotations(folder, pairs, options, cleaned)
+    view = _View([pair for some in pairs.values() for pair in some], annotations, options, cleaned)
+    placed = {split: [view.placed(pair) for pair in some] for split, some in pairs.items()}
+    view.check(folder)
+    kept = {split: [item for item in some if item is not None] for split, some in placed.items()}
+    names = [name for some in kept.values() for item in some for name in item.names]
+    classes = tuple(options.classes or sorted(set(names)))
+    if names and not set(names) & set(classes):
+        raise file_error(
+            folder,
+            f"no box is of the entry's classes {', '.join(classes)}; those of the boxes are "
+            f"{', '.join(sorted(set(names))[:20])}; correct `classes`",
+        )
+    splits = {split: [_item(item, classes, cleaned) for item in some] for split, some in kept.items()}
     labels = [label for items in splits.values() for item in items for label in item.labels.tolist()]
     count_empty(classes, labels, cleaned)
+    count_alike(sorted({*classes, *names}), cleaned)
     return Boxes(classes, splits, cleaned)
 
 
-def _pictures(folder: Path, cleaned: CleaningCounts) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(folder.glob("*")):
-        if path.suffix.lower() in IMAGE_ENDINGS and found.setdefault(path.stem, path) != path:
-            cleaned["second image of the same name left out"] += 1
+def _annotations(
+    folder: Path, splits: dict[str, list[Pair]], options: Options, cleaned: CleaningCounts
+) -> dict[Path, Annotation]:
+    """By the xml; damaged ones are left out. Raises DataError where most images would be without one."""
+    pairs = {pair for some in splits.values() for pair in some}
+    alone = sorted(pair.image.name for pair in pairs if pair.xml is None)
+    xmls = sorted(pair.xml for pair in pairs if pair.xml is not None)
+    if options.unannotated is None:
+        advice = (
+            "correct `images` and `annotations` in the entry, or write `unannotated: background` or `drop`"
+        )
+        said = "{met} of {whole} images have an annotation; " + advice
+        check_met(len(xmls), len(pairs), folder, said, alone, [xml.name for xml in xmls])
+    found, damaged = dict[Path, Annotation](), list[Damaged]()
+    for xml in xmls:
+        try:
+            found[xml] = parse(xml, options.drop_difficult, cleaned)
+        except Damaged as error:
+            damaged.append(error)
+            cleaned.at("image whose annotation is damaged left out", str(error))
+    if 2 * len(damaged) > len(xmls):
+        raise damaged[0]
+    boxes, nameless = sum(len(a.names) for a in found.values()), cleaned[NAMELESS]
+    if nameless > boxes:
+        where = cleaned.first[NAMELESS]
+        raise file_error(
+            folder, f"{nameless} of {nameless + boxes} boxes have no class name (first: {where})"
+        )
     return found
 
 
-def _splits(folder: Path, options: Options, pictures: dict[str, Path]) -> dict[str, list[str]]:
-    lists = {split: f"ImageSets/Main/{split}.txt" for split in ("train", "val", "test")}
-    listed = options.splits or {s: name for s, name in lists.items() if (folder / name).is_file()}
-    if not listed and (folder / "ImageSets/Main/trainval.txt").is_file():
-        listed = {"train": "ImageSets/Main/trainval.txt"}
-    if listed:
-        return {
-            split: [line.split()[0] for line in lines(present(folder, name))]
-            for split, name in listed.items()
-        }
-    if not pictures:
-        raise file_error(folder / options.images, "there is no image; expected the folders of PASCAL VOC")
-    return {"train": list(pictures)}
+class _View:
+    """Whether boxes refer to photographs as seen or as stored, and to pixels or to shares of the sides."""
+
+    def __init__(
+        self,
+        pairs: Iterable[Pair],
+        annotations: dict[Path, Annotation],
+        options: Options,
+        cleaned: CleaningCounts,
+    ) -> None:
+        self.annotations, self.options, self.cleaned = annotations, options, cleaned
+        self.relative = any(annotation.is_relative for annotation in annotations.values())
+        self.headers = {pair.image: header(pair.image) for pair in pairs}
+        self.frames = dict[Path, str]()
+        for pair in pairs:
+            known = self.headers[pair.image]
+            if known is not None and pair.xml in annotations:
+                self.frames[pair.image] = _frame(known, annotations[pair.xml], self.relative)
+        votes = list(self.frames.values())
+        as_stored = options.orientation == "stored" or votes.count("stored") > votes.count("seen")
+        self.open_as = "stored" if as_stored and options.orientation != "seen" else "seen"
+
+    def check(self, folder: Path) -> None:
+        """Raises DataError when most annotations state another size than their image has."""
+        misfits = [image.name for image, frame in self.frames.items() if frame == "neither"]
+        if 2 * len(misfits) > len(self.frames):
+            raise file_error(
+                folder,
+                f"{len(misfits)} of {len(self.frames)} annotations state another size than their image has "
+                f"(first: {self.cleaned.first[MISFIT]}); get the annotated images, or remove <size>",
+            )
+
+    def placed(self, pair: Pair) -> _Placed | None:
+        """None: left out, and counted."""
+        if pair.xml is None and self.options.unannotated == "drop":
+            self.cleaned.at("image without an annotation left out", pair.image.name)
+            return None
+        if pair.xml is None:
+            self.cleaned.at("image without an annotation kept as background", pair.image.name)
+            return _Placed(pair.image, _no_boxes(), [])
+        known = self.headers[pair.image]
+        annotation = self.annotations.get(pair.xml)
+        if annotation is None:
+            return None
+        if known is None:  # it does not decode: left out when it is opened
+            return _Placed(pair.image, _no_boxes(), [])
+        (width, height), orientation = known
+        frame = self.frames[pair.image]
+        if frame == "neither":
+            seen = _seen(known)
+            self.cleaned.at(
+                MISFIT,
+                f"{pair.xml.name} states {_by(annotation.size)}, {pair.image.name} has {_by(seen)} pixels",
+            )
+            return None
+        if frame == "open":
+            self.cleaned.at(f"photograph that EXIF turns, its boxes taken as {self.open_as}", pair.image.name)
+            frame = self.open_as
+        size = (width, height) if frame == "stored" else _seen(known)
+        boxes, kept = self._boxes(annotation, size)
+        if frame == "stored":
+            boxes = as_seen(boxes, (width, height), orientation)
+        self.cleaned["image without boxes kept"] += not kept
+        return _Placed(pair.image, boxes, [annotation.names[i] for i in kept])
+
+    def _boxes(self, annotation: Annotation, size: Size) -> "tuple[np.ndarray, list[int]]":
+        shares = self.relative and annotation.is_relative is not False and bool(annotation.corners)
+        if not shares:
+            return _clipped(annotation.corners, size, self.options.first_pixel, self.cleaned)
+        self.cleaned.at("annotation with corners in 0..1 scaled to its image", annotation.xml.name)
+        scaled = [[v * side for v, side in zip(box, size * 2, strict=True)] for box in annotation.corners]
+        return _clipped(scaled, size, 0, self.cleaned)
 
 
-def _annotation(
-    folder: Path, options: Options, name: str, pictures: dict[str, Path], cleaned: CleaningCounts
-) -> "tuple[Path, bool, list[str], np.ndarray]":
-    """The picture, whether its boxes refer to it as stored, class names, and corners (n, 4) in pixels."""
-    if name not in pictures:
-        raise DataError(
-            f"{shown(folder / options.images / name)}.*: there is no such image, but a list of the set "
-            "names it"
-        )
-    xml = present(folder, f"{options.annotations}/{name}.xml")
-    try:
-        # expat itself stops entity bombs; nothing external is read
-        tree = ET.fromstring(xml.read_bytes())  # noqa: S314
-    except (ET.ParseError, LookupError, ValueError) as error:  # the last two: unknown encodings
-        raise file_error(xml, f"expected an xml annotation: {error}; mend it, or get it anew") from None
-    objects = list(tree.iter("object"))
-    if options.drop_difficult:
-        easy = [o for o in objects if (o.findtext("difficult") or "0").strip() != "1"]
-        cleaned["difficult box dropped"] += len(objects) - len(easy)
-        objects = easy
-    corners = [_corners(element, xml) for element in objects]
-    size, as_stored = _size(pictures[name], tree)
-    boxes, kept = _clipped(corners, size, options.first_pixel, cleaned)
-    labels = [(objects[i].findtext("name") or "").strip() for i in kept]
-    cleaned["image without boxes kept"] += not labels
-    return pictures[name], as_stored, labels, boxes
+def _frame(known: tuple[tuple[int, int], int], annotation: Annotation, relative: bool) -> str:
+    """What boxes refer to, by the size stated, else by where they fit: seen, stored, open or neither."""
+    stored, orientation = known
+    seen, stated = _seen(known), annotation.size
+    if stated is not None and not (_equal(stated, stored) or _equal(stated, seen)):
+        return "neither"
+    if orientation == 1 or not annotation.corners:
+        return "seen"
+    if stated is not None and seen != stored:
+        return "seen" if _equal(stated, seen) else "stored"
+    right, bottom = (max(box[side] for box in annotation.corners) for side in (2, 3))
+    fits = [right <= width + 1 and bottom <= height + 1 for width, height in (seen, stored)]
+    if relative or fits[0] == fits[1]:
+        return "open"
+    return "seen" if fits[0] else "stored"
 
 
-def _size(picture: Path, tree: ET.Element) -> tuple[tuple[float, float], bool]:
-    """By the image's own header, and whether its annotation states the size of the pixels as stored.
-
-    A photograph that its EXIF turns by a quarter has two sizes. Infinite when the header cannot be read, as
-    such an image is left out when it is opened.
-    """
-    from PIL import Image as Pillow
-
-    try:
-        with Pillow.open(picture) as image:
-            stored = image.size
-            turned = _orientation(image) in QUARTERS
-    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError):
-        return (math.inf, math.inf), False
-    stated = tuple((tree.findtext(f"size/{side}") or "").strip() for side in ("width", "height"))
-    as_stored = turned and stored[0] != stored[1] and stated == tuple(map(str, stored))
-    return (stored[::-1] if turned and not as_stored else stored), as_stored
+def _seen(known: tuple[tuple[int, int], int]) -> tuple[int, int]:
+    (width, height), orientation = known
+    return (height, width) if orientation in QUARTERS else (width, height)
 
 
-def _orientation(image: "Image") -> int:
-    try:
-        return int(image.getexif().get(ORIENTATION, 1))
-    except FAILURES:  # damaged EXIF
-        return 1
+def _equal(stated: Size, size: Size) -> bool:
+    return all(abs(a - b) <= 1 for a, b in zip(stated, size, strict=True))
 
 
-def _corners(element: ET.Element, xml: Path) -> list[float]:
-    try:
-        return [float(element.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")]
-    except ValueError:
-        raise file_error(
-            xml, f"a box of {element.findtext('name')!r} lacks a corner; expected four numbers"
-        ) from None
+def _by(size: Size | None) -> str:
+    return " x ".join(f"{side:g}" for side in size or ())
+
+
+def _no_boxes() -> "np.ndarray":
+    import numpy as np
+
+    return np.zeros((0, 4), np.float32)
 
 
 def _clipped(
-    corners: list[list[float]], size: tuple[float, float], first: int, cleaned: CleaningCounts
+    corners: list[list[float]], size: Size, first: int, cleaned: CleaningCounts
 ) -> "tuple[np.ndarray, list[int]]":
     """Edges x1 y1 x2 y2 of the boxes that lie in the image, float32 (n, 4), and which they are.
 
@@ -156,17 +229,11 @@ def _clipped(
     return boxes[kept].astype(np.float32), np.flatnonzero(kept).tolist()
 
 
-def _item(
-    path: Path,
-    as_stored: bool,
-    names: list[str],
-    boxes: "np.ndarray",
-    classes: tuple[str, ...],
-    cleaned: CleaningCounts,
-) -> BoxItem:
+def _item(placed: _Placed, classes: tuple[str, ...], cleaned: CleaningCounts) -> BoxItem:
     import numpy as np
 
-    cleaned.update(f"box of the unlisted class {name!r} dropped" for name in names if name not in classes)
-    known = [i for i, name in enumerate(names) if name in classes]
-    labels = np.array([classes.index(names[i]) for i in known], dtype=np.int64)
-    return BoxItem(path.name, opener(path, as_stored), boxes[known], labels)
+    for name in placed.names:
+        cleaned[f"box of the unlisted class {name!r} dropped"] += name not in classes
+    known = [i for i, name in enumerate(placed.names) if name in classes]
+    labels = np.array([classes.index(placed.names[i]) for i in known], dtype=np.int64)
+    return BoxItem(placed.image.name, opener(placed.image), placed.boxes[known], labels)

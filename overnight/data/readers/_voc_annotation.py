@@ -1,0 +1,147 @@
+"""One annotation of PASCAL VOC: what its tags say, in whatever case or namespace they are written."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+from overnight.data.content import CleaningCounts
+from overnight.data.readers._common import present, tidy
+from overnight.errors import DataError, file_error
+
+KNOWN = {"folder", "filename", "path", "source", "owner", "size", "segmented", "object", "objects"}
+COORDINATES = {"bndbox", "robndbox", "polygon", "points", "box", "bbox", "boundingbox", "xmin", "xmax"}
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+NAMELESS = "box without a class name dropped"
+
+
+class Damaged(DataError):
+    """An annotation that is empty or cut short, in a set whose others may be whole."""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """names: of the boxes' classes; corners: of each box, x1 y1 x2 y2 as written; size: width, height."""
+
+    xml: Path
+    names: list[str]
+    corners: list[list[float]]
+    size: tuple[float, float] | None
+
+    @property
+    def is_relative(self) -> bool | None:
+        """Whether corners are shares of the sides, 0..1; None where whole numbers 0 and 1 leave it open."""
+        values = [value for box in self.corners for value in box if math.isfinite(value)]
+        if not values:
+            return None
+        inside = max(values) <= 1.01 and min(values) >= -0.01
+        if inside and all(value == int(value) for value in values):
+            return None
+        return inside
+
+
+def parse(xml: Path, drop_difficult: bool, cleaned: CleaningCounts) -> Annotation:
+    """Raises Damaged, and DataError for an annotation in which the boxes are not understood."""
+    root = _root(xml)
+    objects = list(root.iter("object"))
+    _check_understood(root, objects, xml)
+    names, corners = list[str](), list[list[float]]()
+    for element in objects:
+        if drop_difficult and (element.findtext("difficult") or "0").strip().lower() not in ("0", "false"):
+            cleaned["difficult box dropped"] += 1
+            continue
+        name = tidy(element.findtext("name"), "class name", cleaned)
+        for box in _boxes(element, xml, cleaned):
+            if not name:
+                cleaned.at(NAMELESS, str(xml.name))
+                continue
+            names.append(name)
+            corners.append(box)
+    return Annotation(xml, names, corners, _size(root))
+
+
+def _root(xml: Path) -> ET.Element:
+    """With tags in lower case, without namespaces."""
+    try:
+        # expat itself stops entity bombs; nothing external is read
+        root = ET.fromstring(present(xml.parent, xml.name).read_bytes())  # noqa: S314
+    except (ET.ParseError, LookupError, ValueError) as error:  # the last two: unknown encodings
+        raise Damaged(
+            file_error(xml, f"expected an xml annotation: {error}; mend it, or get it anew").problems
+        ) from None
+    except DataError as error:  # empty
+        raise Damaged(error.problems) from None
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2].strip().lower()
+    if root.tag != "annotation":
+        raise file_error(
+            xml, f"its root is <{root.tag}>, expected <annotation> of PASCAL VOC; it is of another format"
+        )
+    if not KNOWN & {child.tag for child in root}:
+        raise Damaged(file_error(xml, "the annotation says nothing; mend it, or get it anew").problems)
+    return root
+
+
+def _check_understood(root: ET.Element, objects: list[ET.Element], xml: Path) -> None:
+    """What is not understood is never taken for an image without boxes."""
+    inside = {id(part) for element in objects for part in element.iter()}
+    odd = [e.tag for e in root.iter() if e.tag in COORDINATES and id(e) not in inside]
+    if not objects:
+        odd += [child.tag for child in root if child.tag not in KNOWN and len(child)]
+        odd += [child.tag for child in root.findall("objects/*")]
+    if odd:
+        raise file_error(
+            xml,
+            f"<{odd[0]}> is not understood; expected <object> with <name> and <bndbox> (<xmin>, <ymin>, "
+            "<xmax>, <ymax>); rename the tags, or convert the set to PASCAL VOC",
+        )
+
+
+def _size(root: ET.Element) -> tuple[float, float] | None:
+    try:
+        width, height = (float(root.findtext(f"size/{side}") or "") for side in ("width", "height"))
+    except ValueError:
+        return None
+    stated = math.isfinite(width) and math.isfinite(height) and width > 0 and height > 0
+    return (width, height) if stated else None
+
+
+def _boxes(element: ET.Element, xml: Path, cleaned: CleaningCounts) -> list[list[float]]:
+    """Of one object; of a rotated box or a polygon without <bndbox> the upright box around it."""
+    try:
+        straight = [box for box in element.findall("bndbox") if box.find("xmin") is not None]
+        if straight:
+            return [[float(box.findtext(side) or "") for side in CORNERS] for box in straight]
+        rotated = element.find("robndbox")
+        if rotated is not None:
+            cleaned["rotated box replaced by the upright box around it"] += 1
+            return [_around_rotated(rotated)]
+        outline = next((e for e in map(element.find, ("polygon", "points", "bndbox")) if e is not None), None)
+        if outline is not None:
+            cleaned["polygon replaced by the upright box around it"] += 1
+            return [_around_polygon(outline)]
+    except ValueError:
+        pass
+    raise file_error(
+        xml, f"a box of {element.findtext('name')!r} lacks a corner; expected four numbers"
+    ) from None
+
+
+def _around_rotated(box: ET.Element) -> list[float]:
+    """Centre, width and height in pixels, angle in radians, as roLabelImg writes them."""
+    x, y, width, height, angle = (float(box.findtext(n) or "") for n in ("cx", "cy", "w", "h", "angle"))
+    if abs(angle) > 2 * math.pi:
+        raise ValueError
+    cosine, sine = abs(math.cos(angle)), abs(math.sin(angle))
+    half_x, half_y = (width * cosine + height * sine) / 2, (width * sine + height * cosine) / 2
+    return [x - half_x, y - half_y, x + half_x, y + half_y]
+
+
+def _around_polygon(outline: ET.Element) -> list[float]:
+    """Points as <x>, <y> or <x1>, <y1>, <x2> ..., at any depth."""
+    leaves = [(e.tag, float(e.text or "")) for e in outline.iter() if re.fullmatch(r"[xy]\d*", e.tag)]
+    across, down = ([value for tag, value in leaves if tag[0] == axis] for axis in "xy")
+    if len(across) != len(down) or len(across) < 2:
+        raise ValueError
+    return [min(across), min(down), max(across), max(down)]
