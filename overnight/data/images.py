@@ -21,6 +21,7 @@ Item = TypeVar("Item", ImageItem, BoxItem)
 DROPPED = "image that does not decode dropped"
 ORIENTATION = 0x0112  # of EXIF
 QUARTERS = (5, 6, 7, 8)  # its values that swap width and height
+RULES = "overnight"  # where an image's `info` says which rules it was decoded by
 SLACK = 1e-3  # beyond 0..1, by rounding
 SMALL = 64  # pixels of a side up to which an example is stored without loss
 MOST_PATH = 64  # characters; shorter text without a file of its name is no base64 either
@@ -33,13 +34,21 @@ def decode(name: str, data: bytes) -> "Image":
 
     try:
         image = Image.open(io.BytesIO(data))
+        turned = image.format == "TIFF" and image.getexif().get(ORIENTATION, 1) != 1  # by Pillow, in load
+        cut = "RGB;16" in str(getattr(image, "tile", "")) or "RGBA;16" in str(getattr(image, "tile", ""))
         image.load()
+        if cut and max(image.convert("RGB").tobytes()) < 1 << 12 - 8:
+            raise ValueError("of its 16 bits a colour at most 12 are in use, and Pillow cuts off the lower 8")
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         why = one_line(error)
         if isinstance(error, UnidentifiedImageError):
             why = "its bytes are of no format that Pillow knows"
         raise DataError(f"{name}: expected an image, but it does not decode: {why}") from None
-    return _upright(image)
+    found = _upright(image)
+    rules = {"photograph turned as its EXIF says": turned or found is not image}
+    rules["first of several frames or pages taken"] = getattr(image, "is_animated", False)
+    found.info[RULES] = [rule for rule, applied in rules.items() if applied]
+    return found
 
 
 def _upright(image: "Image") -> "Image":
@@ -101,23 +110,25 @@ def opened(items: Iterable[Item], cleaned: CleaningCounts) -> "Iterator[tuple[It
         try:
             image = item.open()
         except DataError as error:
-            cleaned[DROPPED] += 1
+            cleaned.at(DROPPED, str(error))
             first = first or error
             continue
         good += 1
+        for rule in image.info.pop(RULES, ()):
+            cleaned.at(rule, item.name)
         yield item, image
     if first is not None and not good:
         raise first
 
 
 def to_mode(image: "Image", mode: str = "RGB", cleaned: CleaningCounts | None = None) -> "Image":
-    """8 bits a channel, mode "RGB" or "L"; 16 bits are scaled, transparency is laid on white."""
+    """8 bits a channel, mode "RGB" or "L"; more bits are scaled, transparency is laid on white."""
     from PIL import Image, ImageCms
 
     if cleaned is not None:
         cleaned[f"image of mode {image.mode} converted"] += image.mode not in ("L", "RGB")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _scaled(image)
+        image = _scaled(image, cleaned)
     if image.mode == "LAB":
         lab, rgb = (ImageCms.createProfile(space) for space in ("LAB", "sRGB"))
         image = cast("Image.Image", ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB"))
@@ -129,8 +140,11 @@ def to_mode(image: "Image", mode: str = "RGB", cleaned: CleaningCounts | None = 
     return image if image.mode == mode else image.convert(mode)
 
 
-def _scaled(image: "Image") -> "Image":
-    """16 bits to 8 by the range of the type; float or 32 bits by its own when it leaves 0..65535."""
+def _scaled(image: "Image", cleaned: CleaningCounts | None) -> "Image":
+    """16 bits to 8 by the range of 8, 12 or 16 bits, the first that holds all values.
+
+    Float or 32 bits by its own range when it leaves 0..65535.
+    """
     import numpy as np
     from PIL import Image
 
@@ -140,10 +154,13 @@ def _scaled(image: "Image") -> "Image":
     if low < 0 or high > top:
         values = values - low
         top = max(high - low, 1.0)
-    elif 1 < high <= 255 and image.mode in ("I", "F"):
-        top = 255.0
     elif high <= 1 and image.mode == "F":
         top = 1.0
+    else:
+        bits = next(bits for bits in (8, 12, 16) if high < 1 << bits)
+        top = float((1 << bits) - 1)
+        if cleaned is not None and bits < 16:
+            cleaned[f"16-bit image of {bits}-bit values scaled by those"] += image.mode != "F"
     return Image.fromarray(np.rint(values * (255 / top)).clip(0, 255).astype(np.uint8))
 
 

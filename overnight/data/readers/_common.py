@@ -25,6 +25,9 @@ IMAGE_ENDINGS = frozenset(
         ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff", ".tga", ".pbm", ".pgm", ".ppm", ".pnm", ".pfm",
     }
 )  # fmt: skip
+UNREAD_ENDINGS = frozenset(  # images in formats that Pillow does not read
+    {".heic", ".heif", ".svg", ".psd", ".xcf", ".exr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"}
+)
 # folders and files that systems leave beside the user's own, in lower case; those that start with a dot too
 LEAVINGS = frozenset(
     {
@@ -139,6 +142,8 @@ def files_below(folder: Path, cleaned: CleaningCounts | None = None) -> list[Pat
     for place, below, names in os.walk(folder, followlinks=True):
         left = [name for name in below if is_leaving(name)]
         below[:] = [name for name in below if name not in left]
+        inside = os.path.realpath(place) + os.sep
+        below[:] = [n for n in below if not inside.startswith(os.path.realpath(Path(place, n)) + os.sep)]
         for name in left:
             if cleaned is not None:
                 cleaned.at("folder of the system's own passed over", shown(Path(place, name)))

@@ -1,6 +1,7 @@
 """Parquet files with one encoded image a row, as bytes or {bytes, path}, and a column with the class."""
 
 import json
+import math
 import threading
 from functools import lru_cache, partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from pydantic import Field
 from overnight.config import Values
 from overnight.data.content import CleaningCounts, ImageItem, Images
 from overnight.data.images import decode
-from overnight.data.readers._common import Files, count_empty, matching, numbered, require
+from overnight.data.readers._common import Files, count_alike, count_empty, matching, numbered, require, tidy
 from overnight.errors import DataError, file_error, one_line
 from overnight.paths import shown
 
@@ -41,6 +42,7 @@ def read(folder: Path, options: Options, _kind: str) -> Images:
         split: [item for file in some for item in file.items(classes, cleaned)]
         for split, some in files.items()
     }
+    count_alike(classes, cleaned)
     count_empty(classes, (item.label for items in splits.values() for item in items), cleaned)
     return Images(classes, splits, cleaned)
 
@@ -53,7 +55,8 @@ def _classes(files: "list[_File]") -> tuple[str, ...]:
     values = {label for file in files for label in file.labels if label is not None}
     if all(isinstance(v, int) for v in values):
         return numbered(max(values, default=-1), files[0].path)
-    return tuple(sorted(map(str, values)))
+    names = {tidy(str(v), "label", CleaningCounts()) for v in values}
+    return tuple(sorted(names - {""}))
 
 
 def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
@@ -65,6 +68,15 @@ def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
         return tuple(map(str, features[label]["names"]))
     except (ValueError, KeyError, TypeError):
         return ()
+
+
+def _whole(label: Any) -> Any:
+    """Whole numbers with missing ones among them are floats in many files."""
+    if not isinstance(label, float):
+        return label
+    if math.isnan(label):
+        return None
+    return int(label) if label.is_integer() else label
 
 
 class _File:
@@ -86,7 +98,8 @@ class _File:
         except (pa.ArrowException, OSError) as error:
             raise file_error(path, f"expected a parquet file: {one_line(error)}; get it anew") from None
         rows = self.file.metadata.num_rows
-        self.labels = facts[options.label].to_pylist() if options.label else [None] * rows
+        labels = facts[options.label].to_pylist() if options.label else [None] * rows
+        self.labels = [_whole(label) for label in labels]
         self.names = [f"{path.stem}/{i}" for i in range(rows)]
         if options.name:
             self.names = facts[options.name].to_pylist()
@@ -105,7 +118,9 @@ class _File:
 
     def _label(self, row: int, index: dict[str, int], cleaned: CleaningCounts) -> int:
         given = self.labels[row]
-        if given is None or given == -1:
+        if isinstance(given, str):
+            given = tidy(given, "label", cleaned)
+        if given in (None, -1, ""):
             cleaned["unlabelled image kept"] += 1
             return -1
         if isinstance(given, int) and 0 <= given < len(index):

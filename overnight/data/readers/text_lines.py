@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from overnight.config import Values
 from overnight.data.content import CleaningCounts, Texts
-from overnight.data.readers._common import count_empty, present, text
+from overnight.data.readers._common import count_alike, count_empty, present, text
 from overnight.errors import file_error
 
 
@@ -41,6 +41,7 @@ def read(folder: Path, options: Options, _kind: str) -> Texts:
             )
     splits = {split: [(sentence, index[label]) for label, sentence in some] for split, some in rows.items()}
     classes = tuple(options.classes.values()) or labels
+    count_alike(labels, cleaned)
     count_empty(classes, (i for some in splits.values() for _, i in some), cleaned)
     return Texts(splits, classes, cleaned)
 

@@ -157,6 +157,21 @@ def test_parquet_odd_labels(load, folder) -> None:
     assert cleaned == {DROPPED: 2}
 
 
+@pytest.mark.parametrize(
+    ("given", "classes", "expected"),
+    [
+        ([1.0, 0.0, None, float("nan")], ("0", "1"), [1, 0, -1, -1]),
+        (["cat", "Cat ", " cat", ""], ("Cat", "cat"), [1, 0, 1, -1]),
+        ([True, False, True, None], ("0", "1"), [1, 0, 1, -1]),
+    ],
+)
+def test_parquet_labels_of_other_types(load, folder, given, classes, expected) -> None:
+    write_parquet(folder / "a.parquet", [png(i) for i in range(4)], given)
+    content = load("image_parquet", {"splits": {"train": "a.parquet"}})
+    assert (content.classes, labels(content, "train")) == (classes, expected)
+    assert content.cleaned["unlabelled image kept"] == expected.count(-1)
+
+
 def test_parquet_errors(load, folder) -> None:
     write_parquet(folder / "a.parquet", [png()], [3])
     with pytest.raises(DataError, match=r"a\.parquet: row 1 has the label 3; the classes are x, y"):

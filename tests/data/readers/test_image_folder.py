@@ -1,0 +1,137 @@
+"""Folders as people and systems leave them: which are classes, and what is counted or refused."""
+
+import io
+
+import pytest
+import yaml
+from PIL import Image
+
+from overnight.errors import DataError
+
+
+def picture(path, form: str = "PNG", level: int = 9) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stream = io.BytesIO()
+    Image.new("RGB", (12, 10), (level, level, level)).save(stream, form)
+    path.write_bytes(stream.getvalue())
+
+
+def fill(folder, *names: str) -> None:
+    for level, name in enumerate(names):
+        picture(folder / name, level=level)
+
+
+LEAVINGS = ["__MACOSX", "@eaDir", "lost+found", ".ipynb_checkpoints", "$RECYCLE.BIN", "System Volume Information",
+            ".Trash-1000", "#recycle", ".git", "__pycache__"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEAVINGS)
+@pytest.mark.parametrize("place", ["", "cat/", "train/"])
+def test_what_systems_leave_is_neither_class_nor_sample(load, folder, name: str, place: str) -> None:
+    below = "train/" if place == "train/" else ""
+    fill(folder, f"{below}cat/1.png", f"{below}dog/2.png", f"{place}{name}/3.png", f"{place}{name}/cat/4.png")
+    content = load("image_folder", {})
+    assert content.classes == ("cat", "dog")
+    assert len(content.splits["train"]) == 2
+    assert content.cleaned == {"folder of the system's own passed over": 1}
+
+
+@pytest.mark.parametrize("name", ["Thumbs.db", "desktop.ini", ".DS_Store", "._1.png"])
+def test_files_of_systems_are_passed_over(load, folder, name: str) -> None:
+    fill(folder, "cat/1.png", "dog/2.png")
+    (folder / "cat" / name).write_bytes(b"x")
+    assert load("image_folder", {}).cleaned == {}
+
+
+@pytest.mark.parametrize(
+    ("paths", "where", "splits"),
+    [
+        (["my/train/cat/1.png", "my/train/dog/2.png", "my/val/cat/3.png"], "my",
+         {"train": "my/train", "val": "my/val"}),
+        (["my/cat/1.png", "my/dog/2.png"], "my", {"train": "my"}),
+        (["my/deep/cat/1.png", "my/deep/dog/2.png"], "my/deep", {"train": "my/deep"}),
+        (["a/Training/cat/1.png"], "a", {"train": "a/Training"}),
+        (["fold1/cat/1.png", "fold1/dog/2.png", "fold2/cat/3.png", "fold2/dog/4.png"], "fold1",
+         {"train": ["fold1", "fold2"]}),
+        (["cat/1.png", "dog/2.png", "more/cat/3.png", "more/dog/4.png"], "more", {"train": "more"}),
+        (["test/cat/1.png", "test/dog/2.png"], "test", {"train": "test"}),
+        (["train/x/cat/1.png", "train/x/dog/2.png"], "train/x", {"train": "train/x"}),
+    ],
+)  # fmt: skip
+def test_a_wrapper_or_split_is_no_class_and_the_line_that_is_told_mends_it(
+    load, folder, paths, where, splits
+) -> None:
+    fill(folder, *paths)
+    with pytest.raises(DataError, match=rf"made/{where}: it holds no image of its own") as caught:
+        load("image_folder", {})
+    line = str(caught.value).split("`")[1]
+    assert yaml.safe_load(line) == {"options": {"splits": splits}}
+    found = load("image_folder", yaml.safe_load(line)["options"])
+    assert set(found.classes) <= {"cat", "dog"}
+    assert set(found.splits) == set(splits)
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ["cat/images/1.png", "dog/images/2.png"],
+        ["cat/1.png", "cat/session/2.png", "dog/3.png"],
+        ["cat/2024/may/1.png", "dog/2024/june/2.png"],
+    ],
+)
+def test_images_deeper_below_a_class_are_its_own(load, folder, paths) -> None:
+    fill(folder, *paths)
+    assert load("image_folder", {}).classes == ("cat", "dog")
+
+
+def test_classes_that_the_entry_lists_may_hold_folders(load, folder) -> None:
+    fill(folder, "cat/a/1.png", "cat/b/2.png", "dog/a/3.png", "dog/b/4.png")
+    content = load("image_folder", {"classes": ["cat", "dog"]})
+    assert [item.label for item in content.splits["train"]] == [0, 0, 1, 1]
+
+
+def test_classes_of_nearly_one_name_and_empty_ones_are_named(load, folder) -> None:
+    fill(folder, "Cat/1.png", "cat/2.png", "dog/3.png", "loose.png")
+    (folder / "bird").mkdir()
+    content = load("image_folder", {})
+    assert content.classes == ("Cat", "bird", "cat", "dog")
+    assert content.cleaned == {
+        "classes 'Cat' and 'cat' of nearly one name kept apart": 1,
+        "empty class kept": 1,
+        "image in no class's folder left out": 1,
+    }
+    assert content.cleaned.first["empty class kept"] == "bird"
+
+
+def test_several_folders_make_a_split(load, folder) -> None:
+    fill(folder, "day/cat/1.png", "night/cat/1.png", "night/dog/2.png")
+    content = load("image_folder", {"splits": {"train": ["day", "night"]}})
+    assert [item.label for item in content.splits["train"]] == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("ending", "form"),
+    [("jfif", "JPEG"), ("jpe", "JPEG"), ("avif", "AVIF"), ("jp2", "JPEG2000"), ("j2k", "JPEG2000"), ("tga", "TGA"),
+     ("pbm", "PPM"), ("apng", "PNG"), ("mpo", "JPEG"), ("dib", "BMP")],
+)  # fmt: skip
+def test_formats_that_pillow_opens_are_read(load, folder, ending: str, form: str) -> None:
+    picture(folder / "cat" / f"1.{ending.upper()}", form)
+    item = load("image_folder", {}).splits["train"][0]
+    assert item.open().size == (12, 10)
+
+
+def test_formats_that_are_not_read_are_named(load, folder) -> None:
+    fill(folder, "cat/1.png", "cat/2.HEIC", "cat/3.cr2", "cat/notes.txt")
+    assert load("image_folder", {}).cleaned == {
+        "image of the format heic, which is not read, left out": 1,
+        "image of the format cr2, which is not read, left out": 1,
+        "file that is no image left out": 1,
+    }
+
+
+def test_folders_that_are_links_to_one_another_end(load, folder) -> None:
+    fill(folder, "cat/1.png", "other/2.png")
+    (folder / "cat" / "again").symlink_to(folder)
+    (folder / "dog").symlink_to(folder / "other")
+    content = load("image_folder", {"classes": ["cat", "dog"]})
+    assert [item.label for item in content.splits["train"]] == [0, 1]
