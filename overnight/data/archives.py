@@ -1,5 +1,6 @@
 """Archives from strangers: regular files alone, below one folder, up to a size, whole or not at all."""
 
+import bz2
 import codecs
 import errno
 import gzip
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from overnight.errors import DiskFull, file_error
 from overnight.files import atomic_write, is_disk_full
@@ -26,16 +27,19 @@ DAMAGED = (  # what the standard library raises for an archive that is damaged
 )  # fmt: skip
 
 
+PACKED = (".gz", ".zip", ".zst", ".bz2", ".xz")
+
+
 def plain(path: Path) -> Path:
-    """The file itself, or the one file inside a .gz or .zip, unpacked once below .overnight/unpacked."""
-    if path.suffix.lower() not in (".gz", ".zip"):
+    """The file itself, or the one file inside a packed one, unpacked once below .overnight/unpacked."""
+    if path.suffix.lower() not in PACKED:
         return path
 
     def write(sink: IO[bytes]) -> None:
         with _single(path) as source:
             copy(source, sink, LIMIT_BYTES, path)
 
-    return _made_once(path, path.stem, write)
+    return made_once(path, path.stem, write)
 
 
 def recoded(path: Path, encoding: str) -> Path:
@@ -45,20 +49,24 @@ def recoded(path: Path, encoding: str) -> Path:
         return path
 
     def write(sink: IO[bytes]) -> None:
+        decoder, line = codecs.getincrementaldecoder(encoding)(), 1
         try:
-            with path.open(encoding=encoding, newline="") as source:
-                while piece := source.read(1 << 20):
-                    sink.write(piece.encode())
-        except UnicodeDecodeError as error:
+            with path.open("rb") as source:
+                for text in source:
+                    sink.write(decoder.decode(text).encode())
+                    line += 1
+            sink.write(decoder.decode(b"", final=True).encode())
+        except UnicodeError as error:
             raise file_error(
                 path,
-                f"expected text in {encoding}: {error.reason} at byte {error.start}; correct the encoding",
+                f"line {line}: expected text in {encoding}: {getattr(error, 'reason', error)}; correct the "
+                "encoding",
             ) from None
 
-    return _made_once(path, f"{path.name}-{name}", write)
+    return made_once(path, f"{path.name}-{name}", write)
 
 
-def _made_once(path: Path, name: str, write: Callable[[IO[bytes]], None]) -> Path:
+def made_once(path: Path, name: str, write: Callable[[IO[bytes]], None]) -> Path:
     """Unpack once; what was made is kept until the file changes."""
     stat = path.stat()
     key = hashlib.sha256(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:20]
@@ -72,9 +80,17 @@ def _made_once(path: Path, name: str, write: Callable[[IO[bytes]], None]) -> Pat
 
 @contextmanager
 def _single(path: Path) -> Iterator[IO[bytes]]:
-    if path.suffix.lower() == ".gz":
-        with gzip.open(path) as stream:
-            yield cast("IO[bytes]", stream)
+    kind = path.suffix.lower()
+    if kind == ".zst":
+        import pyarrow as pa
+
+        with path.open("rb") as packed, pa.CompressedInputStream(packed, "zstd") as stream:
+            yield stream
+        return
+    if kind != ".zip":
+        opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[kind]
+        with opener(path) as stream:
+            yield stream
         return
     with zipfile.ZipFile(path) as archive:
         inside = [i for i in archive.infolist() if not i.is_dir() and not i.filename.startswith("__MACOSX/")]

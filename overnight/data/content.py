@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Union
 
+from overnight.errors import DataError
+
 if TYPE_CHECKING:
     import numpy as np
     import polars as pl
@@ -31,10 +33,22 @@ class CleaningCounts(Counter[str]):
         return found
 
 
+def _no_misfit() -> DataError | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Tables:
+    """rows: of tables whose number is known; bad_rows: (file, line, reason, row) of what was set aside.
+
+    misfit: the first value that is not of its given type; asked when a query over the frames fails.
+    """
+
     frames: Mapping[str, "pl.LazyFrame"]
     cleaned: CleaningCounts = field(default_factory=CleaningCounts)
+    rows: Mapping[str, int] = field(default_factory=dict)
+    bad_rows: Mapping[str, "pl.DataFrame"] = field(default_factory=dict)
+    misfit: Callable[[], DataError | None] = _no_misfit
 
 
 @dataclass(frozen=True)

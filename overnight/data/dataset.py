@@ -93,8 +93,10 @@ def _counts(content: Content, wanted: Mapping[str, int]) -> dict[str, int]:
     if isinstance(content, Tables):
         # Without an import of Polars: the key of every step that reads a set would have its version.
         frames = {name: frame for name, frame in content.frames.items() if name in wanted}
+        unknown = {name: frame for name, frame in frames.items() if name not in content.rows}
         count = "SELECT COUNT(*) FROM self"
-        return {name: int(frame.sql(count).collect().item()) for name, frame in frames.items()}
+        counted = {name: int(frame.sql(count).collect().item()) for name, frame in unknown.items()}
+        return {**content.rows, **counted}
     if isinstance(content, Graph):
         return {split: int(mask.sum()) for split, mask in content.masks.items()}
     return {split: len(items) for split, items in content.splits.items()}
@@ -176,7 +178,8 @@ def verify(name: str) -> list[str]:
             return [f"not here; `overnight data fetch {name}`"]
         for file in entry.files:
             digests.forget(entry.found()[0] / file.path)
-        entry.load()
+        content = entry.load()
+        problem = content.misfit() if isinstance(content, Tables) else None
     except (DataError, ConfigError) as error:
         return error.problems
-    return []
+    return problem.problems if problem else []

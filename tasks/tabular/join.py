@@ -96,8 +96,12 @@ def join_tables(run: Run, params: TableParams, data: Dataset) -> Artifact:
     """
     content = data.load_as(Tables)
     run.cleaned(content.cleaned)
+    for table, rows in content.bad_rows.items():
+        bad = run.folder / f"bad-rows-{table}.csv"
+        rows.write_csv(bad)
+        run.publish(bad)
     file = run.folder / "joined.parquet"
-    with _polars_errors(data.name):
+    with _polars_errors(data.name, content):
         used = dict.fromkeys([params.fact, *(join.table for join in params.joins)])
         typed = _typed(content.frames, params, data.name)
         frames = rapids.typed_files({name: typed[name] for name in used}, params.engine, run)
@@ -112,13 +116,16 @@ def join_tables(run: Run, params: TableParams, data: Dataset) -> Artifact:
 
 
 @contextmanager
-def _polars_errors(name: str) -> Iterator[None]:
-    """What Polars says about the data, without its plan."""
+def _polars_errors(name: str, content: Tables) -> Iterator[None]:
+    """The value that is not of its type, else what Polars says about the data, without its plan."""
     import polars as pl
 
     try:
         yield
     except pl.exceptions.PolarsError as error:
+        problem = content.misfit()
+        if problem:
+            raise problem from None
         raise DataError(
             f"data set {name!r}: {str(error).strip().splitlines()[0][:300]}; mend the file, its entry or "
             "the config"

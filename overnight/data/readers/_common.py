@@ -45,6 +45,9 @@ MOST_CLASSES = 100_000
 SIGNATURES = {
     b"PK\x03\x04": "zip", b"\x1f\x8b": "gzip", b"PAR1": "parquet", b"\x93NUMPY": "npy", b"\x89PNG": "png",
     b"\xff\xd8\xff": "jpeg", b"%PDF": "pdf", b"BZh": "bzip2", b"\xfd7zXZ": "xz",
+    b"(\xb5/\xfd": "zstandard", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "rar",
+    b"SQLite format 3\0": "SQLite", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "old Excel or Word",
+    b"ARROW1\0": "arrow", b"Obj\x01": "avro", b"\x89HDF": "HDF5", b"{\\rtf": "rtf", b"\x80\x04\x95": "pickle",
     b"version https://git-lfs": "git-lfs pointer (the data itself was not fetched)",
 }  # fmt: skip
 
@@ -104,6 +107,14 @@ def expect(path: Path, form: str, named: Path | None = None) -> Path:
     with path.open("rb") as stream:
         head = stream.read(512)
     found = next((name for start, name in SIGNATURES.items() if head.startswith(start)), form)
+    if found in ("parquet", "bzip2") and b"\0" not in head:  # a column may be called so
+        found = form
+    if head[8:12] == b"DUCK":
+        found = "DuckDB"
+    if head[257:262] == b"ustar":
+        found = "tar"
+    if found == "zip" and b"xl/" in head + path.read_bytes()[-4096:]:
+        found = "xlsx (a spreadsheet: save it as csv)"
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html")):
         found = "web page"
     if found != form:

@@ -1,211 +1,323 @@
-"""The columns of a csv: which type each has, and whether every value has it."""
+"""One csv file: whether it is what its entry says, its header, and the scan over its rows."""
 
 import csv
-import os
+import hashlib
+import io
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import polars as pl
 
+from overnight.data.archives import made_once, plain, recoded
 from overnight.data.content import CleaningCounts
-from overnight.errors import DataError, file_error, one_line
+from overnight.data.readers._columns import Column
+from overnight.data.readers._common import expect
+from overnight.data.readers._lines import Dialect, Facts, Lines
+from overnight.errors import DataError, file_error
 
-ROWS, BLANK = "\0 rows", "\0 blank"  # no column of a file is called so
-SAMPLE = 10_000
-TRUE, FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
-TIMES = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M")
-FORMATS = {
-    "date": ("%Y-%m-%d", "%Y/%m/%d", "%Y%m%d", "%d.%m.%Y"),
-    "datetime": (*(f"{t}%#z" for t in TIMES), *TIMES, "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%Y-%m-%d"),
-    "time": ("%H:%M:%S%.f", "%H:%M"),
-}
-
-
-def scan(
-    path: Path,
-    file: Path,
-    separator: str,
-    nulls: Sequence[str],
-    types: Mapping[str, str],
-    cleaned: CleaningCounts,
-) -> pl.LazyFrame:
-    """The frame, after one pass over every value: each must be of its column's type.
-
-    path: the file in plain utf-8; file: for messages.
-    """
-    how: dict[str, Any] = {"separator": separator, "null_values": nulls, "infer_schema": False}
-    try:
-        text = pl.scan_csv(path, **how)
-        names = text.collect_schema().names()
-        if len(names) > 1:
-            short = _short_rows(path, file, separator, len(names))
-            cleaned["row with too few fields: the rest counts as missing"] += short
-        columns = [Column.of(text, name, types.get(name), file) for name in names]
-        blank = pl.all_horizontal(pl.col(name).is_null() for name in names)
-        counts = [pl.len().alias(ROWS), blank.sum().alias(BLANK), *(c.wrong() for c in columns)]
-        found = text.select(counts).collect(engine="streaming").row(0, named=True)
-        cleaned["column of a name that is taken renamed"] += sum("_duplicated_" in name for name in names)
-        cleaned["table without rows kept"] += not found[ROWS]
-        cleaned["blank row dropped"] += found[BLANK]
-        columns = [c.repaired(text, nulls, cleaned) if found[c.name] else c for c in columns]
-        native = {c.name: c.dtype for c in columns if c.is_native}
-        frame = pl.scan_csv(path, schema_overrides=native, **how)
-        frame = frame.with_columns(c.value() for c in columns if not c.is_native)
-        return frame.filter(~blank) if found[BLANK] else frame
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise file_error(
-            file, f"expected a csv file: {one_line(error)}; mend it, or the entry's delimiter or encoding"
-        ) from None
+HEAD = 200  # rows that show how a file is laid out
+START = 1 << 16  # bytes that show what a file is
+GUESSES = ",;\t|"
+REST = "\0rest"  # the column after a separator at the end of every row
+NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?$")
+JSON = re.compile(rb"\s*(\{\s*[\"}]|\[\s*[\[{\"\d\]])")
+SHORT = "row with too few fields: the rest counts as missing"
+Head = list[tuple[int, int, list[str]]]  # first line, last line, fields of each record
 
 
 @dataclass(frozen=True)
-class Column:
-    """How the text of one column becomes values. given: the entry states the type."""
+class Layout:
+    """How a table's files are written. stated: what the entry says itself; zones: by column, or of all."""
 
-    name: str
-    type: str
-    form: str
-    given: bool
+    delimiter: str = ","
+    encoding: str = "utf-8"
+    quote: str = '"'
+    comment: str = ""
+    skip_rows: int = 0
+    header: bool | None = None
+    columns: Sequence[str] = ()
+    nulls: Sequence[str] = ()
+    decimal: str = "."
+    thousands: str = ""
+    trim: bool = True
+    quarantine: bool = False
+    strict: bool = False
+    types: Mapping[str, str] | None = None
+    zones: str | Mapping[str, str] = ""
+    stated: frozenset[str] = frozenset()
+
+    @property
+    def dialect(self) -> Dialect:
+        trim = self.trim and self.delimiter != " "
+        return Dialect(
+            self.delimiter, self.quote, self.comment, self.skip_rows, self.header is not False, trim
+        )
+
+    @property
+    def words(self) -> tuple[bytes, ...]:
+        """What stands for a missing value although the entry does not say so."""
+        return () if "nulls" in self.stated else tuple(null.encode() for null in self.nulls if null)
+
+    def has_decimals(self, names: Sequence[str]) -> bool:
+        types = self.types or {}
+        return any(types.get(name, "float") == "float" for name in names)
+
+    def column(self, name: str) -> Column:
+        """Its kind is empty where the entry gives no type."""
+        kind, _, form = (self.types or {}).get(name, "").partition(" ")
+        zone = self.zones if isinstance(self.zones, str) else self.zones.get(name, "")
+        return Column(name, kind, form, bool(kind), zone, self.decimal, self.thousands)
+
+
+@dataclass(frozen=True)
+class Source:
+    """lines: of the file as it is; clean: what is scanned, `before` of its lines are no rows."""
+
     file: Path
-    trim: tuple[str, ...] | None = None
+    names: tuple[str, ...]
+    lines: Lines
+    layout: Layout
+    clean: Path
+    before: int
+    has_rest: bool
+    even: bool  # whether `clean` lacks the rows of another number of fields
 
-    @classmethod
-    def of(cls, text: pl.LazyFrame, name: str, given: str | None, file: Path) -> "Column":
-        """The type the entry gives, or that of the first rows; of times the first form that fits."""
-        kind, _, form = (given or "").partition(" ")
-        if given and (form or kind not in FORMATS):
-            return cls(name, kind, form, given=True, file=file)
-        sample = _sample(text, name)
-        for type_, form in _candidates(kind, sample):
-            column = cls(name, type_, form, bool(given), file)
-            if sample.is_empty() or sample.to_frame().select(column.wrong()).item() == 0:
-                return column
+    @property
+    def facts(self) -> Facts:
+        return self.lines.facts
+
+    def scan(self, types: Mapping[str, Any]) -> pl.LazyFrame:
+        """The columns that `types` has no type for are text."""
+        layout = self.layout
+        width = [*self.names, REST] if self.has_rest else self.names
+        at_end = self.clean == self.lines.path and self.facts.blank > 0
+        frame = pl.scan_csv(
+            self.clean,
+            has_header=False,
+            skip_lines=self.before,
+            separator=layout.delimiter,
+            quote_char=layout.quote or None,
+            null_values=list(dict.fromkeys(["", *layout.nulls])),
+            schema={name: types.get(name, pl.String) for name in width},
+            n_rows=self.facts.rows if at_end else None,
+        )
+        return frame.drop(REST) if self.has_rest else frame
+
+    def error(self, row: int, problem: str) -> DataError:
+        """row: from 0, of those that are scanned."""
+        line = self.lines.line_of([row], self.even)[0]
+        return file_error(self.file, f"line {line}: {problem}")
+
+
+def opened(file: Path, layout: Layout, cleaned: CleaningCounts) -> Source:
+    """Raises DataError for a file that is not what its entry says, and counts what is mended."""
+    counts = CleaningCounts()
+    path = _text(file, layout, counts)
+    head = list(_head(path, file, layout.dialect))
+    if not head:
+        raise file_error(file, "holds no row: blank lines and comments alone; get the right file")
+    _require_delimiter(path, file, layout, head)
+    names, columns, may_end = _names(file, layout, head, counts)
+    lines = Lines(path, file, layout.dialect, columns, may_end, layout.words, layout.has_decimals(names))
+    facts = lines.counted()
+    has_rest = may_end and facts.full == 0
+    if has_rest:
+        names = names[: columns - 1]
+        counts["column without name and values left out"] += 1
+    even = layout.quarantine and facts.short + facts.long > 0
+    _require_rows(file, lines, layout, len(names))
+    _count(facts, counts, even)
+    if layout.strict and +counts:
+        raise _strict(file, facts, counts)
+    cleaned.update(counts)
+    clean, before = _clean(lines, head, even)
+    if even:
+        facts.rows -= facts.short + facts.long
+    return Source(file, tuple(names), lines, layout, clean, before, has_rest, even)
+
+
+# ------------------------------------------------------------------------------------------------ bytes
+
+
+def _text(file: Path, layout: Layout, counts: CleaningCounts) -> Path:
+    """The file unpacked, in utf-8, with LF or CRLF. Raises DataError when it is of another format."""
+    path = expect(plain(file), "csv", file)
+    with path.open("rb") as stream:
+        start = stream.read(START)
+    if layout.encoding == "utf-8" and start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise file_error(file, "starts like text in utf-16; set the entry's encoding: utf-16")
+    if JSON.match(start) or start.lstrip().startswith(b"<?xml"):
+        found = "XML" if start.lstrip().startswith(b"<") else "JSON"
+        raise file_error(file, f"expected csv, found {found} text; get the right file, or convert it")
+    path = recoded(path, layout.encoding)
+    with path.open("rb") as stream:
+        start = stream.read(START)
+    if b"\r" in start and b"\n" not in start:
+        counts["file with CR alone at the end of lines read line by line"] += 1
+        return made_once(path, f"{path.name}-lines", lambda sink: _replaced(path, sink, b"\r", b"\n"))
+    if b"\n\r" in start and b"\r\n" not in start:
+        counts["file with LF CR at the end of lines read line by line"] += 1
+        return made_once(path, f"{path.name}-lines", lambda sink: _replaced(path, sink, b"\r", b""))
+    return path
+
+
+def _replaced(path: Path, sink: IO[bytes], old: bytes, new: bytes) -> None:
+    with path.open("rb") as source:
+        while piece := source.read(1 << 20):
+            sink.write(piece.replace(old, new))
+
+
+def _head(path: Path, file: Path, dialect: Dialect) -> Iterator[tuple[int, int, list[str]]]:
+    """First records, without blank lines and comments."""
+    block, line = next(dialect.blocks(path), b""), dialect.skip + 1
+    reader = csv.reader(
+        io.StringIO(block.decode(errors="replace"), newline=""),
+        delimiter=dialect.separator,
+        quotechar=dialect.quote or None,
+        quoting=csv.QUOTE_MINIMAL if dialect.quote else csv.QUOTE_NONE,
+        skipinitialspace=dialect.trim,
+    )
+    ended, count = line - 1, 0
+    try:
+        for fields in reader:
+            first, ended = ended + 1, line - 1 + reader.line_num
+            comment = bool(dialect.comment) and fields[:1] != [] and fields[0].startswith(dialect.comment)
+            if comment or not any(text.strip() for text in fields):
+                continue
+            yield first, ended, [text.strip() if dialect.trim else text for text in fields]
+            count += 1
+            if count == HEAD:
+                return
+    except csv.Error as error:
+        raise file_error(
+            file, f"line {ended + 1}: {error}; mend it, or the entry's quote or delimiter"
+        ) from None
+
+
+# ------------------------------------------------------------------------------------------------ header
+
+
+def _require_delimiter(path: Path, file: Path, layout: Layout, head: Head) -> None:
+    """Raises DataError when another delimiter cuts the first lines into more columns."""
+    if "delimiter" in layout.stated:
+        return
+    for guess in GUESSES.replace(layout.delimiter, ""):
+        dialect = Dialect(guess, layout.quote, layout.comment, layout.skip_rows, trim=guess != " ")
+        widths = [len(fields) for _, _, fields in _head(path, file, dialect)]
+        if widths and min(widths) == max(widths) > len(head[0][2]):
+            raise file_error(
+                file,
+                f"has {len(head[0][2])} column by the delimiter {layout.delimiter!r}, but {widths[0]} by "
+                f"{guess!r}; set the entry's delimiter: {guess!r}, or state {layout.delimiter!r} there",
+            )
+
+
+def _names(file: Path, layout: Layout, head: Head, counts: CleaningCounts) -> tuple[list[str], int, bool]:
+    """Names, fields of a row, and whether the last field may be what follows a separator at the end."""
+    rows = [fields for _, _, fields in head[1 if layout.dialect.header else 0 :]]
+    first = head[0][2]
+    widths = Counter(map(len, rows))
+    usual = widths.most_common(1)[0][0] if widths else len(first)
+    may_end = usual > 1 and all(row[-1] == "" for row in rows if len(row) >= usual)
+    if not layout.dialect.header:
+        names = list(layout.columns) or [f"column_{i}" for i in range(1, usual + 1 - may_end)]
+        if len(names) not in (usual, usual - may_end):
+            raise file_error(
+                file, f"its rows have {usual} fields, but columns names {len(names)}; name them all"
+            )
+        return names, usual, may_end and len(names) == usual - 1
+    _require_header(file, layout, head, usual, may_end)
+    if first[-1] == "" and len(first) == usual + 1:  # the header alone ends with a separator
+        return _unique(first[:-1], counts), usual, False
+    may_end = may_end and len(first) == (usual if first[-1] == "" else usual - 1)
+    return _unique(first, counts), usual if may_end else len(first), may_end
+
+
+def _unique(names: Sequence[str], counts: CleaningCounts) -> list[str]:
+    """Names that are taken get `_duplicated_0` and so on."""
+    found, seen = list[str](), Counter[str]()
+    for name in names:
+        new = name
+        while new in found:
+            new = f"{name}_duplicated_{seen[name]}"
+            seen[name] += 1
+        found.append(new)
+        counts["column of a name that is taken renamed"] += new != name
+    return found
+
+
+def _require_header(file: Path, layout: Layout, head: Head, usual: int, may_end: bool) -> None:
+    """Raises DataError when the first record is no header."""
+    line, _, first = head[0]
+    if usual > len(first) and not (may_end and usual == len(first) + 1):
+        at = next(start for start, _, fields in head if len(fields) == usual)
+        wider = f"line {at} has {usual} fields, but line {line} has {len(first)}"
+        if at > head[1][0]:
+            raise file_error(
+                file, f"{wider}; if the lines before it are a title, set the entry's skip_rows: {at - 1}"
+            )
         raise file_error(
             file,
-            f"column {name!r} should be a {kind}, but {sample[0]!r} has no form that is "
-            f"known; state it in the entry: `{name}: {kind} %d.%m.%Y`",
+            f"{wider}: more fields than names; name all with the entry's columns: [...], header: false and "
+            f"skip_rows: {at - 1}",
         )
-
-    @property
-    def dtype(self) -> Any:
-        zone = "UTC" if "%#z" in self.form or "%z" in self.form else None
-        return {
-            "int": pl.Int64, "float": pl.Float64, "text": pl.String, "bool": pl.Boolean,
-            "date": pl.Date, "datetime": pl.Datetime("us", zone), "time": pl.Time,
-        }[self.type]  # fmt: skip
-
-    @property
-    def is_native(self) -> bool:
-        """Whether the scan itself can give the type (and the GPU engine read it)."""
-        return self.type in ("int", "float", "text") and self.trim is None
-
-    def value(self) -> pl.Expr:
-        """Null where the text is not of the type."""
-        text = pl.col(self.name)
-        if self.trim is not None:
-            text = text.str.strip_chars()
-            text = pl.when(~text.is_in(["", *self.trim])).then(text)
-        if self.type == "bool":
-            known = dict.fromkeys(TRUE, True) | dict.fromkeys(FALSE, False)
-            value = text.str.to_lowercase().replace_strict(known, default=None, return_dtype=self.dtype)
-        elif self.type in FORMATS:
-            value = text.str.strptime(self.dtype, self.form, strict=False)
-        else:
-            value = text.cast(self.dtype, strict=False)
-        return value.alias(self.name)
-
-    def wrong(self) -> pl.Expr:
-        return self._is_wrong().sum().alias(self.name)
-
-    def _is_wrong(self) -> pl.Expr:
-        there = pl.col(self.name).is_not_null()
-        if self.trim is not None:
-            there &= ~pl.col(self.name).str.strip_chars().is_in(["", *self.trim])
-        return there & self.value().is_null()
-
-    def repaired(self, text: pl.LazyFrame, nulls: Sequence[str], cleaned: CleaningCounts) -> "Column":
-        """Blanks trimmed, an inferred whole number read as a decimal.
-
-        Else DataError with the first wrong value.
-        """
-        trimmed = replace(self, trim=tuple(nulls))
-        rules = [("column with blanks around values trimmed", trimmed)]
-        if self.type == "int" and not self.given:
-            rules += [
-                (f"column {self.name!r} read as decimals", replace(c, type="float")) for c in (self, trimmed)
-            ]
-        for rule, column in rules:
-            if text.select(column.wrong()).collect(engine="streaming").item() == 0:
-                cleaned[rule] += 1
-                return column
-        raise self._error(text)
-
-    def _error(self, text: pl.LazyFrame) -> DataError:
-        column = text.select(pl.col(self.name)).with_row_index("row", offset=1)
-        row, value = column.filter(self._is_wrong()).head(1).collect().row(0)
-        why = f"it is in the first {SAMPLE} rows; state a type in the entry, such as `{self.name}: text`"
-        if self.given:
-            why = "its entry says; correct the file or the type"
-        article = "an" if self.type == "int" else "a"
-        form = f" of the form {self.form}" if self.form else ""
-        return file_error(
-            self.file,
-            f"column {self.name!r}, row {row} (after the header): "
-            f"{value!r} is not {article} {self.type}{form}, as {why}",
-        )
-
-
-def _candidates(kind: str, sample: pl.Series) -> Iterator[tuple[str, str]]:
-    """(type, form) that a column may have, the narrowest first; kind: the type that the entry gives."""
-    if kind:
-        yield from ((kind, form) for form in FORMATS[kind])
-        return
-    if not sample.is_empty():
-        if not sample.str.contains(r"^[+-]?0\d").any():  # a number that starts with 0 is a code, so text
-            yield from (("int", ""), ("float", ""))
-        if sample.str.to_lowercase().is_in(["true", "false"]).all():
-            yield "bool", ""
-        yield from (
-            (wide, form) for wide in ("date", "datetime") for form in FORMATS[wide] if form != "%Y%m%d"
-        )
-    yield "text", ""
-
-
-def _sample(text: pl.LazyFrame, name: str) -> pl.Series:
-    """Of the first rows; of the whole column when those are all missing."""
-    column = text.select(pl.col(name))
-    found = column.head(SAMPLE).collect().to_series().drop_nulls()
-    return found if len(found) else column.drop_nulls().head(SAMPLE).collect().to_series()
-
-
-def _short_rows(path: Path, file: Path, separator: str, expected: int) -> int:
-    """How many rows have fewer fields than the header; blank lines are not rows.
-
-    Raises DataError when the last of them is where the file breaks off.
-    """
-    lines = pl.scan_csv(
-        path, has_header=False, separator="\x01", quote_char=None, infer_schema=False,
-        schema={"line": pl.String},
-    )  # fmt: skip
-    line = pl.col("line")
-    torn = line.str.count_matches('"', literal=True) % 2 == 1  # a quoted value goes on in the next line
-    bare = line.str.replace_all(r'"[^"]*"', "").str.strip_chars("\r")
-    fields = bare.str.count_matches(separator, literal=True) + 1
-    short = (fields < expected) & (line.str.strip_chars() != "")
-    last = pl.when(short.last()).then(fields.last()).otherwise(expected)
-    found = lines.select(torn.any().alias("torn"), short.sum().alias("short"), last.alias("last"))
-    row = found.collect(engine="streaming").row(0, named=True)
-    if row["torn"]:
-        with path.open(encoding="utf-8", errors="replace", newline="") as stream:
-            rows = csv.reader(stream, delimiter=separator)
-            return sum(0 < len(row) < expected and any(row) for row in rows)
-    with path.open("rb") as stream:
-        stream.seek(-1, os.SEEK_END)
-        ended = stream.read() == b"\n"
-    if row["last"] < expected and not ended:
+    if layout.header is None and all(NUMBER.match(name) for name in first if name) and any(first):
         raise file_error(
-            file, f"breaks off in its last line ({row['last']} of {expected} fields); get the whole file"
+            file,
+            f"line {line} should name the columns, but holds numbers ({first[0]!r}); set the entry's "
+            "header: false, or header: true if these are names",
         )
-    return int(row["short"])
+
+
+# ------------------------------------------------------------------------------------------------ rows
+
+
+def _require_rows(file: Path, lines: Lines, layout: Layout, columns: int) -> None:
+    facts = lines.facts
+    if facts.rows == 0:
+        raise file_error(file, "has a header, but no row; get the whole file")
+    if not facts.ended and 0 < facts.last[1] < columns:
+        raise file_error(
+            file, f"breaks off in its last line ({facts.last[1]} of {columns} fields); get the whole file"
+        )
+    if facts.first_long and not layout.quarantine:
+        line, fields = facts.first_long
+        raise file_error(
+            file,
+            f"line {line} has {fields} fields, more fields than the {columns} columns; quote values with "
+            f"a {layout.delimiter!r} in them, correct the entry's delimiter or quote, or set the entry's "
+            "bad_rows: quarantine",
+        )
+
+
+def _count(facts: Facts, counts: CleaningCounts, even: bool) -> None:
+    counts["blank row dropped"] += facts.blank
+    counts["comment line left out"] += facts.comments
+    counts["value with blanks around it trimmed"] += facts.trimmed
+    if even:
+        counts["row with another number of fields set aside"] += facts.short + facts.long
+    else:
+        counts[SHORT] += facts.short
+
+
+def _strict(file: Path, facts: Facts, counts: CleaningCounts) -> DataError:
+    found = "; ".join(f"{rule}: {times}" for rule, times in (+counts).items())
+    where = f" (the first in line {facts.first_short[0]})" if facts.first_short else ""
+    return file_error(
+        file, f"strict is set, so nothing is mended, but there is: {found}{where}; mend the file"
+    )
+
+
+def _clean(lines: Lines, head: Head, even: bool) -> tuple[Path, int]:
+    """What is scanned, and how many lines come before its first row."""
+    facts, header = lines.facts, lines.dialect.header
+    first, last = head[0][:2]
+    if not (facts.blank_inside or facts.comments or facts.trimmed or even):
+        return lines.path, last if header else first - 1
+    how = hashlib.sha256(repr((lines.dialect, lines.columns, even)).encode()).hexdigest()[:12]
+    path = made_once(lines.path, f"{lines.path.name}-{how}", lambda sink: lines.cleaned(sink, even))
+    return path, last - first + 1 if header else 0

@@ -1,0 +1,296 @@
+"""The columns of a table of text: which type each has, and whether every value has it."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import polars as pl
+
+from overnight.data.readers._lines import Facts
+
+SAMPLE = 10_000
+SHOWN = 20  # columns that are named one by one
+EXACT = 2**53  # up to here a float holds every whole number
+TRUE, FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
+CLOCKS = ("%H:%M:%S%.f", "%H:%M")
+SPOKEN = ("%H:%M:%S", "%H:%M", "%I:%M:%S %p", "%I:%M %p")
+ISO = (*(f"%Y-%m-%d{between}{clock}" for clock in CLOCKS for between in ("T", " ")),)
+DAYS = ("%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y")
+NAMED_LAST = tuple(day for day in DAYS if not day.startswith("%Y"))
+FORMATS = {
+    "date": (*DAYS, "%Y%m%d"),
+    "datetime": (
+        *(f"{form}%#z" for form in ISO), *ISO, "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M",
+        *(f"{day} {clock}" for day in NAMED_LAST for clock in SPOKEN),
+        "%Y-%m-%d",
+    ),
+    "time": CLOCKS,
+}  # fmt: skip
+SIGNED, CODE = r"^\+|^-?0\d", r"^\d+[eE]\d+$"
+SHORT_YEAR = r"^\d{1,2}[-/.]\d{1,2}[-/.]\d{2}( |$)"
+NEVER = pl.lit(value=False)
+
+
+@dataclass(frozen=True)
+class Column:
+    """How the text of one column becomes values. given: the entry states the type."""
+
+    name: str
+    kind: str = "text"
+    form: str = ""
+    given: bool = False
+    zone: str = ""  # of times that name none
+    decimal: str = "."
+    thousands: str = ""
+
+    @property
+    def dtype(self) -> Any:
+        zone = "UTC" if self._has_zone or self.zone else None
+        return {
+            "int": pl.Int64, "float": pl.Float64, "text": pl.String, "bool": pl.Boolean,
+            "date": pl.Date, "datetime": pl.Datetime("us", zone), "time": pl.Time,
+        }[self.kind]  # fmt: skip
+
+    @property
+    def described(self) -> str:
+        article = "an" if self.kind == "int" else "a"
+        return f"{article} {self.kind} of the form {self.form}" if self.form else f"{article} {self.kind}"
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the scan itself can give the type (and the GPU engine read it)."""
+        plain = self.decimal == "." and not self.thousands
+        return self.kind == "text" or (plain and self.kind in ("int", "float"))
+
+    @property
+    def is_local(self) -> bool:
+        return self.kind == "datetime" and bool(self.zone) and not self._has_zone
+
+    @property
+    def _has_zone(self) -> bool:
+        return "%#z" in self.form or "%z" in self.form
+
+    def value(self, strict: bool) -> pl.Expr:
+        """strict: what is not of the type fails the query; else it is null.
+
+        Of a local hour that comes twice the first is taken; one that the clock leaves out is null.
+        """
+        if not self.is_local:
+            return self._parsed(strict).alias(self.name)
+        local = self._parsed(strict).dt.replace_time_zone(
+            self.zone, ambiguous="earliest", non_existent="null"
+        )
+        return local.dt.convert_time_zone("UTC").alias(self.name)
+
+    def clock_changes(self) -> list[pl.Expr]:
+        """How many local times come twice, and how many the clock leaves out."""
+        naive = self._parsed(strict=False)
+        once = naive.dt.replace_time_zone(self.zone, ambiguous="null", non_existent="null")
+        there = self.value(strict=False).is_not_null()
+        return [
+            (there & once.is_null()).sum().alias(f"twice {self.name}"),
+            (naive.is_not_null() & ~there).sum().alias(f"never {self.name}"),
+        ]
+
+    def wrong(self, facts: Facts) -> pl.Expr:
+        """Whether a value is there, but not of the type or changed by it."""
+        there, value = pl.col(self.name).is_not_null(), self._parsed(strict=False)
+        bad = value.is_null()
+        if self.kind == "int" and not self.given and facts.signs:
+            bad |= self._number.str.contains(rf"{SIGNED}|^-0$")
+        if self.kind == "bool" and not self.given:
+            bad |= ~pl.col(self.name).str.to_lowercase().is_in(["true", "false"])
+        if self.kind == "float":
+            bad |= self._changed(value, facts)
+        return there & bad
+
+    def _changed(self, value: pl.Expr, facts: Facts) -> pl.Expr:
+        """Whether a decimal number would not come back as the same number, or was never meant as one."""
+        text, bad = self._number, NEVER
+        if not self.given:
+            bad |= ~value.is_finite()
+            bad |= text.str.contains(SIGNED) if facts.signs else NEVER
+            bad |= text.str.contains(CODE) if facts.exponents else NEVER
+        if facts.far_exponents or facts.many_digits:
+            bad |= value.is_infinite() & ~text.str.contains("(?i)inf")
+            bad |= (value == 0) & text.str.contains("^[^eE]*[1-9]")
+        if facts.many_digits:
+            whole = text.str.replace(r"\.0*$", "").cast(pl.Int128, strict=False)
+            same = (whole == value.cast(pl.Int128, strict=False)).fill_null(value=False)
+            bad |= (value.abs() >= EXACT) & ~same & ~text.str.contains("[eE]|(?i)inf")
+        return bad
+
+    def notation(self) -> pl.Expr:
+        """How many numbers are written with a plus or leading zeros."""
+        return self._number.str.contains(SIGNED).sum().alias(self.name)
+
+    @property
+    def _number(self) -> pl.Expr:
+        """The text as a computer writes numbers; null where it is none."""
+        text = pl.col(self.name)
+        if self.decimal == "." and not self.thousands:
+            return text
+        point, group = re.escape(self.decimal), re.escape(self.thousands)
+        whole = rf"(\d+|\d{{1,3}}({group}\d{{3}})+)" if group else r"\d+"
+        form = rf"^[+-]?({whole}({point}\d*)?|{point}\d+)([eE][+-]?\d+)?$"
+        plain = text.str.replace_all(self.thousands, "", literal=True) if self.thousands else text
+        return pl.when(text.str.contains(form)).then(plain.str.replace(self.decimal, ".", literal=True))
+
+    def _parsed(self, strict: bool) -> pl.Expr:
+        text = pl.col(self.name)
+        if self.kind == "bool":
+            known = dict.fromkeys(TRUE, True) | dict.fromkeys(FALSE, False)
+            lower = text.str.to_lowercase()
+            if strict:
+                return lower.replace_strict(known, return_dtype=self.dtype)
+            return lower.replace_strict(known, default=None, return_dtype=self.dtype)
+        if self.kind in FORMATS:
+            dtype = pl.Datetime("us") if self.is_local else self.dtype
+            return self._in_four_digits(text.str.strptime(dtype, self.form, strict=strict), strict)
+        if self.kind == "text":
+            return text
+        if strict and not self.is_native:
+            text = pl.coalesce(self._number, text)  # what is no number is kept, for the cast to fail
+        return (text if strict else self._number).cast(self.dtype, strict=strict)
+
+    def _in_four_digits(self, value: pl.Expr, strict: bool) -> pl.Expr:
+        """24-01-03 is no day of the year 24."""
+        if self.kind == "time" or "%Y" not in self.form:
+            return value
+        late = value.dt.year() >= 1000
+        if strict:  # the cast of a negative number fails the query
+            late = (value.dt.year() - 1000).cast(pl.UInt16).is_not_null()
+        return pl.when(late).then(value)
+
+
+@dataclass
+class Inference:
+    """Types for the columns of a table of text. text: every column as text, missing values null."""
+
+    text: pl.LazyFrame
+    facts: Facts
+    remarks: list[str] = field(default_factory=list)
+
+    def columns(self, stated: Sequence[Column]) -> list[Column]:
+        """Of each column its type: the narrowest that every value of every row has, else text.
+
+        stated: kind "" where the entry gives no type, form "" where it gives a date type without a form.
+        """
+        open_ = {c.name: c for c in stated if not c.kind or (c.kind in FORMATS and not c.form)}
+        if not open_:
+            return list(stated)
+        sample = self.text.select(list(open_)).head(SAMPLE).collect(engine="streaming")
+        complete = sample.height == self.facts.rows
+        values = {name: sample[name].drop_nulls() for name in open_}
+        if not complete:
+            values |= self._later([name for name, found in values.items() if not len(found)])
+        rest = {name: list(_candidates(c, values[name])) for name, c in open_.items()}
+        self._narrow(sample.lazy(), rest)
+        found = {name: self._decided(open_[name], left, values[name]) for name, left in rest.items()}
+        if not complete:  # a form that the entry asks for must hold, so the query itself will say
+            self._narrow(self.text, {name: rest[name] for name, c in found.items() if not c.given})
+            found |= {name: rest[name][0] for name, c in found.items() if not c.given}
+        found |= self._unambiguous(found)
+        self._remark_text([c for c in found.values() if c.kind == "text"], values)
+        return [found.get(c.name, c) for c in stated]
+
+    def _later(self, names: list[str]) -> dict[str, pl.Series]:
+        """The first values of columns that have none in the sample."""
+        if not names:
+            return {}
+        first = self.text.select(pl.col(name).drop_nulls().head(100).implode() for name in names)
+        row = first.collect(engine="streaming")
+        return {name: row[name].explode().drop_nulls() for name in names}
+
+    def _narrow(self, frame: pl.LazyFrame, rest: dict[str, list[Column]]) -> None:
+        """Drop candidates from the front until the first fits every value."""
+        pending = [name for name, columns in rest.items() if columns and columns[0].kind != "text"]
+        while pending:
+            query = frame.select(rest[name][0].wrong(self.facts).any().alias(name) for name in pending)
+            wrong = query.collect(engine="streaming").row(0, named=True)
+            pending = [name for name in pending if wrong[name]]
+            for name in pending:
+                rest[name].pop(0)
+            pending = [name for name in pending if rest[name] and rest[name][0].kind != "text"]
+
+    def _decided(self, stated: Column, left: list[Column], values: pl.Series) -> Column:
+        if left:
+            return left[0]
+        name, kind = stated.name, stated.kind
+        why = f"column {name!r} should be a {kind}, but {values[0]!r} has no form that the rest has"
+        raise ValueError(f"{why}; state it in the entry: `{name}: {kind} %d.%m.%Y`")
+
+    def _unambiguous(self, found: Mapping[str, Column]) -> dict[str, Column]:
+        """Columns that may be day/month as well as month/day, as text. Raises ValueError when given."""
+        swapped = {name: replace(c, form=_swapped(c.form)) for name, c in found.items() if _swapped(c.form)}
+        if not swapped:
+            return {}
+        query = self.text.select(c.wrong(self.facts).any().alias(name) for name, c in swapped.items())
+        wrong = query.collect(engine="streaming").row(0, named=True)
+        both = {name: found[name] for name in swapped if not wrong[name]}
+        for name, column in both.items():
+            why = f"column {name!r}: every date may be day first or month first"
+            cure = f"state `{name}: {column.kind} {column.form}` or `{swapped[name].form}`"
+            if column.given:
+                raise ValueError(f"{why}; {cure}")
+            self.remarks.append(f"{why}, so it stays text; {cure}")
+        return {name: replace(column, kind="text", form="") for name, column in both.items()}
+
+    def _remark_text(self, columns: Sequence[Column], values: Mapping[str, pl.Series]) -> None:
+        """Say which columns look like numbers or dates and stay text, and why."""
+        numeric = [c for c in columns if _mostly_numbers(c, values[c.name])]
+        floats = [replace(c, kind="float") for c in numeric[:SHOWN]]
+        if floats:
+            query = self.text.select(
+                pl.col(c.name).filter(c.wrong(self.facts)).first().alias(c.name) for c in floats
+            )
+            for name, value in query.collect(engine="streaming").row(0, named=True).items():
+                why = f"{value!r} as a number would not come back, or is none"
+                self.remarks.append(f"column {name!r} stays text: {why}")
+        dated = [c.name for c in columns if values[c.name].head(1).str.contains(SHORT_YEAR).any()]
+        for name in dated[:SHOWN]:
+            cure = f"state `{name}: date %d.%m.%y` with its form"
+            self.remarks.append(
+                f"column {name!r} stays text: {values[name][0]!r} has a year of two digits; {cure}"
+            )
+        hidden = max(0, len(numeric) - SHOWN) + max(0, len(dated) - SHOWN)
+        if hidden:
+            self.remarks.append(f"{hidden} more columns stay text for such reasons")
+
+
+def _swapped(form: str) -> str:
+    """The form with day and month in the other order; empty where none is usual."""
+    for day_first, month_first in (("%d/%m", "%m/%d"), ("%d-%m", "%m-%d")):
+        if form.startswith(day_first):
+            return form.replace(day_first, month_first)
+        if form.startswith(month_first):
+            return form.replace(month_first, day_first)
+    return ""
+
+
+def _candidates(stated: Column, values: pl.Series) -> Iterator[Column]:
+    """What the column may be, the narrowest first, as far as its first value shows."""
+    first = str(values[0]) if len(values) else ""
+    if stated.kind:
+        forms = FORMATS[stated.kind] if first else FORMATS[stated.kind][:1]
+        yield from (replace(stated, form=form) for form in forms)
+        return
+    if re.match(r"[+-]?[\d.,]", first):
+        yield replace(stated, kind="int")
+        yield replace(stated, kind="float")
+    if first.lower() in ("true", "false") and values.str.to_lowercase().is_in(["true", "false"]).all():
+        yield replace(stated, kind="bool")
+    if re.match(r"\d{1,4}[-/.]\d{1,2}[-/.]\d", first):
+        yield from (replace(stated, kind="date", form=form) for form in DAYS)
+        times = [form for form in FORMATS["datetime"] if form not in DAYS]
+        yield from (replace(stated, kind="datetime", form=form) for form in times)
+    yield replace(stated, kind="text")
+
+
+def _mostly_numbers(column: Column, values: pl.Series) -> bool:
+    head = values.head(100).to_frame()
+    if not re.search(r"\d", "".join(map(str, head.to_series().head(3)))):
+        return False
+    numbers = head.select(replace(column, kind="float").value(strict=False).is_not_null().sum()).item()
+    return bool(2 * numbers >= len(head)) and len(head) > 0

@@ -1,0 +1,400 @@
+"""The lines of a csv file: one pass over its bytes counts what is odd, another writes a clean copy."""
+
+import codecs
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, Self
+
+import numpy as np
+
+from overnight.errors import DataError, file_error
+
+BLOCK = 1 << 18  # bytes: what stays in the cache of a core
+LONGEST_QUOTED = 1 << 26  # bytes that a quoted value may span
+LF, CR, TAB, SPACE, PLUS, MINUS, POINT, ZERO = b"\n\r\t +-.0"
+PADDING = np.full(4, LF, np.uint8)  # after the last value of a block, so that windows reach over it
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Whole = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    separator: str
+    quote: str = '"'  # empty: none
+    comment: str = ""  # how a line that is no row begins; empty: none
+    skip: int = 0  # lines before the header
+    header: bool = True
+    trim: bool = True
+
+    def blocks(self, path: Path) -> Iterator[bytes]:
+        """Whole lines after those that are skipped; a quoted value stays in one block."""
+        with path.open("rb") as stream:
+            if stream.read(3) != codecs.BOM_UTF8:
+                stream.seek(0)
+            for _ in range(self.skip):
+                stream.readline()
+            while block := stream.read(BLOCK):
+                block += stream.readline()
+                yield block + self._rest_of_value(block, stream)
+
+    def _rest_of_value(self, block: bytes, stream: IO[bytes]) -> bytes:
+        quote, rest = self.quote.encode(), list[bytes]()
+        odd, size = quote != b"" and quote in block and block.count(quote) % 2, 0
+        while odd and size < LONGEST_QUOTED and (more := stream.readline()):
+            rest.append(more)
+            size += len(more)
+            odd = (odd + more.count(quote)) % 2
+        return b"".join(rest)
+
+
+@dataclass
+class Facts:
+    """What the pass saw. Lines count from 1, over the whole file."""
+
+    rows: int = 0  # without the header
+    blank: int = 0
+    blank_inside: int = 0  # of these, what is followed by a row
+    comments: int = 0
+    short: int = 0
+    first_short: tuple[int, int] | None = None  # line, fields
+    long: int = 0
+    first_long: tuple[int, int] | None = None
+    full: int = 0  # rows whose last field is not empty
+    trimmed: int = 0  # values
+    quoted: bool = False
+    last: tuple[int, int] = (0, 0)  # line and fields of the last row
+    ended: bool = True  # the last line has a line end
+    # what a number may be written with, somewhere in the file
+    signs: bool = False  # 007, +7, -0
+    exponents: bool = False  # 1e5
+    far_exponents: bool = False  # of three digits
+    many_digits: bool = False  # 16 or more, not after a point
+    null_words: int = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """One block, blanks around values removed; its last byte ends a line."""
+
+    text: bytes
+    line: int  # of the first byte
+    dialect: Dialect
+    trimmed: int = 0
+
+    @classmethod
+    def of(cls, block: bytes, line: int, dialect: Dialect) -> Self:
+        part = cls(block, line, dialect)
+        if not dialect.trim or (b" " not in block and b"\t" not in block):
+            return part
+        return part.without_blanks()
+
+    @cached_property
+    def data(self) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+        return np.frombuffer(self.text, np.uint8)
+
+    @cached_property
+    def quotes(self) -> Whole:
+        quote = self.dialect.quote.encode()
+        if not quote or quote not in self.text:
+            return np.empty(0, np.int64)
+        return np.flatnonzero(self.data == quote[0])
+
+    @cached_property
+    def lines(self) -> int:
+        return self.text.count(b"\n") if self.quotes.size else len(self.stops)
+
+    @cached_property
+    def outside(self) -> Mask | None:
+        """Bytes outside quotes; None: all."""
+        if not self.quotes.size:
+            return None
+        marks = self.data == ord(self.dialect.quote)
+        inside = np.add.accumulate(marks, dtype=np.uint8) & 1
+        outside: Mask = inside == 0
+        return outside
+
+    @cached_property
+    def separators(self) -> Mask:
+        found: Mask = self.data == ord(self.dialect.separator)
+        return found if self.outside is None else found & self.outside
+
+    @cached_property
+    def ends(self) -> Mask:
+        found: Mask = self.data == LF
+        return found if self.outside is None else found & self.outside
+
+    @cached_property
+    def edges(self) -> Mask:
+        return self.separators | self.ends
+
+    @cached_property
+    def stops(self) -> Whole:
+        """Where each record's line end is."""
+        return np.flatnonzero(self.ends)
+
+    @cached_property
+    def starts(self) -> Whole:
+        return np.concatenate([[0], self.stops[:-1] + 1])
+
+    @cached_property
+    def fields(self) -> Whole:
+        """How many each record has."""
+        return np.add.reduceat(self.separators, self.starts, dtype=np.int64) + 1
+
+    @cached_property
+    def empty(self) -> Mask:
+        """Records without a byte beside separators, blanks and line ends."""
+        empty = self.edges | (self.data == CR) | (self.data == SPACE) | (self.data == TAB)
+        return ~np.logical_or.reduceat(~empty, self.starts)
+
+    @cached_property
+    def comments(self) -> Mask:
+        mark = self.dialect.comment.encode()
+        found = np.zeros(len(self.starts), bool)
+        if mark:
+            for i in np.flatnonzero(self.data[self.starts] == mark[0]):
+                start = self.starts[i]
+                found[i] = self.data[start : start + len(mark)].tobytes() == mark
+        return found
+
+    def line_at(self, position: int) -> int:
+        return self.line + int(np.count_nonzero(self.data[:position] == LF))
+
+    def without_blanks(self) -> Self:
+        """Outside quotes, blanks beside a separator or a line end are removed."""
+        kinds = [blank for blank in (SPACE, TAB) if blank != ord(self.dialect.separator)]
+        blank = np.logical_or.reduce([self.data == kind for kind in kinds])
+        if self.outside is not None:
+            blank &= self.outside
+        edge = self.edges | (self.data == CR)
+        touched = (blank[1:] & edge[:-1]).any() or (blank[:-1] & edge[1:]).any() or blank[0]
+        if not touched:
+            return self
+        change = np.diff(blank.view(np.int8), prepend=0, append=0)
+        first, after = np.flatnonzero(change == 1), np.flatnonzero(change == -1)  # of each run of blanks
+        touching = (first == 0) | edge[first - 1] | edge[np.minimum(after, len(edge) - 1)]
+        step = np.zeros(len(blank) + 1, np.int8)
+        step[first[touching]] = 1
+        step[after[touching]] = -1
+        keep = np.add.accumulate(step[:-1], dtype=np.int8) == 0
+        return replace(self, text=self.data[keep].tobytes(), trimmed=int(touching.sum()))
+
+
+@dataclass
+class Lines:
+    """The rows of a file of so many columns. path: the bytes; file: for messages."""
+
+    path: Path
+    file: Path
+    dialect: Dialect
+    columns: int
+    trailing: bool = False  # whether the last column may be what follows a separator at the end of each row
+    nulls: tuple[bytes, ...] = ()  # words to count
+    decimals: bool = True  # whether a column may hold decimal numbers
+    facts: Facts = field(default_factory=Facts)
+
+    def counted(self) -> Facts:
+        """Raises DataError for bytes that are no text, and quotes and line ends that do not fit."""
+        head, line = self.dialect.header, self.dialect.skip + 1
+        for block in self.dialect.blocks(self.path):
+            self.facts.ended = block.endswith(b"\n")
+            whole = block if self.facts.ended else block + b"\n"
+            self._require_text(whole, line)
+            part = Part.of(whole, line, self.dialect)
+            self._require_quotes(part)
+            self._count(part, head and self.facts.rows == 0)
+            self._numbers(part)
+            if self.nulls:
+                self._null_words(part.text)
+            line += part.lines
+        self.facts.rows -= head and self.facts.rows > 0
+        return self.facts
+
+    def cleaned(self, sink: IO[bytes], even: bool) -> None:
+        """Write header and rows alone; even: only rows of as many fields as there are columns."""
+        for part, kept in self._kept(even):
+            chosen = np.repeat(kept, np.diff(part.starts, append=len(part.data)))
+            sink.write(part.text if kept.all() else part.data[chosen].tobytes())
+
+    def uneven(self) -> Iterator[tuple[int, int, str]]:
+        """(line, fields, text) of every row that has not as many fields as there are columns."""
+        for part, kept in self._kept(even=False):
+            for i in np.flatnonzero(kept & (part.fields != self.columns)):
+                text = part.data[part.starts[i] : part.stops[i]].tobytes().decode(errors="replace")
+                yield part.line_at(part.starts[i]), int(part.fields[i]), text.removesuffix("\r")
+
+    def line_of(self, rows: list[int], even: bool) -> list[int]:
+        """Lines of these rows, which count from 0 after the header and ascend."""
+        wanted = np.array(rows, np.int64) + self.dialect.header
+        found, before = list[int](), 0
+        for part, kept in self._kept(even):
+            starts = part.starts[kept]
+            here = wanted[(wanted >= before) & (wanted < before + len(starts))] - before
+            if here.size:
+                ends = np.flatnonzero(part.data == LF)
+                found += (part.line + np.searchsorted(ends, starts[here])).tolist()
+            before += len(starts)
+            if len(found) == len(rows):
+                break
+        return found
+
+    def _kept(self, even: bool) -> Iterator[tuple[Part, Mask]]:
+        head, line = self.dialect.header, self.dialect.skip + 1
+        for block in self.dialect.blocks(self.path):
+            whole = block if block.endswith(b"\n") else block + b"\n"
+            part = Part.of(whole, line, self.dialect)
+            rows = ~(part.empty | part.comments)
+            kept = rows & (part.fields == self.columns) if even else rows
+            if head and rows.any():  # the header may have another number of fields
+                kept[np.flatnonzero(rows)[0]] = True
+                head = False
+            yield part, kept
+            line += part.lines
+
+    def _require_text(self, block: bytes, line: int) -> None:
+        if b"\0" in block:
+            at = line + block.count(b"\n", 0, block.index(b"\0"))
+            raise self._error(at, "a NUL byte, which no text has; get the file anew, or set encoding: utf-16")
+        if not block.isascii():
+            try:
+                block.decode()
+            except UnicodeDecodeError as error:
+                at = line + block.count(b"\n", 0, error.start)
+                raise self._error(
+                    at,
+                    f"the byte 0x{block[error.start]:02x} is not utf-8; set the entry's encoding "
+                    "(cp1252 and latin-1 are common)",
+                ) from None
+        if b"\r" in block and b"\r" in block.replace(b"\r\n", b""):
+            part = Part(block, line, self.dialect)
+            lone = (part.data[:-1] == CR) & (part.data[1:] != LF)
+            lone = lone if part.outside is None else lone & part.outside[:-1]
+            if lone.any():
+                at = part.line_at(int(np.flatnonzero(lone)[0]))
+                raise self._error(at, "a carriage return inside a value; quote the value, or remove it")
+
+    def _require_quotes(self, part: Part) -> None:
+        """A quoted value opens after a separator and closes before one."""
+        if not part.quotes.size:
+            return
+        self.facts.quoted = True
+        quote = ord(self.dialect.quote)
+        after = (ord(self.dialect.separator), LF, quote)
+        opening, closing = part.quotes[::2], part.quotes[1::2]
+        wrong = opening[(opening > 0) & ~np.isin(part.data[opening - 1], after)]
+        inner = closing[~np.isin(part.data[closing + 1], (*after, CR))]
+        faults = sorted([*wrong[:1].tolist(), *inner[:1].tolist()])
+        if not faults and len(part.quotes) % 2:
+            faults = [int(part.quotes[-1])]
+        if faults:
+            raise self._error(
+                part.line_at(faults[0]),
+                f"a {self.dialect.quote} inside a value that is not quoted as a whole, or never closed; "
+                "double it inside quotes, or set the entry's quote: '' if quotes are part of the text",
+            )
+
+    def _count(self, part: Part, head: bool) -> None:
+        """Rows, and those of another number of fields; head: the first record is the header."""
+        self.facts.trimmed += part.trimmed
+        if not head and self._is_even(part):
+            self.facts.rows += len(part.stops)
+            self.facts.blank_inside = self.facts.blank
+            self.facts.last = (0, self.columns)
+            return
+        kept = ~(part.empty | part.comments)
+        self.facts.comments += int(part.comments.sum())
+        rows = np.flatnonzero(kept)
+        if rows.size:
+            self.facts.blank_inside = self.facts.blank + int(part.empty[: rows[-1]].sum())
+            self._count_fields(part, rows[1:] if head else rows)
+        self.facts.blank += int(part.empty.sum())
+        self.facts.rows += len(rows)
+
+    def _is_even(self, part: Part) -> bool:
+        """Whether all records have as many fields as there are columns, seen from their sum alone.
+
+        A longer row would hide a shorter one, but then the file is refused for the longer one.
+        """
+        if self.dialect.comment or self.trailing or part.trimmed or self.columns == 1:
+            return False
+        shortest = np.diff(part.stops, prepend=-1).min()  # a row of separators alone has `columns` bytes
+        together = int(np.count_nonzero(part.separators))
+        return bool(shortest > self.columns + 1) and together == (self.columns - 1) * len(part.stops)
+
+    def _count_fields(self, part: Part, rows: Whole) -> None:
+        fields = part.fields[rows]
+        last = part.stops[rows] - 1
+        last = np.where(part.data[last] == CR, last - 1, last)
+        self.facts.full += int((part.data[last] != ord(self.dialect.separator)).sum())
+        short, long = fields < self.columns, fields > self.columns
+        self.facts.short += int(short.sum())
+        self.facts.long += int(long.sum())
+        self.facts.first_short = self.facts.first_short or self._first(part, rows[short])
+        self.facts.first_long = self.facts.first_long or self._first(part, rows[long])
+        if rows.size:
+            self.facts.last = (part.line_at(part.starts[rows[-1]]), int(fields[-1]))
+
+    def _first(self, part: Part, rows: Whole) -> tuple[int, int] | None:
+        if not rows.size:
+            return None
+        return part.line_at(part.starts[rows[0]]), int(part.fields[rows[0]])
+
+    def _numbers(self, part: Part) -> None:
+        """Whether numbers may be written so that their text does not come back."""
+        facts = self.facts
+        if not facts.signs:
+            facts.signs = _has_signs(part)
+        if self.decimals and not (facts.many_digits and facts.far_exponents):
+            data = np.append(part.data, PADDING)
+            digit = (data - np.uint8(ZERO)) < 10
+            facts.many_digits = facts.many_digits or _has_long_run(data, digit)
+            self._exponents(data, digit)
+
+    def _exponents(self, data: "np.ndarray[Any, np.dtype[np.uint8]]", digit: Mask) -> None:
+        letter = (data[1:-4] | 32) == ord("e")
+        letter &= digit[:-5] | (data[:-5] == POINT)
+        sign = (data[2:-3] == PLUS) | (data[2:-3] == MINUS)
+        self.facts.exponents |= bool((letter & (digit[2:-3] | sign)).any())
+        if self.facts.exponents:
+            far = digit[2:-3] & digit[3:-2] & digit[4:-1]
+            far |= sign & digit[3:-2] & digit[4:-1] & digit[5:]
+            self.facts.far_exponents |= bool((letter & far).any())
+
+    def _null_words(self, text: bytes) -> None:
+        if any(word in text for word in self.nulls):
+            words, separator = (
+                b"|".join(map(re.escape, self.nulls)),
+                re.escape(self.dialect.separator.encode()),
+            )
+            alone = rb"(?<![^\n%b])(?:%b)(?=[\r\n%b])" % (separator, words, separator)
+            self.facts.null_words += len(re.findall(alone, text))
+
+    def _error(self, line: int, problem: str) -> DataError:
+        return file_error(self.file, f"line {line}: {problem}")
+
+
+def _has_signs(part: Part) -> bool:
+    """Whether a value starts with a plus, or with a zero (after a minus or not) and another digit."""
+    data = np.append(np.append(np.uint8(LF), part.data), PADDING)
+    starts = np.append(True, np.append(part.edges, np.zeros(len(PADDING), bool)))
+    starts[part.quotes[::2] + 1] = True
+    starts = starts[:-1]  # of the byte before a value
+    plus = b"+" in part.text and bool((starts & (data[1:] == PLUS)).any())
+    starts[1:] |= starts[:-1] & (data[1:-1] == MINUS)
+    zeros = data[1:-1] == ZERO
+    zeros &= (data[2:] - np.uint8(ZERO)) < 10
+    return plus or bool((starts[:-1] & zeros).any())
+
+
+def _has_long_run(data: "np.ndarray[Any, np.dtype[np.uint8]]", digit: Mask) -> bool:
+    """Whether 16 digits stand together that are no decimals."""
+    run = digit
+    for width in (1, 2, 4, 8):
+        run = run[width:] & run[:-width]
+    if not run.any():
+        return False
+    first = np.flatnonzero(run[1:] & ~run[:-1]) + 1
+    return bool(run[0] or (data[first - 1] != POINT).any())
