@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
 from overnight.errors import DataError
@@ -53,11 +54,17 @@ class Tables:
 
 @dataclass(frozen=True)
 class ImageItem:
-    """`open()` decodes it in its own size and mode; raises DataError when it does not decode."""
+    """`open()` decodes it in its own size and mode; raises DataError when it does not decode.
+
+    stored: the file that it alone is in, or what returns its bytes. group: of samples that are copies or
+    belong together, which stay in one split; empty: it is alone.
+    """
 
     name: str
     open: Callable[[], "Image"]
     label: int  # index into classes; -1: unlabelled
+    stored: Path | Callable[[], bytes] | None = None
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,8 @@ class BoxItem:
     open: Callable[[], "Image"]
     boxes: "np.ndarray"
     labels: "np.ndarray"
+    stored: Path | Callable[[], bytes] | None = None  # this and the next as of ImageItem
+    group: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from pydantic import AfterValidator, model_validator
 from overnight.artifact import DataSpec
 from overnight.config import Source, Values, read, validate
 from overnight.data import digests, readers
-from overnight.data.content import Boxes, Content, Graph, Images, Tables, Texts
+from overnight.data.content import Boxes, CleaningCounts, Content, Graph, Images, Tables, Texts
 from overnight.data.entry import Entry, Kind
 from overnight.data.fetch import fetch_missing
-from overnight.data.splits import cut
+from overnight.data.splits import cut, with_groups
 from overnight.errors import ConfigError, DataError, did_you_mean
 from overnight.paths import datasets, shown
 
@@ -37,9 +37,25 @@ class Dataset(Entry):
         """Raises DataError that says what is missing, damaged or not as expected."""
         reader = readers.reader(self.reader)
         options = validate(reader.Options, self.options, Source(datasets() / f"{self.name}.yaml"))
-        content = cut(reader.read(self.locate(), options, self.kind), self.splits)
+        content = with_groups(reader.read(self.locate(), options, self.kind), self.groups)
+        content = cut(content, self.splits)
         check(self.name, self.expected, content)
+        self.refuse(content.cleaned)
         return replace(content, cleaned=+content.cleaned)
+
+    def refuse(self, cleaned: CleaningCounts) -> None:
+        """Raises DataError for what a rule repaired or dropped, where the entry says `strict: true`.
+
+        What is kept as it is, and said, is no repair.
+        """
+        applied = {rule: n for rule, n in cleaned.items() if n and not rule.endswith(" kept")}
+        if not self.strict or not applied:
+            return
+        where = {rule: f" (first: {cleaned.first[rule]})" for rule in applied if rule in cleaned.first}
+        found = [f"{rule}: {n}{where.get(rule, '')}" for rule, n in sorted(applied.items())]
+        raise DataError(
+            [f"data set {self.name!r} is strict: {line}; mend it, or remove `strict`" for line in found]
+        )
 
     def load_as(self, wanted: type[C]) -> C:
         """Raises DataError when it is of another kind."""

@@ -1,6 +1,7 @@
 """The entry of a data set, datasets/<name>.yaml: its reader, its files and where they are looked for."""
 
 import os
+import re
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,6 +23,14 @@ def _inside(path: str) -> str:
     if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
         raise ValueError("must be a path inside the set's folder")
     return path
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is no regular expression: {error}") from None
+    return text
 
 
 def _known_reader(name: str) -> str:
@@ -74,8 +83,11 @@ class Entry(Values):
     files: list[DataFile] = []  # what must be there; empty: whatever is in the folder
     archives: list[Archive] = []
     options: dict[str, Any] = {}  # of the reader
-    # fractions cut off the training part, in this order, where the set has no such split
-    splits: dict[str, Annotated[float, Field(gt=0, lt=1)]] = {}
+    # fractions cut off the training part, in this order, where the set has no such split; off: it has none
+    splits: dict[str, Annotated[float, Field(ge=0, lt=1)]] = {}
+    # a regular expression: samples in whose names it finds the same (in its first bracket) stay in one split
+    groups: Annotated[str, AfterValidator(_pattern)] = ""
+    strict: bool = False  # refuse what a rule would repair or drop
     licence: str = ""
     homepage: str = ""
     about: str = ""
@@ -137,6 +149,8 @@ class Entry(Values):
     def identity(self) -> dict[str, Any]:
         """How it is read and cut, and digests of the files here; of the entry where they are not here."""
         how = self.model_dump(mode="json", include={"kind", "reader", "options", "splits"})
+        how |= {"groups": self.groups} if self.groups else {}
+        how |= {"strict": True} if self.strict else {}  # whether it is refused is part of the result
         if self.package:
             return {**how, "package": self.package.version()}
         folder = next(iter(self.found()), None)

@@ -10,6 +10,7 @@ from overnight import Artifact, Dataset, DataSpec, Params, Run, step
 from overnight.data.content import Boxes, BoxItem, CleaningCounts
 from overnight.data.entry import Entry
 from overnight.data.images import opened, to_mode
+from overnight.data.splits import grouped
 from overnight.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -90,7 +91,7 @@ def load_boxes(run: Run, params: SceneParams, data: Dataset) -> Artifact:
     """
     content = data.load_as(Boxes)
     cleaned, done = CleaningCounts(content.cleaned), 0
-    splits = dict[str, list[tuple[str, Scene]]]()
+    splits, groups = dict[str, list[tuple[str, Scene]]](), list[str]()
     for split in SPLITS:
         splits[split] = []
         for item, image in opened(content.splits.get(split, ()), cleaned):
@@ -100,18 +101,20 @@ def load_boxes(run: Run, params: SceneParams, data: Dataset) -> Artifact:
                     _letterbox(np.asarray(to_mode(image, cleaned=cleaned)), item, params.size, cleaned),
                 )
             )
+            groups += [item.group] if split == "train" else []
             done += 1
             if done % 50 == 0:
                 run.progress(done, max(done, sum(data.expected.counts.values())), f"{split} images")
     if not splits["train"]:
         raise DataError(f"data set {data.name!r}: the split 'train' has no images; see its entry")
     if "val" not in content.splits and params.val:
-        splits["train"], splits["val"] = _cut(splits["train"], params.val, run.seed)
+        splits["train"], splits["val"] = _cut(splits["train"], groups, params.val, run.seed)
         run.log(f"data: the set has no val split: {len(splits['val'])} images of train are its val now")
     trained = {int(label) for _, (_, _, labels) in splits["train"] for label in labels}
     for number, name in enumerate(content.classes):
         if number not in trained:
-            cleaned.at("class without a training box", name)
+            cleaned.at("class without a training box kept", name)
+    data.refuse(cleaned)
     run.cleaned(+cleaned)
     return _handed_on(run, data.name, splits, content.classes, params.size)
 
@@ -186,12 +189,17 @@ def _letterbox(image: np.ndarray, item: BoxItem, size: int, cleaned: CleaningCou
 
 
 def _cut(
-    items: list[tuple[str, Scene]], share: float, seed: int
+    items: list[tuple[str, Scene]], groups: list[str], share: float, seed: int
 ) -> tuple[list[tuple[str, Scene]], list[tuple[str, Scene]]]:
-    """Train and val out of train; one image alone stays in train."""
-    order = np.random.default_rng(seed).permutation(len(items))
-    count = min(len(items) - 1, max(1, round(len(items) * share)))
-    return [items[i] for i in sorted(order[count:])], [items[i] for i in sorted(order[:count])]
+    """Train and val out of train, no group in both; one group alone stays in train."""
+    units = grouped(groups)
+    order = np.random.default_rng(seed).permutation(len(units))
+    count = min(len(units) - 1, max(1, round(len(units) * share)))
+    val = {i for unit in order[:count] for i in units[unit]}
+    parts: tuple[list[tuple[str, Scene]], list[tuple[str, Scene]]] = ([], [])
+    for i, item in enumerate(items):
+        parts[i in val].append(item)
+    return parts
 
 
 # ------------------------------------------------------------------------------------------------ compose

@@ -36,7 +36,7 @@ class ImageParams(Params):
     )
     channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 colour; by the data when left out")
     val: float = Field(
-        0.1, gt=0, lt=1, description="share of train that is cut for val when the set has none"
+        0.1, ge=0, lt=1, description="share of train that is cut for val when the set has none; off: none"
     )
     test: float = Field(
         0.2, gt=0, lt=1, description="share of train that is cut for test when the set has none"
@@ -64,16 +64,17 @@ def load_images(run: Run, params: ImageParams, data: Dataset) -> Artifact:
     """
     content = data.load_as(Images)
     cleaned = CleaningCounts(content.cleaned)
-    items = _labelled(run, params, content, data.name, cleaned)
+    items = _labelled(run, params, content, data, cleaned)
     splits = {name: _decode(run, params, name, items[name], cleaned) for name in SPLITS}
-    empty = len(set(range(len(content.classes))) - set(splits["train"].labels))
-    cleaned.update({"class without a training image": empty})
+    for label in sorted(set(range(len(content.classes))) - set(splits["train"].labels)):
+        cleaned.at("class without a training image kept", content.classes[label])
+    data.refuse(cleaned)
     run.cleaned(+cleaned)
     return _save(run, params, data.name, content.classes, splits)
 
 
 def _labelled(
-    run: Run, params: ImageParams, content: Images, name: str, cleaned: CleaningCounts
+    run: Run, params: ImageParams, content: Images, data: Dataset, cleaned: CleaningCounts
 ) -> dict[str, list[ImageItem]]:
     """The labelled images of all three splits; a missing one is cut from train."""
     found = {split: [item for item in items if item.label >= 0] for split, items in content.splits.items()}
@@ -81,11 +82,10 @@ def _labelled(
         {"unlabelled image left out": sum(map(len, content.splits.values())) - sum(map(len, found.values()))}
     )
     if not found.get("train"):
-        raise DataError(
-            f"data set {name!r}: there is no labelled training image; see its entry, datasets/{name}.yaml"
-        )
+        raise DataError(f"data set {data.name!r}: no labelled training image; see datasets/{data.name}.yaml")
     for split, share in (("test", params.test), ("val", params.val)):
-        if found.get(split):
+        if found.get(split) or data.splits.get(split) == 0 or not share:
+            found.setdefault(split, [])
             continue
         whole = len(found["train"])
         parts = cut(replace(content, splits=found), {split: share}, run.seed)
@@ -93,8 +93,8 @@ def _labelled(
         found = {name: list(items) for name, items in parts.splits.items()}
         if not found[split]:
             raise DataError(
-                f"data set {name!r}: {whole} training images are too few to cut {share:.0%} for {split}; "
-                f"raise images.{split}"
+                f"data set {data.name!r}: {whole} training images are too few to cut {share:.0%} for "
+                f"{split}; raise images.{split}"
             )
         run.log(
             f"data: no {split} split: {len(found[split])} of {whole} training images were cut for it, by "
@@ -117,9 +117,10 @@ class _Split:
         self.labels.append(label)
         self.names.append(name)
 
-    def pixels(self, channels: int) -> np.ndarray:
-        """uint8 (N, C, H, W)."""
-        out = np.empty((len(self.images), channels, *self.images[0].shape[:2]), np.uint8)
+    def pixels(self, channels: int, sides: tuple[int, ...]) -> np.ndarray:
+        """uint8 (N, C, H, W); sides: height and width where there is no image."""
+        sides = self.images[0].shape[:2] if self.images else sides
+        out = np.empty((len(self.images), channels, *sides), np.uint8)
         for i, image in enumerate(self.images):
             out[i] = image.transpose(2, 0, 1) if image.ndim == 3 else image
         return out
@@ -160,7 +161,8 @@ def _save(
     run: Run, params: ImageParams, name: str, classes: tuple[str, ...], splits: dict[str, _Split]
 ) -> Artifact:
     channels = params.channels or (3 if any(image.ndim == 3 for image in splits["train"].images) else 1)
-    arrays = {f"{split}_images": part.pixels(channels) for split, part in splits.items()}
+    sides = splits["train"].images[0].shape[:2]
+    arrays = {f"{split}_images": part.pixels(channels, sides) for split, part in splits.items()}
     arrays |= {f"{split}_labels": np.asarray(part.labels, np.int64) for split, part in splits.items()}
     shapes = {array.shape[1:] for key, array in arrays.items() if key.endswith("_images")}
     if len(shapes) > 1:

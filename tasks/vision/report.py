@@ -50,10 +50,9 @@ def tell(run: Run, data: Data, probabilities: np.ndarray, fitted: TrainResult, e
         (probabilities.argmax(1) == data["test_labels"].numpy()).mean(),
         probabilities.shape[1],
     )
-    run.note(
-        f"CNN: {accuracy:.1%} of {len(probabilities)} test images right, {classes} classes; "
-        f"best epoch {fitted.epoch} of {epochs} (val {fitted.scores['accuracy']:.1%})"
-    )
+    val = fitted.scores.get("accuracy")
+    by = f"best epoch {fitted.epoch} of {epochs} (val {val:.1%})" if val is not None else "the last epoch"
+    run.note(f"CNN: {accuracy:.1%} of {len(probabilities)} test images right, {classes} classes; {by}")
 
 
 def _by_class(run: Run, labels: np.ndarray, guesses: np.ndarray, classes: Sequence[str]) -> None:

@@ -143,7 +143,7 @@ def test_the_example_of_the_guide_works(write, checkout) -> None:
     for i in range(20):
         home = checkout / "datasets" / "birds" / "train" / ("owl" if i % 2 else "tit")
         home.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (5, 5)).save(home / f"{i}.jpg")
+        Image.new("RGB", (5, 5), (12 * i, 0, 0)).save(home / f"{i}.jpg")
     assert {split: len(items) for split, items in load_entry("birds").load().splits.items()} == {
         "train": 18,
         "val": 2,

@@ -240,7 +240,7 @@ def count_empty(classes: Sequence[str], labels: Iterable[int], cleaned: Cleaning
 def image_items(stem: str, images: "np.ndarray", labels: "np.ndarray") -> list[ImageItem]:
     """images: bytes (N, H, W) or (N, H, W, 3); labels: (N,)."""
     pairs = enumerate(zip(images, labels, strict=True))
-    return [ImageItem(f"{stem}/{i}", of_array(image), int(label)) for i, (image, label) in pairs]
+    return [ImageItem(f"{stem}/{i}", of_array(im), int(label), im.tobytes) for i, (im, label) in pairs]
 
 
 def cleaned_edges(edges: "np.ndarray", nodes: int, cleaned: CleaningCounts, where: str) -> "np.ndarray":

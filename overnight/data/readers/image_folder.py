@@ -142,4 +142,8 @@ def _items(home: Path, paths: Sequence[Parts], classes: tuple[str, ...]) -> list
     index = {name: i for i, name in enumerate(classes)}
     known = [parts for parts in paths if parts[0] in index]
     known.sort(key=lambda parts: (index[parts[0]], parts))
-    return [ImageItem("/".join(parts), opener(home.joinpath(*parts)), index[parts[0]]) for parts in known]
+    files = [home.joinpath(*parts) for parts in known]
+    return [
+        ImageItem("/".join(parts), opener(file), index[parts[0]], file)
+        for parts, file in zip(known, files, strict=True)
+    ]

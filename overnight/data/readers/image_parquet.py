@@ -113,7 +113,8 @@ class _File:
                 row = len(items)
                 label = self._label(row, index, cleaned)
                 opener = partial(self._open, group, at, row)
-                items.append(ImageItem(str(self.names[row]), opener, label))
+                stored = partial(self._bytes, group, at, row)
+                items.append(ImageItem(str(self.names[row]), opener, label, stored))
         return items
 
     def _label(self, row: int, index: dict[str, int], cleaned: CleaningCounts) -> int:
@@ -131,17 +132,20 @@ class _File:
             self.path, f"row {row + 1} has the label {given!r}; the classes are {', '.join(index)}"
         )
 
-    def _open(self, group: int, at: int, row: int) -> "Image":
+    def _bytes(self, group: int, at: int, row: int) -> bytes:
         import pyarrow as pa
 
-        name = f"{shown(self.path)}: row {row + 1}"
         try:
             with self.lock:
                 value = self.group(group)[at].as_py()
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{name}: its part of the file is damaged: {error}; get the file anew") from None
+            where = f"{shown(self.path)}: row {row + 1}"
+            raise DataError(f"{where}: its part of the file is damaged: {error}; get the file anew") from None
         found = value.get("bytes") if isinstance(value, dict) else value
-        return decode(name, found if isinstance(found, bytes) else b"")
+        return found if isinstance(found, bytes) else b""
+
+    def _open(self, group: int, at: int, row: int) -> "Image":
+        return decode(f"{shown(self.path)}: row {row + 1}", self._bytes(group, at, row))
 
     def _group(self, number: int) -> Any:
         return self.file.read_row_group(number, columns=[self.options.image]).column(0)

@@ -236,4 +236,4 @@ def _item(placed: _Placed, classes: tuple[str, ...], cleaned: CleaningCounts) ->
         cleaned[f"box of the unlisted class {name!r} dropped"] += name not in classes
     known = [i for i, name in enumerate(placed.names) if name in classes]
     labels = np.array([classes.index(placed.names[i]) for i in known], dtype=np.int64)
-    return BoxItem(placed.image.name, opener(placed.image), placed.boxes[known], labels)
+    return BoxItem(placed.image.name, opener(placed.image), placed.boxes[known], labels, placed.image)

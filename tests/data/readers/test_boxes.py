@@ -23,7 +23,10 @@ class Set:
         claimed: tuple[int, int] = (40, 30),
         more: str = "",
     ) -> None:
-        Image.new("RGB", (40, 30)).save(self.folder / "JPEGImages" / f"{name}.{ending}")
+        images = len(list((self.folder / "JPEGImages").iterdir()))  # no two are copies
+        Image.new("RGB", (40, 30), (9 * images, 9 * images, 9 * images)).save(
+            self.folder / "JPEGImages" / f"{name}.{ending}"
+        )
         objects = "".join(
             f"<object><name>{label}</name>{more}<bndbox>"
             f"<ymin>{y1}</ymin><xmin>{x1}</xmin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"

@@ -148,7 +148,7 @@ def test_parquet_as_hugging_face_writes_it(load, folder) -> None:
 
 
 def test_parquet_odd_labels(load, folder) -> None:
-    write_parquet(folder / "a.parquet", [png(), png(), b"", None], [0, None, -1, 0])
+    write_parquet(folder / "a.parquet", [png(), png(1), b"", None], [0, None, -1, 0])
     content = load("image_parquet", {"splits": {"train": "a.parquet"}, "classes": ["one", "two"]})
     assert labels(content, "train") == [0, -1, -1, 0]
     assert content.cleaned == {"unlabelled image kept": 2, "empty class kept": 1}
@@ -297,7 +297,7 @@ def test_folders_with_splits(load, folder) -> None:
 
 def test_folders_without_splits_are_cut_by_the_entry(load, folder) -> None:
     for i in range(40):
-        put(folder / ("cat" if i % 4 else "dog") / f"{i}.png", png())
+        put(folder / ("cat" if i % 4 else "dog") / f"{i}.png", png(i))
     content = load("image_folder", {}, splits={"test": 0.25, "val": 0.1})
     assert counts(content) == {"train": 27, "test": 10, "val": 3}
     assert (

@@ -1,5 +1,6 @@
 """Images of any size, mode and completeness become arrays, by rules that are counted."""
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ MADE = Dataset(name="made", kind="images", reader="image_folder")
 def picture(path: Path, size: tuple[int, int] = (10, 8), mode: str = "RGB", level: int = 100) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     array = np.full((size[1], size[0]), level, np.uint16 if mode == "I;16" else np.uint8)
+    array[-1, -1] = zlib.crc32("/".join(path.parts[-3:]).encode()) % 200  # no two are copies
     image = Image.fromarray(array * 256) if mode == "I;16" else Image.fromarray(array).convert(mode)
     image.save(path)
 
@@ -117,7 +119,7 @@ def test_a_class_without_training_images_is_logged(folder: Path, tmp_path: Path)
     classes(folder, {"a": 2, "猫": 2}, "test")
     run, images = loaded(tmp_path)
     assert images.spec.classes == ("a", "b", "猫")
-    assert run.last("data/class_without_a_training_image") == 1
+    assert run.last("data/class_without_a_training_image_kept") == 1
 
 
 def test_images_that_do_not_decode_are_counted(folder: Path, tmp_path: Path) -> None:
@@ -178,3 +180,15 @@ def test_another_kind_of_data_is_refused(checkout: Path, tmp_path: Path) -> None
     entry = Dataset(name="made", kind="text", reader="text", options={"splits": {"train": "input.txt"}})
     with pytest.raises(DataError, match="holds texts, not images"):
         loaded(tmp_path, entry)
+
+
+def test_val_can_be_off_and_a_strict_set_refuses_what_decoding_finds(folder: Path, tmp_path: Path) -> None:
+    classes(folder, {"a": 10, "b": 10})
+    _, images = loaded(tmp_path, val=False)
+    assert images.spec.counts == {"train": 16, "val": 0, "test": 4}
+    assert images.arrays()["val_images"].shape == (0, 3, 8, 10)
+    (folder / "a" / "broken.png").write_bytes(b"x")
+    with pytest.raises(
+        DataError, match=r"is strict: image that does not decode dropped: 1 \(first: .*broken"
+    ):
+        loaded(tmp_path / "strict", MADE.model_copy(update={"strict": True}))
