@@ -8,8 +8,10 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 from overnight import services
 from overnight.processes import Process
@@ -113,13 +115,30 @@ def trained(home: House, seed: int) -> tuple[float, int]:
         for p in (home.root / ".overnight" / "steps").glob("*train_cnn*/spec.json")
         if f'"seed": {seed},' in p.read_text()
     ]
+    times = [event["at"] for event in _epochs(folder)]
+    longest_s = max((b - a for a, b in itertools.pairwise(times)), default=0.0)
+    return longest_s, values_lost(home, [folder])
+
+
+def _epochs(folder: Path) -> list[dict[str, Any]]:
+    """The events of a training that tell how good an epoch has made it."""
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    epochs = [e for e in events if e["event"] == "metrics" and "val/accuracy" in e["values"]]
-    times = [e["at"] for e in epochs]
-    (run,) = [r for r in home.mlflow_runs() if r["tags"].get("mlflow.overnight.folder") == str(folder)]
-    there = {(m["step"], round(m["value"], 6)) for m in _history(home, run["run_id"], "val/accuracy")}
-    wanted = {(e["step"], round(e["values"]["val/accuracy"], 6)) for e in epochs}
-    return max((b - a for a, b in itertools.pairwise(times)), default=0.0), len(wanted - there)
+    return [event for event in events if event["event"] == "metrics" and "val/accuracy" in event["values"]]
+
+
+def accuracies(folder: Path) -> set[tuple[int, float]]:
+    """(epoch, val/accuracy) of each epoch of a training."""
+    return {(event["step"], round(event["values"]["val/accuracy"], 6)) for event in _epochs(folder)}
+
+
+def values_lost(home: House, folders: Sequence[Path]) -> int:
+    """How many values of these trainings MLflow does not have."""
+    runs = {run["tags"].get("mlflow.overnight.folder"): run["run_id"] for run in home.mlflow_runs()}
+    lost = 0
+    for folder in folders:
+        history = _history(home, runs[str(folder)], "val/accuracy")
+        lost += len(accuracies(folder) - {(value["step"], round(value["value"], 6)) for value in history})
+    return lost
 
 
 def _history(home: House, run_id: str, key: str) -> Iterator[dict[str, float]]:

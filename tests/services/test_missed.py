@@ -1,14 +1,9 @@
 """Nights that were slept through, with Prefect's own server, scheduler and worker: what runs at the return."""
 
-import json
-import sqlite3
-from contextlib import closing
-from datetime import UTC, datetime, timedelta
-
 import pytest
 
 from overnight import paths, services
-from tests.support.checkouts import living_in, make_checkout, prefect, until
+from tests.support.checkouts import backdate, living_in, make_checkout, prefect, until
 
 ENDED = ("COMPLETED", "CANCELLED", "FAILED", "CRASHED")
 CONFIG = "flow: nightly\nexperiments: [{command: 'true', vram: 0, name: mine}]\n"
@@ -25,26 +20,6 @@ def home(tmp_path_factory):
 
 def scheduled():
     return prefect("/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}})
-
-
-def backdate(runs, days):
-    """The nights of the last days, as the database has them when the machine was off."""
-    database = paths.services() / "prefect" / "prefect.db"
-    dates = [datetime.now(UTC) - timedelta(days=day, hours=1) for day in days]
-    with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
-        for run, when in zip(runs, dates, strict=True):
-            (details,) = connection.execute(
-                "SELECT state_details FROM flow_run_state WHERE id = ?", [run["state_id"]]
-            ).fetchone()
-            stored = json.dumps({**json.loads(details), "scheduled_time": when.isoformat()})
-            connection.execute(
-                "UPDATE flow_run_state SET state_details = ? WHERE id = ?", [stored, run["state_id"]]
-            )
-            text = when.strftime("%Y-%m-%d %H:%M:%S.%f")
-            connection.execute(
-                "UPDATE flow_run SET expected_start_time = ?, next_scheduled_start_time = ? WHERE id = ?",
-                [text, text, run["id"]],
-            )
 
 
 @pytest.mark.slow

@@ -1,19 +1,22 @@
 """Checkouts of a test's own, with services on ports that were free."""
 
+import json
 import os
 import shutil
 import socket
+import sqlite3
 import time
 import urllib.error
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
 import pytest
 
-from overnight import services
+from overnight import paths, services
 from overnight.services import definitions
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -110,3 +113,23 @@ def prefect(path: str, body: object, method: str = "POST") -> Any:
 def prefect_get(path: str) -> Any:
     """Prefect's answer to a request without one."""
     return answered(lambda: definitions.get(f"{services.settings().prefect}{path}"))
+
+
+def backdate(runs: Sequence[dict[str, Any]], days: Sequence[int]) -> None:
+    """The nights of the last days, as the database has them when the machine was off."""
+    database = paths.services() / "prefect" / "prefect.db"
+    dates = [datetime.now(UTC) - timedelta(days=day, hours=1) for day in days]
+    with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
+        for run, when in zip(runs, dates, strict=True):
+            (details,) = connection.execute(
+                "SELECT state_details FROM flow_run_state WHERE id = ?", [run["state_id"]]
+            ).fetchone()
+            stored = json.dumps({**json.loads(details), "scheduled_time": when.isoformat()})
+            connection.execute(
+                "UPDATE flow_run_state SET state_details = ? WHERE id = ?", [stored, run["state_id"]]
+            )
+            text = when.strftime("%Y-%m-%d %H:%M:%S.%f")
+            connection.execute(
+                "UPDATE flow_run SET expected_start_time = ?, next_scheduled_start_time = ? WHERE id = ?",
+                [text, text, run["id"]],
+            )
