@@ -48,7 +48,7 @@ def test_every_graph_experiment_loads(name: str) -> None:
 def test_the_experiment_on_tables_predicts_from_what_is_known_before() -> None:
     cfg = Etl.load(paths.configs() / "etl.yaml")
     assert cfg.predictor is not None
-    used = set(cfg.predictor.numeric + cfg.classifier.categorical)
+    used = set(cfg.predictor.numeric + cfg.predictor.categorical)
     assert not used & {"dep_time", "dep_delay", "arr_time", "arr_delay", "air_time"}
 
 
