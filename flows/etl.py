@@ -4,8 +4,9 @@ from typing import Annotated, ClassVar
 
 from overnight import Artifact, Dataset, Experiment, pipeline
 from overnight.data.dataset import of_kind
-from tasks.tabular.fit import FitParams, fit_table
+from tasks.tabular.fit import fit_table
 from tasks.tabular.join import TableParams, join_tables
+from tasks.tabular.params import FitParams
 
 
 class Etl(Experiment):

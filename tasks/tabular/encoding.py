@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from overnight.errors import DataError
 from tasks.tabular.columns import Type, cast
 
 if TYPE_CHECKING:
@@ -15,6 +16,20 @@ if TYPE_CHECKING:
 
 MISSING, OTHER = "(missing)", "(other)"
 WHOLE = 2**53  # floats below hold every whole number
+MOST_CATEGORIES = 254  # that trees take of a column
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Encoded rows: codes float64 (n, columns), values (n,), and their weights (n,) or None."""
+
+    codes: np.ndarray
+    values: np.ndarray
+    weights: np.ndarray | None = None
+
+    def __getitem__(self, chosen: np.ndarray) -> "Rows":
+        weights = None if self.weights is None else self.weights[chosen]
+        return Rows(self.codes[chosen], self.values[chosen], weights)
 
 
 @dataclass(frozen=True)
@@ -100,6 +115,104 @@ class Encoder:
                 for level in levels
             ),
         ]
+
+
+@dataclass(frozen=True)
+class TreeEncoder:
+    """How a row becomes codes for trees; learned from the training rows alone.
+
+    Categories come first, each the index among its `levels` (nan: missing or never seen); then numbers as
+    they are; then, for each column of more levels than trees take, the mean target of its level. A column
+    without any value is left out.
+    """
+
+    categorical: list[str]
+    levels: list[list[str]]
+    numeric: list[str]
+    many: list[str]
+    means: list[list[dict[str, float]]]  # of each of `many` and each output, by level
+    default: list[float]  # of each output, for a level never seen
+
+    @classmethod
+    def fit(
+        cls,
+        frame: "pl.DataFrame",
+        numeric: list[str],
+        categorical: list[str],
+        most: int,
+        values: np.ndarray,
+        is_class: bool,
+    ) -> tuple[Self, np.ndarray]:
+        """An encoder and the codes of these rows, whose means are of other rows of the level.
+
+        frame: its categorical columns are texts; values: class numbers or numbers (n,).
+        """
+        most = min(most, MOST_CATEGORIES)
+        there = frame.select(categorical).null_count()
+        categorical = [name for name in categorical if there[name][0] < frame.height]
+        numeric = [name for name in numeric if np.isfinite(_numbers(frame, [name])).any()]
+        few = [name for name in categorical if frame[name].n_unique() <= most]
+        many = [name for name in categorical if name not in few]
+        if not numeric + categorical:
+            raise DataError("predictor: no column has a value in the rows to learn from")
+        levels = [frame[name].drop_nulls().unique().sort().to_list() for name in few]
+        means, default, cross = [], list[float](), list[np.ndarray]()
+        for name in many:
+            by_level, default, codes = _means(_text(frame[name]).to_numpy(), values, is_class)
+            means.append(by_level)
+            cross.append(codes)
+        made = cls(few, levels, numeric, many, means, default)
+        return made, np.hstack([made._plain(frame), *cross])
+
+    def codes(self, frame: "pl.DataFrame") -> np.ndarray:
+        """Float64 (n, len(owners()))."""
+        import polars as pl
+
+        found = [self._plain(frame)]
+        for name, outputs in zip(self.many, self.means, strict=True):
+            text = _text(frame[name])
+            found += [
+                text.replace_strict(by_level, default=default, return_dtype=pl.Float64).to_numpy()[:, None]
+                for by_level, default in zip(outputs, self.default, strict=True)
+            ]
+        return np.hstack(found)
+
+    def _plain(self, frame: "pl.DataFrame") -> np.ndarray:
+        import polars as pl
+
+        coded = []
+        for name, levels in zip(self.categorical, self.levels, strict=True):
+            index = {level: float(i) for i, level in enumerate(levels)}
+            column = frame[name].replace_strict(index, default=None, return_dtype=pl.Float64)
+            coded.append(column.fill_null(np.nan).to_numpy()[:, None])
+        return np.hstack([*coded, _numbers(frame, self.numeric)])
+
+    def texts(self) -> list[str]:
+        """The columns of levels."""
+        return [*self.categorical, *self.many]
+
+    def owners(self) -> list[str]:
+        """The column that each code comes from."""
+        outputs = len(self.default)
+        return [*self.categorical, *self.numeric, *(name for name in self.many for _ in range(outputs))]
+
+
+def _means(
+    texts: np.ndarray, values: np.ndarray, is_class: bool
+) -> tuple[list[dict[str, float]], list[float], np.ndarray]:
+    """Of each output the mean target by level, and of all rows; and (n, outputs) from the other rows."""
+    from sklearn.model_selection import KFold
+    from sklearn.preprocessing import TargetEncoder
+
+    kind = "continuous"
+    if is_class:
+        values = np.unique(values, return_inverse=True)[1]
+        kind = "multiclass" if values.max() > 1 else "binary"
+    encoder = TargetEncoder(target_type=kind, cv=KFold(min(5, len(texts))))
+    cross = encoder.fit_transform(texts[:, None], values)
+    levels = encoder.categories_[0].tolist()
+    by_level = [dict(zip(levels, means.tolist(), strict=True)) for means in encoder.encodings_]
+    return by_level, np.atleast_1d(encoder.target_mean_).tolist(), np.asarray(cross, np.float64)
 
 
 def _levels(column: "pl.Series", most: int) -> list[str]:

@@ -1,5 +1,6 @@
-"""A fitted classifier of rows: columns by name, in any order and of any type that holds their values."""
+"""A fitted model of rows: columns by name, in any order and of any type that holds their values."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,74 +9,103 @@ import numpy as np
 
 from overnight import predictor as contract
 from overnight.artifact import Artifact
-from overnight.errors import FAILURES, BadInput
+from overnight.errors import FAILURES, BadInput, DataError
 from overnight.predictor import ItemLosses
 from tasks.shared.predictors import load_model, saved_params
+from tasks.tabular.boosted import BoostedModel
 from tasks.tabular.columns import Type, cast
-from tasks.tabular.encoding import Encoder, as_levels
-from tasks.tabular.fit import FitParams, labelled, softmax, split
+from tasks.tabular.interface import NUMBER
+from tasks.tabular.linear import LinearModel
+from tasks.tabular.params import FitParams, Task
+from tasks.tabular.parts import cut
+from tasks.tabular.target import labelled
+from tasks.tabular.training import Model, decoded
 
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
 
-
-def predictor(folder: Path) -> "RowClassifier":
-    """The classifier in that folder."""
-    return RowClassifier(folder)
+SPREADS = 3  # standard deviations: an error of as many is as bad as any larger one
 
 
-class RowClassifier:
-    """Rows of a table to classes and their probabilities."""
+def predictor(folder: Path) -> "RowPredictor":
+    """The model in that folder."""
+    return RowPredictor(folder)
+
+
+class RowPredictor:
+    """Rows of a table to classes and their probabilities, or to a number."""
 
     def __init__(self, folder: Path) -> None:
         config, tensors = load_model(folder)
         self.interface = contract.interface(folder)
         self.classes: list[str] = config["classes"]
-        self.encoder = Encoder(**config["encoder"])
         self.kinds: dict[str, Type] = config["kinds"]
         self.params = saved_params(FitParams, config["params"])
         self.seed: int = config["seed"]
-        self.weights = tensors["weights"].numpy()
-        self.bias = tensors["bias"].numpy()
+        self.task: Task | None = config.get("task")  # of an earlier version: none
+        kind = BoostedModel if config.get("model") == "boosted" else LinearModel
+        self.model: Model = kind.load(config, tensors, self.kinds)
+        self.numeric: list[str] = config["numeric"] if self.task else config["encoder"]["numeric"]
 
     def predict(self, frame: "pd.DataFrame") -> "pd.DataFrame":
-        """The class of each row.
+        """The class, or the number, of each row.
 
-        A missing value and a level that training did not see have their weights; other columns are ignored.
+        A missing value and a level that training did not see have their answers; other columns are ignored.
         Raises BadInput for a column that is missing, and for text in a column of numbers.
         """
+        import pandas as pd
         import polars as pl
 
-        names = [*self.encoder.numeric, *self.encoder.categorical]
-        contract.check_columns(frame, names)
-        table = pl.DataFrame([_to_polars(name, frame[name]) for name in names])
-        table = table.with_columns(
-            list(_numbers(table, {name: self.kinds[name] for name in self.encoder.numeric}))
-        )
-        return contract.class_table(self.classes, self._probabilities(table))
+        contract.check_columns(frame, list(self.kinds))
+        table = pl.DataFrame([_to_polars(name, frame[name]) for name in self.kinds])
+        table = table.with_columns(list(_numbers(table, {name: self.kinds[name] for name in self.numeric})))
+        found = self._answers(table)
+        if self.classes:
+            return contract.class_table(self.classes, found)
+        return pd.DataFrame({NUMBER: found})
 
     def item_losses(self, *artifacts: Artifact) -> ItemLosses:
-        """0 or 1 for each test row of a "table" artifact, by the split that training made.
+        """Of each test row of a "table" artifact, by the split that training made.
 
-        Rows that are equal by the column that orders them (those of an hour, say) share a cluster; without
-        such a column rows do whose features are equal.
+        Classes: 0 or 1. Numbers: the squared error as a share of (SPREADS standard deviations) squared, at
+        most 1; the deviation is that of the rows outside test, the same for all models of a table. Rows
+        that are equal by the order column (those of an hour, say), by the groups, or else by their features
+        share a cluster. Raises DataError for a model that an earlier version cut in another way.
         """
         (table,) = artifacts
-        frame, labels, classes, _rows = labelled(self.params, table.expect("table"))
-        _train, test = split(self.params, frame, labels, self.seed)
-        rows = frame[test]
-        alike = rows.select(self.params.order or [*self.encoder.numeric, *self.encoder.categorical]).rows()
-        truth = [classes[label] for label in labels[test]]
-        return contract.class_losses(self.classes, truth, self._probabilities(rows), test.tolist(), alike)
+        if self.task is None:
+            raise DataError(
+                "this model was trained by an earlier version, which cut other test rows; train its config "
+                "again, or promote by hand"
+            )
+        rows = labelled(self.params, table.expect("table"))
+        parts = cut(self.params, rows, self.seed)
+        found = self._answers(rows.frame[parts.test])
+        truth, items = rows.values[parts.test], parts.test.astype(str)
+        alike = parts.cluster[parts.test].tolist()
+        if self.classes:
+            names = [rows.classes[label] for label in truth]
+            return contract.class_losses(self.classes, names, found, items.tolist(), alike)
+        known = rows.values[np.concatenate([parts.train, parts.val])]
+        loss = np.minimum(1.0, ((found - truth) / (SPREADS * known.std())) ** 2)
+        return ItemLosses(loss, items, contract.clusters(alike), _quarters(known, truth))
 
     def draw(self, frame: "pd.DataFrame", found: "pd.DataFrame", folder: Path) -> list[Path]:  # noqa: ARG002
         """Nothing: the answers are a table."""
         return []
 
-    def _probabilities(self, table: "pl.DataFrame") -> np.ndarray:
-        known = as_levels(table, {name: self.kinds[name] for name in self.encoder.categorical})
-        return softmax(self.encoder.matrix(self.encoder.codes(known)) @ self.weights.T + self.bias)
+    def _answers(self, table: "pl.DataFrame") -> np.ndarray:
+        task = "classify" if self.classes else "regress"
+        return decoded(self.params, task, self.model.raw(self.model.codes(table)))
+
+
+def _quarters(known: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Text (n,): in which quarter of the known numbers each true one is."""
+    edges = np.unique(np.quantile(known, [0.25, 0.5, 0.75]))
+    shown = [f"{edge:g}" for edge in edges]
+    between = [f"{low} to {high}" for low, high in itertools.pairwise(shown)]
+    return np.array([f"up to {shown[0]}", *between, f"above {shown[-1]}"])[np.searchsorted(edges, truth)]
 
 
 def _to_polars(name: str, column: "pd.Series[Any]") -> "pl.Series":

@@ -13,7 +13,8 @@ from PIL import Image
 from overnight import Artifact, RecordingRun
 from overnight.cli.main import main
 from tasks.rl.train import AgentParams, train_agent
-from tasks.tabular.fit import FitParams, fit_table
+from tasks.tabular.fit import fit_table
+from tasks.tabular.params import FitParams
 from tasks.vision.cnn import CnnParams, train_cnn
 from tests.tasks.detection.test_yolo import SMALL, scenes
 from tests.tasks.tabular.test_predictor import PARAMS, table
@@ -45,7 +46,7 @@ def test_a_table_as_csv_and_as_parquet_gets_the_same_answers(rows, tmp_path: Pat
     frame.with_columns(pl.lit("mine").alias("class")).write_csv(tmp_path / "a.csv", separator=";")
     one = predict(tmp_path / "one", model.path, tmp_path / "a.csv")
     two = predict(tmp_path / "two", model.path, parquet, "--parquet")
-    assert "Logistic regression" in (said := capsys.readouterr().out)
+    assert "Boosted trees" in (said := capsys.readouterr().out)
     assert "1,200 rows, the first 10 above" in said
     np.testing.assert_allclose(one["probability_true"], two["probability_true"], atol=1e-12)
     assert (set(one["input class"]), set(one["class"])) == (

@@ -244,7 +244,8 @@ def test_what_a_probe_chooses_is_part_of_the_key():
 
 
 def test_probes_of_the_tables_follow_the_card_and_the_values():
-    from tasks.tabular.fit import FitParams, fit_table
+    from tasks.tabular.fit import fit_table
+    from tasks.tabular.params import FitParams
 
     card = Card(uuid="virtual", name="virtual", total_mib=1024, budget_mib=1024)
     table = Artifact(kind="table", path="/made", digest="d", spec=DataSpec(rows=10))

@@ -19,8 +19,9 @@ from overnight.data.dataset import Dataset
 from overnight.errors import ServiceError
 from overnight.gpu import rmm
 from tasks.tabular import rapids
-from tasks.tabular.fit import FitParams, fit_peak, fit_table
+from tasks.tabular.fit import fit_peak, fit_table
 from tasks.tabular.join import TableParams, join_tables
+from tasks.tabular.params import FitParams
 from tests.support.recorded_nvml import play
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,8 +10,9 @@ from mlflow.exceptions import MlflowException
 
 from overnight import Artifact, DataSpec, RecordingRun, artifact
 from overnight.errors import BadInput
-from tasks.tabular.fit import FitParams, fit_table
-from tasks.tabular.predictor import RowClassifier
+from tasks.tabular.fit import fit_table
+from tasks.tabular.params import FitParams
+from tasks.tabular.predictor import RowPredictor
 from tests.support.loaded import by_mlflow
 
 ROWS = 1200
@@ -111,7 +112,7 @@ def test_one_row_is_a_row(model, test_rows) -> None:
 
 
 def test_missing_and_unseen_values_have_their_weights(made, model, test_rows) -> None:
-    predictor = RowClassifier(made[1].path)
+    predictor = RowPredictor(made[1].path)
     missing = test_rows[:3].assign(x=[None, np.nan, pd.NA], shop=None, month=np.nan)
     assert model.predict(missing)["probability"].notna().all()
     unseen = test_rows[:2].assign(shop=["nowhere", "(other)"], month=["abc", 77], code=[30, 30.0])
@@ -150,7 +151,7 @@ def test_the_signature_names_columns_and_types(made, model) -> None:
 
 def test_losses_of_items_are_those_of_the_logged_accuracy(made) -> None:
     run, model, data = made
-    found = RowClassifier(model.path).item_losses(data)
+    found = RowPredictor(model.path).item_losses(data)
     assert 1 - found.loss.mean() == pytest.approx(run.last("test/accuracy"), abs=1e-9)
     assert len(set(found.item)) == len(found.loss) == len(found.cluster) == len(found.group) == 240
     assert len(set(found.cluster)) == 24  # rows of an hour are no independent evidence
@@ -164,4 +165,4 @@ def test_a_folder_without_a_model_is_refused(made, tmp_path: Path) -> None:
         predictor.load(made[2].path)
     with pytest.raises(BadInput, match=r"no readable meta\.json"):
         predictor.load(tmp_path)
-    assert type(predictor.load(made[1].path)).__name__ == "RowClassifier"
+    assert type(predictor.load(made[1].path)).__name__ == "RowPredictor"
