@@ -98,7 +98,7 @@ class Column:
         there, value = pl.col(self.name).is_not_null(), self._parsed(strict=False)
         bad = value.is_null()
         if self.kind == "int" and not self.given and facts.signs:
-            bad |= self._number.str.contains(rf"{SIGNED}|^-0$")
+            bad |= self._number.str.contains(SIGNED)
         if self.kind == "bool" and not self.given:
             bad |= ~pl.col(self.name).str.to_lowercase().is_in(["true", "false"])
         if self.kind == "float":
@@ -118,7 +118,8 @@ class Column:
         if facts.many_digits:
             whole = text.str.replace(r"\.0*$", "").cast(pl.Int128, strict=False)
             same = (whole == value.cast(pl.Int128, strict=False)).fill_null(value=False)
-            bad |= (value.abs() >= EXACT) & ~same & ~text.str.contains("[eE]|(?i)inf")
+            beyond = NEVER if self.given else value.abs() >= 2**63  # of whole numbers an id, not an amount
+            bad |= (((value.abs() >= EXACT) & ~same) | beyond) & ~text.str.contains("[eE]|(?i)inf")
         return bad
 
     def notation(self) -> pl.Expr:
@@ -147,11 +148,15 @@ class Column:
             return lower.replace_strict(known, default=None, return_dtype=self.dtype)
         if self.kind in FORMATS:
             dtype = pl.Datetime("us") if self.is_local else self.dtype
+            if "%.f" in self.form:  # the type holds microseconds
+                text = (
+                    pl.when(text.str.contains(r"\.\d{6}\d*[1-9]")).then(text + " is too fine").otherwise(text)
+                )
             return self._in_four_digits(text.str.strptime(dtype, self.form, strict=strict), strict)
         if self.kind == "text":
             return text
         if strict and not self.is_native:
-            text = pl.coalesce(self._number, text)  # what is no number is kept, for the cast to fail
+            text = pl.coalesce(self._number, text + " is no number")  # for the cast to fail
         return (text if strict else self._number).cast(self.dtype, strict=strict)
 
     def _in_four_digits(self, value: pl.Expr, strict: bool) -> pl.Expr:
@@ -188,11 +193,13 @@ class Inference:
         rest = {name: list(_candidates(c, values[name])) for name, c in open_.items()}
         self._narrow(sample.lazy(), rest)
         found = {name: self._decided(open_[name], left, values[name]) for name, left in rest.items()}
+        before = dict(found)
         if not complete:  # a form that the entry asks for must hold, so the query itself will say
             self._narrow(self.text, {name: rest[name] for name, c in found.items() if not c.given})
             found |= {name: rest[name][0] for name, c in found.items() if not c.given}
         found |= self._unambiguous(found)
-        self._remark_text([c for c in found.values() if c.kind == "text"], values)
+        texts = [c for c in found.values() if c.kind == "text" and before[c.name].form == c.form]
+        self._remark_text(texts, before, values)
         return [found.get(c.name, c) for c in stated]
 
     def _later(self, names: list[str]) -> dict[str, pl.Series]:
@@ -215,11 +222,15 @@ class Inference:
             pending = [name for name in pending if rest[name] and rest[name][0].kind != "text"]
 
     def _decided(self, stated: Column, left: list[Column], values: pl.Series) -> Column:
-        if left:
-            return left[0]
+        shown = left or [c for c in _candidates(stated, values) if not self._is_wrong(c, values.head(1))]
+        if shown:  # where a later value has another form, the query fails
+            return shown[0]
         name, kind = stated.name, stated.kind
-        why = f"column {name!r} should be a {kind}, but {values[0]!r} has no form that the rest has"
+        why = f"column {name!r} should be a {kind}, but {values[0]!r} has no form that is known"
         raise ValueError(f"{why}; state it in the entry: `{name}: {kind} %d.%m.%Y`")
+
+    def _is_wrong(self, column: Column, values: pl.Series) -> bool:
+        return bool(values.to_frame().select(column.wrong(self.facts).any()).item())
 
     def _unambiguous(self, found: Mapping[str, Column]) -> dict[str, Column]:
         """Columns that may be day/month as well as month/day, as text. Raises ValueError when given."""
@@ -237,26 +248,50 @@ class Inference:
             self.remarks.append(f"{why}, so it stays text; {cure}")
         return {name: replace(column, kind="text", form="") for name, column in both.items()}
 
-    def _remark_text(self, columns: Sequence[Column], values: Mapping[str, pl.Series]) -> None:
-        """Say which columns look like numbers or dates and stay text, and why."""
-        numeric = [c for c in columns if _mostly_numbers(c, values[c.name])]
-        floats = [replace(c, kind="float") for c in numeric[:SHOWN]]
-        if floats:
-            query = self.text.select(
-                pl.col(c.name).filter(c.wrong(self.facts)).first().alias(c.name) for c in floats
-            )
-            for name, value in query.collect(engine="streaming").row(0, named=True).items():
-                why = f"{value!r} as a number would not come back, or is none"
-                self.remarks.append(f"column {name!r} stays text: {why}")
-        dated = [c.name for c in columns if values[c.name].head(1).str.contains(SHORT_YEAR).any()]
-        for name in dated[:SHOWN]:
-            cure = f"state `{name}: date %d.%m.%y` with its form"
-            self.remarks.append(
-                f"column {name!r} stays text: {values[name][0]!r} has a year of two digits; {cure}"
-            )
-        hidden = max(0, len(numeric) - SHOWN) + max(0, len(dated) - SHOWN)
-        if hidden:
-            self.remarks.append(f"{hidden} more columns stay text for such reasons")
+    def _remark_text(
+        self, columns: Sequence[Column], before: Mapping[str, Column], values: Mapping[str, pl.Series]
+    ) -> None:
+        """Say which columns look like something else and stay text, and why. before: by the sample alone."""
+        likely = {c.name: self._likely(before[c.name], values[c.name]) for c in columns}
+        odd = {name: column for name, column in likely.items() if column is not None}
+        shown = list(odd.values())[:SHOWN]
+        query = self.text.select(self._first_odd(column) for column in shown)
+        for name, value in (query.collect(engine="streaming").row(0, named=True) if shown else {}).items():
+            self.remarks.append(f"column {name!r} stays text: {_why(odd[name], str(value))}")
+        if len(odd) > len(shown):
+            self.remarks.append(f"{len(odd) - len(shown)} more columns stay text for such reasons")
+
+    def _likely(self, before: Column, values: pl.Series) -> Column | None:
+        """What the first values look like, although the column is text."""
+        if before.kind != "text":
+            return before
+        if _mostly_numbers(before, values):
+            return replace(before, kind="float")
+        dates = [c for c in _candidates(replace(before, kind=""), values.head(1)) if c.kind in FORMATS]
+        head = values.head(100).to_frame()
+        fitting = [c for c in dates if head.select((c.value(strict=False).is_not_null()).any()).item()]
+        unknown = replace(before, kind="date", form="") if dates else None
+        return fitting[0] if fitting else unknown
+
+    def _first_odd(self, column: Column) -> pl.Expr:
+        text = pl.col(column.name)
+        if column.kind in FORMATS and not column.form:
+            return text.drop_nulls().first().alias(column.name)
+        wrong = column.wrong(self.facts)
+        first = text.filter(wrong).first()
+        if column.kind in ("int", "float"):  # a value that neither holds says more
+            both = wrong & replace(column, kind="int").wrong(self.facts)
+            first = pl.coalesce(text.filter(both).first(), first)
+        return first.alias(column.name)
+
+
+def _why(column: Column, value: str) -> str:
+    if re.match(SHORT_YEAR, value):
+        return f"{value!r} has a year of two digits; state `{column.name}: date %d.%m.%y` with its form"
+    if column.kind in ("int", "float"):
+        return f"{value!r} as a number would not come back, or is none"
+    known = "" if column.form or column.kind == "bool" else " of a form that is known"
+    return f"{value!r} is not {column.described}{known}"
 
 
 def _swapped(form: str) -> str:

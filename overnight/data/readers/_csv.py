@@ -6,7 +6,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,13 +14,15 @@ import polars as pl
 
 from overnight.data.archives import made_once, plain, recoded
 from overnight.data.content import CleaningCounts
+from overnight.data.readers._blocks import LONGEST_QUOTED, Dialect
 from overnight.data.readers._columns import Column
 from overnight.data.readers._common import expect
-from overnight.data.readers._lines import Dialect, Facts, Lines
+from overnight.data.readers._lines import Facts, Lines
 from overnight.errors import DataError, file_error
 
 HEAD = 200  # rows that show how a file is laid out
 START = 1 << 16  # bytes that show what a file is
+COMMENTS = ("#", "%", "//", "--")
 GUESSES = ",;\t|"
 REST = "\0rest"  # the column after a separator at the end of every row
 NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?$")
@@ -31,7 +33,10 @@ Head = list[tuple[int, int, list[str]]]  # first line, last line, fields of each
 
 @dataclass(frozen=True)
 class Layout:
-    """How a table's files are written. stated: what the entry says itself; zones: by column, or of all."""
+    """How a table's files are written, as the entry says.
+
+    stated: the options it gives; zones: by column, "" of every other.
+    """
 
     delimiter: str = ","
     encoding: str = "utf-8"
@@ -46,8 +51,8 @@ class Layout:
     trim: bool = True
     quarantine: bool = False
     strict: bool = False
-    types: Mapping[str, str] | None = None
-    zones: str | Mapping[str, str] = ""
+    types: Mapping[str, str] = field(default_factory=dict)
+    zones: Mapping[str, str] = field(default_factory=dict)
     stated: frozenset[str] = frozenset()
 
     @property
@@ -63,19 +68,18 @@ class Layout:
         return () if "nulls" in self.stated else tuple(null.encode() for null in self.nulls if null)
 
     def has_decimals(self, names: Sequence[str]) -> bool:
-        types = self.types or {}
-        return any(types.get(name, "float") == "float" for name in names)
+        return any(self.types.get(name, "float") == "float" for name in names)
 
     def column(self, name: str) -> Column:
         """Its kind is empty where the entry gives no type."""
-        kind, _, form = (self.types or {}).get(name, "").partition(" ")
-        zone = self.zones if isinstance(self.zones, str) else self.zones.get(name, "")
+        kind, _, form = self.types.get(name, "").partition(" ")
+        zone = self.zones.get(name, self.zones.get("", ""))
         return Column(name, kind, form, bool(kind), zone, self.decimal, self.thousands)
 
 
 @dataclass(frozen=True)
 class Source:
-    """lines: of the file as it is; clean: what is scanned, `before` of its lines are no rows."""
+    """lines: of the file as it is; clean: what is scanned, without the lines `before`."""
 
     file: Path
     names: tuple[str, ...]
@@ -83,6 +87,7 @@ class Source:
     layout: Layout
     clean: Path
     before: int
+    has_header: bool  # of what is scanned: its fields are the columns, whatever the first row has
     has_rest: bool
     even: bool  # whether `clean` lacks the rows of another number of fields
 
@@ -97,7 +102,7 @@ class Source:
         at_end = self.clean == self.lines.path and self.facts.blank > 0
         frame = pl.scan_csv(
             self.clean,
-            has_header=False,
+            has_header=self.has_header,
             skip_lines=self.before,
             separator=layout.delimiter,
             quote_char=layout.quote or None,
@@ -134,10 +139,10 @@ def opened(file: Path, layout: Layout, cleaned: CleaningCounts) -> Source:
     if layout.strict and +counts:
         raise _strict(file, facts, counts)
     cleaned.update(counts)
-    clean, before = _clean(lines, head, even)
+    clean, before, has_header = _clean(lines, head, even)
     if even:
         facts.rows -= facts.short + facts.long
-    return Source(file, tuple(names), lines, layout, clean, before, has_rest, even)
+    return Source(file, tuple(names), lines, layout, clean, before, has_header, has_rest, even)
 
 
 # ------------------------------------------------------------------------------------------------ bytes
@@ -182,6 +187,7 @@ def _head(path: Path, file: Path, dialect: Dialect) -> Iterator[tuple[int, int, 
         skipinitialspace=dialect.trim,
     )
     ended, count = line - 1, 0
+    csv.field_size_limit(LONGEST_QUOTED)
     try:
         for fields in reader:
             first, ended = ended + 1, line - 1 + reader.line_num
@@ -211,8 +217,8 @@ def _require_delimiter(path: Path, file: Path, layout: Layout, head: Head) -> No
         if widths and min(widths) == max(widths) > len(head[0][2]):
             raise file_error(
                 file,
-                f"has {len(head[0][2])} column by the delimiter {layout.delimiter!r}, but {widths[0]} by "
-                f"{guess!r}; set the entry's delimiter: {guess!r}, or state {layout.delimiter!r} there",
+                f"delimiter {layout.delimiter!r} gives {len(head[0][2])} columns, but {guess!r} {widths[0]}; "
+                f"set the entry's delimiter: {guess!r}, or state {layout.delimiter!r} there",
             )
 
 
@@ -253,10 +259,14 @@ def _unique(names: Sequence[str], counts: CleaningCounts) -> list[str]:
 def _require_header(file: Path, layout: Layout, head: Head, usual: int, may_end: bool) -> None:
     """Raises DataError when the first record is no header."""
     line, _, first = head[0]
+    if first[0].lower().startswith("sep="):
+        raise file_error(file, f"line {line} names the delimiter: set the entry's skip_rows: {line}, and it")
     if usual > len(first) and not (may_end and usual == len(first) + 1):
-        at = next(start for start, _, fields in head if len(fields) == usual)
+        at, wide = next((start, fields) for start, _, fields in head if len(fields) == usual)
         wider = f"line {at} has {usual} fields, but line {line} has {len(first)}"
-        if at > head[1][0]:
+        if first[0].startswith(COMMENTS):
+            raise file_error(file, f"{wider}; if that is a comment, set the entry's comment: {first[0][0]!r}")
+        if not any(NUMBER.match(name) for name in wide):
             raise file_error(
                 file, f"{wider}; if the lines before it are a title, set the entry's skip_rows: {at - 1}"
             )
@@ -312,12 +322,15 @@ def _strict(file: Path, facts: Facts, counts: CleaningCounts) -> DataError:
     )
 
 
-def _clean(lines: Lines, head: Head, even: bool) -> tuple[Path, int]:
-    """What is scanned, and how many lines come before its first row."""
+def _clean(lines: Lines, head: Head, even: bool) -> tuple[Path, int, bool]:
+    """What is scanned, how many lines come before, and whether the next one holds names."""
     facts, header = lines.facts, lines.dialect.header
-    first, last = head[0][:2]
+    first, last, names = head[0]
     if not (facts.blank_inside or facts.comments or facts.trimmed or even):
-        return lines.path, last if header else first - 1
+        if not facts.short:
+            return lines.path, last if header else first - 1, False
+        if header and len(names) == lines.columns:
+            return lines.path, first - 1, True
     how = hashlib.sha256(repr((lines.dialect, lines.columns, even)).encode()).hexdigest()[:12]
     path = made_once(lines.path, f"{lines.path.name}-{how}", lambda sink: lines.cleaned(sink, even))
-    return path, last - first + 1 if header else 0
+    return path, 0, True

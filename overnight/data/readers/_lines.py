@@ -1,53 +1,30 @@
 """The lines of a csv file: one pass over its bytes counts what is odd, another writes a clean copy."""
 
-import codecs
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO
 
 import numpy as np
 
+from overnight.data.readers._blocks import (
+    CR,
+    LF,
+    MINUS,
+    PADDING,
+    PLUS,
+    POINT,
+    ZERO,
+    Bytes,
+    Dialect,
+    Mask,
+    Part,
+    Whole,
+    has_long_run,
+    has_signs,
+)  # fmt: skip
 from overnight.errors import DataError, file_error
-
-BLOCK = 1 << 18  # bytes: what stays in the cache of a core
-LONGEST_QUOTED = 1 << 26  # bytes that a quoted value may span
-LF, CR, TAB, SPACE, PLUS, MINUS, POINT, ZERO = b"\n\r\t +-.0"
-PADDING = np.full(4, LF, np.uint8)  # after the last value of a block, so that windows reach over it
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
-Whole = np.ndarray[Any, np.dtype[np.int64]]
-
-
-@dataclass(frozen=True)
-class Dialect:
-    separator: str
-    quote: str = '"'  # empty: none
-    comment: str = ""  # how a line that is no row begins; empty: none
-    skip: int = 0  # lines before the header
-    header: bool = True
-    trim: bool = True
-
-    def blocks(self, path: Path) -> Iterator[bytes]:
-        """Whole lines after those that are skipped; a quoted value stays in one block."""
-        with path.open("rb") as stream:
-            if stream.read(3) != codecs.BOM_UTF8:
-                stream.seek(0)
-            for _ in range(self.skip):
-                stream.readline()
-            while block := stream.read(BLOCK):
-                block += stream.readline()
-                yield block + self._rest_of_value(block, stream)
-
-    def _rest_of_value(self, block: bytes, stream: IO[bytes]) -> bytes:
-        quote, rest = self.quote.encode(), list[bytes]()
-        odd, size = quote != b"" and quote in block and block.count(quote) % 2, 0
-        while odd and size < LONGEST_QUOTED and (more := stream.readline()):
-            rest.append(more)
-            size += len(more)
-            odd = (odd + more.count(quote)) % 2
-        return b"".join(rest)
 
 
 @dataclass
@@ -73,114 +50,6 @@ class Facts:
     far_exponents: bool = False  # of three digits
     many_digits: bool = False  # 16 or more, not after a point
     null_words: int = 0
-
-
-@dataclass(frozen=True)
-class Part:
-    """One block, blanks around values removed; its last byte ends a line."""
-
-    text: bytes
-    line: int  # of the first byte
-    dialect: Dialect
-    trimmed: int = 0
-
-    @classmethod
-    def of(cls, block: bytes, line: int, dialect: Dialect) -> Self:
-        part = cls(block, line, dialect)
-        if not dialect.trim or (b" " not in block and b"\t" not in block):
-            return part
-        return part.without_blanks()
-
-    @cached_property
-    def data(self) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-        return np.frombuffer(self.text, np.uint8)
-
-    @cached_property
-    def quotes(self) -> Whole:
-        quote = self.dialect.quote.encode()
-        if not quote or quote not in self.text:
-            return np.empty(0, np.int64)
-        return np.flatnonzero(self.data == quote[0])
-
-    @cached_property
-    def lines(self) -> int:
-        return self.text.count(b"\n") if self.quotes.size else len(self.stops)
-
-    @cached_property
-    def outside(self) -> Mask | None:
-        """Bytes outside quotes; None: all."""
-        if not self.quotes.size:
-            return None
-        marks = self.data == ord(self.dialect.quote)
-        inside = np.add.accumulate(marks, dtype=np.uint8) & 1
-        outside: Mask = inside == 0
-        return outside
-
-    @cached_property
-    def separators(self) -> Mask:
-        found: Mask = self.data == ord(self.dialect.separator)
-        return found if self.outside is None else found & self.outside
-
-    @cached_property
-    def ends(self) -> Mask:
-        found: Mask = self.data == LF
-        return found if self.outside is None else found & self.outside
-
-    @cached_property
-    def edges(self) -> Mask:
-        return self.separators | self.ends
-
-    @cached_property
-    def stops(self) -> Whole:
-        """Where each record's line end is."""
-        return np.flatnonzero(self.ends)
-
-    @cached_property
-    def starts(self) -> Whole:
-        return np.concatenate([[0], self.stops[:-1] + 1])
-
-    @cached_property
-    def fields(self) -> Whole:
-        """How many each record has."""
-        return np.add.reduceat(self.separators, self.starts, dtype=np.int64) + 1
-
-    @cached_property
-    def empty(self) -> Mask:
-        """Records without a byte beside separators, blanks and line ends."""
-        empty = self.edges | (self.data == CR) | (self.data == SPACE) | (self.data == TAB)
-        return ~np.logical_or.reduceat(~empty, self.starts)
-
-    @cached_property
-    def comments(self) -> Mask:
-        mark = self.dialect.comment.encode()
-        found = np.zeros(len(self.starts), bool)
-        if mark:
-            for i in np.flatnonzero(self.data[self.starts] == mark[0]):
-                start = self.starts[i]
-                found[i] = self.data[start : start + len(mark)].tobytes() == mark
-        return found
-
-    def line_at(self, position: int) -> int:
-        return self.line + int(np.count_nonzero(self.data[:position] == LF))
-
-    def without_blanks(self) -> Self:
-        """Outside quotes, blanks beside a separator or a line end are removed."""
-        kinds = [blank for blank in (SPACE, TAB) if blank != ord(self.dialect.separator)]
-        blank = np.logical_or.reduce([self.data == kind for kind in kinds])
-        if self.outside is not None:
-            blank &= self.outside
-        edge = self.edges | (self.data == CR)
-        touched = (blank[1:] & edge[:-1]).any() or (blank[:-1] & edge[1:]).any() or blank[0]
-        if not touched:
-            return self
-        change = np.diff(blank.view(np.int8), prepend=0, append=0)
-        first, after = np.flatnonzero(change == 1), np.flatnonzero(change == -1)  # of each run of blanks
-        touching = (first == 0) | edge[first - 1] | edge[np.minimum(after, len(edge) - 1)]
-        step = np.zeros(len(blank) + 1, np.int8)
-        step[first[touching]] = 1
-        step[after[touching]] = -1
-        keep = np.add.accumulate(step[:-1], dtype=np.int8) == 0
-        return replace(self, text=self.data[keep].tobytes(), trimmed=int(touching.sum()))
 
 
 @dataclass
@@ -214,8 +83,13 @@ class Lines:
         return self.facts
 
     def cleaned(self, sink: IO[bytes], even: bool) -> None:
-        """Write header and rows alone; even: only rows of as many fields as there are columns."""
+        """Write the rows below a line of numbers; even: only rows of as many fields as there are columns."""
+        sink.write(self.dialect.separator.join(map(str, range(self.columns))).encode() + b"\n")
+        head = self.dialect.header
         for part, kept in self._kept(even):
+            if head and kept.any():
+                kept[np.flatnonzero(kept)[0]] = False
+                head = False
             chosen = np.repeat(kept, np.diff(part.starts, append=len(part.data)))
             sink.write(part.text if kept.all() else part.data[chosen].tobytes())
 
@@ -346,14 +220,14 @@ class Lines:
         """Whether numbers may be written so that their text does not come back."""
         facts = self.facts
         if not facts.signs:
-            facts.signs = _has_signs(part)
+            facts.signs = has_signs(part)
         if self.decimals and not (facts.many_digits and facts.far_exponents):
             data = np.append(part.data, PADDING)
             digit = (data - np.uint8(ZERO)) < 10
-            facts.many_digits = facts.many_digits or _has_long_run(data, digit)
+            facts.many_digits = facts.many_digits or has_long_run(data, digit)
             self._exponents(data, digit)
 
-    def _exponents(self, data: "np.ndarray[Any, np.dtype[np.uint8]]", digit: Mask) -> None:
+    def _exponents(self, data: Bytes, digit: Mask) -> None:
         letter = (data[1:-4] | 32) == ord("e")
         letter &= digit[:-5] | (data[:-5] == POINT)
         sign = (data[2:-3] == PLUS) | (data[2:-3] == MINUS)
@@ -374,27 +248,3 @@ class Lines:
 
     def _error(self, line: int, problem: str) -> DataError:
         return file_error(self.file, f"line {line}: {problem}")
-
-
-def _has_signs(part: Part) -> bool:
-    """Whether a value starts with a plus, or with a zero (after a minus or not) and another digit."""
-    data = np.append(np.append(np.uint8(LF), part.data), PADDING)
-    starts = np.append(True, np.append(part.edges, np.zeros(len(PADDING), bool)))
-    starts[part.quotes[::2] + 1] = True
-    starts = starts[:-1]  # of the byte before a value
-    plus = b"+" in part.text and bool((starts & (data[1:] == PLUS)).any())
-    starts[1:] |= starts[:-1] & (data[1:-1] == MINUS)
-    zeros = data[1:-1] == ZERO
-    zeros &= (data[2:] - np.uint8(ZERO)) < 10
-    return plus or bool((starts[:-1] & zeros).any())
-
-
-def _has_long_run(data: "np.ndarray[Any, np.dtype[np.uint8]]", digit: Mask) -> bool:
-    """Whether 16 digits stand together that are no decimals."""
-    run = digit
-    for width in (1, 2, 4, 8):
-        run = run[width:] & run[:-width]
-    if not run.any():
-        return False
-    first = np.flatnonzero(run[1:] & ~run[:-1]) + 1
-    return bool(run[0] or (data[first - 1] != POINT).any())

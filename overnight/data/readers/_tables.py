@@ -128,7 +128,7 @@ class Table:
         """Fill `bad_rows`."""
         found = [self._misshapen(source) for source in self.sources if source.even]
         found += [self._of_wrong_values(source) for source in self.sources]
-        self.bad_rows = pl.concat([self.bad_rows, *found])
+        self.bad_rows = pl.concat([self.bad_rows, *found]).sort("file", "line")
         self.cleaned["row with a value of another type set aside"] += self._dropped
 
     def _misshapen(self, source: Source) -> pl.DataFrame:

@@ -1,16 +1,17 @@
 """Tables as csv files, plain or packed, scanned lazily."""
 
 import codecs
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from overnight.config import Values
 from overnight.data.content import CleaningCounts, Tables
 from overnight.data.readers._common import Delimiter, Files, matching, require
-from overnight.errors import DataError
+from overnight.errors import DataError, did_you_mean, file_error, one_line
 
 if TYPE_CHECKING:
     from overnight.data.readers._csv import Layout
@@ -26,9 +27,17 @@ def _zone(name: str) -> str:
 
 
 def _quote(quote: str) -> str:
-    if len(quote.encode()) > 1 or quote in "\r\n":
+    if len(quote.encode()) > 1 or quote in ("\r", "\n"):
         raise ValueError("must be one ASCII character, or '' where quotes are part of the text")
     return quote
+
+
+def _of_all(given: Any) -> Any:
+    return {"": given} if isinstance(given, str) else given
+
+
+def _table(given: Any) -> Any:
+    return {"file": given} if isinstance(given, str) else given
 
 
 Type = Annotated[str, Field(pattern=r"^(int|float|text|bool|(date|datetime|time)( \S.*)?)$")]
@@ -50,7 +59,8 @@ class Format(Values):
     columns: list[str] = []  # names where there is no header
     decimal: Literal[".", ","] = "."
     thousands: Literal["", ",", ".", " ", "'"] = ""
-    timezone: Zone | dict[str, Zone] = {}  # of times without one, by column or of all; they become UTC
+    # of times without one, by column ("": of every other); they become UTC
+    timezone: Annotated[dict[str, Zone], BeforeValidator(_of_all)] = {}
     trim: bool = True  # remove blanks around names and values outside quotes
     bad_rows: Literal["error", "quarantine"] = "error"
     strict: bool = False  # refuse what would be mended
@@ -71,6 +81,8 @@ class Format(Values):
     def _fit(self) -> "Format":
         if self.columns and self.header is not False:
             raise ValueError("columns names the columns of files without a header; set header: false")
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError("columns names a column twice; give each a name of its own")
         if self.decimal == self.thousands:
             raise ValueError(f"decimal and thousands are both {self.decimal!r}; give one of them")
         if self.strict and self.bad_rows == "quarantine":
@@ -87,13 +99,14 @@ class Table(Format):
 
 
 class Options(Format):
-    tables: dict[str, str | Table] = Field(min_length=1)
+    tables: dict[str, Annotated[Table, BeforeValidator(_table)]] = Field(min_length=1)
 
 
 def read(folder: Path, options: Options, _kind: str) -> Tables:
     """Times with a zone are in UTC. Values of given types are checked when they are read."""
     cleaned = CleaningCounts()
     tables = {name: table(folder, options, name, cleaned) for name in options.tables}
+    _require_columns(options, [name for found in tables.values() for name in found.names])
 
     def misfit() -> DataError | None:
         problems = (found.misfit() for found in tables.values())
@@ -108,6 +121,15 @@ def read(folder: Path, options: Options, _kind: str) -> Tables:
     )
 
 
+def _require_columns(options: Options, there: Collection[str]) -> None:
+    """Raises DataError for a column that the set's options name and no table has."""
+    for key, given in (("types", options.types), ("timezone", options.timezone)):
+        unknown = [name for name in given if name and name not in there]
+        if unknown:
+            hint = did_you_mean(unknown[0], there)
+            raise DataError(f"the entry's {key} names the column {unknown[0]!r}, which no table has{hint}")
+
+
 def types(folder: Path, options: Options) -> dict[str, dict[str, str]]:
     """{table: {column: type}} of every column, given or inferred, as an entry would state them."""
     cleaned = CleaningCounts()
@@ -119,18 +141,25 @@ def types(folder: Path, options: Options) -> dict[str, dict[str, str]]:
 
 def table(folder: Path, options: Options, name: str, cleaned: CleaningCounts) -> "Read":
     """One table of the set, its columns settled."""
+    import polars as pl
+
     from overnight.data.readers._csv import opened
     from overnight.data.readers._tables import Table as Read
     from overnight.data.readers._tables import matched
 
-    given = options.tables[name]
-    own = Table(file=[given]) if isinstance(given, str) else given
+    own = options.tables[name]
     layout, union = _layout(options, own)
     files = [file for pattern in own.file for file in matching(folder, pattern)]
     sources = matched([opened(file, layout, cleaned) for file in files], union)
     read = Read(sources, layout, cleaned)
-    require(files[0], [*own.types, *(layout.zones if isinstance(layout.zones, dict) else {})], read.names)
-    read.settle()
+    zones = own.timezone if "timezone" in own.model_fields_set else {}
+    require(files[0], [*own.types, *filter(None, zones)], read.names)
+    try:
+        read.settle()
+    except pl.exceptions.PolarsError as error:
+        raise file_error(
+            files[0], f"cannot be read as csv: {one_line(error)}; mend it, or its entry"
+        ) from None
     return read
 
 
