@@ -108,6 +108,7 @@ RULES = (
         r"Input \w+ contains (NaN|infinity)|IntCastingNaNError|cannot convert float NaN",
         "remove or fill the values that are missing",
     ),
+    Rule("not a number", r"\bNotFinite\b", "mend the environment that is named; the agent so far is kept"),
     Rule(
         "not a number",
         r"\bDiverged\b|FloatingPointError|returned nan values|training has diverged"

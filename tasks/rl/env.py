@@ -1,27 +1,40 @@
 """The environment: made, described and played in."""
 
 import difflib
-from collections.abc import Callable
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from overnight.errors import ConfigError
+from overnight.errors import FAILURES, ConfigError, Diverged, OvernightError, one_line
 from overnight.memory.formulas import MIB
 from tasks.rl.params import AgentParams
 
 FLOAT = 4  # bytes
 FRAMES, HIGHEST = 200, 200  # of a recorded episode at most, and about how many pixels high
+# what Gymnasium's check finds where learning is possible all the same
+HARMLESS = re.compile(r"determin|not within the observation space|share an object", re.IGNORECASE)
 Act = Callable[[np.ndarray], np.ndarray]  # observations (N, ...) to actions (N,) or (N, A)
 
 
-def make(env: str, **options: Any) -> Any:
-    """The environment of that id, or ConfigError with the nearest one."""
+class NotFinite(Diverged):
+    """A reward or an observation of an environment, or a return, is nan or infinite."""
+
+
+class EnvironmentFailed(OvernightError):
+    """The code of an environment raised while an agent acted in it."""
+
+
+def make(env: str, kwargs: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    """The environment of that id, its constructor given kwargs. Raises ConfigError, with the nearest id."""
     import gymnasium
 
     try:
-        return gymnasium.make(env, **options)
+        return gymnasium.make(env, **(kwargs or {}), **options)
     except gymnasium.error.DependencyNotInstalled as error:
         raise ConfigError(f"agent.env: {env!r} needs a package that is not installed: {error}") from None
     except (gymnasium.error.Error, ImportError) as error:
@@ -30,13 +43,77 @@ def make(env: str, **options: Any) -> Any:
         raise ConfigError(
             f"agent.env: {env!r} is not an environment that Gymnasium knows here; {hint}({error})"
         ) from None
+    except (*FAILURES, ArithmeticError) as error:
+        given = f"agent.kwargs {dict(kwargs)}" if kwargs else "no agent.kwargs"
+        raise ConfigError(
+            f"agent.env: {env!r} cannot be made with {given}: {type(error).__name__}: {one_line(error)}"
+        ) from None
+
+
+def check(env: str, kwargs: Mapping[str, Any] | None = None) -> str:
+    """Let Gymnasium check it; what it finds that does no harm here. Raises ConfigError for the rest."""
+    from gymnasium.error import Error
+    from gymnasium.utils.env_checker import check_env
+
+    world = make(env, kwargs).unwrapped
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _check_shapes(env, world)
+            check_env(world, skip_render_check=True, skip_close_check=True)
+    except (Error, ArithmeticError, *FAILURES) as error:
+        why = one_line(error)
+        if isinstance(error, AssertionError) and HARMLESS.search(why):
+            return f"{env}: {why}"
+        raise ConfigError(
+            f"agent.env: {env!r} is no environment as Gymnasium has them: {type(error).__name__}: {why}; "
+            "expected reset(seed, options) -> observation, info and step(action) -> observation, reward, "
+            "terminated, truncated, info"
+        ) from None
+    finally:
+        world.close()
+    return ""
+
+
+def _check_shapes(env: str, world: Any) -> None:
+    """Raises ConfigError; what is wrong with the reset is left to Gymnasium's check."""
+    seen = world.reset(seed=0)
+    stepped = world.step(world.action_space.sample())
+    if not isinstance(stepped, tuple) or len(stepped) != 5:
+        many = len(stepped) if isinstance(stepped, tuple) else 1
+        raise ConfigError(
+            f"agent.env: the step of {env!r} returns {many} values, expected 5 (observation, reward, "
+            "terminated, truncated, info); it is of an older API: update it"
+        )
+    shape = world.observation_space.shape
+    for call, observation in (("reset", seen[0] if isinstance(seen, tuple) else seen), ("step", stepped[0])):
+        if shape is not None and np.shape(observation) != shape:
+            raise ConfigError(
+                f"agent.env: the {call} of {env!r} returns an observation of shape {np.shape(observation)}, "
+                f"its observation space is of {shape}; mend one of them"
+            )
+    if isinstance(stepped[1], str) or np.size(stepped[1]) != 1:
+        raise ConfigError(f"agent.env: the reward of {env!r} is {stepped[1]!r}, expected one number")
+
+
+def check_finite(what: str, values: np.ndarray, env: str, step: int) -> None:
+    """values: of each environment along the first axis. Raises NotFinite."""
+    finite = np.isfinite(values)
+    if finite.all():
+        return
+    first = int(np.argwhere(~finite)[0][0])
+    odd = np.asarray(values)[first][~finite[first]].ravel()[0] if values.ndim > 1 else values[first]
+    raise NotFinite(
+        f"{what} of {env} is {odd} at step {step:,} (environment {first + 1} of {len(values)}); "
+        "mend the environment"
+    )
 
 
 def spaces_of(params: AgentParams) -> dict[str, Any]:
     """What the net is built from, as JSON: sizes of observation and action, layers, algorithm."""
     from gymnasium.spaces import Box, Discrete
 
-    env = make(params.env)
+    env = make(params.env, params.kwargs)
     seen, act = env.observation_space, env.action_space
     env.close()
     if isinstance(seen, Box) and len(seen.shape) < 3:
@@ -71,7 +148,7 @@ def memory(params: AgentParams) -> tuple[float, float, float]:
     A step of a replay buffer has two observations, one of a rollout has one, and action, return, advantage,
     value and probability as single numbers beside it.
     """
-    env = make(params.env)
+    env = make(params.env, params.kwargs)
     seen, act = env.observation_space, env.action_space
     env.close()
     inside = int(getattr(seen, "n", 0)) or int(np.prod(seen.shape, dtype=int))
@@ -90,34 +167,62 @@ def memory(params: AgentParams) -> tuple[float, float, float]:
     return 4 * FLOAT * weights / MIB, remembered / MIB, batch / MIB
 
 
-def play(env: str, seeds: np.ndarray, act: Act, longest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns and lengths (episodes,) of one episode for each seed, all played side by side."""
-    worlds = [make(env) for _ in seeds]
-    now = [world.reset(seed=int(seed))[0] for world, seed in zip(worlds, seeds, strict=True)]
+def play(
+    env: str, seeds: np.ndarray, act: Act, longest: int, kwargs: Mapping[str, Any] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns and lengths (episodes,) of one episode for each seed, all played side by side.
+
+    Raises NotFinite, EnvironmentFailed.
+    """
+    worlds = [make(env, kwargs) for _ in seeds]
+    now = [
+        called(env, 0, partial(world.reset, seed=int(seed)))[0]
+        for world, seed in zip(worlds, seeds, strict=True)
+    ]
     returns, lengths, over = np.zeros(len(seeds)), np.zeros(len(seeds), int), np.zeros(len(seeds), bool)
     running = list(range(len(seeds)))
+    steps = 0
     while running:
-        for i, action in zip(running, act(np.stack([now[i] for i in running])), strict=True):
-            now[i], reward, terminated, truncated, _ = worlds[i].step(action)
+        seen = np.stack([now[i] for i in running])
+        check_finite("an observation in an evaluation", seen, env, steps)
+        steps += 1
+        for i, action in zip(running, act(seen), strict=True):
+            now[i], reward, terminated, truncated, _ = called(env, steps, partial(worlds[i].step, action))
             returns[i] += float(reward)
             lengths[i] += 1
             over[i] = terminated or truncated or lengths[i] >= longest
+        check_finite("a reward in an evaluation", returns, env, steps)
         running = [i for i in running if not over[i]]
     for world in worlds:
         world.close()
     return returns, lengths
 
 
+def called(env: str, step: int, call: Callable[[], Any]) -> Any:
+    """What an environment's own code returns. Raises EnvironmentFailed."""
+    try:
+        return call()
+    except (ArithmeticError, *FAILURES) as error:
+        raise EnvironmentFailed(
+            f"{env} failed at step {step:,}: {type(error).__name__}: {one_line(error)}; mend the environment"
+        ) from error
+
+
 def record(
-    env: str, seed: int, act: Act, longest: int, draws: bool = True
+    env: str,
+    seed: int,
+    act: Act,
+    longest: int,
+    kwargs: Mapping[str, Any] | None = None,
+    draws: bool = True,
 ) -> tuple[list[tuple[Any, float]], list[np.ndarray]]:
     """Play an episode: its actions with their rewards, and pictures uint8 (H, W, 3) of at most FRAMES steps.
 
     draws: whether pictures are made. Raises ConfigError where the environment draws none.
     """
-    if draws and "rgb_array" not in make(env).metadata.get("render_modes", ()):
+    if draws and "rgb_array" not in make(env, kwargs).metadata.get("render_modes", ()):
         raise ConfigError(f"{env} draws no pictures (rgb_array is none of its render modes)")
-    world = make(env, render_mode="rgb_array") if draws else make(env)
+    world = make(env, kwargs, render_mode="rgb_array") if draws else make(env, kwargs)
     now, _ = world.reset(seed=seed)
     steps = list[tuple[Any, float]]()
     frames = [_frame(world)] if draws else []
@@ -154,7 +259,7 @@ def episode_seeds(seed: int, purpose: str, episodes: int) -> np.ndarray:
     return found
 
 
-def at_random(env: str, seed: int) -> Act:
-    space = make(env).action_space
+def at_random(env: str, seed: int, kwargs: Mapping[str, Any] | None = None) -> Act:
+    space = make(env, kwargs).action_space
     space.seed(seed)
     return lambda observations: np.stack([space.sample() for _ in observations])

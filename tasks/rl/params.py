@@ -1,6 +1,6 @@
 """The values of an agent's training; those of the algorithms are as rl-zoo tuned them for CartPole."""
 
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -56,6 +56,7 @@ class AgentParams(Params):
     env: str = Field(
         "CartPole-v1", description="Gymnasium id, `module:id` when a module must be imported for it"
     )
+    kwargs: dict[str, Any] = Field({}, description="arguments of the environment's constructor")
     algorithm: Literal["ppo", "dqn"] = "ppo"
     total_steps: int = Field(100_000, ge=1, description="of all environments together")
     eval_every: int = Field(5000, ge=1, description="steps between evaluations, the best of which is kept")

@@ -37,6 +37,7 @@ class Policy:
         self.net.eval()
         self.shape = tuple(self.spaces["shape"])
         self.env: str = self.spaces["env"]
+        self.kwargs: dict[str, Any] = self.spaces.get("kwargs", {})
         self.longest: int = self.spaces["longest_episode"]
 
     def predict(self, frame: "pd.DataFrame") -> "pd.DataFrame":
@@ -63,7 +64,7 @@ class Policy:
         """
         seeds = episode_seeds(COMMON, "compare", self.spaces["episodes"])
         low, high = self.spaces["return_bounds"] or self._bounds(seeds)
-        returns, _lengths = play(self.env, seeds, acting(self.net, self.spaces), self.longest)
+        returns, _lengths = play(self.env, seeds, acting(self.net, self.spaces), self.longest, self.kwargs)
         loss = np.clip((high - returns) / (high - low), 0, 1)
         return ItemLosses(loss, seeds.astype(str), np.arange(len(seeds)), np.full(len(seeds), "episodes"))
 
@@ -77,10 +78,10 @@ class Policy:
 
         act = acting(self.net, self.spaces)
         try:
-            steps, frames = record(self.env, seed, act, self.longest)
+            steps, frames = record(self.env, seed, act, self.longest, self.kwargs)
             problem = ""
         except ConfigError as error:  # the renderer
-            steps, frames = record(self.env, seed, act, self.longest, draws=False)
+            steps, frames = record(self.env, seed, act, self.longest, self.kwargs, draws=False)
             problem = f"no episode.gif: {error}"
         if frames:
             _save_gif(frames, folder / "episode.gif")
@@ -93,13 +94,14 @@ class Policy:
         return table.assign(reward=rewards, total=rewards.cumsum()), [said, *([problem] if problem else [])]
 
     def _bounds(self, seeds: np.ndarray) -> tuple[float, float]:
-        high = make(self.env).spec.reward_threshold
+        high = make(self.env, self.kwargs).spec.reward_threshold
         if high is None:
             raise ConfigError(
                 f"{self.env} declares no reward threshold, so its returns have no scale; set "
                 "agent.return_bounds: [lowest, highest]"
             )
-        low = float(play(self.env, seeds, at_random(self.env, COMMON), self.longest)[0].mean())
+        chance = at_random(self.env, COMMON, self.kwargs)
+        low = float(play(self.env, seeds, chance, self.longest, self.kwargs)[0].mean())
         return min(low, high - 1e-9), float(high)
 
     def _observations(self, frame: "pd.DataFrame") -> np.ndarray:

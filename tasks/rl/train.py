@@ -3,14 +3,17 @@
 PPO (Schulman et al. 2017) or DQN (Mnih et al. 2015).
 """
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from overnight import Artifact, DataSpec, Run, step
+from overnight.errors import Diverged
 from overnight.memory.formulas import Formula
+from overnight.paths import shown
 from overnight.predictor import Column, Interface, Type
-from tasks.rl.env import at_random, episode_seeds, make, memory, play, spaces_of
+from tasks.rl.env import EnvironmentFailed, at_random, check, episode_seeds, make, memory, play, spaces_of
 from tasks.rl.params import AgentParams
 from tasks.shared import figures
 from tasks.shared.threads import one_thread
@@ -36,22 +39,51 @@ def train_agent(run: Run, params: AgentParams) -> Artifact:
     small MLP is fastest. Logs rollout/ep_rew_mean and rollout/ep_len_mean (of the last 100 episodes), losses,
     train/steps_per_s, val/mean_return; at the end test/mean_return and test/std_return beside
     test/random_return: random actions on the same episodes. Pictures: returns, lengths. Raises ConfigError:
-    unknown environment, or spaces that the algorithm or an MLP cannot handle.
+    unknown environment, one that Gymnasium's check refuses, or spaces that the algorithm or an MLP cannot
+    handle; Diverged for a reward, an observation, a return or a loss that is not finite, and
+    EnvironmentFailed, with the agent so far kept.
     """
     from tasks.rl.sb3 import Evaluation, learner
 
     spaces = spaces_of(params)
+    harmless = check(params.env, params.kwargs)
+    if harmless:
+        run.note(f"Gymnasium's check: {harmless}")
     with one_thread():
         model = learner(run, params)
         evaluation = Evaluation(run, params, spaces)
+        try:
+            _learn(params, model, evaluation)
+            _report(run, params, spaces, evaluation)
+        except (Diverged, EnvironmentFailed) as error:
+            said = "no agent is kept: none had been evaluated, and the weights are not finite"
+            if evaluation.keep_so_far(model):
+                kept = _saved(run, params, spaces, evaluation)
+                said = f"the agent of step {evaluation.best_step:,} is kept in {shown(kept.path)}"
+            raise type(error)(f"{error}; {said}") from error
+    return _saved(run, params, spaces, evaluation)
+
+
+def _learn(params: AgentParams, model: Any, evaluation: "Evaluation") -> None:
+    try:
         model.learn(params.total_steps, callback=evaluation)
-        evaluation.evaluate(model)
-        _report(run, params, spaces, evaluation)
-    example = make(params.env).reset(seed=0)[0]
+    except ValueError as error:
+        if not re.search(r"Expected (parameter|value argument) .* to satisfy the constraint", str(error)):
+            raise
+        raise Diverged(
+            f"the policy of {params.algorithm} in {params.env} puts out no finite numbers after "
+            f"{model.num_timesteps:,} steps; lower lr, or the size of the rewards and observations"
+        ) from error
+    evaluation.evaluate(model)
+
+
+def _saved(run: Run, params: AgentParams, spaces: dict[str, Any], evaluation: "Evaluation") -> Artifact:
+    example = make(params.env, params.kwargs).reset(seed=0)[0]
     spec = DataSpec(shape=np.shape(example), dtype=str(np.asarray(example).dtype))
     config = {
         **spaces,
         "env": params.env,
+        "kwargs": params.kwargs,
         "longest_episode": params.longest_episode,
         "episodes": params.test_episodes,
         "return_bounds": params.return_bounds,
@@ -86,8 +118,9 @@ def _report(run: Run, params: AgentParams, spaces: dict[str, Any], evaluation: "
     from tasks.rl.policy import acting
 
     seeds = episode_seeds(run.seed, "test", params.test_episodes)
-    returns, lengths = play(params.env, seeds, acting(evaluation.best, spaces), params.longest_episode)
-    chance, _ = play(params.env, seeds, at_random(params.env, run.seed), params.longest_episode)
+    act, random = acting(evaluation.best, spaces), at_random(params.env, run.seed, params.kwargs)
+    returns, lengths = play(params.env, seeds, act, params.longest_episode, params.kwargs)
+    chance, _ = play(params.env, seeds, random, params.longest_episode, params.kwargs)
     scores = {
         "mean_return": returns.mean(),
         "std_return": returns.std(),
