@@ -48,8 +48,8 @@ down: setup  ## stop them
 
 lock: setup  ## resolve again after a change of the dependencies, into both lock files
 	$(BIN)/uv lock
-	$(BIN)/uv export --quiet --frozen --no-emit-project --no-header --no-annotate --extra llm --extra diffusion -o requirements.lock
-	$(BIN)/uv export --quiet --frozen --no-emit-project --no-header --no-annotate --extra llm --extra diffusion --extra rapids -o requirements-rapids.lock
+	$(BIN)/uv export --quiet --frozen --no-emit-project --no-header --no-annotate --extra llm --extra diffusion --extra duckdb -o requirements.lock
+	$(BIN)/uv export --quiet --frozen --no-emit-project --no-header --no-annotate --extra llm --extra diffusion --extra duckdb --extra rapids -o requirements-rapids.lock
 
 clean:  ## remove .venv and caches; results (mlruns, .overnight) stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

@@ -38,6 +38,10 @@ class Table:
     def names(self) -> list[str]:
         return list(dict.fromkeys(name for source in self.sources for name in source.names))
 
+    def types(self) -> dict[str, str]:
+        """Of every column, as an entry states it."""
+        return {c.name: f"{c.kind} {c.form}".rstrip() for c in self.columns}
+
     @cached_property
     def facts(self) -> Facts:
         """Of all files, as far as values are concerned."""

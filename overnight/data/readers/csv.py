@@ -1,8 +1,8 @@
 """Tables as csv files, plain or packed, scanned lazily."""
 
 import codecs
-from collections.abc import Collection
-from pathlib import Path
+from collections.abc import Collection, Sequence
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
@@ -11,11 +11,16 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 from overnight.config import Values
 from overnight.data.content import CleaningCounts, Tables
 from overnight.data.readers._common import Delimiter, Files, matching, require
+from overnight.data.readers.parquet import as_table
 from overnight.errors import DataError, did_you_mean, file_error, one_line
 
 if TYPE_CHECKING:
     from overnight.data.readers._csv import Layout
     from overnight.data.readers._tables import Table as Read
+    from overnight.data.readers._typed import Typed
+
+DATABASES = (".duckdb", ".db")
+TYPED = (".parquet", ".pq", *DATABASES)
 
 
 def _zone(name: str) -> str:
@@ -34,10 +39,6 @@ def _quote(quote: str) -> str:
 
 def _of_all(given: Any) -> Any:
     return {"": given} if isinstance(given, str) else given
-
-
-def _table(given: Any) -> Any:
-    return {"file": given} if isinstance(given, str) else given
 
 
 Type = Annotated[str, Field(pattern=r"^(int|float|text|bool|(date|datetime|time)( \S.*)?)$")]
@@ -95,11 +96,27 @@ class Format(Values):
 class Table(Format):
     """What is left out is taken from the options of the set."""
 
-    file: Files = Field(min_length=1)  # one, several, or a name with *
+    file: Files = Field(min_length=1)  # one, several, or a name with *; also .parquet, .duckdb
+    table: str = ""  # of a database; the name here when left out
+
+    @property
+    def ending(self) -> str:
+        return PurePath(self.file[0]).suffix.lower()
+
+    @model_validator(mode="after")
+    def _of_its_format(self) -> "Table":
+        if len({PurePath(name).suffix.lower() in TYPED for name in self.file}) > 1:
+            raise ValueError("files of one table must be of one format; give each format a table of its own")
+        other = self.model_fields_set - {"file", "table", "union"}
+        if self.ending in TYPED and other:
+            raise ValueError(f"{', '.join(sorted(other))}: for csv alone; {self.file[0]} holds its own types")
+        if self.table and self.ending not in DATABASES:
+            raise ValueError(f"table names a table of a database, but {self.file[0]} is none")
+        return self
 
 
 class Options(Format):
-    tables: dict[str, Annotated[Table, BeforeValidator(_table)]] = Field(min_length=1)
+    tables: dict[str, Annotated[Table, BeforeValidator(as_table)]] = Field(min_length=1)
 
 
 def read(folder: Path, options: Options, _kind: str) -> Tables:
@@ -133,23 +150,30 @@ def _require_columns(options: Options, there: Collection[str]) -> None:
 def types(folder: Path, options: Options) -> dict[str, dict[str, str]]:
     """{table: {column: type}} of every column, given or inferred, as an entry would state them."""
     cleaned = CleaningCounts()
-    return {
-        name: {c.name: f"{c.kind} {c.form}".rstrip() for c in table(folder, options, name, cleaned).columns}
-        for name in options.tables
-    }
+    return {name: table(folder, options, name, cleaned).types() for name in options.tables}
 
 
-def table(folder: Path, options: Options, name: str, cleaned: CleaningCounts) -> "Read":
+def table(folder: Path, options: Options, name: str, cleaned: CleaningCounts) -> "Read | Typed":
     """One table of the set, its columns settled."""
+    from overnight.data.readers import _typed
+
+    own = options.tables[name]
+    files = [file for pattern in own.file for file in matching(folder, pattern)]
+    if own.ending in DATABASES:
+        return _typed.database(files[0], own.table or name, cleaned)
+    if own.ending in TYPED:
+        return _typed.parquet(files, own.union, cleaned)
+    return _of_csv(files, options, own, cleaned)
+
+
+def _of_csv(files: Sequence[Path], options: Options, own: Table, cleaned: CleaningCounts) -> "Read":
     import polars as pl
 
     from overnight.data.readers._csv import opened
     from overnight.data.readers._tables import Table as Read
     from overnight.data.readers._tables import matched
 
-    own = options.tables[name]
     layout, union = _layout(options, own)
-    files = [file for pattern in own.file for file in matching(folder, pattern)]
     sources = matched([opened(file, layout, cleaned) for file in files], union)
     read = Read(sources, layout, cleaned)
     zones = own.timezone if "timezone" in own.model_fields_set else {}

@@ -1,0 +1,40 @@
+"""Tables as Parquet files, scanned lazily."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from overnight.config import Values
+from overnight.data.content import CleaningCounts, Tables
+from overnight.data.readers._common import Files, matching
+
+
+def as_table(given: Any) -> Any:
+    """A name of a file, or several, is all that a table needs."""
+    return {"file": given} if isinstance(given, (str, list)) else given
+
+
+class Table(Values):
+    file: Files = Field(min_length=1)  # one, several, or a name with *
+    union: Literal["same", "fill"] = "same"  # whether several files must have the same columns
+
+
+class Options(Values):
+    tables: dict[str, Annotated[Table, BeforeValidator(as_table)]] = Field(min_length=1)
+
+
+def read(folder: Path, options: Options, _kind: str) -> Tables:
+    """Whole numbers as int64, decimals as float64 or text, times with a zone in UTC."""
+    from overnight.data.readers import _typed
+
+    cleaned = CleaningCounts()
+    found = {}
+    for name, table in options.tables.items():
+        files = [file for pattern in table.file for file in matching(folder, pattern)]
+        found[name] = _typed.parquet(files, table.union, cleaned)
+    return Tables(
+        {name: table.lazy for name, table in found.items()},
+        cleaned,
+        rows={name: table.rows for name, table in found.items()},
+    )
