@@ -52,7 +52,7 @@ SIGNATURES = {
 }  # fmt: skip
 
 
-def _one_byte(delimiter: str) -> str:
+def one_byte(delimiter: str) -> str:
     if len(delimiter.encode()) != 1 or delimiter in '"\r\n':
         raise ValueError(
             f"must be one ASCII character that is neither a quote nor a line's end, not {delimiter!r}"
@@ -67,7 +67,7 @@ def _once(classes: list[str]) -> list[str]:
     return classes
 
 
-Delimiter = Annotated[str, AfterValidator(_one_byte)]
+Delimiter = Annotated[str, AfterValidator(one_byte)]
 Classes = Annotated[list[str], AfterValidator(_once)]
 Files = Annotated[list[str], BeforeValidator(lambda given: [given] if isinstance(given, str) else given)]
 

@@ -33,6 +33,8 @@ def read(folder: Path, options: Options, _kind: str) -> Graph:
     labels = arrays["y"].astype(np.int64)
     nodes = len(labels)
     edges = cleaned_edges(arrays["edge_index"].astype(np.int64), nodes, cleaned, shown(path))
+    if not edges.size:
+        raise file_error(path, "there is no edge between two nodes; get the right file")
     fault = "y has the class {}, the entry names {} classes"
     classes = class_names(options.classes, labels.tolist(), path, cleaned, fault)
     cleaned["unlabelled node kept"] += int((labels < 0).sum())

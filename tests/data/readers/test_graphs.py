@@ -57,6 +57,8 @@ def test_ids_of_any_kind_and_nodes_that_only_one_file_knows(load, write) -> None
         "unlabelled node kept": 4,
         "node without features given zeros": 4,
         "target without an id dropped": 1,
+        "node of the features without an edge kept": 1,
+        "node of the targets without an edge kept": 2,
     }
 
 
@@ -165,6 +167,7 @@ def test_planetoid_dense_features_and_no_masks(load, folder) -> None:
         ({"y": None}, "no array y; the file has: edge_index"),
         ({"edge_index": np.array([[0], [3]])}, r"an edge names node 3, but there are 3 nodes"),
         ({"x_shape": np.array([2, 4]), "x_indptr": np.array([0, 1, 2])}, "x has 2 rows and y 3"),
+        ({"edge_index": np.array([[0, 1], [0, 1]])}, "there is no edge between two nodes"),
         ({"x_indices": np.array([3, 4])}, "x is no sparse matrix of 3 rows and 4 columns"),
         ({"train_mask": np.array([True])}, "train_mask has the wrong shape"),
         ({"y": np.array([0, 2, None], dtype=object)}, "expected an npz file of plain arrays"),
