@@ -1,6 +1,7 @@
 """A csv file cut into blocks of whole lines: where each block has fields, records, quotes and comments."""
 
 import codecs
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -158,15 +159,18 @@ class Part:
 
 def has_signs(part: Part) -> bool:
     """Whether a value starts with a plus, or with a zero (after a minus or not) and another digit."""
-    data = np.append(np.append(np.uint8(LF), part.data), PADDING)
-    starts = np.append(True, np.append(part.edges, np.zeros(len(PADDING), bool)))
-    starts[part.quotes[::2] + 1] = True
-    starts = starts[:-1]  # of the byte before a value
-    plus = b"+" in part.text and bool((starts & (data[1:] == PLUS)).any())
-    starts[1:] |= starts[:-1] & (data[1:-1] == MINUS)
+    data, before = part.data, part.edges  # of the byte before a value
+    if part.quotes.size:
+        before = before.copy()
+        before[part.quotes[::2]] = True
+    if re.match(rb"\+|-?0\d", part.text) or (b"+" in part.text and (before[:-1] & (data[1:] == PLUS)).any()):
+        return True
     zeros = data[1:-1] == ZERO
     zeros &= (data[2:] - np.uint8(ZERO)) < 10
-    return plus or bool((starts[:-1] & zeros).any())
+    if (zeros & before[:-2]).any():
+        return True
+    zeros[1:] &= data[1:-2] == MINUS
+    return bool((zeros[1:] & before[:-3]).any())
 
 
 def has_long_run(data: Bytes, digit: Mask) -> bool:

@@ -43,6 +43,7 @@ class Column:
     zone: str = ""  # of times that name none
     decimal: str = "."
     thousands: str = ""
+    points: bool = True  # whether a value may have a decimal point
 
     @property
     def dtype(self) -> Any:
@@ -148,7 +149,7 @@ class Column:
             return lower.replace_strict(known, default=None, return_dtype=self.dtype)
         if self.kind in FORMATS:
             dtype = pl.Datetime("us") if self.is_local else self.dtype
-            if "%.f" in self.form:  # the type holds microseconds
+            if self.points and "%.f" in self.form:  # the type holds microseconds
                 text = (
                     pl.when(text.str.contains(r"\.\d{6}\d*[1-9]")).then(text + " is too fine").otherwise(text)
                 )

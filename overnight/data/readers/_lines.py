@@ -49,6 +49,7 @@ class Facts:
     exponents: bool = False  # 1e5
     far_exponents: bool = False  # of three digits
     many_digits: bool = False  # 16 or more, not after a point
+    points: bool = False
     null_words: int = 0
 
 
@@ -219,6 +220,7 @@ class Lines:
     def _numbers(self, part: Part) -> None:
         """Whether numbers may be written so that their text does not come back."""
         facts = self.facts
+        facts.points = facts.points or b"." in part.text
         if not facts.signs:
             facts.signs = has_signs(part)
         if self.decimals and not (facts.many_digits and facts.far_exponents):

@@ -1,7 +1,7 @@
 """One table of csv files: its columns, and the frame over all its files."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class Table:
             exponents=any(facts.exponents for facts in every),
             far_exponents=any(facts.far_exponents for facts in every),
             many_digits=any(facts.many_digits for facts in every),
+            points=any(facts.points for facts in every),
         )
 
     def scan(self, types: Mapping[str, Any]) -> pl.LazyFrame:
@@ -71,7 +72,8 @@ class Table:
         """Give every column its type, and check what the frame will not. Raises DataError."""
         inference = _columns.Inference(self.scan({}), self.facts)
         try:
-            self.columns = inference.columns([self.layout.column(name) for name in self.names])
+            stated = [replace(self.layout.column(name), points=self.facts.points) for name in self.names]
+            self.columns = inference.columns(stated)
         except ValueError as error:
             raise file_error(self.sources[0].file, str(error)) from None
         for remark in inference.remarks:
