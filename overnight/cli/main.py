@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from overnight.cli import clean, models, past, predict, promote, report, rollback, run, serve
+from overnight.cli import clean, data, models, past, predict, promote, report, rollback, run, serve
 from overnight.cli import exec as exec_
 from overnight.cli.command import (
     CONFIG,
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_command(words)
         arguments = _parsed(words)
         _name_other_checkout()
-        if arguments.command in (run.COMMAND[0], _fit, _up, _data):
+        if arguments.command in (run.COMMAND[0], data.COMMAND[0], _fit, _up):
             _settle_data()
         code = int(arguments.command(arguments) or 0)
         sys.stdout.flush()
@@ -237,23 +237,6 @@ def _install(_arguments: argparse.Namespace) -> None:
     print(install())
 
 
-def _data(arguments: argparse.Namespace) -> int:
-    from overnight.data.dataset import fetch, listing, verify
-
-    if (arguments.verb == "ls") == bool(arguments.names):
-        raise ConfigError("`overnight data ls` takes no names; fetch and verify take those of data sets")
-    if arguments.verb == "ls":
-        print_rows(listing(), arguments.json)
-        return 0
-    if arguments.verb == "fetch":
-        for name in arguments.names:
-            print(f"{name}: {fetch(name)}")
-        return 0
-    problems = [f"{name}: {problem}" for name in arguments.names for problem in verify(name)]
-    print("\n".join(problems) or "every file is as its entry says")
-    return 2 if problems else 0
-
-
 COMMANDS: dict[str, Command] = {
     "run": run.COMMAND,
     "exec": exec_.COMMAND,
@@ -318,21 +301,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "install-service": (_install, "start the services with the machine, by systemd or Windows", {}),
     "clean": clean.COMMAND,
-    "data": (
-        _data,
-        "the data sets: list, fetch, verify",
-        {
-            **JSON,
-            "verb": {
-                "nargs": "?",
-                "default": "ls",
-                "choices": ("ls", "fetch", "verify"),
-                "help": "where the files are (ls), download what is missing (fetch), "
-                "compare with the digests (verify)",
-            },
-            "names": {"nargs": "*", "metavar": "NAME"},
-        },
-    ),
+    "data": data.COMMAND,
 }
 
 if __name__ == "__main__":

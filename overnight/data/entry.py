@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from overnight.artifact import DataSpec
 from overnight.config import Values
 from overnight.data import digests, readers
+from overnight.data.rules import TableRules
 from overnight.errors import DataError
 from overnight.paths import datasets, root, shown
 
@@ -88,6 +89,9 @@ class Entry(Values):
     # a regular expression: samples in whose names it finds the same (in its first bracket) stay in one split
     groups: Annotated[str, AfterValidator(_pattern)] = ""
     strict: bool = False  # refuse what a rule would repair or drop
+    rules: dict[str, TableRules] = {}  # by table: what its rows must be like
+    # whether a table that differs from the last good one is reported (warn) or refused (stop)
+    drift: Literal["off", "warn", "stop"] = "off"
     licence: str = ""
     homepage: str = ""
     about: str = ""
@@ -99,6 +103,12 @@ class Entry(Values):
             raise ValueError(
                 "archives need `files`: which files (or folders, with / at the end) of them belong to the set"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rules_of_tables(self) -> "Entry":
+        if self.kind != "table" and (self.rules or self.drift != "off"):
+            raise ValueError(f"rules and drift are of tables; this set is of kind {self.kind!r}")
         return self
 
     def search_paths(self) -> list[Path]:

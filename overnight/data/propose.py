@@ -1,0 +1,133 @@
+"""An entry for a file or folder that has none: its reader, its options and the types of its columns."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from overnight.config import Source, validate
+from overnight.data import readers
+from overnight.data.readers._common import IMAGE_ENDINGS
+from overnight.errors import ConfigError, DataError, file_error
+
+CSV_ENDINGS = (".csv", ".tsv", ".txt", ".dat")
+PACKED = (".gz", ".zip", ".zst")
+GUESSES: tuple[dict[str, Any], ...] = tuple(
+    {"delimiter": delimiter, "encoding": encoding}
+    for encoding in ("utf-8", "utf-16", "cp1252")
+    for delimiter in (",", ";", "\t", "|")
+)
+MOST_TYPES = 200  # columns whose types are written down
+
+
+def propose(path: Path) -> dict[str, Any]:
+    """The values of an entry. Raises DataError when nothing here can be read."""
+    path = path.resolve()
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file or folder")
+    for kind, reader, options in _candidates(path):
+        return {"kind": kind, "reader": reader, "options": options}
+    raise file_error(
+        path,
+        "nothing here that is known: tables (csv, Parquet, DuckDB), images in folders named after classes, "
+        "annotations of PASCAL VOC, or npz of a graph; datasets/README.md has all formats",
+    )
+
+
+def name_of(path: Path) -> str:
+    stem = path.resolve().name
+    while Path(stem).suffix.lower() in (*CSV_ENDINGS, *PACKED, ".parquet", ".duckdb", ".npz"):
+        stem = Path(stem).stem
+    return re.sub(r"\W+", "_", stem).strip("_").lower() or "made"
+
+
+def _candidates(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    folder = path if path.is_dir() else path.parent
+    files = (
+        [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file() and p.name[0] != ".")
+    )
+    tables = _tables(folder, files)
+    if tables is not None:
+        yield "table", *tables
+    graphs = [file for file in files if file.suffix == ".npz"]
+    if len(graphs) == 1 and _reads("planetoid", folder, {"file": graphs[0].name}, "graph"):
+        yield "graph", "planetoid", {"file": graphs[0].name}
+    if path.is_dir():
+        yield from _pictures(path)
+
+
+def _pictures(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    if next(folder.rglob("*.xml"), None) and _reads("voc", folder, {}, "boxes"):
+        yield "boxes", "voc", {}
+    has_images = any(path.suffix.lower() in IMAGE_ENDINGS for path in folder.rglob("*"))
+    if has_images and _reads("image_folder", folder, {}, "images"):
+        yield "images", "image_folder", {}
+
+
+def _reads(reader: str, folder: Path, options: dict[str, Any], kind: str) -> bool:
+    try:
+        found = readers.reader(reader)
+        found.read(folder, validate(found.Options, options, Source(folder)), kind)
+    except (DataError, ConfigError):
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def _tables(folder: Path, files: list[Path]) -> tuple[str, dict[str, Any]] | None:
+    """(reader, options) of the files that are tables; None when there is none."""
+    for reader, endings in (("parquet", (".parquet",)), ("duckdb", (".duckdb", ".db"))):
+        found = [file for file in files if file.suffix.lower() in endings]
+        if found and reader in readers.names():
+            return reader, {"tables": {name_of(file): file.name for file in found}}
+    found = [file for file in files if _ending(file) in CSV_ENDINGS]
+    if not found:
+        return None
+    problems = list[str]()
+    options = dict[str, dict[str, Any]]()
+    for file in found:
+        try:
+            options[name_of(file)] = _csv(folder, file)
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(problems)
+    return "csv", {"tables": options}
+
+
+def _ending(file: Path) -> str:
+    name = file.with_suffix("") if file.suffix.lower() in PACKED else file
+    return name.suffix.lower()
+
+
+def _csv(folder: Path, file: Path) -> dict[str, Any]:
+    """Of one file: what differs from the defaults, and its types. Raises DataError."""
+    first: DataError | None = None
+    for guess in GUESSES:
+        stated = {key: value for key, value in guess.items() if value not in (",", "utf-8")}
+        given = {"file": file.name, **stated}
+        try:
+            types = _types(folder, given)
+        except DataError as error:
+            first = first or error
+            continue
+        if given.get("delimiter"):
+            with_commas = _types(folder, {**given, "decimal": ","})
+            if _texts(with_commas) < _texts(types):
+                given, types = {**given, "decimal": ","}, with_commas
+        return {**given, "types": types} if len(types) <= MOST_TYPES else given
+    raise first or file_error(file, "is no csv")
+
+
+def _types(folder: Path, given: dict[str, Any]) -> dict[str, str]:
+    """By column. Raises DataError."""
+    from overnight.data.readers import csv
+
+    options = validate(csv.Options, {"tables": {"made": given}}, Source(folder))
+    return csv.types(folder, options)["made"]
+
+
+def _texts(types: dict[str, str]) -> int:
+    return sum(kind == "text" for kind in types.values())
