@@ -4,7 +4,8 @@ The profile of the last set without an objection lies in `.overnight/profiles/NA
 """
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from overnight.data.content import Tables
 from overnight.data.drift import drift
 from overnight.data.entry import Entry
 from overnight.data.profile import ColumnProfile, TableProfile, profiles
-from overnight.errors import DataError
+from overnight.errors import DataError, one_line
 from overnight.files import UNREADABLE, atomic_write
 from overnight.paths import state
 
@@ -64,10 +65,9 @@ def baseline_file(name: str) -> Path:
 
 def audit(entry: Entry, content: Tables) -> Audit:
     """Raises DataError with every rule that is broken."""
-    problems = rules.broken(entry.rules, content.frames)
-    if problems:
-        raise DataError([f"data set {entry.name!r}: {problem}" for problem in problems])
-    now = profiles(content.frames)
+    _require_rules(entry, content)
+    with _errors_named(entry, content):
+        now = profiles(content.frames)
     before = _baseline(entry.name)
     return Audit(entry.name, now, drift(before.tables, now) if before else [], before is not None)
 
@@ -75,13 +75,11 @@ def audit(entry: Entry, content: Tables) -> Audit:
 def audited(entry: Entry, content: Tables) -> Audit | None:
     """What a step does with a set that it has read; None where the entry asks for no comparison.
 
-    Raises DataError for rules that are broken and, where the entry says `drift: stop`, for any change; a set
-    without an objection is what the next is compared with.
+    Raises DataError for rules that are broken and, where the entry says `drift: stop`, for any change. The next
+    set is compared with this one, unless it is refused.
     """
     if entry.drift == "off":
-        problems = rules.broken(entry.rules, content.frames) if entry.rules else []
-        if problems:
-            raise DataError([f"data set {entry.name!r}: {problem}" for problem in problems])
+        _require_rules(entry, content)
         return None
     found = audit(entry, content)
     if found.changes and entry.drift == "stop":
@@ -89,6 +87,28 @@ def audited(entry: Entry, content: Tables) -> Audit | None:
         raise DataError([f"data set {entry.name!r} has changed: {line}; {advice}" for line in found.changes])
     found.accept()
     return found
+
+
+def _require_rules(entry: Entry, content: Tables) -> None:
+    if not entry.rules:
+        return
+    with _errors_named(entry, content):
+        problems = rules.broken(entry.rules, content.frames)
+    if problems:
+        raise DataError([f"data set {entry.name!r}: {problem}" for problem in problems])
+
+
+@contextmanager
+def _errors_named(entry: Entry, content: Tables) -> Iterator[None]:
+    import polars as pl
+
+    try:
+        yield
+    except pl.exceptions.PolarsError as error:
+        problem = content.misfit()
+        raise problem or DataError(
+            f"data set {entry.name!r}: {one_line(error)}; mend it, or its entry"
+        ) from None
 
 
 def _baseline(name: str) -> Baseline | None:

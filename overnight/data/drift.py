@@ -95,7 +95,9 @@ def _range(before: ColumnProfile, now: ColumnProfile) -> Iterator[str]:
         yield f"goes down to {_shown(now.low, is_time)}; the least was {_shown(before.low, is_time)}"
     most = before.high + (max(room, DAYS_BEYOND) if is_time else room)
     middle = before.quantiles[len(before.quantiles) // 2] if before.quantiles else 0.0
-    if before.low > 0 and middle > 0 and not is_time:  # a long tail: the largest of a sample varies by factors
+    if (
+        before.low > 0 and middle > 0 and not is_time
+    ):  # a long tail: the largest of a sample varies by factors
         most = max(most, before.high * math.sqrt(before.high / middle))
     if now.high > most:
         yield f"goes up to {_shown(now.high, is_time)}; the most was {_shown(before.high, is_time)}"

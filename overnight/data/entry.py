@@ -160,6 +160,7 @@ class Entry(Values):
         """How it is read and cut, and digests of the files here; of the entry where they are not here."""
         how = self.model_dump(mode="json", include={"kind", "reader", "options", "splits"})
         how |= {"groups": self.groups} if self.groups else {}
+        how |= self.model_dump(mode="json", include={"rules"}) if self.rules else {}
         how |= {"strict": True} if self.strict else {}  # whether it is refused is part of the result
         if self.package:
             return {**how, "package": self.package.version()}

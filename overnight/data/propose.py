@@ -12,11 +12,8 @@ from overnight.errors import ConfigError, DataError, file_error
 
 CSV_ENDINGS = (".csv", ".tsv", ".txt", ".dat")
 PACKED = (".gz", ".zip", ".zst")
-GUESSES: tuple[dict[str, Any], ...] = tuple(
-    {"delimiter": delimiter, "encoding": encoding}
-    for encoding in ("utf-8", "utf-16", "cp1252")
-    for delimiter in (",", ";", "\t", "|")
-)
+ENCODINGS: tuple[dict[str, str], ...] = ({}, {"encoding": "utf-16"}, {"encoding": "cp1252"})
+DELIMITERS: tuple[dict[str, str], ...] = ({}, {"delimiter": ";"}, {"delimiter": "\t"}, {"delimiter": "|"})
 MOST_TYPES = 200  # columns whose types are written down
 
 
@@ -104,21 +101,27 @@ def _ending(file: Path) -> str:
 
 def _csv(folder: Path, file: Path) -> dict[str, Any]:
     """Of one file: what differs from the defaults, and its types. Raises DataError."""
-    first: DataError | None = None
-    for guess in GUESSES:
-        stated = {key: value for key, value in guess.items() if value not in (",", "utf-8")}
-        given = {"file": file.name, **stated}
-        try:
-            types = _types(folder, given)
-        except DataError as error:
-            first = first or error
-            continue
-        if given.get("delimiter"):
-            with_commas = _types(folder, {**given, "decimal": ","})
-            if _texts(with_commas) < _texts(types):
-                given, types = {**given, "decimal": ","}, with_commas
-        return {**given, "types": types} if len(types) <= MOST_TYPES else given
-    raise first or file_error(file, "is no csv")
+    problems = list[DataError]()
+    for encoding in ENCODINGS:
+        found = list[tuple[dict[str, Any], dict[str, str]]]()
+        for delimiter in DELIMITERS:
+            given = {"file": file.name, **encoding, **delimiter}
+            try:
+                found.append((given, _types(folder, given)))
+            except DataError as error:
+                problems.append(error)
+        if found:
+            given, types = max(found, key=lambda one: len(one[1]))
+            return _with_types(folder, given, types)
+    raise problems[0]
+
+
+def _with_types(folder: Path, given: dict[str, Any], types: dict[str, str]) -> dict[str, Any]:
+    if "delimiter" in given:
+        with_commas = _types(folder, {**given, "decimal": ","})
+        if _texts(with_commas) < _texts(types):
+            given, types = {**given, "decimal": ","}, with_commas
+    return {**given, "types": types} if len(types) <= MOST_TYPES else given
 
 
 def _types(folder: Path, given: dict[str, Any]) -> dict[str, str]:

@@ -16,7 +16,10 @@ def wrong(**values):
 
 
 def test_a_table_that_keeps_all_rules_is_fine():
-    columns = {"town": {"values": ["Rome", "Oslo"], "nulls": 0.25}, "price": {"min": 1, "max": 9, "nulls": 0.3}}
+    columns = {
+        "town": {"values": ["Rome", "Oslo"], "nulls": 0.25},
+        "price": {"min": 1, "max": 9, "nulls": 0.3},
+    }
     assert wrong(rows=[4, 4], columns={**columns, "id": {"pattern": r"\d"}}) == []
 
 

@@ -1,0 +1,109 @@
+"""An entry is proposed for what people have, and reads it."""
+
+import io
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from PIL import Image
+
+from overnight.cli.main import main
+from overnight.data.propose import name_of, propose
+from overnight.errors import DataError
+
+
+def picture() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "png")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "wanted"),
+    [
+        ("a.csv", b"id,town\n1,Rome\n2,Oslo\n", {"types": {"id": "int", "town": "text"}}),
+        (
+            "a.csv",
+            b"id;x\n1;2,5\n2;3,5\n",
+            {"delimiter": ";", "decimal": ",", "types": {"id": "int", "x": "float"}},
+        ),
+        ("a.tsv", b"id\tx\n01\t2.5\n02\t3\n", {"delimiter": "\t", "types": {"id": "text", "x": "float"}}),
+        (
+            "a.csv",
+            "id,town\n1,Köln\n".encode("cp1252"),
+            {"encoding": "cp1252", "types": {"id": "int", "town": "text"}},
+        ),
+        (
+            "a.csv",
+            "id,town\n1,Köln\n".encode("utf-16"),
+            {"encoding": "utf-16", "types": {"id": "int", "town": "text"}},
+        ),
+    ],
+)
+def test_a_table_of_text(tmp_path, name, data, wanted):
+    (tmp_path / name).write_bytes(data)
+    found = propose(tmp_path / name)
+    assert found == {"kind": "table", "reader": "csv", "options": {"tables": {"a": {"file": name, **wanted}}}}
+
+
+def test_a_folder_of_tables(tmp_path):
+    for name in ("Big Sales", "towns"):
+        (tmp_path / f"{name}.csv").write_text("id,x\n1,2\n")
+    assert set(propose(tmp_path)["options"]["tables"]) == {"big_sales", "towns"}
+
+
+def test_a_parquet_file(tmp_path):
+    pl.DataFrame({"x": [1]}).write_parquet(tmp_path / "a.parquet")
+    assert propose(tmp_path / "a.parquet")["reader"] == "parquet"
+
+
+def test_images_in_folders(tmp_path):
+    for place in ("cat/1.png", "dog/2.png"):
+        (tmp_path / place).parent.mkdir()
+        (tmp_path / place).write_bytes(picture())
+    assert propose(tmp_path) == {"kind": "images", "reader": "image_folder", "options": {}}
+
+
+def test_a_graph(tmp_path):
+    edges = np.array([[0, 1], [1, 2]])
+    masks = {
+        f"{part}_mask": np.array([part == "train", part == "val", part == "test"])
+        for part in ("train", "val", "test")
+    }
+    np.savez(
+        tmp_path / "g.npz", edge_index=edges, x=np.eye(3, dtype=np.float32), y=np.array([0, 1, 0]), **masks
+    )
+    assert propose(tmp_path)["reader"] == "planetoid"
+
+
+def test_what_is_unknown_or_not_there_is_said(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"\0\1")
+    with pytest.raises(DataError, match="nothing here that is known"):
+        propose(tmp_path)
+    with pytest.raises(DataError, match="no such file"):
+        propose(tmp_path / "none")
+
+
+def test_a_name_is_made_of_the_file(tmp_path):
+    assert name_of(tmp_path / "My Sales-2024.csv.gz") == "my_sales_2024"
+
+
+def test_the_proposed_entry_is_accepted_by_the_command(checkout, capsys):
+    (checkout / "datasets" / "sales").mkdir()
+    (checkout / "datasets" / "sales" / "sales.csv").write_text(
+        "id,x\n" + "".join(f"{i},{i}.5\n" for i in range(50))
+    )
+    assert main(["data", "check", str(checkout / "datasets" / "sales")]) == 0
+    text = capsys.readouterr().out
+    assert yaml.safe_load(text)["folder"] == "sales"
+    (checkout / "datasets" / "sales.yaml").write_text(text + "\ndrift: stop\n")
+    assert main(["data", "check", "sales"]) == 0
+    assert "sales: sales: 50 rows, 2 columns" in capsys.readouterr().out
+    (checkout / "datasets" / "sales" / "sales.csv").write_text(
+        "id,x\n" + "".join(f"{i},{i}500\n" for i in range(50))
+    )
+    assert main(["data", "check", "sales"]) == 2
+    assert "changed: sales: x" in capsys.readouterr().out
+    assert main(["data", "check", "sales", "--accept"]) == 0
+    assert main(["data", "check", "sales"]) == 0
