@@ -89,7 +89,8 @@ def _proposed(path: Path) -> str:
     home = path.resolve() if path.is_dir() else path.resolve().parent
     head = f"# {shown(datasets() / f'{name}.yaml')}"
     if home.parent != datasets().resolve():
-        head += f": put the files of {path} into {shown(datasets() / name)}/, or name their folder's home by OVERNIGHT_DATA"
+        place = shown(datasets() / name)
+        head += f": put the files of {path} into {place}/, or name their folder's home by OVERNIGHT_DATA"
         folder = name
     else:
         folder = home.name
@@ -107,7 +108,7 @@ COMMAND: Command = (
             "default": "ls",
             "choices": ("ls", "fetch", "verify", "check"),
             "help": "where the files are (ls), download what is missing (fetch), compare with the digests "
-            "(verify), read, hold against the entry's rules and the last good set, or propose an entry (check)",
+            "(verify), hold against the entry's rules and the last good set, or propose an entry (check)",
         },
         "names": {"nargs": "*", "metavar": "NAME", "help": "data sets; for check also a file or folder"},
         "--accept": {**SWITCH, "help": "with check: the next set is compared with this one"},

@@ -75,8 +75,8 @@ def audit(entry: Entry, content: Tables) -> Audit:
 def audited(entry: Entry, content: Tables) -> Audit | None:
     """What a step does with a set that it has read; None where the entry asks for no comparison.
 
-    Raises DataError for rules that are broken and, where the entry says `drift: stop`, for any change. The next
-    set is compared with this one, unless it is refused.
+    Raises DataError for rules that are broken and, where the entry says `drift: stop`, for any change. The
+    next set is compared with this one, unless it is refused.
     """
     if entry.drift == "off":
         _require_rules(entry, content)

@@ -1,8 +1,9 @@
 """Whether a table is still like it was: what of two profiles differs by more than chance and a margin.
 
-Two samples of one population differ by chance, the more so the smaller they are. A difference counts when it is
-larger than a margin that matters and than what chance gives once in a thousand columns: the Kolmogorov-Smirnov
-distance for numbers, the population stability index for values, a difference of shares for what is missing.
+Two samples of one population differ by chance, the more so the smaller they are. A difference counts when it
+is larger than a margin that matters and than what chance gives once in a thousand columns: the
+Kolmogorov-Smirnov distance for numbers, the population stability index for values, a difference of shares for
+what is missing.
 """
 
 import math
@@ -152,8 +153,8 @@ def _values(before: ColumnProfile, now: ColumnProfile) -> Iterator[str]:
     chance = PSI_CHANCE * (parts - 1) * (1 / before.sampled + 1 / now.sampled)
     if index > max(PSI, chance):
         value = max(common, key=lambda v: abs(now.values.get(v, 0.0) - before.values.get(v, 0.0)))
-        shares = now.values.get(value, 0.0), before.values.get(value, 0.0)
-        yield f"its values have other shares: {value!r} {shares[0]:.1%}, it was {shares[1]:.1%} (PSI {index:.2f})"
+        shares = f"{now.values.get(value, 0.0):.1%}, it was {before.values.get(value, 0.0):.1%}"
+        yield f"its values have other shares: {value!r} {shares} (PSI {index:.2f})"
 
 
 def _largest(before: ColumnProfile, now: ColumnProfile, value: str) -> float:

@@ -1,4 +1,4 @@
-"""What a table holds: its rows, and of each column what is missing, its range, quantiles and frequent values."""
+"""What a table holds: rows, and of each column what is missing, its range, quantiles and frequent values."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,14 +13,13 @@ if TYPE_CHECKING:
 SAMPLED = 200_000  # rows at most, evenly spread, for quantiles and frequent values
 QUANTILES = 101
 MOST_VALUES = 50
-HOUR, LENGTH = "hour", "length"  # of times and of texts, in place of quantiles of their own
 
 
 class ColumnProfile(Values):
     """Shares are of the sampled rows that have a value.
 
-    type: of Polars; low, high: range of numbers, and of times in seconds since 1970; quantiles: of numbers, of
-    times their hour, of texts their length; values: {text: share} of the most frequent.
+    type: of Polars; low, high: range of numbers, and of times in seconds since 1970; quantiles: of numbers,
+    of times the minute of their day, of texts their length; values: {text: share} of the most frequent.
     """
 
     model_config = ConfigDict(

@@ -16,7 +16,7 @@ Bound = float | date
 
 
 class ColumnRules(Values):
-    """nulls: the share that may be missing; values: all that may occur; pattern: what each text must match."""
+    """nulls: the share that may be missing; values: all that may occur; pattern: of each whole text."""
 
     nulls: float = Field(1.0, ge=0, le=1)
     min: Bound | None = None

@@ -9,7 +9,6 @@ from pydantic import Field, field_validator
 
 from overnight.artifact import Artifact, DataSpec
 from overnight.config import Params, Values, runtime_option
-from overnight.data.audit import audited
 from overnight.data.content import Tables
 from overnight.data.dataset import Dataset
 from overnight.data.entry import Entry
@@ -101,7 +100,7 @@ def join_tables(run: Run, params: TableParams, data: Dataset) -> Artifact:
         bad = run.folder / f"bad-rows-{table}.csv"
         rows.write_csv(bad)
         run.publish(bad)
-    _compare(run, data, content)
+    profile.compare(run, data, content)
     file = run.folder / "joined.parquet"
     with _polars_errors(data.name, content):
         used = dict.fromkeys([params.fact, *(join.table for join in params.joins)])
@@ -115,19 +114,6 @@ def join_tables(run: Run, params: TableParams, data: Dataset) -> Artifact:
     saved = _hand_on(run, found, file)
     run.data(data.name, saved.digest, f"datasets/{data.name}.yaml", saved.spec)
     return saved
-
-
-def _compare(run: Run, data: Dataset, content: Tables) -> None:
-    """Hold the tables against the rules of their entry and, where it asks for that, the last good ones."""
-    found = audited(data, content)
-    if found is None:
-        return
-    run.metrics({"data/changes": len(found.changes)})
-    for line in found.changes:
-        run.log(f"data set {data.name!r} has changed: {line}")
-    page = run.folder / "data.html"
-    page.write_text(found.page(), encoding="utf-8")
-    run.publish(page)
 
 
 @contextmanager

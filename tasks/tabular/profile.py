@@ -5,12 +5,30 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from overnight.data.audit import audited
+from overnight.data.content import Tables
+from overnight.data.dataset import Dataset
+from overnight.run import Run
+
 if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure
 
 Json = dict[str, Any]
 DRAWN = 500_000  # rows in a histogram, about: every n-th of a larger table
+
+
+def compare(run: Run, data: Dataset, content: Tables) -> None:
+    """Hold the tables against the rules of their entry and, where it asks for that, the last good ones."""
+    found = audited(data, content)
+    if found is None:
+        return
+    run.metrics({"data/changes": len(found.changes)})
+    for line in found.changes:
+        run.log(f"data set {data.name!r} has changed: {line}")
+    page = run.folder / "data.html"
+    page.write_text(found.page(), encoding="utf-8")
+    run.publish(page)
 
 
 def columns(frame: "pl.LazyFrame") -> list[Json]:
