@@ -7,8 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from overnight import artifact, events
 from overnight.artifact import Artifact, DataSpec, Writer
@@ -143,7 +144,7 @@ class Run(ABC):
     def save_model(
         self,
         predictor: str,
-        weights: "Mapping[str, torch.Tensor]",
+        weights: "Mapping[str, torch.Tensor] | Mapping[str, np.ndarray]",
         config: Json,
         spec: DataSpec | None = None,
         interface: Interface | None = None,
@@ -151,18 +152,14 @@ class Run(ABC):
         """Hand on a model.
 
         predictor: "module:function" with function(folder) -> Predictor; it reads `config` and `interface`
-        from meta.json and the weights from weights.safetensors.
+        from meta.json and the weights from weights.safetensors. Arrays are written without loading torch.
         """
-
-        def write(path: Path) -> None:
-            from safetensors.torch import save_file
-
-            save_file({name: w.detach().cpu().contiguous().clone() for name, w in weights.items()}, path)
-
         meta = {"predictor": predictor, "config": config}
         if interface is not None:
             meta["interface"] = interface.model_dump(mode="json")
-        saved = self.save("model", spec, None, meta, {"weights.safetensors": write})
+        saved = self.save(
+            "model", spec, None, meta, {"weights.safetensors": partial(_write_weights, weights)}
+        )
         self._emit({"event": "model", "path": str(saved.path), "digest": saved.digest})
         return saved
 
@@ -211,3 +208,16 @@ def _finite(event: Json) -> Json:
         return event
     values = {k: v if math.isfinite(float(v)) else str(v) for k, v in event["values"].items()}
     return {**event, "values": values}
+
+
+def _write_weights(weights: "Mapping[str, Any]", path: Path) -> None:
+    import numpy as np
+
+    if all(isinstance(one, np.ndarray) for one in weights.values()):
+        from safetensors.numpy import save_file as save_arrays
+
+        save_arrays({name: np.ascontiguousarray(one) for name, one in weights.items()}, path)
+        return
+    from safetensors.torch import save_file
+
+    save_file({name: one.detach().cpu().contiguous().clone() for name, one in weights.items()}, path)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from overnight.config import Values
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 V = TypeVar("V", bound=Values)
@@ -15,6 +16,14 @@ V = TypeVar("V", bound=Values)
 def load_model(folder: Path) -> "tuple[dict[str, Any], dict[str, Tensor]]":
     """The `config` and the tensors that Run.save_model wrote into *folder*."""
     from safetensors.torch import load_file
+
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    return meta["config"], load_file(folder / "weights.safetensors")
+
+
+def load_arrays(folder: Path) -> "tuple[dict[str, Any], dict[str, np.ndarray]]":
+    """The same as arrays, without torch."""
+    from safetensors.numpy import load_file
 
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     return meta["config"], load_file(folder / "weights.safetensors")

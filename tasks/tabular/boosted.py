@@ -14,7 +14,6 @@ from tasks.tabular.trees import Trees
 
 if TYPE_CHECKING:
     import polars as pl
-    from torch import Tensor
 
 NEVER = -30.0  # the logit of a class that no training row has
 SMALL = 20_000  # rows
@@ -51,14 +50,14 @@ class BoostedModel:
         every[:, self.found] = sums
         return every
 
-    def saved(self) -> "tuple[Json, dict[str, Tensor]]":
+    def saved(self) -> tuple[Json, dict[str, np.ndarray]]:
         config = {"tree_encoder": asdict(self.encoder), "found": self.found}
-        return config, self.trees.tensors()
+        return config, asdict(self.trees)
 
     @classmethod
-    def load(cls, config: Json, tensors: "dict[str, Tensor]", kinds: dict[str, Type]) -> Self:
+    def load(cls, config: Json, arrays: dict[str, np.ndarray], kinds: dict[str, Type]) -> Self:
         encoder = TreeEncoder(**config["tree_encoder"])
-        return cls(encoder, kinds, Trees.load(tensors), config["found"], len(config["classes"]))
+        return cls(encoder, kinds, Trees(**arrays), config["found"], len(config["classes"]))
 
 
 def fit_boosted(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 50_000  # looked at
 MOST_BINS = 256
 BIN_ROWS = 10  # of a bin at least, on average
+VALUE_ROWS = 4  # of each value of a number on average, from which on values are not put into bins
 AUC, R2 = 0.99, 0.9  # a column that is better than this on its own is named
 
 
@@ -81,7 +82,7 @@ def _straight(column: "pl.Series", truth: np.ndarray, is_class: bool) -> float:
 def _bins(column: "pl.Series", rows: int) -> np.ndarray:
     """Int64 (n,): a bin for each value; numbers of many values by quantiles. 0: missing."""
     most = min(MOST_BINS, max(8, rows // BIN_ROWS))
-    if not column.dtype.is_numeric() or column.n_unique() <= most:
+    if not column.dtype.is_numeric() or column.n_unique() <= max(most, rows // VALUE_ROWS):
         return column.rank("dense").fill_null(0).to_numpy().astype(np.int64)
     values = column.cast(float).to_numpy()
     finite = np.isfinite(values)

@@ -18,7 +18,6 @@ from tasks.tabular.params import FitParams
 if TYPE_CHECKING:
     import polars as pl
     import scipy.sparse as sp
-    from torch import Tensor
 
 NEVER = -30.0  # the logit of a class that no training row has
 
@@ -46,16 +45,12 @@ class LinearModel:
         """Logits (n, classes), or the number (n, 1)."""
         return np.asarray(self.encoder.matrix(codes) @ self.weights.T + self.bias)
 
-    def saved(self) -> "tuple[Json, dict[str, Tensor]]":
-        import torch
-
-        tensors = {"weights": torch.from_numpy(self.weights), "bias": torch.from_numpy(self.bias)}
-        return {"encoder": asdict(self.encoder)}, tensors
+    def saved(self) -> tuple[Json, dict[str, np.ndarray]]:
+        return {"encoder": asdict(self.encoder)}, {"weights": self.weights, "bias": self.bias}
 
     @classmethod
-    def load(cls, config: Json, tensors: "dict[str, Tensor]", kinds: dict[str, Type]) -> Self:
-        weights, bias = tensors["weights"].numpy(), tensors["bias"].numpy()
-        return cls(Encoder(**config["encoder"]), kinds, weights, bias)
+    def load(cls, config: Json, arrays: dict[str, np.ndarray], kinds: dict[str, Type]) -> Self:
+        return cls(Encoder(**config["encoder"]), kinds, arrays["weights"], arrays["bias"])
 
 
 def fit_linear(

@@ -11,7 +11,7 @@ from overnight import predictor as contract
 from overnight.artifact import Artifact
 from overnight.errors import FAILURES, BadInput, DataError
 from overnight.predictor import ItemLosses
-from tasks.shared.predictors import load_model, saved_params
+from tasks.shared.predictors import load_arrays, saved_params
 from tasks.tabular.boosted import BoostedModel
 from tasks.tabular.columns import Type, cast
 from tasks.tabular.interface import NUMBER
@@ -37,7 +37,7 @@ class RowPredictor:
     """Rows of a table to classes and their probabilities, or to a number."""
 
     def __init__(self, folder: Path) -> None:
-        config, tensors = load_model(folder)
+        config, arrays = load_arrays(folder)
         self.interface = contract.interface(folder)
         self.classes: list[str] = config["classes"]
         self.kinds: dict[str, Type] = config["kinds"]
@@ -45,7 +45,7 @@ class RowPredictor:
         self.seed: int = config["seed"]
         self.task: Task | None = config.get("task")  # of an earlier version: none
         kind = BoostedModel if config.get("model") == "boosted" else LinearModel
-        self.model: Model = kind.load(config, tensors, self.kinds)
+        self.model: Model = kind.load(config, arrays, self.kinds)
         self.numeric: list[str] = config["numeric"] if self.task else config["encoder"]["numeric"]
 
     def predict(self, frame: "pd.DataFrame") -> "pd.DataFrame":

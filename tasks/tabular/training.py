@@ -260,7 +260,7 @@ def _draw(run: Run, scored: Scored, model: Model, found: np.ndarray) -> None:
 def _saved(
     run: Run, params: FitParams, rows: Labelled, parts: Parts, kinds: dict[str, Type], model: Model
 ) -> Artifact:
-    config, tensors = model.saved()
+    config, arrays = model.saved()
     config |= {
         "task": rows.task,
         "model": params.model,
@@ -272,4 +272,4 @@ def _saved(
     }
     about: Any = interface.of(params, rows, kinds, rows.frame[parts.test])
     spec = DataSpec(classes=tuple(rows.classes))
-    return run.save_model("tasks.tabular.predictor:predictor", tensors, config, spec, about)
+    return run.save_model("tasks.tabular.predictor:predictor", arrays, config, spec, about)

@@ -1,12 +1,9 @@
 """Boosted trees as arrays: what scikit-learn has fitted, without its classes and without pickle."""
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 CATEGORIES = 256  # of a column at most
 LEAF = -1
@@ -88,13 +85,3 @@ class Trees:
             goes = self.subsets[self.subset[node]][np.where(gone, 0, values).astype(np.intp)]
         goes[gone] = self.missing_left[node]
         return np.asarray(goes)
-
-    def tensors(self) -> "dict[str, Tensor]":
-        import torch
-
-        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-
-    @classmethod
-    def load(cls, tensors: "dict[str, Tensor]") -> Self:
-        return cls(**{field.name: tensors[field.name].numpy() for field in fields(cls)})

@@ -1,5 +1,9 @@
 """A classifier of rows as MLflow loads it: columns by name, whatever their order and type."""
 
+import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +13,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from overnight import Artifact, DataSpec, RecordingRun, artifact
-from overnight.errors import BadInput
+from overnight.errors import BadInput, DataError
 from tasks.tabular.fit import fit_table
 from tasks.tabular.params import FitParams
 from tasks.tabular.predictor import RowPredictor
@@ -53,12 +57,14 @@ def table(folder: Path) -> Artifact:
     )
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[RecordingRun, Artifact, Artifact]:
+@pytest.fixture(scope="module", params=["boosted", "linear"])
+def made(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RecordingRun, Artifact, Artifact]:
     folder = tmp_path_factory.mktemp("rows")
     run = RecordingRun(folder)
     data = table(folder)
-    return run, fit_table.body(run, FitParams.model_validate(PARAMS), data), data
+    return run, fit_table.body(run, FitParams.model_validate({**PARAMS, "model": request.param}), data), data
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +162,52 @@ def test_losses_of_items_are_those_of_the_logged_accuracy(made) -> None:
     assert len(set(found.item)) == len(found.loss) == len(found.cluster) == len(found.group) == 240
     assert len(set(found.cluster)) == 24  # rows of an hour are no independent evidence
     assert set(found.group) == {"false", "true"}
+
+
+def test_a_number_comes_from_raw_rows(tmp_path: Path) -> None:
+    data, run = table(tmp_path), RecordingRun(tmp_path)
+    params = {**PARAMS, "target": "x * 2", "numeric": ["gaps", "seats"], "unit": "cm"}
+    made = fit_table.body(run, FitParams.model_validate(params), data)
+    model = by_mlflow(made, tmp_path / "packed")
+    rows = pl.read_parquet(data.path / "table.parquet").filter(pl.col("hour") >= 96).to_pandas()
+    found = model.predict(rows.astype({"seats": float}).iloc[:, ::-1])
+    assert list(found) == ["prediction"]
+    error = found["prediction"].to_numpy() - (rows["x"] * 2).to_numpy()
+    assert np.sqrt((error**2).mean()) == pytest.approx(run.last("test/rmse"), rel=1e-9)
+    assert {column.name: str(column.type) for column in model.metadata.signature.outputs} == {
+        "prediction": "DataType.double"
+    }
+    losses = RowPredictor(made.path).item_losses(data)
+    known = pl.read_parquet(data.path / "table.parquet").filter(pl.col("hour") < 96)
+    spread = float((known["x"] * 2).to_numpy().std())
+    assert losses.loss == pytest.approx(np.minimum(1, (error / (3 * spread)) ** 2))
+
+
+def test_a_model_of_an_earlier_version_answers_but_is_not_compared(made, test_rows, tmp_path: Path) -> None:
+    if RowPredictor(made[1].path).params.model == "boosted":
+        pytest.skip("an earlier version had linear models alone")
+    shutil.copytree(made[1].path, tmp_path / "old")
+    meta = json.loads((tmp_path / "old" / "meta.json").read_text())
+    for name in ("task", "model", "numeric"):
+        del meta["config"][name]
+    old = ("target", "numeric", "categorical", "levels", "order", "test", "strength", "iterations", "backend")
+    meta["config"]["params"] = {name: meta["config"]["params"][name] for name in old}
+    (tmp_path / "old" / "meta.json").write_text(json.dumps(meta))
+    before, now = RowPredictor(tmp_path / "old"), RowPredictor(made[1].path)
+    pd.testing.assert_frame_equal(before.predict(test_rows), now.predict(test_rows))
+    with pytest.raises(DataError, match=r"trained by an earlier version.*promote by hand"):
+        before.item_losses(made[2])
+
+
+def test_answers_need_no_torch(made, tmp_path: Path) -> None:
+    given = RowPredictor(made[1].path).interface.example
+    code = (
+        "import sys, json, pathlib, pandas; from tasks.tabular.predictor import predictor; "
+        f"predictor(pathlib.Path({str(made[1].path)!r})).predict(pandas.DataFrame(json.loads({json.dumps(given)!r}))); "
+        "print('torch' in sys.modules, 'sklearn' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["False", "False"]
 
 
 def test_a_folder_without_a_model_is_refused(made, tmp_path: Path) -> None:
