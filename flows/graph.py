@@ -9,6 +9,7 @@ from overnight import Artifact, Dataset, Experiment, pipeline
 from tasks.graphs.link_table import LinkParams, link_rows
 from tasks.graphs.load import GraphParams, load_graph
 from tasks.graphs.nodes import GnnParams, train_gnn
+from tasks.tabular.tables import asked_columns
 
 
 class Graph(Experiment):
@@ -41,6 +42,9 @@ class Graph(Experiment):
 def graph(cfg: Graph) -> Artifact:
     """A graph in, a model of its nodes' classes out."""
     if cfg.link and cfg.etl:
-        return train_gnn(cfg.gnn, link_rows(cfg.link, etl(cfg.etl)))
+        names = [cfg.link.node, cfg.link.label, *cfg.link.by]
+        features = {f"link.features.{name}": text for name, text in cfg.link.features.items()}
+        table = etl(cfg.etl.asking({**asked_columns(names, "link"), **features}))
+        return train_gnn(cfg.gnn, link_rows(cfg.link, table))
     assert cfg.data is not None  # the experiment has either
     return train_gnn(cfg.gnn, load_graph(cfg.graph, cfg.data))

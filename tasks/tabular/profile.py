@@ -1,64 +1,107 @@
-"""What is in a table: nulls, range and distinct values of every column, as JSON, page and picture."""
+"""What is in a table: nulls, range and distinct values of every column, and what its page draws."""
 
-import html
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from overnight.data.audit import audited
-from overnight.data.content import Tables
-from overnight.data.dataset import Dataset
-from overnight.run import Run
-
-if TYPE_CHECKING:
-    import polars as pl
-    from matplotlib.figure import Figure
+import numpy as np
+import polars as pl
 
 Json = dict[str, Any]
-DRAWN = 500_000  # rows in a histogram, about: every n-th of a larger table
+EXACT_ROWS = 500_000  # up to here distinct values are counted, beyond they are estimated
+DRAWN_ROWS, STRETCHES = 200_000, 8  # rows in a histogram; of a larger table so many stretches of it
+BINS, LEVELS = 30, 8
+BLOCK = 400  # columns asked in one query
+SHORT = 64  # longer text may be cut in the statistics of a Parquet file
 
 
-def compare(run: Run, data: Dataset, content: Tables) -> None:
-    """Hold the tables against the rules of their entry and, where it asks for that, the last good ones."""
-    found = audited(data, content)
-    if found is None:
-        return
-    run.metrics({"data/changes": len(found.changes)})
-    for line in found.changes:
-        run.log(f"data set {data.name!r} has changed: {line}")
-    page = run.folder / "data.html"
-    page.write_text(found.page(), encoding="utf-8")
-    run.publish(page)
+def columns(file: Path) -> list[Json]:
+    """One entry per column of a Parquet file.
 
-
-def columns(frame: "pl.LazyFrame") -> list[Json]:
-    """One entry per column: name, type, nulls, distinct, min, max and, for numbers, the mean (6 digits)."""
-    import polars as pl
-
+    name, type, nulls, distinct, min, max and, for numbers, the mean (6 digits); nan and inf, where there are
+    some, are left out of min, max and mean. In more than EXACT_ROWS rows distinct is
+    an estimate to a few percent: "estimated" says so.
+    """
+    frame = pl.scan_parquet(file)
     schema = frame.collect_schema()
-    wanted = [
-        e
-        for name, dtype in schema.items()
-        for e in (
-            pl.col(name).null_count().alias(f"{name}\0nulls"),
-            pl.col(name).drop_nulls().n_unique().alias(f"{name}\0distinct"),
-            pl.col(name).min().alias(f"{name}\0min"),
-            pl.col(name).max().alias(f"{name}\0max"),
-            (pl.col(name).mean() if dtype.is_numeric() else pl.lit(None)).alias(f"{name}\0mean"),
-        )
-    ]
-    row = frame.select(wanted).collect(engine="streaming").row(0, named=True)
-    return [_column(name, str(dtype), row) for name, dtype in schema.items()]
+    rows = int(frame.select(pl.len()).collect().item())
+    known = _statistics(file, schema) if rows > EXACT_ROWS else {}
+    names = list(schema)
+    found = dict[str, Any]()
+    for start in range(0, len(names), BLOCK):
+        wanted = [e for name in names[start : start + BLOCK] for e in _asked(name, schema[name], rows, known)]
+        found |= frame.select(wanted).collect(engine="streaming").row(0, named=True)
+    return [_column(name, schema[name], {**known, **found}, rows) for name in names]
 
 
-def _column(name: str, dtype: str, row: Json) -> Json:
-    nulls = int(row[f"{name}\0nulls"])
+def _asked(name: str, dtype: Any, rows: int, known: Mapping[str, Any]) -> Iterator[pl.Expr]:
+    at = pl.col(name)
+    if dtype.is_float():
+        yield at.is_nan().sum().alias(f"{name}\0nan")
+        yield at.is_infinite().sum().alias(f"{name}\0inf")
+        at = pl.when(at.is_finite()).then(at)
+    if not dtype.is_nested() and dtype != pl.Null:
+        distinct = at.approx_n_unique() if rows > EXACT_ROWS else at.drop_nulls().n_unique()
+        yield distinct.alias(f"{name}\0distinct")
+    if dtype.is_numeric():
+        yield at.mean().alias(f"{name}\0mean")
+    if f"{name}\0min" not in known and not dtype.is_nested():
+        yield at.min().alias(f"{name}\0min")
+        yield at.max().alias(f"{name}\0max")
+    if f"{name}\0nulls" not in known:
+        yield pl.col(name).null_count().alias(f"{name}\0nulls")
+
+
+def _statistics(file: Path, schema: pl.Schema) -> Json:
+    """Nulls, least and greatest values, of the columns of which the file's own statistics are exact."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        metadata = pq.read_metadata(file)
+    except (pa.ArrowException, OSError):  # of a type that pyarrow does not have
+        return {}
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    found = Json()
+    for index in range(metadata.num_columns):
+        name = metadata.schema.column(index).path
+        if name in schema and not schema[name].is_nested():
+            found |= _of_groups(name, schema[name], [group.column(index).statistics for group in groups])
+    return found
+
+
+def _of_groups(name: str, dtype: Any, groups: Sequence[Any]) -> Json:
+    if any(one is None or not one.has_null_count for one in groups):
+        return {}
+    found: Json = {f"{name}\0nulls": sum(one.null_count for one in groups)}
+    plain = dtype.is_integer() or dtype in (pl.Boolean, pl.Date, pl.String) or isinstance(dtype, pl.Datetime)
+    if not plain or not all(one.has_min_max for one in groups):  # those of floats leave out nan
+        return found
+    low, high = min(one.min_raw for one in groups), max(one.max_raw for one in groups)
+    if dtype == pl.String:  # as bytes they are in the order of their code points
+        cut = max(len(low), len(high)) >= SHORT
+        return found if cut else {**found, f"{name}\0min": low.decode(), f"{name}\0max": high.decode()}
+    typed = pl.Series([low, high]).cast(dtype)
+    return {**found, f"{name}\0min": typed[0], f"{name}\0max": typed[1]}
+
+
+def _column(name: str, dtype: Any, found: Json, rows: int) -> Json:
+    distinct: Any = found.get(f"{name}\0distinct")
+    nulls = int(found[f"{name}\0nulls"])
+    estimated = rows > EXACT_ROWS and distinct is not None
+    odd = {key: int(found.get(f"{name}\0{key}") or 0) for key in ("nan", "inf")}
+    if estimated:  # a null or what is not finite counts as one value more
+        gone = nulls + sum(odd.values())
+        distinct = min(max(int(gone < rows), distinct - int(gone > 0)), rows - gone)
     return {
         "column": name,
-        "type": dtype,
+        "type": str(dtype),
         "nulls": nulls,
-        "distinct": int(row[f"{name}\0distinct"]),
-        **{key: _plain(row[f"{name}\0{key}"]) for key in ("min", "max", "mean")},
+        "distinct": int(distinct or 0),
+        **{key: _plain(found.get(f"{name}\0{key}")) for key in ("min", "max", "mean")},
+        **{key: count for key, count in odd.items() if count},
+        **({"estimated": True} if estimated else {}),
     }
 
 
@@ -69,73 +112,66 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
-def page(profile: Json) -> str:
-    """The profile as one self-contained HTML page."""
-    dropped = (
-        "".join(f"<li>{html.escape(reason)}: {count:,}</li>" for reason, count in profile["dropped"].items())
-        or "<li>none</li>"
-    )
-    joins = "".join(
-        f"<li>{html.escape(j['table'])}: {j['matched']:,} of {profile['rows_in']:,} rows found a partner, "
-        f"{j['duplicate_keys']:,} repeated keys ({html.escape(j['rule'])})</li>"
-        for j in profile["joins"]
-    )
-    keys = ("column", "type", "nulls", "distinct", "min", "max", "mean")
-    head = "".join(f"<th>{key}</th>" for key in keys)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{_cell(c[key])}</td>" for key in keys) + "</tr>" for c in profile["columns"]
-    )
-    return (
-        "<!doctype html><meta charset='utf-8'><title>Table profile</title>"
-        "<style>body{font:14px system-ui,sans-serif;margin:2em}table{border-collapse:collapse}"
-        "td,th{padding:.25em .8em;border-bottom:1px solid "
-        "#ddd;text-align:right}td:first-child,th:first-child{text-align:left}</style>"
-        f"<h1>{profile['rows_in']:,} rows in, {profile['rows_out']:,} rows out</h1>"
-        f"<h2>Dropped</h2><ul>{dropped}</ul><h2>Joins</h2><ul>{joins or '<li>none</li>'}</ul>"
-        f"<h2>Columns</h2><table><tr>{head}</tr>{body}</table>"
-    )
+# ------------------------------------------------------------------------------------------------ to be drawn
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return (
-        f"{value:,}"
-        if isinstance(value, int) and not isinstance(value, bool)
-        else html.escape(str(value)[:60])
-    )
+def drawn(profile: Json, file: Path, asked: Mapping[str, str]) -> list[Json]:
+    """What the page draws of each column: counts of intervals or levels; what steps below ask for first.
+
+    Each {"column", "counts", "labels", "first": whether a step below asks for it, "text": its expression}.
+    """
+    frame = _sample(file, profile["rows_out"])
+    targets = {who: text for who, text in asked.items() if who.endswith(".target")}
+    found = []
+    for who, text in targets.items():
+        try:
+            values = frame.select(pl.sql_expr(text).alias(who))[who]
+        except pl.exceptions.PolarsError:  # the step that asks says so
+            continue
+        found.append({"column": who, "first": True, "text": text, **_counts(values)})
+    return found + [{"column": name, "first": False, **_counts(frame[name])} for name in frame.columns]
 
 
-def picture(profile: Json, file: Path, most: int = 12) -> "Figure":
-    """Missing values by column, and the histograms of the first `most` numeric columns that vary."""
-    import polars as pl
-    from matplotlib.figure import Figure
-
+def _sample(file: Path, rows: int) -> pl.DataFrame:
+    """The whole table, of a large one a few stretches spread over it."""
     frame = pl.scan_parquet(file)
-    names = [c["column"] for c in profile["columns"] if c["mean"] is not None and c["distinct"] > 1][:most]
-    every = max(1, profile["rows_out"] // DRAWN)
-    values = frame.select(names).gather_every(every).collect(engine="streaming") if names else pl.DataFrame()
-    distinct = {c["column"]: c["distinct"] for c in profile["columns"]}
-    rows = max(2, -(-len(names) // 4))
-    figure = Figure(figsize=(13, 2.1 * rows + 0.6), layout="constrained")
-    panels: Any = figure.subfigures(1, 2, width_ratios=(1, 2.6))
-    left, right = panels
-    axes = left.subplots()
-    shares = {c["column"]: 100 * c["nulls"] / max(1, profile["rows_out"]) for c in profile["columns"]}
-    shown = sorted(shares, key=lambda name: -shares[name])[:24]
-    axes.barh(shown[::-1], [shares[name] for name in shown[::-1]], color="#c4553b")
-    axes.set_xlabel("missing, % of rows")
-    axes.set_xlim(0, max(1.0, *(shares.values() or [1.0])) * 1.05)
-    axes.tick_params(axis="y", labelsize=7)
-    for name, axis in zip(names, right.subplots(rows, 4, squeeze=False).flat, strict=False):
-        axis.hist(
-            values[name].drop_nulls().cast(pl.Float64).to_numpy(),
-            bins=min(40, distinct[name]),
-            color="#3b6ea5",
-        )
-        axis.set_title(name, fontsize=9)
-        axis.tick_params(labelsize=7)
-    for axis in right.axes[len(names) :]:
-        axis.set_axis_off()
-    figure.suptitle(f"{profile['rows_in']:,} rows in, {profile['rows_out']:,} rows out", fontsize=11)
-    return figure
+    if rows <= DRAWN_ROWS:
+        return frame.collect(engine="streaming")
+    each = DRAWN_ROWS // STRETCHES
+    starts = np.linspace(0, rows - each, STRETCHES).astype(int).tolist()
+    return pl.concat([frame.slice(start, each).collect(engine="streaming") for start in starts])
+
+
+def _counts(values: pl.Series) -> Json:
+    """Of intervals of numbers and times, of the commonest levels of all else; none of nested values."""
+    dtype = values.dtype
+    if dtype.is_nested() or dtype in (pl.Null, pl.Object, pl.Binary):
+        return {"counts": [], "labels": []}
+    if dtype.is_numeric() or dtype.is_temporal():
+        numbers = values.drop_nulls().to_physical().cast(pl.Float64, strict=False).to_numpy()
+        return _histogram(numbers[np.isfinite(numbers)], values)
+    levels = values.drop_nulls().cast(pl.String, strict=False).value_counts(sort=True, name="\0count")
+    head = levels.head(LEVELS)
+    rest = sum(levels["\0count"].to_list()[LEVELS:])
+    labels = [str(label)[:40] for label in head[head.columns[0]].to_list()]
+    more = [f"{levels.height - LEVELS:,} others"] if rest else []
+    return {"counts": [*head["\0count"].to_list(), *([rest] if rest else [])], "labels": labels + more}
+
+
+def _histogram(numbers: np.ndarray, values: pl.Series) -> Json:
+    if not len(numbers):
+        return {"counts": [], "labels": []}
+    low, high = float(numbers.min()), float(numbers.max())
+    span = high / 2 - low / 2  # halves: the largest floats are as far apart as none can tell
+    whole = values.dtype.is_integer() or values.dtype == pl.Date
+    bins = min(BINS, int(2 * span) + 1) if whole else BINS
+    place = (numbers / 2 - low / 2) / span * bins if span else np.zeros(len(numbers))
+    counts = np.bincount(np.minimum(place.astype(np.int64), bins - 1), minlength=bins if span else 1)
+    return {"counts": counts.tolist(), "labels": [], "range": [_label(low, values), _label(high, values)]}
+
+
+def _label(number: float, values: pl.Series) -> str:
+    if values.dtype.is_temporal():
+        physical = pl.Series([int(number)]).cast(values.to_physical().dtype)
+        return str(physical.cast(values.dtype)[0])
+    return f"{number:,.6g}"

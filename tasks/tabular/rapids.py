@@ -3,7 +3,7 @@
 An import proves nothing here: only a result does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 Engine = Literal["auto", "gpu", "streaming", "in-memory"]
 
 
-def collect(frames: "Sequence[pl.LazyFrame]", asked: Engine, run: Run) -> "list[pl.DataFrame]":
+def collect(
+    frames: "Sequence[pl.LazyFrame]", asked: Engine, run: Run, beside: "Iterable[pl.LazyFrame]" = ()
+) -> "list[pl.DataFrame]":
     """Run the queries on the engine that was asked for, or the best that works; on the card one by one.
 
-    Logs which as the parameter `engine`.
+    beside: further ones, which only the processor can run. Logs which as the parameter `engine`.
 
     "auto" takes the GPU when this run holds the card and can run these very queries on it, else streaming.
     "gpu" raises ServiceError instead.
@@ -36,7 +38,7 @@ def collect(frames: "Sequence[pl.LazyFrame]", asked: Engine, run: Run) -> "list[
                 engine_on_card = _gpu_engine(run.budget_mib)  # collect_all does not take it
                 found = [frame.collect(engine=engine_on_card) for frame in frames]
                 run.param("engine", "gpu")
-                return found
+                return [*found, *pl.collect_all(list(beside), engine="streaming")]
         except (pl.exceptions.PolarsError, NotImplementedError, MemoryError) as error:
             problem = f"this query does not run there: {' '.join(str(error).split())[:300]}"
         if asked == "gpu":
@@ -47,7 +49,12 @@ def collect(frames: "Sequence[pl.LazyFrame]", asked: Engine, run: Run) -> "list[
         run.log(f"engine: streaming, because {problem}")
     engine: Literal["streaming", "in-memory"] = "in-memory" if asked == "in-memory" else "streaming"
     run.param("engine", engine)
-    return pl.collect_all(frames, engine=engine)
+    return pl.collect_all([*frames, *beside], engine=engine)
+
+
+def takes_card(asked: Engine, run: Run) -> bool:
+    """Whether `collect` will try the card."""
+    return (asked == "gpu" or (asked == "auto" and run.device == "cuda")) and _gpu_problem(run) is None
 
 
 def typed_files(frames: "dict[str, pl.LazyFrame]", asked: Engine, run: Run) -> "dict[str, pl.LazyFrame]":
@@ -58,8 +65,7 @@ def typed_files(frames: "dict[str, pl.LazyFrame]", asked: Engine, run: Run) -> "
     """
     import polars as pl
 
-    on_card = asked == "gpu" or (asked == "auto" and run.device == "cuda")
-    if not on_card or _gpu_problem(run) is not None:
+    if not takes_card(asked, run):
         return frames
     found = {}
     for number, (name, frame) in enumerate(frames.items()):

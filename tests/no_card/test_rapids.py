@@ -178,7 +178,7 @@ def test_the_join_of_tables_runs_there_as_a_whole(on_card, folder, tmp_path):
     table = join_tables.body(run, TableParams(fact="sales", joins=joins, engine="gpu"), data)
     assert pl.read_parquet(table.path / "table.parquet")["city"].to_list() == ["Rome", "Oslo"]
     assert (run.last("rows/in"), run.last("rows/out")) == (3, 2)
-    assert len(on_card.engines) == 4
+    assert len(on_card.engines) == 4  # a probe, the table, its counts, and the partner's repeated keys
     assert set(on_card.scans) == {"parquet"}  # of CSV, neither a count nor dates translate
     assert list(tmp_path.glob("typed-*")) == []
 

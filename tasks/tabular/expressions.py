@@ -1,0 +1,139 @@
+"""SQL expressions over the columns of a table: parsed, checked by the schema, without silent overflow."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+import polars as pl
+
+from overnight.errors import DataError, did_you_mean, one_line
+
+Node = Any  # of an expression as JSON
+WHOLE_OPERATORS = {"Plus", "Minus", "Multiply", "FloorDivide", "Modulus"}
+OVERFLOW = "conversion from `i128` to `i64` failed"
+MOST_NAMED = 30
+
+
+@dataclass(frozen=True)
+class Expressions:
+    """How texts become expressions.
+
+    wide: whole numbers are computed in 128 bits and must fit into 64 afterwards, else the query fails; the
+    card has no such type: there, in 64 bits
+    """
+
+    wide: bool = True
+
+    def parse(self, text: str, where: str, schema: pl.Schema, nan_is_missing: bool = False) -> pl.Expr:
+        """Raises DataError, naming `where`, for what is no SQL expression over these columns."""
+        with asking(where, text):
+            plain = pl.sql_expr(text)
+            roots = plain.meta.root_names()
+            unknown = [name for name in roots if name not in schema]
+            if unknown:
+                raise DataError(f"{where}: {text!r} names {columns_there(unknown, schema)}")
+            known = {name: schema[name] for name in roots}
+            tree = json.loads(plain.meta.serialize(format="json"))
+            rows = pl.DataFrame(schema=known).lazy()
+            changed = self._checked(tree, rows)
+            if nan_is_missing:
+                changed = _without_nan(changed, {name for name, dtype in known.items() if dtype.is_float()})
+            found = plain if changed == tree else _expression(changed)
+            rows.select(found).collect_schema()
+        return found
+
+    def _checked(self, node: Node, rows: pl.LazyFrame) -> Node:
+        """Operations on whole numbers, in a type that is wide enough.
+
+        The type of one operand may be as small as 8 bits: that of EXTRACT(hour ...).
+        """
+        if isinstance(node, list):
+            return [self._checked(child, rows) for child in node]
+        if isinstance(node, dict):
+            return self._operation({key: self._checked(child, rows) for key, child in node.items()}, rows)
+        return node
+
+    def _operation(self, node: Node, rows: pl.LazyFrame) -> Node:
+        match node:
+            case {"BinaryExpr": {"left": left, "op": str(op), "right": right} as body} if (
+                op in WHOLE_OPERATORS
+            ):
+                changed = {**body, "left": self._widened(left), "right": self._widened(right)}
+                return self._narrowed(node, {"BinaryExpr": changed}, rows)
+            case {"Function": {"input": [value], "function": "Abs"} as body}:
+                return self._narrowed(node, {"Function": {**body, "input": [self._widened(value)]}}, rows)
+            case {"Function": {"input": [base, *rest], "function": {"Pow": _}} as body}:
+                return {"Function": {**body, "input": [_cast(base, "Float64"), *rest]}}
+            case {"Agg": {"Sum": value}}:
+                return self._narrowed(node, {"Agg": {"Sum": self._widened(value)}}, rows)
+        return node
+
+    def _widened(self, node: Node) -> Node:
+        return _cast(node, "Int128" if self.wide else "Int64")
+
+    def _narrowed(self, node: Node, changed: Node, rows: pl.LazyFrame) -> Node:
+        """The changed one where the result is a whole number, else as it is."""
+        whole = rows.select(_expression(node)).collect_schema().dtypes()[0].is_integer()
+        return _cast(changed, "Int64") if whole else node
+
+
+def _cast(node: Node, dtype: str) -> Node:
+    return {"Cast": {"expr": node, "dtype": {"Literal": dtype}, "options": "Strict"}}
+
+
+def _expression(tree: Node) -> pl.Expr:
+    return pl.Expr.deserialize(StringIO(json.dumps(tree)), format="json")
+
+
+def _without_nan(node: Node, floats: set[str]) -> Node:
+    """With nan as null in the columns of floats."""
+    if isinstance(node, list):
+        return [_without_nan(child, floats) for child in node]
+    if not isinstance(node, dict):
+        return node
+    if isinstance(node.get("Column"), str) and node["Column"] in floats:
+        return json.loads(pl.col(node["Column"]).fill_nan(None).meta.serialize(format="json"))
+    return {key: _without_nan(child, floats) for key, child in node.items()}
+
+
+@contextmanager
+def asking(where: str, text: str) -> Iterator[None]:
+    """What Polars says about an expression or a query, without its plan, as a DataError."""
+    try:
+        yield
+    except pl.exceptions.PolarsError as error:
+        kind = "an SQL expression" if "SELECT" not in text.upper() else "a query"
+        raise DataError(
+            f"{where}: {text!r} is not {kind} over these columns: {str(error).strip().splitlines()[0][:300]}"
+        ) from None
+
+
+def columns_there(unknown: list[str], schema: Mapping[str, object]) -> str:
+    """The unknown names, what there is, and the nearest."""
+    have = [name for name in schema if not name.startswith("\0")]
+    more = f" and {len(have) - MOST_NAMED} more" if len(have) > MOST_NAMED else ""
+    hints = "".join(did_you_mean(name, have) for name in unknown[:3])
+    names = ", ".join(map(repr, unknown))
+    return f"{names}; there are {', '.join(have[:MOST_NAMED])}{more}{hints}"
+
+
+def overflow(named: Mapping[str, tuple[str, pl.LazyFrame, pl.Expr]], error: Exception) -> DataError | None:
+    """The error in words, naming the expression whose whole numbers do not fit; None when it is another.
+
+    named: {where: (text, the rows it is computed on, expression)}
+    """
+    if OVERFLOW not in str(error):
+        return None
+    for where, (text, frame, expression) in named.items():
+        try:
+            frame.select(expression.alias("\0value")).collect(engine="streaming")
+        except pl.exceptions.PolarsError as found:
+            value = one_line(str(found).splitlines()[0]).rpartition(": ")[2].strip("[]")
+            return DataError(
+                f"{where}: {text!r} gives whole numbers that do not fit into 64 bits, such as {value}; "
+                "compute with decimals: CAST(column AS DOUBLE)"
+            )
+    return None

@@ -1,0 +1,55 @@
+"""Further tables beside the result: Parquet, folders of Parquet, CSV, DuckDB."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from overnight.errors import DataError
+from tasks.tabular.tables import TableParams
+from tests.tasks.tabular.test_partners import joined
+
+SALES = pl.DataFrame({"shop": ["a", "a", "b"], "day": [1, 2, 2], "price": [1.0, 3.0, 5.0]})
+OUTPUTS = {
+    "shops": {"sql": "SELECT shop, SUM(price) AS total FROM result GROUP BY shop ORDER BY shop"},
+    "days": {"by": ["day"]},
+    "plain": {"form": "csv", "sql": "SELECT shop, price FROM result WHERE day = 2"},
+}
+
+
+def test_outputs_lie_beside_the_table_and_are_counted(tmp_path: Path) -> None:
+    run, table, _ = joined(tmp_path, {"fact": SALES}, outputs=OUTPUTS, where={"cheap": "price > 2"})
+    folder = table.path / "outputs"
+    assert pl.read_parquet(folder / "shops.parquet").rows() == [("a", 3.0), ("b", 5.0)]
+    assert pl.read_csv(folder / "plain.csv").rows() == [("a", 3.0), ("b", 5.0)]
+    assert [p.name for p in sorted((folder / "days").iterdir())] == ["day=2"]
+    assert pl.read_parquet(folder / "days").sort("price").rows() == [("a", 3.0, 2), ("b", 5.0, 2)]
+    assert table.meta()["profile"]["outputs"] == {"shops": 2, "days": 2, "plain": 2}
+    assert "outputs: shops, days, plain" in run.of("note")[0]["text"]
+
+
+def test_the_same_tables_have_the_same_digest(tmp_path: Path) -> None:
+    digests = set()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        digests.add(joined(tmp_path / name, {"fact": SALES}, outputs=OUTPUTS)[1].digest)
+    assert len(digests) == 1
+
+
+def test_tables_of_duckdb_hold_the_rows(tmp_path: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    outputs = {"all": {"form": "duckdb"}, 'odd "name"': {"form": "duckdb", "sql": "SELECT day FROM result"}}
+    run, _, _ = joined(tmp_path, {"fact": SALES}, outputs=outputs)
+    with duckdb.connect(run.folder / "outputs" / "tables.duckdb", read_only=True) as connection:
+        assert connection.sql('SELECT shop, day, price FROM "all"').fetchall() == SALES.rows()
+        assert connection.sql('SELECT COUNT(*) FROM "odd ""name"""').fetchone() == (3,)
+
+
+def test_only_parquet_is_cut_into_folders() -> None:
+    with pytest.raises(ValueError, match="by cuts Parquet into folders; the form is csv"):
+        TableParams(fact="x", outputs={"a": {"form": "csv", "by": ["day"]}})
+
+
+def test_a_table_called_result_makes_outputs_ambiguous(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a table is called 'result'"):
+        joined(tmp_path, {"fact": SALES, "result": SALES}, outputs={"a": {}})
