@@ -42,7 +42,7 @@ def test_tables_of_duckdb_hold_the_rows(tmp_path: Path) -> None:
     run, _, _ = joined(tmp_path, {"fact": SALES}, outputs=outputs)
     with duckdb.connect(run.folder / "outputs" / "tables.duckdb", read_only=True) as connection:
         assert connection.sql('SELECT shop, day, price FROM "all"').fetchall() == SALES.rows()
-        assert connection.sql('SELECT COUNT(*) FROM "odd ""name"""').fetchone() == (3,)
+        assert connection.sql('SELECT COUNT(*) FROM "odd ""name"""').fetchall() == [(3,)]
 
 
 def test_only_parquet_is_cut_into_folders() -> None:
