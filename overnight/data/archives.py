@@ -71,7 +71,9 @@ def made_once(path: Path, name: str, write: Callable[[IO[bytes]], None]) -> Path
     stat = path.stat()
     key = hashlib.sha256(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:20]
     target = state() / "unpacked" / key / name
-    if not target.is_file():
+    if target.is_file():
+        os.utime(target.parent)  # it is in use: `overnight clean` keeps it
+    else:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _explained(path, target):
             atomic_write(target, write)

@@ -29,13 +29,16 @@ from overnight.tracking.registry import PROMOTED, Model, Registry, Version
 
 DAY_S = 86400.0
 STAMP = "%Y%m%d-%H%M%S"  # how the name of a step's folder begins
+COPIES = ("models", "served", "unpacked", "predictions", "reports")  # made again when they are asked for
 MARGIN_S = 3600.0  # the clock of such a name may be put back
 
 
 class Keep(Values):
     """How much is kept, beside what is needed."""
 
-    steps: int = Field(60, ge=1, description="days: the folders of steps, with their logs")
+    steps: int = Field(
+        60, ge=1, description="days: folders of steps, unpacked data, copies of models, reports"
+    )
     checkpoints: int = Field(14, ge=1, description="days: of trainings that did not end")
     results: int = Field(10, ge=1, description="of each step: the newest used, with their artifacts")
     versions: int = Field(10, ge=1, description="of each registered model, beside champions")
@@ -43,7 +46,7 @@ class Keep(Values):
 
 @dataclass(frozen=True)
 class Removal:
-    """A path to remove. kind: checkpoint, result, artifact or step; used: unix time of its last change."""
+    """A path to remove. kind: checkpoint, result, artifact, step or copy; used: unix time of its last change."""
 
     kind: str
     path: Path
@@ -134,7 +137,14 @@ def plan(keep: Keep, texts: str | None, now: float) -> list[Removal]:
     for folder in sorted(steps().glob("*")):
         if not needed.folder(folder) and folder.name not in used:
             found += _of_step(folder, now, keep.steps, texts is not None)
-    return found
+    return [*found, *_copies(now, keep.steps)]
+
+
+def _copies(now: float, days: int) -> Iterator[Removal]:
+    for path in sorted(path for name in COPIES for path in (state() / name).glob("*")):
+        age = now - path.stat().st_mtime
+        if age > days * DAY_S:
+            yield _removal("copy", path, f"not used for {age / DAY_S:.0f} days")
 
 
 def _of_step(folder: Path, now: float, days: int, with_artifacts: bool) -> Iterator[Removal]:
@@ -242,6 +252,8 @@ def _remove(one: Removal) -> None:
         with results.locked():
             if one.path.stat().st_mtime == one.used:
                 one.path.unlink()
+    elif one.path.is_file():
+        one.path.unlink()
     else:
         shutil.rmtree(one.path)
 

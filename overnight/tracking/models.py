@@ -1,5 +1,6 @@
 """Models in MLflow: packed from code and safetensors, described so that they can be used."""
 
+import os
 import re
 import shutil
 import tempfile
@@ -174,6 +175,7 @@ def fetch_model(tracker: Tracker, model_id: str) -> Path:
 
     folder = state() / "models" / model_id
     if folder.is_dir():
+        os.utime(folder)  # it is in use: `overnight clean` keeps it
         return folder
     folder.parent.mkdir(exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))

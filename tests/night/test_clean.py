@@ -184,3 +184,18 @@ def test_without_mlflow_results_and_versions_stay(checkout):
     assert [row["what"] for row in rows] == ["step"]
     assert not old.exists()
     assert "MLflow does not answer" in problem
+
+
+def test_copies_that_are_not_used_go(checkout):
+    for name in ("reports/a.html", "unpacked/key/b.csv", "unpacked/used/c.csv"):
+        path = state() / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+        old = path if path.parent.name == "reports" else path.parent
+        os.utime(old, (time.time() - 61 * DAY,) * 2)
+    os.utime(state() / "unpacked" / "used")
+    removals = plan(Keep(), "", time.time())
+    assert {one.path.name for one in removals} == {"a.html", "key"}
+    assert remove(removals) == []
+    assert [path.name for path in state().rglob("*.csv")] == ["c.csv"]
+    assert not list(state().rglob("*.html"))
