@@ -46,7 +46,10 @@ class Keep(Values):
 
 @dataclass(frozen=True)
 class Removal:
-    """A path to remove. kind: checkpoint, result, artifact, step or copy; used: unix time of its last change."""
+    """A path to remove. used: unix time of its last change.
+
+    kind: checkpoint, result, artifact, step or copy.
+    """
 
     kind: str
     path: Path

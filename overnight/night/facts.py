@@ -184,7 +184,8 @@ class Facts:
 
     @property
     def promoted(self) -> list[StepRecord]:
-        return [step for step, found in self.judged if found["promotes"]]
+        """Those that beat a champion."""
+        return [step for step, found in self.judged if found["promotes"] and found["champion"]]
 
     @property
     def has_forecast(self) -> bool:
