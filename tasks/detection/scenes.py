@@ -12,8 +12,11 @@ from overnight.data.entry import Entry
 from overnight.data.images import opened, to_mode
 from overnight.data.splits import grouped
 from overnight.errors import DataError
+from tasks.detection.report import samples
+from tasks.shared.figures import names
 
 SPLITS = ("train", "val", "test")
+MOST_SHOWN = 64  # training images among which those with boxes are drawn
 GREY = 114  # of a letterbox's margins
 MANY_BOXES = 100  # on one image, where the entry has no count; too many costs a little memory, never less
 Scene = tuple[np.ndarray, np.ndarray, np.ndarray]  # uint8 (H, W, 3), float32 (n, 4), int64 (n,)
@@ -285,6 +288,8 @@ def _handed_on(
     meta = {"classes": list(classes), "names_test": [item for item, _ in splits["test"]]}
     saved = run.save("boxes", spec, arrays, meta)
     run.data(name, saved.digest, spec=spec)
+    few = {part: arrays[f"train_{part}"][:MOST_SHOWN] for part in ("images", "boxes", "labels")}
+    run.picture("boxes", samples(few["images"], few["boxes"], few["labels"], names(classes)))
     boxes = {split: int((arrays[f"{split}_labels"] >= 0).sum()) for split in splits}
     run.metrics({f"data/{split}_boxes": count for split, count in boxes.items()})
     run.note(

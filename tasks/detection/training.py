@@ -12,8 +12,8 @@ from overnight.errors import DataError
 from overnight.predictor import Column, Interface
 from overnight.training.batches import Batch, Batches
 from overnight.training.evaluate import predict_in_batches
-from overnight.training.loop import train
-from overnight.training.recipe import Recipe, Scores, cosine
+from overnight.training.loop import TrainResult, train
+from overnight.training.recipe import Recipe, cosine
 from tasks.detection import augment, report
 from tasks.detection.boxes import detections
 from tasks.detection.coco_ap import Precision, best_threshold, precision
@@ -25,7 +25,7 @@ from tasks.shared.figures import names as shown
 Arrays = dict[str, np.ndarray]
 LIMIT = 100  # found boxes on one image
 LEAST = 0.001  # the lowest score that takes part in an evaluation
-SHOWN = 0.3  # the lowest score that is drawn
+SHOWN = 0.3  # the lowest score that counts where val has no boxes to choose it by
 
 
 def recipe(params: YoloParams, spec: DataSpec) -> Recipe[Arrays]:
@@ -56,12 +56,13 @@ def fit(run: Run, params: YoloParams, boxes: Artifact) -> Artifact:
     if not len(data["train_images"]):
         raise DataError(f"{boxes.path.name}: the split 'train' has no images; nothing can be learnt")
     fitted = train(made, run, data)
-    tested = _measure(fitted.model, data, "test", params, len(spec.classes))
-    _report(run, fitted.model, tested, data, spec, fitted.epoch, fitted.scores)
     val = found(fitted.model, data["val_images"], _evaluated_at_once(params))
     least = (
         best_threshold(list(val), list(data["val_boxes"]), list(data["val_labels"]), len(spec.classes))
         or SHOWN
+    )
+    _report(
+        run, found(fitted.model, data["test_images"], _evaluated_at_once(params)), data, spec, fitted, least
     )
     config = {
         "classes": list(spec.classes),
@@ -199,28 +200,29 @@ def _evaluated_at_once(params: YoloParams) -> int:
 
 
 def _report(
-    run: Run, model: nn.Module, tested: Precision, data: Arrays, spec: DataSpec, epoch: int, chosen: Scores
+    run: Run, boxes_found: np.ndarray, data: Arrays, spec: DataSpec, fitted: TrainResult, least: float
 ) -> None:
-    """Test scores, pictures, and the sentence that says what happened."""
+    """Test scores, pictures, tables, and the sentence that says what happened."""
+    images, boxes, labels = (data[f"test_{name}"] for name in ("images", "boxes", "labels"))
+    tested = precision(list(boxes_found), list(boxes), list(labels), len(spec.classes))
     run.metrics({f"test/{name}": value for name, value in tested.scores.items()})
     run.metrics({f"test/ap50/{_plain(spec.classes, kind)}": tested.ap[kind, 0] for kind in tested.seen})
-    images, boxes, labels = (data[f"test_{name}"] for name in ("images", "boxes", "labels"))
     by = (
-        f"best epoch {epoch} by val mAP50 {chosen['map50']:.3f}"
-        if chosen
-        else f"epoch {epoch}, the last: val has no boxes to choose by"
+        f"best epoch {fitted.epoch} by val mAP50 {fitted.scores['map50']:.3f}"
+        if fitted.scores
+        else f"epoch {fitted.epoch}, the last: val has no boxes to choose by"
     )
     if not tested.scores:
         run.note(f"detector of {len(spec.classes)} classes: {by}; no boxes to test on")
         return
-    best = found(model, images[:8], 8)
-    run.picture(
-        "detections",
-        report.drawn(
-            images[:8], [f[f[:, 4] >= SHOWN] for f in best], boxes[:8], labels[:8], shown(spec.classes)
-        ),
-    )
-    run.picture("precision_recall", report.curves(tested, shown(spec.classes)))
+    names = shown(spec.classes)
+    run.picture("detections", report.drawn(images, boxes_found, boxes, labels, names, least))
+    run.picture("precision_recall", report.curves(tested, names))
+    parts = zip(boxes_found, boxes, labels, strict=True)
+    images_judged = [report.judged(*part, least) for part in parts]
+    run.picture("confusion", report.confusion(images_judged, spec.classes))
+    report.by_class(run.folder / "classes.csv", images_judged, tested, spec.classes)
+    run.publish(run.folder / "classes.csv")
     scores = tested.scores
     run.note(
         f"detector: mAP50 {scores['map50']:.3f}, mAP50:95 {scores['map50_95']:.3f} on {len(images)} test "

@@ -10,9 +10,11 @@ from overnight.data.content import CleaningCounts, Graph
 from overnight.data.splits import stratified
 from overnight.errors import DataError
 from overnight.run import Run
+from tasks.shared import figures
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
+    from matplotlib.figure import Figure
 
 Scale = Literal["auto", "rows", "columns", "none"]
 Blank = Literal["identity", "degree"]
@@ -51,7 +53,8 @@ def save(run: Run, graph: Graph, name: str, shares: Shares, scale: Scale, blank:
     if graph.weights is not None:
         arrays["weights"] = graph.weights.astype(np.float32)
     cleaned["isolated node kept"] += graph.nodes - len(np.unique(graph.edges))
-    run.cleaned(CleaningCounts(+cleaned))
+    run.cleaned(+cleaned)
+    run.picture("degrees", _degrees(graph))
     spec = DataSpec(
         shape=(features.shape[1],),
         dtype="float32",
@@ -186,3 +189,20 @@ def adjacency(edges: np.ndarray, nodes: int, weights: np.ndarray | None = None) 
     found = sp.csr_matrix(root @ matrix @ root, dtype=np.float32)
     found.sort_indices()
     return found
+
+
+def _degrees(graph: Graph) -> "Figure":
+    """How many nodes have at least so many neighbours, on logarithmic axes."""
+    degrees = np.bincount(graph.edges.ravel(), minlength=graph.nodes)
+    levels, counts = np.unique(degrees, return_counts=True)
+    at_least = counts[::-1].cumsum()[::-1]
+    linked = levels > 0
+    title = (
+        f"{graph.nodes:,} nodes, {graph.edges.shape[1]:,} edges: {degrees.mean():.1f} neighbours on average"
+    )
+    lines = {
+        f"nodes ({(degrees == 0).sum():,} without any)": (levels[linked].tolist(), at_least[linked].tolist())
+    }
+    figure = figures.curves(lines, "neighbours", "nodes with at least so many", title)
+    figure.axes[0].set(xscale="log", yscale="log", xlim=(0.8, None), ylim=(0.8, None))
+    return figure

@@ -21,8 +21,17 @@ FALLBACKS = (
 LONGEST = 18  # characters of a name
 
 
-def confusion(labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str]) -> "Figure":
-    """Confusion matrix: truth by row with its accuracy, prediction by column, colour by share of the row."""
+def confusion(
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    classes: Sequence[str],
+    title: str = "",
+    last_is_none: bool = False,
+) -> "Figure":
+    """Confusion matrix: truth by row with its accuracy, prediction by column, colour by share of the row.
+
+    last_is_none: the last class stands for no object, and has no accuracy.
+    """
     n = len(classes)
     counts = np.bincount(np.asarray(labels) * n + np.asarray(predictions), minlength=n * n).reshape(n, n)
     totals = counts.sum(1)
@@ -37,12 +46,12 @@ def confusion(labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str
         _cells(axes, counts, shares)
     shown = names(classes)
     share = [f"{s:.0%}" if t else "none" for s, t in zip(shares.diagonal(), totals, strict=True)]
-    _class_ticks(axes, shown, [f"{name}  {s}" for name, s in zip(shown, share, strict=True)], side)
+    share[-1] = "" if last_is_none else share[-1]
+    _class_ticks(axes, shown, [f"{name}  {s}".rstrip() for name, s in zip(shown, share, strict=True)], side)
     axes.set_xlabel("predicted", color=INK)
     axes.set_ylabel("truth", color=INK)
-    axes.set_title(
-        f"{counts.trace() / max(totals.sum(), 1):.1%} of {totals.sum()} right", color=INK, loc="left"
-    )
+    right = f"{counts.trace() / max(totals.sum(), 1):.1%} of {totals.sum()} right"
+    axes.set_title(title or right, color=INK, loc="left", fontsize=11)
     return figure
 
 

@@ -17,11 +17,14 @@ from overnight.data.splits import cut
 from overnight.errors import DataError
 from overnight.run import Run
 from overnight.step import step
+from tasks.shared import figures
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from PIL.Image import Image
 
 SPLITS = ("train", "val", "test")
+SHOWN = 24  # images of the picture of samples
 GREY = ("1", "L", "I", "F")  # how the names of PIL's grey modes begin: also LA, La, I;16
 
 
@@ -169,6 +172,7 @@ def _save(
         raise DataError(f"splits differ in the size of their images: {sorted(shapes)}; set images.size")
     counts = {split: len(part.labels) for split, part in splits.items()}
     spec = DataSpec(shape=shapes.pop(), classes=classes, counts=counts)
+    run.picture("samples", _samples(arrays["train_images"], arrays["train_labels"], classes))
     out = run.save("images", spec, arrays, {"classes": list(classes), "names_test": splits["test"].names})
     run.data(name, out.digest, f"datasets/{name}.yaml", spec)
     run.metrics({f"data/{split}_images": count for split, count in counts.items()})
@@ -177,3 +181,14 @@ def _save(
         + ", ".join(f"{k} {v}" for k, v in counts.items())
     )
     return out
+
+
+def _samples(images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> "Figure":
+    """Images as they are trained on, with their classes, in turn one of each class."""
+    order = np.argsort(labels, kind="stable")
+    starts = np.searchsorted(labels[order], labels[order])
+    turns = np.arange(len(labels)) - starts  # which image of its class
+    chosen = order[np.lexsort((labels[order], turns))[:SHOWN]]
+    shown = figures.names(classes)
+    title = f"{len(chosen)} of {len(labels)} training images"
+    return figures.grid(images[chosen], [shown[label] for label in labels[chosen]], title=title)

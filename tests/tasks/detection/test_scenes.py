@@ -1,5 +1,7 @@
 """Scenes: letterboxed from images with boxes, or composed from images of single objects."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -58,6 +60,14 @@ def test_boxes_follow_their_image_onto_the_canvas(tmp_path, width, height):
     assert out.spec == DataSpec(
         shape=(3, 64, 64), classes=("thing", "other"), counts={"train": 1, "val": 0, "test": 0}, boxes=1
     )
+
+
+def test_training_images_are_shown_with_their_boxes(tmp_path):
+    run, _, _ = loaded(tmp_path, {"train": [photo(64, 32, [[0, 0, 64, 32]], [1])], "val": []})
+    assert [Path(event["path"]).name for event in run.of("publish")] == ["boxes.png"]
+    out = RecordingRun(tmp_path / "composed")
+    compose_scenes.body(out, ComposeParams(size=96, train=2), objects(tmp_path, {"train": 6}))
+    assert [Path(event["path"]).name for event in out.of("publish")] == ["boxes.png"]
 
 
 def test_margins_are_grey_and_padding_is_marked(tmp_path):

@@ -95,6 +95,8 @@ def test_it_learns_made_up_shapes(tmp_path):
     assert {event["path"].rpartition("/")[2] for event in run.of("publish")} == {
         "detections.png",
         "precision_recall.png",
+        "confusion.png",
+        "classes.csv",
     }
     assert f"mAP50 {run.last('test/map50'):.3f}" in run.of("note")[0]["text"]
     check_predictor(run, model, data, tmp_path)

@@ -10,7 +10,7 @@ from overnight import Artifact, RecordingRun
 from overnight.data.content import Graph
 from overnight.data.dataset import Dataset, load_entry
 from overnight.errors import DataError
-from tasks.graphs.arrays import adjacency
+from tasks.graphs.arrays import _degrees, adjacency
 from tasks.graphs.load import GraphParams, load_graph
 
 
@@ -156,3 +156,13 @@ def test_adjacency_is_the_normalised_one() -> None:
 
 # ------------------------------------------------------------------------------------------------ linked out
 # of a table
+
+
+def test_degrees_are_shown(tmp_path: Path) -> None:
+    run, _ = made(tmp_path)
+    assert [Path(event["path"]).name for event in run.of("publish")] == ["degrees.png"]
+    edges = np.array([[0, 0, 0, 1], [1, 2, 3, 2]])
+    figure = _degrees(Graph(edges, 6, None, np.zeros(6, np.int64), ("a",)))
+    line = figure.axes[0].lines[0]
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2, 3], [4, 3, 1])
+    assert "2 without any" in line.get_label()

@@ -10,7 +10,7 @@ from PIL import Image
 from overnight import RecordingRun
 from overnight.data.dataset import Dataset
 from overnight.errors import DataError, Stopped
-from tasks.vision.load import ImageParams, load_images
+from tasks.vision.load import ImageParams, _samples, load_images
 
 MADE = Dataset(name="made", kind="images", reader="image_folder")
 
@@ -192,3 +192,17 @@ def test_val_can_be_off_and_a_strict_set_refuses_what_decoding_finds(folder: Pat
         DataError, match=r"is strict: image that does not decode dropped: 1 \(first: .*broken"
     ):
         loaded(tmp_path / "strict", MADE.model_copy(update={"strict": True}))
+
+
+def test_samples_of_every_class_are_shown(folder: Path, tmp_path: Path) -> None:
+    classes(folder, {"a": 40, "b": 10, "c": 3})
+    run, images = loaded(tmp_path)
+    assert [Path(event["path"]).name for event in run.of("publish")] == ["samples.png"]
+    arrays = images.arrays("train_images", "train_labels")
+    figure = _samples(*arrays.values(), images.spec.classes)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[:6] == ["a", "b", "c", "a", "b", "c"]
+    assert len(titles) == 24
+    for axes, label in zip(figure.axes[:3], range(3), strict=True):
+        first = arrays["train_images"][np.flatnonzero(arrays["train_labels"] == label)[0]]
+        assert np.array_equal(axes.images[0].get_array(), first.transpose(1, 2, 0))
