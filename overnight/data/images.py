@@ -4,6 +4,7 @@ import base64
 import binascii
 import io
 import struct
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item", ImageItem, BoxItem)
 DROPPED = "image that does not decode dropped"
+# what Pillow and its decoders raise for files that are damaged
+DAMAGED = (ArithmeticError, EOFError, MemoryError, SyntaxError, struct.error, zlib.error, *FAILURES)
 ORIENTATION = 0x0112  # of EXIF
 QUARTERS = (5, 6, 7, 8)  # its values that swap width and height
 RULES = "overnight"  # where an image's `info` says which rules it was decoded by
@@ -39,7 +42,7 @@ def decode(name: str, data: bytes) -> "Image":
         image.load()
         if cut and max(image.convert("RGB").tobytes()) < 1 << 12 - 8:
             raise ValueError("of its 16 bits a colour at most 12 are in use, and Pillow cuts off the lower 8")
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except (*DAMAGED, Image.DecompressionBombError) as error:
         why = one_line(error)
         if isinstance(error, UnidentifiedImageError):
             why = "its bytes are of no format that Pillow knows"
@@ -55,7 +58,7 @@ def _upright(image: "Image") -> "Image":
     """A photograph as its EXIF says that it is seen."""
     from PIL import ImageOps
 
-    with suppress(SyntaxError, struct.error, *FAILURES):  # damaged EXIF
+    with suppress(*DAMAGED):  # of the EXIF alone
         if image.getexif().get(ORIENTATION, 1) != 1:
             return ImageOps.exif_transpose(image)
     return image
@@ -70,11 +73,11 @@ def header(path: Path) -> tuple[tuple[int, int], int] | None:
             size = image.size
             try:
                 orientation = int(image.getexif().get(ORIENTATION, 1))
-            except (SyntaxError, struct.error, *FAILURES):  # damaged EXIF
+            except DAMAGED:  # of the EXIF alone
                 orientation = 1
             if image.format == "TIFF" and orientation in QUARTERS:  # Pillow tells the size as seen
                 size = size[::-1]
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (*DAMAGED, Image.DecompressionBombError):
         return None
     return size, orientation if orientation in range(1, 9) else 1
 
@@ -94,7 +97,14 @@ def as_seen(boxes: "np.ndarray", size: tuple[float, float], orientation: int) ->
 
 
 def opener(path: Path) -> "Callable[[], Image]":
-    return lambda: decode(str(path), path.read_bytes())
+    def open_it() -> "Image":
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}; check its permissions") from None
+        return decode(str(path), data)
+
+    return open_it
 
 
 def of_array(pixels: "np.ndarray") -> "Callable[[], Image]":

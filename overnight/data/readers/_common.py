@@ -150,7 +150,7 @@ def folders(folder: Path) -> list[Path]:
 def files_below(folder: Path, cleaned: CleaningCounts | None = None) -> list[Path]:
     """At any depth, sorted; what systems leave there is passed over, and counted if it is a folder."""
     found = list[Path]()
-    for place, below, names in os.walk(folder, followlinks=True):
+    for place, below, names in os.walk(folder, onerror=_unreadable, followlinks=True):
         left = [name for name in below if is_leaving(name)]
         below[:] = [name for name in below if name not in left]
         inside = os.path.realpath(place) + os.sep
@@ -158,8 +158,16 @@ def files_below(folder: Path, cleaned: CleaningCounts | None = None) -> list[Pat
         for name in left:
             if cleaned is not None:
                 cleaned.at("folder of the system's own passed over", shown(Path(place, name)))
-        found += [Path(place, name) for name in names if not is_leaving(name)]
+        for path in (Path(place, name) for name in names if not is_leaving(name)):
+            if path.is_file():
+                found.append(path)
+            elif cleaned is not None:
+                cleaned.at("link to nothing, or no regular file, left out", shown(path))
     return sorted(found)
+
+
+def _unreadable(error: OSError) -> None:
+    raise file_error(Path(error.filename), f"cannot be read: {error.strerror}; check its permissions")
 
 
 def usual_splits(folder: Path) -> dict[str, Path]:

@@ -137,7 +137,8 @@ def _why(data: bytes, options: Csv, error: str) -> str:
         comment = "; if it is a comment, set `comment`" if number > 1 and widths[0][1] == 1 else ""
         said = f"line {number} has {width} fields, line {widths[0][0]} has {widths[0][1]}; mend it"
         return f"{said}, or correct the delimiter{comment}"
-    return f"expected a csv file: {error}"
+    odd = next((number for number, line in rows if line.count('"') % 2), 0)
+    return f"line {odd} has a quote that does not close" if odd else f"expected a csv file: {error}"
 
 
 def _check_dialect(path: Path, options: Csv, frame: "pl.DataFrame") -> None:

@@ -62,6 +62,7 @@ def test_one_graph_in_many_dialects(load, put, text, options) -> None:
         ("a,b\n3,2\n4,2,9\n", EDGES, "line 3 has 3 fields, line 1 has 2; mend it, or correct the delimiter"),
         ("größe,a,b\n1,3,2\n".encode("latin-1"), EDGES, "line 1 is not in utf-8; set its encoding"),
         ("a,b\n3,2\n", EDGES | {"encoding": "klingon"}, "there is no encoding 'klingon'"),
+        ('a,b\n3,2\n4,"2\n', EDGES, "line 3 has a quote that does not close"),
         ("a,b\n3,3\n4,4\n", EDGES, "no edge between two nodes is left of 2"),
         ("a,b\n", EDGES, "no edge between two nodes is left of 0"),
         ("a,b\n,1\n2,\n", EDGES, "no edge between two nodes is left of 0"),

@@ -1,11 +1,14 @@
 """Folders as people and systems leave them: which are classes, and what is counted or refused."""
 
 import io
+import os
+from random import Random
 
 import pytest
 import yaml
 from PIL import Image
 
+from overnight.data.images import decode, to_mode
 from overnight.errors import DataError
 
 
@@ -135,3 +138,31 @@ def test_folders_that_are_links_to_one_another_end(load, folder) -> None:
     (folder / "dog").symlink_to(folder / "other")
     content = load("image_folder", {"classes": ["cat", "dog"]})
     assert [item.label for item in content.splits["train"]] == [0, 1]
+
+
+def test_links_to_nothing_and_pipes_are_counted(load, folder) -> None:
+    fill(folder, "cat/1.png", "dog/2.png")
+    (folder / "cat" / "gone.png").symlink_to(folder / "nowhere.png")
+    os.mkfifo(folder / "dog" / "pipe.png")
+    content = load("image_folder", {})
+    assert content.cleaned == {"link to nothing, or no regular file, left out": 2}
+    assert len(content.splits["train"]) == 2
+
+
+@pytest.mark.parametrize(
+    "form", ["JPEG", "PNG", "TIFF", "GIF", "WEBP", "JPEG2000", "AVIF", "BMP", "TGA", "PPM"]
+)
+def test_damaged_files_decode_or_are_refused(form: str) -> None:
+    """Bytes of a good file changed at random: no exception of a decoder comes through."""
+    stream, random = io.BytesIO(), Random(0)
+    Image.linear_gradient("L").resize((24, 20)).convert("RGB").save(stream, form)
+    refused = 0
+    for _ in range(60):
+        data = bytearray(stream.getvalue())
+        for _ in range(random.choice([1, 3, 9])):
+            data[random.randrange(min(len(data), random.choice([40, 400])))] = random.randrange(256)
+        try:
+            to_mode(decode("a", bytes(data)))
+        except DataError:
+            refused += 1
+    assert refused
