@@ -127,7 +127,8 @@ def opened(file: Path, layout: Layout, cleaned: CleaningCounts) -> Source:
         raise file_error(file, "holds no row: blank lines and comments alone; get the right file")
     _require_delimiter(path, file, layout, head)
     names, columns, may_end = _names(file, layout, head, counts)
-    lines = Lines(path, file, layout.dialect, columns, may_end, layout.words, layout.has_decimals(names))
+    thorough = may_end or layout.strict or layout.quarantine
+    lines = Lines(path, file, layout.dialect, columns, thorough, layout.words, layout.has_decimals(names))
     facts = lines.counted()
     has_rest = may_end and facts.full == 0
     if has_rest:
@@ -295,13 +296,16 @@ def _require_rows(file: Path, lines: Lines, layout: Layout, columns: int) -> Non
             file, f"breaks off in its last line ({facts.last[1]} of {columns} fields); get the whole file"
         )
     if facts.first_long and not layout.quarantine:
-        line, fields = facts.first_long
-        raise file_error(
-            file,
-            f"line {line} has {fields} fields, more fields than the {columns} columns; quote values with "
-            f"a {layout.delimiter!r} in them, correct the entry's delimiter or quote, or set the entry's "
-            "bad_rows: quarantine",
-        )
+        raise too_long(file, *facts.first_long, columns, layout)
+
+
+def too_long(file: Path, line: int, fields: int, columns: int, layout: Layout) -> DataError:
+    return file_error(
+        file,
+        f"line {line} has {fields} fields, more fields than the {columns} columns; quote values with "
+        f"a {layout.delimiter!r} in them, correct the entry's delimiter or quote, or set the entry's "
+        "bad_rows: quarantine",
+    )
 
 
 def _count(facts: Facts, counts: CleaningCounts, even: bool) -> None:

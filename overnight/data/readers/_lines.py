@@ -61,7 +61,7 @@ class Lines:
     file: Path
     dialect: Dialect
     columns: int
-    trailing: bool = False  # whether the last column may be what follows a separator at the end of each row
+    thorough: bool = False  # look at every row, also where the sum of all fields is right
     nulls: tuple[bytes, ...] = ()  # words to count
     decimals: bool = True  # whether a column may hold decimal numbers
     facts: Facts = field(default_factory=Facts)
@@ -191,9 +191,9 @@ class Lines:
     def _is_even(self, part: Part) -> bool:
         """Whether all records have as many fields as there are columns, seen from their sum alone.
 
-        A longer row would hide a shorter one, but then the file is refused for the longer one.
+        A longer row would hide a shorter one, but then the scan fails for the longer one.
         """
-        if self.dialect.comment or self.trailing or part.trimmed or self.columns == 1:
+        if self.dialect.comment or self.thorough or part.trimmed or self.columns == 1:
             return False
         shortest = np.diff(part.stops, prepend=-1).min()  # a row of separators alone has `columns` bytes
         together = int(np.count_nonzero(part.separators))

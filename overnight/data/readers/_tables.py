@@ -11,7 +11,7 @@ import polars as pl
 from overnight.data.content import CleaningCounts
 from overnight.data.readers import _columns
 from overnight.data.readers._columns import Column
-from overnight.data.readers._csv import Layout, Source
+from overnight.data.readers._csv import Layout, Source, too_long
 from overnight.data.readers._lines import Facts
 from overnight.errors import DataError, file_error
 
@@ -97,7 +97,11 @@ class Table:
         return frame.with_columns(others) if others else frame
 
     def misfit(self) -> DataError | None:
-        """The first value that is not of its column's type, if there is one."""
+        """The first row that is too long, or value that is not of its column's type, if there is one."""
+        for source in self.sources:
+            problem = None if self.layout.quarantine else _too_long(source)
+            if problem:
+                return problem
         for source in self.sources:
             own = [c for c in self.columns if c.name in source.names and c.kind != "text"]
             found = None if self.layout.quarantine else self._first_wrong(source, own)
@@ -203,6 +207,14 @@ class Table:
                 self.sources[0].file, f"strict is set, but there is: {rule}: {count}; mend the file"
             )
         self.cleaned[rule] += count or 0
+
+
+def _too_long(source: Source) -> DataError | None:
+    columns = source.lines.columns
+    for line, fields, _ in source.lines.uneven():
+        if fields > columns:
+            return too_long(source.file, line, fields, columns, source.layout)
+    return None
 
 
 def matched(sources: Sequence[Source], union: str) -> Sequence[Source]:

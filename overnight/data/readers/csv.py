@@ -181,6 +181,9 @@ def _of_csv(files: Sequence[Path], options: Options, own: Table, cleaned: Cleani
     try:
         read.settle()
     except pl.exceptions.PolarsError as error:
+        problem = read.misfit()
+        if problem:
+            raise problem from None
         raise file_error(
             files[0], f"cannot be read as csv: {one_line(error)}; mend it, or its entry"
         ) from None

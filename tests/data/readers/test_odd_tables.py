@@ -287,6 +287,17 @@ def test_the_line_of_a_wrong_value_is_that_of_the_file(load, folder, end: str) -
     assert f"line {line}: column 'a'" in said(load, folder, text, {"types": {"a": "int"}})
 
 
+@pytest.mark.parametrize("types", [{}, {"a": "text", "b": "text", "c": "text"}])
+def test_a_short_row_does_not_hide_a_long_one(load, folder, types) -> None:
+    even = "many,letters,here\n" * 20
+    text = f"a,b,c\n{even}short,of one\n{even}long,by,one,field\n{even}" + even * 1_000
+    for strict in (False, True):
+        said_ = said(load, folder, text, {"types": types, "strict": strict})
+        assert "line 43 has 4 fields" in said_
+    content = read(load, folder, text, {"types": types, "bad_rows": "quarantine"})
+    assert content.bad_rows["t"]["line"].to_list() == [22, 43]
+
+
 # ------------------------------------------------------------------------------------------------ several files, bad rows
 
 
