@@ -66,7 +66,7 @@ def recoded(path: Path, encoding: str) -> Path:
     return made_once(path, f"{path.name}-{name}", write)
 
 
-def made_once(path: Path, name: str, write: Callable[[IO[bytes]], None]) -> Path:
+def made_once(path: Path, name: str, write: Callable[[IO[bytes]], object]) -> Path:
     """Unpack once; what was made is kept until the file changes."""
     stat = path.stat()
     key = hashlib.sha256(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:20]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from typing import Any
 
 import polars as pl
@@ -153,20 +154,21 @@ class Column:
                 text = (
                     pl.when(text.str.contains(r"\.\d{6}\d*[1-9]")).then(text + " is too fine").otherwise(text)
                 )
-            return self._in_four_digits(text.str.strptime(dtype, self.form, strict=strict), strict)
+            return self._in_four_digits(text.str.strptime(dtype, self.form, strict=strict), dtype, strict)
         if self.kind == "text":
             return text
         if strict and not self.is_native:
             text = pl.coalesce(self._number, text + " is no number")  # for the cast to fail
         return (text if strict else self._number).cast(self.dtype, strict=strict)
 
-    def _in_four_digits(self, value: pl.Expr, strict: bool) -> pl.Expr:
+    def _in_four_digits(self, value: pl.Expr, value_type: Any, strict: bool) -> pl.Expr:
         """24-01-03 is no day of the year 24."""
         if self.kind == "time" or "%Y" not in self.form:
             return value
-        late = value.dt.year() >= 1000
+        first = pl.lit(date(1000, 1, 1)).cast(value_type)
+        late = value >= first
         if strict:  # the cast of a negative number fails the query
-            late = (value.dt.year() - 1000).cast(pl.UInt16).is_not_null()
+            late = (late.cast(pl.Int8) - 1).cast(pl.UInt8).is_not_null()
         return pl.when(late).then(value)
 
 

@@ -296,7 +296,8 @@ def _require_rows(file: Path, lines: Lines, layout: Layout, columns: int) -> Non
             file, f"breaks off in its last line ({facts.last[1]} of {columns} fields); get the whole file"
         )
     if facts.first_long and not layout.quarantine:
-        raise too_long(file, *facts.first_long, columns, layout)
+        line, fields = facts.first_long
+        raise too_long(file, line, fields, columns, layout)
 
 
 def too_long(file: Path, line: int, fields: int, columns: int, layout: Layout) -> DataError:

@@ -1,13 +1,18 @@
 """The lines of a csv file: one pass over its bytes counts what is odd, another writes a clean copy."""
 
+import hashlib
+import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
+from overnight.data.archives import made_once
+from overnight.data.readers import _blocks
 from overnight.data.readers._blocks import (
     CR,
     LF,
@@ -26,6 +31,8 @@ from overnight.data.readers._blocks import (
 )  # fmt: skip
 from overnight.errors import DataError, file_error
 
+REMEMBERED = 1 << 24  # bytes from which on the facts of a file are kept
+
 
 @dataclass
 class Facts:
@@ -36,13 +43,13 @@ class Facts:
     blank_inside: int = 0  # of these, what is followed by a row
     comments: int = 0
     short: int = 0
-    first_short: tuple[int, int] | None = None  # line, fields
+    first_short: Sequence[int] | None = None  # line, fields
     long: int = 0
-    first_long: tuple[int, int] | None = None
+    first_long: Sequence[int] | None = None
     full: int = 0  # rows whose last field is not empty
     trimmed: int = 0  # values
     quoted: bool = False
-    last: tuple[int, int] = (0, 0)  # line and fields of the last row
+    last: Sequence[int] = (0, 0)  # line and fields of the last row
     ended: bool = True  # the last line has a line end
     # what a number may be written with, somewhere in the file
     signs: bool = False  # 007, +7, -0
@@ -67,7 +74,21 @@ class Lines:
     facts: Facts = field(default_factory=Facts)
 
     def counted(self) -> Facts:
-        """Raises DataError for bytes that are no text, and quotes and line ends that do not fit."""
+        """Of a large file remembered until it changes.
+
+        Raises DataError for bytes that are no text, and quotes and line ends that do not fit.
+        """
+        if self.path.stat().st_size < REMEMBERED:
+            return self._counted()
+        how = (self.dialect, self.columns, self.thorough, self.nulls, self.decimals, _code())
+        name = f"{self.path.name}-{hashlib.sha256(repr(how).encode()).hexdigest()[:12]}.json"
+        file = made_once(
+            self.path, name, lambda sink: sink.write(json.dumps(asdict(self._counted())).encode())
+        )
+        self.facts = Facts(**json.loads(file.read_bytes()))
+        return self.facts
+
+    def _counted(self) -> Facts:
         head, line = self.dialect.header, self.dialect.skip + 1
         for block in self.dialect.blocks(self.path):
             self.facts.ended = block.endswith(b"\n")
@@ -250,3 +271,10 @@ class Lines:
 
     def _error(self, line: int, problem: str) -> DataError:
         return file_error(self.file, f"line {line}: {problem}")
+
+
+@cache
+def _code() -> str:
+    """What the facts depend on besides the file."""
+    files = (Path(__file__), Path(_blocks.__file__))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

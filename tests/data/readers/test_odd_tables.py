@@ -351,6 +351,17 @@ def test_zstd(load, folder) -> None:
     assert "damaged or of another format" in said(load, folder, packed[:-4], {}, "u.csv.zst")
 
 
+def test_what_the_lines_of_a_large_file_hold_is_remembered_until_it_changes(load, folder, checkout) -> None:
+    even = b"1234567,1234567,1234567,1234567\n" * 600_000
+    for odd, count in ((b"5,6\n", 1), (b"5,6\n" * 3, 3)):
+        (folder / "t.csv").write_bytes(b"a,b,c,d\n" + even + odd)
+        for _ in range(2):
+            content = load("csv", {"tables": {"t": "t.csv"}})
+            assert content.cleaned == {"row with too few fields: the rest counts as missing": count}
+            assert content.rows == {"t": 600_000 + count}
+    assert len(list((checkout / ".overnight" / "unpacked").glob("*/t.csv-*.json"))) == 2
+
+
 def test_eight_hundred_columns_of_every_type(load, folder) -> None:
     kinds = ["7", "1.5", "x", "007", "2024-01-03", "true"]
     names = [f"c{i}" for i in range(800)]
