@@ -1,5 +1,6 @@
 """Gradient boosted trees of rows: scikit-learn's HistGradientBoosting, stopped early on val."""
 
+from collections import Counter
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -10,7 +11,7 @@ from overnight.events import Json
 from tasks.tabular.columns import Type
 from tasks.tabular.encoding import Rows, TreeEncoder, as_levels
 from tasks.tabular.params import FitParams
-from tasks.tabular.trees import Trees
+from tasks.tabular.trees import LEAF, Trees
 
 if TYPE_CHECKING:
     import polars as pl
@@ -34,6 +35,14 @@ class BoostedModel:
     def owners(self) -> list[str]:
         """The column that each one of `codes` comes from."""
         return self.encoder.owners()
+
+    def sizes(self) -> dict[str, float]:
+        """How often the trees ask for a column, of those that they ask for."""
+        asked = np.bincount(self.trees.feature[self.trees.left != LEAF], minlength=len(self.owners))
+        found = Counter[str]()
+        for name, times in zip(self.owners, asked.tolist(), strict=True):
+            found[name] += times
+        return {name: float(times) for name, times in found.items() if times}
 
     def codes(self, frame: "pl.DataFrame") -> np.ndarray:
         known = as_levels(frame, {name: self.kinds[name] for name in self.encoder.texts()})

@@ -261,12 +261,12 @@ def as_levels(frame: "pl.DataFrame", kinds: "Mapping[str, Type]") -> "pl.DataFra
     """
     import polars as pl
 
-    frame = frame.with_columns(
-        _blanks_as_null(name, frame.schema[name], kind) for name, kind in kinds.items()
-    )
+    schema = frame.schema
+    frame = frame.with_columns(_blanks_as_null(name, schema[name], kind) for name, kind in kinds.items())
+    schema = frame.schema
     texts = []
     for name, kind in kinds.items():
-        typed = _plain(name, frame.schema[name]) if kind == "text" else cast(name, frame.schema[name], kind)
+        typed = _plain(name, schema[name]) if kind == "text" else cast(name, schema[name], kind)
         text = (pl.col(name) if typed is None else typed).cast(pl.String)
         unseen = pl.col(name).is_not_null() & text.is_null()
         texts.append(pl.when(unseen).then(pl.lit(OTHER)).otherwise(text).alias(name))

@@ -37,6 +37,16 @@ class LinearModel:
         """The column that each one of `codes` comes from."""
         return [*self.encoder.numeric, *self.encoder.categorical]
 
+    def sizes(self) -> dict[str, float]:
+        """The largest weight of each column."""
+        largest = np.abs(self.weights).max(0).tolist()
+        found = dict(zip(self.encoder.numeric, largest, strict=False))
+        start = len(self.encoder.numeric) + len(self.encoder.flagged)
+        for name, levels in zip(self.encoder.categorical, self.encoder.levels, strict=True):
+            found[name] = max(largest[start : start + len(levels)])
+            start += len(levels)
+        return found
+
     def codes(self, frame: "pl.DataFrame") -> np.ndarray:
         known = as_levels(frame, {name: self.kinds[name] for name in self.encoder.categorical})
         return self.encoder.codes(known)

@@ -21,6 +21,7 @@ NAMES = {
 }
 OFTEN = 20  # times that a row is there on average
 AGREED = 0.5  # of the variance of all targets, which copies stay below
+NO_NUMBER = 2**63 + 1  # in the place of a missing whole number
 FEW_UNITS = 100  # below, the shares are kept as they are asked; above, a row keeps its part when others come
 NOTABLE = 0.05  # distance of a share from what was asked that stands in the note
 
@@ -58,6 +59,7 @@ def cut(params: FitParams, rows: Labelled, seed: int) -> Parts:
     if params.order:
         part, cluster = _by_order(params, rows.frame[params.order])
     elif params.groups:
+        _refuse_gaps(params, rows.frame)
         cluster = row_hash(rows.frame.select(params.groups))
         part = _by_hash(cluster, params.test, params.val, seed)
     elif params.parts:
@@ -91,9 +93,10 @@ def _bits(column: "pl.Series") -> np.ndarray:
     dtype = column.dtype
     if dtype.is_temporal():
         column = column.to_physical()
-    if column.dtype.is_integer():
-        whole = column.cast(pl.Int64, strict=False).fill_null(-(2**62) - 1)
-        return _mixed(whole.to_numpy().astype(np.int64).view(np.uint64))
+    if column.dtype.is_integer() and column.dtype not in (pl.Int128, pl.UInt128):
+        wide = np.uint64 if column.dtype.is_unsigned_integer() else np.int64
+        whole = column.fill_null(0).to_numpy().astype(wide).view(np.uint64)
+        return _mixed(np.where(column.is_null().to_numpy(), np.uint64(NO_NUMBER), whole))
     if column.dtype.is_numeric() or dtype == pl.Boolean:
         values = column.cast(pl.Float64).fill_null(float("nan")).to_numpy() + 0.0  # of -0.0 comes 0.0
         return _mixed(np.where(np.isnan(values), np.nan, values).view(np.uint64))
@@ -161,6 +164,15 @@ def _by_hash(units: np.ndarray, test: float, val: float, seed: int) -> np.ndarra
         place = (np.argsort(np.argsort(mixed)) + 0.5) / len(names)
     part = np.where(place < test, TEST, np.where(place < test + val, VAL, TRAIN))
     return np.asarray(part[index])
+
+
+def _refuse_gaps(params: FitParams, frame: "pl.DataFrame") -> None:
+    for name in params.groups:
+        missing = frame[name].null_count()
+        if missing:
+            raise DataError(
+                f"predictor: {missing} rows have no {name!r} to group them by; require it in the table"
+            )
 
 
 def _by_order(params: FitParams, column: "pl.Series") -> tuple[np.ndarray, np.ndarray]:

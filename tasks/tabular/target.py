@@ -1,5 +1,6 @@
 """What is predicted: the classes or the number of each row, and the columns that may be used for it."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,11 @@ def labelled(params: FitParams, table: Artifact) -> Labelled:
         rows = rows.with_columns(pl.col(ANSWER).fill_nan(None))
     known = rows.drop_nulls(ANSWER)
     answers = known[ANSWER]
+    if not known.height or not _is_plain(answers.dtype):
+        raise DataError(
+            f"predictor: target {params.target!r} is {answers.dtype} with a value in {known.height} of "
+            f"{rows.height} rows; it needs numbers, texts or truth values: CAST it, or look at the table"
+        )
     task = params.task or _inferred(params, answers)
     _without_effect(params, task)
     values, classes = _classes(params, answers) if task == "classify" else (_numbers(params, answers), [])
@@ -99,7 +105,15 @@ def _check(
     problems += [
         f"numeric: {c!r} is {have[c]}, not a number" for c in numeric if c in have and not is_number(have[c])
     ]
-    problems += [f"{c!r} stands under numeric and under categorical" for c in numeric if c in categorical]
+    problems += [
+        f"{c!r} is {have[c]}, which is no number, text, truth value or time; CAST it in the table"
+        for c in wanted
+        if c in have and not _is_plain(have[c])
+    ]
+    times = Counter([*numeric, *categorical])
+    problems += [
+        f"{c!r} stands {times[c]} times under numeric and categorical" for c in times if times[c] > 1
+    ]
     problems += [
         f"{c!r} is part of the target {params.target!r}: it would give the answer away; take it out of the "
         "features"
@@ -110,6 +124,12 @@ def _check(
         problems.append("name at least one column under numeric or categorical")
     if problems:
         raise DataError([f"predictor: {problem}" for problem in problems])
+
+
+def _is_plain(dtype: "pl.DataType") -> bool:
+    import polars as pl
+
+    return not (dtype.is_nested() or dtype in (pl.Binary, pl.Object, pl.Duration))
 
 
 def _inferred(params: FitParams, answers: "pl.Series") -> Task:
@@ -151,7 +171,11 @@ def _classes(params: FitParams, answers: "pl.Series") -> tuple[np.ndarray, list[
         texts = pl.select(pl.when(whole).then(digits).otherwise(texts)).to_series()
     names = texts.unique()
     if not 2 <= len(names) <= MOST_CLASSES:
-        advice = "; say task: regress to predict the number" if answers.dtype.is_numeric() else ""
+        advice = (
+            "; say task: regress to predict the number"
+            if len(names) > 1 and answers.dtype.is_numeric()
+            else ""
+        )
         raise DataError(
             f"predictor: target {params.target!r} has {len(names)} classes in {len(answers)} rows; it needs "
             f"2 to {MOST_CLASSES}{advice}"

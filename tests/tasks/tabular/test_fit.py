@@ -232,12 +232,16 @@ def test_rows_without_a_class_are_left_out_and_counted(tmp_path: Path) -> None:
         ({"target": "size", "class_weights": "balanced"}, "class_weights has no effect"),
         ({"log_target": True}, "log_target has no effect"),
         ({"class_weights": {"yes": 2}}, "of the classes false, true"),
-        ({"categorical": ["x"]}, "'x' stands under numeric and under categorical"),
+        ({"categorical": ["x"]}, "'x' stands 2 times under numeric and categorical"),
         ({"numeric": ["nothing"], "categorical": []}, "no column has a value"),
+        ({"numeric": ["x", "x"]}, "'x' stands 2 times"),
+        ({"categorical": ["pair"]}, r"'pair' is List\(Int64\), which is no number"),
+        ({"target": "pair"}, "it needs numbers, texts or truth values"),
+        ({"target": "nothing", "numeric": ["x"]}, "with a value in 0 of 4000 rows"),
     ],
 )
 def test_what_cannot_be_fitted_says_why(tmp_path: Path, params: dict[str, object], message: str) -> None:
-    data = table(tmp_path, nothing=pl.Series([None] * ROWS, dtype=pl.Float64))
+    data = table(tmp_path, nothing=pl.Series([None] * ROWS, dtype=pl.Float64), pair=[[1, 2]] * ROWS)
     with pytest.raises(DataError, match=message):
         fitted(tmp_path, data, **params)
 

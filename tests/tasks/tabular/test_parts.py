@@ -140,6 +140,7 @@ def test_parts_by_name_and_val_is_cut_off_train_where_none_is_named(tmp_path: Pa
         ({"day": [1, 2] * (ROWS // 2)}, {"order": "day"}, "2 different values, too few for 3 parts"),
         ({"day": [None, *range(ROWS - 1)]}, {"order": "day"}, "1 rows have no 'day'"),
         ({"shop": [1] * ROWS}, {"groups": "shop"}, "the split leaves"),
+        ({"shop": [None, *range(1, ROWS)]}, {"groups": "shop"}, "1 rows have no 'shop' to group them by"),
     ],
 )
 def test_a_cut_that_leaves_a_part_empty_says_what_to_do(
@@ -155,6 +156,8 @@ def test_equal_values_have_equal_hashes_whatever_they_are() -> None:
     first, second, third = row_hash(one)
     assert first == second != third
     assert row_hash(one[::-1]).tolist() == [third, second, first]
+    large = pl.Series("a", [2**63 + 5, 2**63 + 6, 5, None], dtype=pl.UInt64)
+    assert len(set(row_hash(large.to_frame()).tolist())) == 4
     gaps = pl.DataFrame({"a": [None, float("nan"), 1.0, -1.0]})
     assert len(set(row_hash(gaps).tolist())) == 3
     assert row_hash(pl.DataFrame({"a": ["one"], "b": [7]})).tolist() == [1445646589810640060]
