@@ -28,6 +28,13 @@ class CleaningCounts(Counter[str]):
         self[rule] += 1
         self.first.setdefault(rule, where)
 
+    def sentence(self, most: int = 5) -> str:
+        """The rules that were applied most, for a note; empty when none was."""
+        rules = [f"{rule} {count:,}" for rule, count in (+self).most_common(most)]
+        more = len(+self) - len(rules)
+        rules += [f"{more} more in the log"] if more else []
+        return f"odd data: {', '.join(rules)}" if rules else ""
+
     def __pos__(self) -> "CleaningCounts":
         found = CleaningCounts(super().__pos__())
         found.first = {rule: where for rule, where in self.first.items() if rule in found}

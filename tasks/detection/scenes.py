@@ -119,7 +119,7 @@ def load_boxes(run: Run, params: SceneParams, data: Dataset) -> Artifact:
             cleaned.at("class without a training box kept", name)
     data.refuse(cleaned)
     run.cleaned(+cleaned)
-    return _handed_on(run, data.name, splits, content.classes, params.size)
+    return _handed_on(run, data.name, splits, content.classes, params.size, cleaned)
 
 
 def scenes_spec(params: ComposeParams, images: DataSpec) -> DataSpec:
@@ -150,7 +150,7 @@ def compose_scenes(run: Run, params: ComposeParams, images: Artifact) -> Artifac
         count = getattr(params, split) if len(objects) else 0
         splits[split] = [(f"{split}-{i}", _composed(params, objects, labels, random)) for i in range(count)]
         run.progress(index + 1, len(SPLITS), f"{count} {split} scenes")
-    return _handed_on(run, "scenes", splits, spec.classes, params.size)
+    return _handed_on(run, "scenes", splits, spec.classes, params.size, CleaningCounts())
 
 
 # ------------------------------------------------------------------------------------------------ letterbox
@@ -273,7 +273,12 @@ def _room(
 
 
 def _handed_on(
-    run: Run, name: str, splits: Mapping[str, list[tuple[str, Scene]]], classes: tuple[str, ...], size: int
+    run: Run,
+    name: str,
+    splits: Mapping[str, list[tuple[str, Scene]]],
+    classes: tuple[str, ...],
+    size: int,
+    cleaned: CleaningCounts,
 ) -> Artifact:
     """Save all splits, and say what is in them."""
     most = max(1, *(len(scene[2]) for items in splits.values() for _, scene in items), 1)
@@ -292,10 +297,8 @@ def _handed_on(
     run.picture("boxes", samples(few["images"], few["boxes"], few["labels"], names(classes)))
     boxes = {split: int((arrays[f"{split}_labels"] >= 0).sum()) for split in splits}
     run.metrics({f"data/{split}_boxes": count for split, count in boxes.items()})
-    run.note(
-        f"{name}: "
-        + ", ".join(f"{split} {counts[split]} images with {boxes[split]} boxes" for split in splits)
-    )
+    said = ", ".join(f"{split} {counts[split]} images with {boxes[split]} boxes" for split in splits)
+    run.note("; ".join(filter(None, (f"{name}: {said}", cleaned.sentence()))))
     return saved
 
 

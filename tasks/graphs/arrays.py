@@ -54,6 +54,8 @@ def save(run: Run, graph: Graph, name: str, shares: Shares, scale: Scale, blank:
         arrays["weights"] = graph.weights.astype(np.float32)
     cleaned["isolated node kept"] += graph.nodes - len(np.unique(graph.edges))
     run.cleaned(+cleaned)
+    if +cleaned:
+        run.note(f"{name}: {cleaned.sentence()}")
     run.picture("degrees", _degrees(graph))
     spec = DataSpec(
         shape=(features.shape[1],),

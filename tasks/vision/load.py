@@ -73,7 +73,7 @@ def load_images(run: Run, params: ImageParams, data: Dataset) -> Artifact:
         cleaned.at("class without a training image kept", content.classes[label])
     data.refuse(cleaned)
     run.cleaned(+cleaned)
-    return _save(run, params, data.name, content.classes, splits)
+    return _save(run, params, data.name, content.classes, splits, cleaned)
 
 
 def _labelled(
@@ -161,7 +161,12 @@ def _array(image: "Image", params: ImageParams, cleaned: CleaningCounts) -> np.n
 
 
 def _save(
-    run: Run, params: ImageParams, name: str, classes: tuple[str, ...], splits: dict[str, _Split]
+    run: Run,
+    params: ImageParams,
+    name: str,
+    classes: tuple[str, ...],
+    splits: dict[str, _Split],
+    cleaned: CleaningCounts,
 ) -> Artifact:
     channels = params.channels or (3 if any(image.ndim == 3 for image in splits["train"].images) else 1)
     sides = splits["train"].images[0].shape[:2]
@@ -176,10 +181,9 @@ def _save(
     out = run.save("images", spec, arrays, {"classes": list(classes), "names_test": splits["test"].names})
     run.data(name, out.digest, f"datasets/{name}.yaml", spec)
     run.metrics({f"data/{split}_images": count for split, count in counts.items()})
-    run.note(
-        f"{name}: {sum(counts.values())} images of {spec.shape}, {len(classes)} classes, "
-        + ", ".join(f"{k} {v}" for k, v in counts.items())
-    )
+    parts = ", ".join(f"{split} {count}" for split, count in counts.items())
+    said = f"{name}: {sum(counts.values())} images of {spec.shape}, {len(classes)} classes, {parts}"
+    run.note("; ".join(filter(None, (said, cleaned.sentence()))))
     return out
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from overnight.data.content import Boxes, BoxItem, Graph, ImageItem, Images
+from overnight.data.content import Boxes, BoxItem, CleaningCounts, Graph, ImageItem, Images
 from overnight.data.splits import cut, stratified
 from overnight.errors import DataError
 
@@ -150,3 +150,10 @@ def test_a_strict_set_refuses_what_a_rule_would_drop_or_repair(load, pictures, f
         "file that is no image left out: 1 (first: notes.txt); mend it, or remove `strict`",
         "image of the format heic, which is not read, left out: 1 (first: 3.heic); mend it, or remove `strict`",
     ]
+
+
+def test_the_sentence_names_what_was_applied_most() -> None:
+    counts = CleaningCounts({f"rule {i}": i for i in range(8)})
+    said = "odd data: rule 7 7, rule 6 6, rule 5 5, rule 4 4, rule 3 3, 2 more in the log"
+    assert counts.sentence() == said
+    assert CleaningCounts({"none": 0}).sentence() == ""

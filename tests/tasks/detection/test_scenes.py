@@ -94,6 +94,7 @@ def test_boxes_beyond_the_image_are_clipped_and_counted(tmp_path):
     assert "data: box clipped to its image: 2" in lines
     assert "data: box under a pixel after resizing dropped: 2" in lines
     assert "data: box of zero size dropped: 2" in lines
+    assert "box of zero size dropped 2" in run.of("note")[0]["text"]
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "RGBA", "P", "CMYK", "I;16", "LA"])
