@@ -106,6 +106,8 @@ def expect(path: Path, form: str, named: Path | None = None) -> Path:
     """The path; raises DataError when its first bytes are those of another format."""
     with path.open("rb") as stream:
         head = stream.read(512)
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - 4096))
+        tail = stream.read()
     found = next((name for start, name in SIGNATURES.items() if head.startswith(start)), form)
     if found in ("parquet", "bzip2") and b"\0" not in head:  # a column may be called so
         found = form
@@ -113,7 +115,7 @@ def expect(path: Path, form: str, named: Path | None = None) -> Path:
         found = "DuckDB"
     if head[257:262] == b"ustar":
         found = "tar"
-    if found == "zip" and b"xl/" in head + path.read_bytes()[-4096:]:
+    if found == "zip" and b"xl/" in head + tail:
         found = "xlsx (a spreadsheet: save it as csv)"
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html")):
         found = "web page"

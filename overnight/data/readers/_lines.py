@@ -105,13 +105,9 @@ class Lines:
         return self.facts
 
     def cleaned(self, sink: IO[bytes], even: bool) -> None:
-        """Write the rows below a line of numbers; even: only rows of as many fields as there are columns."""
+        """Write the rows below a line of numbers."""
         sink.write(self.dialect.separator.join(map(str, range(self.columns))).encode() + b"\n")
-        head = self.dialect.header
         for part, kept in self._kept(even):
-            if head and kept.any():
-                kept[np.flatnonzero(kept)[0]] = False
-                head = False
             chosen = np.repeat(kept, np.diff(part.starts, append=len(part.data)))
             sink.write(part.text if kept.all() else part.data[chosen].tobytes())
 
@@ -124,7 +120,7 @@ class Lines:
 
     def line_of(self, rows: list[int], even: bool) -> list[int]:
         """Lines of these rows, which count from 0 after the header and ascend."""
-        wanted = np.array(rows, np.int64) + self.dialect.header
+        wanted = np.array(rows, np.int64)
         found, before = list[int](), 0
         for part, kept in self._kept(even):
             starts = part.starts[kept]
@@ -138,16 +134,16 @@ class Lines:
         return found
 
     def _kept(self, even: bool) -> Iterator[tuple[Part, Mask]]:
+        """Blocks, and which of their records are rows; even: of as many fields as there are columns."""
         head, line = self.dialect.header, self.dialect.skip + 1
         for block in self.dialect.blocks(self.path):
             whole = block if block.endswith(b"\n") else block + b"\n"
             part = Part.of(whole, line, self.dialect)
             rows = ~(part.empty | part.comments)
-            kept = rows & (part.fields == self.columns) if even else rows
-            if head and rows.any():  # the header may have another number of fields
-                kept[np.flatnonzero(rows)[0]] = True
+            if head and rows.any():
+                rows[np.flatnonzero(rows)[0]] = False
                 head = False
-            yield part, kept
+            yield part, rows & (part.fields == self.columns) if even else rows
             line += part.lines
 
     def _require_text(self, block: bytes, line: int) -> None:

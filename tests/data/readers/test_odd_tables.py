@@ -274,6 +274,14 @@ def test_odd_files_that_are_read(load, folder, text: str, options, rows, rules: 
         assert "strict is set" in said(load, folder, text, {**options, "strict": True})
 
 
+def test_a_header_of_another_width_is_no_bad_row(load, folder) -> None:
+    text = "a,b,\n1,x\ny,2\n3\n"
+    content = read(load, folder, text, {"types": {"a": "int"}, "bad_rows": "quarantine"})
+    assert content.bad_rows["t"].select("line", "row").rows() == [(3, "y,2"), (4, "3")]
+    assert content.frames["t"].collect().rows() == [(1, "x")]
+    assert "line 3: column 'a'" in said(load, folder, text, {"types": {"a": "int"}})
+
+
 def test_what_trim_false_keeps(load, folder) -> None:
     table = read(load, folder, "a , b\n1, ?\n 2,3\n", {"nulls": ["?"], "trim": False}).frames["t"].collect()
     assert table.to_dict(as_series=False) == {"a ": ["1", " 2"], " b": [" ?", "3"]}
