@@ -11,6 +11,7 @@ from overnight.config import Values
 from overnight.data.content import CleaningCounts
 from overnight.data.readers._common import (
     IMAGE_ENDINGS,
+    USUAL,
     Files,
     check_met,
     files_below,
@@ -70,12 +71,20 @@ def pairs_by_split(folder: Path, options: Layout, cleaned: CleaningCounts) -> di
 
 
 def _lists(folder: Path) -> dict[str, list[str]]:
-    names = {split: f"ImageSets/Main/{split}.txt" for split in ("train", "val", "test", "trainval")}
-    there = {split: [name] for split, name in names.items() if (folder / name).is_file()}
-    both = there.pop("trainval", None)
-    if both and not {"train", "val"} & set(there):
-        there["train"] = both
-    return there
+    """Lists called as splits usually are, in whatever case, in the first place that has some."""
+    for place in (folder / "ImageSets" / "Main", folder / "ImageSets", folder):
+        files = {path.stem.lower(): path for path in place.glob("*.[tT][xX][tT]")}
+        there = {
+            split: [files[name].relative_to(folder).as_posix() for name in names if name in files][:1]
+            for split, names in {**USUAL, "trainval": ("trainval",)}.items()
+        }
+        found = {split: names for split, names in there.items() if names}
+        both = found.pop("trainval", None)
+        if both and not {"train", "val"} & set(found):
+            found["train"] = both
+        if found:
+            return found
+    return {}
 
 
 def _folders_of_splits(folder: Path, options: Layout) -> dict[str, list[str]]:

@@ -47,6 +47,26 @@ def lists_with_paths(folder: Path) -> dict:
     return {}
 
 
+def lists_in_capitals(folder: Path) -> dict:
+    voc(folder)
+    lists = folder / "ImageSets/Main"
+    for split, name in {"train": "Train.txt", "val": "Validation.txt", "test": "TEST.TXT"}.items():
+        (lists / f"{split}.txt").rename(lists / name)
+    (lists / "cat_train.txt").write_text("a 1\nb -1\n")
+    return {}
+
+
+def lists_beside(folder: Path) -> dict:
+    """Lists of pairs beside the folders."""
+    voc(folder)
+    for split, names in SPLITS.items():
+        (folder / "ImageSets/Main" / f"{split}.txt").unlink()
+        pairs = [f"./JPEGImages/{name}.png ./Annotations/{name}.xml" for name in names]
+        (folder / f"{split}.txt").write_text("\n".join(pairs))
+    (folder / "label_list.txt").write_text("cat\ndog\n")
+    return {}
+
+
 def beside(folder: Path) -> dict:
     for split, names in SPLITS.items():
         write(folder / split, folder / split, names)
@@ -88,16 +108,8 @@ def deep(folder: Path) -> dict:
     return {}
 
 
-LAYOUTS = [
-    voc,
-    beside,
-    folders_by_split,
-    splits_below,
-    two_folders,
-    two_pairs_of_folders,
-    deep,
-    lists_with_paths,
-]
+LAYOUTS = [voc, beside, folders_by_split, splits_below, two_folders, two_pairs_of_folders, deep, lists_with_paths,
+           lists_in_capitals, lists_beside]  # fmt: skip
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Scenes: letterboxed from images with boxes, or composed from images of single objects."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,20 @@ def test_a_missing_val_is_cut_from_train_by_the_seed(tmp_path):
     assert again.digest == out.digest
     assert out.meta()["names_test"] == ["0.png", "1.png", "2.png"]
     assert loaded(tmp_path / "one", {"train": items[:1]})[1].spec.counts == {"train": 1, "val": 0, "test": 0}
+
+
+def test_copies_of_an_image_stay_in_one_split(tmp_path):
+    items = [
+        replace(photo(64, 64, [[i, 0, i + 9, 9]], name=f"{i}.png"), group=str(i // 3)) for i in range(12)
+    ]
+    for seed in range(5):
+        content = Boxes(("thing", "other"), {"train": items}, CleaningCounts())
+        run = RecordingRun(tmp_path / str(seed), seed=seed)
+        out = load_boxes.body(run, SceneParams(size=64, val=0.25), entry(content))
+        arrays = out.arrays()
+        groups = {s: {int(x) // 3 for x in arrays[f"{s}_boxes"][:, 0, 0]} for s in ("train", "val")}
+        assert out.spec.counts == {"train": 9, "val": 3, "test": 0}
+        assert not groups["train"] & groups["val"]
 
 
 def test_another_kind_of_set_and_no_training_images_are_refused(tmp_path):
