@@ -7,11 +7,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from overnight import Artifact, DataSpec, artifact
+from overnight import Artifact, DataSpec, RecordingRun, artifact
 from overnight.errors import DataError
+from tasks.tabular.join import join_tables
 from tasks.tabular.params import FitParams
 from tasks.tabular.parts import Parts, cut, row_hash
+from tasks.tabular.tables import TableParams
 from tasks.tabular.target import labelled
+from tests.tasks.tabular.test_join import made as tables_of
 
 ROWS = 2000
 
@@ -161,3 +164,18 @@ def test_equal_values_have_equal_hashes_whatever_they_are() -> None:
     gaps = pl.DataFrame({"a": [None, float("nan"), 1.0, -1.0]})
     assert len(set(row_hash(gaps).tolist())) == 3
     assert row_hash(pl.DataFrame({"a": ["one"], "b": [7]})).tolist() == [1445646589810640060]
+
+
+def test_official_files_for_train_and_test_are_one_table_with_names(tmp_path: Path, folder: Path) -> None:
+    rows = ["x,paid", *(f"{i * 7 % 31},{'yes' if i % 3 else 'no'}" for i in range(90))]
+    data = tables_of(folder, train="\n".join(rows), test="\n".join(rows[:31]))
+    union = "SELECT *, 'train' AS part FROM train UNION ALL SELECT *, 'test' AS part FROM test"
+    (tmp_path / "run").mkdir()
+    joins = TableParams(fact="every", sql={"every": union})
+    table = join_tables.body(RecordingRun(tmp_path / "run"), joins, data)
+    params = FitParams(target="paid", categorical=["x"], parts="part")
+    found = cut(params, labelled(params, table), seed=0)
+    parts = pl.read_parquet(table.path / "table.parquet")["part"]
+    assert set(parts[found.test]) == {"test"}
+    assert set(parts[np.concatenate([found.train, found.val])]) == {"train"}
+    assert len(found.test) == found.seen == 30
