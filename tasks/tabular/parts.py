@@ -1,12 +1,12 @@
 """Which rows a model learns from, which say when to stop, and which only score it."""
 
-import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from overnight.errors import DataError
+from tasks.tabular.hashes import mixed, row_hash
 from tasks.tabular.params import FitParams
 from tasks.tabular.target import Labelled
 
@@ -21,7 +21,6 @@ NAMES = {
 }
 OFTEN = 20  # times that a row is there on average
 AGREED = 0.5  # of the variance of all targets, which copies stay below
-NO_NUMBER = 2**63 + 1  # in the place of a missing whole number
 FEW_UNITS = 100  # below, the shares are kept as they are asked; above, a row keeps its part when others come
 NOTABLE = 0.05  # distance of a share from what was asked that stands in the note
 
@@ -68,52 +67,14 @@ def cut(params: FitParams, rows: Labelled, seed: int) -> Parts:
     else:
         cluster = identity
         together = copied and not _are_few(rows, identity)
-        part = _by_hash(identity if together else _apart(rows, identity), params.test, params.val, seed)
+        part = _by_hash(identity if together else _apart(rows), params.test, params.val, seed)
     train, val, test = (np.flatnonzero(part == number) for number in (TRAIN, VAL, TEST))
     parts = Parts(train, val, test, identity, cluster, copied)
     _check(params, rows, parts)
     return replace(parts, remarks=tuple(_remarks(params, parts)))
 
 
-# ------------------------------------------------------------------------------------------------ hashes
-
-
-def row_hash(frame: "pl.DataFrame") -> np.ndarray:
-    """Uint64 (n,) of the values of each row, the same whatever library or version computes it."""
-    total = np.zeros(frame.height, np.uint64)
-    for column in frame:
-        total = _mixed(total ^ _bits(column))
-    return total
-
-
-def _bits(column: "pl.Series") -> np.ndarray:
-    """Uint64 (n,), equal for equal values; missing ones are all the same."""
-    import polars as pl
-
-    dtype = column.dtype
-    if dtype.is_temporal():
-        column = column.to_physical()
-    if column.dtype.is_integer() and column.dtype not in (pl.Int128, pl.UInt128):
-        wide = np.uint64 if column.dtype.is_unsigned_integer() else np.int64
-        whole = column.fill_null(0).to_numpy().astype(wide).view(np.uint64)
-        return _mixed(np.where(column.is_null().to_numpy(), np.uint64(NO_NUMBER), whole))
-    if column.dtype.is_numeric() or dtype == pl.Boolean:
-        values = column.cast(pl.Float64).fill_null(float("nan")).to_numpy() + 0.0  # of -0.0 comes 0.0
-        return _mixed(np.where(np.isnan(values), np.nan, values).view(np.uint64))
-    texts = column.cast(pl.String).fill_null("\0missing")
-    levels = texts.unique()
-    digests = [hashlib.blake2b(level.encode(), digest_size=8).digest() for level in levels]
-    codes = pl.DataFrame({"level": levels, "code": np.arange(len(levels))})
-    found = texts.to_frame("level").join(codes, on="level", how="left", maintain_order="left")["code"]
-    return np.asarray(np.frombuffer(b"".join(digests), np.uint64)[found.to_numpy()])
-
-
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """The finalizer of splitmix64 (Steele, Lea and Flood, OOPSLA 2014): every bit depends on every other."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(values ^ (values >> np.uint64(31)))
+# ------------------------------------------------------------------------------------------------ copies
 
 
 def _are_copies(rows: Labelled, identity: np.ndarray) -> bool:
@@ -141,15 +102,15 @@ def _are_few(rows: Labelled, identity: np.ndarray) -> bool:
     return max(rows.frame[name].n_unique() for name in rows.features) <= different / 2
 
 
-def _apart(rows: Labelled, identity: np.ndarray) -> np.ndarray:
+def _apart(rows: Labelled) -> np.ndarray:
     """A hash of each row on its own: equal ones are numbered, and which has which number is no matter."""
-    whole = _mixed(identity ^ _mixed(rows.values.astype(np.float64).view(np.uint64)))
+    whole = mixed(rows.whole ^ mixed(rows.values.astype(np.float64).view(np.uint64)))
     order = np.argsort(whole, kind="stable")
     sorted_hashes = whole[order]
     first = np.searchsorted(sorted_hashes, sorted_hashes)
     number = np.empty(len(whole), np.uint64)
     number[order] = (np.arange(len(whole)) - first).astype(np.uint64)
-    return _mixed(whole ^ _mixed(number))
+    return mixed(whole ^ mixed(number))
 
 
 # ------------------------------------------------------------------------------------------------ ways to cut
@@ -158,10 +119,10 @@ def _apart(rows: Labelled, identity: np.ndarray) -> np.ndarray:
 def _by_hash(units: np.ndarray, test: float, val: float, seed: int) -> np.ndarray:
     """Part (n,) of each row; rows of a unit share it."""
     names, index = np.unique(units, return_inverse=True)
-    mixed = _mixed(names ^ _mixed(np.array([seed], np.uint64)))
-    place = mixed / 2.0**64
+    seeded = mixed(names ^ mixed(np.array([seed], np.uint64)))
+    place = seeded / 2.0**64
     if len(names) < FEW_UNITS:
-        place = (np.argsort(np.argsort(mixed)) + 0.5) / len(names)
+        place = (np.argsort(np.argsort(seeded)) + 0.5) / len(names)
     part = np.where(place < test, TEST, np.where(place < test + val, VAL, TRAIN))
     return np.asarray(part[index])
 

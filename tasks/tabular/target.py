@@ -9,13 +9,14 @@ import numpy as np
 from overnight.artifact import Artifact
 from overnight.errors import DataError
 from tasks.tabular.encoding import WHOLE, is_number
+from tasks.tabular.hashes import file_hash
 from tasks.tabular.params import MOST_CLASSES, FitParams, Task
 
 if TYPE_CHECKING:
     import polars as pl
 
 FEW, MANY = 10, 50  # distinct whole numbers that are classes without a word, and above which they are numbers
-ANSWER = "\0answer"
+ANSWER, WHOLE_ROW = "\0answer", "\0row"
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Labelled:
     numeric: list[str]
     categorical: list[str]
     rows: int  # with those that have no answer
+    whole: np.ndarray  # uint64 (n,), a hash of all columns but the target's, where nothing else cuts the rows
 
     @property
     def features(self) -> list[str]:
@@ -51,6 +53,7 @@ def labelled(params: FitParams, table: Artifact) -> Labelled:
     try:
         answer = pl.sql_expr(params.target).alias(ANSWER)
         rows = frame.select(*wanted, answer).collect(engine="streaming")
+        rows = rows.with_columns(_whole_rows(params, frame, have, own))
     except pl.exceptions.PolarsError as error:
         raise DataError(
             f"predictor: target {params.target!r} does not work: {str(error).splitlines()[0]}"
@@ -67,7 +70,21 @@ def labelled(params: FitParams, table: Artifact) -> Labelled:
     task = params.task or _inferred(params, answers)
     _without_effect(params, task)
     values, classes = _classes(params, answers) if task == "classify" else (_numbers(params, answers), [])
-    return Labelled(known.drop(ANSWER), task, values, classes, numeric, categorical, rows.height)
+    whole = known[WHOLE_ROW].to_numpy()
+    kept = known.drop(ANSWER, WHOLE_ROW)
+    return Labelled(kept, task, values, classes, numeric, categorical, rows.height, whole)
+
+
+def _whole_rows(
+    params: FitParams, frame: "pl.LazyFrame", have: "pl.Schema", own: set[str]
+) -> "pl.Series | pl.Expr":
+    """A hash of each row of the table, without the target; 0 where something else says how to cut."""
+    import polars as pl
+
+    if params.order or params.groups or params.parts:
+        return pl.lit(0, pl.UInt64).alias(WHOLE_ROW)
+    names = [name for name, dtype in have.items() if name not in own and _is_plain(dtype)]
+    return pl.Series(WHOLE_ROW, file_hash(frame, names))
 
 
 def target_columns(params: FitParams) -> set[str]:

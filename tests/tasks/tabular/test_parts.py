@@ -9,9 +9,10 @@ import pytest
 
 from overnight import Artifact, DataSpec, RecordingRun, artifact
 from overnight.errors import DataError
+from tasks.tabular.hashes import file_hash, row_hash
 from tasks.tabular.join import join_tables
 from tasks.tabular.params import FitParams
-from tasks.tabular.parts import Parts, cut, row_hash
+from tasks.tabular.parts import Parts, cut
 from tasks.tabular.tables import TableParams
 from tasks.tabular.target import labelled
 from tests.tasks.tabular.test_join import made as tables_of
@@ -53,6 +54,16 @@ def test_the_order_of_the_rows_is_no_matter(tmp_path: Path, way: dict[str, objec
     assert names(one) == [by_id[i] for i in whole["id"]]
     sizes = [len(part) / ROWS for part in (one.train, one.val, one.test)]
     assert sizes == pytest.approx([0.7, 0.1, 0.2], abs=0.06)
+
+
+def test_other_features_leave_the_parts_as_they_are(tmp_path: Path) -> None:
+    """So that a model of more columns can be compared with the champion."""
+    whole = frame(more=np.arange(ROWS) % 9, other=np.arange(ROWS) % 11)
+    one, _ = made(tmp_path, whole)
+    two, _ = made(
+        tmp_path / "two", whole.select(whole.columns[::-1]), numeric=["x", "more"], categorical=["other"]
+    )
+    assert names(one) == names(two)
 
 
 def test_a_row_keeps_its_part_when_others_come(tmp_path: Path) -> None:
@@ -157,6 +168,7 @@ def test_equal_values_have_equal_hashes_whatever_they_are() -> None:
     days = pl.Series([date(2024, 1, 1)] * 2 + [date(2024, 1, 2)])
     one = pl.DataFrame({"a": [0.0, -0.0, 1.0], "b": ["x", "x", None], "c": days, "d": [True, True, None]})
     first, second, third = row_hash(one)
+    assert file_hash(one.lazy(), list("dbca")).tolist() == [first, second, third]
     assert first == second != third
     assert row_hash(one[::-1]).tolist() == [third, second, first]
     large = pl.Series("a", [2**63 + 5, 2**63 + 6, 5, None], dtype=pl.UInt64)
