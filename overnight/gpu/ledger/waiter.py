@@ -45,7 +45,7 @@ class Waiter:
         self._looked_at = 0.0
         self._not_before = 0.0
         self._late = dict[str, float]()  # others that could start, and since when
-        self._reported = (False, False)  # whether `on_wait` was called, and whether other programs were ahead
+        self._reported: object = None  # tickets ahead, and whether other programs were, at the last `on_wait`
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         ticket = now if ticket is None else min(ticket, now)  # one of before the last boot has no meaning
         self.request = Request(folder, False, ticket, size.mib, os.getpid(), size.exclusive)
@@ -130,11 +130,13 @@ class Waiter:
         return True
 
     def report(self, on_wait: OnWait) -> None:
-        """Call `on_wait` with the requests ahead at the first wait, and when other programs come or go."""
-        state = (True, self.overuse_mib > 0)
-        if self._view and state != self._reported:
+        """Call `on_wait` with the requests ahead first, and when they or other programs change."""
+        if not self._view:
+            return
+        ahead = [r for r in self._view.requests if r.holds or r.ticket < self.request.ticket]
+        state = ([r.ticket for r in ahead], self.overuse_mib > 0)
+        if state != self._reported:
             self._reported = state
-            ahead = [r for r in self._view.requests if r.holds or r.ticket < self.request.ticket]
             on_wait([r.with_owner() for r in ahead], self.overuse_mib)
 
     def leave(self) -> None:
