@@ -125,7 +125,7 @@ def opened(file: Path, layout: Layout, cleaned: CleaningCounts) -> Source:
     head = list(_head(path, file, layout.dialect))
     if not head:
         raise file_error(file, "holds no row: blank lines and comments alone; get the right file")
-    _require_delimiter(path, file, layout, head)
+    _require_delimiter(path, file, layout, head, counts)
     names, columns, may_end = _names(file, layout, head, counts)
     thorough = may_end or layout.strict or layout.quarantine
     lines = Lines(path, file, layout.dialect, columns, thorough, layout.words, layout.has_decimals(names))
@@ -208,17 +208,21 @@ def _head(path: Path, file: Path, dialect: Dialect) -> Iterator[tuple[int, int, 
 # ------------------------------------------------------------------------------------------------ header
 
 
-def _require_delimiter(path: Path, file: Path, layout: Layout, head: Head) -> None:
-    """Raises DataError when another delimiter cuts the first lines into more columns."""
-    if "delimiter" in layout.stated:
+def _require_delimiter(path: Path, file: Path, layout: Layout, head: Head, counts: CleaningCounts) -> None:
+    """Raises DataError when another delimiter gives more columns; counts it where ours is stated."""
+    own, stated = len(head[0][2]), "delimiter" in layout.stated
+    if stated and own > 1:
         return
     for guess in GUESSES.replace(layout.delimiter, ""):
         dialect = Dialect(guess, layout.quote, layout.comment, layout.skip_rows, trim=guess != " ")
         widths = [len(fields) for _, _, fields in _head(path, file, dialect)]
-        if widths and min(widths) == max(widths) > len(head[0][2]):
+        more = bool(widths) and min(widths) == max(widths) > own
+        if more and stated:
+            counts[f"file of one column, where the delimiter {guess!r} would give {widths[0]}"] += 1
+        elif more:
             raise file_error(
                 file,
-                f"delimiter {layout.delimiter!r} gives {len(head[0][2])} columns, but {guess!r} {widths[0]}; "
+                f"delimiter {layout.delimiter!r} gives {own} columns, but {guess!r} {widths[0]}; "
                 f"set the entry's delimiter: {guess!r}, or state {layout.delimiter!r} there",
             )
 

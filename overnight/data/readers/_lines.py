@@ -262,7 +262,8 @@ class Lines:
                 b"|".join(map(re.escape, self.nulls)),
                 re.escape(self.dialect.separator.encode()),
             )
-            alone = rb"(?<![^\n%b])(?:%b)(?=[\r\n%b])" % (separator, words, separator)
+            quote = re.escape(self.dialect.quote.encode()) + b"?" if self.dialect.quote else b""
+            alone = rb"(?<![^\n%b])%b(?:%b)%b(?=[\r\n%b])" % (separator, quote, words, quote, separator)
             self.facts.null_words += len(re.findall(alone, text))
 
     def _error(self, line: int, problem: str) -> DataError:

@@ -198,6 +198,8 @@ def _layout(options: Options, own: Table) -> "tuple[Layout, str]":
     union = values.pop("union")
     quarantine = values.pop("bad_rows") == "quarantine"
     zones = values.pop("timezone")
+    if values["trim"]:
+        values["nulls"] = [null.strip() for null in values["nulls"]]
     return Layout(**values, quarantine=quarantine, zones=zones, stated=frozenset(stated)), union
 
 
