@@ -172,12 +172,20 @@ def _unreadable(error: OSError) -> None:
     raise file_error(Path(error.filename), f"cannot be read: {error.strerror}; check its permissions")
 
 
-def usual_splits(folder: Path) -> dict[str, Path]:
-    """The folders in it that are called as splits usually are; none without one for train."""
+def usual_splits(folder: Path, cleaned: CleaningCounts | None = None) -> dict[str, Path]:
+    """The folders in it that are called as splits usually are; none without one for train.
+
+    What lies beside them is left out, and counted.
+    """
     there = {d.name.lower(): d for d in folders(folder)} if folder.is_dir() else {}
     found = {split: next((there[n] for n in names if n in there), None) for split, names in USUAL.items()}
     homes = {split: home for split, home in found.items() if home is not None}
-    return homes if "train" in homes else {}
+    if "train" not in homes:
+        return {}
+    for path in there.values():
+        if cleaned is not None and path not in homes.values():
+            cleaned.at("folder beside those of the splits left out", path.name)
+    return homes
 
 
 def tidy(name: str | None, what: str, cleaned: CleaningCounts) -> str:

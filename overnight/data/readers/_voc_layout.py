@@ -49,7 +49,7 @@ class Pair:
 
 def pairs_by_split(folder: Path, options: Layout, cleaned: CleaningCounts) -> dict[str, list[Pair]]:
     """Images and their annotations by split, sorted by name, so that no layout decides their order."""
-    sources = options.splits or _lists(folder) or _folders_of_splits(folder, options)
+    sources = options.splits or _lists(folder) or _folders_of_splits(folder, options, cleaned)
     names = None
     found = dict[str, list[Pair]]()
     for split, some in (sources or {"train": [""]}).items():
@@ -87,11 +87,13 @@ def _lists(folder: Path) -> dict[str, list[str]]:
     return {}
 
 
-def _folders_of_splits(folder: Path, options: Layout) -> dict[str, list[str]]:
+def _folders_of_splits(folder: Path, options: Layout, cleaned: CleaningCounts) -> dict[str, list[str]]:
     """Folders called train, val and test, in the set's own or in that of its images."""
-    places = [folder, *(images for images, _ in _homes(folder, folder, options))]
-    homes = next((homes for homes in map(usual_splits, places) if homes), {})
-    return {split: [home.relative_to(folder).as_posix()] for split, home in homes.items()}
+    for place in (folder, *(images for images, _ in _homes(folder, folder, options))):
+        homes = usual_splits(place, cleaned)
+        if homes:
+            return {split: [home.relative_to(folder).as_posix()] for split, home in homes.items()}
+    return {}
 
 
 def _homes(place: Path, folder: Path, options: Layout) -> list[tuple[Path, Path]]:

@@ -1,6 +1,8 @@
 """Images in folders named after their class: split/class/file, or class/file without splits."""
 
+import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +22,8 @@ from overnight.data.readers._common import (
     folders,
     usual_splits,
 )
-from overnight.errors import file_error
+from overnight.errors import DataError, file_error
+from overnight.paths import shown
 
 Parts = tuple[str, ...]  # of a path below the folder of a split
 
@@ -45,12 +48,12 @@ def read(folder: Path, options: Options, _kind: str) -> Images:
 
     Raises DataError for a folder that holds splits or classes instead of images.
     """
-    cleaned, homes = CleaningCounts(), _homes(folder, options)
+    cleaned = CleaningCounts()
+    homes = _homes(folder, options, cleaned)
     images = {home: _images(home, cleaned) for some in homes.values() for home in some}
     found = sorted({d.name for home in images for d in folders(home)})
     if not options.classes:
-        for home, paths in images.items():
-            _check_wrappers(folder, home, paths)
+        _check_wrappers(folder, homes, images)
     classes = tuple(options.classes) or tuple(found)
     for name in sorted(set(found) - set(classes)):
         cleaned[f"folder of the unlisted class {name!r} left out"] += 1
@@ -70,10 +73,11 @@ def read(folder: Path, options: Options, _kind: str) -> Images:
     return Images(classes, splits, cleaned)
 
 
-def _homes(folder: Path, options: Options) -> dict[str, list[Path]]:
+def _homes(folder: Path, options: Options, cleaned: CleaningCounts) -> dict[str, list[Path]]:
     given = options.splits
     if given is None:
-        return {split: [home] for split, home in usual_splits(folder).items()} or {"train": [folder]}
+        usual = usual_splits(folder, cleaned)
+        return {split: [home] for split, home in usual.items()} or {"train": [folder]}
     missing = [name for some in given.values() for name in some if not (folder / name).is_dir()]
     if missing:
         raise file_error(folder / missing[0], "there is no such folder; check the entry's splits")
@@ -96,24 +100,34 @@ def _images(home: Path, cleaned: CleaningCounts) -> list[Parts]:
     return found
 
 
-def _check_wrappers(folder: Path, home: Path, paths: Sequence[Parts]) -> None:
+def _check_wrappers(
+    folder: Path, homes: Mapping[str, Sequence[Path]], images: Mapping[Path, Sequence[Parts]]
+) -> None:
     """Raises DataError for a class's folder that holds no image but folders like splits or classes."""
-    places = dict[str, set[Parts]]()
-    for parts in paths:
-        places.setdefault(parts[0], set()).add(parts[:-1])
-    wrappers = {name: _branches(some) for name, some in places.items()}
-    wrong = {name: branch for name, branch in wrappers.items() if branch}
-    if not wrong:
-        return
-    name, branch = next(iter(wrong.items()))
-    inside = sorted({parts[len(branch)] for parts in places[name] if len(parts) > len(branch)})
-    below = "/".join((*home.relative_to(folder).parts, *branch))
-    raise file_error(
-        folder / below,
-        f"it holds no image of its own but folders ({', '.join(inside[:4])}), so it is no class; write "
-        f"`options: {{splits: {_splits_line(below, inside, sorted(wrong))}}}` in the entry, or list the "
-        "folders that are classes as `options: {classes: [...]}`",
-    )
+    splits, first = dict[str, str](), ""
+    for split, some in homes.items():
+        for home in some:
+            below = home.relative_to(folder).parts
+            places = dict[str, set[Parts]]()
+            for parts in images[home]:
+                places.setdefault(parts[0], set()).add(parts[:-1])
+            branches = {name: _branches(found) for name, found in places.items()}
+            wrong = {name: branch for name, branch in branches.items() if branch}
+            splits[split] = _yaml("/".join(below) or ".")
+            if not wrong:
+                continue
+            name, branch = next(iter(wrong.items()))
+            path = "/".join((*below, *branch))
+            inside = sorted({parts[len(branch)] for parts in places[name] if len(parts) > len(branch)})
+            first = first or f"{path}: it holds no image of its own but folders ({', '.join(inside[:4])})"
+            splits |= _inside(split, path, inside, [_yaml("/".join((*below, n))) for n in sorted(wrong)])
+    if first:
+        line = ", ".join(f"{split}: {path}" for split, path in splits.items())
+        raise DataError(
+            f"{shown(folder)}/{first}, so it is no class; write "
+            f"`options: {{splits: {{{line}}}}}` in the entry, or "
+            "list the classes as `options: {classes: [...]}`"
+        )
 
 
 def _branches(places: set[Parts]) -> Parts:
@@ -126,16 +140,16 @@ def _branches(places: set[Parts]) -> Parts:
     return () if common in places else common
 
 
-def _splits_line(below: str, inside: Sequence[str], wrong: Sequence[str]) -> str:
-    """What the entry should say, as yaml."""
+def _inside(split: str, below: str, inside: Sequence[str], wrong: Sequence[str]) -> dict[str, str]:
+    """What the entry should say in place of this split: those found below, or the folder itself."""
     names = {name.lower(): name for name in inside}
-    usual = {
-        split: next((names[name] for name in called if name in names), None)
-        for split, called in USUAL.items()
-    }
-    splits: Mapping[str, str] = {split: f"{below}/{name}" for split, name in usual.items() if name}
-    many = f"[{', '.join(wrong)}]" if len(wrong) > 1 else below
-    return f"{{{', '.join(f'{k}: {v}' for k, v in (splits or {'train': many}).items())}}}"
+    usual = {s: next((names[n] for n in called if n in names), None) for s, called in USUAL.items()}
+    found = {s: _yaml(f"{below}/{name}") for s, name in usual.items() if name}
+    return found or {split: f"[{', '.join(wrong)}]" if len(wrong) > 1 else _yaml(below)}
+
+
+def _yaml(path: str) -> str:
+    return path if re.fullmatch(r"[\w./-]+", path) else json.dumps(path, ensure_ascii=False)
 
 
 def _items(home: Path, paths: Sequence[Parts], classes: tuple[str, ...]) -> list[ImageItem]:

@@ -52,13 +52,18 @@ def test_files_of_systems_are_passed_over(load, folder, name: str) -> None:
         (["my/train/cat/1.png", "my/train/dog/2.png", "my/val/cat/3.png"], "my",
          {"train": "my/train", "val": "my/val"}),
         (["my/cat/1.png", "my/dog/2.png"], "my", {"train": "my"}),
+        (["my, set: 2/cat/1.png", "my, set: 2/dog/2.png"], "my, set: 2", {"train": "my, set: 2"}),
         (["my/deep/cat/1.png", "my/deep/dog/2.png"], "my/deep", {"train": "my/deep"}),
         (["a/Training/cat/1.png"], "a", {"train": "a/Training"}),
         (["fold1/cat/1.png", "fold1/dog/2.png", "fold2/cat/3.png", "fold2/dog/4.png"], "fold1",
          {"train": ["fold1", "fold2"]}),
         (["cat/1.png", "dog/2.png", "more/cat/3.png", "more/dog/4.png"], "more", {"train": "more"}),
         (["test/cat/1.png", "test/dog/2.png"], "test", {"train": "test"}),
+        (["train/a/cat/1.png", "train/a/dog/2.png", "train/b/cat/3.png", "train/b/dog/4.png"], "train/a",
+         {"train": ["train/a", "train/b"]}),
         (["train/x/cat/1.png", "train/x/dog/2.png"], "train/x", {"train": "train/x"}),
+        (["train/train/cat/1.png", "train/train/dog/2.png", "test/test/cat/3.png", "test/test/dog/4.png",
+          "val/cat/5.png"], "train/train", {"train": "train/train", "val": "val", "test": "test/test"}),
     ],
 )  # fmt: skip
 def test_a_wrapper_or_split_is_no_class_and_the_line_that_is_told_mends_it(
@@ -166,3 +171,10 @@ def test_damaged_files_decode_or_are_refused(form: str) -> None:
         except DataError:
             refused += 1
     assert refused
+
+
+def test_folders_beside_those_of_the_splits_are_named(load, folder) -> None:
+    fill(folder, "train/cat/1.png", "val/cat/2.png", "valid/cat/3.png", "extra/dog/4.png")
+    content = load("image_folder", {})
+    assert content.cleaned == {"folder beside those of the splits left out": 2}
+    assert content.cleaned.first["folder beside those of the splits left out"] == "extra"
