@@ -83,6 +83,9 @@ def table_of(folder: Path, options: Csv, columns: Sequence[str] = ()) -> "pl.Dat
         frame.columns = [str(i) for i in range(1, frame.width + 1)]
     _check_dialect(path, options, frame)
     require(path, columns or options.keys, frame.columns)
+    twice = [name for name in columns or options.keys if f"{name}_duplicated_0" in frame.columns]
+    if twice:
+        raise file_error(path, f"two columns are called {twice[0]!r}; rename one")
     stripped = frame.select(pl.col(c).str.strip_chars() for c in columns or frame.columns)
     ids = [c for c in options.keys if c != getattr(options, "label", None)]
     found = stripped.with_columns(pl.when(pl.all() != "").then(pl.all()))
@@ -111,6 +114,10 @@ def _data(path: Path, options: Csv) -> bytes:
         data = recoded(expect(plain(path), "csv", path), options.encoding).read_bytes()
     except LookupError:
         raise file_error(path, f"there is no encoding {options.encoding!r}; correct it") from None
+    if b"\0" in data:
+        raise file_error(path, "it holds NUL bytes: it is damaged, or in another encoding; set its encoding")
+    if b"\n" not in data:
+        data = data.replace(b"\r", b"\n")  # the line ends of old Macs
     try:
         data.decode()
     except UnicodeDecodeError as wrong:

@@ -32,7 +32,7 @@ class Annotation:
     @property
     def is_relative(self) -> bool | None:
         """Whether corners are shares of the sides, 0..1; None where whole numbers 0 and 1 leave it open."""
-        values = [value for box in self.corners for value in box if math.isfinite(value)]
+        values = [value for box in self.corners for value in box]
         if not values:
             return None
         inside = max(values) <= 1.01 and min(values) >= -0.01
@@ -112,7 +112,7 @@ def _boxes(element: ET.Element, xml: Path, cleaned: CleaningCounts) -> list[list
     try:
         straight = [box for box in element.findall("bndbox") if box.find("xmin") is not None]
         if straight:
-            return [[float(box.findtext(side) or "") for side in CORNERS] for box in straight]
+            return [[_number(box.findtext(side)) for side in CORNERS] for box in straight]
         rotated = element.find("robndbox")
         if rotated is not None:
             cleaned["rotated box replaced by the upright box around it"] += 1
@@ -128,9 +128,17 @@ def _boxes(element: ET.Element, xml: Path, cleaned: CleaningCounts) -> list[list
     ) from None
 
 
+def _number(text: str | None) -> float:
+    """Raises ValueError for what is missing, no number, nan or infinite."""
+    value = float(text or "")
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
 def _around_rotated(box: ET.Element) -> list[float]:
     """Centre, width and height in pixels, angle in radians, as roLabelImg writes them."""
-    x, y, width, height, angle = (float(box.findtext(n) or "") for n in ("cx", "cy", "w", "h", "angle"))
+    x, y, width, height, angle = (_number(box.findtext(n)) for n in ("cx", "cy", "w", "h", "angle"))
     if abs(angle) > 2 * math.pi:
         raise ValueError
     cosine, sine = abs(math.cos(angle)), abs(math.sin(angle))
@@ -140,7 +148,7 @@ def _around_rotated(box: ET.Element) -> list[float]:
 
 def _around_polygon(outline: ET.Element) -> list[float]:
     """Points as <x>, <y> or <x1>, <y1>, <x2> ..., at any depth."""
-    leaves = [(e.tag, float(e.text or "")) for e in outline.iter() if re.fullmatch(r"[xy]\d*", e.tag)]
+    leaves = [(e.tag, _number(e.text)) for e in outline.iter() if re.fullmatch(r"[xy]\d*", e.tag)]
     across, down = ([value for tag, value in leaves if tag[0] == axis] for axis in "xy")
     if len(across) != len(down) or len(across) < 2:
         raise ValueError

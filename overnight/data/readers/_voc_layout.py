@@ -133,6 +133,7 @@ def _pairs(place: Path, folder: Path, options: Layout, cleaned: CleaningCounts) 
     for images, annotations in _homes(place, folder, options):
         pictures = _by_stem(images, IMAGE_ENDINGS, cleaned)
         xmls = _by_stem(annotations, {".xml"}, cleaned if annotations != images else CleaningCounts())
+        _match_case(pictures, xmls, cleaned)
         found |= {str(images / stem): Pair(path, xmls.get(stem)) for stem, path in pictures.items()}
         lost += [path for stem, path in xmls.items() if stem not in pictures]
         count += len(xmls)
@@ -147,6 +148,16 @@ def _pairs(place: Path, folder: Path, options: Layout, cleaned: CleaningCounts) 
         [path.name for path in lost],
     )
     return found
+
+
+def _match_case(pictures: dict[str, Path], xmls: dict[str, Path], cleaned: CleaningCounts) -> None:
+    """Let an annotation without an image of its name have that of the same name in another case."""
+    alone = {stem.casefold(): stem for stem in pictures if stem not in xmls}
+    for stem in [stem for stem in xmls if stem not in pictures and stem.casefold() in alone]:
+        other = alone.pop(stem.casefold(), None)
+        if other is not None:
+            cleaned.at("annotation given the image of its name in another case", xmls[stem].name)
+            xmls[other] = xmls.pop(stem)
 
 
 def _by_stem(folder: Path, endings: Iterable[str], cleaned: CleaningCounts) -> dict[str, Path]:

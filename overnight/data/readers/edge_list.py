@@ -5,6 +5,7 @@ Features: json, id -> feature ids or values; or columns of a csv. Targets: csv, 
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
+NUMBER = re.compile(r"\+?0*(\d*?)(?:\.0*)?")  # a whole number, however it is written
 LONGEST = 100  # digits of an id that is read as a number
 MISSING = [
     "NaN",
@@ -98,6 +100,7 @@ def read(folder: Path, options: Options, _kind: str) -> Graph:
     _check_meet(where, linked, described, "features", cleaned)
     _check_meet(where, linked, names, "targets", cleaned)
     index = _index(linked, described, names)
+    _count_alike_ids(index, cleaned)
     codes = np.stack([end.replace_strict(index, return_dtype=pl.Int64).to_numpy() for end in ends])
     edges = cleaned_edges(codes, len(index), cleaned, shown(where))
     if not edges.size:
@@ -148,6 +151,16 @@ def _weights_of(
     kept: np.ndarray = weights[linked][first]
     cleaned["repeated edge of another weight dropped"] += int((weights[linked] != kept[which]).sum())
     return kept.astype(np.float32)
+
+
+def _count_alike_ids(index: Iterable[str], cleaned: CleaningCounts) -> None:
+    """Ids such as 1.0 or 01 beside 1 are nodes of their own, and named."""
+    known = set(index)
+    for name in index:
+        match = NUMBER.fullmatch(name)
+        plain = (match[1] or "0") if match else name
+        if plain != name and plain in known:
+            cleaned.at("id that is another one written otherwise kept", name)
 
 
 def _check_meet(

@@ -158,7 +158,9 @@ class _View:
         boxes, kept = self._boxes(annotation, size)
         if frame == "stored":
             boxes = as_seen(boxes, (width, height), orientation)
-        self.cleaned["image without boxes kept"] += not kept
+        if annotation.names and not kept:
+            self.cleaned.at("image whose boxes were all dropped left without any", pair.image.name)
+        self.cleaned["image without boxes kept"] += not annotation.names
         return _Placed(pair.image, boxes, [annotation.names[i] for i in kept])
 
     def _boxes(self, annotation: Annotation, size: Size) -> "tuple[np.ndarray, list[int]]":
@@ -218,7 +220,7 @@ def _clipped(
     ends = np.array(corners, dtype=np.float64).reshape(-1, 2, 2)
     low, high = ends.min(axis=1) - first, ends.max(axis=1)
     boxes = np.concatenate([np.maximum(low, 0), np.minimum(high, size)], axis=1)
-    zero = (low >= high).any(axis=1) | ~np.isfinite(ends).all(axis=(1, 2))
+    zero = (low >= high).any(axis=1)
     outside = (boxes[:, :2] >= boxes[:, 2:]).any(axis=1) & ~zero
     kept = ~zero & ~outside
     clipped = (boxes != np.concatenate([low, high], axis=1)).any(axis=1) & kept

@@ -43,6 +43,7 @@ WANTED = [("2", "3"), ("2", "10")]
         ("\ufeffa, b\n3 , 2\n10, 2\n".replace(", b", ",b"), EDGES),
         ("größe|a|b\n1|3|2\n2|10|2\n".encode("latin-1"), EDGES | {"delimiter": "|", "encoding": "latin-1"}),
         ("a,b\n3,2\n10,2\n".encode("utf-16"), EDGES | {"encoding": "utf-16"}),
+        ("a,b\r3,2\r10,2\r", EDGES),
         ("a,b\n3,2\n10,2\nnan,2\n,3\nNaN,<NA>\n", EDGES),
     ],
 )
@@ -63,6 +64,9 @@ def test_one_graph_in_many_dialects(load, put, text, options) -> None:
         ("größe,a,b\n1,3,2\n".encode("latin-1"), EDGES, "line 1 is not in utf-8; set its encoding"),
         ("a,b\n3,2\n", EDGES | {"encoding": "klingon"}, "there is no encoding 'klingon'"),
         ('a,b\n3,2\n4,"2\n', EDGES, "line 3 has a quote that does not close"),
+        (b"a,b\n3,2\n\0\0,2\n", EDGES, "it holds NUL bytes"),
+        ("a,b\n3,2\n".encode("utf-16-le"), EDGES, "it holds NUL bytes"),
+        ("a,b,a\n3,2,1\n", EDGES, "two columns are called 'a'"),
         ("a,b\n3,3\n4,4\n", EDGES, "no edge between two nodes is left of 2"),
         ("a,b\n", EDGES, "no edge between two nodes is left of 0"),
         ("a,b\n,1\n2,\n", EDGES, "no edge between two nodes is left of 0"),
@@ -170,3 +174,10 @@ def test_vectors_of_unequal_length_are_refused_by_node(load, put) -> None:
     put(e=ring(3), j=json.dumps({"0": [1, 2, 3], "1": [1, 2, 3], "2": [1, 2]}))
     with pytest.raises(DataError, match=r"j\.json: node '2' has 2 values, node '0' has 3"):
         load("edge_list", {"edges": EDGES, "features": "j.json", "vectors": True})
+
+
+def test_one_number_written_in_several_ways_is_named(load, put) -> None:
+    put(e="a,b\n1,2\n1.0,3\n02,3\n+3,1\n0,x1\n00,0.0\n")
+    graph = load("edge_list", {"edges": EDGES})
+    assert graph.nodes == 10
+    assert graph.cleaned == {"id that is another one written otherwise kept": 5}

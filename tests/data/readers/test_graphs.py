@@ -58,6 +58,7 @@ def test_ids_of_any_kind_and_nodes_that_only_one_file_knows(load, write) -> None
         "node without features given zeros": 4,
         "target without an id dropped": 1,
         "node of the features without an edge kept": 1,
+        "id that is another one written otherwise kept": 1,
         "node of the targets without an edge kept": 2,
     }
 

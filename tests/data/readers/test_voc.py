@@ -94,6 +94,8 @@ def test_an_annotation_is_understood_however_it_is_written(load, folder, annotat
             "lacks a corner",
         ),
         (xml(thing(box=("4,5", 6, 20, 16))), "lacks a corner"),
+        (xml(thing(box=("nan", 6, 20, 16))), "lacks a corner"),
+        (xml(thing(box=(4, 6, "1e999", 16))), "lacks a corner"),
         (
             xml(thing(inside="<robndbox><cx>9</cx><cy>9</cy><w>4</w><h>4</h><angle>45</angle></robndbox>")),
             "lacks",
@@ -211,6 +213,19 @@ def test_what_finds_no_partner_is_counted_with_its_name(load, folder) -> None:
     )
     dropped = load("voc", {"unannotated": "drop"})
     assert [item.name for item in dropped.splits["train"]] == ["a.png", "c.png"]
+
+
+def test_names_in_another_case_meet_and_boxes_that_are_all_dropped_are_named(load, folder) -> None:
+    pair(folder, "a")
+    (folder / "Annotations/a.xml").rename(folder / "Annotations/A.xml")
+    pair(folder, "b", xml(thing(box=(4, 6, 4, 6))))
+    content = load("voc", {})
+    assert boxes(content) == [*WHOLE, []]
+    assert content.cleaned == {
+        "annotation given the image of its name in another case": 1,
+        "box of zero size dropped": 1,
+        "image whose boxes were all dropped left without any": 1,
+    }
 
 
 def test_most_images_without_an_annotation_are_refused_unless_the_entry_says_what_they_are(
