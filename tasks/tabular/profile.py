@@ -28,11 +28,11 @@ def columns(file: Path) -> list[Json]:
     rows = int(frame.select(pl.len()).collect().item())
     known = _statistics(file, schema) if rows > EXACT_ROWS else {}
     names = list(schema)
-    found = dict[str, Any]()
+    found = dict[str, Any](known)
     for start in range(0, len(names), BLOCK):
         wanted = [e for name in names[start : start + BLOCK] for e in _asked(name, schema[name], rows, known)]
         found |= frame.select(wanted).collect(engine="streaming").row(0, named=True)
-    return [_column(name, schema[name], {**known, **found}, rows) for name in names]
+    return [_column(name, schema[name], found, rows) for name in names]
 
 
 def _asked(name: str, dtype: Any, rows: int, known: Mapping[str, Any]) -> Iterator[pl.Expr]:
@@ -128,8 +128,24 @@ def drawn(profile: Json, file: Path, asked: Mapping[str, str]) -> list[Json]:
             values = frame.select(pl.sql_expr(text).alias(who))[who]
         except pl.exceptions.PolarsError:  # the step that asks says so
             continue
-        found.append({"column": who, "first": True, "text": text, **_counts(values)})
-    return found + [{"column": name, "first": False, **_counts(frame[name])} for name in frame.columns]
+        found.append({"column": who, "first": True, "text": text, **_counted(values.to_frame())[who]})
+    drawn = _counted(frame)
+    return found + [{"column": name, "first": False, **drawn[name]} for name in frame.columns]
+
+
+def _counted(frame: pl.DataFrame) -> dict[str, Json]:
+    """What is drawn of each column; many numbers at once."""
+    schema = frame.schema
+    lined = [name for name, dtype in schema.items() if dtype.is_numeric() or dtype.is_temporal()]
+    found = {name: _levels(frame[name]) for name in set(schema) - set(lined)}
+    for start in range(0, len(lined), BLOCK):
+        names = lined[start : start + BLOCK]
+        physical = [pl.col(name).to_physical().cast(pl.Float64, strict=False) for name in names]
+        numbers = frame.select(physical).to_numpy()
+        for index, name in enumerate(names):
+            column = numbers[:, index]
+            found[name] = _histogram(column[np.isfinite(column)], schema[name])
+    return found
 
 
 def _sample(file: Path, rows: int) -> pl.DataFrame:
@@ -142,14 +158,11 @@ def _sample(file: Path, rows: int) -> pl.DataFrame:
     return pl.concat([frame.slice(start, each).collect(engine="streaming") for start in starts])
 
 
-def _counts(values: pl.Series) -> Json:
-    """Of intervals of numbers and times, of the commonest levels of all else; none of nested values."""
+def _levels(values: pl.Series) -> Json:
+    """Counts of the commonest levels; none of nested values."""
     dtype = values.dtype
     if dtype.is_nested() or dtype in (pl.Null, pl.Object, pl.Binary):
         return {"counts": [], "labels": []}
-    if dtype.is_numeric() or dtype.is_temporal():
-        numbers = values.drop_nulls().to_physical().cast(pl.Float64, strict=False).to_numpy()
-        return _histogram(numbers[np.isfinite(numbers)], values)
     levels = values.drop_nulls().cast(pl.String, strict=False).value_counts(sort=True, name="\0count")
     head = levels.head(LEVELS)
     rest = sum(levels["\0count"].to_list()[LEVELS:])
@@ -158,20 +171,21 @@ def _counts(values: pl.Series) -> Json:
     return {"counts": [*head["\0count"].to_list(), *([rest] if rest else [])], "labels": labels + more}
 
 
-def _histogram(numbers: np.ndarray, values: pl.Series) -> Json:
+def _histogram(numbers: np.ndarray, dtype: Any) -> Json:
+    """Counts of intervals of finite numbers; dtype: of the values that they stand for."""
     if not len(numbers):
         return {"counts": [], "labels": []}
     low, high = float(numbers.min()), float(numbers.max())
     span = high / 2 - low / 2  # halves: the largest floats are as far apart as none can tell
-    whole = values.dtype.is_integer() or values.dtype == pl.Date
+    whole = dtype.is_integer() or dtype == pl.Date
     bins = min(BINS, int(2 * span) + 1) if whole else BINS
     place = (numbers / 2 - low / 2) / span * bins if span else np.zeros(len(numbers))
     counts = np.bincount(np.minimum(place.astype(np.int64), bins - 1), minlength=bins if span else 1)
-    return {"counts": counts.tolist(), "labels": [], "range": [_label(low, values), _label(high, values)]}
+    return {"counts": counts.tolist(), "labels": [], "range": [_label(low, dtype), _label(high, dtype)]}
 
 
-def _label(number: float, values: pl.Series) -> str:
-    if values.dtype.is_temporal():
-        physical = pl.Series([int(number)]).cast(values.to_physical().dtype)
-        return str(physical.cast(values.dtype)[0])
+def _label(number: float, dtype: Any) -> str:
+    if dtype.is_temporal():
+        physical = pl.Series([int(number)]).cast(pl.Int32 if dtype == pl.Date else pl.Int64)
+        return str(physical.cast(dtype)[0])
     return f"{number:,.6g}"
