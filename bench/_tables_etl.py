@@ -1,4 +1,4 @@
-"""The ETL beside the same by hand, and TPC-H by SQL of the config beside DuckDB; bench/tables.py prints it."""
+"""The ETL beside the same by hand, and TPC-H by SQL beside DuckDB; bench/tables.py prints them."""
 
 import argparse
 import json

@@ -57,7 +57,7 @@ class Partner:
         missed = self.right.select(keys or pl.col(START, END))
         if keys and not self.join.between and not self.join.asof:
             left = self.left.select(key.alias(name) for name, key in zip(keys, self.ours, strict=True))
-            missed = missed.join(left, on=keys, how="anti")
+            missed = missed.join(left, on=keys, how="anti", maintain_order="left")
         share = f"{100 * matched / max(1, keyed):.1f} %"
         return (
             f"the join with {self.label}: {matched:,} of {keyed:,} rows with a key ({share}) found a "

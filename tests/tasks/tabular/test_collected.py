@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-LIMIT_MIB = 224  # of memory that is no copy of a file's pages: those the kernel takes back when it must
+LIMIT_MIB = 320  # of memory that is no copy of a file's pages: those the kernel takes back when it must
 CHILD = """
 import sys
 from pathlib import Path
