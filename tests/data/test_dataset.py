@@ -377,3 +377,9 @@ def test_the_entries_of_the_checkout_are_right() -> None:
         assert (
             entry.expected.counts or entry.expected.nodes or entry.expected.rows or entry.expected.tokens
         ), name
+
+
+def test_verify_asks_every_value_of_a_given_type(write) -> None:
+    write(CSV.replace("{t: t.csv}", "{t: {file: t.csv, types: {a: int}}}"), t_csv=b"a\n1\n2.5\n")
+    assert load_entry("made").load().rows == {"t": 2}
+    assert [line.partition(": ")[2][:26] for line in verify("made")] == ["line 3: column 'a', row 2 "]
