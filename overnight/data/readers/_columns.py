@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 import polars as pl
 
@@ -29,6 +30,7 @@ FORMATS = {
     "time": CLOCKS,
 }  # fmt: skip
 SIGNED, CODE = r"^\+|^-?0\d", r"^\d+[eE]\d+$"
+DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d")
 SHORT_YEAR = r"^\d{1,2}[-/.]\d{1,2}[-/.]\d{2}( |$)"
 NEVER = pl.lit(value=False)
 
@@ -194,11 +196,12 @@ class Inference:
         if not complete:
             values |= self._later([name for name, found in values.items() if not len(found)])
         rest = {name: list(_candidates(c, values[name])) for name, c in open_.items()}
-        self._narrow(sample.lazy(), rest)
+        self._narrow(sample.lazy(), rest, "in-memory")
         found = {name: self._decided(open_[name], left, values[name]) for name, left in rest.items()}
         before = dict(found)
         if not complete:  # a form that the entry asks for must hold, so the query itself will say
-            self._narrow(self.text, {name: rest[name] for name, c in found.items() if not c.given})
+            inferred = {name: rest[name] for name, c in found.items() if not c.given}
+            self._narrow(self.text, inferred, "streaming")
             found |= {name: rest[name][0] for name, c in found.items() if not c.given}
         found |= self._unambiguous(found)
         texts = [c for c in found.values() if c.kind == "text" and before[c.name].form == c.form]
@@ -213,12 +216,14 @@ class Inference:
         row = first.collect(engine="streaming")
         return {name: row[name].explode().drop_nulls() for name in names}
 
-    def _narrow(self, frame: pl.LazyFrame, rest: dict[str, list[Column]]) -> None:
+    def _narrow(
+        self, frame: pl.LazyFrame, rest: dict[str, list[Column]], engine: Literal["in-memory", "streaming"]
+    ) -> None:
         """Drop candidates from the front until the first fits every value."""
         pending = [name for name, columns in rest.items() if columns and columns[0].kind != "text"]
         while pending:
             query = frame.select(rest[name][0].wrong(self.facts).any().alias(name) for name in pending)
-            wrong = query.collect(engine="streaming").row(0, named=True)
+            wrong = query.collect(engine=engine).row(0, named=True)
             pending = [name for name in pending if wrong[name]]
             for name in pending:
                 rest[name].pop(0)
@@ -255,14 +260,19 @@ class Inference:
         self, columns: Sequence[Column], before: Mapping[str, Column], values: Mapping[str, pl.Series]
     ) -> None:
         """Say which columns look like something else and stay text, and why. before: by the sample alone."""
-        likely = {c.name: self._likely(before[c.name], values[c.name]) for c in columns}
-        odd = {name: column for name, column in likely.items() if column is not None}
-        shown = list(odd.values())[:SHOWN]
-        query = self.text.select(self._first_odd(column) for column in shown)
-        for name, value in (query.collect(engine="streaming").row(0, named=True) if shown else {}).items():
-            self.remarks.append(f"column {name!r} stays text: {_why(odd[name], str(value))}")
-        if len(odd) > len(shown):
-            self.remarks.append(f"{len(odd) - len(shown)} more columns stay text for such reasons")
+        odd, rest = dict[str, Column](), 0
+        for c in columns:
+            likely = self._likely(before[c.name], values[c.name]) if len(odd) < SHOWN else None
+            if likely is not None:
+                odd[c.name] = likely
+            elif len(odd) == SHOWN and re.match(r"[+-]?\d", str(values[c.name].first() or "")):
+                rest += 1
+        if odd:
+            query = self.text.select(self._first_odd(column) for column in odd.values())
+            for name, value in query.collect(engine="streaming").row(0, named=True).items():
+                self.remarks.append(f"column {name!r} stays text: {_why(odd[name], str(value))}")
+        if rest:
+            self.remarks.append(f"{rest} more columns that begin with a digit stay text")
 
     def _likely(self, before: Column, values: pl.Series) -> Column | None:
         """What the first values look like, although the column is text."""
@@ -273,7 +283,8 @@ class Inference:
         dates = [c for c in _candidates(replace(before, kind=""), values.head(1)) if c.kind in FORMATS]
         head = values.head(100).to_frame()
         fitting = [c for c in dates if head.select((c.value(strict=False).is_not_null()).any()).item()]
-        unknown = replace(before, kind="date", form="") if dates else None
+        looks = len(values) > 0 and DATE.match(str(values[0]))
+        unknown = replace(before, kind="date", form="") if looks else None
         return fitting[0] if fitting else unknown
 
     def _first_odd(self, column: Column) -> pl.Expr:
@@ -311,19 +322,30 @@ def _candidates(stated: Column, values: pl.Series) -> Iterator[Column]:
     """What the column may be, the narrowest first, as far as its first value shows."""
     first = str(values[0]) if len(values) else ""
     if stated.kind:
-        forms = FORMATS[stated.kind] if first else FORMATS[stated.kind][:1]
+        forms = [form for form in FORMATS[stated.kind] if _shape(form).fullmatch(first) or not first]
         yield from (replace(stated, form=form) for form in forms)
         return
-    if re.match(r"[+-]?[\d.,]", first):
+    if re.match(r"[+-]?[\d.,' ]+([eE][+-]?\d+)?$", first):
         yield replace(stated, kind="int")
         yield replace(stated, kind="float")
     if first.lower() in ("true", "false") and values.str.to_lowercase().is_in(["true", "false"]).all():
         yield replace(stated, kind="bool")
-    if re.match(r"\d{1,4}[-/.]\d{1,2}[-/.]\d", first):
-        yield from (replace(stated, kind="date", form=form) for form in DAYS)
-        times = [form for form in FORMATS["datetime"] if form not in DAYS]
-        yield from (replace(stated, kind="datetime", form=form) for form in times)
+    if DATE.match(first):
+        kinds = [("date", form) for form in DAYS]
+        kinds += [("datetime", form) for form in FORMATS["datetime"] if form not in DAYS]
+        fitting = [(kind, form) for kind, form in kinds if _shape(form).fullmatch(first)]
+        yield from (replace(stated, kind=kind, form=form) for kind, form in fitting)
     yield replace(stated, kind="text")
+
+
+@cache
+def _shape(form: str) -> re.Pattern[str]:
+    """What a text of that form looks like, with any digits."""
+    shapes = {"%Y": r"\d{1,4}", "%\\.f": r"(\.\d+)?", "%\\#z": r"(Z|[+-]\d\d:?(\d\d)?)", "%p": "[AaPp][Mm]"}
+    text = "\\d{8}" if form == "%Y%m%d" else re.escape(form)
+    for part, shape in shapes.items():
+        text = text.replace(part, shape)
+    return re.compile(r"\s*" + re.sub("%[mdHIMS]", r"\\d{1,2}", text))
 
 
 def _mostly_numbers(column: Column, values: pl.Series) -> bool:
