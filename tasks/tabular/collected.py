@@ -15,7 +15,7 @@ from overnight.errors import DataError
 from overnight.paths import shown
 from overnight.run import Run
 from tasks.tabular import outputs, page, profile, rapids
-from tasks.tabular.expressions import Expressions, overflow
+from tasks.tabular.expressions import Expressions, failed
 from tasks.tabular.plan import MATCH, REASON, Frames, Plan, Planner, checked
 from tasks.tabular.tables import TableParams
 
@@ -100,7 +100,7 @@ def _collected(
         misfits = _misfits(planner, frames)
         found = rapids.collect(list(queries.values()), params.engine, run, misfits.values())
     except pl.exceptions.PolarsError as error:
-        raise overflow(plan.expressions, error) or error from None
+        raise failed(plan.expressions) or error from None
     _refuse_misfits(planner, frames, dict(zip(misfits, found[len(queries) :], strict=True)))
     counts = dict[str, int]()
     for name, one in zip(queries, found, strict=False):

@@ -105,10 +105,11 @@ def asking(where: str, text: str) -> Iterator[None]:
     try:
         yield
     except pl.exceptions.PolarsError as error:
+        said = str(error).strip().splitlines()[0][:300]
+        if text == where:
+            raise DataError(f"{where}: does not work on these tables: {said}") from None
         kind = "an SQL expression" if "SELECT" not in text.upper() else "a query"
-        raise DataError(
-            f"{where}: {text!r} is not {kind} over these columns: {str(error).strip().splitlines()[0][:300]}"
-        ) from None
+        raise DataError(f"{where}: {text!r} is not {kind} over these columns: {said}") from None
 
 
 def columns_there(unknown: list[str], schema: Mapping[str, object]) -> str:
@@ -120,20 +121,28 @@ def columns_there(unknown: list[str], schema: Mapping[str, object]) -> str:
     return f"{names}; there are {', '.join(have[:MOST_NAMED])}{more}{hints}"
 
 
-def overflow(named: Mapping[str, tuple[str, pl.LazyFrame, pl.Expr]], error: Exception) -> DataError | None:
-    """The error in words, naming the expression whose whole numbers do not fit; None when it is another.
+def failed(named: Mapping[str, tuple[str, pl.LazyFrame, pl.Expr]]) -> DataError | None:
+    """What fails in words, naming the expression whose values do; None when it is none of them.
 
     named: {where: (text, the rows it is computed on, expression)}
     """
-    if OVERFLOW not in str(error):
-        return None
     for where, (text, frame, expression) in named.items():
-        try:
-            frame.select(expression.alias("\0value")).collect(engine="streaming")
-        except pl.exceptions.PolarsError as found:
-            value = one_line(str(found).splitlines()[0]).rpartition(": ")[2].strip("[]")
+        found = _failure(frame, [expression.alias("\0value")])
+        if found and not _failure(frame, [pl.col(list(dict.fromkeys(expression.meta.root_names())))]):
+            said = one_line(str(found).splitlines()[0])
+            if OVERFLOW not in said:
+                return DataError(f"{where}: {text!r} fails: {said}")
+            value = said.rpartition(": ")[2].strip("[]")
             return DataError(
                 f"{where}: {text!r} gives whole numbers that do not fit into 64 bits, such as {value}; "
                 "compute with decimals: CAST(column AS DOUBLE)"
             )
+    return None
+
+
+def _failure(frame: pl.LazyFrame, wanted: list[pl.Expr]) -> Exception | None:
+    try:
+        frame.select(wanted).collect(engine="streaming")
+    except pl.exceptions.PolarsError as error:
+        return error
     return None

@@ -239,6 +239,12 @@ def _near(
 def _ordered(have: pl.Schema, theirs: pl.Schema, join: Join, mine: str, other: str) -> Pair:
     """Both in one type that has an order: times, or numbers. Raises DataError."""
     ours, beside = have[mine], theirs[other]
+    within = join.asof.within if join.asof else None
+    if within is not None and isinstance(within, str) != ours.is_temporal():
+        raise DataError(
+            f"the join with {join.table}: within is {within!r}, but {mine} is {ours}; give a number for "
+            "numbers, and for times such as 90s, 5m, 2h, 1d"
+        )
     if ours.is_integer() and beside.is_integer():
         return pl.col(mine).cast(pl.Int64), pl.col(other).cast(pl.Int64)
     if ours.is_numeric() and beside.is_numeric():

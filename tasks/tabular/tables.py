@@ -1,7 +1,7 @@
 """The values of the ETL: which tables, how they join, what is made of them, and which rows stay."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -20,7 +20,7 @@ class Nearest(Values):
     column: str = Field(description="column so far, a time or a number")
     of: str | None = Field(None, description="column of the table; the same name when left out")
     direction: Literal["backward", "forward", "nearest"] = "backward"
-    within: str | float | None = Field(
+    within: Annotated[str, Field(pattern=r"^(\d+(ns|us|ms|s|m|h|d|w))+$")] | float | None = Field(
         None, description="how far it may be: a number, or for times such as 90s, 5m, 2h, 1d"
     )
 

@@ -174,3 +174,11 @@ def test_between_finds_the_interval_that_holds_the_value(
 def test_values_that_make_no_join_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         validate(Join, values, Source(Path("x.yaml")))
+
+
+@pytest.mark.parametrize(("column", "within"), [("at", "2h"), ("time", 5.5)])
+def test_how_far_is_said_in_what_the_column_holds(tmp_path: Path, column: str, within: object) -> None:
+    times = TRADES.with_columns(time=pl.lit("2024-01-01T10:00:00Z").str.to_datetime(time_zone="UTC"))
+    join = {"table": "quotes", "asof": {"column": column, "within": within}, "take": []}
+    with pytest.raises(DataError, match=f"within is {within!r}, but {column} is"):
+        joined(tmp_path, {"fact": times, "quotes": times}, joins=[join])

@@ -53,6 +53,12 @@ def test_an_unknown_zone_is_named(tmp_path: Path) -> None:
         joined(tmp_path, {"fact": pl.DataFrame({"at": HOURS})}, dates=dates)
 
 
+def test_a_value_that_an_expression_cannot_take_names_the_expression(tmp_path: Path) -> None:
+    fact = pl.DataFrame({"code": ["1", "x"]})
+    with pytest.raises(DataError, match=r"derive.n: 'CAST\(code AS BIGINT\)' fails: conversion .* \[\"x\"\]"):
+        joined(tmp_path, {"fact": fact}, derive={"n": "CAST(code AS BIGINT)"})
+
+
 SALES = pl.DataFrame({"shop": ["a", "a", "b", None], "price": [1.0, 3.0, 5.0, 7.0]})
 
 
