@@ -1,6 +1,7 @@
 """What several readers need."""
 
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from importlib.metadata import packages_distributions, version
@@ -196,10 +197,11 @@ def tidy(name: str | None, what: str, cleaned: CleaningCounts) -> str:
 
 
 def count_alike(classes: Iterable[str], cleaned: CleaningCounts) -> None:
-    """Classes whose names differ by case, blanks or accents' form alone are kept apart, and named."""
+    """Classes whose names differ by case, blanks, accents' form or as 1 and 1.0 are kept apart, and named."""
     seen = dict[str, str]()
     for name in classes:
         key = unicodedata.normalize("NFKC", " ".join(name.split())).casefold()
+        key = re.sub(r"^(\d+)\.0+$", r"\1", key)
         if seen.setdefault(key, name) != name:
             cleaned[f"classes {seen[key]!r} and {name!r} of nearly one name kept apart"] += 1
 
@@ -266,9 +268,8 @@ def cleaned_edges(edges: "np.ndarray", nodes: int, cleaned: CleaningCounts, wher
     import numpy as np
 
     if edges.size and (edges.min() < 0 or edges.max() >= nodes):
-        raise DataError(
-            f"{where}: an edge names node {edges.max()}, but there are {nodes} nodes (0 to {nodes - 1})"
-        )
+        odd = edges.min() if edges.min() < 0 else edges.max()
+        raise DataError(f"{where}: an edge names node {odd}, but there are {nodes} nodes (0 to {nodes - 1})")
     low, high = np.minimum(edges[0], edges[1]), np.maximum(edges[0], edges[1])
     loops = low == high
     codes = low[~loops] * max(nodes, 1) + high[~loops]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NO_IDS = ("NaN", "nan", "<NA>", "null", "NULL")  # how programs write that there is none
 NO_NUMBERS = (*NO_IDS, "NA", "N/A", "None")
+FORMATS = {"%%matrixmarket": "MatrixMarket", "*vertices": "Pajek", "graph [": "GML", "<?xml": "XML"}
 OTHERS = {"\t": r"\t", ";": ";", ",": ",", "|": "|", " ": "whitespace"}  # delimiters, as an entry says them
 
 
@@ -87,7 +88,7 @@ def table_of(folder: Path, options: Csv, columns: Sequence[str] = ()) -> "pl.Dat
     if twice:
         raise file_error(path, f"two columns are called {twice[0]!r}; rename one")
     stripped = frame.select(pl.col(c).str.strip_chars() for c in columns or frame.columns)
-    ids = [c for c in options.keys if c != getattr(options, "label", None)]
+    ids = _ids(options)
     found = stripped.with_columns(pl.when(pl.all() != "").then(pl.all()))
     return found.with_columns(pl.when(~pl.col(ids).is_in(NO_IDS)).then(pl.col(ids)))
 
@@ -116,6 +117,10 @@ def _data(path: Path, options: Csv) -> bytes:
         raise file_error(path, f"there is no encoding {options.encoding!r}; correct it") from None
     if b"\0" in data:
         raise file_error(path, "it holds NUL bytes: it is damaged, or in another encoding; set its encoding")
+    start = data[:100].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    other = next((form for mark, form in FORMATS.items() if start.startswith(mark.encode())), None)
+    if other is not None:
+        raise file_error(path, f"it is a graph in the format {other}; write its edges as csv")
     if b"\n" not in data:
         data = data.replace(b"\r", b"\n")  # the line ends of old Macs
     try:
@@ -148,11 +153,27 @@ def _why(data: bytes, options: Csv, error: str) -> str:
     return f"line {odd} has a quote that does not close" if odd else f"expected a csv file: {error}"
 
 
+def _check_first(path: Path, options: Csv, frame: "pl.DataFrame") -> None:
+    """Raises DataError when the ids of the first row are names, and all others numbers."""
+    import polars as pl
+
+    ids = [name for name in _ids(options) if name in frame.columns]
+    given = frame.select(pl.col(ids).str.strip_chars().cast(pl.Float64, strict=False).is_not_null())
+    if ids and frame.height > 2 and not any(given.row(0)) and all(column.all() for column in given[1:]):
+        names = ", ".join(map(repr, frame.select(ids).row(0)))
+        raise file_error(path, f"its first row names the columns ({names}); remove `header: false`")
+
+
+def _ids(options: Csv) -> list[str]:
+    return [name for name in options.keys if name != getattr(options, "label", None)]
+
+
 def _check_dialect(path: Path, options: Csv, frame: "pl.DataFrame") -> None:
     """Raises DataError when another option reads the first line better."""
     row = list(frame.columns)
     if not options.header:
         row = list(frame.row(0)) if frame.height else [""]
+        _check_first(path, options, frame)
     first = str(row[0])
     if not options.comment and first.startswith(("#", "%")):
         raise file_error(

@@ -6,6 +6,8 @@ Features: json, id -> feature ids or values; or columns of a csv. Targets: csv, 
 import json
 import math
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -154,11 +156,11 @@ def _weights_of(
 
 
 def _count_alike_ids(index: Iterable[str], cleaned: CleaningCounts) -> None:
-    """Ids such as 1.0 or 01 beside 1 are nodes of their own, and named."""
+    """Ids such as 1.0 or 01 beside 1, or an accent in two forms, are nodes of their own, and named."""
     known = set(index)
     for name in index:
         match = NUMBER.fullmatch(name)
-        plain = (match[1] or "0") if match else name
+        plain = (match[1] or "0") if match else unicodedata.normalize("NFC", name)
         if plain != name and plain in known:
             cleaned.at("id that is another one written otherwise kept", name)
 
@@ -182,14 +184,26 @@ def _check_meet(
 
 def _bags(path: Path) -> dict[str, Any]:
     try:
-        bags = json.loads(text(path))
+        bags = json.loads(text(path), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         raise file_error(path, f"expected json: {error}; get it anew, or correct the entry") from None
     if not isinstance(bags, dict):
         raise file_error(
             path, f"expected json of the form {{id: [feature ids]}}, found a {type(bags).__name__}"
         )
-    return {key.strip(): bag for key, bag in bags.items()}
+    found = {key.strip(): bag for key, bag in bags.items()}
+    if len(found) < len(bags):
+        raise file_error(path, "two of its ids differ by blanks around them alone; keep one of each")
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises ValueError for a key that stands twice."""
+    found = dict(pairs)
+    twice = [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]
+    if twice:
+        raise ValueError(f"the key {twice[0]!r} stands twice; keep one")
+    return found
 
 
 def _check_lengths(bags: dict[str, Any], where: str) -> None:

@@ -39,6 +39,9 @@ def read(folder: Path, options: Options, _kind: str) -> Graph:
     classes = class_names(options.classes, labels.tolist(), path, cleaned, fault)
     cleaned["unlabelled node kept"] += int((labels < 0).sum())
     masks = {name.removesuffix("_mask"): arrays[name].astype(bool) for name in MASKS if name in arrays}
+    if masks:
+        shared = sum(mask.astype(np.int64) for mask in masks.values()) > 1
+        cleaned["node in several masks kept in each"] += int(np.sum(shared))
     features = _features(arrays, nodes, path)
     return Graph(edges, nodes, features, np.maximum(labels, -1), classes, masks, cleaned)
 
@@ -66,26 +69,33 @@ def _load(path: Path) -> "dict[str, np.ndarray]":
     if odd:
         raise file_error(
             path,
-            f"{'; '.join(odd)}; expected finite numbers: edge_index (2, E), y (N,), x (N, F) "
-            "or CSR, masks (N,)",
+            f"{'; '.join(odd)}; expected numbers: edge_index (2, E) and y (N,) whole, x (N, F) or CSR, "
+            "masks (N,) of 0 and 1",
         )
-    wrong = [n for n in MASKS if n in arrays and arrays[n].shape != arrays["y"].shape]
+    wrong = [n for n in MASKS if n in arrays and not _is_mask(arrays[n], arrays["y"])]
     wrong += [n for n in CSR if "x_indptr" in arrays and n not in arrays]
     if wrong or arrays["edge_index"].shape[:1] != (2,):
         raise file_error(
             path,
-            f"{wrong[0] if wrong else 'edge_index'} has the wrong shape or is missing; "
-            "expected masks (N,), edges (2, E) and CSR",
+            f"{wrong[0] if wrong else 'edge_index'} has the wrong shape or values, or is missing; "
+            "expected masks (N,) of 0 and 1, edges (2, E) and CSR",
         )
     return arrays
 
 
 def _is_plain(name: str, array: "np.ndarray") -> bool:
-    """Numbers of the right dimensions; only features may hold values that are not finite."""
+    """Numbers of the right dimensions; all but features are whole, and masks are 0 or 1."""
     import numpy as np
 
-    plain = array.ndim == DIMENSIONS[name] and array.dtype.kind in "biuf"
-    return plain and (name in ("x", "x_data") or bool(np.isfinite(array).all()))
+    if array.ndim != DIMENSIONS[name] or array.dtype.kind not in "biuf":
+        return False
+    if name in ("x", "x_data"):
+        return True
+    return bool((np.isfinite(array) & (array == np.floor(array))).all())
+
+
+def _is_mask(mask: "np.ndarray", labels: "np.ndarray") -> bool:
+    return mask.shape == labels.shape and bool(((mask == 0) | (mask == 1)).all())
 
 
 def _features(arrays: "dict[str, np.ndarray]", nodes: int, path: Path) -> Features:

@@ -181,3 +181,18 @@ def test_one_number_written_in_several_ways_is_named(load, put) -> None:
     graph = load("edge_list", {"edges": EDGES})
     assert graph.nodes == 10
     assert graph.cleaned == {"id that is another one written otherwise kept": 5}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("%%MatrixMarket matrix coordinate pattern general\n3 5 2\n1 2\n2 3\n", "format MatrixMarket"),
+        ("*Vertices 2\n1 a\n2 b\n*Edges\n1 2\n", "format Pajek"),
+        ("graph [\n edge [ source 1 target 2 ]\n]\n", "format GML"),
+        ("from to\n1 2\n2 3\n", "'from', 'to'"),
+    ],
+)
+def test_lines_that_are_no_edges_make_no_nodes(load, put, text: str, said: str) -> None:
+    put(e=text)
+    with pytest.raises(DataError, match=said):
+        load("edge_list", {"edges": PLAIN | {"delimiter": "whitespace", "comment": "%"}})

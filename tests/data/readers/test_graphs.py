@@ -195,3 +195,41 @@ def test_planetoid_cut_short_or_something_else(load, folder) -> None:
         (folder / "g.npz").write_bytes(written)
         with pytest.raises(DataError, match=r"g\.npz: expected an npz file of plain arrays"):
             load("planetoid", {"file": "g.npz"})
+
+
+def test_ids_that_a_json_says_twice_are_refused(load, write, folder) -> None:
+    write()
+    for text, said in (
+        ('{"a": [1], "b": [2], "a": [3]}', "'a' stands twice"),
+        ('{"a": [1], "a ": [2]}', "blanks"),
+    ):
+        (folder / "f.json").write_text(text)
+        with pytest.raises(DataError, match=said):
+            load("edge_list", FULL)
+
+
+def test_classes_and_ids_written_in_two_ways_are_named(load, write) -> None:
+    write("from,to\ncafé,cafe\u0301\n", targets="node,kind\ncafé,1\ncafe\u0301,1.0\n", features={"café": [1]})
+    graph = load("edge_list", FULL)
+    assert graph.classes == ("1", "1.0")
+    assert graph.cleaned["classes '1' and '1.0' of nearly one name kept apart"] == 1
+    assert graph.cleaned["id that is another one written otherwise kept"] == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"y": np.array([0, 1.5, 1])}, "y is float64"),
+        ({"edge_index": np.array([[0, 1.5], [1, 2]])}, "edge_index is float64"),
+        ({"edge_index": np.array([[0, -1], [1, 2]])}, "names node -1"),
+        ({"train_mask": np.array([0, 2, 1])}, "train_mask has the wrong shape or values"),
+    ],
+)
+def test_numbers_that_are_no_labels_nodes_or_masks_are_refused(load, folder, more: dict, said: str) -> None:
+    arrays = {"edge_index": np.array([[0, 1], [1, 2]]), "y": np.array([0, 1, 1])}
+    np.savez(folder / "g.npz", **(arrays | more))
+    with pytest.raises(DataError, match=said):
+        load("planetoid", {"file": "g.npz"})
+    mask = np.array([1, 0, 0])
+    np.savez(folder / "g.npz", **arrays, train_mask=mask, test_mask=mask == 1)
+    assert load("planetoid", {"file": "g.npz"}).cleaned["node in several masks kept in each"] == 1
