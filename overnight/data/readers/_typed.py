@@ -71,6 +71,8 @@ def database(file: Path, table: str, cleaned: CleaningCounts) -> Typed:
 
 
 def _counted(file: Path, frame: pl.LazyFrame) -> Typed:
+    if not frame.collect_schema():
+        raise file_error(file, "has no column of a type that tables have (numbers, text, times)")
     try:
         rows = int(frame.select(pl.len()).collect().item())
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -85,6 +87,10 @@ def _settled(file: Path, path: Path, cleaned: CleaningCounts) -> pl.LazyFrame:
     try:
         frame = pl.scan_parquet(path)
         schema = frame.collect_schema()
+    except pl.exceptions.PanicException as error:
+        raise file_error(
+            file, f"has a column of a type that Polars does not read: {one_line(error)}; leave it out"
+        ) from None
     except (pl.exceptions.PolarsError, OSError) as error:
         raise file_error(file, f"is damaged, or no Parquet file: {one_line(error)}; get it anew") from None
     kept = list[pl.Expr]()
@@ -150,9 +156,10 @@ def _exported(file: Path, table: str, sink: IO[bytes]) -> None:
         raise file_error(file, "reading it needs the package duckdb; `pip install duckdb`") from None
     try:
         with duckdb.connect(str(file), read_only=True) as open_, tempfile.TemporaryDirectory() as place:
-            columns = _columns(open_, file, table)
+            found = _found(open_, file, table)
+            columns = _columns(open_, file, found)
             copy = Path(place) / "table.parquet"
-            source = open_.sql(f"SELECT {columns} FROM {_quoted(table)}")  # noqa: S608 - the names are quoted
+            source = open_.sql(f"SELECT {columns} FROM {found}")  # noqa: S608 - the names are quoted
             source.write_parquet(str(copy))
             with copy.open("rb") as made:
                 shutil.copyfileobj(made, sink)
@@ -162,18 +169,35 @@ def _exported(file: Path, table: str, sink: IO[bytes]) -> None:
         ) from None
 
 
-def _columns(open_: "duckdb.DuckDBPyConnection", file: Path, table: str) -> str:
-    """What to select. Raises DataError when there is no such table."""
-    names = [str(row[0]) for row in open_.sql("SELECT table_name FROM information_schema.tables").fetchall()]
-    if table not in names:
-        hint = did_you_mean(table, names)
+def _found(open_: "duckdb.DuckDBPyConnection", file: Path, table: str) -> str:
+    """The table or view as a query names it; of another schema than main it is called SCHEMA.TABLE."""
+    rows = open_.sql("SELECT table_schema, table_name FROM information_schema.tables").fetchall()
+    there = {name if schema == "main" else f"{schema}.{name}": (schema, name) for schema, name in rows}
+    if table not in there:
         raise file_error(
-            file, f"has no table {table!r}{hint} (there are: {', '.join(sorted(names))}); name it by `table`"
+            file,
+            f"has no table {table!r}{did_you_mean(table, list(there))} (there are: "
+            f"{', '.join(sorted(there))}); name it by `table`",
         )
-    rows = open_.sql(f"DESCRIBE {_quoted(table)}").fetchall()
+    return ".".join(map(_quoted, there[table]))
+
+
+def _columns(open_: "duckdb.DuckDBPyConnection", file: Path, found: str) -> str:
+    """What to select. Raises DataError for days and times without an end."""
+    rows = [(str(name), str(kind)) for name, kind, *_ in open_.sql(f"DESCRIBE {found}").fetchall()]
+    for name, kind in rows:
+        if kind == "DATE" or kind.startswith("TIMESTAMP"):
+            query = f"SELECT COUNT(*) FROM {found} WHERE isinf({_quoted(name)})"  # noqa: S608 - quoted
+            (many,) = open_.sql(query).fetchall()[0]
+            if many:
+                raise file_error(
+                    file,
+                    f"column {name!r} is infinite in {many} rows, which no table holds; write NULL there",
+                )
+    as_text = (*HUGE, "INTERVAL")
     return ", ".join(
-        f"CAST({_quoted(name)} AS VARCHAR) AS {_quoted(name)}" if kind in HUGE else _quoted(name)
-        for name, kind in (row[:2] for row in rows)
+        f"CAST({_quoted(name)} AS VARCHAR) AS {_quoted(name)}" if kind in as_text else _quoted(name)
+        for name, kind in rows
     )
 
 

@@ -131,3 +131,27 @@ def test_files_that_are_no_database(load, folder) -> None:
     (folder / "t.duckdb").write_bytes(b"xxxxxxxxDUCK" + b"\0" * 99)
     with pytest.raises(DataError, match=r"cannot be read by DuckDB|needs the package duckdb"):
         load("duckdb", {"file": "t.duckdb", "tables": ["t"]}, kind="table")
+
+
+def test_parquet_without_a_column_for_tables_says_so(load, folder) -> None:
+    pl.DataFrame({"a": [[1], [2]], "b": [b"x", b"y"]}).write_parquet(folder / "t.parquet")
+    with pytest.raises(DataError, match="has no column of a type that tables have"):
+        load("parquet", {"tables": {"t": "t.parquet"}}, kind="table")
+
+
+def test_types_and_schemas_of_a_database(load, folder) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    with duckdb.connect(str(folder / "d.duckdb")) as open_:
+        open_.sql("CREATE SCHEMA s")
+        open_.sql("CREATE TABLE s.t AS SELECT 2 AS a, INTERVAL 36 HOUR AS long")
+        open_.sql("CREATE TABLE ends AS SELECT TIMESTAMP 'infinity' AS until UNION ALL SELECT NULL")
+    found = load("duckdb", {"file": "d.duckdb", "tables": {"t": "s.t"}}, kind="table")
+    assert found.frames["t"].collect().rows() == [(2, "36:00:00")]
+    with pytest.raises(DataError, match=r"no table 't'.*there are: ends, s\.t"):
+        load("duckdb", {"file": "d.duckdb", "tables": ["t"]}, kind="table")
+    with pytest.raises(DataError, match="'until' is infinite in 1 rows"):
+        load("duckdb", {"file": "d.duckdb", "tables": ["ends"]}, kind="table")
+    open_ = duckdb.connect()
+    open_.sql(f"COPY (SELECT INTERVAL 1 DAY AS long) TO '{folder}/long.parquet'")
+    with pytest.raises(DataError, match=r"long\.parquet: has a column of a type that Polars does not read"):
+        load("parquet", {"tables": {"t": "long.parquet"}}, kind="table")
