@@ -57,7 +57,7 @@ def home(tmp_path_factory):
     stripes(root / "datasets" / "made", 40)
     shutil.copytree(root / "datasets" / "made", root / "datasets" / "broken")
     for picture in (root / "datasets" / "broken").rglob("*.png"):
-        picture.write_bytes(b"not a picture")
+        picture.write_bytes(f"not {picture}".encode())
     (root / "configs" / "night.yaml").write_text(CONFIG)
     (root / "configs" / "pair.yaml").write_text(PAIR)
     (root / "configs" / "long.yaml").write_text(

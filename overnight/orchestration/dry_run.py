@@ -75,7 +75,8 @@ class DryRun(Builder):
         if spec is None and step.spec and None not in given:
             spec = step.spec(params, *given)
         for one in self.steps:  # the same step with the same arguments runs once
-            if (one.step, one.params, one.given) == (step, params, given) and given and None not in given:
+            is_same = (one.step, one.params.result_params()) == (step, params.result_params())
+            if is_same and one.given == given and given and None not in given:
                 return one
         section = self.sections.get(id(params), "")
         planned = PlannedStep(self.label(step.name), step, params, given, spec, artifact, section, above)
