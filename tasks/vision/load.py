@@ -96,8 +96,8 @@ def _labelled(
         found = {name: list(items) for name, items in parts.splits.items()}
         if not found[split]:
             raise DataError(
-                f"data set {data.name!r}: {whole} training images, copies counted, are too few to cut "
-                f"{share:.0%} for {split}, since copies stay together; raise images.{split}"
+                f"data set {data.name!r}: {whole} training images are too few to cut {share:.0%} for "
+                f"{split} (copies stay together); raise images.{split}"
             )
         run.log(
             f"data: no {split} split: {len(found[split])} of {whole} training images were cut for it, by "
