@@ -158,7 +158,13 @@ def _scaled(image: "Image", cleaned: CleaningCounts | None) -> "Image":
     import numpy as np
     from PIL import Image
 
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    values = np.asarray(image, dtype=np.float64)
+    finite = np.isfinite(values)
+    if not finite.all():
+        if cleaned is not None:
+            cleaned["image with values of nan or inf, shown black and white"] += 1
+        top = float(values[finite].max(initial=0))
+        values = np.nan_to_num(values, posinf=top, neginf=float(values[finite].min(initial=0)))
     low, high = float(values.min(initial=0)), float(values.max(initial=0))
     top = 65535.0
     if low < 0 or high > top:

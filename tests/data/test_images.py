@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from overnight.data.content import CleaningCounts
 from overnight.data.images import as_image, as_text, opener, to_mode
 from overnight.errors import BadInput
 
@@ -89,3 +90,11 @@ def test_a_photograph_stands_upright_in_every_form(tmp_path: Path) -> None:
 def test_what_is_no_image_or_of_another_scale_is_refused(given: object, why: str) -> None:
     with pytest.raises(BadInput, match=why):
         as_image(given, "it")
+
+
+def test_values_that_are_not_finite_do_not_darken_the_rest() -> None:
+    cleaned = CleaningCounts()
+    values = np.array([[np.inf, 0.2], [np.nan, 1.0], [-np.inf, 0.4]], np.float32)
+    found = np.asarray(to_mode(Image.fromarray(values), "L", cleaned))
+    assert found.tolist() == [[255, 51], [0, 255], [0, 102]]
+    assert cleaned["image with values of nan or inf, shown black and white"] == 1

@@ -22,12 +22,16 @@ class Damaged(DataError):
 
 @dataclass(frozen=True)
 class Annotation:
-    """names: of the boxes' classes; corners: of each box, x1 y1 x2 y2 as written; size: width, height."""
+    """names: of the boxes' classes; corners: of each box, x1 y1 x2 y2 as written; size: width, height.
+
+    picture: the name of its image, as far as it is stated
+    """
 
     xml: Path
     names: list[str]
     corners: list[list[float]]
     size: tuple[float, float] | None
+    picture: str = ""
 
     @property
     def is_relative(self) -> bool | None:
@@ -48,6 +52,9 @@ def parse(xml: Path, drop_difficult: bool, cleaned: CleaningCounts) -> Annotatio
     _check_understood(root, objects, xml)
     names, corners = list[str](), list[list[float]]()
     for element in objects:
+        if (element.findtext("deleted") or "0").strip().lower() in ("1", "true", "yes"):  # of LabelMe
+            cleaned.at("object that is marked as deleted left out", xml.name)
+            continue
         if drop_difficult and (element.findtext("difficult") or "0").strip().lower() not in ("0", "false"):
             cleaned["difficult box dropped"] += 1
             continue
@@ -58,7 +65,8 @@ def parse(xml: Path, drop_difficult: bool, cleaned: CleaningCounts) -> Annotatio
                 continue
             names.append(name)
             corners.append(box)
-    return Annotation(xml, names, corners, _size(root))
+    picture = (root.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
+    return Annotation(xml, names, corners, _size(root), picture)
 
 
 def _root(xml: Path) -> ET.Element:
@@ -87,6 +95,7 @@ def _check_understood(root: ET.Element, objects: list[ET.Element], xml: Path) ->
     """What is not understood is never taken for an image without boxes."""
     inside = {id(part) for element in objects for part in element.iter()}
     odd = [e.tag for e in root.iter() if e.tag in COORDINATES and id(e) not in inside]
+    odd += [child.tag for child in root if child.tag not in KNOWN and _is_object(child)]
     if not objects:
         odd += [child.tag for child in root if child.tag not in KNOWN and len(child)]
         odd += [child.tag for child in root.findall("objects/*")]
@@ -96,6 +105,11 @@ def _check_understood(root: ET.Element, objects: list[ET.Element], xml: Path) ->
             f"<{odd[0]}> is not understood; expected <object> with <name> and <bndbox> (<xmin>, <ymin>, "
             "<xmax>, <ymax>); rename the tags, or convert the set to PASCAL VOC",
         )
+
+
+def _is_object(element: ET.Element) -> bool:
+    """Whether it has a name, and something of several parts beside it, such as a box."""
+    return element.find("name") is not None and any(len(part) > 1 for part in element)
 
 
 def _size(root: ET.Element) -> tuple[float, float] | None:

@@ -49,7 +49,7 @@ class Pair:
 
 def pairs_by_split(folder: Path, options: Layout, cleaned: CleaningCounts) -> dict[str, list[Pair]]:
     """Images and their annotations by split, sorted by name, so that no layout decides their order."""
-    sources = options.splits or _lists(folder) or _folders_of_splits(folder, options, cleaned)
+    sources = options.splits or _lists(folder, cleaned) or _folders_of_splits(folder, options, cleaned)
     names = None
     found = dict[str, list[Pair]]()
     for split, some in (sources or {"train": [""]}).items():
@@ -70,8 +70,11 @@ def pairs_by_split(folder: Path, options: Layout, cleaned: CleaningCounts) -> di
     return found
 
 
-def _lists(folder: Path) -> dict[str, list[str]]:
-    """Lists called as splits usually are, in whatever case, in the first place that has some."""
+def _lists(folder: Path, cleaned: CleaningCounts) -> dict[str, list[str]]:
+    """Lists called as splits usually are, in whatever case, in the first place that has some.
+
+    Of VOC's folders of lists the others are counted, where there is none of those.
+    """
     for place in (folder / "ImageSets" / "Main", folder / "ImageSets", folder):
         files = {path.stem.lower(): path for path in place.glob("*.[tT][xX][tT]")}
         there = {
@@ -84,6 +87,8 @@ def _lists(folder: Path) -> dict[str, list[str]]:
             found["train"] = both
         if found:
             return found
+        for path in sorted(files.values()) if place != folder else ():
+            cleaned.at("list that is not called like a split left out", path.name)
     return {}
 
 

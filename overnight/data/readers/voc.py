@@ -46,6 +46,7 @@ def read(folder: Path, options: Options, _kind: str) -> Boxes:
     cleaned = CleaningCounts()
     pairs = pairs_by_split(folder, options, cleaned)
     annotations = _annotations(folder, pairs, options, cleaned)
+    _count_others(pairs, annotations, cleaned)
     view = _View([pair for some in pairs.values() for pair in some], annotations, options, cleaned)
     placed = {split: [view.placed(pair) for pair in some] for split, some in pairs.items()}
     view.check(folder)
@@ -94,6 +95,19 @@ def _annotations(
             folder, f"{nameless} of {nameless + boxes} boxes have no class name (first: {where})"
         )
     return found
+
+
+def _count_others(
+    splits: dict[str, list[Pair]], annotations: dict[Path, Annotation], cleaned: CleaningCounts
+) -> None:
+    """Annotations beside one image of the set that state the name of another."""
+    pairs = {pair for some in splits.values() for pair in some}
+    there = {pair.image.name for pair in pairs}
+    for pair in sorted(pairs, key=lambda pair: str(pair.image)):
+        stated = annotations[pair.xml].picture if pair.xml in annotations else ""
+        if stated != pair.image.name and stated in there:
+            said = f"{pair.image.name} has an annotation of {stated}"
+            cleaned.at("annotation that names another image kept with that of its own name", said)
 
 
 class _View:

@@ -356,3 +356,28 @@ def test_an_image_of_another_size_than_its_annotation_states_is_left_out(load, f
     pair(folder, "a", xml(thing(), size=(H, W)))
     with pytest.raises(DataError, match="2 of 2 annotations state another size than their image has"):
         load("voc", {})
+
+
+def test_objects_that_are_deleted_or_of_an_unknown_tag(load, folder) -> None:
+    pair(folder, "a", xml(thing("dog").replace("<bndbox>", "<deleted>1</deleted><bndbox>"), thing()))
+    content = load("voc", {})
+    assert boxes(content) == WHOLE
+    assert content.cleaned["object that is marked as deleted left out"] == 1
+    other = "<thing><name>dog</name><rect><left>1</left><top>1</top></rect></thing>"
+    pair(folder, "b", xml(thing(), other))
+    with pytest.raises(DataError, match=r"b\.xml: <thing> is not understood"):
+        load("voc", {})
+
+
+def test_an_annotation_that_names_another_image_of_the_set_is_counted(load, folder) -> None:
+    pair(folder, "a", xml(thing()).replace("x.jpg", "b.png"))
+    pair(folder, "b", xml(thing()).replace("x.jpg", "C:\\old\\b.png"))
+    cleaned = load("voc", {}).cleaned
+    rule = "annotation that names another image kept with that of its own name"
+    assert (cleaned[rule], cleaned.first[rule]) == (1, "a.png has an annotation of b.png")
+
+
+def test_lists_of_classes_alone_are_no_splits_and_counted(load, folder) -> None:
+    pair(folder, "a")
+    put(folder / "ImageSets" / "Main" / "cat_train.txt", "a 1\n")
+    assert load("voc", {}).cleaned["list that is not called like a split left out"] == 1
