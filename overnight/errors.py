@@ -11,7 +11,8 @@ from overnight.paths import shown
 
 # what others' code raises for what it cannot take; other exceptions are mistakes of ours
 FAILURES = (
-    AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError,
+    AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, StopIteration, TypeError,
+    ValueError,
 )  # fmt: skip
 
 

@@ -3,17 +3,19 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from overnight.config import Source, validate
 from overnight.data import readers
+from overnight.data.content import CleaningCounts
 from overnight.data.readers._common import IMAGE_ENDINGS
 from overnight.errors import ConfigError, DataError, file_error
 
 CSV_ENDINGS = (".csv", ".tsv", ".txt", ".dat")
+PARQUET, DATABASES = (".parquet", ".pq"), (".duckdb", ".db")
 PACKED = (".gz", ".zip", ".zst")
 ENCODINGS: tuple[dict[str, str], ...] = ({}, {"encoding": "utf-16"}, {"encoding": "cp1252"})
-DELIMITERS: tuple[dict[str, str], ...] = ({}, {"delimiter": ";"}, {"delimiter": "\t"}, {"delimiter": "|"})
+DELIMITERS: tuple[dict[str, str], ...] = ({}, *({"delimiter": mark} for mark in ";\t|"))
 MOST_TYPES = 200  # columns whose types are written down
 
 
@@ -33,7 +35,7 @@ def propose(path: Path) -> dict[str, Any]:
 
 def name_of(path: Path) -> str:
     stem = path.resolve().name
-    while Path(stem).suffix.lower() in (*CSV_ENDINGS, *PACKED, ".parquet", ".duckdb", ".npz"):
+    while Path(stem).suffix.lower() in (*CSV_ENDINGS, *PACKED, *PARQUET, *DATABASES, ".npz"):
         stem = Path(stem).stem
     return re.sub(r"\W+", "_", stem).strip("_").lower() or "made"
 
@@ -75,23 +77,43 @@ def _reads(reader: str, folder: Path, options: dict[str, Any], kind: str) -> boo
 
 def _tables(folder: Path, files: list[Path]) -> tuple[str, dict[str, Any]] | None:
     """(reader, options) of the files that are tables; None when there is none."""
-    for reader, endings in (("parquet", (".parquet",)), ("duckdb", (".duckdb", ".db"))):
-        found = [file for file in files if file.suffix.lower() in endings]
-        if found and reader in readers.names():
-            return reader, {"tables": {name_of(file): file.name for file in found}}
-    found = [file for file in files if _ending(file) in CSV_ENDINGS]
-    if not found:
-        return None
-    problems = list[str]()
+    endings = (*CSV_ENDINGS, *PARQUET, *DATABASES)
+    problems, first = list[str](), cast("DataError | None", None)
     options = dict[str, dict[str, Any]]()
+    found = [file for file in files if _ending(file) in endings]
     for file in found:
         try:
-            options[name_of(file)] = _csv(folder, file)
+            for name, given in _of_file(folder, file):
+                taken = sum(
+                    re.fullmatch(rf"{re.escape(name)}(_\d+)?", other) is not None for other in options
+                )
+                options[f"{name}_{taken + 1}" if taken else name] = given
         except DataError as error:
-            problems += error.problems
+            problems += [] if _ending(file) == ".txt" else error.problems  # it may be a note beside them
+            first = first or error
     if problems:
         raise DataError(problems)
-    return "csv", {"tables": options}
+    if first is not None and not options:
+        raise first
+    if found and all(_ending(file) in PARQUET for file in found):
+        return "parquet", {"tables": {name: given["file"] for name, given in options.items()}}
+    return ("csv", {"tables": options}) if found else None
+
+
+def _of_file(folder: Path, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The tables in it, by name. Raises DataError."""
+    ending = _ending(file)
+    if ending in CSV_ENDINGS:
+        yield name_of(file), _csv(folder, file)
+        return
+    from overnight.data.readers import _typed
+
+    if ending in PARQUET:
+        _typed.parquet([file], "same", CleaningCounts())
+        yield name_of(file), {"file": file.name}
+        return
+    for table in _typed.tables_of(file):
+        yield name_of(Path(table)), {"file": file.name, "table": table}
 
 
 def _ending(file: Path) -> str:
@@ -110,6 +132,8 @@ def _csv(folder: Path, file: Path) -> dict[str, Any]:
                 found.append((given, _types(folder, given)))
             except DataError as error:
                 problems.append(error)
+        # another delimiter that parts nothing is none
+        found = [one for one in found if len(one[1]) > 1 or "delimiter" not in one[0]]
         if found:
             given, types = max(found, key=lambda one: len(one[1]))
             return _with_types(folder, given, types)

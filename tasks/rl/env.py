@@ -38,6 +38,10 @@ def make(env: str, kwargs: Mapping[str, Any] | None = None, **options: Any) -> A
     except gymnasium.error.DependencyNotInstalled as error:
         raise ConfigError(f"agent.env: {env!r} needs a package that is not installed: {error}") from None
     except (gymnasium.error.Error, ImportError) as error:
+        if env in gymnasium.registry:
+            raise ConfigError(
+                f"agent.env: {env!r} cannot be made: {error}; install or mend its module"
+            ) from None
         close = difflib.get_close_matches(env, list(gymnasium.registry), n=1, cutoff=0.4)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ConfigError(
@@ -116,7 +120,7 @@ def spaces_of(params: AgentParams) -> dict[str, Any]:
     env = make(params.env, params.kwargs)
     seen, act = env.observation_space, env.action_space
     env.close()
-    if isinstance(seen, Box) and len(seen.shape) < 3:
+    if isinstance(seen, Box) and len(seen.shape) < 3 and 0 not in seen.shape:
         observation: dict[str, Any] = {"shape": list(seen.shape)}
     elif isinstance(seen, Discrete) and seen.start == 0:
         observation = {"shape": [], "states": int(seen.n)}

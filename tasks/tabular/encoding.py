@@ -52,7 +52,11 @@ class Encoder:
         safe = np.where(gone.all(0), 0.0, values)  # a column without any value carries nothing
         median = np.nanmedian(safe, 0) if values.size else np.zeros(len(numeric))
         filled = np.where(np.isnan(safe), median, safe)
-        spread = filled.std(0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            spread = filled.std(0)
+        for name, deviation in zip(numeric, spread, strict=True):
+            if not np.isfinite(deviation):
+                raise DataError(f"predictor: numeric: {name!r} is too large to scale; give it another unit")
         return cls(
             numeric,
             categorical,

@@ -217,6 +217,13 @@ def _numbers(params: FitParams, answers: "pl.Series") -> np.ndarray:
         raise DataError(f"predictor: target {params.target!r} is infinite in {infinite} rows; leave them out")
     if len(values) < 2 or values.min() == values.max():
         raise DataError(f"predictor: target {params.target!r} is the same in all {len(values)} rows")
+    with np.errstate(over="ignore", under="ignore"):
+        square = float(np.square(values.max() - values.min()))
+    if not 0 < square < np.inf:
+        raise DataError(
+            f"predictor: target {params.target!r} goes from {values.min():g} to {values.max():g}, too far "
+            "from 1 for squared errors; give it another unit"
+        )
     if params.log_target and values.min() < 0:
         raise DataError(
             f"predictor: log_target needs numbers from 0 on; {params.target!r} has {values.min():g}"

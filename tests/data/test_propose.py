@@ -107,3 +107,36 @@ def test_the_proposed_entry_is_accepted_by_the_command(checkout, capsys):
     assert "changed: sales: x" in capsys.readouterr().out
     assert main(["data", "check", "sales", "--accept"]) == 0
     assert main(["data", "check", "sales"]) == 0
+
+
+def test_files_whose_names_are_alike_are_all_proposed(tmp_path):
+    for name in ("a b.csv", "a-b.csv", "c.csv"):
+        (tmp_path / name).write_text("x,y\n1,2\n")
+    pl.DataFrame({"x": [1]}).write_parquet(tmp_path / "d.parquet")
+    (tmp_path / "README.txt").write_text("Words.\nMore words, and a comma\n")
+    found = propose(tmp_path)
+    tables = {name: given["file"] for name, given in found["options"]["tables"].items()}
+    assert tables == {"a_b": "a b.csv", "a_b_2": "a-b.csv", "c": "c.csv", "d": "d.parquet"}
+    assert found["reader"] == "csv"
+
+
+def test_a_database_and_what_only_says_that_it_is_one(tmp_path):
+    duckdb = pytest.importorskip("duckdb")
+    with duckdb.connect(str(tmp_path / "shop.duckdb")) as open_:
+        open_.sql("CREATE TABLE sales AS SELECT 1 AS id")
+    wanted = {"tables": {"sales": {"file": "shop.duckdb", "table": "sales"}}}
+    assert propose(tmp_path) == {"kind": "table", "reader": "csv", "options": wanted}
+    for name, said in (("b.db", "DuckDB"), ("c.parquet", "no Parquet file")):
+        (tmp_path / name).write_bytes(b"hello" * 9)
+        with pytest.raises(DataError, match=said):
+            propose(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("Report\nx,y\n1,2\n", "skip_rows: 1"), ("x y\n1 2\n3 4\n", "delimiter: ' '")],
+)
+def test_no_delimiter_is_proposed_that_parts_nothing(tmp_path, text, said):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(DataError, match=said):
+        propose(tmp_path / "a.csv")

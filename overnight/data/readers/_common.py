@@ -3,6 +3,7 @@
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
@@ -89,6 +90,15 @@ def present(folder: Path, name: str) -> Path:
     if not os.access(path, os.R_OK):
         raise file_error(path, "may not be read by this user; change its permissions")
     return path
+
+
+def all_matching(folder: Path, names: Iterable[str]) -> list[Path]:
+    """The files of these names, as `matching` finds them. Raises DataError for one that comes twice."""
+    found = [path for name in names for path in matching(folder, name)]
+    for path, times in Counter(found).items():
+        if times > 1:
+            raise file_error(path, "the entry names it twice, so its rows would be there twice; name it once")
+    return found
 
 
 def matching(folder: Path, name: str) -> list[Path]:

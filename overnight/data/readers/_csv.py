@@ -225,6 +225,21 @@ def _require_delimiter(path: Path, file: Path, layout: Layout, head: Head, count
                 f"delimiter {layout.delimiter!r} gives {own} columns, but {guess!r} {widths[0]}; "
                 f"set the entry's delimiter: {guess!r}, or state {layout.delimiter!r} there",
             )
+    words = [fields[0].split() for _, _, fields in head]
+    numbers = all(any(NUMBER.match(word) for word in row) for row in words[1:])
+    if (
+        own == 1
+        and not stated
+        and len(words) > 1
+        and numbers
+        and {1} < {1, *map(len, words)} == {1, len(words[0])}
+    ):
+        raise file_error(
+            file,
+            f"has one column, but {len(words[0])} words in each row; if blanks part its columns, set the "
+            "entry's delimiter: ' ' (one blank between two columns, else make it one), or state "
+            f"{layout.delimiter!r}",
+        )
 
 
 def _names(file: Path, layout: Layout, head: Head, counts: CleaningCounts) -> tuple[list[str], int, bool]:
@@ -266,6 +281,12 @@ def _require_header(file: Path, layout: Layout, head: Head, usual: int, may_end:
     line, _, first = head[0]
     if first[0].lower().startswith("sep="):
         raise file_error(file, f"line {line} names the delimiter: set the entry's skip_rows: {line}, and it")
+    if 2 * first.count("") > len(first):
+        raise file_error(
+            file,
+            f"line {line} names {len(first) - first.count('')} of {len(first)} columns; if it is a title, "
+            f"set the entry's skip_rows: {line}, else name the columns",
+        )
     if usual > len(first) and not (may_end and usual == len(first) + 1):
         at, wide = next((start, fields) for start, _, fields in head if len(fields) == usual)
         wider = f"line {at} has {usual} fields, but line {line} has {len(first)}"

@@ -2,7 +2,8 @@
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -148,31 +149,49 @@ def _filled(frame: pl.LazyFrame, every: Mapping[str, pl.DataType]) -> pl.LazyFra
     return frame.with_columns(missing).select(list(every))
 
 
-def _exported(file: Path, table: str, sink: IO[bytes]) -> None:
-    """Write the table as Parquet; whole numbers of over 64 bits as text, since Parquet has none."""
+@contextmanager
+def _opened(file: Path) -> "Iterator[duckdb.DuckDBPyConnection]":
+    """Raises DataError for what DuckDB cannot do with it."""
+    expect(file, "DuckDB")
     try:
         import duckdb
     except ImportError:
         raise file_error(file, "reading it needs the package duckdb; `pip install duckdb`") from None
     try:
-        with duckdb.connect(str(file), read_only=True) as open_, tempfile.TemporaryDirectory() as place:
-            found = _found(open_, file, table)
-            columns = _columns(open_, file, found)
-            copy = Path(place) / "table.parquet"
-            source = open_.sql(f"SELECT {columns} FROM {found}")  # noqa: S608 - the names are quoted
-            source.write_parquet(str(copy))
-            with copy.open("rb") as made:
-                shutil.copyfileobj(made, sink)
+        with duckdb.connect(str(file), read_only=True) as open_:
+            yield open_
     except duckdb.Error as error:
         raise file_error(
             file, f"cannot be read by DuckDB: {one_line(error)}; close what writes it, or get it anew"
         ) from None
 
 
-def _found(open_: "duckdb.DuckDBPyConnection", file: Path, table: str) -> str:
-    """The table or view as a query names it; of another schema than main it is called SCHEMA.TABLE."""
+def _exported(file: Path, table: str, sink: IO[bytes]) -> None:
+    """Write the table as Parquet; whole numbers of over 64 bits as text, since Parquet has none."""
+    with _opened(file) as open_, tempfile.TemporaryDirectory() as place:
+        found = _found(open_, file, table)
+        columns = _columns(open_, file, found)
+        copy = Path(place) / "table.parquet"
+        source = open_.sql(f"SELECT {columns} FROM {found}")  # noqa: S608 - the names are quoted
+        source.write_parquet(str(copy))
+        with copy.open("rb") as made:
+            shutil.copyfileobj(made, sink)
+
+
+def tables_of(file: Path) -> list[str]:
+    """The names of a database's tables and views, of another schema than main as SCHEMA.TABLE."""
+    with _opened(file) as open_:
+        return sorted(_there(open_))
+
+
+def _there(open_: "duckdb.DuckDBPyConnection") -> dict[str, tuple[str, str]]:
     rows = open_.sql("SELECT table_schema, table_name FROM information_schema.tables").fetchall()
-    there = {name if schema == "main" else f"{schema}.{name}": (schema, name) for schema, name in rows}
+    return {name if schema == "main" else f"{schema}.{name}": (schema, name) for schema, name in rows}
+
+
+def _found(open_: "duckdb.DuckDBPyConnection", file: Path, table: str) -> str:
+    """The table or view as a query names it."""
+    there = _there(open_)
     if table not in there:
         raise file_error(
             file,

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from overnight.config import Values
 from overnight.data.content import CleaningCounts, Tables
-from overnight.data.readers._common import Delimiter, Files, matching, require
+from overnight.data.readers._common import Delimiter, Files, all_matching, require
 from overnight.data.readers.parquet import as_table
 from overnight.errors import DataError, did_you_mean, file_error, one_line
 
@@ -158,7 +158,7 @@ def table(folder: Path, options: Options, name: str, cleaned: CleaningCounts) ->
     from overnight.data.readers import _typed
 
     own = options.tables[name]
-    files = [file for pattern in own.file for file in matching(folder, pattern)]
+    files = all_matching(folder, own.file)
     if own.ending in DATABASES:
         return _typed.database(files[0], own.table or name, cleaned)
     if own.ending in TYPED:

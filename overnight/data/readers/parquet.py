@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from overnight.config import Values
 from overnight.data.content import CleaningCounts, Tables
-from overnight.data.readers._common import Files, matching
+from overnight.data.readers._common import Files, all_matching
 
 
 def as_table(given: Any) -> Any:
@@ -31,7 +31,7 @@ def read(folder: Path, options: Options, _kind: str) -> Tables:
     cleaned = CleaningCounts()
     found = {}
     for name, table in options.tables.items():
-        files = [file for pattern in table.file for file in matching(folder, pattern)]
+        files = all_matching(folder, table.file)
         found[name] = _typed.parquet(files, table.union, cleaned)
     return Tables(
         {name: table.lazy for name, table in found.items()},

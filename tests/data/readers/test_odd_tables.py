@@ -390,3 +390,29 @@ def test_inferred_types_as_an_entry_states_them(folder) -> None:
     assert found == {"t": {"a": "int", "b": "text", "c": "float", "d": "date %d.%m.%Y"}}
     stated = csv.Options.model_validate({"tables": {"t": {"file": "t.csv", "types": found["t"]}}})
     assert csv.types(folder, stated) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("x y z\n1 2 3\n4 5 6\n", "3 words in each row; if blanks part its columns, .* delimiter: ' '"),
+        ("x   y\n1   2\n4   5\n", "2 words in each row"),
+        ("Report of May,,\nx,y,z\n1,2,3\n", "line 1 names 1 of 3 columns; .* skip_rows: 1"),
+    ],
+)
+def test_rows_that_are_parted_otherwise_are_no_columns(load, folder, text: str, cause: str) -> None:
+    with pytest.raises(DataError, match=cause):
+        read(load, folder, text, {})
+
+
+def test_a_column_of_texts_with_blanks_stays_one(load, folder) -> None:
+    text = "street and number\nMain Street 5\nOld Market Place 7\n"
+    assert read(load, folder, text, {}).frames["t"].collect().shape == (2, 1)
+    assert read(load, folder, "x y\n1 2\n", {"delimiter": ","}).frames["t"].collect().rows() == [("1 2",)]
+
+
+@pytest.mark.parametrize("files", [["a.csv", "./a.csv"], ["*.csv", "a.csv"]])
+def test_a_file_that_an_entry_names_twice_is_not_read_twice(load, folder, files: list[str]) -> None:
+    (folder / "a.csv").write_text("x\n1\n")
+    with pytest.raises(DataError, match=r"a\.csv: the entry names it twice"):
+        load("csv", {"tables": {"t": files}})

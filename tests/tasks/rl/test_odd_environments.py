@@ -101,6 +101,18 @@ class Fails(Line):
         raise RuntimeError("no display")
 
 
+class Ends(Line):
+    def step(self, action):
+        return next(iter(()))
+
+
+class Blind(Line):
+    observation_space = spaces.Box(-1, 1, (0,), np.float32)
+
+    def seen(self, odd=False):
+        return np.zeros(0, np.float32)
+
+
 class NoEnvironment:
     pass
 
@@ -132,7 +144,10 @@ def made():
     """Register a class as an environment; its id comes back."""
     known = set(gymnasium.registry)
 
-    def register(kind: type) -> str:
+    def register(kind: type | str) -> str:
+        if isinstance(kind, str):
+            gymnasium.register("none_of_this-v0", entry_point=kind)
+            return "none_of_this-v0"
         gymnasium.register(f"{kind.__name__}-v0", entry_point=kind)
         return f"{kind.__name__}-v0"
 
@@ -243,6 +258,9 @@ def test_an_environment_that_fails_is_named_and_the_agent_kept(tmp_path, made, a
         (Needs, {}, "'Needs-v0' cannot be made with no agent.kwargs: TypeError: .*track"),
         (Needs, {"trak": 1}, r"'Needs-v0' cannot be made with agent.kwargs \{'trak': 1\}: TypeError: .*trak"),
         (Fails, {}, "'Fails-v0' cannot be made with no agent.kwargs: RuntimeError: no display"),
+        (Ends, {}, "'Ends-v0' is no environment as Gymnasium has them: StopIteration"),
+        (Blind, {}, r"observations of 'Blind-v0' are Box\(.*this step takes vectors"),
+        ("overnight_none:Made", {}, "'none_of_this-v0' cannot be made: No module named 'overnight_none'"),
         (NoEnvironment, {}, "'NoEnvironment-v0' cannot be made .* must inherit from the gymnasium.Env"),
     ],
 )
