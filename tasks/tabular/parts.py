@@ -136,6 +136,20 @@ def _refuse_gaps(params: FitParams, frame: "pl.DataFrame") -> None:
             )
 
 
+def _refuse_texts(params: FitParams, column: "pl.Series") -> None:
+    """Raises DataError for texts whose alphabetical order is not that of their numbers or days."""
+    import polars as pl
+
+    if column.dtype != pl.String:
+        return
+    uneven = bool(column.str.contains(r"\d").all()) and column.str.len_chars().n_unique() > 1
+    if uneven or column.str.contains(r"^\d{1,2}[-/.]\d{1,2}[-/.]\d").any():
+        raise DataError(
+            f"predictor: order {params.order!r} is text, such as {column[0]!r}, whose alphabetical order is "
+            "not that of its numbers or days; give the column a type under types"
+        )
+
+
 def _by_order(params: FitParams, column: "pl.Series") -> tuple[np.ndarray, np.ndarray]:
     """Part of each row, and its place among the different values; equal values share a part.
 
@@ -146,6 +160,7 @@ def _by_order(params: FitParams, column: "pl.Series") -> tuple[np.ndarray, np.nd
             f"predictor: {column.null_count()} rows have no {params.order!r} to order them by; require it in "
             "the table"
         )
+    _refuse_texts(params, column)
     place = column.rank("dense").to_numpy().astype(np.int64) - 1
     before = np.cumsum(np.bincount(place))[:-1] / len(place)  # share of the rows before each later value
     needed = 2 if params.val else 1

@@ -12,6 +12,7 @@ import polars as pl
 from overnight.data.readers._lines import Facts
 
 SAMPLE = 10_000
+LOOKED_AT = 1000  # values, for numbers that are written in two ways
 SHOWN = 20  # columns that are named one by one
 EXACT = 2**53  # up to here a float holds every whole number
 TRUE, FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
@@ -206,6 +207,9 @@ class Inference:
         found |= self._unambiguous(found)
         texts = [c for c in found.values() if c.kind == "text" and before[c.name].form == c.form]
         self._remark_text(texts, before, values)
+        for c in found.values():
+            if c.kind == "float" and not c.given and c.points:
+                self.remarks += _twins(c, values[c.name])
         return [found.get(c.name, c) for c in stated]
 
     def _later(self, names: list[str]) -> dict[str, pl.Series]:
@@ -297,6 +301,19 @@ class Inference:
             both = wrong & replace(column, kind="int").wrong(self.facts)
             first = pl.coalesce(text.filter(both).first(), first)
         return first.alias(column.name)
+
+
+def _twins(column: Column, values: pl.Series) -> list[str]:
+    """A remark where the first values have 1.1 beside 1.10: one number, but two codes."""
+    texts = values.head(LOOKED_AT).to_list()
+    long = [text for text in texts if text[-1] == "0" and column.decimal in text]
+    short = [text.rstrip("0") for text in long]
+    known = set(texts) if long else set[str]()
+    twins = [text for text, one in zip(long, short, strict=True) if one[-1].isdigit() and one in known]
+    if not twins:
+        return []
+    said = f"{twins[0]!r} and {twins[0].rstrip('0')!r} are one number"
+    return [f"column {column.name!r}: {said}; if they are codes, state `{column.name}: text`"]
 
 
 def _why(column: Column, value: str) -> str:

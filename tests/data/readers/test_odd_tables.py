@@ -416,3 +416,10 @@ def test_a_file_that_an_entry_names_twice_is_not_read_twice(load, folder, files:
     (folder / "a.csv").write_text("x\n1\n")
     with pytest.raises(DataError, match=r"a\.csv: the entry names it twice"):
         load("csv", {"tables": {"t": files}})
+
+
+def test_codes_that_are_one_number_are_named(load, folder) -> None:
+    rule = "column 'v': '1.10' and '1.1' are one number; if they are codes, state `v: text`"
+    assert read(load, folder, "v\n1.10\n1.1\n1.2\n", {}).cleaned[rule] == 1
+    assert not read(load, folder, "v\n1.10\n1.20\n1.00\n1\n", {}).cleaned
+    assert not read(load, folder, "v\n1.10\n1.1\n", {"types": {"v": "float"}}).cleaned

@@ -243,6 +243,7 @@ def test_rows_without_a_class_are_left_out_and_counted(tmp_path: Path) -> None:
         ({"categorical": ["pair"]}, r"'pair' is List\(Int64\), which is no number"),
         ({"target": "pair"}, "it needs numbers, texts or truth values"),
         ({"target": "nothing", "numeric": ["x"]}, "with a value in 0 of 4000 rows"),
+        ({"order": "nth"}, "order 'nth' is text, such as '0'"),
         ({"numeric": ["huge"]}, "'huge' is too large to scale"),
         ({"target": "size", "numeric": ["huge"], "task": "regress"}, "'huge' is too large to scale"),
         ({"target": "huge", "numeric": ["x"]}, "too far from 1 for squared errors"),
@@ -251,7 +252,8 @@ def test_rows_without_a_class_are_left_out_and_counted(tmp_path: Path) -> None:
 def test_what_cannot_be_fitted_says_why(tmp_path: Path, params: dict[str, object], message: str) -> None:
     huge = np.linspace(-1e300, 1e300, ROWS)
     nothing = pl.Series([None] * ROWS, dtype=pl.Float64)
-    data = table(tmp_path, nothing=nothing, pair=[[1, 2]] * ROWS, huge=huge)
+    nth = [str(i) for i in range(ROWS)]
+    data = table(tmp_path, nothing=nothing, pair=[[1, 2]] * ROWS, huge=huge, nth=nth)
     with pytest.raises(DataError, match=message):
         fitted(tmp_path, data, **params)
 
