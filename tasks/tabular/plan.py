@@ -54,6 +54,7 @@ class Planner:
             have = frames[table].collect_schema() if table in frames else {}
             unknown = [name for name in dict.fromkeys(names) if name not in have] if have else []
             problems += [f"{who} names {columns_there([name], have)}" for name in unknown]
+        problems += self._not_as_written(frames)
         if problems:
             raise DataError(problems)
         found = {name: self._cast(name, frame) for name, frame in frames.items()}
@@ -61,6 +62,20 @@ class Planner:
             found[name] = self.query(query, f"sql.{name}", found)
         found[self.params.fact] = self._dates(found[self.params.fact])
         return found
+
+    def _not_as_written(self, frames: Frames) -> list[str]:
+        """Columns stated as text that are none any more: 1.50 has become 1.5, TRUE true, a date its day."""
+        problems = list[str]()
+        for table, kinds in self.params.types.items():
+            have = frames[table].collect_schema() if table in frames else {}
+            for name, kind in kinds.items():
+                dtype = have.get(name)
+                if kind == "text" and dtype is not None and dtype != pl.String and not dtype.is_integer():
+                    problems.append(
+                        f"types.{table}: {name!r} was read as {dtype}, so how it was written is lost; state "
+                        f"`types: {{{name}: text}}` in the set's entry, or CAST it under derive"
+                    )
+        return problems
 
     def casts(self, table: str, frame: pl.LazyFrame) -> dict[str, pl.Expr]:
         """{column: what makes it of the type that the values state}."""

@@ -148,3 +148,13 @@ def test_a_mistake_is_found_before_a_row_is_read(
 def test_a_table_that_the_entry_does_not_name_is_refused_with_the_config(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Etl.load(paths.configs() / "etl.yaml", [override])
+
+
+def test_what_was_read_as_a_number_or_a_time_is_no_text_again(tmp_path: Path) -> None:
+    fact = pl.DataFrame({"version": [1.1, 2.0], "yes": [True, False], "at": HOURS, "n": [1, 2]})
+    with pytest.raises(DataError) as error:
+        joined(tmp_path, {"fact": fact}, types={"fact": dict.fromkeys(fact.columns, "text")})
+    assert [problem.split("'")[3] for problem in error.value.problems] == ["version", "yes", "at"]
+    assert "state `types: {version: text}` in the set's entry" in str(error.value)
+    _, _, rows = joined(tmp_path, {"fact": fact}, types={"fact": {"n": "text"}})
+    assert rows["n"].to_list() == ["1", "2"]
