@@ -100,6 +100,10 @@ class _File:
         rows = self.file.metadata.num_rows
         labels = facts[options.label].to_pylist() if options.label else [None] * rows
         self.labels = [_whole(label) for label in labels]
+        broken = next((label for label in self.labels if isinstance(label, float)), None)
+        if broken is not None:
+            row = self.labels.index(broken) + 1
+            raise file_error(path, f"row {row}: the label {broken} is no class; give whole numbers or names")
         self.names = [f"{path.stem}/{i}" for i in range(rows)]
         if options.name:
             self.names = facts[options.name].to_pylist()

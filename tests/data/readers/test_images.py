@@ -127,6 +127,12 @@ def test_parquet_with_structs_text_labels_and_several_files(load, folder) -> Non
     assert content.splits["train"][0].open().size == (3, 2)
 
 
+def test_parquet_refuses_labels_that_are_no_whole_numbers(load, folder) -> None:
+    write_parquet(folder / "a.parquet", [png(i) for i in range(3)], [1.0, 2.5, 3.0])
+    with pytest.raises(DataError, match=r"a\.parquet: row 2: the label 2\.5 is no class"):
+        load("image_parquet", {"splits": {"train": "a.parquet"}})
+
+
 def test_parquet_as_hugging_face_writes_it(load, folder) -> None:
     names = {
         "info": {
