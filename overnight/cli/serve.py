@@ -82,7 +82,8 @@ def _run(packed: Path, folder: Path, interface: "Interface", port: int) -> int:
                 f"http://127.0.0.1:{port}/invocations answers until Ctrl-C; its log is {shown(log)}. Try:\n"
             )
             print(_curl(interface, folder, port), flush=True)
-        process.wait()
+        while process.poll() is None:  # a signal may reach a thread of a library: a wait would not notice
+            time.sleep(POLL_S)
     except KeyboardInterrupt:
         me = Process.of(process.pid)
         stop([*me.children(), me] if me else [], GRACE_S)
