@@ -33,6 +33,7 @@ REMEDY = "put that right, or unset the variable for a server of our own"
 WAITS = "what runs log waits in .overnight/steps and is uploaded when it does"
 PROBLEMS = ("failed", "unhealthy")
 STARTS = 3  # of a supervisor that is killed while it is waited for
+EXIT_S = 3.0  # at most, from a kill until the kernel has closed all that the process held
 GUARD_S = 3.0  # how often a run checks that its services have a supervisor
 
 
@@ -175,11 +176,19 @@ def _request(keep: bool = True) -> None:
 
 
 def _check_ports(now: Settings) -> None:
-    found = [(spec.name, port_problem(spec)) for spec in services(now)]
-    problems = [f"{name}: {problem}" for name, problem in found if problem]
+    problems = _port_problems(now)
+    until = time.monotonic() + EXIT_S
+    while problems and time.monotonic() < until:  # a process that was killed holds its port until it is gone
+        time.sleep(0.1)
+        problems = _port_problems(now)
     if problems:
         keep_file().unlink(missing_ok=True)
         raise ServiceError(problems)
+
+
+def _port_problems(now: Settings) -> list[str]:
+    found = [(spec.name, port_problem(spec)) for spec in services(now)]
+    return [f"{name}: {problem}" for name, problem in found if problem]
 
 
 def _stop_leftovers() -> None:
