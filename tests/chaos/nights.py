@@ -128,9 +128,9 @@ def _judge(month: Month, event: str, changed: set[str], before: set[Path]) -> No
         wanted = ["CRASHED", "COMPLETED"]
     trained = {str(read_json(spec)["label"]).partition("/")[0] for spec in set(month.steps()) - before}
     if states != wanted or trained != changed:
-        month.wrong.append(
-            f"{event}: {states}, not {wanted}; trained {sorted(trained)}, not {sorted(changed)}"
-        )
+        wrong = f"{event}: {states}, not {wanted}; trained {sorted(trained)}, not {sorted(changed)}"
+        print(f"nights: {wrong}", flush=True)
+        month.wrong.append(wrong)
     ended = {step for step in trained if _has_model(month, step)}
     month.left = changed - ended
 
@@ -263,8 +263,6 @@ def _month(month: Month) -> Measured:
         print(f"{time.strftime('%H:%M:%S')} night {number + 1}: {event}", flush=True)
         play(month, event, number in DATA_CHANGES)
     wait(lambda: not month.home.open_runs(), "the runs to be closed", 120)
-    for line in month.wrong:
-        print(f"nights: {line}", flush=True)
     epochs, repeated = _epochs(month)
     return {
         "nights": len(SCHEDULE),
