@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from overnight import services
+from overnight.files import read_json
 from overnight.processes import Process
 from overnight.services import definitions
 from tests.chaos import flows_kill
@@ -132,13 +133,18 @@ def accuracies(folder: Path) -> set[tuple[int, float]]:
 
 
 def values_lost(home: House, folders: Sequence[Path]) -> int:
-    """How many values of these trainings MLflow does not have."""
+    """How many values of these trainings MLflow does not have. What goes on in a night does so in one run, which names its last folder."""
     runs = {run["tags"].get("mlflow.overnight.folder"): run["run_id"] for run in home.mlflow_runs()}
-    lost = 0
+    wanted: dict[str, set[tuple[int, float]]] = {}
+    there: dict[str, set[tuple[int, float]]] = {}
     for folder in folders:
-        history = _history(home, runs[str(folder)], "val/accuracy")
-        lost += len(accuracies(folder) - {(value["step"], round(value["value"], 6)) for value in history})
-    return lost
+        key = str(read_json(folder / "spec.json")["key"])
+        wanted.setdefault(key, set()).update(accuracies(folder))
+        if str(folder) in runs:
+            history = _history(home, runs[str(folder)], "val/accuracy")
+            found = {(value["step"], round(value["value"], 6)) for value in history}
+            there.setdefault(key, set()).update(found)
+    return sum(len(values - there.get(key, set())) for key, values in wanted.items())
 
 
 def _history(home: House, run_id: str, key: str) -> Iterator[dict[str, float]]:
