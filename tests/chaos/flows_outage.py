@@ -123,7 +123,9 @@ def trained(home: House, seed: int) -> tuple[float, int]:
 
 def _epochs(folder: Path) -> list[dict[str, Any]]:
     """The events of a training that tell how good an epoch has made it."""
-    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    file = folder / "events.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []  # killed before its first event
+    events = [json.loads(line) for line in lines]
     return [event for event in events if event["event"] == "metrics" and "val/accuracy" in event["values"]]
 
 

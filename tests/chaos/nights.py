@@ -6,6 +6,7 @@ Both changes of summer time need a clock of their own: `python -m bench.night ca
 import itertools
 import os
 import random
+import re
 import shutil
 import time
 from collections import Counter
@@ -55,6 +56,7 @@ DATA_CHANGES = (
     29,
 )  # numbers of nights; in the others with an event the seed changes
 PATIENCE_S = 900.0
+GOES_ON = re.compile(r"goes on after optimizer step \d+ of \d+, epoch (\d+)")
 BARS = {
     "nights": f"== {len(SCHEDULE)}",
     "kills": "== 25",
@@ -254,6 +256,7 @@ def _month(month: Month) -> Measured:
     for name in ("one", "two"):
         (month.home.root / "datasets" / f"{name}.yaml").write_text(ENTRY)
         stripes(month.home.root / "datasets" / name, 40)
+    _add_image(month, "two")  # equal sets would be one training
     month.write()
     month.home.up()
     month.home.deploy("nightly", flow="nightly")
@@ -286,12 +289,18 @@ def _overlaps(month: Month) -> int:
 
 
 def _epochs(month: Month) -> tuple[int, int]:
-    """Epochs that were trained, and how many of them by more than one attempt."""
-    trained = Counter[tuple[str, int]]()
+    """Epochs that were trained, and how many of them again: what a training had reached beyond the checkpoint that it went on from."""
+    reached, trained, again = dict[str, int](), 0, 0
     for spec in month.steps():
         key = str(read_json(spec)["key"])
-        trained.update((key, epoch) for epoch, _value in accuracies(spec.parent))
-    return trained.total(), trained.total() - len(trained)
+        log = spec.with_name("events.jsonl")
+        goes_on = GOES_ON.search(log.read_text()) if log.exists() else None
+        if goes_on:
+            again += max(0, reached.get(key, 0) - int(goes_on[1]))
+        epochs = [epoch for epoch, _value in accuracies(spec.parent)]
+        trained += len(epochs)
+        reached[key] = max([reached.get(key, 0), *epochs])
+    return trained + again, again
 
 
 def _models(month: Month) -> Counter[str]:
