@@ -34,7 +34,7 @@ def _check(name: str, accept: bool) -> int:
     from overnight.data.content import Tables
     from overnight.data.dataset import load_entry, names
 
-    if name not in names() and Path(name).exists():
+    if name not in names() and (Path(name).exists() or "/" in name or "." in name):
         print(_proposed(Path(name)))
         return 0
     entry = load_entry(name)

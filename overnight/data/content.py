@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     import polars as pl
     from PIL.Image import Image
 
+EXACT = 2**53  # a float holds every whole number below
+TRUTH = dict.fromkeys(("true", "t", "yes", "y", "1"), True)  # what text stands for true or false
+TRUTH |= dict.fromkeys(("false", "f", "no", "n", "0"), False)
+
 
 class CleaningCounts(Counter[str]):
     """How often each rule for odd data was applied: {"box of zero size dropped": 2}.

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from overnight.data.content import EXACT, TRUTH
+
 if TYPE_CHECKING:
     import polars as pl
 
 Type = Literal["int", "float", "text", "bool", "date", "datetime"]
 # datetime takes the zone of times without one; date and datetime the form of their text
 Stated = Annotated[str, Field(pattern=r"^(int|float|text|bool|(date|datetime)( \S.*)?)$")]
-TRUTH = {"true": True, "t": True, "yes": True, "1": True, "false": False, "f": False, "no": False, "0": False}
-WHOLE = 2**53  # floats below hold every whole number
 ZONE = re.compile(r"(?:^| )([A-Za-z_]+(?:/[A-Za-z0-9_+-]+)*)$")
 
 
@@ -89,6 +89,6 @@ def _whole(at: "pl.Expr", dtype: "pl.DataType") -> "pl.Expr":
     if dtype.is_decimal():
         return pl.when(at == at.floor()).then(at).cast(pl.Int64, strict=False)
     number = at.cast(pl.Float64, strict=False)
-    exact = (number == number.floor()) & (number.abs() < WHOLE)
+    exact = (number == number.floor()) & (number.abs() < EXACT)
     whole = pl.when(exact).then(number).cast(pl.Int64, strict=False)
     return pl.coalesce(at.cast(pl.Int64, strict=False), whole) if dtype == pl.String else whole

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from overnight.data.content import EXACT
 from overnight.errors import DataError
 from tasks.tabular.columns import Type, cast
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
 
 MISSING, OTHER = "(missing)", "(other)"
-WHOLE = 2**53  # floats below hold every whole number
 MOST_CATEGORIES = 254  # that trees take of a column
 
 
@@ -294,7 +294,7 @@ def _plain(name: str, dtype: "pl.DataType") -> "pl.Expr":
     at = pl.col(name)
     if not dtype.is_float():
         return at
-    whole = (at == at.floor()) & (at.abs() < WHOLE)
+    whole = (at == at.floor()) & (at.abs() < EXACT)
     digits = at.cast(pl.Int64, strict=False).cast(pl.String)
     return pl.when(whole).then(digits).otherwise(at.cast(pl.String))
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import polars as pl
 
+from overnight.data.content import EXACT
 from overnight.errors import DataError
 from tasks.tabular import columns
 from tasks.tabular.expressions import columns_there
@@ -197,7 +198,7 @@ def _floats(left: pl.LazyFrame, table: pl.LazyFrame, join: Join) -> list[tuple[s
     return [
         (
             f"{whose} {name}",
-            frame.select((pl.col(name).fill_nan(None).abs() >= columns.WHOLE).sum().alias("inexact")),
+            frame.select((pl.col(name).fill_nan(None).abs() >= EXACT).sum().alias("inexact")),
         )
         for frame, names, whose in sides
         for name in names

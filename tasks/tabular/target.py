@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from overnight.artifact import Artifact
+from overnight.data.content import EXACT
 from overnight.errors import DataError
-from tasks.tabular.encoding import WHOLE, is_number
+from tasks.tabular.encoding import is_number
 from tasks.tabular.hashes import file_hash
 from tasks.tabular.params import MOST_CLASSES, FitParams, Task
 
@@ -183,7 +184,7 @@ def _classes(params: FitParams, answers: "pl.Series") -> tuple[np.ndarray, list[
 
     texts = answers.cast(pl.String)
     if answers.dtype.is_float():
-        whole = (answers == answers.floor()) & (answers.abs() < WHOLE)
+        whole = (answers == answers.floor()) & (answers.abs() < EXACT)
         digits = answers.cast(pl.Int64, strict=False).cast(pl.String)
         texts = pl.select(pl.when(whole).then(digits).otherwise(texts)).to_series()
     names = texts.unique()

@@ -140,3 +140,8 @@ def test_no_delimiter_is_proposed_that_parts_nothing(tmp_path, text, said):
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(DataError, match=said):
         propose(tmp_path / "a.csv")
+
+
+def test_a_file_that_is_not_there_is_no_data_set(checkout, capsys):
+    assert main(["data", "check", "sales/none.csv"]) == 2
+    assert "there is no such file or folder" in capsys.readouterr().err

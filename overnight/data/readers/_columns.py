@@ -9,13 +9,12 @@ from typing import Any, Literal
 
 import polars as pl
 
+from overnight.data.content import EXACT, TRUTH
 from overnight.data.readers._lines import Facts
 
 SAMPLE = 10_000
 LOOKED_AT = 1000  # values, for numbers that are written in two ways
 SHOWN = 20  # columns that are named one by one
-EXACT = 2**53  # up to here a float holds every whole number
-TRUE, FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 CLOCKS = ("%H:%M:%S%.f", "%H:%M")
 SPOKEN = ("%H:%M:%S", "%H:%M", "%I:%M:%S %p", "%I:%M %p")
 ISO = (*(f"%Y-%m-%d{between}{clock}" for clock in CLOCKS for between in ("T", " ")),)
@@ -146,11 +145,10 @@ class Column:
     def _parsed(self, strict: bool) -> pl.Expr:
         text = pl.col(self.name)
         if self.kind == "bool":
-            known = dict.fromkeys(TRUE, True) | dict.fromkeys(FALSE, False)
             lower = text.str.to_lowercase()
             if strict:
-                return lower.replace_strict(known, return_dtype=self.dtype)
-            return lower.replace_strict(known, default=None, return_dtype=self.dtype)
+                return lower.replace_strict(TRUTH, return_dtype=self.dtype)
+            return lower.replace_strict(TRUTH, default=None, return_dtype=self.dtype)
         if self.kind in FORMATS:
             dtype = pl.Datetime("us") if self.is_local else self.dtype
             if self.points and "%.f" in self.form:  # the type holds microseconds

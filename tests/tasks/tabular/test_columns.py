@@ -53,3 +53,7 @@ def test_a_time_without_a_zone_is_of_the_zone_that_is_stated() -> None:
     naive = [datetime(2024, 7, 1, 12), None]  # noqa: DTZ001 - that is the case
     assert typed(naive, "datetime America/New_York") == [datetime(2024, 7, 1, 16, tzinfo=UTC), None]
     assert typed(naive, "datetime") == [datetime(2024, 7, 1, 12, tzinfo=UTC), None]
+
+
+def test_truth_is_written_as_in_the_files() -> None:
+    assert typed(["Y", " n ", "TRUE", "0", "maybe"], "bool") == [True, False, True, False, None]
