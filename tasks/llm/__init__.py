@@ -1,0 +1,1 @@
+"""Language models: trained, tuned, merged and asked."""
