@@ -135,10 +135,11 @@ def test_an_unknown_environment_is_unknown_with_its_reason(capsys):
 
 
 def test_every_shipped_config_can_be_judged():
-    """Each step is traced, has a formula, or runs on the processor; else it names what to run first."""
+    """Each step is traced, has a formula, runs a program, or on the processor; else it names what to run."""
     for config in own_files("configs/*.yaml"):
         for found in planned_steps(config):
-            assert found.step.recipe or found.step.peak or not found.step.gpu, (config, found.label)
+            step = found.step
+            assert step.recipe or step.peak or step.program or not step.gpu, (config, found.label)
             assert found.step.recipe is None or found.shapes or "link_rows: the shapes" in found.missing, (
                 config,
                 found.label,

@@ -27,6 +27,7 @@ from overnight.services.settings import (
     supervisor_lock,
     users_folder,
 )
+from overnight.step import flow_names
 from tests.support.checkouts import OURS, free_port, living_in, make_checkout, prefect, processes, until
 
 pytestmark = pytest.mark.services
@@ -265,7 +266,7 @@ def test_a_server_whose_database_takes_no_writes_is_not_well(running, server):
 
 def test_a_deployment_for_each_flow_and_a_night_that_is_due(running):
     found = {d["name"]: d for d in prefect("/deployments/filter", {})}
-    assert sorted(found) == ["agent", "command", "detect", "etl", "graph", "nightly", "vision"]
+    assert sorted(found) == flow_names()
     for name, deployment in found.items():
         assert (
             deployment["parameter_openapi_schema"]["properties"]["config"]["default"]
