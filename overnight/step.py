@@ -36,7 +36,7 @@ from overnight.data.entry import Entry
 from overnight.errors import BadInput, ConfigError
 from overnight.files import source_sha256
 from overnight.gpu.card import Card
-from overnight.paths import INSTALLED, in_checkout, shown
+from overnight.paths import INSTALLED, configs, in_checkout, root, shown
 from overnight.run import Run
 
 if TYPE_CHECKING:
@@ -241,6 +241,19 @@ def flow_names() -> list[str]:
     """The files of flows/ that do not begin with an underscore."""
     modules = pkgutil.iter_modules(importlib.import_module("flows").__path__)
     return sorted(found.name for found in modules if not found.name.startswith("_"))
+
+
+def default_config(flow: str) -> str:
+    """What a deployment runs unless it is given a config: configs/FLOW.yaml, else the first of that flow."""
+    own = f"configs/{flow}.yaml"
+    if (root() / own).is_file():
+        return own
+    naming = re.compile(rf"^flow: *{flow} *(#|$)", re.MULTILINE)
+    for path in sorted(configs().glob("*.yaml")):
+        with suppress(OSError, UnicodeDecodeError):
+            if naming.search(path.read_text(encoding="utf-8")):
+                return f"configs/{path.name}"
+    return own
 
 
 def load_pipeline(name: str) -> Pipeline[Any, Any]:

@@ -7,7 +7,7 @@ import pytest
 from overnight import Artifact, Params, Run, runtime_option, step
 from overnight.errors import BadInput, ConfigError
 from overnight.run import RecordingRun
-from overnight.step import load_pipeline, load_step
+from overnight.step import default_config, load_pipeline, load_step
 
 
 class CountParams(Params):
@@ -100,3 +100,20 @@ def test_a_broken_flow_is_refused_with_its_file_and_line(refused, text, said):
     message = refused(text)
     assert said in message
     assert "upgrading" not in message
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({"paint.yaml": "flow: other\n", "a.yaml": "flow: paint\n"}, "paint.yaml"),
+        ({"b.yaml": "# About\nflow: paint  # of oil\n", "a.yaml": "flow: painter\n"}, "b.yaml"),
+        ({"b.yaml": "flow: paint", "a.yaml": "flow: paint"}, "a.yaml"),
+        ({"a.yaml": "x:\n  flow: paint\n"}, "paint.yaml"),
+    ],
+)
+def test_the_config_of_a_flow_that_is_given_none(tmp_path, monkeypatch, files, found):
+    monkeypatch.setenv("OVERNIGHT_ROOT", str(tmp_path))
+    (tmp_path / "configs").mkdir()
+    for name, text in files.items():
+        (tmp_path / "configs" / name).write_text(text)
+    assert default_config("paint") == f"configs/{found}"

@@ -48,7 +48,7 @@ from overnight.processes import Identity
 from overnight.services import flow_processes, register
 from overnight.services.definitions import answers
 from overnight.services.settings import ENTRYPOINT, settings
-from overnight.step import flow_names, load_pipeline
+from overnight.step import default_config, flow_names, load_pipeline
 
 AWAY_S = 180.0  # how long the end of a run waits for Prefect: a server that starts again on a busy machine
 HURRIED_S = 5.0  # the same for a run that was cancelled
@@ -70,7 +70,7 @@ def __getattr__(name: str) -> Flow[..., Any]:
 def flow_of(name: str, ended: "list[State[Any]] | None" = None) -> Flow[..., Any]:
     """The flow; its end is also put into `ended`, where Prefect may not take it."""
 
-    def run(config: str = f"configs/{name}.yaml", overrides: list[str] = []) -> Any:  # noqa: B006
+    def run(config: str = default_config(name), overrides: list[str] = []) -> Any:  # noqa: B006
         state = _enter(name, config, overrides)
         if ended is not None:
             ended.append(state)

@@ -25,7 +25,7 @@ from overnight.config import Values
 from overnight.errors import ConfigError, ServiceError
 from overnight.night.calendar import Policy
 from overnight.services.settings import ENTRYPOINT, POOL, SOME_BROKEN, settings
-from overnight.step import flow_names, load_pipeline
+from overnight.step import default_config, flow_names, load_pipeline
 
 if TYPE_CHECKING:
     from prefect.client.schemas.schedules import CronSchedule
@@ -59,6 +59,7 @@ class Schedules(Values):
 class Deployment:
     name: str
     about: str
+    config: str  # that it runs unless it is given another
     cron: str = ""  # empty: runs when somebody asks for it
     timezone: str = ""
     broken: str = ""  # why the file cannot be loaded: what is registered of it stays
@@ -75,7 +76,11 @@ def deployments() -> list[Deployment]:
         except ConfigError as error:
             broken = " ".join(str(error).split())
         when = schedules.get(name, Schedule(cron=""))
-        found.append(Deployment(name, about, when.cron, when.timezone or local_timezone(), broken))
+        found.append(
+            Deployment(
+                name, about, default_config(name), when.cron, when.timezone or local_timezone(), broken
+            )
+        )
     return found
 
 
@@ -222,7 +227,7 @@ async def _register(wanted: list[Deployment]) -> None:
 def parameters_of(name: str) -> dict[str, Any]:
     from prefect.utilities.callables import parameter_schema
 
-    def run(config: str = f"configs/{name}.yaml", overrides: list[str] = []) -> None:  # noqa: B006
+    def run(config: str = default_config(name), overrides: list[str] = []) -> None:  # noqa: B006
         """Take the parameters."""
 
     return parameter_schema(run).model_dump_for_openapi()

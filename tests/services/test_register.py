@@ -100,9 +100,9 @@ def test_schedules_that_are_wrong_are_refused_in_one_line(tmp_path, text, messag
 
 
 def test_a_cron_line_that_prefect_refuses_is_named():
-    wrong = register.Deployment("nightly", "about", "61 3 * * *", "UTC")
+    wrong = register.Deployment("nightly", "about", "c.yaml", "61 3 * * *", "UTC")
     with pytest.raises(ServiceError, match=r"'61 3 \* \* \*' is no cron line"):
-        register.cron_schedules([register.Deployment("etl", "", "", "UTC"), wrong])
+        register.cron_schedules([register.Deployment("etl", "", "c.yaml", "", "UTC"), wrong])
     assert list(register.cron_schedules(register.deployments())) == ["nightly"]
 
 
