@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-Kind = Literal["rows", "images", "nodes", "observations"]
+Kind = Literal["rows", "images", "nodes", "observations", "texts"]
 Type = Literal["long", "double", "string", "boolean", "datetime", "any"]
 SHOWN = 12  # names in a message
 

@@ -29,6 +29,7 @@ WANTED = {
     "images": "image files, folders of them, or patterns such as 'photos/*.jpg'",
     "nodes": "ids of nodes, or a CSV file with a column `node`",
     "observations": "a CSV or .npy file of observations; without any it plays an episode",
+    "texts": "texts in quotes, .txt files with one a line, or CSV or Parquet files of a table",
 }
 
 
@@ -75,11 +76,19 @@ def _target(arguments: argparse.Namespace) -> Path:
 
 
 def _options(interface: "Interface", arguments: argparse.Namespace) -> dict[str, float]:
-    if arguments.least_score is None:
-        return {}
-    if "least_score" not in interface.options:
+    if arguments.least_score is not None and "least_score" not in interface.options:
         raise BadInput("--least-score: is for detectors; this model gives a probability for each class")
-    return {"least_score": arguments.least_score}
+    found = {} if arguments.least_score is None else {"least_score": float(arguments.least_score)}
+    for given in arguments.option or ():
+        name, _, value = given.partition("=")
+        if name not in interface.options:
+            known = ", ".join(f"{one}={default:g}" for one, default in interface.options.items()) or "none"
+            raise BadInput(f"--option {given}: this model has no such option; it has {known}")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise BadInput(f"--option {given}: expected {name}=NUMBER") from None
+    return found
 
 
 def _answers(
@@ -164,10 +173,40 @@ def _read(interface: "Interface", inputs: Sequence[str]) -> "pd.DataFrame | None
         return pd.DataFrame({"image": _images(inputs)}, dtype=object)
     if interface.kind == "nodes":
         return pd.DataFrame({"node": [name for one in inputs for name in _nodes(one)]}, dtype=object)
+    if interface.kind == "texts" and len(interface.inputs) == 1:
+        return _texts(inputs, interface)
     tables = [_table(Path(one), interface) for one in inputs]
     if any(set(table.columns) != set(tables[0].columns) for table in tables):
         raise BadInput(f"the files {' and '.join(inputs)} have different columns; give them one by one")
     return pd.concat(tables, ignore_index=True)
+
+
+def _texts(inputs: Sequence[str], interface: "Interface") -> "pd.DataFrame":
+    """The texts given themselves, the lines of .txt files, and the model's own column of tables."""
+    import pandas as pd
+
+    (column,) = (one.name for one in interface.inputs)
+    found = list[Any]()
+    for one in inputs:
+        path = Path(one)
+        if path.suffix.lower() not in TABLES:
+            found.append(one)
+        elif path.suffix.lower() == ".txt" and path.is_file():
+            found += _lines(path)
+        else:
+            table = _table(path, interface)
+            if column not in table:
+                have = ", ".join(map(repr, table.columns))
+                raise BadInput(f"{path}: has no column {column!r}; it has {have}")
+            found += list(table[column])
+    return pd.DataFrame({column: found}, dtype=object)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: expected text in UTF-8: {one_line(error)}") from None
 
 
 def _images(inputs: Sequence[str]) -> list[str]:
@@ -259,6 +298,11 @@ COMMAND: Command = (
         "--out": {"metavar": "FOLDER", "help": "where the answers go; .overnight/predictions when left out"},
         "--parquet": {**SWITCH, "help": "write the table as Parquet, too"},
         "--least-score": {"type": float, "metavar": "SCORE", "help": "of the boxes of a detector"},
+        "--option": {
+            "action": "append",
+            "metavar": "NAME=NUMBER",
+            "help": "of the model itself, such as temperature=0.5 of one that writes; may be given again",
+        },
         **JSON,
     },
 )

@@ -24,6 +24,7 @@ MORE: dict[str, tuple[str, ...]] = {
     "images": ("pillow",),
     "nodes": ("scipy", "torch-geometric"),
     "observations": ("gymnasium",),
+    "texts": ("tokenizers",),
 }
 NO_NAME = r"[^\w -]"  # what the name of a logged model may not have
 MODEL_ID = re.compile(r"(?<![0-9a-zA-Z-])m-[0-9a-f]{32}(?![0-9a-zA-Z])")

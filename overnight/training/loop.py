@@ -210,7 +210,7 @@ def _evaluate(run: Run, state: TrainState[Any], loader: Prefetcher[Any]) -> None
         if state.plan.eval_batches.faults > faults:
             loader.move_back()
         _log(run, state, {f"val/{name}": value for name, value in scores.items()})
-        if scores and monitor not in scores and not any(state.history):
+        if scores and monitor.removeprefix("-") not in scores and not any(state.history):
             run.note(
                 f"the epoch to keep is picked by {monitor}, which is none of its scores "
                 f"({', '.join(scores)}): the last one is kept"
@@ -222,7 +222,7 @@ def _evaluate(run: Run, state: TrainState[Any], loader: Prefetcher[Any]) -> None
 def _best_epoch(run: Run, state: TrainState[Any]) -> TrainResult:
     params = state.recipe.params
     if state.epoch < params.epochs:
-        why = f"no better {state.recipe.monitor} for {params.patience}"
+        why = f"no better {state.recipe.monitor.removeprefix('-')} for {params.patience}"
         run.note(f"ended after epoch {state.epoch} of {params.epochs}: {why}")
     best = state.best
     assert best is not None  # epochs >= 1

@@ -29,7 +29,7 @@ class Recipe(Generic[Data]):
     loss(model, batch) -> (sum over samples, count).
     schedule(done, total) -> factor of the learning rate, for done from 0 to total - 1.
     evaluate(model, data, split) -> scores; called in eval mode without gradients.
-    monitor: the score that picks the epoch to keep, the higher the better.
+    monitor: the score that picks the epoch to keep, the higher the better; "-loss": the lower the better.
     clip: largest gradient norm; 0: no clipping.
     ema: decay of the average of the weights, which is then evaluated and kept; 0: no average.
     micro_batches(batch, size) -> the batch in parts of at most `size` samples.

@@ -147,7 +147,7 @@ class TrainState(Generic[Data]):
         name = self.recipe.monitor
         if self.epoch >= params.epochs:
             return True
-        ranks = [rank(scores, name) for scores in self.history if name in scores]
+        ranks = [rank(scores, name) for scores in self.history if name.removeprefix("-") in scores]
         if params.patience is None or not ranks:
             return False
         return len(ranks) - 1 - ranks.index(max(ranks)) >= params.patience
@@ -204,9 +204,11 @@ class TrainState(Generic[Data]):
 
 
 def rank(scores: Scores, name: str) -> float:
-    """NaN is worse than every number."""
-    value = scores.get(name, 0.0)
-    return -math.inf if math.isnan(value) else value
+    """The higher the better, also of a name that begins with "-"; NaN is worse than every number."""
+    value = scores.get(name.removeprefix("-"), 0.0)
+    if math.isnan(value):
+        return -math.inf
+    return -value if name.startswith("-") else value
 
 
 def _digest(value: object) -> str:

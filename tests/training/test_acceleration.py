@@ -2,6 +2,7 @@
 
 import math
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -65,6 +66,15 @@ def test_a_training_ends_after_so_many_epochs_without_a_better_score(tmp_path, b
     assert len(fitted.history) == epochs
     assert fitted.epoch == best
     assert any("no better accuracy for 2" in e["text"] for e in run.of("note")) == (epochs < 5)
+
+
+def test_a_loss_picks_its_lowest_epoch(tmp_path, blobs):
+    left = iter([0.9, 0.3, math.nan, 0.5, 0.1])
+    made = recipe(TrainParams(epochs=5, batch=64, patience=2), evaluate=lambda *_: {"loss": next(left)})
+    run = RecordingRun(tmp_path)
+    fitted = train(replace(made, monitor="-loss"), run, blobs)
+    assert (len(fitted.history), fitted.epoch) == (4, 2)
+    assert any("no better loss for 2" in e["text"] for e in run.of("note"))
 
 
 def test_without_patience_or_a_score_all_epochs_are_trained(tmp_path, blobs):
