@@ -24,7 +24,8 @@ from tasks.llm.endpoint import AskParams, EndpointParams, ask_endpoint
 from tests.support.chat_server import chat_server
 
 FAULTS = (
-    "429", "500", "503", "page", "hang up", "cut", "bad JSON", "error", "silence", "drip", "no usage", "plain",
+    "429", "500", "503", "page", "hang up", "cut",
+    "bad JSON", "error", "silence", "drip", "no usage", "plain",
 )  # fmt: skip
 REQUESTS, KILLS, SECONDS = 36, 100, 3.0
 WAIT_S = 10.0  # for a server to end with its owner

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from overnight.cli import clean, data, models, past, predict, promote, report, rollback, run, serve
+from overnight.cli import chat, clean, data, models, past, predict, promote, report, rollback, run, serve
 from overnight.cli import exec as exec_
 from overnight.cli.command import (
     CONFIG,
@@ -242,6 +242,7 @@ COMMANDS: dict[str, Command] = {
     "exec": exec_.COMMAND,
     "predict": predict.COMMAND,
     "serve": serve.COMMAND,
+    "chat": chat.COMMAND,
     "report": report.COMMAND,
     "watch": (
         _watch,

@@ -111,11 +111,13 @@ class Client:
         )
         raise RequestFailed("unknown model", f"{self.url} {asked}: it has {', '.join(served) or 'none'}")
 
-    def chat(self, model: str, prompt: Prompt, sampling: Sampling) -> Answer:
-        """Raises RequestFailed after the last try."""
+    def chat(
+        self, model: str, prompt: Prompt, sampling: Sampling, show: Callable[[str], None] = lambda _: None
+    ) -> Answer:
+        """show: takes each part of the answer as it comes. Raises RequestFailed after the last try."""
         for tries in range(1, self.retries + 2):
             try:
-                return self._chat(model, prompt, sampling, tries)
+                return self._chat(model, prompt, sampling, tries, show)
             except RequestFailed as failure:
                 self.failures[failure.kind] += 1
                 if not failure.again or tries > self.retries:
@@ -139,7 +141,9 @@ class Client:
             said = f"{self.url}/models answers no list of models; is this the address of the API, with /v1?"
             raise RequestFailed("wrong JSON", said) from None
 
-    def _chat(self, model: str, prompt: Prompt, sampling: Sampling, tries: int) -> Answer:
+    def _chat(
+        self, model: str, prompt: Prompt, sampling: Sampling, tries: int, show: Callable[[str], None]
+    ) -> Answer:
         body = {
             "model": model,
             "messages": prompt,
@@ -156,7 +160,7 @@ class Client:
                 if response.status_code != httpx.codes.OK:
                     response.read()
                     raise self._refused(response)
-                return self._answer(response, model, started, tries)
+                return self._answer(response, model, started, tries, show)
 
         return self._sent(ask)
 
@@ -194,7 +198,9 @@ class Client:
         said = f"{self.url} answers {status}: {answer}{advice}"
         return RequestFailed(str(status), said, again, _retry_after(response))
 
-    def _answer(self, response: httpx.Response, model: str, started: float, tries: int) -> Answer:
+    def _answer(
+        self, response: httpx.Response, model: str, started: float, tries: int, show: Callable[[str], None]
+    ) -> Answer:
         """Raises RequestFailed for one that is no JSON, not whole, empty of choices, or another model's."""
         text, parts, first, finish, usage = "", 0, 0.0, None, dict[str, Any]()
         for part in self._parts(response):
@@ -207,6 +213,7 @@ class Client:
                 first = first or (time.monotonic() - started if said else 0.0)
                 parts += bool(said)
                 text += said
+                show(said)
                 finish = choice.get("finish_reason") or finish
         if finish is None:
             raise RequestFailed("cut", f"{self.url}: the answer broke off after {len(text)} characters", True)

@@ -93,6 +93,8 @@ def chat_server(
 
 def answer_with(handler: Any, fault: str, body: dict[str, Any], ended: threading.Event) -> None:
     statuses = {"429": 429, "500": 500, "503": 503, "400": 400}
+    if fault == "context":
+        return handler.send(400, {"error": {"message": "the request exceeds the available context size"}})
     if fault in statuses:
         waits = {"retry_after": "0"} if fault == "429" else {}
         return handler.send(statuses[fault], {"error": {"message": f"fault {fault}"}}, **waits)
