@@ -173,6 +173,23 @@ def has_signs(part: Part) -> bool:
     return bool((zeros[1:] & before[:-3]).any())
 
 
+def has_zeros(part: Part, point: bytes) -> bool:
+    """Whether a number ends with a zero behind another decimal: 1.10, 1.00."""
+    if point not in part.text:
+        return False
+    data, after = part.data, part.edges
+    if part.quotes.size or b"\r" in part.text:
+        after = after | (data == CR)
+        after[part.quotes[1::2]] = True
+    at, step = np.flatnonzero((data[:-1] == ZERO) & after[1:]), 1
+    while at.size:
+        before = data[np.maximum(at - step, 0)]
+        if step > 1 and (before == point[0]).any():
+            return True
+        at, step = at[((before - np.uint8(ZERO)) < 10) & (at > step)], step + 1
+    return False
+
+
 def has_long_run(data: Bytes, digit: Mask) -> bool:
     """Whether 16 digits stand together that are no decimals."""
     run = digit

@@ -67,8 +67,10 @@ class Layout:
         """What stands for a missing value although the entry does not say so."""
         return () if "nulls" in self.stated else tuple(null.encode() for null in self.nulls if null)
 
-    def has_decimals(self, names: Sequence[str]) -> bool:
-        return any(self.types.get(name, "float") == "float" for name in names)
+    def point(self, names: Sequence[str]) -> str:
+        """Of decimal numbers; empty where no column of these may hold any."""
+        has_some = any(self.types.get(name, "float") == "float" for name in names)
+        return self.decimal if has_some else ""
 
     def column(self, name: str) -> Column:
         """Its kind is empty where the entry gives no type."""
@@ -128,7 +130,7 @@ def opened(file: Path, layout: Layout, cleaned: CleaningCounts) -> Source:
     _require_delimiter(path, file, layout, head, counts)
     names, columns, may_end = _names(file, layout, head, counts)
     thorough = may_end or layout.strict or layout.quarantine
-    lines = Lines(path, file, layout.dialect, columns, thorough, layout.words, layout.has_decimals(names))
+    lines = Lines(path, file, layout.dialect, columns, thorough, layout.words, layout.point(names))
     facts = lines.counted()
     has_rest = may_end and facts.full == 0
     if has_rest:

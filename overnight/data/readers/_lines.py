@@ -28,6 +28,7 @@ from overnight.data.readers._blocks import (
     Whole,
     has_long_run,
     has_signs,
+    has_zeros,
 )  # fmt: skip
 from overnight.errors import DataError, file_error
 
@@ -57,6 +58,7 @@ class Facts:
     far_exponents: bool = False  # of three digits
     many_digits: bool = False  # 16 or more, not after a point
     points: bool = False
+    zeros: bool = False  # 1.10, 1.00: behind the point another digit, then a zero
     null_words: int = 0
 
 
@@ -70,7 +72,7 @@ class Lines:
     columns: int
     thorough: bool = False  # look at every row, also where the sum of all fields is right
     nulls: tuple[bytes, ...] = ()  # words to count
-    decimals: bool = True  # whether a column may hold decimal numbers
+    decimal: str = "."  # the point of decimal numbers; empty where no column may hold any
     facts: Facts = field(default_factory=Facts)
 
     def counted(self) -> Facts:
@@ -80,7 +82,7 @@ class Lines:
         """
         if self.path.stat().st_size < REMEMBERED:
             return self._counted()
-        how = (self.dialect, self.columns, self.thorough, self.nulls, self.decimals, _code())
+        how = (self.dialect, self.columns, self.thorough, self.nulls, self.decimal, _code())
         name = f"{self.path.name}-{hashlib.sha256(repr(how).encode()).hexdigest()[:12]}.json"
         file = made_once(
             self.path, name, lambda sink: sink.write(json.dumps(asdict(self._counted())).encode())
@@ -240,7 +242,9 @@ class Lines:
         facts.points = facts.points or b"." in part.text
         if not facts.signs:
             facts.signs = has_signs(part)
-        if self.decimals and not (facts.many_digits and facts.far_exponents):
+        if self.decimal and not facts.zeros:
+            facts.zeros = has_zeros(part, self.decimal.encode())
+        if self.decimal and not (facts.many_digits and facts.far_exponents):
             data = np.append(part.data, PADDING)
             digit = (data - np.uint8(ZERO)) < 10
             facts.many_digits = facts.many_digits or has_long_run(data, digit)

@@ -9,9 +9,9 @@ from typing import Any
 import polars as pl
 
 from overnight.data.content import CleaningCounts
-from overnight.data.readers import _columns
 from overnight.data.readers._columns import Column
 from overnight.data.readers._csv import Layout, Source, too_long
+from overnight.data.readers._inference import Inference
 from overnight.data.readers._lines import Facts
 from overnight.errors import DataError, file_error
 
@@ -53,6 +53,7 @@ class Table:
             far_exponents=any(facts.far_exponents for facts in every),
             many_digits=any(facts.many_digits for facts in every),
             points=any(facts.points for facts in every),
+            zeros=any(facts.zeros for facts in every),
         )
 
     def scan(self, types: Mapping[str, Any]) -> pl.LazyFrame:
@@ -70,7 +71,7 @@ class Table:
 
     def settle(self) -> None:
         """Give every column its type, and check what the frame will not. Raises DataError."""
-        inference = _columns.Inference(self.scan({}), self.facts)
+        inference = Inference(self.scan({}), self.facts)
         try:
             stated = [replace(self.layout.column(name), points=self.facts.points) for name in self.names]
             self.columns = inference.columns(stated)

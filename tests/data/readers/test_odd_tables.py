@@ -423,3 +423,21 @@ def test_codes_that_are_one_number_are_named(load, folder) -> None:
     assert read(load, folder, "v\n1.10\n1.1\n1.2\n", {}).cleaned[rule] == 1
     assert not read(load, folder, "v\n1.10\n1.20\n1.00\n1\n", {}).cleaned
     assert not read(load, folder, "v\n1.10\n1.1\n", {"types": {"v": "float"}}).cleaned
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [
+        (["1.5"] * 10_001 + ["1.10", "1.1"], ["column 'v': '1.10' and '1.1' are one number"]),
+        (["7"] * 10_001 + ["2.50", "2.500"], ["column 'v': '2.50' and '2.500' are one number"]),
+        (["1.10"] + ["3.25"] * 10_050 + ["1.1"], ["column 'v': '1.10' and '1.1' are one number"]),
+        (["4.75"] * 10_001 + ["1.00", "1.0"], ["column 'v': '1.00' and '1.0' are one number"]),
+        (["4.75"] * 10_001 + ["1.10", "1.20", "1.5e10", "1.5e1"], []),
+        (["4.75", "4.70"] * 5_001, []),
+    ],
+)
+def test_codes_that_are_one_number_are_named_wherever_they_stand(load, folder, rows, wanted) -> None:
+    found = read(load, folder, "v\n" + "\n".join(rows) + "\n", {})
+    said = [rule for rule in found.cleaned if "are one number" in rule]
+    assert [rule.split("; ")[0] for rule in said] == wanted
+    assert found.frames["t"].collect_schema()["v"] == pl.Float64
