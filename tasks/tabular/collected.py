@@ -9,7 +9,7 @@ import polars as pl
 
 from overnight.artifact import Artifact, DataSpec
 from overnight.data.audit import audited
-from overnight.data.content import Tables
+from overnight.data.content import CleaningCounts, Tables
 from overnight.data.dataset import Dataset
 from overnight.errors import DataError
 from overnight.paths import shown
@@ -20,6 +20,7 @@ from tasks.tabular.plan import MATCH, REASON, Frames, Plan, Planner, checked
 from tasks.tabular.tables import TableParams
 
 ROW_GROUP = 98304
+WRITTEN = "\0written "
 PACKED: Any = "lz4"  # read once or twice by the next steps: half the time of zstd, a third more bytes
 Json = dict[str, Any]
 
@@ -36,7 +37,7 @@ def table(run: Run, params: TableParams, data: Dataset, content: Tables) -> Arti
         tables = planner.typed(frames)
         used = rapids.typed_files({name: tables[name] for name in params.used()}, params.engine, run)
         plan = planner.plan({**tables, **used})
-        counts = _collected(run, params, planner, plan, frames, file)
+        counts = _collected(run, planner, plan, frames, file, data)
         found = _profile(params, plan, counts, file)
         written = outputs.written(run, planner, pl.scan_parquet(file), tables)
     for path in run.folder.glob("typed-*.parquet"):
@@ -80,9 +81,10 @@ def _polars_errors(name: str, content: Tables) -> Iterator[None]:
 
 
 def _collected(
-    run: Run, params: TableParams, planner: Planner, plan: Plan, frames: Frames, file: Path
+    run: Run, planner: Planner, plan: Plan, frames: Frames, file: Path, data: Dataset
 ) -> dict[str, int]:
     """Write the rows that stay, and count everything in the same pass. Raises DataError."""
+    params = planner.params
     _refuse_repeated(plan)
     flags = [(f"{MATCH}{i}", pl.col(f"{MATCH}{i}").sum()) for i, _ in enumerate(plan.partners)]
     drops = [(f"drop{i}", (pl.col(REASON) == i).sum()) for i, _ in enumerate(plan.reasons)]
@@ -101,7 +103,11 @@ def _collected(
         found = rapids.collect(list(queries.values()), params.engine, run, misfits.values())
     except pl.exceptions.PolarsError as error:
         raise failed(plan.expressions) or error from None
-    _refuse_misfits(planner, frames, dict(zip(misfits, found[len(queries) :], strict=True)))
+    counted = dict(zip(misfits, found[len(queries) :], strict=True))
+    _refuse_misfits(planner, frames, counted)
+    mended = _mended(planner, counted)
+    data.refuse(mended)
+    run.cleaned(mended)
     counts = dict[str, int]()
     for name, one in zip(queries, found, strict=False):
         row = one.row(0, named=True) if name else {}
@@ -118,6 +124,8 @@ def _misfits(planner: Planner, frames: Frames) -> dict[str, pl.LazyFrame]:
     for table in planner.params.types:
         casts = planner.casts(table, frames[table])
         bad = [_unfit(name, to).sum().alias(name) for name, to in casts.items()]
+        notations = planner.notations(table, frames[table])
+        bad += [other.sum().alias(f"{WRITTEN}{name}") for name, other in notations.items()]
         found |= {table: frames[table].select(bad)} if bad else {}
     return found
 
@@ -130,7 +138,8 @@ def _refuse_misfits(planner: Planner, frames: Frames, counted: Mapping[str, pl.D
     problems = list[str]()
     for table, counts in counted.items():
         casts = planner.casts(table, frames[table])
-        for name, count in counts.row(0, named=True).items():
+        for name in casts:
+            count = counts[name][0]
             if count:
                 rows = frames[table].select(name).with_row_index(MATCH, 1).filter(_unfit(name, casts[name]))
                 row, value = rows.head(1).collect(engine="streaming").row(0)
@@ -141,6 +150,17 @@ def _refuse_misfits(planner: Planner, frames: Frames, counted: Mapping[str, pl.D
                 )
     if problems:
         raise DataError(problems)
+
+
+def _mended(planner: Planner, counted: Mapping[str, pl.DataFrame]) -> CleaningCounts:
+    """Values that a type of the config reads although a computer writes such numbers in another way."""
+    found = CleaningCounts()
+    for table, counts in counted.items():
+        for name, kind in planner.params.types[table].items():
+            if f"{WRITTEN}{name}" in counts.columns:
+                rule = f"text of {table}.{name} written in another way than the {kind} it is read as"
+                found[rule] += counts[f"{WRITTEN}{name}"][0]
+    return +found
 
 
 def _refuse_repeated(plan: Plan) -> None:

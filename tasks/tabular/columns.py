@@ -37,6 +37,8 @@ def cast(column: str, dtype: "pl.DataType", stated: Stated) -> "pl.Expr | None":
         return _four_digits(at, rest).str.to_date(rest or None, strict=False)
     if kind == "datetime":
         return _time_of_text(at, rest) if text else _utc(pl.col(column), dtype, rest or "UTC")
+    if kind == "float" and (text or dtype.is_integer()):
+        return _exact_float(at, text)
     wanted = {"float": pl.Float64, "text": pl.String, "bool": pl.Boolean, "date": pl.Date}[kind]
     return None if dtype == wanted else pl.col(column).cast(wanted, strict=False)
 
@@ -92,3 +94,27 @@ def _whole(at: "pl.Expr", dtype: "pl.DataType") -> "pl.Expr":
     exact = (number == number.floor()) & (number.abs() < EXACT)
     whole = pl.when(exact).then(number).cast(pl.Int64, strict=False)
     return pl.coalesce(at.cast(pl.Int64, strict=False), whole) if dtype == pl.String else whole
+
+
+def _exact_float(at: "pl.Expr", text: bool) -> "pl.Expr":
+    """Floats that hold every digit of a whole number, and are infinite only where the text says so."""
+    import polars as pl
+
+    value = at.cast(pl.Float64, strict=False)
+    whole = at.str.replace(r"\.0*$", "").cast(pl.Int64, strict=False) if text else at
+    exact = (value.abs() < EXACT) | (value.cast(pl.Int64, strict=False) == whole).fill_null(value=False)
+    if text:
+        exact |= value.is_nan() | at.str.contains("(?i)inf") | (at.str.contains("[eE]") & value.is_finite())
+    return pl.when(exact).then(value)
+
+
+def notation(column: str, dtype: "pl.DataType", stated: Stated) -> "pl.Expr | None":
+    """Whether a text is no number as a computer writes it: 012, +5, 2.0 as int; None: it is no text."""
+    import polars as pl
+
+    if dtype != pl.String or stated not in ("int", "float"):
+        return None
+    at = pl.col(column)
+    if stated == "float":
+        return at.str.contains(r"^\s|\s$|^\s*(\+|-?0\d)")
+    return at.is_not_null() & (at.cast(pl.Int64, strict=False).cast(pl.String) != at).fill_null(value=True)

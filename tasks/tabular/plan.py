@@ -84,6 +84,13 @@ class Planner:
         found = {name: columns.cast(name, have[name], kind) for name, kind in stated.items()}
         return {name: made for name, made in found.items() if made is not None}
 
+    def notations(self, table: str, frame: pl.LazyFrame) -> dict[str, pl.Expr]:
+        """{column: whether a value is written in another way than the number that the values state}."""
+        have = frame.collect_schema()
+        stated = self.params.types.get(table, {})
+        found = {name: columns.notation(name, have[name], kind) for name, kind in stated.items()}
+        return {name: asked for name, asked in found.items() if asked is not None}
+
     def _cast(self, table: str, frame: pl.LazyFrame) -> pl.LazyFrame:
         casts = self.casts(table, frame)
         return self._settled(frame.with_columns(**casts), f"types.{table}") if casts else frame

@@ -14,6 +14,7 @@ BLOCK = 1 << 18  # bytes: what stays in the cache of a core
 LONGEST_QUOTED = 1 << 26  # bytes that a quoted value may span
 LF, CR, TAB, SPACE, PLUS, MINUS, POINT, ZERO = b"\n\r\t +-.0"
 PADDING = np.full(4, LF, np.uint8)  # after the last value of a block, so that windows reach over it
+MARKS = re.compile(rb"(^|\n)(?:%b)+" % codecs.BOM_UTF8)  # of byte order, at the start of lines
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Whole = np.ndarray[Any, np.dtype[np.int64]]
@@ -57,10 +58,12 @@ class Part:
     line: int  # of the first byte
     dialect: Dialect
     trimmed: int = 0
+    marks: int = 0  # of byte order that were removed
 
     @classmethod
     def of(cls, block: bytes, line: int, dialect: Dialect) -> Self:
-        part = cls(block, line, dialect)
+        text, marks = without_marks(block)
+        part = cls(text, line, dialect, marks=marks)
         if not dialect.trim or (b" " not in block and b"\t" not in block):
             return part
         return part.without_blanks()
@@ -134,6 +137,18 @@ class Part:
                 found[i] = self.data[start : start + len(mark)].tobytes() == mark
         return found
 
+    def equal_to(self, record: bytes) -> Mask:
+        """Records of these bytes, which have no line end."""
+        found = np.zeros(len(self.starts), bool)
+        at = self.text.find(record)
+        while at >= 0:
+            stop = at + len(record)
+            i = int(np.searchsorted(self.starts, at))
+            whole = i < len(found) and self.starts[i] == at
+            found[min(i, len(found) - 1)] |= whole and self.text[stop : stop + 2].startswith((b"\n", b"\r\n"))
+            at = self.text.find(record, stop)
+        return found
+
     def line_at(self, position: int) -> int:
         return self.line + int(np.count_nonzero(self.data[:position] == LF))
 
@@ -155,6 +170,11 @@ class Part:
         step[after[touching]] = -1
         keep = np.add.accumulate(step[:-1], dtype=np.int8) == 0
         return replace(self, text=self.data[keep].tobytes(), trimmed=int(touching.sum()))
+
+
+def without_marks(block: bytes) -> tuple[bytes, int]:
+    """Whole lines without marks of byte order before them, which files that were put together have."""
+    return (block, 0) if block.isascii() else MARKS.subn(rb"\1", block)
 
 
 def has_signs(part: Part) -> bool:

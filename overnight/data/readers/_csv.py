@@ -1,5 +1,6 @@
 """One csv file: whether it is what its entry says, its header, and the scan over its rows."""
 
+import codecs
 import csv
 import hashlib
 import io
@@ -14,7 +15,7 @@ import polars as pl
 
 from overnight.data.archives import made_once, plain, recoded
 from overnight.data.content import CleaningCounts
-from overnight.data.readers._blocks import LONGEST_QUOTED, Dialect
+from overnight.data.readers._blocks import LONGEST_QUOTED, Dialect, without_marks
 from overnight.data.readers._columns import Column
 from overnight.data.readers._common import expect
 from overnight.data.readers._lines import Facts, Lines
@@ -158,6 +159,10 @@ def _text(file: Path, layout: Layout, counts: CleaningCounts) -> Path:
         start = stream.read(START)
     if layout.encoding == "utf-8" and start.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise file_error(file, "starts like text in utf-16; set the entry's encoding: utf-16")
+    if start.startswith(codecs.BOM_UTF8) and not layout.encoding.startswith("utf"):
+        raise file_error(
+            file, f"starts like text in utf-8, not {layout.encoding}; set the entry's encoding: utf-8"
+        )
     if JSON.match(start) or start.lstrip().startswith(b"<?xml"):
         found = "XML" if start.lstrip().startswith(b"<") else "JSON"
         raise file_error(file, f"expected csv, found {found} text; get the right file, or convert it")
@@ -181,7 +186,8 @@ def _replaced(path: Path, sink: IO[bytes], old: bytes, new: bytes) -> None:
 
 def _head(path: Path, file: Path, dialect: Dialect) -> Iterator[tuple[int, int, list[str]]]:
     """First records, without blank lines and comments."""
-    block, line = next(dialect.blocks(path), b""), dialect.skip + 1
+    block, _ = without_marks(next(dialect.blocks(path), b""))
+    line = dialect.skip + 1
     reader = csv.reader(
         io.StringIO(block.decode(errors="replace"), newline=""),
         delimiter=dialect.separator,
@@ -339,6 +345,8 @@ def too_long(file: Path, line: int, fields: int, columns: int, layout: Layout) -
 def _count(facts: Facts, counts: CleaningCounts, even: bool) -> None:
     counts["blank row dropped"] += facts.blank
     counts["comment line left out"] += facts.comments
+    counts["header that stands again among the rows left out"] += facts.headers
+    counts["byte order mark at the start of a line removed"] += facts.marks
     counts["value with blanks around it trimmed"] += facts.trimmed
     if even:
         counts["row with another number of fields set aside"] += facts.short + facts.long
@@ -358,7 +366,8 @@ def _clean(lines: Lines, head: Head, even: bool) -> tuple[Path, int, bool]:
     """What is scanned, how many lines come before, and whether the next one holds names."""
     facts, header = lines.facts, lines.dialect.header
     first, last, names = head[0]
-    if not (facts.blank_inside or facts.comments or facts.trimmed or even):
+    odd = facts.blank_inside or facts.comments or facts.headers or facts.marks or facts.trimmed
+    if not (odd or even):
         if not facts.short:
             return lines.path, last if header else first - 1, False
         if header and len(names) == lines.columns:

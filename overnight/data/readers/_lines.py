@@ -43,6 +43,8 @@ class Facts:
     blank: int = 0
     blank_inside: int = 0  # of these, what is followed by a row
     comments: int = 0
+    headers: int = 0  # rows that are the header again
+    marks: int = 0  # of byte order, at the start of a later line
     short: int = 0
     first_short: Sequence[int] | None = None  # line, fields
     long: int = 0
@@ -74,6 +76,7 @@ class Lines:
     nulls: tuple[bytes, ...] = ()  # words to count
     decimal: str = "."  # the point of decimal numbers; empty where no column may hold any
     facts: Facts = field(default_factory=Facts)
+    header: bytes = b""
 
     def counted(self) -> Facts:
         """Of a large file remembered until it changes.
@@ -141,7 +144,7 @@ class Lines:
         for block in self.dialect.blocks(self.path):
             whole = block if block.endswith(b"\n") else block + b"\n"
             part = Part.of(whole, line, self.dialect)
-            rows = ~(part.empty | part.comments)
+            rows = ~(part.empty | part.comments | self._again(part, head))
             if head and rows.any():
                 rows[np.flatnonzero(rows)[0]] = False
                 head = False
@@ -193,12 +196,15 @@ class Lines:
     def _count(self, part: Part, head: bool) -> None:
         """Rows, and those of another number of fields; head: the first record is the header."""
         self.facts.trimmed += part.trimmed
-        if not head and self._is_even(part):
+        self.facts.marks += part.marks
+        again = self._again(part, head)
+        if not head and not again.any() and self._is_even(part):
             self.facts.rows += len(part.stops)
             self.facts.blank_inside = self.facts.blank
             self.facts.last = (0, self.columns)
             return
-        kept = ~(part.empty | part.comments)
+        kept = ~(part.empty | part.comments | again)
+        self.facts.headers += int(again.sum())
         self.facts.comments += int(part.comments.sum())
         rows = np.flatnonzero(kept)
         if rows.size:
@@ -206,6 +212,19 @@ class Lines:
             self._count_fields(part, rows[1:] if head else rows)
         self.facts.blank += int(part.empty.sum())
         self.facts.rows += len(rows)
+
+    def _again(self, part: Part, head: bool) -> Mask:
+        """Records that are the header once more, as where files were put together."""
+        first = np.flatnonzero(~(part.empty | part.comments)) if head else np.empty(0, np.int64)
+        if first.size:
+            self.header = (
+                part.data[part.starts[first[0]] : part.stops[first[0]]].tobytes().removesuffix(b"\r")
+            )
+        if self.columns == 1 or not self.header:
+            return np.zeros(len(part.starts), bool)
+        found = part.equal_to(self.header)
+        found[first[:1]] = False
+        return found
 
     def _is_even(self, part: Part) -> bool:
         """Whether all records have as many fields as there are columns, seen from their sum alone.

@@ -441,3 +441,31 @@ def test_codes_that_are_one_number_are_named_wherever_they_stand(load, folder, r
     said = [rule for rule in found.cleaned if "are one number" in rule]
     assert [rule.split("; ")[0] for rule in said] == wanted
     assert found.frames["t"].collect_schema()["v"] == pl.Float64
+
+
+BOM = "\ufeff"
+AGAIN, MARK = (
+    "header that stands again among the rows left out",
+    "byte order mark at the start of a line removed",
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "rows", "cleaned"),
+    [
+        (f"{BOM}{BOM}a,b\n1,x\n", [(1, "x")], {MARK: 1}),
+        (f"{BOM}a,b\n1,x\n{BOM}a,b\n2,y\n", [(1, "x"), (2, "y")], {MARK: 1, AGAIN: 1}),
+        (f"{BOM}a,b\r\n1,x\r\n{BOM}2,y\r\n", [(1, "x"), (2, "y")], {MARK: 1}),
+        (f'{BOM}"a","b"\n1,x\n{BOM}"a","b"\n2,y', [(1, "x"), (2, "y")], {MARK: 1, AGAIN: 1}),
+        ("a,b\n1,x\na,b\na,bc\n", [("1", "x"), ("a", "bc")], {AGAIN: 1}),
+        (f"a,b\n1,x{BOM}y\n", [(1, f"x{BOM}y")], {}),
+    ],
+)
+def test_files_that_were_put_together(load, folder, text: str, rows: list, cleaned: dict) -> None:
+    content = read(load, folder, text, {})
+    assert content.frames["t"].collect().rows() == rows
+    assert {k: n for k, n in content.cleaned.items() if "stays text" not in k} == cleaned
+
+
+def test_a_mark_of_utf8_is_no_text_of_another_encoding(load, folder) -> None:
+    assert "set the entry's encoding: utf-8" in said(load, folder, f"{BOM}a\n1\n", {"encoding": "latin-1"})
