@@ -17,7 +17,7 @@ import polars as pl
 from bench._rows import OUT, Row, bar, folder, interval, machine, shown, write
 from overnight import RecordingRun
 from overnight.data.dataset import Dataset, load_entry
-from overnight.data.readers._common import Package
+from overnight.data.file_set import Package
 from tasks.tabular.join import join_tables
 from tasks.tabular.tables import TableParams
 

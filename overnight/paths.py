@@ -36,6 +36,10 @@ def datasets() -> Path:
     return root() / "datasets"
 
 
+def weights() -> Path:
+    return root() / "weights"
+
+
 def configs() -> Path:
     return root() / "configs"
 

@@ -32,7 +32,7 @@ from pydantic import TypeAdapter
 
 from overnight.artifact import Artifact, DataSpec
 from overnight.config import Experiment, Params
-from overnight.data.entry import Entry
+from overnight.data.file_set import FileSet
 from overnight.errors import BadInput, ConfigError
 from overnight.files import source_sha256
 from overnight.gpu.card import Card
@@ -132,8 +132,8 @@ def _shape(value: Any) -> Any:
     """An argument reduced to what decides memory: shapes and counts."""
     if isinstance(value, Artifact):
         return {"artifact": value.kind, "spec": value.spec.model_dump(mode="json")}
-    if isinstance(value, Entry):
-        return value.model_dump(mode="json", include={"name", "kind", "reader", "options", "splits"})
+    if isinstance(value, FileSet):
+        return value.shape()
     if isinstance(value, Params):
         return value.model_dump(mode="json", exclude={"micro_batch", "exclusive", "vram_mib"})
     if isinstance(value, list):

@@ -111,7 +111,7 @@ def _name_other_checkout() -> None:
 
 def _settle_data() -> None:
     """Children and services run in other folders. Raises DataError."""
-    from overnight.data.entry import shared
+    from overnight.data.file_set import shared
 
     for place in shared():
         os.environ["OVERNIGHT_DATA"] = str(place.resolve())

@@ -12,7 +12,7 @@ from overnight.config import Source, Values, read, validate
 from overnight.data import digests, readers
 from overnight.data.content import Boxes, CleaningCounts, Content, Graph, Images, Tables, Texts
 from overnight.data.entry import Entry, Kind
-from overnight.data.fetch import fetch_missing
+from overnight.data.fetch import located
 from overnight.data.splits import cut, with_groups
 from overnight.errors import ConfigError, DataError, did_you_mean
 from overnight.paths import datasets, shown
@@ -74,15 +74,7 @@ class Dataset(Entry):
 
     def locate(self, replace_damaged: bool = False) -> Path:
         """The first folder with every file as the entry says, downloaded if need be. Raises DataError."""
-        damaged = list[str]()
-        for folder in self.found():
-            problems = self.problems(folder)
-            if not problems:
-                return folder
-            damaged = damaged or problems
-        if damaged and not replace_damaged:
-            raise DataError(damaged)
-        return fetch_missing(self)
+        return located(self, replace_damaged)
 
 
 def check(name: str, expected: DataSpec, content: Content) -> None:
@@ -171,7 +163,7 @@ def _row(name: str) -> dict[str, Any]:
         row |= {"kind": entry.kind, "reader": entry.reader, "licence": entry.licence}
         size = sum(file.bytes or 0 for file in entry.files)
         for folder in entry.found()[:1]:
-            row["where"] = entry.package.name if entry.package else shown(folder)
+            row["where"] = entry.installed.name if entry.installed else shown(folder)
             size = sum(digests.size(folder / file.path) for file in entry.files) or size
         row["MB"] = round(size / 1e6, 1) or None
     except ConfigError as error:

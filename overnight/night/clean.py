@@ -29,7 +29,14 @@ from overnight.tracking.registry import PROMOTED, Model, Registry, Version
 
 DAY_S = 86400.0
 STAMP = "%Y%m%d-%H%M%S"  # how the name of a step's folder begins
-COPIES = ("models", "served", "unpacked", "predictions", "reports")  # made again when they are asked for
+COPIES = (
+    "models",
+    "served",
+    "unpacked",
+    "converted",
+    "predictions",
+    "reports",
+)  # made again when they are asked for
 MARGIN_S = 3600.0  # the clock of such a name may be put back
 
 

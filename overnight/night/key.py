@@ -36,6 +36,7 @@ from overnight.artifact import Artifact
 from overnight.config import Params, Values, parts_of
 from overnight.data import digests
 from overnight.data.entry import Entry
+from overnight.data.file_set import FileSet
 from overnight.files import parsing, source_sha256, syntax_tree
 from overnight.gpu.card import Card
 from overnight.paths import INSTALLED, in_checkout, root, shown
@@ -81,7 +82,7 @@ def _identity(value: Any) -> Any:
     if isinstance(value, Artifact):
         spec = value.spec.model_dump(mode="json", exclude_defaults=True)
         return {"artifact": value.kind, "digest": value.digest, "spec": spec}
-    if isinstance(value, Entry):
+    if isinstance(value, FileSet):
         return value.identity()
     if isinstance(value, Params):
         return value.result_params()
@@ -96,7 +97,7 @@ def _files_in(value: Any) -> Iterator[Path]:
     """The files that values name; what a folder holds is not covered."""
     if isinstance(value, Path) and (root() / value.expanduser()).is_file():
         yield root() / value.expanduser()
-    if isinstance(value, Params) or (isinstance(value, Values) and not isinstance(value, Artifact | Entry)):
+    if isinstance(value, Params) or (isinstance(value, Values) and not isinstance(value, Artifact | FileSet)):
         for _name, child in value:
             for _key, one in parts_of(child):
                 yield from _files_in(one)

@@ -11,8 +11,8 @@ from zoneinfo import ZoneInfo
 from overnight import services
 from overnight.best_effort import call_until_stopped
 from overnight.config import Experiment, Values, parts_of, read, validate
-from overnight.data.entry import Entry
 from overnight.data.fetch import check_can_fetch
+from overnight.data.file_set import FileSet
 from overnight.errors import ConfigError, DataError, Stopped, TooLate
 from overnight.gpu.card import Card, find
 from overnight.gpu.ledger.filesystem import check_ledger, check_slots
@@ -48,8 +48,8 @@ def card_for(experiment: Experiment, cpu: bool) -> Card:
 
 
 def check_data(experiment: Experiment) -> None:
-    """Raises DataError for data sets that are missing and cannot be fetched, all of them at once."""
-    named = {entry.name: entry for entry in entries(experiment)}
+    """Raises DataError for data sets and weights that are missing and cannot be fetched, all at once."""
+    named = {entry.called: entry for entry in entries(experiment)}
     problems = list[str]()
     for entry in (entry for entry in named.values() if not entry.found()):
         try:
@@ -60,9 +60,9 @@ def check_data(experiment: Experiment) -> None:
         raise DataError(problems)
 
 
-def entries(values: Any) -> Iterator[Entry]:
-    """The data sets that a config names."""
-    if isinstance(values, Entry):
+def entries(values: Any) -> Iterator[FileSet]:
+    """The data sets and weights that a config names."""
+    if isinstance(values, FileSet):
         yield values
     elif isinstance(values, Values):
         for _name, value in values:

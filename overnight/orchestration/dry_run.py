@@ -9,6 +9,7 @@ from typing import Any
 from overnight.artifact import Artifact, DataSpec
 from overnight.config import Experiment, Params, Values, parts_of
 from overnight.data.entry import Entry
+from overnight.data.file_set import FileSet
 from overnight.errors import ConfigError, OvernightError, did_you_mean
 from overnight.gpu.card import Card, find
 from overnight.night import results
@@ -21,14 +22,15 @@ from overnight.step import Builder, Step, building, place_of
 class PlannedStep:
     """A step that would run.
 
-    given: data set entries, and specs of upstream artifacts. spec: of its result. artifact: of the last run
-    with the same values and data. section: of its values in the config, with a dot at the end (`cnn.`).
+    given: entries of data sets and weights, and specs of upstream artifacts. spec: of its result.
+    artifact: of the last run with the same values and data. section: of its values in the config, with a dot
+    at the end (`cnn.`).
     """
 
     label: str
     step: Step[Any, Any]
     params: Any
-    given: tuple[Entry | DataSpec | None, ...]
+    given: tuple[FileSet | DataSpec | None, ...]
     spec: DataSpec | None
     artifact: Artifact | None
     section: str = ""

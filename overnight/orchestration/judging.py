@@ -108,7 +108,7 @@ class Contest:
         return found
 
     def _register(self, name: str, part: "Part") -> None:
-        data = {f"overnight.data.{e.name}": _digest(e) for e in entries(part.values)}
+        data = {f"overnight.data.{e.name}": _digest(e) for e in entries(part.values) if isinstance(e, Entry)}
         licences = {f"overnight.licence.{e.name}": e.licence for e in entries(part.values) if e.licence}
         inputs = {f"overnight.input.{a.kind}": a.digest for a in self.arguments if isinstance(a, Artifact)}
         code = {

@@ -267,13 +267,19 @@ def _result(folder: Path, returncode: int, stop: Stop, kills: int = 0) -> StepRe
         return StepResult(code=returncode or 1, error=reason)
 
 
+# No library downloads a model or reports its use behind a step's back: `overnight weights fetch` downloads.
+OFFLINE = dict.fromkeys(
+    ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS"), "1"
+) | {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
 def _environment(threads: int) -> dict[str, str]:
-    """With the child's share of the cores and without the addresses of servers."""
+    """With the child's share of the cores, offline, and without the addresses of servers."""
     shares = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"), str(threads))
     variables = processes.with_proxies(os.environ).items()
     kept = {k: v for k, v in variables if not k.startswith(("PREFECT_", "MLFLOW_"))}
     # Passive: threads that wait leave their core to other steps.
-    return {**shares, "OMP_WAIT_POLICY": "PASSIVE", **kept, "PYTHONUNBUFFERED": "1"}
+    return {**shares, **OFFLINE, "OMP_WAIT_POLICY": "PASSIVE", **kept, "PYTHONUNBUFFERED": "1"}
 
 
 class Tail:

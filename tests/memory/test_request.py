@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import pytest
 
 from overnight import DataSpec
-from overnight.data.entry import DataFile, Entry
+from overnight.data.entry import Entry
+from overnight.data.file_set import DataFile
 from overnight.errors import DoesNotFit
 from overnight.gpu.card import Card
 from overnight.gpu.memory_limit import NEAR

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from overnight import Artifact, Run, step
-from overnight.data.entry import DataFile, Entry
+from overnight.data.entry import Entry
+from overnight.data.file_set import DataFile
 from overnight.memory import history, request
 from overnight.memory.formulas import Formula
 from overnight.memory.history import History

@@ -12,7 +12,7 @@ import pytest
 
 from overnight import Artifact, DataSpec, Params, Run, runtime_option, step
 from overnight.data.dataset import Dataset
-from overnight.data.entry import DataFile
+from overnight.data.file_set import DataFile
 from overnight.errors import ConfigError
 from overnight.files import source_sha256
 from overnight.gpu.card import Card

@@ -10,7 +10,7 @@ from overnight.data.content import Content
 from overnight.errors import did_you_mean
 
 if TYPE_CHECKING:
-    from overnight.data.readers._common import Package
+    from overnight.data.file_set import Package
 
 
 class Reader(Protocol):

@@ -5,8 +5,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from importlib.metadata import packages_distributions, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -287,27 +285,3 @@ def cleaned_edges(edges: "np.ndarray", nodes: int, cleaned: CleaningCounts, wher
     cleaned["self loop dropped"] += int(loops.sum())
     cleaned["repeated edge dropped"] += len(codes) - len(unique)
     return np.stack([unique // max(nodes, 1), unique % max(nodes, 1)]).astype(np.int64)
-
-
-class Package:
-    """Files of an installed package, found without importing it (some take seconds)."""
-
-    def __init__(self, module: str, below: str) -> None:
-        self.name = f"package {module}"
-        self.module = module
-        self.top = module.partition(".")[0]
-        self.below = below
-
-    def folder(self) -> Path:
-        """Raises DataError when it is not installed."""
-        spec = find_spec(self.top)
-        places = list(spec.submodule_search_locations or []) if spec else []
-        if not places:
-            raise DataError(
-                f"package {self.module!r} is not installed here; `pip install` the package that brings it"
-            )
-        return Path(places[0]) / self.below
-
-    def version(self) -> str:
-        names = packages_distributions().get(self.top, [])
-        return " ".join(f"{name} {version(name)}" for name in sorted(set(names))) or self.top

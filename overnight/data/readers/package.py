@@ -9,8 +9,9 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from overnight.config import Values
 from overnight.data.content import CleaningCounts, Content, Graph, Images, Tables
+from overnight.data.file_set import Package
 from overnight.data.readers import reader
-from overnight.data.readers._common import Package, cleaned_edges, image_items
+from overnight.data.readers._common import cleaned_edges, image_items
 from overnight.errors import DataError, did_you_mean
 
 
