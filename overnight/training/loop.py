@@ -43,8 +43,9 @@ def train(recipe: Recipe[Data], run: Run, data: Data) -> TrainResult:
     engine chooses layout, fused optimizer, compiling, and where the data lie (a dict of tensors moves to the
     card when it fits).
 
-    Logs train/loss, train/lr (thinned), val/*, train/samples_per_s and train/tflops per epoch,
-    train/micro_batch, train/gflop_per_sample; the second training of a step logs train-2/loss and so on.
+    Logs train/loss, train/lr (thinned), val/*, per epoch train/samples_per_s, train/tflops and
+    train/tokens_per_s, train/micro_batch, train/gflop_per_sample; the second training of a step logs
+    train-2/loss and so on.
 
     Raises BadInput, DoesNotFit, Diverged, Stopped, OutOfMemory where memory is paged silently, and
     RestartProcess where a fresh process is to continue.
@@ -68,7 +69,7 @@ def train(recipe: Recipe[Data], run: Run, data: Data) -> TrainResult:
                         if store.due():
                             _save(run, state, store)
                         _yield_card(run, store)
-                    _log(run, state, meter.metrics(accumulation.end_epoch()))
+                    _log(run, state, meter.metrics(accumulation.end_epoch(), recipe.sample_tokens))
                     _evaluate(run, state, loader)
             return _best_epoch(run, state)
         except RollbackToCheckpoint as error:

@@ -36,6 +36,7 @@ class Recipe(Generic[Data]):
     final_epoch_batches: replaces `batches` in the last sixth of the epochs.
     batch_dependent_loss: why a sample's loss depends on others of its micro-batch, in words.
     eval_example() -> made-up data whose "val" fills one batch of an evaluation, to predict its memory.
+    sample_tokens: tokens of a sample, where each has as many; their speed is then logged too.
     rollback: after divergence, return once to the last checkpoint with the learning rate times this; 0: fail.
     """
 
@@ -55,6 +56,7 @@ class Recipe(Generic[Data]):
     final_epoch_batches: Callable[[Data, torch.Generator], Iterable[Batch]] | None = None
     batch_dependent_loss: str = ""
     eval_example: Callable[[], Data] | None = None
+    sample_tokens: int = 0
     rollback: float = 0.0
 
 

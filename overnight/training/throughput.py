@@ -58,14 +58,15 @@ class ThroughputMeter:
             yield batch
             self.seen += count(batch)
 
-    def metrics(self, gflop: float) -> dict[str, float]:
-        """gflop: per sample, 0: not known. Empty if there was no sample."""
+    def metrics(self, gflop: float, tokens: int = 0) -> dict[str, float]:
+        """gflop, tokens: of a sample, 0: not known. Empty if there was no sample."""
         if not self.seen:
             return {}
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         rate = self.seen / (time.perf_counter() - self.began)
-        return {"train/samples_per_s": rate} | ({"train/tflops": rate * gflop / 1e3} if gflop else {})
+        found = {"samples_per_s": rate, "tflops": rate * gflop / 1e3, "tokens_per_s": rate * tokens}
+        return {f"train/{name}": value for name, value in found.items() if value}
 
 
 def memory_is_full(budget_mib: int | None, device: torch.device) -> bool:

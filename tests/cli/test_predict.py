@@ -10,9 +10,12 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from overnight import Artifact, RecordingRun
+from overnight import Artifact, DataSpec, RecordingRun
+from overnight.artifact import save
 from overnight.cli.main import main
+from tasks.llm.write import WriteParams, train_writer
 from tasks.rl.train import AgentParams, train_agent
+from tasks.shared.tokens import Characters
 from tasks.tabular.fit import fit_table
 from tasks.tabular.params import FitParams
 from tasks.vision.cnn import CnnParams, train_cnn
@@ -33,6 +36,17 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = RecordingRun(tmp_path_factory.mktemp("images"))
     params = CnnParams(epochs=2, batch=10, channels=8, blocks=1)
     return train_cnn.body(run, params, brightness(run.folder)).path
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run, text = RecordingRun(tmp_path_factory.mktemp("writer")), "to be or not to be. " * 20
+    characters = Characters.learnt(text)
+    arrays = {f"{split}_tokens": characters.encode(text) for split in ("train", "val", "test")}
+    meta = {"tokens": characters.state(), "bytes": dict.fromkeys(("train", "val", "test"), len(text))}
+    corpus = save(run.folder / "corpus", "corpus", DataSpec(tokens=characters.size), arrays, meta)
+    small = {"layers": 1, "heads": 2, "width": 16, "context": 8, "sample_tokens": 4, "prompt": "to"}
+    return train_writer.body(run, WriteParams(epochs=1, epoch_steps=2, **small), corpus).path
 
 
 def predict(out: Path, *words: object) -> pd.DataFrame:
@@ -77,9 +91,32 @@ def test_images_of_files_folders_and_patterns(images: Path, tmp_path: Path) -> N
     assert (tmp_path / "example" / "input-0.png").is_file()
 
 
+def test_texts_are_quoted_or_lines_or_a_column(writer: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("to be\nor not\n")
+    (tmp_path / "b.csv").write_text('n,prompt\n1,"a, b"\n')
+    (tmp_path / "be.md").write_text("no table")
+    given = [tmp_path / "a.txt", "to be, or", "be.md", tmp_path / "b.csv"]
+    found = predict(tmp_path / "out", writer, *given, "--option", "tokens=7", "--option", "temperature=0")
+    assert found["prompt"].tolist() == ["to be", "or not", "to be, or", "be.md", "a, b"]
+    assert found["continuation"].str.len().tolist() == [7] * 5
+    example = predict(tmp_path / "example", writer, "--example")
+    assert example["prompt"].tolist() == ["to"]
+    again = predict(tmp_path / "again", writer, tmp_path / "example" / "input.csv")
+    assert again["continuation"].tolist() == example["continuation"].tolist()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["{writer}"], "there is no input; this model takes texts in quotes"),
+        (
+            ["{writer}", "a", "--option", "words=3"],
+            "has no such option; it has temperature=0.8, tokens=4, seed",
+        ),
+        (["{writer}", "a", "--option", "tokens=many"], "--option tokens=many: expected tokens=NUMBER"),
+        (["{writer}", "a", "--option", "tokens=0"], "tokens=0: expected a whole number from 1"),
+        (["{writer}", "none.csv"], "none.csv: there is no such file; this model takes texts"),
+        (["{writer}", "{table}"], "has no column 'prompt'; it has 'a', 'b'"),
         (["{images}"], "there is no input; this model takes image files"),
         (["{images}", "none.jpg"], "none.jpg: there is no such file"),
         (["{images}", "{file}"], "a.txt: expected an image, but it does not decode"),
@@ -95,17 +132,18 @@ def test_images_of_files_folders_and_patterns(images: Path, tmp_path: Path) -> N
     ],
 )
 def test_what_cannot_be_predicted_is_said_and_nothing_is_written(
-    rows, images: Path, tmp_path: Path, capsys, words: list[str], said: str
+    rows, images: Path, writer: Path, tmp_path: Path, capsys, words: list[str], said: str
 ) -> None:
     (tmp_path / "a.txt").write_text("a,b\n1,2\n")
+    (tmp_path / "a.csv").write_text("a,b\n1,2\n")
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a,b\n1,2\n")[:-9])
     places = {"images": images, "rows": rows[0].path, "folder": tmp_path, "file": tmp_path / "a.txt"}
-    places["cut"] = tmp_path / "a.txt.gz"
+    places |= {"cut": tmp_path / "a.txt.gz", "writer": writer, "table": tmp_path / "a.csv"}
     given = [word.format(**places) for word in words]
     out = [] if "--out" in given else ["--out", str(tmp_path / "out")]
     assert main(["predict", *given, *out]) == 2
     assert said in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "a.txt.gz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.txt", "a.txt.gz"]
 
 
 def test_answers_are_written_here_and_can_be_asked_again(rows, tmp_path: Path, monkeypatch, capsys) -> None:

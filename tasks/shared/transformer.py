@@ -1,0 +1,96 @@
+"""Transformer layers for reading and writing text, alone or from one text to another.
+
+Sources: Vaswani et al. 2017 (arXiv:1706.03762), norms before each branch as Xiong et al. 2020
+(arXiv:2002.04745); RMSNorm: Zhang and Sennrich 2019 (arXiv:1910.07467); rotary positions: Su et al. 2021
+(arXiv:2104.09864); squared ReLU: So et al. 2021 (arXiv:2109.08668); normalised queries and keys: Henry et al.
+2020 (arXiv:2010.04245).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+BASE = 10_000.0  # of the rotary wavelengths
+HIDDEN = 4  # times the width: of the layer inside
+
+
+class Attention(nn.Module):
+    """Heads of dot products. N texts of T tokens, W values each; S tokens that are looked at."""
+
+    def __init__(self, width: int, heads: int, causal: bool) -> None:
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.q = nn.Linear(width, width, bias=False)
+        self.kv = nn.Linear(width, 2 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(
+        self, x_NTW: Tensor, seen_NSW: Tensor, mask_NS: Tensor | None, turns: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """mask: True where a token may be looked at, None: everywhere; turns: of `Rotary`, None: none."""
+        q, k, v = (
+            one.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for one in (self.q(x_NTW), *self.kv(seen_NSW).chunk(2, 2))
+        )
+        q, k = (functional.rms_norm(one, one.shape[-1:]) for one in (q, k))
+        if turns is not None:
+            q, k = (_turned(one, *turns) for one in (q, k))
+        mask = None if mask_NS is None else mask_NS[:, None, None]
+        found = functional.scaled_dot_product_attention(q, k, v, mask, is_causal=self.causal)
+        out: Tensor = self.out(found.transpose(1, 2).flatten(2))
+        return out
+
+
+class Rotary(nn.Module):
+    """Cosines and sines of the angle of each position and pair of values: (T, values of a head)."""
+
+    def __init__(self, values: int, longest: int) -> None:
+        super().__init__()
+        rates = BASE ** -(torch.arange(0, values, 2) / values)
+        angles = (torch.arange(longest)[:, None] * rates).repeat(1, 2)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+        self.cos: Tensor
+        self.sin: Tensor
+
+    def forward(self, length: int) -> tuple[Tensor, Tensor]:
+        return self.cos[:length], self.sin[:length]
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return x * cos.to(x.dtype) + torch.cat([-second, first], -1) * sin.to(x.dtype)
+
+
+class Block(nn.Module):
+    """Attention within the text, to another one where `crossed`, and a layer for each token alone."""
+
+    def __init__(
+        self, width: int, heads: int, causal: bool = False, crossed: bool = False, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads, causal)
+        self.crossed = Attention(width, heads, causal=False) if crossed else None
+        self.up = nn.Linear(width, HIDDEN * width, bias=False)
+        self.down = nn.Linear(HIDDEN * width, width, bias=False)
+        self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(3 if crossed else 2))
+        self.dropout = nn.Dropout(dropout)
+        for last in (self.attention.out, self.down, *([self.crossed.out] if self.crossed else [])):
+            nn.init.zeros_(last.weight)  # so that each block begins as the identity
+
+    def forward(
+        self,
+        x_NTW: Tensor,
+        turns: tuple[Tensor, Tensor],
+        mask_NT: Tensor | None = None,
+        other_NSW: Tensor | None = None,
+        other_mask_NS: Tensor | None = None,
+    ) -> Tensor:
+        """mask: of padding; other, and its mask: the text that is looked at across."""
+        first, *middle, last = self.norms
+        x = first(x_NTW)
+        x_NTW = x_NTW + self.dropout(self.attention(x, x, mask_NT, turns))
+        if self.crossed is not None and other_NSW is not None:
+            x_NTW = x_NTW + self.dropout(self.crossed(middle[0](x_NTW), other_NSW, other_mask_NS, None))
+        out: Tensor = x_NTW + self.dropout(self.down(functional.relu(self.up(last(x_NTW))).square()))
+        return out
