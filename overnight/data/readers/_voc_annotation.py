@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -13,6 +14,8 @@ from overnight.errors import DataError, file_error
 KNOWN = {"folder", "filename", "path", "source", "owner", "size", "segmented", "object", "objects"}
 COORDINATES = {"bndbox", "robndbox", "polygon", "points", "box", "bbox", "boundingbox", "xmin", "xmax"}
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+ROTATED = ("cx", "cy", "w", "h", "angle")
+ANGLES = ("angle", "rotation", "theta")
 NAMELESS = "box without a class name dropped"
 
 
@@ -23,6 +26,8 @@ class Damaged(DataError):
 @dataclass(frozen=True)
 class Annotation:
     """names: of the boxes' classes; corners: of each box, x1 y1 x2 y2 as written; size: width, height.
+
+    A rotated box has its centre, width, height and angle there, until `settle_angles` has seen all of them.
 
     picture: the name of its image, as far as it is stated
     """
@@ -125,12 +130,18 @@ def _boxes(element: ET.Element, xml: Path, cleaned: CleaningCounts) -> list[list
     """Of one object; of a rotated box or a polygon without <bndbox> the upright box around it."""
     try:
         straight = [box for box in element.findall("bndbox") if box.find("xmin") is not None]
+        turned = [tag for box in straight for tag in ANGLES if float(box.findtext(tag) or 0)]
+        if turned:
+            raise file_error(
+                xml,
+                f"a box has corners and an <{turned[0]}>, so which way it was turned is unknown; write it as "
+                "<robndbox> or <polygon>, or remove the angle",
+            )
         if straight:
             return [[_number(box.findtext(side)) for side in CORNERS] for box in straight]
         rotated = element.find("robndbox")
         if rotated is not None:
-            cleaned["rotated box replaced by the upright box around it"] += 1
-            return [_around_rotated(rotated)]
+            return [[_number(rotated.findtext(name)) for name in ROTATED]]
         outline = next((e for e in map(element.find, ("polygon", "points", "bndbox")) if e is not None), None)
         if outline is not None:
             cleaned["polygon replaced by the upright box around it"] += 1
@@ -150,12 +161,36 @@ def _number(text: str | None) -> float:
     return value
 
 
-def _around_rotated(box: ET.Element) -> list[float]:
-    """Centre, width and height in pixels, angle in radians, as roLabelImg writes them."""
-    x, y, width, height, angle = (_number(box.findtext(n)) for n in ("cx", "cy", "w", "h", "angle"))
-    if abs(angle) > 2 * math.pi:
-        raise ValueError
-    cosine, sine = abs(math.cos(angle)), abs(math.sin(angle))
+def settle_angles(annotations: Iterable[Annotation], unit: str | None, cleaned: CleaningCounts) -> None:
+    """Replace each rotated box by the upright box around it, all angles in one unit.
+
+    unit: radians, degrees, or None: degrees where one is beyond a turn in radians, and radians where one is
+    written as a computer writes them. Raises DataError where neither tells.
+    """
+    turned = [(a, i) for a in annotations for i, box in enumerate(a.corners) if len(box) > len(CORNERS)]
+    angles = [abs(a.corners[i][-1]) for a, i in turned]
+    if unit is None and max(angles, default=0) > 2 * math.pi:
+        unit = "degrees"
+    elif unit is None and any(angle != round(angle, 3) for angle in angles):
+        unit = "radians"
+    if unit is None and any(angles):
+        first = next(a for a, i in turned if a.corners[i][-1])
+        raise file_error(
+            first.xml,
+            f"its box is rotated by {max(angles):g} at most, which may be radians or degrees; write "
+            "`options: {angles: radians}` or `degrees` in the entry",
+        )
+    for annotation, i in turned:
+        annotation.corners[i] = _around_rotated(annotation.corners[i], unit == "degrees")
+        said = f"rotated box, its angle in {unit}," if unit else "rotated box"
+        cleaned[f"{said} replaced by the upright box around it"] += 1
+
+
+def _around_rotated(box: list[float], degrees: bool) -> list[float]:
+    """Corners of the upright box around one of this centre, width, height and angle."""
+    x, y, width, height, angle = box
+    turn = math.radians(angle) if degrees else angle
+    cosine, sine = abs(math.cos(turn)), abs(math.sin(turn))
     half_x, half_y = (width * cosine + height * sine) / 2, (width * sine + height * cosine) / 2
     return [x - half_x, y - half_y, x + half_x, y + half_y]
 

@@ -25,6 +25,28 @@ from overnight.data.readers._common import (
 from overnight.errors import DataError, file_error
 from overnight.paths import shown
 
+PICTURES = ("images", "image", "imgs", "img", "jpegimages", "photos")
+ANNOTATIONS = (
+    "labels",
+    "label",
+    "annotations",
+    "annotation",
+    "annots",
+    "xml",
+    "xmls",
+    "masks",
+    "bboxes",
+    "boxes",
+)
+CONVERT = (
+    "which no reader reads: convert it to PASCAL VOC (an xml for each image), kind: boxes and reader: voc"
+)
+FORMS = {  # by the ending of the annotations
+    ".xml": "the layout of PASCAL VOC: boxes and no classes of images; set kind: boxes and reader: voc",
+    ".txt": f"the layout of YOLO (a line of numbers for each box), {CONVERT}",
+    ".json": f"a layout of boxes in json, such as COCO, {CONVERT}",
+    "": "the layout of images with annotations of their own, not of folders named after classes",
+}
 Parts = tuple[str, ...]  # of a path below the folder of a split
 
 
@@ -53,6 +75,7 @@ def read(folder: Path, options: Options, _kind: str) -> Images:
     images = {home: _images(home, cleaned) for some in homes.values() for home in some}
     found = sorted({d.name for home in images for d in folders(home)})
     if not options.classes:
+        _refuse_annotated(homes)
         _check_wrappers(folder, homes, images)
     classes = tuple(options.classes) or tuple(found)
     for name in sorted(set(found) - set(classes)):
@@ -66,6 +89,8 @@ def read(folder: Path, options: Options, _kind: str) -> Images:
             folder,
             "there is no image in folders named after classes; expected split/class/file or class/file",
         )
+    if len(classes) == 1 and not options.classes:
+        cleaned.at("class alone, with no other to tell it from, kept", classes[0])
     seen = {item.label for items in splits.values() for item in items}
     for label in sorted(set(range(len(classes))) - seen):
         cleaned.at("empty class kept", classes[label])
@@ -98,6 +123,23 @@ def _images(home: Path, cleaned: CleaningCounts) -> list[Parts]:
         else:
             found.append(parts)
     return found
+
+
+def _refuse_annotated(homes: Mapping[str, Sequence[Path]]) -> None:
+    """Raises DataError for images beside what says where things are on them: no layout of classes."""
+    for home in (home for some in homes.values() for home in some):
+        there = {d.name.lower(): d for d in folders(home)}
+        images = next((there[name] for name in PICTURES if name in there), None)
+        beside = next((there[name] for name in ANNOTATIONS if name in there), None)
+        if images is None or beside is None:
+            continue
+        found = {file.suffix.lower() for file in files_below(beside)}
+        form = next((form for ending, form in FORMS.items() if ending in found), FORMS[""])
+        raise file_error(
+            home,
+            f"{images.name}/ beside {beside.name}/ is {form}; if these two are classes, say "
+            f"`options: {{classes: [{_yaml(images.name)}, {_yaml(beside.name)}]}}`",
+        )
 
 
 def _check_wrappers(

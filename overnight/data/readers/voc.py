@@ -10,7 +10,7 @@ from pydantic import Field
 from overnight.data.content import Boxes, BoxItem, CleaningCounts
 from overnight.data.images import QUARTERS, as_seen, header, opener
 from overnight.data.readers._common import Classes, check_met, count_alike, count_empty
-from overnight.data.readers._voc_annotation import NAMELESS, Annotation, Damaged, parse
+from overnight.data.readers._voc_annotation import NAMELESS, Annotation, Damaged, parse, settle_angles
 from overnight.data.readers._voc_layout import Layout, Pair, pairs_by_split
 from overnight.errors import file_error
 
@@ -30,6 +30,8 @@ class Options(Layout):
     unannotated: Literal["background", "drop"] | None = None
     # what boxes of photographs that EXIF turns refer to where no size tells: as the rest, else seen
     orientation: Literal["seen", "stored"] | None = None
+    # of rotated boxes; by their values when left out, where these tell
+    angles: Literal["radians", "degrees"] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def _annotations(
             cleaned.at("image whose annotation is damaged left out", str(error))
     if 2 * len(damaged) > len(xmls):
         raise damaged[0]
+    settle_angles(found.values(), options.angles, cleaned)
     boxes, nameless = sum(len(a.names) for a in found.values()), cleaned[NAMELESS]
     if nameless > boxes:
         where = cleaned.first[NAMELESS]

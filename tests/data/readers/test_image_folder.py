@@ -54,7 +54,7 @@ def test_files_of_systems_are_passed_over(load, folder, name: str) -> None:
         (["my/cat/1.png", "my/dog/2.png"], "my", {"train": "my"}),
         (["my, set: 2/cat/1.png", "my, set: 2/dog/2.png"], "my, set: 2", {"train": "my, set: 2"}),
         (["my/deep/cat/1.png", "my/deep/dog/2.png"], "my/deep", {"train": "my/deep"}),
-        (["a/Training/cat/1.png"], "a", {"train": "a/Training"}),
+        (["a/Training/cat/1.png", "a/Training/dog/2.png"], "a", {"train": "a/Training"}),
         (["fold1/cat/1.png", "fold1/dog/2.png", "fold2/cat/3.png", "fold2/dog/4.png"], "fold1",
          {"train": ["fold1", "fold2"]}),
         (["cat/1.png", "dog/2.png", "more/cat/3.png", "more/dog/4.png"], "more", {"train": "more"}),
@@ -129,7 +129,7 @@ def test_formats_that_pillow_opens_are_read(load, folder, ending: str, form: str
 
 
 def test_formats_that_are_not_read_are_named(load, folder) -> None:
-    fill(folder, "cat/1.png", "cat/2.HEIC", "cat/3.cr2", "cat/notes.txt")
+    fill(folder, "cat/1.png", "cat/2.HEIC", "cat/3.cr2", "cat/notes.txt", "dog/1.png")
     assert load("image_folder", {}).cleaned == {
         "image of the format heic, which is not read, left out": 1,
         "image of the format cr2, which is not read, left out": 1,
@@ -174,7 +174,42 @@ def test_damaged_files_decode_or_are_refused(form: str) -> None:
 
 
 def test_folders_beside_those_of_the_splits_are_named(load, folder) -> None:
-    fill(folder, "train/cat/1.png", "val/cat/2.png", "valid/cat/3.png", "extra/dog/4.png")
+    fill(folder, "train/cat/1.png", "val/cat/2.png", "valid/cat/3.png", "extra/dog/4.png", "train/dog/5.png")
     content = load("image_folder", {})
     assert content.cleaned == {"folder beside those of the splits left out": 2}
     assert content.cleaned.first["folder beside those of the splits left out"] == "extra"
+
+
+@pytest.mark.parametrize(
+    ("images", "notes", "said"),
+    [
+        ("images", "labels/1.txt", "images/ beside labels/ is the layout of YOLO"),
+        ("images/train", "labels/train/1.txt", "the layout of YOLO .* reader: voc"),
+        ("train/images", "train/labels/1.txt", "the layout of YOLO"),
+        ("Images", "annotations/instances.json", "in json, such as COCO"),
+        ("JPEGImages", "Annotations/1.xml", "PASCAL VOC: .* set kind: boxes and reader: voc"),
+        ("imgs", "masks/1.png", "images with annotations of their own"),
+    ],
+)
+def test_images_beside_annotations_are_no_classes(load, folder, images: str, notes: str, said: str) -> None:
+    fill(folder, f"{images}/1.png", f"{images}/2.png")
+    (folder / notes).parent.mkdir(parents=True)
+    if notes.endswith(".png"):
+        picture(folder / notes)
+    else:
+        (folder / notes).write_text("0 0.5 0.5 0.2 0.2\n")
+    with pytest.raises(DataError, match=said):
+        load("image_folder", {})
+
+
+def test_folders_called_so_are_classes_where_the_entry_says_it(load, folder) -> None:
+    fill(folder, "images/1.png", "labels/2.png")
+    assert load("image_folder", {"classes": ["images", "labels"]}).classes == ("images", "labels")
+
+
+def test_one_class_alone_is_named_until_the_entry_lists_it(load, folder) -> None:
+    fill(folder, "train/cat/1.png", "test/cat/2.png")
+    content = load("image_folder", {})
+    rule = "class alone, with no other to tell it from, kept"
+    assert (content.cleaned, content.cleaned.first) == ({rule: 1}, {rule: "cat"})
+    assert load("image_folder", {"classes": ["cat"]}).cleaned == {}

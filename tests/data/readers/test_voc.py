@@ -46,6 +46,7 @@ def boxes(content, split: str = "train") -> list:
     return [item.boxes.tolist() for item in content.splits[split]]
 
 
+TURNED = "<robndbox><cx>12</cx><cy>11</cy><w>10</w><h>16</h><angle>{}</angle></robndbox>"
 WHOLE = [[[4, 6, 20, 16]]]
 
 
@@ -97,8 +98,15 @@ def test_an_annotation_is_understood_however_it_is_written(load, folder, annotat
         (xml(thing(box=("nan", 6, 20, 16))), "lacks a corner"),
         (xml(thing(box=(4, 6, "1e999", 16))), "lacks a corner"),
         (
-            xml(thing(inside="<robndbox><cx>9</cx><cy>9</cy><w>4</w><h>4</h><angle>45</angle></robndbox>")),
-            "lacks",
+            xml(thing(inside=TURNED.format("3"))),
+            r"a\.xml: its box is rotated by 3 .* `options: {angles: radians}`",
+        ),
+        (xml(thing(inside=TURNED.format("1.57"))), "may be radians or degrees"),
+        (xml(thing(inside=TURNED.format(""))), "lacks a corner"),
+        (xml(thing(inside=TURNED.format("inf"))), "lacks a corner"),
+        (
+            xml(thing(inside=BOX.format(4, 6, 20, 16).replace("</bndbox>", "<angle>30</angle></bndbox>"))),
+            "a box has corners and an <angle>",
         ),
         ("<annotation/>", "the annotation says nothing"),
         ("", "the file is empty"),
@@ -132,7 +140,7 @@ def test_what_is_not_understood_is_never_an_image_without_boxes(
         (
             "<robndbox><cx>12</cx><cy>11</cy><w>10</w><h>16</h><angle>1.5707963267948966</angle></robndbox>",
             WHOLE[0],
-            "rotated box",
+            "rotated box, its angle in radians,",
         ),
     ],
 )
@@ -381,3 +389,28 @@ def test_lists_of_classes_alone_are_no_splits_and_counted(load, folder) -> None:
     pair(folder, "a")
     put(folder / "ImageSets" / "Main" / "cat_train.txt", "a 1\n")
     assert load("voc", {}).cleaned["list that is not called like a split left out"] == 1
+
+
+@pytest.mark.parametrize(
+    ("angles", "options", "unit"),
+    [
+        (["90", "2"], {}, "degrees"),
+        (["-270", "0"], {}, "degrees"),
+        (["1.5707963", "3"], {}, "radians"),
+        (["90", "0"], {"angles": "degrees"}, "degrees"),
+        (["1.57", "0"], {"angles": "radians"}, "radians"),
+    ],
+)
+def test_angles_of_a_set_are_of_one_unit_and_it_is_said(
+    load, folder, angles: list, options: dict, unit: str
+) -> None:
+    for name, angle in zip("ab", angles, strict=True):
+        pair(folder, name, xml(thing(inside=TURNED.format(angle))))
+    content = load("voc", options)
+    np.testing.assert_allclose(content.splits["train"][0].boxes, WHOLE[0], atol=0.02)
+    assert content.cleaned == {f"rotated box, its angle in {unit}, replaced by the upright box around it": 2}
+
+
+def test_a_box_that_is_not_turned_needs_no_unit(load, folder) -> None:
+    pair(folder, "a", xml(thing(inside=TURNED.format("0"))))
+    assert boxes(load("voc", {})) == [[[7, 3, 17, 19]]]
