@@ -96,6 +96,8 @@ def load(folder: Path) -> Callable[..., object]:
         "planetoid": "graph",
         "text": "text",
         "text_lines": "text",
+        "chats": "chats",
+        "pairs": "pairs",
     }
 
     def load_made(reader: str, options: dict[str, object], **more: object) -> object:

@@ -74,7 +74,8 @@ def _counted(content: Any) -> str:
     if splits is None:
         return f"{content.nodes:,} nodes, {content.edges.shape[1]:,} edges, {len(content.classes)} classes"
     counts = ", ".join(f"{split} {len(items):,}" for split, items in splits.items())
-    return f"{counts}; {len(content.classes)} classes: {', '.join(content.classes[:20])}"
+    classes = f"; {len(content.classes)} classes: {', '.join(content.classes[:20])}"
+    return counts + classes * bool(content.classes)
 
 
 def _proposed(path: Path) -> str:

@@ -136,4 +136,26 @@ class Texts:
     cleaned: CleaningCounts = field(default_factory=CleaningCounts)
 
 
-Content = Tables | Images | Boxes | Graph | Texts
+Message = tuple[str, str]  # role (system, user or assistant; text: running text without roles), content
+Chat = tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Chats:
+    """Conversations, each with a user's message and an answer at its end; or running texts."""
+
+    splits: Mapping[str, list[Chat]]
+    classes: tuple[str, ...] = ()  # none
+    cleaned: CleaningCounts = field(default_factory=CleaningCounts)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A text and what it is to become: a sentence and its translation, an article and its summary."""
+
+    splits: Mapping[str, list[tuple[str, str]]]
+    classes: tuple[str, ...] = ()  # none
+    cleaned: CleaningCounts = field(default_factory=CleaningCounts)
+
+
+Content = Tables | Images | Boxes | Graph | Texts | Chats | Pairs

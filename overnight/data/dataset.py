@@ -10,14 +10,24 @@ from pydantic import AfterValidator, model_validator
 from overnight.artifact import DataSpec
 from overnight.config import Source, Values, read, validate
 from overnight.data import digests, readers
-from overnight.data.content import Boxes, CleaningCounts, Content, Graph, Images, Tables, Texts
+from overnight.data.content import (
+    Boxes,
+    Chats,
+    CleaningCounts,
+    Content,
+    Graph,
+    Images,
+    Pairs,
+    Tables,
+    Texts,
+)
 from overnight.data.entry import Entry, Kind
 from overnight.data.fetch import located
 from overnight.data.splits import cut, with_groups
 from overnight.errors import ConfigError, DataError, did_you_mean
 from overnight.paths import datasets, shown
 
-C = TypeVar("C", Tables, Images, Boxes, Graph, Texts)
+C = TypeVar("C", Tables, Images, Boxes, Graph, Texts, Chats, Pairs)
 
 
 class Dataset(Entry):

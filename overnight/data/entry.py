@@ -15,7 +15,7 @@ from overnight.paths import datasets
 if TYPE_CHECKING:
     from overnight.data.file_set import Package
 
-Kind = Literal["table", "images", "boxes", "graph", "text"]
+Kind = Literal["table", "images", "boxes", "graph", "text", "chats", "pairs"]
 
 
 def _pattern(text: str) -> str:

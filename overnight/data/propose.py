@@ -29,13 +29,21 @@ def propose(path: Path) -> dict[str, Any]:
     raise file_error(
         path,
         "nothing here that is known: tables (csv, Parquet, DuckDB), images in folders named after classes, "
-        "annotations of PASCAL VOC, or npz of a graph; datasets/README.md has all formats",
+        "annotations of PASCAL VOC, npz of a graph, or chats (jsonl); datasets/README.md has all formats",
     )
 
 
 def name_of(path: Path) -> str:
     stem = path.resolve().name
-    while Path(stem).suffix.lower() in (*CSV_ENDINGS, *PACKED, *PARQUET, *DATABASES, ".npz"):
+    while Path(stem).suffix.lower() in (
+        *CSV_ENDINGS,
+        *PACKED,
+        *PARQUET,
+        *DATABASES,
+        ".npz",
+        ".jsonl",
+        ".json",
+    ):
         stem = Path(stem).stem
     return re.sub(r"\W+", "_", stem).strip("_").lower() or "made"
 
@@ -48,6 +56,9 @@ def _candidates(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     tables = _tables(folder, files)
     if tables is not None:
         yield "table", *tables
+    chats = [file.name for file in files if file.name.removesuffix(".gz").endswith((".jsonl", ".json"))]
+    if chats and _reads("chats", folder, {"splits": {"train": chats}}, "chats"):
+        yield "chats", "chats", {"splits": {"train": chats}}
     graphs = [file for file in files if file.suffix == ".npz"]
     if len(graphs) == 1 and _reads("planetoid", folder, {"file": graphs[0].name}, "graph"):
         yield "graph", "planetoid", {"file": graphs[0].name}

@@ -6,8 +6,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
-from overnight.data.content import Boxes, BoxItem, CleaningCounts, Content, ImageItem, Images, Texts
+from overnight.data.content import (
+    Boxes,
+    BoxItem,
+    Chats,
+    CleaningCounts,
+    Content,
+    ImageItem,
+    Images,
+    Pairs,
+    Texts,
+)
 from overnight.errors import DataError
 
 Item = ImageItem | BoxItem
@@ -39,14 +50,15 @@ def cut(content: Content, splits: Mapping[str, float], seed: int = 0) -> Content
 
     Samples of one group stay in one split, so shares are of groups where there are some.
     """
-    if not isinstance(content, Images | Boxes | Texts):
+    if not isinstance(content, Images | Boxes | Texts | Chats | Pairs):
         return content
+    key, label = _key(content), _label if isinstance(content, Images | Boxes | Texts) else _no_label
     for name, fraction in splits.items():
         if content.splits.get(name) or not content.splits.get("train"):
             continue
         train: Sequence[object] = content.splits["train"]
-        groups = grouped([_group(item) for item in train])
-        units = set(stratified([_label(train[group[0]]) for group in groups], fraction, seed))
+        groups = grouped([key(item) for item in train])
+        units = set(stratified([label(train[group[0]]) for group in groups], fraction, seed))
         chosen = {i for unit, group in enumerate(groups) if unit in units for i in group}
         parts = {
             **content.splits,
@@ -57,8 +69,17 @@ def cut(content: Content, splits: Mapping[str, float], seed: int = 0) -> Content
     return content
 
 
-def _group(item: object) -> str:
-    return str(item[0]) if isinstance(item, tuple) else str(getattr(item, "group", ""))
+def _key(content: Content) -> Callable[[Any], str]:
+    """What samples have in common that stay in one split: a text; a question, whatever its answers."""
+    if isinstance(content, Texts | Pairs):
+        return lambda item: str(item[0])
+    if isinstance(content, Chats):
+        return lambda chat: repr(chat[:-1] or chat)
+    return lambda item: str(item.group)
+
+
+def _no_label(_item: object) -> int:
+    return 0
 
 
 def grouped(groups: Sequence[str]) -> list[list[int]]:
@@ -74,9 +95,13 @@ def with_groups(content: Content, pattern: str = "") -> Content:
 
     pattern: a regular expression; its first bracket, else the match, names the group. Copies are counted.
     """
-    if isinstance(content, Texts):
+    if isinstance(content, Texts | Pairs):
         lines = [(s, text, label) for s, some in content.splits.items() for text, label in some]
         _count_copies(lines, content.cleaned)
+        return content
+    if isinstance(content, Chats):
+        chats = [(s, repr(chat), None) for s, some in content.splits.items() for chat in some]
+        _count_copies(chats, content.cleaned)
         return content
     if not isinstance(content, Images | Boxes):
         return content

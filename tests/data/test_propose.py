@@ -145,3 +145,13 @@ def test_no_delimiter_is_proposed_that_parts_nothing(tmp_path, text, said):
 def test_a_file_that_is_not_there_is_no_data_set(checkout, capsys):
     assert main(["data", "check", "sales/none.csv"]) == 2
     assert "there is no such file or folder" in capsys.readouterr().err
+
+
+def test_chats(tmp_path):
+    (tmp_path / "chats.jsonl").write_text('{"question": "q", "answer": "a"}\n' * 3)
+    assert propose(tmp_path / "chats.jsonl") == {
+        "kind": "chats",
+        "reader": "chats",
+        "options": {"splits": {"train": ["chats.jsonl"]}},
+    }
+    assert name_of(tmp_path / "chats.jsonl") == "chats"
