@@ -108,6 +108,24 @@ Features = Union["np.ndarray", tuple["np.ndarray", "np.ndarray", "np.ndarray", t
 """Dense float32 (N, F); or CSR: data float32, indices and indptr int64, shape (N, F); or none."""
 
 
+def as_float32(values: "np.ndarray", cleaned: CleaningCounts, what: str = "feature") -> "np.ndarray":
+    """Numbers as float32, which hold 24 bits and up to 3.4e38; what they do not hold is counted."""
+    import numpy as np
+
+    with np.errstate(over="ignore", under="ignore"):
+        found = values.astype(np.float32)
+    if np.can_cast(values.dtype, np.float32):
+        return found
+    finite, held = np.isfinite(values), np.isfinite(found)
+    whole = held & (values == np.floor(values))
+    cleaned[f"{what} beyond the range of float32 read as infinite"] += int((finite & ~held).sum())
+    cleaned[f"{what} too small for float32 read as 0"] += int((held & (found == 0) & (values != 0)).sum())
+    cleaned[f"whole number of a {what} rounded to 24 bits"] += int(
+        (whole & (found.astype(float) != values)).sum()
+    )
+    return found
+
+
 @dataclass(frozen=True)
 class Graph:
     """edges: int64 (2, E), each undirected edge once, no self loops; labels: int64 (N,), -1 unlabelled.

@@ -150,9 +150,8 @@ def scaled(
     values[odd] = 0.0
     if isinstance(features, np.ndarray):
         if scale in ("auto", "columns"):
-            spread = features.std(0)
-            return np.asarray((features - features.mean(0)) / np.where(spread > 0, spread, 1.0), np.float32)
-        sums = np.abs(features).sum(1, keepdims=True)
+            return _standard(features)
+        sums = np.abs(features).sum(1, keepdims=True, dtype=np.float64)
         return (
             np.asarray(features / np.where(sums > 0, sums, 1.0), np.float32) if scale == "rows" else features
         )
@@ -160,8 +159,17 @@ def scaled(
         return scaled(features.toarray(), scale, cleaned)
     if scale == "none":
         return features
-    sums = np.asarray(abs(features).sum(1)).ravel()
+    sums = np.asarray(abs(features).sum(1, dtype=np.float64)).ravel()
     return sp.csr_matrix(sp.diags(1 / np.where(sums > 0, sums, 1.0)) @ features, dtype=np.float32)
+
+
+def _standard(features: np.ndarray) -> np.ndarray:
+    """Each column (N,) to mean 0 and deviation 1, whose squares float32 might not hold."""
+    found = np.empty_like(features, np.float32)
+    for i, column in enumerate(features.T):
+        values = column.astype(np.float64)
+        found[:, i] = (values - values.mean()) / (values.std() or 1.0)
+    return found
 
 
 def _named(features: "np.ndarray | sp.csr_matrix") -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from overnight.artifact import Artifact
-from overnight.data.content import CleaningCounts, Graph
+from overnight.data.content import CleaningCounts, Graph, as_float32
 from overnight.errors import DataError
 from overnight.run import Run
 from overnight.step import step
@@ -59,7 +59,8 @@ def link_rows(run: Run, params: LinkParams, table: Artifact) -> Artifact:
     nodes = _nodes(frame, params, cleaned)
     labels, classes = _labels(nodes, params, cleaned)
     edges, weights = _links(frame, nodes["\0node"], params, run.seed)
-    features = nodes.select(list(params.features)).to_numpy().astype(np.float32)
+    features = nodes.select(list(params.features)).to_numpy()
+    features = as_float32(features, cleaned)
     features = np.where(np.isfinite(features), features, _means(features, cleaned))
     ids = tuple(nodes["\0node"])
     graph = Graph(edges, nodes.height, features, labels, classes, cleaned=cleaned, weights=weights, ids=ids)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import model_validator
 
 from overnight.config import Values
-from overnight.data.content import CleaningCounts, Features, Graph
+from overnight.data.content import CleaningCounts, Features, Graph, as_float32
 from overnight.data.readers._common import (
     Classes,
     check_met,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 NUMBER = re.compile(r"\+?0*(\d*?)(?:\.0*)?")  # a whole number, however it is written
+LARGEST = float.fromhex("0x1.fffffep127")  # that float32 holds
 LONGEST = 100  # digits of an id that is read as a number
 MISSING = [
     "NaN",
@@ -123,21 +124,22 @@ def _edges(folder: Path, options: Edges, cleaned: CleaningCounts) -> "tuple[pl.D
     table = table_of(folder, options, [*options.keys, *weight])
     for name in weight:
         values = numbers(table, [name], folder / options.file)[name]
-        odd = (values < 0) | values.is_infinite()
+        odd = (values < 0) | (values > LARGEST)
         if odd.any():
             row = odd.arg_max() or 0
             raise file_error(
                 folder / options.file,
-                f"row {row + 1}: the weight is {values[row]:g}, expected a number above 0",
+                f"row {row + 1}: the weight is {values[row]:g}, expected a number above 0 that float32 holds",
             )
         table = table.with_columns(values.alias("\0weight"))
     whole = table.drop_nulls(options.keys)
     cleaned["edge without both ends dropped"] += table.height - whole.height
     if not weight:
         return whole, None
-    weighted = whole.filter(pl.col("\0weight") > 0)
+    held = pl.col("\0weight").cast(pl.Float32) > 0
+    weighted = whole.filter(held)
     cleaned["edge without a weight dropped"] += whole["\0weight"].null_count()
-    cleaned["edge of weight 0 dropped"] += int((whole["\0weight"] == 0).sum())
+    cleaned["edge of weight 0 dropped"] += int(whole.select((~held).sum()).item() or 0)
     return weighted, weighted["\0weight"].to_numpy()
 
 
@@ -242,8 +244,8 @@ def _described(folder: Path, options: Options, cleaned: CleaningCounts) -> dict[
         )
     values = numbers(table, columns, folder / given.file)
     cleaned["missing feature kept"] += values.null_count().sum_horizontal()[0]
-    found = numbers(pairs, columns, folder / given.file).fill_null(math.nan).cast(pl.Float32).to_numpy()
-    return dict(zip(pairs[given.id], found, strict=True))
+    found = numbers(pairs, columns, folder / given.file).fill_null(math.nan).to_numpy()
+    return dict(zip(pairs[given.id], as_float32(found, cleaned), strict=True))
 
 
 def _names(
@@ -312,9 +314,7 @@ def _sparse(pairs: dict[str, dict[str, float]], index: dict[str, int], cleaned: 
     cleaned["node without features given zeros"] += sum(not row for row in rows)
     indptr = np.cumsum([0, *map(len, rows)], dtype=np.int64)
     flat = [pair for row in rows for pair in row]
-    # A value too large for a float becomes infinite; the user of the features counts and replaces it.
-    with np.errstate(over="ignore"):
-        data = np.array([v for _, v in flat], dtype=np.float32)
+    data = as_float32(np.array([v for _, v in flat], dtype=np.float64), cleaned)
     indices = np.array([i for i, _ in flat], dtype=np.int64)
     return data, indices, indptr, (len(index), max(column.values(), default=-1) + 1)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from overnight.config import Values
 from overnight.data.archives import DAMAGED
-from overnight.data.content import CleaningCounts, Features, Graph
+from overnight.data.content import CleaningCounts, Features, Graph, as_float32
 from overnight.data.readers._common import Classes, class_names, cleaned_edges, present
 from overnight.errors import file_error
 from overnight.paths import shown
@@ -42,7 +42,7 @@ def read(folder: Path, options: Options, _kind: str) -> Graph:
     if masks:
         shared = sum(mask.astype(np.int64) for mask in masks.values()) > 1
         cleaned["node in several masks kept in each"] += int(np.sum(shared))
-    features = _features(arrays, nodes, path)
+    features = _features(arrays, nodes, path, cleaned)
     return Graph(edges, nodes, features, np.maximum(labels, -1), classes, masks, cleaned)
 
 
@@ -98,14 +98,14 @@ def _is_mask(mask: "np.ndarray", labels: "np.ndarray") -> bool:
     return mask.shape == labels.shape and bool(((mask == 0) | (mask == 1)).all())
 
 
-def _features(arrays: "dict[str, np.ndarray]", nodes: int, path: Path) -> Features:
+def _features(arrays: "dict[str, np.ndarray]", nodes: int, path: Path, cleaned: CleaningCounts) -> Features:
     """Dense, or CSR whose indices point inside."""
     import numpy as np
 
-    found: Features = arrays["x"].astype(np.float32) if "x" in arrays else None
+    found: Features = as_float32(arrays["x"], cleaned) if "x" in arrays else None
     shape = [nodes] if found is None else [len(arrays["x"])]
     if "x_indptr" in arrays:
-        data = arrays["x_data"].astype(np.float32)
+        data = as_float32(arrays["x_data"], cleaned)
         indices = arrays["x_indices"].astype(np.int64)
         indptr = arrays["x_indptr"].astype(np.int64)
         shape = list(map(int, arrays["x_shape"]))

@@ -233,3 +233,50 @@ def test_numbers_that_are_no_labels_nodes_or_masks_are_refused(load, folder, mor
     mask = np.array([1, 0, 0])
     np.savez(folder / "g.npz", **arrays, train_mask=mask, test_mask=mask == 1)
     assert load("planetoid", {"file": "g.npz"}).cleaned["node in several masks kept in each"] == 1
+
+
+BEYOND, SMALL = (
+    "feature beyond the range of float32 read as infinite",
+    "feature too small for float32 read as 0",
+)
+ROUNDED = "whole number of a feature rounded to 24 bits"
+
+
+@pytest.mark.parametrize("form", ["dense", "csr", "csv", "json"])
+@pytest.mark.parametrize(
+    ("values", "cleaned"),
+    [
+        ([1e300, -1e39], {BEYOND: 2}),
+        ([1e-300, 0.0], {SMALL: 1}),
+        ([1700000001.0, 16777217.0], {ROUNDED: 2}),
+        ([16777216.0, 0.1], {}),
+    ],
+)
+def test_features_that_float32_does_not_hold_are_counted(load, write, folder, form, values, cleaned) -> None:
+    write(features={"a": values[:1], "b": values[1:]})
+    options = FULL | {"vectors": True}
+    if form == "csv":
+        (folder / "f.csv").write_text(f"id,v\na,{values[0]!r}\nb,{values[1]!r}\n")
+        options = FULL | {"features": {"file": "f.csv", "id": "id", "columns": ["v"]}}
+    if form in ("dense", "csr"):
+        graph = {"edge_index": np.array([[0], [1]]), "y": np.array([0, 1])}
+        sparse = {"x_data": np.array(values), "x_indices": [0, 0], "x_indptr": [0, 1, 2], "x_shape": [2, 1]}
+        np.savez(
+            folder / "g.npz", **graph, **({"x": np.array(values)[:, None]} if form == "dense" else sparse)
+        )
+    found = load("planetoid", {"file": "g.npz"}) if form in ("dense", "csr") else load("edge_list", options)
+    assert found.cleaned == cleaned
+    features = found.features if form in ("dense", "csv") else found.features[0]
+    with np.errstate(over="ignore"):
+        assert features.ravel().tolist() == np.float32(values).tolist()
+
+
+def test_weights_that_float32_does_not_hold(load, write) -> None:
+    weighted = {"edges": {**EDGES["edges"], "weight": "w"}}
+    write("from,to,w\na,b,1e39\n")
+    with pytest.raises(
+        DataError, match=r"row 1: the weight is 1e.39, expected a number above 0 that float32 holds"
+    ):
+        load("edge_list", weighted)
+    write("from,to,w\na,b,1e-60\nb,c,2\n")
+    assert load("edge_list", weighted).cleaned["edge of weight 0 dropped"] == 1

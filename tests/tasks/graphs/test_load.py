@@ -15,7 +15,7 @@ from tasks.graphs.load import GraphParams, load_graph
 
 
 def run_in(folder: Path, seed: int = 0) -> RecordingRun:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     return RecordingRun(folder, seed=seed)
 
 
@@ -166,3 +166,14 @@ def test_degrees_are_shown(tmp_path: Path) -> None:
     line = figure.axes[0].lines[0]
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2, 3], [4, 3, 1])
     assert "2 without any" in line.get_label()
+
+
+@pytest.mark.parametrize("scale", ["columns", "rows"])
+@pytest.mark.parametrize("unit", [1e30, 1e-30])
+def test_the_unit_of_features_is_no_matter(tmp_path: Path, scale: str, unit: float) -> None:
+    plain = np.random.default_rng(0).normal(3, 2, (40, 5)).astype(np.float32)
+    _, one = made(tmp_path / "one", params={"normalize": scale}, features=plain)
+    _, other = made(
+        tmp_path / "other", params={"normalize": scale}, features=(plain * unit).astype(np.float32)
+    )
+    np.testing.assert_allclose(one.arrays()["features"], other.arrays()["features"], rtol=1e-4, atol=1e-4)
