@@ -22,6 +22,7 @@ NAMES = {
 OFTEN = 20  # times that a row is there on average
 AGREED = 0.5  # of the variance of all targets, which copies stay below
 FEW_UNITS = 100  # below, the shares are kept as they are asked; above, a row keeps its part when others come
+MOST_NAMED = 3  # classes
 NOTABLE = 0.05  # distance of a share from what was asked that stands in the note
 
 
@@ -71,7 +72,7 @@ def cut(params: FitParams, rows: Labelled, seed: int) -> Parts:
     train, val, test = (np.flatnonzero(part == number) for number in (TRAIN, VAL, TEST))
     parts = Parts(train, val, test, identity, cluster, copied)
     _check(params, rows, parts)
-    return replace(parts, remarks=tuple(_remarks(params, parts)))
+    return replace(parts, remarks=(*_remarks(params, parts), *_lonely_classes(rows, parts)))
 
 
 # ------------------------------------------------------------------------------------------------ copies
@@ -120,11 +121,18 @@ def _by_hash(units: np.ndarray, test: float, val: float, seed: int) -> np.ndarra
     """Part (n,) of each row; rows of a unit share it."""
     names, index = np.unique(units, return_inverse=True)
     seeded = mixed(names ^ mixed(np.array([seed], np.uint64)))
-    place = seeded / 2.0**64
     if len(names) < FEW_UNITS:
-        place = (np.argsort(np.argsort(seeded)) + 0.5) / len(names)
+        return _of_few(np.argsort(np.argsort(seeded)), test, val)[index]
+    place = seeded / 2.0**64
     part = np.where(place < test, TEST, np.where(place < test + val, VAL, TRAIN))
     return np.asarray(part[index])
+
+
+def _of_few(place: np.ndarray, test: float, val: float) -> np.ndarray:
+    """Part of each unit by its place; each part that is asked for gets one at least, as far as they go."""
+    first = max(int(test > 0), int(np.ceil(len(place) * test - 0.5)))
+    both = max(first + int(val > 0), int(np.ceil(len(place) * (test + val) - 0.5)))
+    return np.where(place < first, TEST, np.where(place < both, VAL, TRAIN))
 
 
 def _refuse_gaps(params: FitParams, frame: "pl.DataFrame") -> None:
@@ -202,14 +210,26 @@ def _by_name(params: FitParams, column: "pl.Series", identity: np.ndarray, seed:
 def _check(params: FitParams, rows: Labelled, parts: Parts) -> None:
     classes = len(np.unique(rows.values[parts.train])) if rows.task == "classify" else 2
     sizes = f"{len(parts.train)} rows to learn from, {len(parts.val)} of val and {len(parts.test)} of test"
+    if (params.val and not len(parts.val)) or not len(parts.test) or len(parts.train) < 2:
+        raise DataError(f"predictor: the split leaves {sizes}; {_advice(params, parts)}")
     if classes < 2:
         raise DataError(
-            f"predictor: the split leaves {sizes}, and those to learn from have fewer than 2 classes"
+            f"predictor: the split leaves {sizes}, and those to learn from have fewer than 2 classes; "
+            "cut in another way"
         )
-    needs_val = bool(params.val) and not len(parts.val)
-    if needs_val or not len(parts.test) or len(parts.train) < 2:
-        advice = "set val: 0" if needs_val else "ask for other shares, or cut in another way"
-        raise DataError(f"predictor: the split leaves {sizes}; {advice}")
+
+
+def _advice(params: FitParams, parts: Parts) -> str:
+    """What to do about a part without rows."""
+    if params.parts:
+        return f"{params.parts!r} names none of test, or too few of train: correct it, or cut in another way"
+    needed = 3 if params.val else 2
+    units = len(np.unique(parts.cluster))
+    if units >= needed:
+        return "ask for other shares, or cut in another way"
+    what = f"groups {', '.join(params.groups)}" if params.groups else "the rows"
+    fewer = ", or set val: 0 to cut two" if units == 2 else ""
+    return f"{what} have {units} different values, too few for {needed} parts; cut in another way{fewer}"
 
 
 def _remarks(params: FitParams, parts: Parts) -> list[str]:
@@ -225,4 +245,22 @@ def _remarks(params: FitParams, parts: Parts) -> list[str]:
             )
     if parts.seen and parts.copied:
         found.append(f"{parts.seen:,} test rows have the features of a row that was learned from")
+    return found
+
+
+def _lonely_classes(rows: Labelled, parts: Parts) -> list[str]:
+    """What the note says about classes that were never learned, or are in no score."""
+    counts = {
+        name: np.bincount(rows.values[mine], minlength=len(rows.classes))
+        for name, mine in (("train", parts.train), ("val", parts.val), ("test", parts.test))
+        if rows.classes
+    }
+    found = list[str]()
+    for said, part in (("was never learned", "train"), ("is in no score of test", "test")):
+        lacking = [i for i, count in enumerate(counts.get(part, ())) if not count]
+        for number in lacking[:MOST_NAMED]:
+            held = ", ".join(f"{some[number]} of {name}" for name, some in counts.items() if some[number])
+            found.append(f"the class {rows.classes[number]!r} {said}: its rows are {held}")
+        if len(lacking) > MOST_NAMED:
+            found.append(f"{len(lacking) - MOST_NAMED} more classes: the same")
     return found

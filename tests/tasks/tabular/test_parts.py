@@ -150,10 +150,16 @@ def test_parts_by_name_and_val_is_cut_off_train_where_none_is_named(tmp_path: Pa
     ("more", "params", "message"),
     [
         ({"split": ["train", "holdout"] * (ROWS // 2)}, {"parts": "split"}, r"in 1000 rows \('holdout'\)"),
-        ({"split": ["train"] * ROWS}, {"parts": "split"}, "and 0 of test"),
+        ({"split": ["train"] * ROWS}, {"parts": "split"}, "and 0 of test; 'split' names none of test"),
         ({"day": [1, 2] * (ROWS // 2)}, {"order": "day"}, "2 different values, too few for 3 parts"),
         ({"day": [None, *range(ROWS - 1)]}, {"order": "day"}, "1 rows have no 'day'"),
-        ({"shop": [1] * ROWS}, {"groups": "shop"}, "the split leaves"),
+        (
+            {"shop": [1] * ROWS},
+            {"groups": "shop"},
+            "groups shop have 1 different values, too few for 3 parts",
+        ),
+        ({"shop": [1] * ROWS}, {"groups": "shop", "val": 0}, "1 different values, too few for 2 parts"),
+        ({"shop": [1, 2] * (ROWS // 2)}, {"groups": "shop"}, "cut in another way, or set val: 0 to cut two"),
         ({"shop": [None, *range(1, ROWS)]}, {"groups": "shop"}, "1 rows have no 'shop' to group them by"),
     ],
 )
@@ -191,3 +197,28 @@ def test_official_files_for_train_and_test_are_one_table_with_names(tmp_path: Pa
     assert set(parts[found.test]) == {"test"}
     assert set(parts[np.concatenate([found.train, found.val])]) == {"train"}
     assert len(found.test) == found.seen == 30
+
+
+@pytest.mark.parametrize(("groups", "params"), [(2, {"val": 0}), (3, {}), (4, {}), (7, {})])
+def test_few_groups_give_each_part_one(tmp_path: Path, groups: int, params: dict[str, object]) -> None:
+    parts, whole = made(tmp_path, frame(shop=np.arange(ROWS) % groups), groups="shop", **params)
+    sizes = [whole["shop"][part].n_unique() for part in (parts.train, parts.val, parts.test)]
+    assert sum(sizes) == groups
+    assert all(size > 0 for size in sizes[:: 2 if params else 1])
+
+
+@pytest.mark.parametrize(
+    ("at", "said"),
+    [
+        (slice(1990, 2000), ["the class 'odd' was never learned: its rows are 10 of test"]),
+        (slice(0, 1), ["the class 'odd' is in no score of test: its rows are 1 of train"]),
+        (slice(1500, 1510), ["the class 'odd' was never learned: its rows are 10 of val",
+                             "the class 'odd' is in no score of test: its rows are 10 of val"]),
+        (slice(0, 0), []),
+    ],
+)  # fmt: skip
+def test_a_class_that_a_part_lacks_is_named(tmp_path: Path, at: slice, said: list[str]) -> None:
+    target = np.where(np.arange(ROWS) % 2, "a", "b").astype(object)
+    target[at] = "odd"
+    parts, _ = made(tmp_path, frame(day=np.arange(ROWS), kind=target.tolist()), target="kind", order="day")
+    assert [remark for remark in parts.remarks if "class" in remark] == said
