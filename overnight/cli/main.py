@@ -7,7 +7,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from overnight.cli import chat, clean, data, models, past, predict, promote, report, rollback, run, serve
+from overnight.cli import (
+    chat,
+    clean,
+    data,
+    models,
+    past,
+    predict,
+    promote,
+    report,
+    rollback,
+    run,
+    serve,
+    weights,
+)
 from overnight.cli import exec as exec_
 from overnight.cli.command import (
     CONFIG,
@@ -66,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_command(words)
         arguments = _parsed(words)
         _name_other_checkout()
-        if arguments.command in (run.COMMAND[0], data.COMMAND[0], _fit, _up):
+        if arguments.command in (run.COMMAND[0], data.COMMAND[0], weights.COMMAND[0], _fit, _up):
             _settle_data()
         code = int(arguments.command(arguments) or 0)
         sys.stdout.flush()
@@ -303,6 +316,7 @@ COMMANDS: dict[str, Command] = {
     "install-service": (_install, "start the services with the machine, by systemd or Windows", {}),
     "clean": clean.COMMAND,
     "data": data.COMMAND,
+    "weights": weights.COMMAND,
 }
 
 if __name__ == "__main__":
