@@ -44,9 +44,9 @@ OWNER = textwrap.dedent(
 )
 
 
-def server(kills: int = KILLS) -> list[bool]:
+def server_rows(kills: int = KILLS) -> dict[str, list[bool]]:
     """Whether each bar was met."""
-    return [_faults(), _kills(kills)]
+    return {"met": [_faults(), _kills(kills)]}
 
 
 def _faults() -> bool:
@@ -61,7 +61,7 @@ def _faults() -> bool:
     shutil.rmtree(place)
     failed = int(run.last("retries"))
     return bar(
-        f"{len(FAULTS)} faults in {REQUESTS} requests",
+        f"server: {len(FAULTS)} faults in {REQUESTS} requests",
         f"{lost} lost, {failed} tries failed",
         "0 lost, 10 tries",
         lost == 0 and failed == 10,
@@ -88,7 +88,7 @@ def _kills(kills: int) -> bool:
         left += len(_servers(place))
     shutil.rmtree(place)
     return bar(
-        f"kill -9 of a server's owner, {kills} times in its first {SECONDS:g} s",
+        f"server: kill -9 of its owner, {kills} times in its first {SECONDS:g} s",
         f"{left} processes left ({served} times the server ran)",
         "0",
         left == 0,
@@ -108,5 +108,5 @@ def _servers(place: Path) -> list[psutil.Process]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=KILLS)
-    met = server(parser.parse_args().kills)
+    met = server_rows(parser.parse_args().kills)["met"]
     sys.exit(0 if all(met) else 1)

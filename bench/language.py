@@ -14,6 +14,7 @@ from bench._rows import OUT, machine, write
 
 ARMS = {  # name -> module and function that returns its rows and whether each bar was met
     "write": ("bench._language_write", "write_rows"),
+    "server": ("bench._language_server", "server_rows"),
 }
 
 

@@ -3,14 +3,34 @@
 import argparse
 import subprocess
 import sys
+from pathlib import Path
 
 from overnight.cli.command import Command
+from overnight.errors import BadInput
 from overnight.paths import root
 
 
 def _chat(arguments: argparse.Namespace) -> int:
-    words = [arguments.name, *_given(arguments)]
+    words = [_source(arguments.name), *_given(arguments)]
     return subprocess.call([sys.executable, "-m", "tasks.llm.chat", *words], cwd=root())
+
+
+def _source(name: str) -> str:
+    """The .gguf of an entry of weights, or of a folder; else the name itself. Raises BadInput."""
+    from overnight.data.pretrained import load_entry, names
+
+    if name in names():
+        entry = load_entry(name)
+        if entry.form != "gguf":
+            raise BadInput(f"{entry.called} is of the form {entry.form}; a conversation needs a gguf")
+        return str(entry.locate())
+    path = Path(name)
+    if not path.is_dir():
+        return str(path.resolve()) if path.is_file() else name
+    found = sorted(path.rglob("*.gguf"))
+    if not found:
+        raise BadInput(f"{name}: holds no .gguf")
+    return str(found[0].resolve())
 
 
 def _given(arguments: argparse.Namespace) -> list[str]:
@@ -23,9 +43,12 @@ def _given(arguments: argparse.Namespace) -> list[str]:
 
 COMMAND: Command = (
     _chat,
-    "talk to a language model: a .gguf, or a server by its address",
+    "talk to a language model: weights, a .gguf, or a server by its address",
     {
-        "name": {"help": "a .gguf file, or the address of an OpenAI-compatible server, with /v1"},
+        "name": {
+            "help": "weights in GGUF by the name of their entry, a .gguf file or a folder with one, or the "
+            "address of an OpenAI-compatible server, with /v1"
+        },
         "--model": {"help": "by its name at the server; the only one when left out"},
         "--key-variable": {"metavar": "NAME", "help": "the environment variable that holds the server's key"},
         "--system": {"metavar": "TEXT", "help": "a message before the conversation"},

