@@ -131,6 +131,7 @@ def overnight(*words: str, state: Path) -> str:
 def predictions() -> dict[str, Any]:
     """By `overnight fit`: of each step of the configs, and of models by name."""
     found, state = dict[str, Any](), folder()
+    overnight("run", "configs/graph.yaml", state=folder())  # how many links it makes is known from a run
     for config in CONFIGS:
         steps = json.loads(overnight("fit", config, "--card", "12", "--json", state=state))["steps"]
         found[config] = [{name: step[name] for name in FIGURES} for step in steps]

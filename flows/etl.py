@@ -28,7 +28,21 @@ class Etl(Experiment):
         problems = self.tables.unknown_tables(there) if there else []
         if problems:
             raise ValueError(f"tables: {'; '.join(problems)}")
+        self.check({})
         return self
+
+    def check(self, asked: Mapping[str, str]) -> None:
+        """Raises ValueError for what does not fit the set's columns, where they are known before the run."""
+        from tasks.tabular.plan import foreseen
+
+        problems = foreseen(self.asking({**self.asked(), **asked}).tables, self.data)
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def asked(self) -> dict[str, str]:
+        """What the predictor asks of the table."""
+        fit = self.predictor
+        return {"predictor.target": fit.target, **asked_columns(fit.columns(), "predictor")} if fit else {}
 
     def asking(self, asked: Mapping[str, str]) -> Self:
         """With expressions that later steps ask of the table: they are looked at before it is made."""
@@ -42,7 +56,6 @@ def etl(cfg: Etl) -> Artifact:
     fit = cfg.predictor
     if fit is None:
         return join_tables(cfg.tables, cfg.data)
-    asked = {"predictor.target": fit.target, **asked_columns(fit.columns(), "predictor")}
-    table = join_tables(cfg.asking(asked).tables, cfg.data)
+    table = join_tables(cfg.asking(cfg.asked()).tables, cfg.data)
     fit_table(fit, table)
     return table

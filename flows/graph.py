@@ -35,16 +35,21 @@ class Graph(Experiment):
             raise ValueError(
                 "graph: is for a data set alone; with a link section set its val, test and normalize there"
             )
+        if self.link and self.etl:
+            self.etl.check(self.asked(self.link))
         return self
+
+    def asked(self, link: LinkParams) -> dict[str, str]:
+        """What the graph asks of the table."""
+        features = {f"link.features.{name}": text for name, text in link.features.items()}
+        return {**asked_columns([link.node, link.label, *link.by], "link"), **features}
 
 
 @pipeline
 def graph(cfg: Graph) -> Artifact:
     """A graph in, a model of its nodes' classes out."""
     if cfg.link and cfg.etl:
-        names = [cfg.link.node, cfg.link.label, *cfg.link.by]
-        features = {f"link.features.{name}": text for name, text in cfg.link.features.items()}
-        table = etl(cfg.etl.asking({**asked_columns(names, "link"), **features}))
+        table = etl(cfg.etl.asking(cfg.asked(cfg.link)))
         return train_gnn(cfg.gnn, link_rows(cfg.link, table))
     assert cfg.data is not None  # the experiment has either
     return train_gnn(cfg.gnn, load_graph(cfg.graph, cfg.data))

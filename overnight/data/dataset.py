@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from pydantic import AfterValidator, model_validator
 
@@ -26,6 +26,9 @@ from overnight.data.fetch import located
 from overnight.data.splits import cut, with_groups
 from overnight.errors import ConfigError, DataError, did_you_mean
 from overnight.paths import datasets, shown
+
+if TYPE_CHECKING:
+    import polars as pl
 
 C = TypeVar("C", Tables, Images, Boxes, Graph, Texts, Chats, Pairs)
 
@@ -65,6 +68,16 @@ class Dataset(Entry):
         found = [f"{rule}: {n}{where.get(rule, '')}" for rule, n in sorted(applied.items())]
         raise DataError(
             [f"data set {self.name!r} is strict: {line}; mend it, or remove `strict`" for line in found]
+        )
+
+    def schemas(self) -> "dict[str, tuple[pl.Schema, bool]]":
+        """{table: (its columns, whether their types are certain)}, as files that are here begin."""
+        folder = next(iter(self.found()), None)
+        if folder is None:
+            return {}
+        source = Source(datasets() / f"{self.name}.yaml")
+        return readers.schemas_of(
+            self.reader, folder, validate(readers.reader(self.reader).Options, self.options, source)
         )
 
     def load_as(self, wanted: type[C]) -> C:

@@ -15,6 +15,7 @@ Node = Any  # of an expression as JSON
 WHOLE_OPERATORS = {"Plus", "Minus", "Multiply", "FloorDivide", "Modulus"}
 OVERFLOW = "conversion from `i128` to `i64` failed"
 MOST_NAMED = 30
+THERE_ARE = "there are "
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def columns_there(unknown: list[str], schema: Mapping[str, object]) -> str:
     more = f" and {len(have) - MOST_NAMED} more" if len(have) > MOST_NAMED else ""
     hints = "".join(did_you_mean(name, have) for name in unknown[:3])
     names = ", ".join(map(repr, unknown))
-    return f"{names}; there are {', '.join(have[:MOST_NAMED])}{more}{hints}"
+    return f"{names}; {THERE_ARE}{', '.join(have[:MOST_NAMED])}{more}{hints}"
 
 
 def failed(named: Mapping[str, tuple[str, pl.LazyFrame, pl.Expr]]) -> DataError | None:

@@ -6,9 +6,10 @@ from typing import Any
 
 import polars as pl
 
-from overnight.errors import DataError
+from overnight.data.dataset import Dataset
+from overnight.errors import DataError, OvernightError
 from tasks.tabular import columns
-from tasks.tabular.expressions import Expressions, asking, columns_there
+from tasks.tabular.expressions import THERE_ARE, Expressions, asking, columns_there
 from tasks.tabular.partners import Partner, join_with
 from tasks.tabular.tables import RESULT, Dates, Output, TableParams
 
@@ -226,6 +227,28 @@ def checked(params: TableParams, frames: Frames) -> None:
     """Raises DataError for what does not fit the schemas of the tables; reads no row."""
     empty = {name: pl.DataFrame(schema=frame.collect_schema()).lazy() for name, frame in frames.items()}
     Planner(params, dry=True).check(empty)
+
+
+def foreseen(params: TableParams, data: Dataset) -> list[str]:
+    """What does not fit the columns of the set's files, as far as these are known before they are read.
+
+    Where types are not certain, only columns that are not there.
+    """
+    try:
+        known = data.schemas()
+    except (OvernightError, OSError, ValueError):  # the step that reads it says so
+        return []
+    if not known:
+        return []
+    empty = {name: pl.DataFrame(schema=schema).lazy() for name, (schema, _) in known.items()}
+    try:
+        Planner(params, dry=True).check(empty)
+    except DataError as error:
+        certain = all(certain for _, certain in known.values())
+        return [problem for problem in error.problems if certain or THERE_ARE in problem]
+    except pl.exceptions.PolarsError:
+        return []
+    return []
 
 
 def _made(prefix: str, dates: Dates, frame: pl.LazyFrame) -> bool:

@@ -10,11 +10,16 @@ from overnight.data.content import Content
 from overnight.errors import did_you_mean
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from overnight.data.file_set import Package
 
 
 class Reader(Protocol):
-    """A file of this folder; `package(options)` too, if its files do not lie below the data folders."""
+    """A file of this folder; `package(options)` too, if its files do not lie below the data folders.
+
+    `schemas(folder, options)` too, if the columns of tables are known before they are read.
+    """
 
     Options: type[Values]
 
@@ -32,6 +37,12 @@ def reader(name: str) -> Reader:
         hint = did_you_mean(name, names())
         raise ValueError(f"unknown reader {name!r}{hint} (there are: {', '.join(names())})")
     return cast("Reader", import_module(f"overnight.data.readers.{name}"))
+
+
+def schemas_of(name: str, folder: Path, options: Any) -> "dict[str, tuple[pl.Schema, bool]]":
+    """{table: (its columns, whether their types are certain)}; empty where only reading tells."""
+    found = getattr(reader(name), "schemas", None)
+    return found(folder, options) if found else {}
 
 
 def package_of(name: str, options: Mapping[str, Any]) -> "Package | None":

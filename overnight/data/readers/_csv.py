@@ -149,6 +149,25 @@ def opened(file: Path, layout: Layout, cleaned: CleaningCounts) -> Source:
     return Source(file, tuple(names), lines, layout, clean, before, has_header, has_rest, even)
 
 
+def first_rows(file: Path, layout: Layout) -> pl.DataFrame:
+    """The head of the file as text, missing values null. Raises DataError."""
+    path = _text(file, layout, CleaningCounts())
+    head = list(_head(path, file, layout.dialect))
+    if not head:
+        raise file_error(file, "holds no row: blank lines and comments alone; get the right file")
+    names, _, may_end = _names(file, layout, head, CleaningCounts())
+    names = names[:-1] if may_end and not names[-1] else names
+    nulls = {"", *layout.nulls}
+    rows = [fields for _, _, fields in head[1 if layout.dialect.header else 0 :]]
+    columns = {
+        name: [fields[i] if i < len(fields) else "" for fields in rows] for i, name in enumerate(names)
+    }
+    return pl.DataFrame(
+        {name: [None if text in nulls else text for text in texts] for name, texts in columns.items()},
+        schema=dict.fromkeys(names, pl.String),
+    )
+
+
 # ------------------------------------------------------------------------------------------------ bytes
 
 

@@ -15,6 +15,8 @@ from overnight.data.readers.parquet import as_table
 from overnight.errors import DataError, did_you_mean, file_error, one_line
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from overnight.data.readers._csv import Layout
     from overnight.data.readers._tables import Table as Read
     from overnight.data.readers._typed import Typed
@@ -151,6 +153,32 @@ def types(folder: Path, options: Options) -> dict[str, dict[str, str]]:
     """{table: {column: type}} of every column, given or inferred, as an entry would state them."""
     cleaned = CleaningCounts()
     return {name: table(folder, options, name, cleaned).types() for name in options.tables}
+
+
+def schemas(folder: Path, options: Options) -> "dict[str, tuple[pl.Schema, bool]]":
+    """{table: (its columns by its first rows, whether all types are given)}; empty with a database."""
+    if any(own.ending in DATABASES for own in options.tables.values()):
+        return {}
+    return {name: _schema(folder, options, own) for name, own in options.tables.items()}
+
+
+def _schema(folder: Path, options: Options, own: Table) -> "tuple[pl.Schema, bool]":
+    import polars as pl
+
+    from overnight.data.readers import _typed
+    from overnight.data.readers._csv import first_rows
+    from overnight.data.readers._inference import Inference
+    from overnight.data.readers._lines import Facts
+
+    files = all_matching(folder, own.file)
+    if own.ending in TYPED:
+        return _typed.parquet(files, own.union, CleaningCounts()).lazy.collect_schema(), True
+    layout, union = _layout(options, own)
+    frame = first_rows(files[0], layout)
+    facts = Facts(frame.height, signs=True, exponents=True, far_exponents=True, many_digits=True, points=True)
+    found = Inference(frame.lazy(), facts).columns([layout.column(name) for name in frame.columns])
+    certain = union == "same" and all(column.given for column in found)
+    return pl.Schema({column.name: column.dtype for column in found}), certain
 
 
 def table(folder: Path, options: Options, name: str, cleaned: CleaningCounts) -> "Read | Typed":

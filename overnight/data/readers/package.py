@@ -3,16 +3,19 @@
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from overnight.config import Values
 from overnight.data.content import CleaningCounts, Content, Graph, Images, Tables
 from overnight.data.file_set import Package
-from overnight.data.readers import reader
+from overnight.data.readers import reader, schemas_of
 from overnight.data.readers._common import cleaned_edges, image_items
 from overnight.errors import DataError, did_you_mean
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 class Options(Values):
@@ -55,6 +58,13 @@ def read(folder: Path, options: Options, kind: str) -> Content:
             f"{kind}; expected a mapping with images and target, a networkx graph, or a data frame"
         )
     return content
+
+
+def schemas(folder: Path, options: Options) -> "dict[str, tuple[pl.Schema, bool]]":
+    """As those of its reader."""
+    if options.reader is None:
+        return {}
+    return schemas_of(options.reader, folder, reader(options.reader).Options.model_validate(options.options))
 
 
 def package(options: Mapping[str, Any]) -> Package:

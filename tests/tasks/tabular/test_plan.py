@@ -8,6 +8,7 @@ import pytest
 
 from flows.etl import Etl
 from overnight import paths
+from overnight.data.dataset import Dataset
 from overnight.errors import ConfigError, DataError
 from tests.tasks.tabular.test_partners import joined
 
@@ -148,6 +149,53 @@ def test_a_mistake_is_found_before_a_row_is_read(
 def test_a_table_that_the_entry_does_not_name_is_refused_with_the_config(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Etl.load(paths.configs() / "etl.yaml", [override])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"predictor": {"target": "pricee > 2", "numeric": ["id"]}},
+            "predictor.target: 'pricee > 2' names 'pricee'",
+        ),
+        (
+            {"predictor": {"target": "price > 2", "numeric": ["shop"]}},
+            "predictor.shop: '\"shop\"' names 'shop'",
+        ),
+        ({"tables": {"keep": ["nope"]}}, "keep names 'nope'"),
+        (
+            {"tables": {"sql": {"more": "SELECT nope FROM sales"}}},
+            "sql.more: 'SELECT nope FROM sales' is not a query",
+        ),
+        ({"tables": {"types": {"sales": {"prize": "int"}}}}, "types.sales names 'prize'"),
+        ({"tables": {"derive": {"x": "day * 2"}}}, "derive.x: 'day \\* 2' is not an SQL expression"),
+        ({"tables": {"outputs": {"o": {"by": ["nope"]}}}}, "outputs.o: by names 'nope'"),
+    ],
+)
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_column_that_the_files_do_not_have_is_refused_with_the_config(
+    folder: Path, form: str, values: dict[str, dict[str, object]], message: str
+) -> None:
+    sales = pl.DataFrame({"id": [1, 2], "price": [2.5, 3.5], "day": ["a", "b"]})
+    sales.write_csv(folder / "sales.csv")
+    sales.write_parquet(folder / "sales.parquet")
+    types = {"types": {"id": "int", "price": "float", "day": "text"}} if form == "csv" else {}
+    entry = {"kind": "table", "reader": form, "options": {"tables": {"sales": f"sales.{form}"}, **types}}
+    tables = {"fact": "sales", **values.get("tables", {})}
+    data = Dataset.model_validate({"name": "made", **entry})
+    Etl.model_validate({"flow": "etl", "data": data, "tables": {"fact": "sales"}})
+    with pytest.raises(ValueError, match=message):
+        Etl.model_validate({"flow": "etl", "data": data, **values, "tables": tables})
+
+
+def test_types_that_the_first_rows_alone_show_refuse_no_config(folder: Path) -> None:
+    (folder / "sales.csv").write_text("id,price\n" + "1,2\n" * 300 + "x,dear\n")
+    entry = {"kind": "table", "reader": "csv", "options": {"tables": {"sales": "sales.csv"}}}
+    data = Dataset.model_validate({"name": "made", **entry})
+    tables = {"fact": "sales", "where": {"dear": "STARTS_WITH(price, 'd')"}}
+    Etl.model_validate({"flow": "etl", "data": data, "tables": tables})
+    with pytest.raises(ValueError, match="keep names 'nope'"):
+        Etl.model_validate({"flow": "etl", "data": data, "tables": {"fact": "sales", "keep": ["nope"]}})
 
 
 def test_what_was_read_as_a_number_or_a_time_is_no_text_again(tmp_path: Path) -> None:
