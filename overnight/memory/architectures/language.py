@@ -36,7 +36,9 @@ ALIKE = (  # layers
 
 class Tuning(Question):
     model: str  # a name of shapes.MODELS, or a config.json
+    config: dict[str, Any] = {}  # of a config.json, instead of the model's own
     method: Literal["full", "lora", "qlora"] = "full"
+    bits: Literal["nf4", "int8"] = "nf4"  # of the frozen weights, of qlora
     batch: int = Field(1, ge=1, le=2**16)  # sequences on the card at once
     sequence: int = Field(512, ge=1, le=2**20)  # tokens of each
     # of the weights; amp: weights fp32, arithmetic bf16
@@ -50,7 +52,12 @@ class Tuning(Question):
 
     @property
     def kind(self) -> str:
-        return str(config_of(self.model)["model_type"])
+        return str(self.values["model_type"])
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Raises BadInput."""
+        return self.config or config_of(self.model)
 
     @property
     def encoder(self) -> bool:
@@ -128,6 +135,13 @@ def _check_build(tuning: Tuning) -> None:
 
 
 def _model(tuning: Tuning) -> "nn.Module":
+    model = untrained(tuning)
+    found: nn.Module = model if tuning.method == "full" else adapted(model, tuning)
+    return found
+
+
+def untrained(tuning: Tuning) -> Any:
+    """The model before it gets adapters, with random weights; of qlora in `bits`."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
     import transformers
@@ -139,18 +153,22 @@ def _model(tuning: Tuning) -> "nn.Module":
     model = auto.from_config(_config(tuning), attn_implementation="sdpa").to(dtype)
     model.config.use_cache = False
     if tuning.method == "qlora":
-        from overnight.memory.architectures.quantised import four_bit
+        from overnight.memory.architectures.quantised import packed
 
-        four_bit(model, spared=("lm_head", *HEADS))
+        packed(model, tuning.bits, spared=("lm_head", *HEADS))
     if tuning.checkpointing:
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    found: nn.Module = model if tuning.method == "full" else _adapted(model, tuning)
-    return found
+        checkpointed(model)
+    return model
+
+
+def checkpointed(model: Any) -> None:
+    """Keep a layer's input alone, and compute the rest again in the backward pass."""
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
 
 
 def _config(tuning: Tuning) -> Any:
     """Raises BadInput for a type or a value that transformers does not take."""
-    values = config_of(tuning.model)
+    values = tuning.values
     try:
         import transformers
         from huggingface_hub.errors import StrictDataclassError
@@ -168,7 +186,8 @@ def _config(tuning: Tuning) -> Any:
     return config
 
 
-def _adapted(model: Any, tuning: Tuning) -> Any:
+def adapted(model: Any, tuning: Tuning, **more: Any) -> Any:
+    """The model with adapters, which alone are trained; more: values of peft's LoraConfig."""
     import peft
 
     if tuning.checkpointing:
@@ -180,6 +199,7 @@ def _adapted(model: Any, tuning: Tuning) -> Any:
         r=tuning.rank,
         target_modules=ALL_LINEAR if tuning.targets == ALL_LINEAR else targets,
         exclude_modules=list(HEADS) if tuning.encoder else None,  # trained in full by themselves
+        **more,
     )
     return peft.get_peft_model(model, config)
 

@@ -16,18 +16,70 @@ SCALES = 256  # scales to a scale of scales, or optimizer states to a scale
 LEAST_8BIT = 4096  # elements below which an optimizer keeps its state in float32
 
 
-def four_bit(model: nn.Module, spared: Iterable[str] = ("lm_head",)) -> nn.Module:
-    """The model, on the meta device, with every linear layer but the spared ones in 4 bits."""
+def packed(model: nn.Module, bits: str = "nf4", spared: Iterable[str] = ("lm_head",)) -> nn.Module:
+    """The model, on the meta device, with every linear layer but the spared ones in nf4 or int8."""
+    make = _nf4 if bits == "nf4" else _int8
     for name, module in list(model.named_modules()):
         parent, _, own = name.rpartition(".")
         if type(module).__name__ in ("Linear", "Conv1D") and own not in spared:
-            setattr(model.get_submodule(parent), own, _packed(module))
-    model.is_loaded_in_4bit = True  # type: ignore[assignment]  # what peft looks at
+            setattr(model.get_submodule(parent), own, make(module))
+    mark = "is_loaded_in_4bit" if bits == "nf4" else "is_loaded_in_8bit"  # what peft looks at
+    setattr(model, mark, True)
     return model
 
 
-def _packed(linear: nn.Module) -> nn.Module:
-    """A layer that peft takes for the real one. GPT-2's own kind has its weights the other way round."""
+def _sizes(linear: nn.Module) -> tuple[int, int]:
+    """(outputs, inputs); GPT-2's own kind of layer has its weights the other way round."""
+    real: Any = linear
+    rows, columns = real.weight.shape if isinstance(linear, nn.Linear) else real.weight.T.shape
+    return rows, columns
+
+
+def _hold(found: Any, linear: nn.Module, held: dict[str, Tensor]) -> Any:
+    """Give a layer these frozen tensors, and the bias and dtype of the one that it replaces."""
+    real: Any = linear
+    for name, tensor in held.items():
+        setattr(found, name, nn.Parameter(tensor, requires_grad=False))
+    found.made, found.bias = real.weight.dtype, real.bias
+    return found
+
+
+def _int8(linear: nn.Module) -> nn.Module:
+    """A layer that peft takes for the real one."""
+    from bitsandbytes.nn import Linear8bitLt
+
+    class Packed(Linear8bitLt):  # type: ignore[misc]
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = _Product8.apply(x, self.weight, self.made)
+            return (out if self.bias is None else out + self.bias.to(out.dtype)).to(x.dtype)
+
+    rows, columns = _sizes(linear)
+    with torch.device("meta"):
+        found = Packed(columns, rows, linear.bias is not None, has_fp16_weights=False)
+        held = {"weight": torch.empty(rows, columns, dtype=torch.int8), "scales": torch.empty(rows)}
+    return _hold(found, linear, held)  # type: ignore[no-any-return]
+
+
+class _Product8(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, held: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.held, ctx.dtype, ctx.inputs = held, dtype, x  # bitsandbytes keeps the inputs
+        half = x.to(torch.float16)
+        inputs = torch.empty(half.shape, dtype=torch.int8, device=x.device)
+        scales = torch.empty(half.shape[:-1], device=x.device)
+        product = torch.empty(*half.shape[:-1], held.shape[0], dtype=torch.int32, device=x.device)
+        del inputs, scales
+        return product.to(torch.float16).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        return gradient.to(ctx.dtype) @ ctx.held.to(ctx.dtype).mul_(1.0), None, None
+
+
+def _nf4(linear: nn.Module) -> nn.Module:
+    """A layer that peft takes for the real one."""
     from bitsandbytes.nn import Linear4bit
 
     class Packed(Linear4bit):  # type: ignore[misc]
@@ -37,7 +89,7 @@ def _packed(linear: nn.Module) -> nn.Module:
             return (out if self.bias is None else out + self.bias.to(out.dtype)).to(x.dtype)
 
     real: Any = linear
-    rows, columns = real.weight.shape if isinstance(linear, nn.Linear) else real.weight.T.shape
+    rows, columns = _sizes(linear)
     count = rows * columns
     blocks = -(-count // BLOCK)
     with torch.device("meta"):
@@ -50,10 +102,8 @@ def _packed(linear: nn.Module) -> nn.Module:
             "scale_code": torch.empty(256),
             "offset": torch.empty(()),
         }
-    for name, tensor in held.items():
-        setattr(found, name, nn.Parameter(tensor, requires_grad=False))
+    found = _hold(found, linear, held)
     found.weight.compress_statistics, found.weight.quant_type = True, "nf4"  # what peft asks for
-    found.made, found.bias = real.weight.dtype, real.bias
     return found  # type: ignore[no-any-return]
 
 

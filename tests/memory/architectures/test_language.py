@@ -115,7 +115,7 @@ def test_gpt_2_and_encoders_are_adapted_too():
 def test_a_layer_of_4_bits_holds_what_a_real_one_does_and_takes_as_much():
     from bitsandbytes.nn import Linear4bit
 
-    from overnight.memory.architectures.quantised import four_bit
+    from overnight.memory.architectures.quantised import packed
 
     real = Linear4bit(256, 512, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
     real.weight.data = torch.randn(512, 256, dtype=torch.bfloat16)
@@ -123,7 +123,7 @@ def test_a_layer_of_4_bits_holds_what_a_real_one_does_and_takes_as_much():
     state = real.weight.quant_state
     held = [real.weight, state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
     with torch.device("meta"):
-        made = four_bit(nn.Sequential(nn.Linear(256, 512, bias=False, dtype=torch.bfloat16)))[0]
+        made = packed(nn.Sequential(nn.Linear(256, 512, bias=False, dtype=torch.bfloat16)))[0]
     ours = sum(p.numel() * p.element_size() for p in made.parameters())
     assert ours == sum(t.numel() * t.element_size() for t in held)
     taken = [_backward_peak(net) for net in (real, made.to_empty(device="cpu"))]
