@@ -147,11 +147,12 @@ class Graph:
 
 @dataclass(frozen=True)
 class Texts:
-    """A class index each, or -1 where there are no classes."""
+    """A class index each, or -1 where there are no classes; of two sentences each is a line."""
 
     splits: Mapping[str, list[tuple[str, int]]]
     classes: tuple[str, ...] = ()
     cleaned: CleaningCounts = field(default_factory=CleaningCounts)
+    sentences: int = 1
 
 
 Message = tuple[str, str]  # role (system, user or assistant; text: running text without roles), content

@@ -16,14 +16,18 @@ class Options(Values):
     separator: str = Field(" ", min_length=1)
     label: int = Field(0, ge=0)  # column of the label, counted from 0
     text: int = Field(1, ge=0)  # column of the sentence
+    second: int | None = Field(None, ge=0)  # column of another sentence, of texts that are pairs
     header: bool = False  # the first line names the columns
     # name of the class by label, in the order of their indices; the sorted labels when left out
     classes: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _two_columns(self) -> "Options":
-        if self.label == self.text:
-            raise ValueError("label and text are the same column")
+        columns = [self.label, self.text, *([] if self.second is None else [self.second])]
+        if len(set(columns)) < len(columns):
+            raise ValueError("label, text and second are columns of their own")
+        if self.second is not None and self.separator == " ":
+            raise ValueError('second: sentences hold spaces; give another separator, such as "\\t"')
         return self
 
 
@@ -43,12 +47,13 @@ def read(folder: Path, options: Options, _kind: str) -> Texts:
     classes = tuple(options.classes.values()) or labels
     count_alike(labels, cleaned)
     count_empty(classes, (i for some in splits.values() for _, i in some), cleaned)
-    return Texts(splits, classes, cleaned)
+    return Texts(splits, classes, cleaned, sentences=1 if options.second is None else 2)
 
 
 def _rows(path: Path, options: Options, cleaned: CleaningCounts) -> list[tuple[str, str]]:
     rows = list[tuple[str, str]]()
-    last = max(options.label, options.text)
+    sentences = [options.text, *([] if options.second is None else [options.second])]
+    last = max(options.label, *sentences)
     for number, line in enumerate(text(path).removesuffix("\n").split("\n"), 1):
         if not line.strip():
             cleaned["blank line dropped"] += 1
@@ -62,5 +67,5 @@ def _rows(path: Path, options: Options, cleaned: CleaningCounts) -> list[tuple[s
                 f"line {number}: expected a label and a sentence, found {line[:60]!r}; mend "
                 "the line or the options",
             )
-        rows.append((fields[options.label].strip(), fields[options.text].strip()))
+        rows.append((fields[options.label].strip(), "\n".join(fields[i].strip() for i in sentences)))
     return rows

@@ -69,6 +69,8 @@ def test_text_options_that_make_no_sense(load, folder) -> None:
         ("text", {"splits": {"train": "a"}, "parts": {"val": 0.5, "test": 0.5}}),
         ("text", {"splits": {"test": "a"}, "parts": {"val": 0.5}}),
         ("text_lines", {"splits": {"train": "a"}, "label": 1, "text": 1}),
+        ("text_lines", {"splits": {"train": "a"}, "separator": ",", "second": 1}),
+        ("text_lines", {"splits": {"train": "a"}, "second": 2}),
     ]:
         with pytest.raises(ConfigError):
             load(reader, options)

@@ -1,0 +1,1 @@
+"""Texts: their classes, and other texts made of them."""
