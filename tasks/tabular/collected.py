@@ -15,7 +15,7 @@ from overnight.errors import DataError
 from overnight.paths import shown
 from overnight.run import Run
 from tasks.tabular import outputs, page, profile, rapids
-from tasks.tabular.expressions import Expressions, failed
+from tasks.tabular.expressions import OVERFLOW, Expressions, failed
 from tasks.tabular.plan import MATCH, REASON, Frames, Plan, Planner, checked
 from tasks.tabular.tables import TableParams
 
@@ -74,10 +74,13 @@ def _polars_errors(name: str, content: Tables) -> Iterator[None]:
         problem = content.misfit()
         if problem:
             raise problem from None
-        raise DataError(
-            f"data set {name!r}: {str(error).strip().splitlines()[0][:300]}; mend the file, its entry or "
-            "the config"
-        ) from None
+        said = str(error).strip().splitlines()[0][:300]
+        if OVERFLOW in said:
+            raise DataError(
+                f"a query under sql or outputs gives whole numbers that do not fit into 64 bits: {said}; "
+                "compute with decimals: CAST(column AS DOUBLE)"
+            ) from None
+        raise DataError(f"data set {name!r}: {said}; mend the file, its entry or the config") from None
 
 
 def _collected(

@@ -1,6 +1,7 @@
 """SQL expressions over the columns of a table: parsed, checked by the schema, without silent overflow."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,12 +9,18 @@ from io import StringIO
 from typing import Any
 
 import polars as pl
+import polars.selectors as cs
 
 from overnight.errors import DataError, did_you_mean, one_line
 
 Node = Any  # of an expression as JSON
 WHOLE_OPERATORS = {"Plus", "Minus", "Multiply", "FloorDivide", "Modulus"}
 OVERFLOW = "conversion from `i128` to `i64` failed"
+SKIP = r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*"
+NO_ARITHMETIC = re.compile(rf"{SKIP}|SELECT\s+(?:DISTINCT\s+)?\*|\(\s*\*\s*\)|\.\*|,\s*\*", re.IGNORECASE)
+ARITHMETIC = re.compile(r"[-+*/%]|\b(?:SUM|ABS|POW|POWER|SIGN|MOD|DIV|GCD|LCM)\s*\(", re.IGNORECASE)
+FEW_BITS = "EXTRACT|DATE_PART|[A-Z]*_?LENGTH|LEN|STRPOS|POSITION|YEAR|MONTH|DAY|HOUR|MINUTE|SECOND"
+NARROW = re.compile(rf"(?P<skip>{SKIP})|\b(?:{FEW_BITS})\s*\(", re.IGNORECASE)
 MOST_NAMED = 30
 THERE_ARE = "there are "
 
@@ -45,6 +52,19 @@ class Expressions:
             found = plain if changed == tree else _expression(changed)
             rows.select(found).collect_schema()
         return found
+
+    def query(self, text: str, frames: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
+        """A query over these tables. Whole numbers that are computed beyond 64 bits fail it when it runs."""
+        whole = cs.signed_integer() | cs.unsigned_integer()
+        computes = ARITHMETIC.search(NO_ARITHMETIC.sub(" ", text)) is not None
+        if not computes:
+            return pl.SQLContext(dict(frames), eager=False).execute(text)
+        wide = pl.Int128 if self.wide else pl.Int64
+        widened = {name: frame.with_columns(whole.cast(wide)) for name, frame in frames.items()}
+        found = pl.SQLContext(widened, eager=False).execute(
+            _with_wide_parts(text, "INT128" if self.wide else "BIGINT")
+        )
+        return found.with_columns(cs.by_dtype(pl.Int128).cast(pl.Int64))
 
     def _checked(self, node: Node, rows: pl.LazyFrame) -> Node:
         """Operations on whole numbers, in a type that is wide enough.
@@ -79,6 +99,30 @@ class Expressions:
         """The changed one where the result is a whole number, else as it is."""
         whole = rows.select(_expression(node)).collect_schema().dtypes()[0].is_integer()
         return _cast(changed, "Int64") if whole else node
+
+
+def _with_wide_parts(text: str, wide: str) -> str:
+    """The query with what gives whole numbers of few bits as a type that holds products of them."""
+    done, rest = "", text
+    while found := NARROW.search(rest):
+        if found["skip"]:
+            done, rest = done + rest[: found.end()], rest[found.end() :]
+            continue
+        end = _closing(rest, found.end())
+        call = f"{rest[found.start() : found.end()]}{_with_wide_parts(rest[found.end() : end], wide)}"
+        done, rest = f"{done}{rest[: found.start()]}CAST({call} AS {wide})", rest[end:]
+    return done + rest
+
+
+def _closing(text: str, start: int) -> int:
+    """Where the bracket that is open at `start` has been closed; the end of a text that does not close it."""
+    depth, at = 1, start
+    for found in re.finditer(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|[()]", text[start:]):
+        depth += {"(": 1, ")": -1}.get(found[0], 0)
+        at = start + found.end()
+        if not depth:
+            return at
+    return len(text)
 
 
 def _cast(node: Node, dtype: str) -> Node:

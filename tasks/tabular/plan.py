@@ -114,7 +114,7 @@ class Planner:
     def query(self, text: str, where: str, frames: Frames) -> pl.LazyFrame:
         """Raises DataError for what is no query over these tables."""
         with asking(where, text):
-            found = pl.SQLContext(dict(frames), eager=False).execute(text)
+            found = self.parse.query(text, frames)
             found.collect_schema()
         return self._settled(found, where)
 

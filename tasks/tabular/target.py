@@ -10,6 +10,7 @@ from overnight.artifact import Artifact
 from overnight.data.content import EXACT
 from overnight.errors import DataError
 from tasks.tabular.encoding import is_number
+from tasks.tabular.expressions import Expressions
 from tasks.tabular.hashes import file_hash
 from tasks.tabular.params import MOST_CLASSES, FitParams, Task
 
@@ -52,7 +53,7 @@ def labelled(params: FitParams, table: Artifact) -> Labelled:
     _check(params, have, own, numeric, categorical)
     wanted = list(dict.fromkeys([*numeric, *categorical, *params.columns()]))
     try:
-        answer = pl.sql_expr(params.target).alias(ANSWER)
+        answer = Expressions().parse(params.target, "predictor.target", have).alias(ANSWER)
         rows = frame.select(*wanted, answer).collect(engine="streaming")
         rows = rows.with_columns(_whole_rows(params, frame, have, own))
     except pl.exceptions.PolarsError as error:

@@ -73,3 +73,36 @@ def test_nan_counts_as_missing_in_conditions(text: str, result: object) -> None:
 def test_a_mistake_is_found_by_the_schema_alone(text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         Expressions().parse(text, "derive.x", ROWS.collect_schema())
+
+
+@pytest.mark.parametrize(
+    ("text", "result"),
+    [
+        ("SELECT EXTRACT(hour FROM at) * 60 + EXTRACT(minute FROM at) AS x FROM t", [1439]),
+        ("SELECT DATE_PART('hour', at) * 60 AS x FROM t", [1380]),
+        ("SELECT LENGTH(name || ' (') * 2000000000 AS x, '+' AS \"LENGTH(\" FROM t", [6_000_000_000, "+"]),
+        ("SELECT five * 1000 AS x, name FROM t", [5000, "a"]),
+        ("SELECT name, SUM(five) * 100 AS x FROM t GROUP BY name", ["a", 500]),
+        ("SELECT x FROM (SELECT five * five * five AS x FROM t) AS u", [125]),
+        ("SELECT *, 1 + 1 AS x FROM t WHERE large - 1 > 0", [*ROWS.collect().row(0), 2]),
+        ("SELECT SUBSTR(name, five - 4, 1) AS x, five / 2 AS y FROM t", ["a", 2.5]),
+        ("SELECT COUNT(*) * 3000000000 AS x FROM t", [3_000_000_000]),
+        ("SELECT * FROM t", [*ROWS.collect().row(0)]),
+        ("SELECT large % 10 AS x FROM t ORDER BY large + 1", [7]),
+    ],
+)
+def test_whole_numbers_of_a_query_do_not_wrap(text: str, result: list[object]) -> None:
+    rows = Expressions().query(text, {"t": ROWS}).collect(engine="streaming")
+    assert repr(list(rows.row(0))) == repr(result)
+    assert pl.Int128 not in rows.dtypes
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["SELECT large + 1 AS x FROM t", "SELECT SUM(large) AS x FROM (SELECT * FROM t UNION ALL SELECT * FROM t) AS u",
+     "SELECT ABS(0 - large - 1) AS x FROM t", "SELECT -(0 - large - 1) AS x FROM t", "SELECT large * large AS x FROM t",
+     "SELECT POW(large, 2) AS x FROM t"],
+)  # fmt: skip
+def test_a_query_beyond_64_bits_is_an_error(text: str) -> None:
+    with pytest.raises(pl.exceptions.PolarsError, match="conversion from `i128` to `i64` failed"):
+        Expressions().query(text, {"t": ROWS}).collect(engine="streaming")

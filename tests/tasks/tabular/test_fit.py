@@ -226,7 +226,7 @@ def test_rows_without_a_class_are_left_out_and_counted(tmp_path: Path) -> None:
         ({"numeric": [], "categorical": []}, "at least one column"),
         ({"target": "one", "numeric": ["x"]}, "has 1 classes in 4000 rows"),
         ({"target": "noise", "numeric": ["x"], "task": "classify"}, "has 4000 classes.*task: regress"),
-        ({"target": "payed"}, "target 'payed' does not work"),
+        ({"target": "payed"}, "predictor.target: 'payed' names 'payed'"),
         ({"target": "day < 320", "order": "day"}, "fewer than 2 classes"),
         ({"backend": "cuml"}, "backend cuml was asked for, but"),
         ({"target": "y > 50 OR x > 60", "categorical": ["paid"]}, "'x' is part of the target"),

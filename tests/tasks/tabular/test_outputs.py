@@ -53,3 +53,30 @@ def test_only_parquet_is_cut_into_folders() -> None:
 def test_a_table_called_result_makes_outputs_ambiguous(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a table is called 'result'"):
         joined(tmp_path, {"fact": SALES, "result": SALES}, outputs={"a": {}})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"outputs": {"a": {"sql": "SELECT n + 1 AS m FROM result"}}},
+        {"outputs": {"a": {"sql": "SELECT shop, SUM(n) AS m FROM result GROUP BY shop", "form": "csv"}}},
+        {"sql": {"more": "SELECT shop, n * 2 AS m FROM fact"}, "joins": [{"table": "more", "by": ["shop"]}]},
+    ],
+)
+def test_whole_numbers_beyond_64_bits_are_refused(tmp_path: Path, values: dict[str, object]) -> None:
+    large = SALES.with_columns(n=pl.lit(2**63 - 1))
+    with pytest.raises(DataError, match=r"under sql or outputs gives whole numbers .* 64 bits: .*'m'.*CAST"):
+        joined(tmp_path, {"fact": large}, **values)
+
+
+def test_a_database_differs_in_bytes_alone(tmp_path: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    digests, rows = set(), []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        run, table, _ = joined(tmp_path / name, {"fact": SALES}, outputs={"all": {"form": "duckdb"}})
+        digests.add(table.digest)
+        with duckdb.connect(run.folder / "outputs" / "tables.duckdb", read_only=True) as connection:
+            rows.append(connection.sql('SELECT * FROM "all"').fetchall())
+    assert len(digests) == 1
+    assert rows[0] == rows[1] == SALES.rows()
