@@ -8,7 +8,7 @@ from typing import Any, cast
 from overnight.config import Source, validate
 from overnight.data import readers
 from overnight.data.content import CleaningCounts
-from overnight.data.readers._common import IMAGE_ENDINGS
+from overnight.data.readers._common import IMAGE_ENDINGS, files_below
 from overnight.errors import ConfigError, DataError, file_error
 
 CSV_ENDINGS = (".csv", ".tsv", ".txt", ".dat")
@@ -16,6 +16,10 @@ PARQUET, DATABASES = (".parquet", ".pq"), (".duckdb", ".db")
 PACKED = (".gz", ".zip", ".zst")
 ENCODINGS: tuple[dict[str, str], ...] = ({}, {"encoding": "utf-16"}, {"encoding": "cp1252"})
 DELIMITERS: tuple[dict[str, str], ...] = ({}, *({"delimiter": mark} for mark in ";\t|"))
+MOST_ROWS, HALF = 1000, 0.5  # of a table, in which names of images are looked for, and what share is many
+Candidate = (
+    tuple[str, str, dict[str, Any]] | tuple[str, str, dict[str, Any], str]
+)  # kind, reader, options, about
 MOST_TYPES = 200  # columns whose types are written down
 
 
@@ -24,8 +28,8 @@ def propose(path: Path) -> dict[str, Any]:
     path = path.resolve()
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder")
-    for kind, reader, options in _candidates(path):
-        return {"kind": kind, "reader": reader, "options": options}
+    for kind, reader, options, *about in _candidates(path):
+        return {"kind": kind, "reader": reader, "options": options, **({"about": about[0]} if about else {})}
     raise file_error(
         path,
         "nothing here that is known: tables (csv, Parquet, DuckDB), images in folders named after classes, "
@@ -48,39 +52,89 @@ def name_of(path: Path) -> str:
     return re.sub(r"\W+", "_", stem).strip("_").lower() or "made"
 
 
-def _candidates(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _candidates(path: Path) -> Iterator[Candidate]:
     folder = path if path.is_dir() else path.parent
     files = (
         [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file() and p.name[0] != ".")
     )
     tables = _tables(folder, files)
     if tables is not None:
-        yield "table", *tables
+        yield from _beside_pictures(path, tables)
     chats = [file.name for file in files if file.name.removesuffix(".gz").endswith((".jsonl", ".json"))]
     if chats and _reads("chats", folder, {"splits": {"train": chats}}, "chats"):
         yield "chats", "chats", {"splits": {"train": chats}}
     graphs = [file for file in files if file.suffix == ".npz"]
     if len(graphs) == 1 and _reads("planetoid", folder, {"file": graphs[0].name}, "graph"):
         yield "graph", "planetoid", {"file": graphs[0].name}
-    if path.is_dir():
+    if path.is_dir() and _images(path):
         yield from _pictures(path)
+        _read("image_folder", path, {}, "images")  # which says what is in the way
+
+
+def _beside_pictures(path: Path, tables: tuple[str, dict[str, Any]]) -> Iterator[Candidate]:
+    """Tables, or the images that they lie beside. Raises DataError for tables of the images' labels."""
+    images = _images(path) if path.is_dir() else []
+    if not images:
+        yield "table", *tables
+        return
+    files = sorted({str(given["file"]) for given in _options(tables)})
+    for kind, reader, options in _pictures(path):
+        if len(_read(reader, path, options, kind).classes) > 1:
+            yield kind, reader, options, f"the tables beside the images are not read: {', '.join(files)}"
+            return
+    labels = _naming(path, tables, images)
+    if labels:
+        raise file_error(
+            path,
+            f"{labels} names {len(images)} images that lie here, but no reader takes labels of images from a "
+            "table; put each image into a folder named after its class, or check the table alone: "
+            f"`overnight data check {path / labels}`",
+        )
+    yield "table", *tables, f"{len(images)} images beside the tables are not read"
+
+
+def _options(tables: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    return [given if isinstance(given, dict) else {"file": given} for given in tables[1]["tables"].values()]
+
+
+def _naming(folder: Path, tables: tuple[str, dict[str, Any]], images: list[Path]) -> str:
+    """The file of a table with a column of which at least half are names of the images; empty: none."""
+    import polars as pl
+
+    names = [
+        word for image in images for word in (image.name, image.stem, image.relative_to(folder).as_posix())
+    ]
+    content = _read(tables[0], folder, tables[1], "table")
+    for given, frame in zip(_options(tables), content.frames.values(), strict=True):
+        texts = frame.select(pl.selectors.string() | pl.selectors.integer()).head(MOST_ROWS).cast(pl.String)
+        shares = texts.select(pl.all().is_in(pl.lit(pl.Series(names)).implode()).mean()).collect()
+        if shares.width and max(share or 0 for share in shares.row(0)) >= HALF:
+            return str(given["file"])
+    return ""
+
+
+def _images(folder: Path) -> list[Path]:
+    return [path for path in files_below(folder) if path.suffix.lower() in IMAGE_ENDINGS]
 
 
 def _pictures(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     if next(folder.rglob("*.xml"), None) and _reads("voc", folder, {}, "boxes"):
         yield "boxes", "voc", {}
-    has_images = any(path.suffix.lower() in IMAGE_ENDINGS for path in folder.rglob("*"))
-    if has_images and _reads("image_folder", folder, {}, "images"):
+    if _reads("image_folder", folder, {}, "images"):
         yield "images", "image_folder", {}
 
 
 def _reads(reader: str, folder: Path, options: dict[str, Any], kind: str) -> bool:
     try:
-        found = readers.reader(reader)
-        found.read(folder, validate(found.Options, options, Source(folder)), kind)
+        _read(reader, folder, options, kind)
     except (DataError, ConfigError):
         return False
     return True
+
+
+def _read(reader: str, folder: Path, options: dict[str, Any], kind: str) -> Any:
+    found = readers.reader(reader)
+    return found.read(folder, validate(found.Options, options, Source(folder)), kind)
 
 
 # ------------------------------------------------------------------------------------------------ tables

@@ -155,3 +155,57 @@ def test_chats(tmp_path):
         "options": {"splits": {"train": ["chats.jsonl"]}},
     }
     assert name_of(tmp_path / "chats.jsonl") == "chats"
+
+
+def made(folder, *paths: str) -> None:
+    """Images, which all differ."""
+    for level, path in enumerate(paths):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (level, 0, 0)).save(folder / path)
+
+
+@pytest.mark.parametrize(
+    ("table", "rows", "paths"),
+    [
+        ("labels.csv", "file,label\na.png,cat\nb.png,dog\n", ["images/a.png", "images/b.png"]),
+        ("train.csv", "id,label\n1,cat\n2,dog\n3,cat\n", ["1.png", "2.png"]),
+        ("labels.csv", "path,y\npics/a.png,1\npics/b.png,2\n", ["pics/a.png", "pics/b.png"]),
+    ],
+)
+def test_a_table_of_labels_beside_images_is_no_table(tmp_path, table, rows, paths):
+    made(tmp_path, *paths)
+    (tmp_path / table).write_text(rows)
+    with pytest.raises(
+        DataError, match=rf"{table} names 2 images that lie here, .* folder named after its class"
+    ):
+        propose(tmp_path)
+    assert propose(tmp_path / table)["kind"] == "table"
+
+
+def test_images_and_tables_beside_one_another_say_what_is_not_read(tmp_path):
+    (tmp_path / "notes.csv").write_text("a,b\n1,2\n")
+    made(tmp_path, "plots/a.png", "plots/b.png")
+    found = propose(tmp_path)
+    assert (found["kind"], found["about"]) == ("table", "2 images beside the tables are not read")
+    made(tmp_path, "cat/a.png", "dog/b.png")
+    found = propose(tmp_path)
+    assert (found["kind"], found["about"]) == (
+        "images",
+        "the tables beside the images are not read: notes.csv",
+    )
+
+
+@pytest.mark.parametrize(
+    ("paths", "why"),
+    [
+        (["a.png", "b.png"], "no image in folders named after classes"),
+        (["images/a.png"], "the layout of YOLO"),
+    ],
+)
+def test_images_that_no_reader_takes_say_why(tmp_path, paths, why):
+    made(tmp_path, *paths)
+    if "images/a.png" in paths:
+        (tmp_path / "labels").mkdir()
+        (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    with pytest.raises(DataError, match=why):
+        propose(tmp_path)

@@ -52,9 +52,8 @@ class Typed:
 
 def parquet(files: Sequence[Path], union: str, cleaned: CleaningCounts) -> Typed:
     """Files are matched by the names of their columns. Raises DataError."""
-    frames = [_settled(file, expect(file, "parquet"), cleaned) for file in files]
-    first = dict(frames[0].collect_schema())
-    every = dict(first)
+    frames = _with_types([_scanned(file, expect(file, "parquet")) for file in files], files, cleaned)
+    every = dict(frames[0].collect_schema())
     for file, frame in zip(files[1:], frames[1:], strict=True):
         schema = dict(frame.collect_schema())
         _require_same(file, files[0], schema, every, union)
@@ -64,11 +63,26 @@ def parquet(files: Sequence[Path], union: str, cleaned: CleaningCounts) -> Typed
     return _counted(files[0], whole)
 
 
+def _with_types(
+    scans: Sequence[pl.LazyFrame], files: Sequence[Path], cleaned: CleaningCounts
+) -> list[pl.LazyFrame]:
+    """Settled; a column without a value in one file, and so without a type, has that of the others."""
+    schemas = [scan.collect_schema() for scan in scans]
+    typed = {name: dtype for have in schemas for name, dtype in have.items() if dtype != pl.Null}
+    frames = list[pl.LazyFrame]()
+    for file, scan, have in zip(files, scans, schemas, strict=True):
+        empty = [name for name, dtype in have.items() if dtype == pl.Null and name in typed]
+        for name in empty:
+            cleaned.at(f"column {name!r} without a value in one file of its table kept", file.name)
+        frames.append(_settled(scan.with_columns(pl.lit(None, typed[n]).alias(n) for n in empty), cleaned))
+    return frames
+
+
 def database(file: Path, table: str, cleaned: CleaningCounts) -> Typed:
     """A table or view, copied to Parquet once. Raises DataError."""
     expect(file, "DuckDB")
     copy = made_once(file, f"{file.name}-{table}.parquet", lambda sink: _exported(file, table, sink))
-    return _counted(file, _settled(file, copy, cleaned))
+    return _counted(file, _settled(_scanned(file, copy), cleaned))
 
 
 def _counted(file: Path, frame: pl.LazyFrame) -> Typed:
@@ -83,19 +97,23 @@ def _counted(file: Path, frame: pl.LazyFrame) -> Typed:
     return Typed(frame, rows, frame.collect_schema().names())
 
 
-def _settled(file: Path, path: Path, cleaned: CleaningCounts) -> pl.LazyFrame:
-    """The few types that tables have; what has no place among them is left out and counted."""
+def _scanned(file: Path, path: Path) -> pl.LazyFrame:
     try:
         frame = pl.scan_parquet(path)
-        schema = frame.collect_schema()
+        frame.collect_schema()
     except pl.exceptions.PanicException as error:
         raise file_error(
             file, f"has a column of a type that Polars does not read: {one_line(error)}; leave it out"
         ) from None
     except (pl.exceptions.PolarsError, OSError) as error:
         raise file_error(file, f"is damaged, or no Parquet file: {one_line(error)}; get it anew") from None
+    return frame
+
+
+def _settled(frame: pl.LazyFrame, cleaned: CleaningCounts) -> pl.LazyFrame:
+    """The few types that tables have; what has no place among them is left out and counted."""
     kept = list[pl.Expr]()
-    for name, dtype in schema.items():
+    for name, dtype in frame.collect_schema().items():
         value = None if name.startswith("__index_level_") else _plain(pl.col(name), dtype)
         if value is None:
             cleaned[f"column {name!r} of type {dtype} left out"] += 1

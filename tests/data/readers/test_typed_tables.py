@@ -155,3 +155,16 @@ def test_types_and_schemas_of_a_database(load, folder) -> None:
     open_.sql(f"COPY (SELECT INTERVAL 1 DAY AS long) TO '{folder}/long.parquet'")
     with pytest.raises(DataError, match=r"long\.parquet: has a column of a type that Polars does not read"):
         load("parquet", {"tables": {"t": "long.parquet"}}, kind="table")
+
+
+@pytest.mark.parametrize("order", [["a", "b"], ["b", "a"]])
+@pytest.mark.parametrize("value", ["x", 1.5, TIME])
+def test_a_column_without_a_value_in_one_file_has_the_type_of_the_others(load, folder, order, value) -> None:
+    pl.DataFrame({"n": [1, 2], "v": [None, None]}).write_parquet(folder / "a.parquet")
+    pl.DataFrame({"n": [3], "v": [value]}).write_parquet(folder / "b.parquet")
+    content = load("parquet", {"tables": {"t": [f"{name}.parquet" for name in order]}}, kind="table")
+    rows = content.frames["t"].sort("n").collect()
+    assert rows["v"].null_count() == 2
+    assert rows["v"][2] == value
+    rule = "column 'v' without a value in one file of its table kept"
+    assert (content.cleaned, content.cleaned.first) == ({rule: 1}, {rule: "a.parquet"})
