@@ -35,12 +35,20 @@ class Format:
     tokenizer: Any
     ends: tuple[int, ...]
 
-    def ids(self, messages: Messages, asks: bool) -> list[int]:
+    def text(self, messages: Messages, asks: bool) -> str:
         """asks: with the beginning of an answer at the end. Raises DataError."""
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
+            found = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
         except Exception as error:  # noqa: BLE001 - what a template raises is its author's choice
             raise DataError(f"the template refuses it: {one_line(error)}") from None
+        return str(found)
+
+    def ids(self, messages: Messages, asks: bool) -> list[int]:
+        """As of text. Raises DataError."""
+        return self.encoded(self.text(messages, asks))
+
+    def encoded(self, text: str) -> list[int]:
+        """Nothing is added: a template writes all there is."""
         found: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return found
 
@@ -50,7 +58,7 @@ class Format:
         Raises DataError.
         """
         if messages[0]["role"] == TEXT:
-            text: list[int] = self.tokenizer(messages[0]["content"], add_special_tokens=False)["input_ids"]
+            text = self.encoded(messages[0]["content"])
             return [*text, self.ends[0]], [True] * (len(text) + 1)
         whole = self.ids(messages, asks=False)
         answers = [False] * len(whole)

@@ -1,4 +1,4 @@
-"""The values of a tuning on chats: how chats are formatted, and how the model is trained."""
+"""The values of a tuning on chats: how chats are formatted, how a model is trained, and what is written."""
 
 import json
 from typing import Any, Literal, Self
@@ -75,3 +75,12 @@ class TuneParams(TrainParams):
             if self.method != "qlora" and getattr(self, name) != fields[name].default:
                 raise ValueError(f"{name} has no effect with method {self.method}; remove it")
         return self
+
+
+class MergeParams(Params):
+    """What is written, and by how many chats it is checked."""
+
+    formats: tuple[Literal["f16", "q8_0"], ...] = Field(
+        ("f16", "q8_0"), description="of the GGUF files; [] for the folder of transformers alone"
+    )
+    chats: int = Field(20, ge=1, le=1000, description="of val, by which what is written is compared")

@@ -65,10 +65,7 @@ class TunedModel:
         Raises DataError for chats that were formatted for another base: their tokens are others.
         """
         (chats,) = artifacts
-        if chats.expect("chats").meta()["base_digest"] != self.tuned.digest:
-            raise file_error(
-                chats.path, f"these chats were formatted for {chats.meta()['base']}, another base"
-            )
+        self.tuned.check(chats)
         arrays = chats.arrays("test_tokens", "test_answers", "test_lengths")
         data = {name: torch.from_numpy(array) for name, array in arrays.items()}
         with torch.inference_mode():
@@ -111,6 +108,12 @@ class Tuned:
                 f"that name here have {bases.digest_of(base)[:16]}. Get those of then, or tune again"
             )
         return found
+
+    def check(self, chats: Artifact) -> None:
+        """Raises DataError for chats that were formatted for another base: their tokens are others."""
+        meta = chats.expect("chats").meta()
+        if meta["base_digest"] != self.digest:
+            raise file_error(chats.path, f"these chats were formatted for {meta['base']}, another base")
 
     def form(self) -> Format:
         found = format_of(self.params.base)
