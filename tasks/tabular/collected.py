@@ -19,7 +19,7 @@ from tasks.tabular.expressions import OVERFLOW, Expressions, failed
 from tasks.tabular.plan import MATCH, REASON, Frames, Plan, Planner, checked
 from tasks.tabular.tables import TableParams
 
-ROW_GROUP = 98304
+ROW_GROUP = 65536
 WRITTEN = "\0written "
 PACKED: Any = "lz4"  # read once or twice by the next steps: half the time of zstd, a third more bytes
 Json = dict[str, Any]
@@ -38,11 +38,14 @@ def table(run: Run, params: TableParams, data: Dataset, content: Tables) -> Arti
         used = rapids.typed_files({name: tables[name] for name in params.used()}, params.engine, run)
         plan = planner.plan({**tables, **used})
         counts = _collected(run, planner, plan, frames, file, data)
-        found = _profile(params, plan, counts, file)
+        columns, sample = profile.columns(file)
+        found = _profile(params, plan, counts, columns)
         written = outputs.written(run, planner, pl.scan_parquet(file), tables)
     for path in run.folder.glob("typed-*.parquet"):
         path.unlink()
-    saved = _hand_on(run, params, {**found, "outputs": written.rows}, file, written)
+    found |= {"outputs": written.rows}
+    drawn = profile.drawn(sample, params.asked)
+    saved = _hand_on(run, found, drawn, file, written)
     run.data(data.name, saved.digest, f"datasets/{data.name}.yaml", saved.spec)
     return saved
 
@@ -208,7 +211,7 @@ def _refuse_matches(plan: Plan, counts: Mapping[str, int]) -> None:
 # ------------------------------------------------------------------------------------------------ handing on
 
 
-def _profile(params: TableParams, plan: Plan, counts: Mapping[str, int], file: Path) -> Json:
+def _profile(params: TableParams, plan: Plan, counts: Mapping[str, int], columns: list[Json]) -> Json:
     dropped = {reason: counts[f"drop{i}"] for i, reason in enumerate(plan.reasons)}
     joins = [
         {
@@ -234,11 +237,11 @@ def _profile(params: TableParams, plan: Plan, counts: Mapping[str, int], file: P
         "rows_out": rows,
         "dropped": dropped,
         "joins": joins,
-        "columns": profile.columns(file),
+        "columns": columns,
     }
 
 
-def _hand_on(run: Run, params: TableParams, found: Json, file: Path, written: outputs.Written) -> Artifact:
+def _hand_on(run: Run, found: Json, drawn: list[Json], file: Path, written: outputs.Written) -> Artifact:
     """Log the profile, publish it to look at, and save the table."""
     run.metrics(
         {
@@ -254,7 +257,7 @@ def _hand_on(run: Run, params: TableParams, found: Json, file: Path, written: ou
         matched = {f"join/{join['table']}_matched": join["matched"]}
         run.metrics({**matched, f"join/{join['table']}_repeated": join["duplicate_keys"]})
     place = run.folder / "profile.html"
-    place.write_text(page.page(found, profile.drawn(found, file, params.asked)), encoding="utf-8")
+    place.write_text(page.page(found, drawn), encoding="utf-8")
     run.publish(place)
     run.note(_note(found))
     saved = run.save(

@@ -10,14 +10,14 @@ import polars as pl
 
 Json = dict[str, Any]
 EXACT_ROWS = 500_000  # up to here distinct values are counted, beyond they are estimated
-DRAWN_ROWS = 200_000  # in a histogram
+DRAWN_ROWS, DRAWN_VALUES = 50_000, 20_000_000  # at most, of the rows that are drawn
 BINS, LEVELS = 30, 8
 BLOCK = 400  # columns asked in one query
 SHORT = 64  # longer text may be cut in the statistics of a Parquet file
 
 
-def columns(file: Path) -> list[Json]:
-    """One entry per column of a Parquet file.
+def columns(file: Path) -> tuple[list[Json], pl.DataFrame]:
+    """One entry per column of a Parquet file, and every n-th of its rows, to be drawn; in one pass.
 
     name, type, nulls, distinct, min, max and, for numbers, the mean (6 digits); nan and inf, where there are
     some, are left out of min, max and mean. In more than EXACT_ROWS rows distinct is
@@ -28,11 +28,18 @@ def columns(file: Path) -> list[Json]:
     rows = int(frame.select(pl.len()).collect().item())
     known = _statistics(file, schema) if rows > EXACT_ROWS else {}
     names = list(schema)
-    found = dict[str, Any](known)
+    # Every n-th: stretches of a table in order would show some months.
+    every = max(1, -(-rows // min(DRAWN_ROWS, max(1, DRAWN_VALUES // max(1, len(names))))))
+    found, parts = dict[str, Any](known), list[pl.DataFrame]()
     for start in range(0, len(names), BLOCK):
-        wanted = [e for name in names[start : start + BLOCK] for e in _asked(name, schema[name], rows, known)]
-        found |= frame.select(wanted).collect(engine="streaming").row(0, named=True)
-    return [_column(name, schema[name], found, rows) for name in names]
+        block = names[start : start + BLOCK]
+        wanted = [e for name in block for e in _asked(name, schema[name], rows, known)]
+        queries = [frame.select(wanted), frame.select(block).gather_every(every)]
+        counted, part = pl.collect_all(queries, engine="streaming")
+        found |= counted.row(0, named=True)
+        parts.append(part)
+    sample = pl.concat(parts, how="horizontal") if parts else pl.DataFrame()
+    return [_column(name, schema[name], found, rows) for name in names], sample
 
 
 def _asked(name: str, dtype: Any, rows: int, known: Mapping[str, Any]) -> Iterator[pl.Expr]:
@@ -115,12 +122,11 @@ def _plain(value: Any) -> Any:
 # ------------------------------------------------------------------------------------------------ to be drawn
 
 
-def drawn(profile: Json, file: Path, asked: Mapping[str, str]) -> list[Json]:
+def drawn(frame: pl.DataFrame, asked: Mapping[str, str]) -> list[Json]:
     """What the page draws of each column: counts of intervals or levels; what steps below ask for first.
 
     Each {"column", "counts", "labels", "first": whether a step below asks for it, "text": its expression}.
     """
-    frame = _sample(file, profile["rows_out"])
     targets = {who: text for who, text in asked.items() if who.endswith(".target")}
     found = []
     for who, text in targets.items():
@@ -146,12 +152,6 @@ def _counted(frame: pl.DataFrame) -> dict[str, Json]:
             column = numbers[:, index]
             found[name] = _histogram(column[np.isfinite(column)], schema[name])
     return found
-
-
-def _sample(file: Path, rows: int) -> pl.DataFrame:
-    """The table, of a large one every n-th row: stretches of a table in order would show some months."""
-    every = max(1, -(-rows // DRAWN_ROWS))
-    return pl.scan_parquet(file).gather_every(every).collect(engine="streaming")
 
 
 def _levels(values: pl.Series) -> Json:

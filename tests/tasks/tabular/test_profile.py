@@ -15,7 +15,7 @@ def profiled(
 ) -> tuple[dict[str, dict[str, object]], str]:
     file = folder / "t.parquet"
     frame.write_parquet(file, row_group_size=50_000)
-    columns = profile.columns(file)
+    columns, sample = profile.columns(file)
     found = {
         "rows_in": 9,
         "rows_joined": 9,
@@ -24,7 +24,7 @@ def profiled(
         "joins": [],
         "columns": columns,
     }
-    drawn = profile.drawn(found, file, asked or {})
+    drawn = profile.drawn(sample, asked or {})
     return {c["column"]: c for c in columns}, page.page(found, drawn)
 
 
