@@ -12,7 +12,8 @@ Json = dict[str, Any]
 EXACT_ROWS = 500_000  # up to here distinct values are counted, beyond they are estimated
 DRAWN_ROWS, DRAWN_VALUES = 50_000, 20_000_000  # at most, of the rows that are drawn
 BINS, LEVELS = 30, 8
-BLOCK = 400  # columns asked in one query
+BLOCK = 100  # columns asked in one query
+SMALL = 10_000_000  # values up to which a table is read once and asked in memory
 SHORT = 64  # longer text may be cut in the statistics of a Parquet file
 
 
@@ -30,12 +31,14 @@ def columns(file: Path) -> tuple[list[Json], pl.DataFrame]:
     names = list(schema)
     # Every n-th: stretches of a table in order would show some months.
     every = max(1, -(-rows // min(DRAWN_ROWS, max(1, DRAWN_VALUES // max(1, len(names))))))
+    whole = pl.read_parquet(file) if rows * len(names) <= SMALL else None
     found, parts = dict[str, Any](known), list[pl.DataFrame]()
     for start in range(0, len(names), BLOCK):
         block = names[start : start + BLOCK]
         wanted = [e for name in block for e in _asked(name, schema[name], rows, known)]
-        queries = [frame.select(wanted), frame.select(block).gather_every(every)]
-        counted, part = pl.collect_all(queries, engine="streaming")
+        source = frame.select(block) if whole is None else whole.select(block).lazy()
+        queries = [source.select(wanted), source.gather_every(every)]
+        counted, part = pl.collect_all(queries, engine="streaming" if whole is None else "in-memory")
         found |= counted.row(0, named=True)
         parts.append(part)
     sample = pl.concat(parts, how="horizontal") if parts else pl.DataFrame()

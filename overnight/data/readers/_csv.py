@@ -292,13 +292,14 @@ def _names(file: Path, layout: Layout, head: Head, counts: CleaningCounts) -> tu
 
 def _unique(names: Sequence[str], counts: CleaningCounts) -> list[str]:
     """Names that are taken get `_duplicated_0` and so on."""
-    found, seen = list[str](), Counter[str]()
+    found, taken, seen = list[str](), set[str](), Counter[str]()
     for name in names:
         new = name
-        while new in found:
+        while new in taken:
             new = f"{name}_duplicated_{seen[name]}"
             seen[name] += 1
         found.append(new)
+        taken.add(new)
         counts["column of a name that is taken renamed"] += new != name
     return found
 

@@ -46,8 +46,11 @@ class Inference:
         self._narrow(sample.lazy(), rest, "in-memory")
         found = {name: self._decided(open_[name], left, values[name]) for name, left in rest.items()}
         before = dict(found)
-        if not complete:
-            self._see_decimals(sample, [c for c in found.values() if c.kind == "float"])
+        self._see_decimals(sample, [c for c in found.values() if c.kind == "float"])
+        if complete:
+            self.unlike |= {name for name, c in found.items() if c.kind == "float" and self.facts.zeros}
+            self.unlike -= self.decimals.keys()
+        else:
             # a form that the entry asks for must hold, so the query itself will say
             inferred = {name: rest[name] for name, c in found.items() if not c.given}
             self._narrow(self.text, inferred, "streaming")
@@ -146,10 +149,11 @@ class Inference:
     def _see_decimals(self, sample: pl.DataFrame, columns: Sequence[Column]) -> None:
         """Set `decimals`, and forget what the sample alone said."""
         self.unlike.clear()
-        for c in columns if self.facts.zeros else ():
-            digits = sample.select(c.decimals.alias("")).to_series().drop_nulls().unique()
-            if len(digits) == 1:
-                self.decimals[c.name] = int(digits[0])
+        if not columns or not self.facts.zeros:
+            return
+        digits = sample.select(c.decimals.unique().drop_nulls().implode().alias(c.name) for c in columns)
+        known = digits.row(0, named=True)
+        self.decimals |= {name: int(some[0]) for name, some in known.items() if len(some) == 1}
 
     def _is_unlike(self, column: Column) -> pl.Expr:
         """Whether there may be 1.10 beside 1.1: the cheapest question that says no to most columns."""
@@ -161,9 +165,13 @@ class Inference:
         return odd.any().alias(f"{column.name}{UNLIKE}")
 
     def _remark_twins(self, columns: Sequence[Column]) -> None:
-        """Say where 1.10 stands beside 1.1 or 1.100: one number, but two codes."""
+        """Say where 1.10 stands beside 1.1 or 1.100: one number, but two codes. Of many columns of some."""
         if not columns:
             return
+        if len(columns) > SHOWN:
+            more = len(columns) - SHOWN
+            self.remarks.append(f"{more} more columns have numbers with unequal decimals, which may be codes")
+            columns = columns[:SHOWN]
         ending = (
             pl.col(c.name)
             .filter(pl.col(c.name).str.ends_with("0") & (c.decimals > 1))
