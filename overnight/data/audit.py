@@ -67,7 +67,7 @@ def audit(entry: Entry, content: Tables) -> Audit:
     """Raises DataError with every rule that is broken."""
     _require_rules(entry, content)
     with _errors_named(entry, content):
-        now = profiles(content.frames)
+        now = profiles(content.frames, content.rows)
     before = _baseline(entry.name)
     return Audit(entry.name, now, drift(before.tables, now) if before else [], before is not None)
 

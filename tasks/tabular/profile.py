@@ -1,19 +1,20 @@
 """What is in a table: nulls, range and distinct values of every column, and what its page draws."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from overnight.data.profile import EXACT_ROWS, Facts, commonest, facts, seconds
+
 Json = dict[str, Any]
-EXACT_ROWS = 500_000  # up to here distinct values are counted, beyond they are estimated
-DRAWN_ROWS, DRAWN_VALUES = 50_000, 20_000_000  # at most, of the rows that are drawn
+DRAWN_ROWS = 50_000  # at most
 BINS, LEVELS = 30, 8
-BLOCK = 100  # columns asked in one query
-SMALL = 10_000_000  # values up to which a table is read once and asked in memory
+BLOCK = 100  # columns made numbers at once
+FIRST, LAST = -62_135_500_000, 253_402_200_000  # seconds since 1970 of the years 1 and 9999, less a day
 SHORT = 64  # longer text may be cut in the statistics of a Parquet file
 
 
@@ -28,39 +29,8 @@ def columns(file: Path) -> tuple[list[Json], pl.DataFrame]:
     schema = frame.collect_schema()
     rows = int(frame.select(pl.len()).collect().item())
     known = _statistics(file, schema) if rows > EXACT_ROWS else {}
-    names = list(schema)
-    # Every n-th: stretches of a table in order would show some months.
-    every = max(1, -(-rows // min(DRAWN_ROWS, max(1, DRAWN_VALUES // max(1, len(names))))))
-    whole = pl.read_parquet(file) if rows * len(names) <= SMALL else None
-    found, parts = dict[str, Any](known), list[pl.DataFrame]()
-    for start in range(0, len(names), BLOCK):
-        block = names[start : start + BLOCK]
-        wanted = [e for name in block for e in _asked(name, schema[name], rows, known)]
-        source = frame.select(block) if whole is None else whole.select(block).lazy()
-        queries = [source.select(wanted), source.gather_every(every)]
-        counted, part = pl.collect_all(queries, engine="streaming" if whole is None else "in-memory")
-        found |= counted.row(0, named=True)
-        parts.append(part)
-    sample = pl.concat(parts, how="horizontal") if parts else pl.DataFrame()
-    return [_column(name, schema[name], found, rows) for name in names], sample
-
-
-def _asked(name: str, dtype: Any, rows: int, known: Mapping[str, Any]) -> Iterator[pl.Expr]:
-    at = pl.col(name)
-    if dtype.is_float():
-        yield at.is_nan().sum().alias(f"{name}\0nan")
-        yield at.is_infinite().sum().alias(f"{name}\0inf")
-        at = pl.when(at.is_finite()).then(at)
-    if not dtype.is_nested() and dtype != pl.Null:
-        distinct = at.approx_n_unique() if rows > EXACT_ROWS else at.drop_nulls().n_unique()
-        yield distinct.alias(f"{name}\0distinct")
-    if dtype.is_numeric():
-        yield at.mean().alias(f"{name}\0mean")
-    if f"{name}\0min" not in known and not dtype.is_nested():
-        yield at.min().alias(f"{name}\0min")
-        yield at.max().alias(f"{name}\0max")
-    if f"{name}\0nulls" not in known:
-        yield pl.col(name).null_count().alias(f"{name}\0nulls")
+    found, sample = facts(frame, rows, DRAWN_ROWS, known)
+    return [_column(name, schema[name], one) for name, one in found.items()], sample
 
 
 def _statistics(file: Path, schema: pl.Schema) -> Json:
@@ -77,49 +47,55 @@ def _statistics(file: Path, schema: pl.Schema) -> Json:
     for index in range(metadata.num_columns):
         name = metadata.schema.column(index).path
         if name in schema and not schema[name].is_nested():
-            found |= _of_groups(name, schema[name], [group.column(index).statistics for group in groups])
+            found[name] = _of_groups(schema[name], [group.column(index).statistics for group in groups])
     return found
 
 
-def _of_groups(name: str, dtype: Any, groups: Sequence[Any]) -> Json:
+def _of_groups(dtype: Any, groups: Sequence[Any]) -> Json:
     if any(one is None or not one.has_null_count for one in groups):
         return {}
-    found: Json = {f"{name}\0nulls": sum(one.null_count for one in groups)}
+    found: Json = {"nulls": sum(one.null_count for one in groups)}
     plain = dtype.is_integer() or dtype in (pl.Boolean, pl.Date, pl.String) or isinstance(dtype, pl.Datetime)
     if not plain or not all(one.has_min_max for one in groups):  # those of floats leave out nan
         return found
     low, high = min(one.min_raw for one in groups), max(one.max_raw for one in groups)
     if dtype == pl.String:  # as bytes they are in the order of their code points
         cut = max(len(low), len(high)) >= SHORT
-        return found if cut else {**found, f"{name}\0min": low.decode(), f"{name}\0max": high.decode()}
-    typed = pl.Series([low, high]).cast(dtype)
-    return {**found, f"{name}\0min": typed[0], f"{name}\0max": typed[1]}
+        return found if cut else {**found, "low": low.decode(), "high": high.decode()}
+    return {**found, "low": low, "high": high}
 
 
-def _column(name: str, dtype: Any, found: Json, rows: int) -> Json:
-    distinct: Any = found.get(f"{name}\0distinct")
-    nulls = int(found[f"{name}\0nulls"])
-    estimated = rows > EXACT_ROWS and distinct is not None
-    odd = {key: int(found.get(f"{name}\0{key}") or 0) for key in ("nan", "inf")}
-    if estimated:  # a null or what is not finite counts as one value more
-        gone = nulls + sum(odd.values())
-        distinct = min(max(int(gone < rows), distinct - int(gone > 0)), rows - gone)
+def _column(name: str, dtype: Any, found: Facts) -> Json:
+    odd = {"nan": found.nan, "inf": found.inf}
     return {
         "column": name,
         "type": str(dtype),
-        "nulls": nulls,
-        "distinct": int(distinct or 0),
-        **{key: _plain(found.get(f"{name}\0{key}")) for key in ("min", "max", "mean")},
+        "nulls": found.nulls,
+        "distinct": found.distinct,
+        "min": _plain(found.low, dtype),
+        "max": _plain(found.high, dtype),
+        "mean": _plain(found.mean, pl.Float64()),
         **{key: count for key, count in odd.items() if count},
-        **({"estimated": True} if estimated else {}),
+        **({"estimated": True} if found.estimated else {}),
     }
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, dtype: Any) -> Any:
     """JSON keeps whole numbers, truth values and text; the rest becomes rounded numbers or text."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    if dtype.is_temporal():
+        return _time(value, dtype)
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else str(value)
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
+    return value if isinstance(value, int) else str(value)
+
+
+def _time(physical: int, dtype: Any) -> str:
+    """A time as Python writes it; one that Python has no time for in seconds."""
+    if dtype in (pl.Date, pl.Datetime) and not FIRST <= seconds(physical, dtype) < LAST:
+        return f"{seconds(physical, dtype):.6g} s since 1970"
+    return str(pl.Series([physical], dtype=pl.Int64).cast(dtype)[0])
 
 
 # ------------------------------------------------------------------------------------------------ to be drawn
@@ -159,15 +135,11 @@ def _counted(frame: pl.DataFrame) -> dict[str, Json]:
 
 def _levels(values: pl.Series) -> Json:
     """Counts of the commonest levels; none of nested values."""
-    dtype = values.dtype
-    if dtype.is_nested() or dtype in (pl.Null, pl.Object, pl.Binary):
-        return {"counts": [], "labels": []}
-    levels = values.drop_nulls().cast(pl.String, strict=False).value_counts(sort=True, name="\0count")
-    head = levels.head(LEVELS)
-    rest = sum(levels["\0count"].to_list()[LEVELS:])
-    labels = [str(label)[:40] for label in head[head.columns[0]].to_list()]
-    more = [f"{levels.height - LEVELS:,} others"] if rest else []
-    return {"counts": [*head["\0count"].to_list(), *([rest] if rest else [])], "labels": labels + more}
+    there = values.drop_nulls()
+    head, number = commonest(there, LEVELS)
+    rest = len(there) - sum(head.values()) if head else 0
+    more = {f"{number - LEVELS:,} others": rest} if rest else {}
+    return {"counts": [*head.values(), *more.values()], "labels": [*(text[:40] for text in head), *more]}
 
 
 def _histogram(numbers: np.ndarray, dtype: Any) -> Json:
@@ -184,7 +156,4 @@ def _histogram(numbers: np.ndarray, dtype: Any) -> Json:
 
 
 def _label(number: float, dtype: Any) -> str:
-    if dtype.is_temporal():
-        physical = pl.Series([int(number)]).cast(pl.Int32 if dtype == pl.Date else pl.Int64)
-        return str(physical.cast(dtype)[0])
-    return f"{number:,.6g}"
+    return _time(int(number), dtype) if dtype.is_temporal() else f"{number:,.6g}"

@@ -90,3 +90,28 @@ def test_a_profile_survives_its_file():
     found = profile(pl.DataFrame({"x": [1.0, float("inf"), float("nan"), None]}).lazy())
     assert TableProfile.model_validate_json(found.model_dump_json()) == found
     assert (found.columns["x"].low, found.columns["x"].high) == (1.0, 1.0)
+
+
+def test_every_type_of_parquet_has_a_profile():
+    found = profile(
+        pl.DataFrame(
+            {
+                "bytes": [b"\xff", None, b"a"],
+                "span": pl.Series([1, 1, None]).cast(pl.Duration("us")),
+                "list": [[1], [1], None],
+                "none": [None] * 3,
+                "far": pl.Series([10**7, 0, 0]).cast(pl.Date),  # Python's end with the year 9999
+                "odd": [float("nan"), float("inf"), 2.0],
+                "exact": pl.Series(["1.10", "2.20", None]).cast(pl.Decimal(10, 2)),
+                "truth": [True, False, None],
+            }
+        ).lazy()
+    ).columns
+    assert {name: (c.low, c.high) for name, c in found.items() if c.low is not None} == {
+        "far": (0, 10**7 * 86400),
+        "odd": (2, 2),
+        "exact": (pytest.approx(1.1), pytest.approx(2.2)),
+        "truth": (0, 1),
+    }
+    assert (found["span"].values, found["list"].distinct, found["bytes"].distinct) == ({"1µs": 1}, 0, 2)
+    assert found["none"].nulls == 1

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from overnight.data.profile import EXACT_ROWS
 from tasks.tabular import page, profile
 
 
@@ -39,6 +40,8 @@ def test_every_type_has_an_entry_and_what_can_be_drawn_is_drawn(tmp_path: Path) 
             "list": [[1], [2], [], None],
             "empty": [None] * 4,
             "same": [7] * 4,
+            "bytes": [b"\xff", b"a", None, b"a"],
+            "far": pl.Series([10**7, 0, 1, 1]).cast(pl.Date),  # Python's end with the year 9999
         }
     ).with_columns(kind=pl.col("text").cast(pl.Categorical), span=pl.col("day") - pl.col("day").first())
     found, text = profiled(frame, tmp_path)
@@ -49,7 +52,9 @@ def test_every_type_has_an_entry_and_what_can_be_drawn_is_drawn(tmp_path: Path) 
         4,
     )
     assert (found["empty"]["nulls"], found["list"]["nulls"], found["text"]["distinct"]) == (4, 1, 2)
-    assert text.count("<svg") == 6  # not: number (one finite value), list, empty, same
+    assert (found["bytes"]["distinct"], found["span"]["max"]) == (2, "3 days, 0:00:00")
+    assert (found["far"]["min"], found["far"]["max"]) == ("1970-01-01", "8.64e+11 s since 1970")
+    assert text.count("<svg") == 7  # not: number (one finite value), list, empty, same
     assert "&lt;b&gt;" in text
     assert "<b>" not in text
     assert "columns with nan: 1 (number)" in text
@@ -57,7 +62,7 @@ def test_every_type_has_an_entry_and_what_can_be_drawn_is_drawn(tmp_path: Path) 
 
 
 def test_a_large_table_is_told_from_its_statistics_and_estimates(tmp_path: Path) -> None:
-    rows = profile.EXACT_ROWS + 100_001
+    rows = EXACT_ROWS + 100_001
     rng = np.random.default_rng(0)
     frame = pl.DataFrame(
         {
