@@ -15,6 +15,9 @@ from bench._rows import OUT, machine, write
 ARMS = {  # name -> module and function that returns its rows and whether each bar was met
     "write": ("bench._language_write", "write_rows"),
     "server": ("bench._language_server", "server_rows"),
+    "accumulation": ("bench._language_accumulation", "accumulation_rows"),
+    "sst2": ("bench._language_text", "sst2_rows"),
+    "translate": ("bench._language_text", "translate_rows"),
 }
 
 

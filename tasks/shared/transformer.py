@@ -6,12 +6,23 @@ Sources: Vaswani et al. 2017 (arXiv:1706.03762), norms before each branch as Xio
 2020 (arXiv:2010.04245).
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 BASE = 10_000.0  # of the rotary wavelengths
+Turns = tuple[Tensor, Tensor]
 HIDDEN = 4  # times the width: of the layer inside
+
+
+class Other(NamedTuple):
+    """A text that another looks at: its values, where it is no padding, and the turns of its places."""
+
+    values: Tensor
+    mask: Tensor
+    turns: Turns
 
 
 class Attention(nn.Module):
@@ -25,16 +36,15 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(
-        self, x_NTW: Tensor, seen_NSW: Tensor, mask_NS: Tensor | None, turns: tuple[Tensor, Tensor] | None
+        self, x_NTW: Tensor, seen_NSW: Tensor, mask_NS: Tensor | None, turns: Turns, seen_turns: Turns
     ) -> Tensor:
-        """mask: True where a token may be looked at, None: everywhere; turns: of `Rotary`, None: none."""
+        """mask: True where a token may be looked at, None: everywhere; turns: of both, by `Rotary`."""
         q, k, v = (
             one.unflatten(2, (self.heads, -1)).transpose(1, 2)
             for one in (self.q(x_NTW), *self.kv(seen_NSW).chunk(2, 2))
         )
         q, k = (functional.rms_norm(one, one.shape[-1:]) for one in (q, k))
-        if turns is not None:
-            q, k = (_turned(one, *turns) for one in (q, k))
+        q, k = _turned(q, *turns), _turned(k, *seen_turns)
         mask = None if mask_NS is None else mask_NS[:, None, None]
         found = functional.scaled_dot_product_attention(q, k, v, mask, is_causal=self.causal)
         out: Tensor = self.out(found.transpose(1, 2).flatten(2))
@@ -53,7 +63,7 @@ class Rotary(nn.Module):
         self.cos: Tensor
         self.sin: Tensor
 
-    def forward(self, length: int) -> tuple[Tensor, Tensor]:
+    def forward(self, length: int) -> Turns:
         return self.cos[:length], self.sin[:length]
 
 
@@ -81,16 +91,16 @@ class Block(nn.Module):
     def forward(
         self,
         x_NTW: Tensor,
-        turns: tuple[Tensor, Tensor],
+        turns: Turns,
         mask_NT: Tensor | None = None,
-        other_NSW: Tensor | None = None,
-        other_mask_NS: Tensor | None = None,
+        other: Other | None = None,
     ) -> Tensor:
-        """mask: of padding; other, and its mask: the text that is looked at across."""
+        """mask: of padding; other: the text that is looked at across."""
         first, *middle, last = self.norms
         x = first(x_NTW)
-        x_NTW = x_NTW + self.dropout(self.attention(x, x, mask_NT, turns))
-        if self.crossed is not None and other_NSW is not None:
-            x_NTW = x_NTW + self.dropout(self.crossed(middle[0](x_NTW), other_NSW, other_mask_NS, None))
+        x_NTW = x_NTW + self.dropout(self.attention(x, x, mask_NT, turns, turns))
+        if self.crossed is not None and other is not None:
+            across = self.crossed(middle[0](x_NTW), other.values, other.mask, turns, other.turns)
+            x_NTW = x_NTW + self.dropout(across)
         out: Tensor = x_NTW + self.dropout(self.down(functional.relu(self.up(last(x_NTW))).square()))
         return out

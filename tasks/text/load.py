@@ -77,7 +77,7 @@ def _save(run: Run, name: str, content: Texts) -> Artifact:
     }
     counts = {split: len(texts) for split, texts in rows.items()}
     spec = DataSpec(classes=content.classes, counts=counts)
-    files = {f"{split}.json": partial(_write, texts) for split, texts in rows.items()}
+    files = {f"{split}.json": partial(write_texts, texts) for split, texts in rows.items()}
     out = run.save("texts", spec, labels, {"sentences": content.sentences}, files)
     run.data(name, out.digest, f"datasets/{name}.yaml", spec)
     run.metrics({f"data/{split}_texts": count for split, count in counts.items()})
@@ -88,7 +88,8 @@ def _save(run: Run, name: str, content: Texts) -> Artifact:
     return out
 
 
-def _write(texts: list[list[str]], path: Path) -> None:
+def write_texts(texts: list[list[str]], path: Path) -> None:
+    """As `texts_of` reads them."""
     path.write_text(json.dumps(texts), encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ from tasks.shared.tokens import END, PAD, START, Pieces
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-MULTIPLE = 8  # of the length of a batch, so that there are few shapes
+MULTIPLE = 4  # of the length of a batch, so that there are few shapes
 CHUNK = 50  # batches whose texts are sorted by length together
 Row = tuple[list[int], list[int]]  # numbers, and to which sentence each belongs
 Encode = Callable[[Sequence[tuple[str, ...]]], list[Row]]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tasks.shared.transformer import Block, Rotary
+from tasks.shared.transformer import Block, Other, Rotary
 
 
 def block(causal: bool = False, crossed: bool = False) -> Block:
@@ -40,9 +40,12 @@ def test_the_other_text_is_seen_up_to_its_padding() -> None:
     made, turns = block(crossed=True), tuple(one.double() for one in Rotary(8, 5)(5))
     x, other = torch.randn(2, 5, 16, dtype=torch.double), torch.randn(2, 3, 16, dtype=torch.double)
     mask = torch.tensor([[True, True, False]] * 2)
-    found = made(x, turns, None, other, mask)
-    assert torch.allclose(found, made(x, turns, None, other[:, :2], mask[:, :2]))
-    assert not torch.allclose(found, made(x, turns, None, other, ~mask))
+    cut = tuple(one[:3] for one in turns)
+    found = made(x, turns, None, Other(other, mask, cut))
+    short = Other(other[:, :2], mask[:, :2], tuple(one[:2] for one in turns))
+    assert torch.allclose(found, made(x, turns, None, short))
+    assert not torch.allclose(found, made(x, turns, None, Other(other, ~mask, cut)))
+    assert not torch.allclose(found, made(x, turns, None))
 
 
 def test_only_distances_between_places_matter() -> None:
@@ -57,4 +60,6 @@ def test_only_distances_between_places_matter() -> None:
 @pytest.mark.parametrize("crossed", [False, True])
 def test_a_new_block_is_the_identity(crossed: bool) -> None:
     x = torch.randn(2, 5, 16)
-    assert torch.equal(Block(16, 2, crossed=crossed)(x, Rotary(8, 5)(5), None, x), x)
+    turns = Rotary(8, 5)(5)
+    other = Other(x, torch.ones(2, 5, dtype=torch.bool), turns)
+    assert torch.equal(Block(16, 2, crossed=crossed)(x, turns, None, other), x)
