@@ -14,6 +14,9 @@ from bench._rows import OUT, machine, write
 
 ARMS = {  # name -> module and function that returns its rows and whether each bar was met
     "write": ("bench._language_write", "write_rows"),
+    "bits": ("bench._language_tune", "bits_rows"),
+    "tune": ("bench._language_tune", "tune_rows"),
+    "kill": ("bench._language_tune", "kill_rows"),
     "server": ("bench._language_server", "server_rows"),
     "accumulation": ("bench._language_accumulation", "accumulation_rows"),
     "sst2": ("bench._language_text", "sst2_rows"),

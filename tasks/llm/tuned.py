@@ -10,6 +10,7 @@ from overnight import predictor as contract
 from overnight.artifact import Artifact
 from overnight.errors import BadInput, DataError, file_error
 from overnight.predictor import ItemLosses
+from overnight.training.acceleration import Precision
 from tasks.llm import base as bases
 from tasks.llm.chat_tokens import Format, format_of
 from tasks.llm.generate import generate
@@ -35,7 +36,8 @@ class TunedModel:
         self.interface = contract.interface(folder)
         self.tuned = Tuned.read(folder)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = self.tuned.model(device, "bf16" if device.type == "cuda" else "fp32").eval()
+        self.precision = Precision("auto", device)
+        self.model = self.tuned.model(device, self.precision.name).eval()
         self.form = self.tuned.form()
 
     def predict(self, frame: "pd.DataFrame", tokens: float = 256) -> "pd.DataFrame":
@@ -49,7 +51,8 @@ class TunedModel:
         if not 1 <= tokens <= MOST_TOKENS:
             raise BadInput(f"tokens is {tokens:g}; give a number from 1 to {MOST_TOKENS}")
         prompts = [self._ids(given, row) for row, given in enumerate(frame["prompt"])]
-        found = generate(self.model, prompts, self.form.ends, int(tokens))
+        with self.precision.cast():
+            found = generate(self.model, prompts, self.form.ends, int(tokens))
         texts = [self.form.tokenizer.decode(one.ids, skip_special_tokens=True) for one in found]
         return pd.DataFrame(
             {
@@ -68,7 +71,7 @@ class TunedModel:
         self.tuned.check(chats)
         arrays = chats.arrays("test_tokens", "test_answers", "test_lengths")
         data = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        with torch.inference_mode():
+        with torch.inference_mode(), self.precision.cast():
             nats = (
                 by_chat(self.model, data, "test").numpy() if len(arrays["test_lengths"]) else np.ones((0, 2))
             )

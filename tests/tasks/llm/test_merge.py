@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from overnight import RecordingRun
 from overnight.data.content import Chats
@@ -42,6 +43,20 @@ def test_what_is_written_answers_as_the_model_does(tuned, tmp_path):
     assert "FROM ./tiny-q8_0.gguf" in (merged.path / "Modelfile").read_text()
     before = load_file(tuned[0].path / "weights.safetensors")
     assert any(float(weight.abs().sum()) > 0 for name, weight in before.items() if "lora_B" in name)
+
+
+def test_a_base_in_bfloat16_stays_so_and_the_check_is_in_float32(tmp_path):
+    with tiny_llama.entry(tmp_path / "bf16") as base:
+        folder = base.locate()
+        net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        net.save_pretrained(folder)
+        run = RecordingRun(tmp_path)
+        chats = chat_tokens.formatted(run, ChatParams(), Chats({"train": facts(2)}), base)
+        params = TuneParams(base=base, method="lora", epochs=1, batch=2, lr=1e-3, prompts=0)
+        merged = merge_llm.body(run, MergeParams(formats=("f16",)), tune_llm.body(run, params, chats), chats)
+    weights = load_file(merged.path / "transformers" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    assert run.last("drift/f16") <= 0.01
 
 
 def test_a_file_that_computes_otherwise_is_not_handed_on(tuned, tmp_path, base):

@@ -9,10 +9,12 @@ from safetensors.torch import load_file
 from overnight import RecordingRun, predictor
 from overnight.data.content import Chats
 from overnight.errors import BadInput, DataError
+from overnight.training.acceleration import Precision
 from overnight.training.batches import seeded, split_by_sample
 from tasks.llm import base as bases
 from tasks.llm import chat_tokens
 from tasks.llm.chats import ChatParams
+from tasks.llm.generate import generate
 from tasks.llm.tune import TuneParams, tune_llm, tune_recipe
 from tasks.llm.tuned import Tuned
 from tasks.llm.tuning import Gather, batches, by_chat, loss
@@ -103,6 +105,22 @@ def test_after_a_kill_it_ends_bit_equal_and_keeps_no_base(tuned, tmp_path, base,
     kept = sum(tensor.nbytes for tensor in ours.values())
     largest = max(path.stat().st_size for path in (tmp_path / "checkpoints").rglob("*.pt"))
     assert largest <= 3 * 3 * kept + (64 << 10)
+
+
+def test_in_16_bits_as_on_a_card_it_trains_and_answers(tmp_path, base, chats):
+    """The frozen weights in bfloat16, norms and adapters in float32, under autocast."""
+    run = KilledRun(tmp_path / "run")
+    model = tune_llm.body(run, params(base, precision="bf16"), chats)
+    assert run.last("after/loss") < run.last("before/loss")
+    precision = Precision("bf16", CPU)
+    for bits in ("nf4", ""):
+        net = Tuned.read(model.path).model(CPU, "bf16", bits=bits).eval()
+        with precision.cast():
+            (answer,) = generate(net, [[3, 4, 5]], [2], 2)
+        assert len(answer.ids) <= 2
+    kinds = {name: p.dtype for name, p in net.named_parameters()}
+    assert {str(kind) for name, kind in kinds.items() if "lora" in name} == {"torch.float32"}
+    assert kinds["base_model.model.model.embed_tokens.weight"] == torch.bfloat16
 
 
 @pytest.mark.parametrize("bits", ["nf4", "int8"])
