@@ -202,7 +202,8 @@ def _by_formula(step: PlannedStep, card: Card) -> Verdict:
         needed_mib=high,
         parts={"context": context, **found.parts},
     )
-    return row(step.label, estimate, card, why=f"{found.why}{without}")
+    advice = found.advice(card.budget_mib) if found.advice and high > card.budget_mib else ""
+    return row(step.label, estimate, card, why=". ".join(filter(None, [f"{found.why}{without}", advice])))
 
 
 def print_verdicts(rows: Sequence[Verdict], card: Card, as_json: bool) -> int:

@@ -1,6 +1,7 @@
 """The step's own formula for its memory, from values and shapes alone."""
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,8 @@ class Formula:
 
     needs: the package that computes on the card; without it, or without a CUDA card, the step runs on the
     processor. host_mib: of the machine's own memory. unknown: why there are no edges. why: how they add up.
+    least: MiB without which the step is refused; 0: it may work with less. advice: (MiB that may be granted)
+    -> what to say where `high` is more.
     """
 
     low: float = 0.0
@@ -24,6 +27,8 @@ class Formula:
     parts: dict[str, float] = field(default_factory=dict)
     why: str = ""
     unknown: str = ""
+    least: float = 0.0
+    advice: Callable[[float], str] | None = None
 
     @classmethod
     def of(cls, found: Any) -> "Formula | None":

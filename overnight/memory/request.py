@@ -204,9 +204,11 @@ class _Planner:
             return replace(found, why=f"predicted: {found.low_mib:,.0f} to {found.high_mib:,.0f} MiB")
         if self.formula is None or self.formula.unknown:
             return None
-        high = self.formula.high
+        least, high = self.formula.least, self.formula.high
         why = f"by formula: {self.formula.low:,.0f} to {high:,.0f} MiB"
-        return MemoryEstimate(high_mib=high, needed_mib=high, why=why)
+        if self.formula.advice and high > self.room_mib:
+            why += f" ({self.formula.advice(self.card.budget_mib)})"
+        return MemoryEstimate(low_mib=least, high_mib=high, needed_mib=high, why=why)
 
     def declared(self, size: int) -> MemoryEstimate:
         whole = declared_mib(self.step, self.params) or self.card.budget_mib

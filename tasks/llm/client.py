@@ -60,7 +60,7 @@ class Sampling:
 class Client:
     """url: with its /v1; timeout_s: for a whole answer. Each failed try is counted in `failures` by its kind.
 
-    check: called while waiting; what it raises ends the wait.
+    check: called while waiting, and at each part of an answer; what it raises ends both.
     """
 
     def __init__(
@@ -204,6 +204,7 @@ class Client:
         """Raises RequestFailed for one that is no JSON, not whole, empty of choices, or another model's."""
         text, parts, first, finish, usage = "", 0, 0.0, None, dict[str, Any]()
         for part in self._parts(response):
+            self.check()
             if time.monotonic() - started > self.timeout_s:
                 raise self._slow()
             self._check_model(model, part)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tasks.llm.server import Served
 
 
-class AskParams(Params):
+class QuestionParams(Params):
     """What is asked, and how an answer is drawn."""
 
     prompts: Path | tuple[str, ...] = Field(
@@ -34,13 +34,6 @@ class AskParams(Params):
     tokens: int = Field(256, ge=1, description="the most of an answer")
     temperature: float = Field(0.0, ge=0, le=2, description="0: the most probable token each time")
     parallel: int = Field(1, ge=1, le=64, description="prompts asked at once")
-    timeout_s: float = runtime_option(120.0, "for a whole answer", gt=0)
-    retries: int = runtime_option(
-        5, "new tries of a request that failed, after longer and longer waits", ge=0
-    )
-    pause_s: float = runtime_option(
-        1.0, "before the first new try; each further one waits twice as long", gt=0
-    )
 
     @field_validator("prompts")
     @classmethod
@@ -48,6 +41,18 @@ class AskParams(Params):
         if not isinstance(given, Path) and not any(text.strip() for text in given):
             raise ValueError("expected at least one prompt, or the path of a .txt or .jsonl")
         return given
+
+
+class AskParams(QuestionParams):
+    """And how often and how long a server is asked."""
+
+    timeout_s: float = runtime_option(120.0, "for a whole answer", gt=0)
+    retries: int = runtime_option(
+        5, "new tries of a request that failed, after longer and longer waits", ge=0
+    )
+    pause_s: float = runtime_option(
+        1.0, "before the first new try; each further one waits twice as long", gt=0
+    )
 
 
 class EndpointParams(Params):
@@ -106,12 +111,12 @@ def ask_endpoint(run: Run, params: EndpointParams, asked: AskParams) -> Artifact
         )
     from tasks.llm import answers
 
-    prompts, before = _prompts(asked), _card_mib()
-    with _client(run, params.url, key, asked) as client:
+    prompts, before = prompts_of(asked), _card_mib()
+    with client_of(run, params.url, key, asked) as client:
         served = client.wait_until_ready(params.ready_s)
         model = client.choose(params.model, served)
         try:
-            found = _ask(run, client, model, asked, prompts)
+            found = ask_all(run, client, model, asked, prompts)
         finally:
             if params.unload:
                 client.unload(model)
@@ -128,25 +133,25 @@ def ask_server(run: Run, params: ServerParams, asked: AskParams) -> Artifact:
     """
     from tasks.llm import answers, server
 
-    prompts, before = _prompts(asked), _card_mib()
+    prompts, before = prompts_of(asked), _card_mib()
     with (
         server.own_command(params.command, run.folder, _free_port()) as served,
-        _client(run, served.url, served.key, asked) as client,
+        client_of(run, served.url, served.key, asked) as client,
     ):
         names = _ready(run, client, served, params.ready_s)
         model = client.choose(params.model, names)
         check = partial(server.check_alive, served, run.folder)
-        found = _ask(run, client, model, asked, prompts, check)
+        found = ask_all(run, client, model, asked, prompts, check)
     _log_card(run, before)
     return answers.save(run, model, found, client.failures)
 
 
-def _client(run: Run, url: str, key: str, asked: AskParams) -> "Client":
+def client_of(run: Run, url: str, key: str, asked: AskParams) -> "Client":
     from tasks.llm.client import Client
 
     def check() -> None:
         if run.should_stop():
-            raise Stopped("stopped while the server was waited for")
+            raise Stopped("stopped while a server was asked")
 
     return Client(url, key, asked.timeout_s, asked.retries, asked.pause_s, check)
 
@@ -168,7 +173,7 @@ def _ready(run: Run, client: "Client", served: "Served", ready_s: float) -> list
         time.sleep(client.pause_s)
 
 
-def _prompts(asked: AskParams) -> list[Prompt]:
+def prompts_of(asked: QuestionParams) -> list[Prompt]:
     """With the system message before each that has none."""
     prompts = read_prompts(asked.prompts)
     if not asked.system:
@@ -177,11 +182,11 @@ def _prompts(asked: AskParams) -> list[Prompt]:
     return [prompt if prompt[0]["role"] == "system" else [system, *prompt] for prompt in prompts]
 
 
-def _ask(
+def ask_all(
     run: Run,
     client: "Client",
     model: str,
-    asked: AskParams,
+    asked: QuestionParams,
     prompts: list[Prompt],
     check: Callable[[], None] = lambda: None,
 ) -> "list[Asked]":

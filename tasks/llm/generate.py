@@ -32,30 +32,47 @@ def generate(
 
     def answer(rows: Tensor) -> Tensor:
         chosen = rows.tolist()
-        new = _continued(model, [prompts[i] for i in chosen], ends, tokens, rows.device)
-        found.update(zip(chosen, (_cut(ids, ends) for ids in new), strict=True))
+        new = continued(model, [prompts[i] for i in chosen], ends, tokens, rows.device)
+        found.update(zip(chosen, (cut(ids, ends) for ids in new), strict=True))
         return rows
 
     predict_in_batches(answer, torch.tensor(order), next(model.parameters()).device, AT_ONCE)
     return [found[i] for i in range(len(prompts))]
 
 
-def _continued(
-    model: Any, prompts: list[list[int]], ends: Sequence[int], tokens: int, device: torch.device
+def continued(
+    model: Any,
+    prompts: Sequence[list[int]],
+    ends: Sequence[int],
+    tokens: int,
+    device: torch.device,
+    temperature: float = 0.0,
+    streamer: Any = None,
 ) -> list[list[int]]:
+    """The new ids of each prompt, those after its end included; temperature 0: the most probable ones.
+
+    streamer: given the prompts, then each row of new ids.
+    """
     from transformers import GenerationConfig
 
     width = max(map(len, prompts))
     ids = torch.tensor([[ends[0]] * (width - len(one)) + one for one in prompts], device=device)
     attention = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts], device=device)
     config = GenerationConfig(
-        max_new_tokens=tokens, do_sample=False, eos_token_id=list(ends), pad_token_id=ends[0], use_cache=True
+        max_new_tokens=tokens,
+        do_sample=temperature > 0,
+        temperature=temperature or 1.0,
+        eos_token_id=list(ends),
+        pad_token_id=ends[0],
+        use_cache=True,
     )
-    made: Tensor = model.generate(input_ids=ids, attention_mask=attention, generation_config=config)
+    made: Tensor = model.generate(
+        input_ids=ids, attention_mask=attention, generation_config=config, streamer=streamer
+    )
     new: list[list[int]] = made[:, width:].tolist()
     return new
 
 
-def _cut(ids: list[int], ends: Sequence[int]) -> Generated:
+def cut(ids: list[int], ends: Sequence[int]) -> Generated:
     at = next((i for i, one in enumerate(ids) if one in ends), None)
     return Generated(ids[:at], at is not None)

@@ -40,6 +40,7 @@ SEVERAL = (".gguf", ".safetensors", ".index.json")
 class Serving(Question):
     model: str  # a name of shapes.MODELS, a config.json, or a .gguf
     way: str = Field("fp16", description=f"how the weights are kept: {', '.join(WAYS)}")
+    shape: Shape | None = None  # where it is known already, instead of the model's own
     weights: str | None = None  # a .gguf, .safetensors or index that has the weights: its header is read
     context: int = Field(4096, ge=1, le=2**24)  # tokens of prompt and answer together
     batch: int = Field(1, ge=1, le=2**16)
@@ -67,6 +68,9 @@ class _Model:
 
 
 def _model(serving: Serving) -> _Model:
+    if serving.shape is not None:
+        size = weight_bytes(serving.shape, serving.way)
+        return _Model(serving.shape, size, serving.way not in TRANSFORMERS)
     path = Path(serving.weights or serving.model)
     header = read_header(path) if serving.weights or path.name.endswith(SEVERAL) else None
     if header is not None and header.values:
@@ -74,6 +78,11 @@ def _model(serving: Serving) -> _Model:
     shape = shape_of(serving.model)
     size = header.bytes if header else weight_bytes(shape, serving.way)
     return _Model(shape, size, serving.way not in TRANSFORMERS)
+
+
+def shape_of_gguf(path: Path) -> Shape:
+    """Raises BadInput."""
+    return _of_gguf(read_header(path), path)
 
 
 def _of_gguf(header: Weights, path: Path) -> Shape:
@@ -84,7 +93,7 @@ def _of_gguf(header: Weights, path: Path) -> Shape:
     if sizes["vocab"] is None:
         tokens = header.values.get("tokenizer.ggml.tokens")
         sizes["vocab"] = len(tokens) if isinstance(tokens, list) and tokens else 32000
-    return Shape.of(str(path), str(kind), False, sizes)
+    return Shape.of(str(path), str(kind), header.tied, sizes)
 
 
 def form(serving: Serving) -> str:

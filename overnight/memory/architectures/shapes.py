@@ -152,10 +152,14 @@ class Shape:
 
 def shape_of(model: str) -> Shape:
     """Raises BadInput."""
-    values = config_of(model)
-    if values["model_type"] not in GATED:
+    return shape_from(config_of(model), model)
+
+
+def shape_from(values: dict[str, Any], model: str) -> Shape:
+    """values: of a config.json; model: its name, for messages. Raises BadInput."""
+    if values.get("model_type") not in GATED:
         raise BadInput(
-            f"model {model!r} is of the type {values['model_type']!r}; "
+            f"model {model!r} is of the type {values.get('model_type')!r}; "
             f"inference is known for {', '.join(GATED)}"
         )
     sizes = {name: values.get(key) for name, key in SIZES.items()}

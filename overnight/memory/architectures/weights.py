@@ -64,10 +64,11 @@ def _of_gguf(shape: Shape, name: str, way: str) -> str:
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of all weights, and the values of the model's sizes (GGUF only)."""
+    """values: of the model's sizes (GGUF only). tied: whether a GGUF has no output matrix of its own."""
 
     bytes: int
     values: dict[str, Any]
+    tied: bool = False
 
 
 def read_header(path: Path) -> Weights:
@@ -112,8 +113,8 @@ def _gguf(path: Path) -> Weights:
             raise ValueError(f"begins with {magic!r}, version {version}")
         tensors, values = read.number("Q"), read.number("Q")
         found = {read.text(): read.value(read.number("I")) for _ in range(values)}
-        total = sum(read.tensor() for _ in range(tensors))
-    return Weights(total, found)
+        sizes = dict(read.tensor() for _ in range(tensors))
+    return Weights(sum(sizes.values()), found, "output.weight" not in sizes)
 
 
 SCALARS = "BbHhIif?"  # types 0 to 7 of a GGUF value; 8 a text, 9 a list, 10 to 12 numbers of 64 bits
@@ -152,9 +153,10 @@ class _Reader:
             return [self.value(inner) for _ in range(count)]
         return self.number({10: "Q", 11: "q", 12: "d"}[kind])
 
-    def tensor(self) -> int:
-        self.text()
+    def tensor(self) -> tuple[str, int]:
+        """Its name and bytes."""
+        name = self.text()
         sizes = [self.number("Q") for _ in range(self.number("I"))]
         block, weights = NUMBERS[self.number("I")]
         self.number("Q")
-        return int(-(-math.prod(sizes) // weights) * block)
+        return name, int(-(-math.prod(sizes) // weights) * block)
