@@ -11,6 +11,7 @@ from overnight.data.dataset import Dataset
 from overnight.errors import DataError
 from tasks.detection.scenes import SceneParams, load_boxes
 from tests.data.readers.test_voc import thing, xml
+from tests.support.undrawn import UndrawnRun
 
 SPLITS = {"train": ["a", "b", "c"], "val": ["d"], "test": ["e", "f"]}
 
@@ -118,7 +119,7 @@ def digest(checkout, tmp_path):
         folder = checkout / "datasets" / layout.__name__
         folder.mkdir()
         entry = Dataset(name=layout.__name__, kind="boxes", reader="voc", options=layout(folder))
-        run = RecordingRun(tmp_path / layout.__name__)
+        run = UndrawnRun(tmp_path / layout.__name__)
         out = load_boxes.body(run, SceneParams(size=64), entry)
         assert out.spec.counts == {"train": 3, "val": 1, "test": 2}
         assert not [event for event in run.of("log") if event["text"].startswith("data:")]

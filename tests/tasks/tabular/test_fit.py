@@ -16,6 +16,7 @@ from tasks.tabular.fit import fit_table
 from tasks.tabular.params import FitParams
 from tasks.tabular.predictor import RowPredictor
 from tasks.tabular.target import labelled
+from tests.support.undrawn import UndrawnRun
 
 ROWS = 4000
 
@@ -46,7 +47,17 @@ def table(tmp_path: Path, **more: object) -> Artifact:
 
 
 def fitted(tmp_path: Path, data: Artifact, seed: int = 0, **params: object) -> tuple[RecordingRun, Artifact]:
-    run = RecordingRun(tmp_path / "run", seed=seed)
+    return fitted_by(UndrawnRun(tmp_path / "run", seed=seed), data, **params)
+
+
+def drawn(tmp_path: Path, data: Artifact, **params: object) -> tuple[RecordingRun, Artifact]:
+    """With its pictures rendered."""
+    found = fitted_by(RecordingRun(tmp_path / "run"), data, **params)
+    assert all(Path(e["path"]).stat().st_size > 1000 for e in found[0].of("publish"))
+    return found
+
+
+def fitted_by(run: RecordingRun, data: Artifact, **params: object) -> tuple[RecordingRun, Artifact]:
     run.folder.mkdir(exist_ok=True)
     given = {
         "target": "paid",
@@ -63,7 +74,7 @@ def test_it_finds_what_decides_and_beats_the_majority(tmp_path: Path) -> None:
     rows = pl.read_parquet(data.path / "table.parquet")
     logits = (rows["x"].to_numpy() - 50) / 5 + 2 * (rows["shop"].to_numpy() == "ç")
     best = roc_auc_score(rows["paid"].to_numpy(), logits)
-    run, model = fitted(tmp_path, data)
+    run, model = drawn(tmp_path, data)
     assert run.last("test/roc_auc_low") < best < run.last("test/roc_auc_high")
     assert run.last("test/accuracy") > run.last("test/majority") + 0.15
     assert run.last("test/log_loss") < run.last("test/log_loss_prior") - 0.15
@@ -77,7 +88,7 @@ def test_it_finds_what_decides_and_beats_the_majority(tmp_path: Path) -> None:
 
 def test_a_number_is_predicted_beside_its_mean(tmp_path: Path) -> None:
     data = table(tmp_path)
-    run, model = fitted(tmp_path, data, target="size", unit="cm")
+    run, model = drawn(tmp_path, data, target="size", unit="cm")
     assert 1.0 < run.last("test/rmse") < 1.6  # the noise has 1
     assert 0.95 < run.last("test/rmse_linear") < 1.1
     assert run.last("test/rmse_low") < run.last("test/rmse") < run.last("test/rmse_high")
@@ -197,7 +208,7 @@ def test_missing_values_and_unseen_levels_have_their_rules(tmp_path: Path) -> No
     assert run.last("test/roc_auc") > 0.85
     assert run.last("test/roc_auc_linear") > 0.85
     wanted = {"numeric": ["x", "holes", "nothing"], "categorical": ["shop", "level"]}
-    _, linear = fitted(tmp_path, data, **wanted, order="day", model="linear")
+    _, linear = drawn(tmp_path, data, **wanted, order="day", model="linear")
     config = linear.meta()["config"]["encoder"]
     assert config["levels"][1] == ["old", "(missing)", "(other)"]
     assert config["flagged"] == [1, 2]
@@ -205,7 +216,7 @@ def test_missing_values_and_unseen_levels_have_their_rules(tmp_path: Path) -> No
 
 def test_several_classes_and_a_target_that_is_an_expression(tmp_path: Path) -> None:
     target = "CASE WHEN y < 45 THEN 'low' WHEN y < 55 THEN 'middle' WHEN y < 90 THEN 'high' END"
-    run, model = fitted(tmp_path, table(tmp_path), target=target, numeric=["x"])
+    run, model = drawn(tmp_path, table(tmp_path), target=target, numeric=["x"])
     assert model.spec.classes == ("high", "low", "middle")
     assert [e["values"] for e in run.of("metrics")][2]["test/macro_f1"] > 0.8
     assert run.last("test/accuracy") > 0.85

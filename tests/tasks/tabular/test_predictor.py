@@ -57,14 +57,23 @@ def table(folder: Path) -> Artifact:
     )
 
 
+Made = tuple[RecordingRun, Artifact, Artifact]
+
+
+@pytest.fixture(scope="module")
+def all_made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
+    found = dict[str, Made]()
+    for model in ("boosted", "linear"):
+        folder = tmp_path_factory.mktemp(model)
+        run, data = RecordingRun(folder), table(folder)
+        params = FitParams.model_validate({**PARAMS, "model": model, "rounds": 40})
+        found[model] = (run, fit_table.body(run, params, data), data)
+    return found
+
+
 @pytest.fixture(scope="module", params=["boosted", "linear"])
-def made(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[RecordingRun, Artifact, Artifact]:
-    folder = tmp_path_factory.mktemp("rows")
-    run = RecordingRun(folder)
-    data = table(folder)
-    return run, fit_table.body(run, FitParams.model_validate({**PARAMS, "model": request.param}), data), data
+def made(request: pytest.FixtureRequest, all_made: dict[str, Made]) -> Made:
+    return all_made[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -199,14 +208,16 @@ def test_a_model_of_an_earlier_version_answers_but_is_not_compared(made, test_ro
         before.item_losses(made[2])
 
 
-def test_answers_need_no_torch(made, tmp_path: Path) -> None:
-    given = RowPredictor(made[1].path).interface.example
+def test_answers_need_no_torch(all_made) -> None:
+    given = {str(model.path): RowPredictor(model.path).interface.example for _, model, _ in all_made.values()}
     code = (
-        "import sys, json, pathlib, pandas; from tasks.tabular.predictor import predictor; "
-        f"predictor(pathlib.Path({str(made[1].path)!r})).predict(pandas.DataFrame(json.loads({json.dumps(given)!r}))); "
+        "import sys, json, pathlib, pandas; from tasks.tabular.predictor import predictor\n"
+        "for path, rows in json.loads(sys.argv[1]).items():\n"
+        "    assert len(predictor(pathlib.Path(path)).predict(pandas.DataFrame(rows))) == len(rows)\n"
         "print('torch' in sys.modules, 'sklearn' in sys.modules)"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code, json.dumps(given)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["False", "False"]
 
 
