@@ -17,6 +17,7 @@ SAMPLED_VALUES = 20_000_000  # of all columns, at most; a table of no more is re
 BLOCK = 100  # columns asked in one query
 QUANTILES = 101
 MOST_VALUES = 50
+LATEST = 8 * 10**12  # seconds since 1970, either way; of later times Polars has no text and no hour
 PER_SECOND = {"ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
@@ -169,7 +170,7 @@ def commonest(there: "pl.Series", most: int) -> tuple[dict[str, int], int]:
 
 
 def _column(sample: "pl.Series", found: Facts, rows: int) -> ColumnProfile:
-    there, dtype = sample.drop_nulls(), sample.dtype
+    there, dtype = _in_calendar(sample.drop_nulls()), sample.dtype
     counts, _ = commonest(there, MOST_VALUES)
     return ColumnProfile(
         type=str(dtype),
@@ -181,6 +182,16 @@ def _column(sample: "pl.Series", found: Facts, rows: int) -> ColumnProfile:
         quantiles=_quantiles(there),
         values={text: n / len(there) for text, n in counts.items() if n > 1 or len(there) == 1},
     )
+
+
+def _in_calendar(there: "pl.Series") -> "pl.Series":
+    """Without dates and times beyond LATEST."""
+    import polars as pl
+
+    if there.dtype not in (pl.Date, pl.Datetime):
+        return there
+    latest = int(LATEST / seconds(1, there.dtype))
+    return there.filter(there.to_physical().cast(pl.Int128).is_between(-latest, latest))
 
 
 def _number(value: Any, dtype: "pl.DataType") -> float | None:

@@ -101,6 +101,7 @@ def test_every_type_of_parquet_has_a_profile():
                 "list": [[1], [1], None],
                 "none": [None] * 3,
                 "far": pl.Series([10**7, 0, 0]).cast(pl.Date),  # Python's end with the year 9999
+                "farther": pl.Series([2**63 - 1, 0, -(2**63)]).cast(pl.Datetime("us")),
                 "odd": [float("nan"), float("inf"), 2.0],
                 "exact": pl.Series(["1.10", "2.20", None]).cast(pl.Decimal(10, 2)),
                 "truth": [True, False, None],
@@ -109,6 +110,7 @@ def test_every_type_of_parquet_has_a_profile():
     ).columns
     assert {name: (c.low, c.high) for name, c in found.items() if c.low is not None} == {
         "far": (0, 10**7 * 86400),
+        "farther": (pytest.approx(-(2**63) / 1e6), pytest.approx(2**63 / 1e6)),
         "odd": (2, 2),
         "exact": (pytest.approx(1.1), pytest.approx(2.2)),
         "truth": (0, 1),
