@@ -17,6 +17,7 @@ ARMS = {  # name -> module and function that returns its rows and whether each b
     "bits": ("bench._language_tune", "bits_rows"),
     "tune": ("bench._language_tune", "tune_rows"),
     "kill": ("bench._language_tune", "kill_rows"),
+    "ask": ("bench._language_ask", "ask_rows"),
     "server": ("bench._language_server", "server_rows"),
     "accumulation": ("bench._language_accumulation", "accumulation_rows"),
     "sst2": ("bench._language_text", "sst2_rows"),
