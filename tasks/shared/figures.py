@@ -121,7 +121,7 @@ def curves(
             label=drawable(name),
             linewidth=1.8,
             marker="o" if len(x) < 40 else None,
-            markersize=3,
+            markersize=3 if len(x) > 1 else 8,
         )
         if bands and name in bands:
             low, high = (np.asarray(y) + sign * np.asarray(bands[name]) for sign in (-1, 1))
