@@ -55,7 +55,7 @@ def test_every_mistake_of_every_experiment_is_reported_with_its_place(night):
     expected = [
         "experiments.7.cnn.lr=1': the list has the entries 0 to 3: small",
         "night.yaml:3: experiments.0.cnn.epoch: unknown key; did you mean 'epochs'?",
-        "night.yaml:4: experiments.1: unknown flow 'visin'; there are agent, command, ",
+        "night.yaml:4: experiments.1: unknown flow 'visin'; there are agent, ",
         "night.yaml:5: experiments.2: expected a config, e.g. cifar10.yaml",
         "night.yaml:6: experiments.3.data: unknown data set 'digitss'; did you mean 'digits'?",
         "override 'experiments.3.cnn.lrr=1': experiments.3.cnn.lrr: unknown key; did you mean 'lr'?",

@@ -9,7 +9,7 @@ from overnight.orchestration import prefect
 from overnight.services import register
 from overnight.services.register import local_timezone, read_schedules
 from overnight.services.settings import ENTRYPOINT
-from overnight.step import flow_names
+from overnight.step import default_config, flow_names
 from tests.support.own_files import own_files
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ def test_an_entrypoint_leads_to_the_flow_with_the_registered_parameters(name):
     assert flow.parameters.model_dump_for_openapi() == register.parameters_of(name)
     properties = flow.parameters.properties
     assert {key: value["default"] for key, value in properties.items()} == {
-        "config": f"configs/{name}.yaml",
+        "config": default_config(name),
         "overrides": [],
     }
     given = {"config": "a.yaml", "overrides": ["a=1"]}
