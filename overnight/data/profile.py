@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 EXACT_ROWS = 500_000  # up to here distinct values are counted, beyond they are estimated
 SAMPLED = 200_000  # rows at most, evenly spread, for quantiles and frequent values
-SAMPLED_VALUES = 20_000_000  # of all columns, at most; a table of no more is read once and asked in memory
+SAMPLED_VALUES = 20_000_000  # at most; a wide table of no more is read once and asked in memory
 BLOCK = 100  # columns asked in one query
 QUANTILES = 101
 MOST_VALUES = 50
@@ -96,7 +96,8 @@ def facts(
     names = list(schema)
     # Every n-th: stretches of a table in order would show some months.
     every = max(1, -(-rows // min(sampled, max(1, SAMPLED_VALUES // max(1, len(names))))))
-    whole = frame.collect(engine="streaming") if rows * len(names) <= SAMPLED_VALUES else None
+    is_wide = len(names) > BLOCK and rows * len(names) <= SAMPLED_VALUES
+    whole = frame.collect(engine="streaming") if is_wide else None
     found, parts = dict[str, Facts](), list[pl.DataFrame]()
     for start in range(0, len(names), BLOCK):
         block = names[start : start + BLOCK]

@@ -19,7 +19,7 @@ from tasks.tabular.expressions import OVERFLOW, Expressions, failed
 from tasks.tabular.plan import MATCH, REASON, Frames, Plan, Planner, checked
 from tasks.tabular.tables import TableParams
 
-ROW_GROUP = 65536
+ROW_GROUP = 32768
 WRITTEN = "\0written "
 PACKED: Any = "lz4"  # read once or twice by the next steps: half the time of zstd, a third more bytes
 Json = dict[str, Any]
