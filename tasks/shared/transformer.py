@@ -43,12 +43,24 @@ class Attention(nn.Module):
             one.unflatten(2, (self.heads, -1)).transpose(1, 2)
             for one in (self.q(x_NTW), *self.kv(seen_NSW).chunk(2, 2))
         )
-        q, k = (functional.rms_norm(one, one.shape[-1:]) for one in (q, k))
-        q, k = _turned(q, *turns), _turned(k, *seen_turns)
+        q, k = _compared(q, k, turns, seen_turns)
         mask = None if mask_NS is None else mask_NS[:, None, None]
         found = functional.scaled_dot_product_attention(q, k, v, mask, is_causal=self.causal)
         out: Tensor = self.out(found.transpose(1, 2).flatten(2))
         return out
+
+    def looks(
+        self, x_NTW: Tensor, seen_NSW: Tensor, mask_NS: Tensor, turns: Turns, seen_turns: Turns
+    ) -> Tensor:
+        """Log of the share that the first head gives to each token: (N, T, S), float32 or wider."""
+        values = self.q.out_features // self.heads
+        q = functional.linear(x_NTW, self.q.weight[:values])
+        k = functional.linear(seen_NSW, self.kv.weight[:values])
+        q, k = _compared(q, k, turns, seen_turns)
+        found = q @ k.transpose(1, 2) / values**0.5
+        found = found if found.dtype == torch.float64 else found.float()
+        shares: Tensor = found.masked_fill(~mask_NS[:, None], -torch.inf).log_softmax(2)
+        return shares
 
 
 class Rotary(nn.Module):
@@ -65,6 +77,12 @@ class Rotary(nn.Module):
 
     def forward(self, length: int) -> Turns:
         return self.cos[:length], self.sin[:length]
+
+
+def _compared(q: Tensor, k: Tensor, turns: Turns, seen_turns: Turns) -> tuple[Tensor, Tensor]:
+    """Of one length, and turned by their places."""
+    q, k = (functional.rms_norm(one, one.shape[-1:]) for one in (q, k))
+    return _turned(q, *turns), _turned(k, *seen_turns)
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -96,11 +114,24 @@ class Block(nn.Module):
         other: Other | None = None,
     ) -> Tensor:
         """mask: of padding; other: the text that is looked at across."""
-        first, *middle, last = self.norms
-        x = first(x_NTW)
-        x_NTW = x_NTW + self.dropout(self.attention(x, x, mask_NT, turns, turns))
+        return self.after(self.within(x_NTW, turns, mask_NT), turns, other)
+
+    def within(self, x_NTW: Tensor, turns: Turns, mask_NT: Tensor | None = None) -> Tensor:
+        """The first branch, the attention to the text itself."""
+        x = self.norms[0](x_NTW)
+        found: Tensor = x_NTW + self.dropout(self.attention(x, x, mask_NT, turns, turns))
+        return found
+
+    def looks(self, x_NTW: Tensor, turns: Turns, other: Other) -> Tensor:
+        """Of what `within` gave, where `crossed`: as `Attention.looks`."""
+        assert self.crossed is not None
+        return self.crossed.looks(self.norms[1](x_NTW), other.values, other.mask, turns, other.turns)
+
+    def after(self, x_NTW: Tensor, turns: Turns, other: Other | None = None) -> Tensor:
+        """The branches after `within`."""
         if self.crossed is not None and other is not None:
-            across = self.crossed(middle[0](x_NTW), other.values, other.mask, turns, other.turns)
+            across = self.crossed(self.norms[1](x_NTW), other.values, other.mask, turns, other.turns)
             x_NTW = x_NTW + self.dropout(across)
+        last = self.norms[-1]
         out: Tensor = x_NTW + self.dropout(self.down(functional.relu(self.up(last(x_NTW))).square()))
         return out

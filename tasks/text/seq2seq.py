@@ -30,27 +30,41 @@ class Seq2Seq(nn.Module):
         )
         self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(2))
         self.dropout = nn.Dropout(dropout)
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        # So that what a token is stands beside what the blocks add, and logits begin at about 1.
+        self.scale = width**0.5
+        nn.init.normal_(self.embedding.weight, std=1 / self.scale)
 
-    def forward(self, source_NS: Tensor, mask_NS: Tensor, target_NT: Tensor) -> Tensor:
-        """Logits of the token after each of `target`: (N, T, V)."""
-        return self.logits(self.decode(target_NT, self.encode(source_NS, mask_NS), mask_NS))
+    def forward(
+        self, source_NS: Tensor, mask_NS: Tensor, target_NT: Tensor, look: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits of the token after each of `target`: (N, T, V), and where `look`: as `Attention.looks`."""
+        x_NTW, looks = self.decode(target_NT, self.encode(source_NS, mask_NS), mask_NS, look)
+        return self.logits(x_NTW), looks
 
     def encode(self, source_NS: Tensor, mask_NS: Tensor) -> Tensor:
-        x_NSW, turns = self.dropout(self.embedding(source_NS)), self.rotary(source_NS.shape[1])
+        x_NSW = self.dropout(self.scale * self.embedding(source_NS))
+        turns = self.rotary(source_NS.shape[1])
         for block in self.reads:
             x_NSW = block(x_NSW, turns, mask_NS)
         found: Tensor = self.norms[0](x_NSW)
         return found
 
-    def decode(self, target_NT: Tensor, read_NSW: Tensor, mask_NS: Tensor) -> Tensor:
+    def decode(
+        self, target_NT: Tensor, read_NSW: Tensor, mask_NS: Tensor, look: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """What `logits` takes, and where `look`: to what the first head of the middle block looks."""
         turns = self.rotary(target_NT.shape[1])
-        x_NTW: Tensor = self.dropout(self.embedding(target_NT))
+        x_NTW: Tensor = self.dropout(self.scale * self.embedding(target_NT))
         # Turned as well, since the order of words is much the same on both sides.
         other = Other(read_NSW, mask_NS, self.rotary(read_NSW.shape[1]))
-        for block in self.writes:
-            x_NTW = block(x_NTW, turns, None, other)
-        return x_NTW
+        looks = None
+        for place, block in enumerate(self.writes):
+            assert isinstance(block, Block)
+            x_NTW = block.within(x_NTW, turns)
+            if look and place == len(self.writes) // 2:
+                looks = block.looks(x_NTW, turns, other)
+            x_NTW = block.after(x_NTW, turns, other)
+        return x_NTW, looks
 
     def logits(self, x_NTW: Tensor) -> Tensor:
         """Of what `decode` gave: over all known tokens."""
@@ -74,7 +88,7 @@ def beam_search(model: Seq2Seq, source_NS: Tensor, mask_NS: Tensor, beams: int, 
     ended = torch.zeros((n, beams), dtype=torch.bool, device=source_NS.device)
     lengths = torch.zeros((n, beams), device=source_NS.device)
     for length in range(1, int(limits_N.max()) + 1):
-        logits = model.logits(model.decode(text.flatten(0, 1), read, mask)[:, -1]).float()
+        logits = model.logits(model.decode(text.flatten(0, 1), read, mask)[0][:, -1]).float()
         steps = logits.log_softmax(1).view(n, beams, -1)
         steps[..., [PAD, START]] = -math.inf
         steps = torch.where(ended[..., None], -math.inf, steps)
@@ -85,7 +99,19 @@ def beam_search(model: Seq2Seq, source_NS: Tensor, mask_NS: Tensor, beams: int, 
         ended, lengths = ended.gather(1, beam), lengths.gather(1, beam)
         lengths = lengths + ~ended
         ended = ended | (token == END) | (limits_N[:, None] <= length)
+        scores, ended = _decided(scores, lengths, ended, limits_N)
         if bool(ended.all()):
             break
-    best = (scores / ((5 + lengths) / 6) ** LENGTH).argmax(1)
+    best = _per_length(scores, lengths).argmax(1)
     return text[torch.arange(n, device=text.device), best]
+
+
+def _per_length(scores: Tensor, lengths: Tensor) -> Tensor:
+    return scores / ((5 + lengths) / 6) ** LENGTH
+
+
+def _decided(scores: Tensor, lengths: Tensor, ended: Tensor, limits_N: Tensor) -> tuple[Tensor, Tensor]:
+    """With the texts given up that can no longer become better than one that has ended."""
+    found = _per_length(scores, lengths).where(ended, -math.inf).amax(1, keepdim=True)
+    hopeless = ~ended & (_per_length(scores, limits_N[:, None]) < found)
+    return scores.masked_fill(hopeless, -math.inf), ended | hopeless

@@ -21,10 +21,16 @@ class TranslateParams(TrainParams):
     dropout: float = Field(0.1, ge=0, lt=1)
     epochs: int = Field(5, ge=1)
     batch: int = Field(64, ge=1, description="pairs that an optimizer step sees")
-    lr: float = Field(3e-3, gt=0, description="peak of AdamW's; it falls to zero by half a cosine")
+    lr: float = Field(0.02, gt=0, description="peak of Muon's; it falls to zero by half a cosine")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps before the peak")
     weight_decay: float = Field(0.01, ge=0, description="of matrices")
     label_smoothing: float = Field(0.1, ge=0, lt=1)
+    guided: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the loss by which a head looks at the token of the source that the target's "
+        "stands for, by a table of train; 0: none",
+    )
     clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0: any")
     beams: int = Field(4, ge=1, le=64, description="texts that the search keeps; 1: greedy")
 

@@ -18,8 +18,10 @@ from overnight.training.batches import Batch, Batches
 from overnight.training.evaluate import predict_in_batches
 from overnight.training.loop import train
 from overnight.training.recipe import Recipe, Scores, cosine
+from tasks.shared.muon import MuonAdam
 from tasks.shared.threads import one_thread
 from tasks.shared.tokens import END, PAD, RESERVED, START, Pieces
+from tasks.text.alignment import IGNORED, aligned
 from tasks.text.pairs import SPLITS, pairs_of
 from tasks.text.reading import Ragged, bucketed
 from tasks.text.seq2seq import Seq2Seq, beam_search
@@ -31,9 +33,9 @@ Data = dict[str, Tensor]
 Pairs = Sequence[tuple[str, str]]
 SIDES = ("source", "target")
 EVAL_BATCH = 64  # pairs at once
-IGNORED = -100  # the target of padding
 SMALL = 2**18  # values of a layer below which a second thread costs more than it brings
 WORST = 50  # texts in the table
+TABLE_RATE = 0.15  # times lr: the rate of the table and the norms
 TABLED = 50_000  # pairs of train that the table of words is learnt from
 
 
@@ -41,7 +43,8 @@ def recipe(params: TranslateParams, _spec: DataSpec) -> Recipe[Data]:
     def example(n: int) -> Batch:
         tokens = torch.full((n, params.longest), START, dtype=torch.int64)
         mask = torch.ones(tokens.shape, dtype=torch.bool)
-        return {"source": tokens, "source_mask": mask, "target": tokens.clone(), "target_mask": mask.clone()}
+        found = {"source": tokens, "source_mask": mask, "target": tokens.clone(), "target_mask": mask.clone()}
+        return found | ({"aligned": torch.zeros_like(tokens)} if params.guided else {})
 
     def eval_example() -> Data:
         side = Ragged.of([([START] * params.longest, [0] * params.longest)] * EVAL_BATCH)
@@ -52,7 +55,7 @@ def recipe(params: TranslateParams, _spec: DataSpec) -> Recipe[Data]:
         example_batch=example,
         batches=partial(batches, params),
         steps_per_epoch=lambda data: -(-(len(data["train_source_starts"]) - 1) // params.batch),
-        loss=partial(_loss, params.label_smoothing),
+        loss=partial(_loss, params.label_smoothing, params.guided),
         optimizer=partial(_optimizer, params),
         schedule=cosine(params.warmup),
         evaluate=_evaluate,
@@ -79,12 +82,20 @@ def batches(params: TranslateParams, data: Data, generator: torch.Generator) -> 
     sides = _sides(data, "train")
     lengths = [side.lengths for side in sides]
     order = bucketed(lengths[0] + lengths[1], params.batch, generator)
-    return Batches(order, lambda chosen, _: _batch(sides, lengths, chosen), generator)
+    places = Ragged.back(data, "train_aligned", IGNORED) if params.guided else None
+
+    def made(chosen: Tensor, _: torch.Generator) -> Batch:
+        found = _batch(sides, lengths, chosen)
+        if places is not None:
+            found["aligned"] = places.batch(chosen, int(lengths[1][chosen].max()))["tokens"]
+        return found
+
+    return Batches(order, made, generator)
 
 
-def _loss(label_smoothing: float, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Of the tokens of the targets and their ends."""
-    logits = model(batch["source"], batch["source_mask"], batch["target"][:, :-1])
+def _loss(label_smoothing: float, guided: float, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Of the tokens of the targets and their ends; guided: as Chen et al. 2016 (arXiv:1607.01628)."""
+    logits, looks = model(batch["source"], batch["source_mask"], batch["target"][:, :-1], guided > 0)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     counted = batch["target_mask"][:, 1:]
     wanted = torch.where(counted, batch["target"][:, 1:], IGNORED)
@@ -95,19 +106,24 @@ def _loss(label_smoothing: float, model: nn.Module, batch: Batch) -> tuple[Tenso
         reduction="sum",
         label_smoothing=label_smoothing,
     )
+    if looks is not None:
+        places = batch["aligned"][:, 1:].flatten()
+        loss = loss + guided * functional.nll_loss(
+            looks.flatten(0, 1), places, ignore_index=IGNORED, reduction="sum"
+        )
     return loss, counted.sum()
 
 
 def _optimizer(params: TranslateParams, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019); the table and the norms do not decay."""
+    """The table and the norms do not decay and have a rate of their own."""
     named = list(model.named_parameters())
     matrices = [p for name, p in named if p.ndim == 2 and "embedding" not in name]
     rest = [p for name, p in named if p.ndim != 2 or "embedding" in name]
     groups: list[dict[str, Any]] = [
-        {"params": matrices, "weight_decay": params.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
+        {"params": matrices, "lr": params.lr, "weight_decay": params.weight_decay, "orthogonal": True},
+        {"params": rest, "lr": TABLE_RATE * params.lr},
     ]
-    return torch.optim.AdamW(groups, lr=params.lr, betas=(0.9, 0.98))
+    return MuonAdam(groups)
 
 
 def _evaluate(model: nn.Module, data: Data, split: str) -> Scores:
@@ -117,7 +133,7 @@ def _evaluate(model: nn.Module, data: Data, split: str) -> Scores:
 
     def score(chosen: Tensor) -> Tensor:
         batch = {name: t.to(device) for name, t in _batch(sides, lengths, chosen.cpu()).items()}
-        loss, count = _loss(0.0, model, batch)
+        loss, count = _loss(0.0, 0.0, model, batch)
         return torch.stack([loss, count.to(loss.dtype)])
 
     total, count = torch.stack(predict_in_batches(score, order, device, EVAL_BATCH)).double().sum(0).tolist()
@@ -135,6 +151,8 @@ def fit(run: Run, params: TranslateParams, artifact: Artifact) -> Artifact:
     for split, rows in pairs.items():
         for name, numbers in read(pieces, rows, params.longest).items():
             data |= numbers.data(f"{split}_{name}")
+    if params.guided:
+        data |= aligned(*_sides(data, "train")).data("train_aligned")
     made = replace(recipe(params, spec), build=partial(Seq2Seq, params, pieces.size))
     with one_thread(params.batch * params.longest * params.width < SMALL):
         fitted = train(made, run, data)

@@ -31,7 +31,7 @@ class WordTable:
             group += len(theirs)
         kinds, links_of = np.unique(np.concatenate(links), return_inverse=True)
         source_of, target_of = kinds // max(1, len(words)), kinds % max(1, len(words))
-        chance = _expected(links_of, np.concatenate(groups), source_of)
+        chance = expected(links_of, np.concatenate(groups), source_of)
         order = np.lexsort((chance, source_of))
         last = np.flatnonzero(np.diff(source_of[order], append=-1))
         best = {source_of[i]: target_of[i] for i in order[last]}
@@ -44,7 +44,7 @@ class WordTable:
         return found[:1].upper() + found[1:] if text[:1].isupper() else found
 
 
-def _expected(links: np.ndarray, groups: np.ndarray, source_of: np.ndarray) -> np.ndarray:
+def expected(links: np.ndarray, groups: np.ndarray, source_of: np.ndarray) -> np.ndarray:
     """Chance of the target's word given the source's, for each kind of link."""
     chance = np.ones(len(source_of))
     for _ in range(ROUNDS):

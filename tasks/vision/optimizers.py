@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from overnight.training.recipe import cosine
+from tasks.shared.muon import orthogonal
 from tasks.vision.params import CnnParams
 
 PLAIN = 6.0  # times lr: the rate of what Muon leaves to plain Nesterov steps, the linear layer and the biases
@@ -70,22 +71,6 @@ class Muon(torch.optim.Optimizer):
             weight.mul_(len(weight) ** 0.5 / weight.norm().clamp(min=1e-7))
             update = orthogonal(update.flatten(1)).view_as(update)
         weight.add_(update, alpha=-group["lr"])
-
-
-def orthogonal(matrix: Tensor, rounds: int = 3) -> Tensor:
-    """Nearly the orthogonal factor of the polar decomposition, by Newton-Schulz rounds of fifth degree.
-
-    Singular values end near 1.
-    """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.bfloat16() if matrix.is_cuda else matrix
-    x = x / (x.norm() + 1e-7)
-    wide = x if x.shape[0] <= x.shape[1] else x.T
-    for _ in range(rounds):
-        square = wide @ wide.T
-        wide = torch.addmm(wide, torch.addmm(square, square, square, beta=b, alpha=c), wide, beta=a)
-    found: Tensor = wide if x.shape[0] <= x.shape[1] else wide.T
-    return found.to(matrix.dtype)
 
 
 def schedule(params: CnnParams) -> Callable[[int, int], float]:

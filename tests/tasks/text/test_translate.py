@@ -15,7 +15,9 @@ from overnight import Artifact, DataSpec, RecordingRun, paths
 from overnight.data.dataset import Dataset, load_entry
 from overnight.errors import BadInput, ConfigError, DataError, Stopped
 from tasks.shared.tokens import END, PAD, RESERVED, START, Pieces
+from tasks.text.alignment import IGNORED, aligned
 from tasks.text.pairs import PairParams, load_pairs, pairs_of, pairs_spec
+from tasks.text.reading import Ragged
 from tasks.text.seq2seq import LENGTH, Seq2Seq, beam_search
 from tasks.text.text_scores import corpus_scores, rouge_l, text_losses
 from tasks.text.translate import TranslateParams, train_translator, translator_recipe
@@ -58,7 +60,7 @@ def test_it_learns_and_is_used(tmp_path: Path, monkeypatch) -> None:
     train, test = (set(pairs_of(pairs, split)) for split in ("train", "test"))
     assert not train & test
     run = run_in(tmp_path / "run")
-    model = train_translator.body(run, TranslateParams(epochs=6, lr=5e-3, **SMALL), pairs)
+    model = train_translator.body(run, TranslateParams(epochs=6, guided=0.3, **SMALL), pairs)
     assert run.curve("val/loss")[-1] < run.curve("val/loss")[0] / 2
     assert run.last("test/rouge_l") > 50
     assert run.last("test/chrf_words") > 90
@@ -91,14 +93,17 @@ def test_summaries_stand_beside_the_first_sentences(tmp_path: Path, monkeypatch)
     assert not run.curve("test/bleu_words")
 
 
-def test_losses_do_not_depend_on_padding_or_on_how_a_batch_is_split() -> None:
-    made = translator_recipe(TranslateParams(**SMALL), DataSpec())
+@pytest.mark.parametrize("guided", [0.0, 0.5])
+def test_losses_do_not_depend_on_padding_or_on_how_a_batch_is_split(guided: float) -> None:
+    made = translator_recipe(TranslateParams(guided=guided, **SMALL), DataSpec())
     model = made.build().double()
     batch = made.example_batch(6)
     masks = torch.arange(24) < torch.tensor([24, 3, 9, 5, 2, 16])[:, None]
     for name in ("source", "target"):
         batch[name] = torch.where(masks, torch.randint(RESERVED, 300, (6, 24)), PAD)
         batch[f"{name}_mask"] = masks
+    if guided:
+        batch["aligned"] = torch.where(masks, torch.randint(2, (6, 24)), IGNORED)
     whole, count = made.loss(model, batch)
     parts = [made.loss(model, {name: t[i : i + 1] for name, t in batch.items()}) for i in range(6)]
     assert int(count) == int(masks.sum()) - 6 == sum(int(n) for _, n in parts)
@@ -128,7 +133,7 @@ def test_the_search_finds_the_best_of_all_texts() -> None:
 
     def score(text: list[int]) -> float:
         with torch.inference_mode():
-            logits = model(source, mask, torch.tensor([[START, *text[:-1]]]))[0].log_softmax(1)
+            logits = model(source, mask, torch.tensor([[START, *text[:-1]]]))[0][0].log_softmax(1)
         return float(logits[torch.arange(len(text)), text].sum()) / ((5 + len(text)) / 6) ** LENGTH
 
     best = max(texts, key=score)
@@ -157,6 +162,37 @@ def test_a_table_of_words_learns_which_is_which() -> None:
     assert table.translate("") == ""
 
 
+def test_tokens_are_aligned_with_those_they_stand_for(monkeypatch) -> None:
+    rng, words = np.random.default_rng(0), np.arange(10, 20)
+    rows = [rng.permutation(words)[: rng.integers(2, 6)] for _ in range(200)]
+    sources = Ragged.of([([*row, END], [0] * (len(row) + 1)) for row in rows])
+    targets = Ragged.of([([START, *(row[::-1] + 50), END], [0] * (len(row) + 2)) for row in rows])
+    found = aligned(sources, targets)
+    wanted = [n for row in rows for n in (IGNORED, *range(len(row) - 1, -1, -1), len(row))]
+    assert np.mean(found.tokens.numpy() == wanted) > 0.99
+    monkeypatch.setattr("tasks.text.alignment.LINKS", 100)
+    few = aligned(sources, targets).tokens.numpy()
+    assert (few[1:4] != IGNORED).all()
+    assert (few[200:] == IGNORED).all()
+    nothing = Ragged.of([([START], [0])])
+    assert aligned(sources, nothing).tokens.tolist() == [IGNORED]
+
+
+def test_a_guided_head_learns_where_to_look() -> None:
+    torch.manual_seed(0)
+    made = translator_recipe(TranslateParams(guided=1.0, **SMALL), DataSpec())
+    model, batch = made.build(), made.example_batch(4)
+    batch["source"], batch["target"] = (torch.randint(RESERVED, 300, (4, 24)) for _ in range(2))
+    batch["aligned"] = torch.arange(24).flip(0).repeat(4, 1)
+    steps = made.optimizer(model)
+    for _ in range(60):
+        steps.zero_grad()
+        (made.loss(model, batch)[0] / 92).backward()
+        steps.step()
+    looks = model(batch["source"], batch["source_mask"], batch["target"][:, :-1], look=True)[1]
+    assert float((looks.argmax(2) == batch["aligned"][:, 1:]).float().mean()) > 0.9
+
+
 def test_first_sentences_are_as_many_as_targets_have_words() -> None:
     texts = ["One two three. Four five. Six.", "No end", "A! B? C."]
     assert first_sentences(texts, ["a b c d"] * 3) == ["One two three. Four five.", "No end", "A! B? C."]
@@ -183,7 +219,7 @@ def test_scores_are_of_whole_texts() -> None:
 
 def test_it_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch) -> None:
     pairs = loaded(tmp_path, monkeypatch, counted(150))
-    params = TranslateParams(epochs=2, checkpoint_s=0, **SMALL)
+    params = TranslateParams(epochs=2, checkpoint_s=0, guided=0.3, **SMALL)
     whole = train_translator.body(run_in(tmp_path / "whole"), params, pairs)
     stopped, again = run_in(tmp_path / "stopped"), run_in(tmp_path / "again")
     for run in (stopped, again):
@@ -215,4 +251,4 @@ def test_the_config_fits_without_its_data() -> None:
     spec = pairs_spec(cfg.pairs, load_entry("multi30k"))
     assert spec is not None
     size = sum(p.numel() for p in translator_recipe(cfg.translator, spec).build().parameters())
-    assert math.isclose(size, 1_902_720)
+    assert math.isclose(size, 1_443_328)

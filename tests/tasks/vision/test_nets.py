@@ -17,7 +17,6 @@ from overnight.training.batches import seeded, since, split_by_sample
 from tasks.vision.augment import apply, draw, views
 from tasks.vision.cnn import CnnParams, cnn_recipe, train_cnn
 from tasks.vision.nets.speedrun import Speedrun
-from tasks.vision.optimizers import orthogonal
 from tasks.vision.predictor import ImageClassifier
 from tasks.vision.training import batches
 from tests.tasks.vision.test_cnn import made
@@ -226,14 +225,6 @@ def test_views_are_shifted_and_mirrored_copies():
     assert torch.equal(found[1][1][:, :, 1:, 1:], images[:, :, :-1, :-1])
     assert torch.equal(found[2][1][:, :, :-1, :-1], images[:, :, 1:, 1:])
     assert len(views(images, False)) == 3
-
-
-@pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16)])
-def test_an_update_of_muon_is_nearly_orthogonal(shape):
-    torch.manual_seed(0)
-    values = torch.linalg.svdvals(orthogonal(torch.randn(shape), rounds=5))
-    assert values.min() > 0.5
-    assert values.max() < 1.3
 
 
 def test_muon_keeps_filters_at_their_norm_and_goes_on_where_it_was():
