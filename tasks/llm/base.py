@@ -50,6 +50,12 @@ def tokenizer_of(base: Pretrained) -> Any:
     return found
 
 
+def most_tokens(base: Pretrained) -> int | None:
+    """That the model can read at once; None where its config does not say."""
+    found = _config(base).get("max_position_embeddings")
+    return int(found) if found else None
+
+
 def outline(params: TuneParams, longest: int) -> Any:
     """The model to be trained, without its weights: the same tensors. Raises DataError."""
     tuning = _tuning(params, _config(params.base), longest)

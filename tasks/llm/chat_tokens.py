@@ -13,7 +13,7 @@ from overnight.data.dataset import Dataset
 from overnight.data.pretrained import Pretrained
 from overnight.errors import DataError, one_line
 from overnight.run import Run
-from tasks.llm.base import digest_of, tokenizer_of
+from tasks.llm.base import digest_of, most_tokens, tokenizer_of
 from tasks.llm.gguf import as_transformers
 from tasks.llm.tune_params import ChatParams
 from tasks.shared import figures
@@ -142,6 +142,9 @@ def load(run: Run, params: ChatParams, data: Dataset, base: Pretrained) -> Artif
 
 
 def formatted(run: Run, params: ChatParams, chats: Chats, base: Pretrained) -> Artifact:
+    most = most_tokens(base)
+    if most and params.context > most:
+        raise DataError(f"chats.context is {params.context:,}, {base.name} reads {most:,} tokens; lower it")
     form = format_of(base, params.end)
     counts = Counter[str]()
     lengths = dict[str, list[int]]()

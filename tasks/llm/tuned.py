@@ -43,7 +43,7 @@ class TunedModel:
     def predict(self, frame: "pd.DataFrame", tokens: float = 256) -> "pd.DataFrame":
         """The answer to each prompt of the column `prompt`, and whether it ended within `tokens`.
 
-        Raises BadInput for a prompt that is no text.
+        Raises BadInput for a prompt that is no text, or longer than the model can read.
         """
         import pandas as pd
 
@@ -51,6 +51,7 @@ class TunedModel:
         if not 1 <= tokens <= MOST_TOKENS:
             raise BadInput(f"tokens is {tokens:g}; give a number from 1 to {MOST_TOKENS}")
         prompts = [self._ids(given, row) for row, given in enumerate(frame["prompt"])]
+        self._check_lengths(prompts, int(tokens))
         with self.precision.cast():
             found = generate(self.model, prompts, self.form.ends, int(tokens))
         texts = [self.form.tokenizer.decode(one.ids, skip_special_tokens=True) for one in found]
@@ -80,6 +81,15 @@ class TunedModel:
         items = np.array([f"chat {number}" for number in range(len(loss))], str)
         keys = [one.tobytes() for one in tokens][: len(loss)]
         return ItemLosses(loss, items, contract.clusters(keys), np.full(len(loss), "answers"))
+
+    def _check_lengths(self, prompts: list[list[int]], tokens: int) -> None:
+        most = getattr(self.model.config, "max_position_embeddings", None)
+        for row, ids in enumerate(prompts):
+            if most and len(ids) + tokens > most:
+                raise BadInput(
+                    f"prompt {row}: its {len(ids):,} tokens and an answer of {tokens:,} are more than the "
+                    f"{most:,} that the model can read; shorten it, or ask for fewer tokens"
+                )
 
     def draw(self, _frame: "pd.DataFrame", _found: "pd.DataFrame", _folder: Path) -> list[Path]:
         return []

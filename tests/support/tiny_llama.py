@@ -42,7 +42,7 @@ def make(folder: Path, template: str | None = TEMPLATE, seed: int = 0, layers: i
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=256,
+        max_position_embeddings=1024,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,

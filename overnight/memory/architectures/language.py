@@ -187,7 +187,10 @@ def _config(tuning: Tuning) -> Any:
 
 
 def adapted(model: Any, tuning: Tuning, **more: Any) -> Any:
-    """The model with adapters, which alone are trained; more: values of peft's LoraConfig."""
+    """The model with adapters, which alone are trained; more: values of peft's LoraConfig.
+
+    Raises BadInput for targets that the model does not have.
+    """
     import peft
 
     if tuning.checkpointing:
@@ -201,7 +204,10 @@ def adapted(model: Any, tuning: Tuning, **more: Any) -> Any:
         exclude_modules=list(HEADS) if tuning.encoder else None,  # trained in full by themselves
         **more,
     )
-    return peft.get_peft_model(model, config)
+    try:
+        return peft.get_peft_model(model, config)
+    except ValueError as error:
+        raise BadInput(f"targets {tuning.targets!r}: {one_line(error)}") from None
 
 
 def _example(tuning: Tuning, n: int) -> "dict[str, Tensor]":

@@ -162,8 +162,8 @@ def test_a_text_that_cannot_be_used(tmp_path, tiny, content, said):
 def test_prompts_beyond_the_context_are_named(tmp_path, tiny):
     with pytest.raises(DataError, match=r"^prompt 3 \(\d+ tokens\): with an answer of 6 tokens"):
         ask_model.body(RecordingRun(tmp_path), ModelParams(quant="fp32", context=64), asked(), tiny)
-    with pytest.raises(DataError, match="has 256 positions"):
-        ask_model.body(RecordingRun(tmp_path), ModelParams(quant="fp32", context=512), asked(), tiny)
+    with pytest.raises(DataError, match="has 1,024 positions"):
+        ask_model.body(RecordingRun(tmp_path), ModelParams(quant="fp32", context=1025), asked(), tiny)
 
 
 def test_a_model_without_a_template(tmp_path):

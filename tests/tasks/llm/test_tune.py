@@ -209,3 +209,17 @@ def test_values_without_effect_and_odd_prompts_are_refused(tmp_path, base, chats
             model.predict(pd.DataFrame({"prompt": [prompt]}, dtype=object))
     with pytest.raises(BadInput, match="tokens is 0"):
         model.predict(pd.DataFrame({"prompt": ["a"]}), tokens=0)
+    with pytest.raises(BadInput, match=r"prompt 1: .* more than the 1,024 that the model can read"):
+        model.predict(pd.DataFrame({"prompt": ["a", "word " * 1200]}), tokens=4)
+
+
+def test_targets_that_the_model_does_not_have_are_refused(tmp_path, base, chats):
+    with pytest.raises(BadInput, match=r"'nope_proj'.* not found in the base model"):
+        tune_llm.body(RecordingRun(tmp_path), params(base, targets="nope_proj"), chats)
+
+
+def test_a_context_beyond_the_model_s_own_is_refused(tmp_path, base):
+    with pytest.raises(DataError, match=r"chats\.context is 1,025, .* reads 1,024 tokens"):
+        chat_tokens.formatted(
+            RecordingRun(tmp_path), ChatParams(context=1025), Chats({"train": facts(2)}), base
+        )
