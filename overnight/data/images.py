@@ -38,9 +38,10 @@ def decode(name: str, data: bytes) -> "Image":
     try:
         image = Image.open(io.BytesIO(data))
         turned = image.format == "TIFF" and image.getexif().get(ORIENTATION, 1) != 1  # by Pillow, in load
-        cut = "RGB;16" in str(getattr(image, "tile", "")) or "RGBA;16" in str(getattr(image, "tile", ""))
+        cut = _is_cut(image)
         image.load()
-        if cut and max(image.convert("RGB").tobytes()) < 1 << 12 - 8:
+        top = max(image.convert("RGB").tobytes(), default=255) if cut else 255
+        if top < 1 << 12 - 8:
             raise ValueError("of its 16 bits a colour at most 12 are in use, and Pillow cuts off the lower 8")
     except (*DAMAGED, Image.DecompressionBombError) as error:
         why = one_line(error)
@@ -50,8 +51,15 @@ def decode(name: str, data: bytes) -> "Image":
     found = _upright(image)
     rules = {"photograph turned as its EXIF says": turned or found is not image}
     rules["first of several frames or pages taken"] = getattr(image, "is_animated", False)
+    rules["dark image whose 16 bits a colour are not all in use kept"] = top < 1 << 7
     found.info[RULES] = [rule for rule, applied in rules.items() if applied]
     return found
+
+
+def _is_cut(image: "Image") -> bool:
+    """Whether its channels have 16 bits of which Pillow reads the upper 8: all images of 16 bits but grey."""
+    args = [str(getattr(tile, "args", "")) for tile in getattr(image, "tile", ())]
+    return any(";16" in arg and "I;16" not in arg for arg in args) or any("65535" in arg for arg in args)
 
 
 def _upright(image: "Image") -> "Image":

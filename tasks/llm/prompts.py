@@ -27,14 +27,14 @@ def read_prompts(given: Path | tuple[str, ...]) -> list[Prompt]:
     except (OSError, UnicodeDecodeError) as error:
         why = "is no text in UTF-8" if isinstance(error, ValueError) else error.strerror
         raise DataError(f"{shown(path)}: {why}; give a .txt or .jsonl of prompts") from None
-    lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if path.suffix != ".jsonl":
         return _some([_asked(line) for _, line in lines], path)
     found, problems = list[Prompt](), list[str]()
     for number, line in lines:
         try:
             found.append(_of_json(json.loads(line)))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             said = f"is no JSON ({error})" if isinstance(error, json.JSONDecodeError) else str(error)
             problems.append(f"{shown(path)}:{number}: {said}; mend or remove the line")
     if problems:

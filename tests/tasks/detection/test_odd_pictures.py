@@ -48,10 +48,11 @@ def turned(orientation: int, form: str) -> bytes:
 
 
 def deep(values: np.ndarray) -> bytes:
-    """A png of 16 bits a channel: (H, W) or (H, W, 3)."""
-    height, width = values.shape[:2]
+    """A png of 16 bits a channel: (H, W), (H, W, 2) with alpha, or (H, W, 3)."""
+    height, width, *channels = values.shape
+    colour = {(): 0, (2,): 4, (3,): 2}[tuple(channels)]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    parts = {b"IHDR": struct.pack(">IIBBBBB", width, height, 16, 2 if values.ndim == 3 else 0, 0, 0, 0)}
+    parts = {b"IHDR": struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)}
     parts |= {b"IDAT": zlib.compress(rows), b"IEND": b""}
     chunks = (
         struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in parts.items()
@@ -99,6 +100,8 @@ ODD = {
     "8 bits in 16": (deep(VALUES), {"16-bit_image_of_8-bit_values_scaled_by_those": 1,
                                     "image_of_mode_I;16_converted": 1}),
     "16 bits a colour": (deep(np.dstack([VALUES * 257] * 3)), {}),
+    "14 bits a colour": (deep(np.dstack([VALUES * 64] * 3)),
+                         {"dark_image_whose_16_bits_a_colour_are_not_all_in_use_kept": 1}),
     "float": (of_mode("F", "TIFF"), {"image_of_mode_F_converted": 1}),
     "animated gif": (several("GIF"), {FRAMES: 1, "image_of_mode_P_converted": 1}),
     "animated webp": (several("WEBP"), {FRAMES: 1}),
@@ -109,6 +112,7 @@ ODD = {
     "bomb": (bomb(), {DROPPED: 1}),
     "text": (b"not an image at all", {DROPPED: 1}),
     "12 bits a colour": (deep(np.dstack([VALUES * 16] * 3)), {DROPPED: 1}),
+    "12 bits grey and alpha": (deep(np.dstack([VALUES * 16, VALUES * 0 + 65535])), {DROPPED: 1}),
     "jpeg 2000": (of_mode("RGB", "JPEG2000"), {}),
     "avif": (of_mode("RGB", "AVIF"), {}),
 }  # fmt: skip
