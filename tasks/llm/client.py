@@ -60,7 +60,8 @@ class Sampling:
 class Client:
     """url: with its /v1; timeout_s: for a whole answer. Each failed try is counted in `failures` by its kind.
 
-    check: called while waiting, and at each part of an answer; what it raises ends both.
+    check: called while waiting, and at each part of an answer; what it raises ends both. Raises RequestFailed:
+    a url that is none, a key that no header can carry.
     """
 
     def __init__(
@@ -76,10 +77,15 @@ class Client:
         self.check = check
         self.failures = Counter[str]()
         self._key = key
+        if key and not (key.isascii() and key.isprintable() and key == key.strip()):
+            said = "the key holds a line end, a space at an end, or a character beyond ASCII; set it anew"
+            raise RequestFailed("bad key", f"{self.url}: {said}")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(
-            headers=headers, timeout=timeout_s, trust_env=urlsplit(url).hostname not in LOCAL
-        )
+        try:
+            host = urlsplit(url).hostname
+        except ValueError as error:
+            raise RequestFailed("bad address", f"{self.url}: {one_line(error)}") from None
+        self._http = httpx.Client(headers=headers, timeout=timeout_s, trust_env=host not in LOCAL)
 
     def __enter__(self) -> Self:
         return self
@@ -137,7 +143,7 @@ class Client:
             raise self._refused(response)
         try:
             return [str(model["id"]) for model in response.json()["data"]]
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             said = f"{self.url}/models answers no list of models; is this the address of the API, with /v1?"
             raise RequestFailed("wrong JSON", said) from None
 
@@ -175,7 +181,7 @@ class Client:
         except httpx.TransportError as error:
             said = f"{self.url}: cannot be reached: {one_line(error)}; is the server running?"
             raise RequestFailed("no connection", said, True) from None
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise RequestFailed("bad address", f"{self.url}: {one_line(error)}") from None
 
     def _slow(self) -> RequestFailed:
@@ -220,6 +226,7 @@ class Client:
             raise RequestFailed("cut", f"{self.url}: the answer broke off after {len(text)} characters", True)
         seconds = time.monotonic() - started
         tokens = int(usage.get("completion_tokens") or parts)
+        text = text.encode(errors="replace").decode()  # half a character cannot be written to a file
         return Answer(
             text, finish == "stop", tokens, usage.get("prompt_tokens"), first or seconds, seconds, tries
         )
@@ -237,13 +244,16 @@ class Client:
     def _json(self, text: str) -> dict[str, Any]:
         try:
             found = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
             said = f"{self.url}: answers {text.strip()[:60]!r}, which is no JSON object"
             raise RequestFailed("wrong JSON", said, True)
-        if "error" in found:
+        if found.get("error"):  # some servers write `"error": null` into every answer
             raise RequestFailed("error", f"{self.url}: {one_line(found['error'])}", True)
+        if not _has_form(found):
+            said = f"{self.url}: answers {text.strip()[:60]!r}, which is no answer of OpenAI's chat API"
+            raise RequestFailed("wrong JSON", said, True)
         return found
 
     def _check_model(self, model: str, part: dict[str, Any]) -> None:
@@ -256,6 +266,22 @@ class Client:
         while time.monotonic() < until:
             self.check()
             time.sleep(min(POLL_S, seconds))
+
+
+def _has_form(part: dict[str, Any]) -> bool:
+    """Whether choices, their texts and the numbers of tokens are of the types that the API says."""
+    choices, usage = part.get("choices") or [], part.get("usage") or {}
+    if not isinstance(choices, list) or not isinstance(usage, dict):
+        return False
+    counts = (usage.get("completion_tokens"), usage.get("prompt_tokens"))
+    return all(map(_has_text, choices)) and all(isinstance(n, int | None) for n in counts)
+
+
+def _has_text(choice: Any) -> bool:
+    if not isinstance(choice, dict):
+        return False
+    message = choice.get("delta") or choice.get("message") or {}
+    return isinstance(message, dict) and isinstance(message.get("content"), str | None)
 
 
 def _plain(name: str) -> str:

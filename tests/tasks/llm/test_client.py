@@ -1,5 +1,7 @@
 """Servers that fail: what passes by itself is tried again and counted, the rest is named at once."""
 
+import json
+
 import pytest
 
 from overnight.errors import Stopped
@@ -106,6 +108,44 @@ def test_a_server_that_is_not_there():
     ):
         asked.wait_until_ready(0.1)
     assert caught.value.kind == "no connection"
+
+
+@pytest.mark.parametrize(
+    ("part", "good"),
+    [
+        ('{"error": null, "choices": [{"message": {"content": "a"}}]}', True),
+        ('{"choices": null, "usage": {"completion_tokens": 3, "prompt_tokens": null}}', True),
+        ('{"choices": {"a": 1}}', False),
+        ('{"choices": ["a"]}', False),
+        ('{"choices": [{"message": "a"}]}', False),
+        ('{"choices": [{"delta": {"content": [{"text": "a"}]}}]}', False),
+        ('{"usage": [1]}', False),
+        ('{"usage": {"completion_tokens": "many"}}', False),
+        ("[" * 100_000, False),
+    ],
+)
+def test_an_answer_of_another_form_is_wrong_json(part, good):
+    with Client("http://127.0.0.1:1/v1") as asked:
+        if good:
+            assert asked._json(part) == json.loads(part)
+            return
+        with pytest.raises(RequestFailed) as caught:
+            asked._json(part)
+    assert (caught.value.kind, caught.value.again) == ("wrong JSON", True)
+
+
+@pytest.mark.parametrize("key", ["secret\n", "secret ", "secr\u00e9t", "sec\x01ret"])
+def test_a_key_that_no_header_can_carry_is_refused_without_it(key):
+    with pytest.raises(RequestFailed, match="the key holds") as caught:
+        Client("http://127.0.0.1:1/v1", key)
+    assert "sec" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://[::1/v1", f"http://{'a' * 70}.x/v1"])
+def test_an_address_that_is_none(url):
+    with pytest.raises(RequestFailed) as caught, Client(url) as asked:
+        asked.wait_until_ready(0)
+    assert caught.value.kind == "bad address"
 
 
 def test_a_stop_ends_the_wait():
