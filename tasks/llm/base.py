@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import struct
 import warnings
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,14 @@ def _config(base: Pretrained) -> dict[str, Any]:
     place = base.locate()
     if place.is_dir():
         return read_json(place / "config.json")
-    found: dict[str, Any] = AutoConfig.from_pretrained(
-        place.parent, gguf_file=place.name, local_files_only=True
-    ).to_dict()
+    try:
+        found: dict[str, Any] = AutoConfig.from_pretrained(
+            place.parent, gguf_file=place.name, local_files_only=True
+        ).to_dict()
+    except (*FAILURES, struct.error) as error:
+        raise file_error(
+            place, f"cannot be read as a language model of transformers: {one_line(error)}"
+        ) from None
     return found
 
 
@@ -128,25 +134,37 @@ class Base:
 
 
 def load(folder: Path, dtype: torch.dtype, device: torch.device, bits: str = "") -> Any:
-    """bits: nf4, int8, or empty for all of the dtype. Raises DataError."""
+    """bits: nf4, int8, or empty for all of the dtype.
+
+    Raises DataError: files that are damaged, or lack weights of the model, which would begin at random.
+    """
     quiet()
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     more = {"quantization_config": _quantisation(bits, dtype)} if bits else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, read = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             device_map={"": device},
             attn_implementation="sdpa",
             local_files_only=True,
             use_safetensors=True,
+            output_loading_info=True,
             **more,
         )
-    except (KeyError, *FAILURES) as error:
+    except (SafetensorError, *FAILURES) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise file_error(folder, f"the model cannot be loaded: {one_line(error)}") from None
+    missing = sorted(read["missing_keys"])
+    if missing:
+        raise file_error(
+            folder,
+            f"the files lack {len(missing)} weights that its config.json, of the type "
+            f"{model.config.model_type!r}, asks for, such as {missing[0]}; get the whole model, or mend it",
+        )
     model.config.use_cache = False
     for module in model.modules():
         # On some processors an evaluation rearranges the weights, after which gradients through them are 0.

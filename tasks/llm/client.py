@@ -60,8 +60,8 @@ class Sampling:
 class Client:
     """url: with its /v1; timeout_s: for a whole answer. Each failed try is counted in `failures` by its kind.
 
-    check: called while waiting, and at each part of an answer; what it raises ends both. Raises RequestFailed:
-    a url that is none, a key that no header can carry.
+    check: called while waiting, and at each part of an answer; what it raises ends both. Raises
+    RequestFailed: a url that is none, a key that no header can carry.
     """
 
     def __init__(

@@ -100,7 +100,11 @@ def config_of(weights: Pretrained) -> dict[str, Any]:
 
 
 def load_body(net: Classifier, folder: Path) -> Classifier:
-    """The net with the pretrained weights of the folder. Raises DataError where they do not fit."""
+    """The net with the pretrained weights of the folder.
+
+    Raises DataError: files that are damaged, do not fit, or lack weights, which would begin at random.
+    """
+    from safetensors import SafetensorError
     from transformers import AutoModel
     from transformers.utils import logging
 
@@ -109,9 +113,18 @@ def load_body(net: Classifier, folder: Path) -> Classifier:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        found = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        found, read = AutoModel.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
         state = {name: t for name, t in found.state_dict().items() if not name.startswith("pooler.")}
         body.model.load_state_dict(state)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise file_error(folder, f"its weights cannot be loaded: {one_line(error)}") from None
+    missing = sorted(name for name in read["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise file_error(
+            folder,
+            f"the files lack {len(missing)} weights that its config.json asks for, such as {missing[0]}; get "
+            "the whole model, or mend it",
+        )
     return net

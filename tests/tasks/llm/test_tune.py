@@ -1,5 +1,7 @@
 """A tuning learns, goes on bit-equal after a kill, keeps its base out of checkpoints, and answers."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,7 @@ from safetensors.torch import load_file
 
 from overnight import RecordingRun, predictor
 from overnight.data.content import Chats
+from overnight.data.pretrained import Pretrained
 from overnight.errors import BadInput, DataError
 from overnight.training.acceleration import Precision
 from overnight.training.batches import seeded, split_by_sample
@@ -223,3 +226,30 @@ def test_a_context_beyond_the_model_s_own_is_refused(tmp_path, base):
         chat_tokens.formatted(
             RecordingRun(tmp_path), ChatParams(context=1025), Chats({"train": facts(2)}), base
         )
+
+
+@pytest.mark.parametrize(
+    ("config", "kept", "why"),
+    [
+        ({"num_hidden_layers": 2}, None, "the files lack 9 weights .*'llama'.* such as model.layers.1"),
+        ({"model_type": "bert"}, None, "the files lack .* weights .*'bert'"),
+        ({}, 5000, "the model cannot be loaded: .*incomplete"),
+    ],
+)
+def test_weights_that_are_not_whole_are_refused(tmp_path, config, kept, why):
+    folder = tiny_llama.make(tmp_path / "tiny")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | config))
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(DataError, match=why):
+        bases.load(folder, torch.float32, CPU)
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF" + b"\xff" * 200])
+def test_a_damaged_gguf_is_named(tmp_path, monkeypatch, content):
+    monkeypatch.setenv("OVERNIGHT_DATA", str(tmp_path))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.gguf").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.gguf: cannot be read as a language model"):
+        bases.most_tokens(Pretrained(name="broken", form="gguf"))

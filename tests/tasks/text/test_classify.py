@@ -137,6 +137,23 @@ def test_pretrained_weights_are_read_trained_and_carried(tmp_path: Path, monkeyp
     ]
 
 
+@pytest.mark.parametrize(
+    ("config", "kept", "why"),
+    [
+        ({"num_hidden_layers": 7}, None, "the files lack .* weights"),
+        ({}, 5000, "cannot be loaded: .*incomplete"),
+    ],
+)
+def test_weights_that_are_not_whole_are_refused(tmp_path: Path, monkeypatch, config, kept, why) -> None:
+    texts = loaded(tmp_path, monkeypatch, reviews(40))
+    weights = encoder(tmp_path)
+    place, file = tmp_path / "encoder" / "config.json", tmp_path / "encoder" / "model.safetensors"
+    place.write_text(json.dumps(json.loads(place.read_text()) | config))
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(DataError, match=why):
+        train_classifier.body(run_in(tmp_path / "run"), ClassifyParams(weights=weights, longest=24), texts)
+
+
 def test_the_key_follows_the_files_of_the_weights(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("OVERNIGHT_DATA", str(tmp_path))
     before = ClassifyParams(weights=encoder(tmp_path)).result_params()["weights"]
