@@ -59,7 +59,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     if content.lstrip()[:1] == "[":
         try:
             found = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise file_error(
                 path, f"begins as a JSON list, but is none: {error}; get the whole file"
             ) from None
@@ -73,7 +73,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
 def _parsed(line: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _Odd("line that is no JSON dropped")
 
 

@@ -103,7 +103,7 @@ def _of_json(path: Path, number: int, line: str, options: Options) -> Pair:
     try:
         row: Any = json.loads(line)
         found = [row[name] for name in names]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise file_error(
             path, f"line {number}: expected JSON with {names[0]!r} and {names[1]!r}, found {line[:60]!r}"
         ) from None

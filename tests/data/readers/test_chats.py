@@ -130,3 +130,8 @@ def test_questions_stay_in_one_split_and_copies_are_counted(load, folder):
     assert len(asked["val"]) == 6
     assert not asked["train"] & asked["val"]
     assert found.cleaned == CleaningCounts({"copy of another sample of train kept": 1})
+
+
+def test_json_that_is_nested_too_deep_is_a_line_of_no_use(chats):
+    found = chats(*[GOOD] * 10, "[" * 100_000)
+    assert found.cleaned["line that is no JSON dropped"] == 1

@@ -10,6 +10,7 @@ from PIL import Image
 
 from overnight import RecordingRun
 from overnight.data.dataset import Dataset
+from overnight.data.images import RULES, decode
 from overnight.errors import DataError
 from tasks.detection.scenes import SceneParams, load_boxes
 
@@ -100,8 +101,6 @@ ODD = {
     "8 bits in 16": (deep(VALUES), {"16-bit_image_of_8-bit_values_scaled_by_those": 1,
                                     "image_of_mode_I;16_converted": 1}),
     "16 bits a colour": (deep(np.dstack([VALUES * 257] * 3)), {}),
-    "14 bits a colour": (deep(np.dstack([VALUES * 64] * 3)),
-                         {"dark_image_whose_16_bits_a_colour_are_not_all_in_use_kept": 1}),
     "float": (of_mode("F", "TIFF"), {"image_of_mode_F_converted": 1}),
     "animated gif": (several("GIF"), {FRAMES: 1, "image_of_mode_P_converted": 1}),
     "animated webp": (several("WEBP"), {FRAMES: 1}),
@@ -164,3 +163,9 @@ def test_the_same_with_a_size_that_no_view_of_it_has(tmp_path, folder) -> None:
     run, entry = RecordingRun(tmp_path), Dataset(name="made", kind="boxes", reader="voc")
     with pytest.raises(DataError, match="does not decode"):
         load_boxes.body(run, SceneParams(size=64), entry)
+
+
+def test_colours_that_do_not_use_their_16_bits_are_counted():
+    dark = decode("dark.png", deep(np.dstack([VALUES * 64] * 3)))
+    assert dark.info[RULES] == ["dark image whose 16 bits a colour are not all in use kept"]
+    assert decode("whole.png", deep(np.dstack([VALUES * 257] * 3))).info[RULES] == []
