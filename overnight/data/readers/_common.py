@@ -6,19 +6,20 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator
 
 from overnight.data.archives import plain
 from overnight.data.content import CleaningCounts, ImageItem
 from overnight.data.images import of_array
-from overnight.errors import DataError, file_error
+from overnight.errors import DataError, did_you_mean, file_error
 from overnight.paths import shown
 
 if TYPE_CHECKING:
     import numpy as np
 
+SPLITS = ("train", "val", "test")  # that texts have; what is in another would be left out unseen
 IMAGE_ENDINGS = frozenset(
     {
         ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".jp2", ".j2k", ".jpx", ".jpf", ".avif",
@@ -70,6 +71,18 @@ def _once(classes: list[str]) -> list[str]:
 Delimiter = Annotated[str, AfterValidator(one_byte)]
 Classes = Annotated[list[str], AfterValidator(_once)]
 Files = Annotated[list[str], BeforeValidator(lambda given: [given] if isinstance(given, str) else given)]
+
+
+def _known_splits(splits: dict[str, Any]) -> dict[str, Any]:
+    for name in splits:
+        if name not in SPLITS:
+            hint = did_you_mean(name, SPLITS) or ";"
+            raise ValueError(f"unknown split {name!r}{hint} there are {', '.join(SPLITS)}")
+    return splits
+
+
+Split = TypeVar("Split")
+BySplit = Annotated[dict[str, Split], AfterValidator(_known_splits)]
 
 
 def present(folder: Path, name: str) -> Path:
@@ -143,6 +156,15 @@ def text(path: Path) -> str:
         raise file_error(
             path, f"expected text in utf-8; byte {error.start} is not; convert the file"
         ) from None
+
+
+def is_whole(text: str) -> bool:
+    """Whether it has no lone surrogate, which JSON can write and no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def lines(path: Path) -> list[str]:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from overnight.config import Values
 from overnight.data.content import Chat, Chats, CleaningCounts, Message
-from overnight.data.readers._common import Files, present, text
+from overnight.data.readers._common import BySplit, Files, is_whole, present, text
 from overnight.errors import file_error
 
 Form = Literal["messages", "sharegpt", "alpaca", "prompt", "text"]
@@ -29,7 +29,7 @@ ANSWERS = {
 
 
 class Options(Values):
-    splits: dict[str, Files] = Field(min_length=1)
+    splits: BySplit[Files] = Field(min_length=1)
     form: Form | None = None  # that of most lines when left out
     # names of keys, by what they stand for: {prompt: frage, completion: antwort}
     keys: dict[str, str] = {}
@@ -147,6 +147,8 @@ def _chat(row: Any, form: Form, keys: dict[str, str], mended: Callable[[str], No
         raise _Odd(
             f"line of the form {other} dropped" if other else "line of no known form dropped"
         ) from None
+    if not all(map(is_whole, (content for _, content in messages))):
+        raise _Odd("chat with half a character (\\ud800 to \\udfff) dropped")
     return messages if form == "text" else _checked(messages, mended)
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from overnight.config import Values
 from overnight.data.content import CleaningCounts, Pairs
-from overnight.data.readers._common import present, text
+from overnight.data.readers._common import BySplit, is_whole, present, text
 from overnight.errors import DataError, file_error
 
 Pair = tuple[str, str]
@@ -23,7 +23,7 @@ class TwoFiles(Values):
 
 
 class Options(Values):
-    splits: dict[str, TwoFiles | str] = Field(min_length=1)  # two files of lines; or a .tsv, .csv or .jsonl
+    splits: BySplit[TwoFiles | str] = Field(min_length=1)  # two files of lines; or a .tsv, .csv or .jsonl
     source: str | int = 0  # column of a file with columns: its name, or its number from 0 where it has none
     target: str | int = 1
 
@@ -107,6 +107,6 @@ def _of_json(path: Path, number: int, line: str, options: Options) -> Pair:
         raise file_error(
             path, f"line {number}: expected JSON with {names[0]!r} and {names[1]!r}, found {line[:60]!r}"
         ) from None
-    if not all(isinstance(value, str) for value in found):
+    if not all(isinstance(value, str) and is_whole(value) for value in found):
         raise file_error(path, f"line {number}: {names[0]!r} and {names[1]!r} must be text")
     return found[0], found[1]

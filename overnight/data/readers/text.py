@@ -7,11 +7,11 @@ from pydantic import Field, model_validator
 
 from overnight.config import Values
 from overnight.data.content import Texts
-from overnight.data.readers._common import Files, present, text
+from overnight.data.readers._common import BySplit, Files, present, text
 
 
 class Options(Values):
-    splits: dict[str, Files] = Field(min_length=1)
+    splits: BySplit[Files] = Field(min_length=1)
     # shares cut off the end of train, last split last
     parts: dict[str, Annotated[float, Field(gt=0, lt=1)]] = {}
 

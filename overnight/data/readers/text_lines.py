@@ -6,12 +6,12 @@ from pydantic import Field, model_validator
 
 from overnight.config import Values
 from overnight.data.content import CleaningCounts, Texts
-from overnight.data.readers._common import count_alike, count_empty, present, text
+from overnight.data.readers._common import BySplit, count_alike, count_empty, present, text
 from overnight.errors import file_error
 
 
 class Options(Values):
-    splits: dict[str, str] = Field(min_length=1)
+    splits: BySplit[str] = Field(min_length=1)
     # between the columns; with " " the rest of the line is the sentence
     separator: str = Field(" ", min_length=1)
     label: int = Field(0, ge=0)  # column of the label, counted from 0

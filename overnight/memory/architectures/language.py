@@ -204,10 +204,20 @@ def adapted(model: Any, tuning: Tuning, **more: Any) -> Any:
         exclude_modules=list(HEADS) if tuning.encoder else None,  # trained in full by themselves
         **more,
     )
+    if tuning.targets != ALL_LINEAR:
+        _check_targets(model, targets)
     try:
         return peft.get_peft_model(model, config)
     except ValueError as error:
         raise BadInput(f"targets {tuning.targets!r}: {one_line(error)}") from None
+
+
+def _check_targets(model: Any, targets: list[str]) -> None:
+    """Raises BadInput for names of layers that the model does not have: peft takes the others alone."""
+    there = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    missing = [name for name in targets if name.rpartition(".")[2] not in there]
+    if missing:
+        raise BadInput(f"targets {', '.join(map(repr, missing))} not found in the base model")
 
 
 def _example(tuning: Tuning, n: int) -> "dict[str, Tensor]":

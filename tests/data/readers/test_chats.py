@@ -5,7 +5,7 @@ import json
 import pytest
 
 from overnight.data.content import CleaningCounts
-from overnight.errors import DataError
+from overnight.errors import ConfigError, DataError
 
 U, A, S = "user", "assistant", "system"
 FORMS = {
@@ -135,3 +135,15 @@ def test_questions_stay_in_one_split_and_copies_are_counted(load, folder):
 def test_json_that_is_nested_too_deep_is_a_line_of_no_use(chats):
     found = chats(*[GOOD] * 10, "[" * 100_000)
     assert found.cleaned["line that is no JSON dropped"] == 1
+
+
+def test_half_a_character_is_no_text(chats):
+    found = chats(*[GOOD] * 10, '{"prompt": "a \\ud800", "completion": "b"}')
+    assert found.cleaned["chat with half a character (\\ud800 to \\udfff) dropped"] == 1
+
+
+@pytest.mark.parametrize("reader", ["chats", "pairs", "text", "text_lines"])
+def test_a_split_of_another_name_is_refused(load, folder, reader):
+    (folder / "a").write_text("1 a\n")
+    with pytest.raises(ConfigError, match=r"unknown split 'tset'; did you mean 'test'"):
+        load(reader, {"splits": {"train": "a", "tset": "a"}})

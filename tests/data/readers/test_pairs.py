@@ -85,6 +85,12 @@ def test_line_separators_inside_a_line_are_no_line_ends(read):
             "line 1: expected JSON",
         ),
         ("a.jsonl", {"a.jsonl": '{"de": 1, "en": "x"}'}, {"source": "de", "target": "en"}, "must be text"),
+        (
+            "a.jsonl",
+            {"a.jsonl": '{"de": "\\udc00", "en": "x"}'},
+            {"source": "de", "target": "en"},
+            "must be text",
+        ),
     ],
 )
 def test_what_does_not_belong_together(read, split, files, options, said):

@@ -219,6 +219,8 @@ def test_values_without_effect_and_odd_prompts_are_refused(tmp_path, base, chats
 def test_targets_that_the_model_does_not_have_are_refused(tmp_path, base, chats):
     with pytest.raises(BadInput, match=r"'nope_proj'.* not found in the base model"):
         tune_llm.body(RecordingRun(tmp_path), params(base, targets="nope_proj"), chats)
+    with pytest.raises(BadInput, match=r"^targets 'nope' not found"):
+        tune_llm.body(RecordingRun(tmp_path), params(base, targets="q_proj,nope"), chats)
 
 
 def test_a_context_beyond_the_model_s_own_is_refused(tmp_path, base):
