@@ -39,8 +39,10 @@ def describe(hub_id: str, file: str = "", revision: str = "main", base: str = ""
         raise ConfigError(f"{hub_id!r} is no name of a model on a hub; write it as owner/name")
     found = _json(f"{_hub()}/api/models/{hub_id}/revision/{quote(revision)}?blobs=true", hub_id)
     commit = str(found.get("sha") or "")
-    files = {str(one["rfilename"]): one for one in found.get("siblings") or [] if "rfilename" in one}
-    if not re.fullmatch(r"[0-9a-f]{40}", commit) or not files:
+    siblings = [one for one in found.get("siblings") or [] if isinstance(one, dict)]
+    files = {str(one["rfilename"]): one for one in siblings if "rfilename" in one}
+    outside = any(name.startswith("/") or ".." in name.split("/") for name in files)
+    if not re.fullmatch(r"[0-9a-f]{40}", commit) or not files or outside:
         raise DataError(f"{_hub()}: what it answers about {hub_id} is no description of a model")
     if found.get("gated"):
         raise DataError(
@@ -50,7 +52,7 @@ def describe(hub_id: str, file: str = "", revision: str = "main", base: str = ""
     form, wanted = _wanted(hub_id, files, file)
     place = f"{_hub()}/{hub_id}/resolve/{commit}"
     listed = [_file(place, name, files[name]) for name in wanted]
-    card = found.get("cardData") or {}
+    card = _mapping(found.get("cardData"))
     values: dict[str, Any] = {
         "form": form,
         "licence": _text(card.get("license")) or "not stated",
@@ -74,6 +76,14 @@ def _hub() -> str:
 def name_of(hub_id: str) -> str:
     """Of its entry, when none is given."""
     return re.sub(r"\W+", "_", hub_id.rpartition("/")[2]).strip("_").lower()
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) and value >= 0 else 0
 
 
 def _text(value: Any) -> str:
@@ -145,10 +155,10 @@ def _chosen(hub_id: str, ggufs: list[str], file: str) -> str:
 
 def _file(place: str, name: str, listed: dict[str, Any]) -> dict[str, Any]:
     """With the digest that the hub lists, else that of the file itself. Raises DataError."""
-    url, large = f"{place}/{quote(name)}", listed.get("lfs") or {}
-    if large.get("sha256"):
-        return {"path": name, "url": url, "bytes": int(large["size"]), "sha256": str(large["sha256"])}
-    size = int(listed.get("size") or 0)
+    url, large = f"{place}/{quote(name)}", _mapping(listed.get("lfs"))
+    size = _number(large.get("size")) or _number(listed.get("size"))
+    if re.fullmatch(r"[0-9a-f]{64}", str(large.get("sha256"))) and size:
+        return {"path": name, "url": url, "bytes": size, "sha256": str(large["sha256"])}
     if size > SMALL:
         raise DataError(f"{url}: the hub lists no sha256 of this file of {size / 1e6:.0f} MB")
     with tempfile.TemporaryDirectory() as folder:

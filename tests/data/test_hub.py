@@ -63,6 +63,18 @@ def test_a_folder_of_transformers(offer, capsys):
     assert main(["weights", "new", "me/Small-1B"]) == 2
 
 
+def test_odd_values_of_a_description_are_passed_over(offer):
+    siblings = [
+        {"rfilename": "config.json", "size": "9", "lfs": "x"},
+        {"rfilename": "tokenizer.json", "size": None},
+        {"rfilename": "model.safetensors", "size": 7, "lfs": {"sha256": "0" * 64}},
+    ]
+    offer({"config.json": LLAMA, "tokenizer.json": b"{}"}, siblings=siblings, cardData=["mit"])
+    found = hub.describe("me/Small-1B")
+    assert {file["path"]: file["bytes"] for file in found["files"]}["model.safetensors"] == 7
+    assert found["licence"] == "not stated"
+
+
 def test_it_is_fetched_and_verified(offer, server):
     data = b"weights"
     offer({**WHOLE, "model-00001-of-00001.safetensors": data})
@@ -94,6 +106,8 @@ def test_one_of_several_gguf(offer):
         ({**WHOLE, "config.json": {**LLAMA, "auto_map": {"a": "b"}}}, {}, "code of its own"),
         ({"README.md": b"x"}, {}, "has no config.json"),
         (WHOLE, {"sha": "x"}, "no description of a model"),
+        ({**WHOLE, "../../model.safetensors": 9}, {}, "no description of a model"),
+        (WHOLE, {"siblings": ["config.json"]}, "no description of a model"),
     ],
 )
 def test_what_is_refused(offer, files, more, said, capsys):
