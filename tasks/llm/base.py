@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import logging
-import os
 import struct
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +12,10 @@ from overnight.data.pretrained import Pretrained
 from overnight.errors import FAILURES, DataError, file_error, one_line
 from overnight.files import read_json
 from overnight.memory.architectures.language import Tuning, adapted, checkpointed, untrained
-from tasks.llm.gguf import as_transformers
+from tasks.llm.gguf import as_transformers, quiet
 from tasks.llm.tune_params import TuneParams
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def quiet() -> None:
-    """Before the first import of transformers or bitsandbytes: no network, no line for each call."""
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
 
 def digest_of(base: Pretrained) -> str:

@@ -1,9 +1,11 @@
 """A language model in GGUF as a folder of transformers."""
 
 import hashlib
+import logging
 import os
 import shutil
 import struct
+import warnings
 from pathlib import Path
 
 from overnight.data import digests
@@ -13,6 +15,17 @@ from overnight.locks import hold
 from overnight.paths import state
 
 FORM = "1"  # of what is written; another number writes it anew
+
+
+def quiet() -> None:
+    """Before the first import of transformers or bitsandbytes: no network, no line for each call."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 def as_transformers(pretrained: Pretrained) -> Path:
@@ -38,12 +51,10 @@ def as_transformers(pretrained: Pretrained) -> Path:
 
 def _convert(file: Path, folder: Path) -> None:
     """Whole or not at all."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    quiet()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
     part = folder.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     try:

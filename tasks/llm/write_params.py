@@ -5,6 +5,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from overnight.training.params import TrainParams
+from tasks.shared.heads import check_heads
 
 
 class WriteParams(TrainParams):
@@ -35,9 +36,5 @@ class WriteParams(TrainParams):
 
     @model_validator(mode="after")
     def _even_heads(self) -> Self:
-        if self.width % (2 * self.heads):
-            raise ValueError(
-                f"width is split among the heads, and each part in pairs: {self.width} is no multiple of "
-                f"{2 * self.heads}"
-            )
+        check_heads(self.width, self.heads)
         return self

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from overnight.data.pretrained import Pretrained
 from overnight.training.params import TrainParams
+from tasks.shared.heads import check_heads
 
 OWN = ("vocabulary", "layers", "heads", "width")
 
@@ -48,11 +49,8 @@ class ClassifyParams(TrainParams):
             raise ValueError(
                 f"{', '.join(given)}: of an encoder from scratch; {self.weights.name} has its own"
             )
-        if self.weights is None and self.width % (2 * self.heads):
-            raise ValueError(
-                f"width is split among the heads, and each part in pairs: {self.width} is no multiple of "
-                f"{2 * self.heads}"
-            )
+        if self.weights is None:
+            check_heads(self.width, self.heads)
         if self.weights is not None and self.weights.form != "transformers":
             raise ValueError(
                 f"weights: {self.weights.name} is of form {self.weights.form}; an encoder of form "

@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from overnight.training.params import TrainParams
+from tasks.shared.heads import check_heads
 
 
 class TranslateParams(TrainParams):
@@ -36,9 +37,5 @@ class TranslateParams(TrainParams):
 
     @model_validator(mode="after")
     def _even_heads(self) -> Self:
-        if self.width % (2 * self.heads):
-            raise ValueError(
-                f"width is split among the heads, and each part in pairs: {self.width} is no multiple of "
-                f"{2 * self.heads}"
-            )
+        check_heads(self.width, self.heads)
         return self

@@ -10,12 +10,13 @@ import torch
 from flows.write import Write
 from overnight import Artifact, DataSpec, RecordingRun, paths
 from overnight.data.dataset import Dataset, load_entry
-from overnight.errors import BadInput, DataError, Stopped
+from overnight.errors import BadInput, DataError
 from tasks.llm.corpus import CorpusParams, corpus_spec, load_corpus
 from tasks.llm.write import WriteParams, train_writer, writer_recipe
 from tasks.llm.write_predictor import Writer
 from tasks.llm.write_training import batches, text_nats
 from tests.support.loaded import by_mlflow
+from tests.support.resumed import whole_and_resumed
 
 SMALL = {"layers": 1, "heads": 2, "width": 16, "context": 16, "batch": 8, "samples": 2, "sample_tokens": 12}
 WORDS = ("the cat sat on the mat. ", "a dog ran to the sea. ", "the sea is far. ")
@@ -136,14 +137,8 @@ def test_an_epoch_sees_each_window_once_and_then_again(tmp_path: Path) -> None:
 
 def test_it_goes_on_where_it_was_stopped(corpus: Artifact, tmp_path: Path) -> None:
     params = WriteParams(epochs=3, epoch_steps=10, checkpoint_s=0, **SMALL)
-    whole = train_writer.body(run_in(tmp_path / "whole"), params, corpus)
-    stopped, again = run_in(tmp_path / "stopped"), run_in(tmp_path / "again")
-    for run in (stopped, again):
-        run.checkpoints = tmp_path / "checkpoints"
-    stopped.should_stop = lambda: len(stopped.curve("val/loss")) == 2
-    with pytest.raises(Stopped):
-        train_writer.body(stopped, params, corpus)
-    assert train_writer.body(again, params, corpus).digest == whole.digest
+    whole, resumed, again = whole_and_resumed(train_writer.body, params, corpus, run_in, tmp_path, 2)
+    assert resumed.digest == whole.digest
     assert sorted(path.name for path in (again.folder / "samples").iterdir()) == ["epoch-003.txt"]
 
 

@@ -14,11 +14,12 @@ from flows.text import Text
 from overnight import Artifact, RecordingRun, paths
 from overnight.data.dataset import Dataset, load_entry
 from overnight.data.pretrained import Pretrained
-from overnight.errors import BadInput, ConfigError, DataError, Stopped
+from overnight.errors import BadInput, ConfigError, DataError
 from tasks.text.classify import ClassifyParams, classifier_recipe, train_classifier
 from tasks.text.classify_predictor import TextClassifier
 from tasks.text.load import TextParams, load_texts, texts_of, texts_spec
 from tests.support.loaded import by_mlflow
+from tests.support.resumed import whole_and_resumed
 from tests.tasks.text.test_reading import words
 
 GOOD, BAD = ("good", "fine", "lovely"), ("bad", "poor", "awful")
@@ -197,14 +198,8 @@ def test_padding_and_splitting_change_no_loss(tmp_path: Path, monkeypatch, pretr
 def test_it_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch) -> None:
     texts = loaded(tmp_path, monkeypatch, reviews(80))
     params = ClassifyParams(epochs=3, batch=8, checkpoint_s=0, **SMALL)
-    whole = train_classifier.body(run_in(tmp_path / "whole"), params, texts)
-    stopped, again = run_in(tmp_path / "stopped"), run_in(tmp_path / "again")
-    for run in (stopped, again):
-        run.checkpoints = tmp_path / "checkpoints"
-    stopped.should_stop = lambda: len(stopped.curve("val/loss")) == 1
-    with pytest.raises(Stopped):
-        train_classifier.body(stopped, params, texts)
-    assert train_classifier.body(again, params, texts).digest == whole.digest
+    whole, resumed, _ = whole_and_resumed(train_classifier.body, params, texts, run_in, tmp_path)
+    assert resumed.digest == whole.digest
 
 
 def test_what_cannot_be_learnt_is_refused(tmp_path: Path, monkeypatch) -> None:

@@ -13,7 +13,7 @@ import torch
 from flows.text import Text
 from overnight import Artifact, DataSpec, RecordingRun, paths
 from overnight.data.dataset import Dataset, load_entry
-from overnight.errors import BadInput, ConfigError, DataError, Stopped
+from overnight.errors import BadInput, ConfigError, DataError
 from tasks.shared.tokens import END, PAD, RESERVED, START, Pieces
 from tasks.text.alignment import IGNORED, aligned
 from tasks.text.pairs import PairParams, load_pairs, pairs_of, pairs_spec
@@ -25,6 +25,7 @@ from tasks.text.translate_predictor import Translator
 from tasks.text.translate_training import translated
 from tasks.text.word_table import WordTable, first_sentences
 from tests.support.loaded import by_mlflow
+from tests.support.resumed import whole_and_resumed
 
 NUMBERS = {"eins": "one", "zwei": "two", "drei": "three", "vier": "four", "rot": "red", "blau": "blue"}
 SMALL = {"layers": 1, "heads": 2, "width": 32, "vocabulary": 300, "longest": 24, "batch": 16, "dropout": 0.0}
@@ -220,14 +221,8 @@ def test_scores_are_of_whole_texts() -> None:
 def test_it_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch) -> None:
     pairs = loaded(tmp_path, monkeypatch, counted(150))
     params = TranslateParams(epochs=2, checkpoint_s=0, guided=0.3, **SMALL)
-    whole = train_translator.body(run_in(tmp_path / "whole"), params, pairs)
-    stopped, again = run_in(tmp_path / "stopped"), run_in(tmp_path / "again")
-    for run in (stopped, again):
-        run.checkpoints = tmp_path / "checkpoints"
-    stopped.should_stop = lambda: len(stopped.curve("val/loss")) == 1
-    with pytest.raises(Stopped):
-        train_translator.body(stopped, params, pairs)
-    assert train_translator.body(again, params, pairs).digest == whole.digest
+    whole, resumed, _ = whole_and_resumed(train_translator.body, params, pairs, run_in, tmp_path)
+    assert resumed.digest == whole.digest
 
 
 def test_sections_are_those_of_the_data(tmp_path: Path) -> None:
