@@ -115,7 +115,7 @@ def _model(entry: Pretrained, folder: Path) -> str:
 def _judged(entry: Pretrained, model: str, card: Card) -> tuple[str, bool]:
     """Raises BadInput for a type whose memory no formula knows."""
     from overnight.cli.fit import constants
-    from overnight.memory.architectures.inference import Serving, layers_that_fit, predict_inference, refusal
+    from overnight.memory.architectures.inference import Serving, predict_inference, refusal
 
     budget, context = card.budget_mib, constants(card).context_mib
     as_given = entry.form == "gguf"
@@ -132,8 +132,7 @@ def _judged(entry: Pretrained, model: str, card: Card) -> tuple[str, bool]:
             return f"fits {form}: {mib / 1024:.1f} GB at {CONTEXT:,} tokens", True
     if as_given and model.endswith(".json"):
         return f"does not fit: needs {mib / 1024:.1f} GB of {budget / 1024:.1f} GB", False
-    layers, all_layers = layers_that_fit(serving, budget)
-    return f"does not fit: {refusal(serving, budget)} ({layers} of {all_layers} on the card)", False
+    return f"does not fit: {refusal(serving, budget)}", False
 
 
 COMMAND: Command = (
